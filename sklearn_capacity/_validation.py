@@ -1,0 +1,75 @@
+"""Checks of scalar parameters and the one form that their messages take."""
+
+from __future__ import annotations
+
+import difflib
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = ["CapacityWarning", "check_integer", "check_interval", "check_option", "closest"]
+
+
+class CapacityWarning(UserWarning):
+    """Something about a measurement that its reader should know."""
+
+
+def check_interval(
+    name: str,
+    value: Any,
+    low: float = float("-inf"),
+    high: float = float("inf"),
+    *,
+    closed: str = "both",
+    cure: str = "",
+) -> float:
+    """Return `value` as a float that lies between `low` and `high`, or raise.
+
+    ``closed`` says which ends belong to the interval: "both", "left", "right" or "neither".
+    Infinite ends are never closed by accident: pass ``closed`` so that ``inf`` is let in or not.
+    """
+    left, right = ("[", "]") if closed == "both" else ("[", ")") if closed == "left" else ("(", "]") if closed == "right" else ("(", ")")
+    where = f"{left}{_number(low)}, {_number(high)}{right}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}` must be a number in {where}, got {value!r}.{_tail(cure)}")
+    value = float(value)
+    above = value >= low if left == "[" else value > low
+    below = value <= high if right == "]" else value < high
+    if not (above and below):  # NaN fails both comparisons
+        raise ValueError(f"`{name}` must lie in {where}, got {_number(value)}.{_tail(cure)}")
+    return value
+
+
+def check_integer(name: str, value: Any, low: int = 1, high: int | None = None, *, cure: str = "") -> int:
+    """Return `value` as an int of at least `low` (and at most `high`), or raise."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"`{name}` must be an integer, got {value!r}.{_tail(cure)}")
+    value = int(value)
+    if value < low or (high is not None and value > high):
+        where = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ValueError(f"`{name}` must be {where}, got {value}.{_tail(cure)}")
+    return value
+
+
+def check_option(name: str, value: Any, options: Iterable[Any]) -> Any:
+    """Return `value` if it is one of `options`, or raise and name the closest one."""
+    options = list(options)
+    if not any(value is option or (type(value) is type(option) and value == option) for option in options):
+        shown = ", ".join(repr(option) for option in options)
+        raise ValueError(f"`{name}` must be one of {shown}, got {value!r}.{_tail(closest(value, options))}")
+    return value
+
+
+def closest(value: Any, options: Iterable[Any]) -> str:
+    """A sentence naming the option most like `value`, or nothing."""
+    names = [option for option in options if isinstance(option, str)]
+    match = difflib.get_close_matches(str(value), names, n=1)
+    return f"Did you mean {match[0]!r}?" if match else ""
+
+
+def _number(value: float) -> str:
+    return f"{value:g}"
+
+
+def _tail(cure: str) -> str:
+    return f" {cure}" if cure else ""

@@ -1,0 +1,1 @@
+"""Products of a function and its parameters with Jacobians, Fisher matrices and Hessians."""

@@ -1,0 +1,56 @@
+"""Rows of the input-output Jacobian; the penalties and the measures both stand on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+__all__ = ["apply_output", "jacobian_products"]
+
+OUTPUTS = ("logits", "softmax")
+
+
+def apply_output(logits: Tensor, output: str) -> Tensor:
+    """The function whose Jacobian is meant: the logits themselves or their softmax."""
+    return logits.softmax(dim=1) if output == "softmax" else logits
+
+
+def jacobian_products(
+    function: Callable[[Tensor], Tensor],
+    X: Tensor,
+    vectors: Tensor | None = None,
+    *,
+    output: str = "logits",
+    create_graph: bool = False,
+) -> Iterator[Tensor]:
+    """Yield v^T J(x) for each vector v, one backward pass each.
+
+    Parameters
+    ----------
+    function : callable, (n, ...) -> (n, C)
+        Must treat its samples independently (no batch statistics).
+    X : Tensor of shape (n, ...)
+    vectors : Tensor of shape (k, C) or (k, n, C), default=None
+        None stands for the C unit vectors, which yield the rows of J.
+    output : "logits" or "softmax"
+    create_graph : bool
+        Whether the products are to be differentiated with respect to the parameters.
+
+    Yields
+    ------
+    Tensor of shape (n, ...), k of them
+    """
+    with torch.enable_grad():
+        X = X.detach().requires_grad_(True)
+        values = apply_output(function(X), output)
+        if vectors is None:
+            vectors = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
+        if vectors.dim() == 2:
+            vectors = vectors[:, None, :].expand(-1, len(values), -1)
+        for i, vector in enumerate(vectors):
+            (row,) = torch.autograd.grad(
+                values, X, vector, create_graph=create_graph, retain_graph=create_graph or i + 1 < len(vectors)
+            )
+            yield row
