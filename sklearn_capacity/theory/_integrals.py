@@ -6,6 +6,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,11 +168,11 @@ def equidistant_rule(n_nodes: int) -> Rule:
     On a Gaussian average the error falls as exp(-2 pi d / spacing), d the distance of the nearest pole; with a steep
     tanh 200 of these nodes are worth thousands of Gauss-Hermite nodes.
     """
-    nodes = (np.arange(n_nodes) + 0.5) * (20.0 / n_nodes) - 10.0
-    return _normalised(nodes, np.exp(-(nodes**2) / 2))
+    nodes = np.linspace(-10.0, 10.0, n_nodes + 1)[:-1] + 10.0 / n_nodes
+    return _normalised(nodes, np.exp(-nodes * nodes / 2))
 
 
-def _normalised(nodes: Array, weights: Array) -> Rule:
+def _normalised(nodes: NDArray[Any], weights: NDArray[Any]) -> Rule:
     weights = weights / weights.sum()
     nodes.flags.writeable = weights.flags.writeable = False  # cached, hence shared
     return nodes, weights
