@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +88,7 @@ class Network:
         self.module = copy.eval()
         self.input_shape = tuple(input_shape)
         self.initial_state = initial_state
+        self._memo: dict[Any, Any] = {}
 
     def forward(self, X: Tensor) -> Tensor:
         """Logits (n, C) of the module itself; differentiable with respect to X."""
@@ -109,6 +112,30 @@ class Network:
             graph = program.bind(tensors)
             self._check(graph)
         return graph
+
+    @cached_property
+    def activation_size(self) -> int:
+        """Numbers in the largest tensor that one sample makes on its way through the network."""
+        sizes = [math.prod(self.input_shape)]
+
+        def note(module: nn.Module, args: tuple, output: object) -> None:
+            if isinstance(output, Tensor):
+                sizes.append(output.numel() // 2)
+
+        hooks = [submodule.register_forward_hook(note) for submodule in self.module.modules()]
+        try:
+            with torch.no_grad():
+                self.forward(torch.zeros(2, *self.input_shape, dtype=self.dtype, device=self.device))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return max(sizes)
+
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """The value of `compute`, kept as long as the network: operator norms that several measures share."""
+        if key not in self._memo:
+            self._memo[key] = compute()
+        return self._memo[key]
 
     @cached_property
     def n_outputs(self) -> int:
