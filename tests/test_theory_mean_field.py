@@ -321,7 +321,7 @@ BAD = [
     ({"sigma_w2": [1.0, 2.0]}, "`sigma_w2` must be a number or a sequence of 3 numbers"),
     ({"sigma_w2": [1.0, -2.0, 1.0]}, "`sigma_w2[1]` must lie in (0, inf), got -2."),
     ({"sigma_w2": 1e200, "activation": "linear"}, "layer 2 overflows."),
-    ({"sigma_w2": [1e-300, 1e300, 1e200], "sigma_b2": 0, "activation": "relu"}, "must keep the back-propagated signals finite"),
+    ({"sigma_w2": [1e-300, 1e300, 1e200], "sigma_b2": 0, "activation": "relu"}, "the back-propagated signals finite"),
     ({"sigma_b2": -1}, "`sigma_b2` must lie in [0, inf), got -1."),
     ({"depth": 1}, "`depth` must be at least 2, got 1. `depth` counts the weight layers"),
     ({"depth": 2.5}, "`depth` must be an integer, got 2.5."),

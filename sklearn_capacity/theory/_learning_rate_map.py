@@ -149,6 +149,10 @@ def learning_rate_map(
     Cost: len(values) * len(learning_rates) * n_trials * n_steps training steps, in batches of networks. Bounded outputs
     ("activated" tanh, "sigmoid") cannot diverge: their map shows high losses instead.
 
+    Theorem 6 says that a rate above the line cannot converge to a minimum which still has the variances of the initial
+    weights. The loss then grows at first, but need not explode: rectifier networks up to about 4 times the critical
+    rate may find a flatter minimum or end at the constant predictor.
+
     References
     ----------
     Karakida, Akaho, Amari 2019, theorem 6, eq. (14), figure 2 (which trains by mini-batches of 500 for one epoch).
