@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterator
@@ -195,6 +196,9 @@ def docstring_faults(name: str, thing: object, extra: tuple[str, ...] = ()) -> l
         faults.append(f"{name}: the first line must be one whole sentence, is {summary!r}")
     if rest and not rest.startswith("\n"):
         faults.append(f"{name}: a blank line must follow the summary")
+    if _is_result(thing):
+        missing = [n for n in signature_parameters(thing) if n not in documented_parameters(found.get("Attributes", ""))]
+        return faults + ([f"{name}: no Attributes entry for {missing}"] if missing else [])
     expected = signature_parameters(thing.__init__ if inspect.isclass(thing) else thing)
     if inspect.isclass(thing) and thing.__init__ is object.__init__:
         expected = []
@@ -208,6 +212,12 @@ def docstring_faults(name: str, thing: object, extra: tuple[str, ...] = ()) -> l
     if ">>>" not in found.get("Examples", ""):
         faults.append(f"{name}: no Examples that run")
     return faults + [f"{name}: no {title}" for title in extra if not found.get(title, "").strip()]
+
+
+def _is_result(thing: object) -> bool:
+    """A frozen record that functions return: its fields are attributes, and the functions have the examples."""
+    frozen = dataclasses.is_dataclass(thing) and thing.__dataclass_params__.frozen
+    return inspect.isclass(thing) and (frozen or hasattr(thing, "_fields"))
 
 
 def _gives_something(function: Callable) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -209,6 +210,31 @@ def test_docstring_check_sees_planted_fault(old, new, complaint):
     broken.__doc__ = text.replace(old, new)
     (fault,) = structure.docstring_faults("broken", broken, ("Notes",))
     assert complaint in fault
+
+
+@dataclasses.dataclass(frozen=True)
+class _Result:
+    """A value with its error.
+
+    Attributes
+    ----------
+    value : float
+    error : float
+    """
+
+    value: float
+    error: float = 0.0
+
+
+def test_docstring_check_wants_the_attributes_of_results():
+    assert structure.docstring_faults("r", _Result) == []
+
+    @dataclasses.dataclass(frozen=True)
+    class Broken(_Result):
+        __doc__ = _Result.__doc__
+        steps: int = 0
+
+    assert structure.docstring_faults("r", Broken) == ["r: no Attributes entry for ['steps']"]
 
 
 def test_docstring_check_does_not_take_a_base_class_for_an_answer():
