@@ -197,7 +197,8 @@ def docstring_faults(name: str, thing: object, extra: tuple[str, ...] = ()) -> l
     if rest and not rest.startswith("\n"):
         faults.append(f"{name}: a blank line must follow the summary")
     if _is_result(thing):
-        missing = [n for n in signature_parameters(thing) if n not in documented_parameters(found.get("Attributes", ""))]
+        listed = documented_parameters(found.get("Attributes", ""))
+        missing = [field for field in signature_parameters(thing) if field not in listed]
         return faults + ([f"{name}: no Attributes entry for {missing}"] if missing else [])
     expected = signature_parameters(thing.__init__ if inspect.isclass(thing) else thing)
     if inspect.isclass(thing) and thing.__init__ is object.__init__:
