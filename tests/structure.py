@@ -162,7 +162,7 @@ def sections(docstring: str) -> dict[str, str]:
     """Title -> text of the numpydoc sections of a docstring; the head stands under the empty title."""
     text = inspect.cleandoc(docstring)
     marks = list(SECTION.finditer(text))
-    ends = [m.start() for m in marks[1:]] + [len(text)]
+    ends = [m.start() for m in marks[1:]] + [len(text)] if marks else []
     found = {"": text[: marks[0].start()] if marks else text}
     for mark, end in zip(marks, ends, strict=True):
         found[mark["title"]] = text[mark.end() : end]
@@ -184,35 +184,49 @@ def signature_parameters(function: Callable) -> list[str]:
     return [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
 
 
-def docstring_faults(name: str, thing: object, extra: tuple[str, ...] = ()) -> list[str]:
-    """What a public function's or class's docstring lacks."""
-    own = vars(thing).get("__doc__") if inspect.isclass(thing) else thing.__doc__
-    if not own:
-        return [f"{name}: no docstring"]
-    found = sections(own)
+def own_docstring(thing: object) -> str:
+    """A thing's docstring, if it is not its base class's."""
+    return (vars(thing).get("__doc__") if inspect.isclass(thing) else thing.__doc__) or ""
+
+
+def summary_faults(name: str, thing: object) -> list[str]:
+    """Whether a docstring starts with one sentence, and documents no parameter that is not there."""
+    found = sections(own_docstring(thing))
     summary, _, rest = found[""].strip().partition("\n")
     faults = []
     if not summary.endswith("."):
         faults.append(f"{name}: the first line must be one whole sentence, is {summary!r}")
     if rest and not rest.startswith("\n"):
         faults.append(f"{name}: a blank line must follow the summary")
+    documented, expected = _documented_and_expected(thing, found)
+    if documented and documented != expected:
+        faults.append(f"{name}: documents the parameters {documented}, has {expected}")
+    return faults
+
+
+def docstring_faults(name: str, thing: object, extra: tuple[str, ...] = ()) -> list[str]:
+    """What the docstring of a function or class of the public interface lacks."""
+    faults = summary_faults(name, thing)
+    found = sections(own_docstring(thing))
+    documented, expected = _documented_and_expected(thing, found)
     if _is_result(thing):
         listed = documented_parameters(found.get("Attributes", ""))
-        missing = [field for field in signature_parameters(thing) if field not in listed]
+        missing = [field for field in expected if field not in listed]
         return faults + ([f"{name}: no Attributes entry for {missing}"] if missing else [])
-    expected = signature_parameters(thing.__init__ if inspect.isclass(thing) else thing)
-    if inspect.isclass(thing) and thing.__init__ is object.__init__:
-        expected = []
-    documented = documented_parameters(found.get("Parameters", "")) + documented_parameters(
-        found.get("Other Parameters", "")
-    )
-    if documented != expected:
-        faults.append(f"{name}: documents the parameters {documented}, has {expected}")
+    if expected and not documented:
+        faults.append(f"{name}: no Parameters")
     if inspect.isfunction(thing) and _gives_something(thing) and not {"Returns", "Yields"} & set(found):
         faults.append(f"{name}: no Returns")
     if ">>>" not in found.get("Examples", ""):
         faults.append(f"{name}: no Examples that run")
     return faults + [f"{name}: no {title}" for title in extra if not found.get(title, "").strip()]
+
+
+def _documented_and_expected(thing: object, found: dict[str, str]) -> tuple[list[str], list[str]]:
+    documented = [n for title in ("Parameters", "Other Parameters") for n in documented_parameters(found.get(title, ""))]
+    if inspect.isclass(thing) and thing.__init__ is object.__init__:
+        return documented, []
+    return documented, signature_parameters(thing.__init__ if inspect.isclass(thing) else thing)
 
 
 def _is_result(thing: object) -> bool:
