@@ -170,18 +170,19 @@ def sections(docstring: str) -> dict[str, str]:
 
 
 def documented_parameters(section: str) -> list[str]:
-    """Names in a Parameters section, in order; `a, b : float` counts as two."""
+    """Names in a Parameters section; `a, b : float` counts as two, `**kwargs` as none."""
     names: list[str] = []
     for line in section.splitlines():
         match = re.match(r"^(\*{0,2}\w+(?:, *\*{0,2}\w+)*)(?: :.*)?$", line)
         if match:
-            names += [name.strip().lstrip("*") for name in match[1].split(",")]
+            names += [name.strip() for name in match[1].split(",") if not name.strip().startswith("*")]
     return names
 
 
 def signature_parameters(function: Callable) -> list[str]:
-    """Names of the parameters that a reader has to know about."""
-    return [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
+    """Names of the parameters that a reader has to know about; what is handed on as `**kwargs` is not."""
+    listed = inspect.signature(function).parameters.values()
+    return [p.name for p in listed if p.name not in ("self", "cls") and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
 
 
 def own_docstring(thing: object) -> str:
@@ -199,8 +200,9 @@ def summary_faults(name: str, thing: object) -> list[str]:
     if rest and not rest.startswith("\n"):
         faults.append(f"{name}: a blank line must follow the summary")
     documented, expected = _documented_and_expected(thing, found)
-    if documented and documented != expected:
-        faults.append(f"{name}: documents the parameters {documented}, has {expected}")
+    if documented and sorted(documented) != sorted(expected):
+        unknown, missing = set(documented) - set(expected), set(expected) - set(documented)
+        faults.append(f"{name}: documents the parameters {documented}; too many {unknown}, missing {missing}")
     return faults
 
 
@@ -223,7 +225,7 @@ def docstring_faults(name: str, thing: object, extra: tuple[str, ...] = ()) -> l
 
 
 def _documented_and_expected(thing: object, found: dict[str, str]) -> tuple[list[str], list[str]]:
-    documented = [n for title in ("Parameters", "Other Parameters") for n in documented_parameters(found.get(title, ""))]
+    documented = documented_parameters(found.get("Parameters", "") + found.get("Other Parameters", ""))
     if inspect.isclass(thing) and thing.__init__ is object.__init__:
         return documented, []
     return documented, signature_parameters(thing.__init__ if inspect.isclass(thing) else thing)
