@@ -4,6 +4,7 @@ from .activations import ACTIVATIONS, Activation, activation_of
 from .evaluate import EVALUATE, LINEAR_RULES, apply_linear, evaluate
 from .network import Network
 from .nodes import NetworkGraph, Node, UnsupportedLayerError, interpret
+from .tangent import parameter_tangent
 from .trace import Program, named_tensors, private_copy, trace
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "evaluate",
     "interpret",
     "named_tensors",
+    "parameter_tangent",
     "private_copy",
     "trace",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +42,23 @@ class _LogProbabilities(nn.Module):
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
-        probabilities = self.module(x)
-        return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+        return _log(self.module(x))
+
+
+class _LogOdds(nn.Module):
+    """The logit z = log p - log(1 - p) of the one probability that a module returns."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = self.module(x)
+        return _log(p) - _log(1 - p)
+
+
+def _log(probabilities: Tensor) -> Tensor:
+    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
 
 
 class Network:
@@ -53,8 +70,9 @@ class Network:
         Copied; the original is never touched again.
     input_shape : tuple of int
         Shape of one sample.
-    output : "logits", "one_logit" or "probabilities", default="logits"
-        What the module returns. One logit z becomes [-z/2, z/2]; of probabilities the logarithm is taken.
+    output : "logits", "one_logit", "probabilities" or "one_probability", default="logits"
+        What the module returns. One logit z becomes [-z/2, z/2]; of probabilities the logarithm is taken, of a single
+        one the log-odds.
     initial_state : mapping of str to Tensor, default=None
         Raw parameters before training, for distances from the initialisation.
     dtype, device : default=None
@@ -79,13 +97,16 @@ class Network:
         #: Trainable raw parameters by name, before any head was put on.
         self.parameters = {name: p for name, p in copy.to(dtype=self.dtype).named_parameters() if p.requires_grad}
         self.parameter_count = sum(p.numel() for p in self.parameters.values())
-        if output == "one_logit":
+        if output == "one_probability":
+            copy = _LogOdds(copy)
+        if output in ("one_logit", "one_probability"):
             copy = _TwoLogits(copy).to(dtype=self.dtype, device=self.device)
         elif output == "probabilities":
             copy = _LogProbabilities(copy)
         self.module = copy.eval()
         self.input_shape = tuple(input_shape)
         self.initial_state = initial_state
+        self._memo: dict[Any, Any] = {}
 
     def forward(self, X: Tensor) -> Tensor:
         """Logits (n, C) of the module itself; differentiable with respect to X."""
@@ -109,6 +130,30 @@ class Network:
             graph = program.bind(tensors)
             self._check(graph)
         return graph
+
+    @cached_property
+    def activation_size(self) -> int:
+        """Numbers in the largest tensor that one sample makes on its way through the network."""
+        sizes = [math.prod(self.input_shape)]
+
+        def note(module: nn.Module, args: tuple, output: object) -> None:
+            if isinstance(output, Tensor):
+                sizes.append(output.numel() // 2)
+
+        hooks = [submodule.register_forward_hook(note) for submodule in self.module.modules()]
+        try:
+            with torch.no_grad():
+                self.forward(torch.zeros(2, *self.input_shape, dtype=self.dtype, device=self.device))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return max(sizes)
+
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """The value of `compute`, kept as long as the network: operator norms that several measures share."""
+        if key not in self._memo:
+            self._memo[key] = compute()
+        return self._memo[key]
 
     @cached_property
     def n_outputs(self) -> int:

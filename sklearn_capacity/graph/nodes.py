@@ -8,13 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
+from .._validation import NotDefinedError
+
 __all__ = ["NetworkGraph", "Node", "UnsupportedLayerError", "WEIGHT_OPS", "interpret"]
 
 #: Operators that may carry a weight. A "diagonal" carries one only where it is a layer of its own.
 WEIGHT_OPS = ("linear", "conv", "conv_transpose", "diagonal")
 
 
-class UnsupportedLayerError(ValueError):
+class UnsupportedLayerError(NotDefinedError):
     """A measure does not apply to this network; the message names the layer and says why."""
 
 
