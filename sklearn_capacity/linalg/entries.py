@@ -1,8 +1,8 @@
 """Exact l_p norms of the rows and columns of a convolution's matrix, without forming it.
 
-Away from the border every unit sees the same weights, so the units of one axis fall into few patterns. A pattern is a list
-of sets of taps: the taps in one set meet the same pixel (padding by reflection, repetition or wrapping does that), so their
-weights add up before the absolute value is taken.
+Away from the border every unit sees the same weights, so the units of one axis fall into few patterns. A pattern is a
+list of sets of taps: the taps in one set meet the same pixel (padding by reflection, repetition or wrapping does that),
+so their weights add up before the absolute value is taken.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Taps:
         return self.source[np.arange(self.outputs)[:, None] * self.stride + self.dilation * np.arange(self.kernel)]
 
     def row_patterns(self) -> tuple[list[np.ndarray], np.ndarray]:
-        """Sets of taps that meet one input pixel, as (kernel, sets) 0/1 arrays, and the pattern of each output pixel."""
+        """Sets of taps that meet one input pixel, as 0/1 arrays (kernel, sets), and the pattern of each output."""
         pixels = self.pixels
         # Relative to the window, so that all windows clear of the border look alike.
         relative = np.where(pixels < 0, np.iinfo(np.int64).max, pixels - self.stride * np.arange(self.outputs)[:, None])
@@ -45,7 +45,7 @@ class Taps:
         return [self._sets(pixels[i]) for i in first], index.reshape(-1)
 
     def column_patterns(self) -> tuple[list[np.ndarray], np.ndarray]:
-        """Sets of taps by which one output pixel meets an input pixel, and the pattern of each input pixel."""
+        """Sets of taps by which one output meets an input pixel, and the pattern of each input pixel."""
         pixels = self.pixels
         hits: list[dict[int, list[int]]] = [{} for _ in range(self.inputs)]
         for output, tap in zip(*np.nonzero(pixels >= 0), strict=True):

@@ -1,12 +1,13 @@
 r"""A proven upper bound of a convolution's spectral norm from a slightly larger torus.
 
-Let x live on n pixels and extend it quasi-periodically, x(j + N) = e^{i theta} x(j), with zeros in between. If N is at least
-n plus the larger padding, no window of a zero-padded convolution sees two copies, so its matrix is a part of the matrix of
-the convolution on the torus, for **every** twist theta, and cannot have a larger norm. That one is block diagonal in the
-frequencies (2 pi j + theta) / N: the norm of the largest block :math:`\hat K(\omega)` is the bound. With a stride s that
-divides N, s frequencies alias, and the block is their row :math:`[\hat K(\omega_0), ..., \hat K(\omega_{s-1})] / \sqrt s`.
-The least bound over the twists 0 and pi per axis is taken: pi keeps away from the frequency 0, where kernels often peak, and
-is exact for [1, 0, 1]. On a periodic image theta is 0 and N is n, and the bound is usually the norm.
+Let x live on n pixels and extend it quasi-periodically, x(j + N) = e^{i theta} x(j), with zeros in between. If N is at
+least n plus the larger padding, no window of a zero-padded convolution sees two copies, so its matrix is a part of the
+matrix of the convolution on the torus, for **every** twist theta, and cannot have a larger norm. That one is block
+diagonal in the frequencies (2 pi j + theta) / N: the norm of the largest block :math:`\hat K(\omega)` is the bound.
+With a stride s that divides N, s frequencies alias, and the block is their row
+:math:`[\hat K(\omega_0), ..., \hat K(\omega_{s-1})] / \sqrt s`. The least bound over the twists 0 and pi per axis is
+taken: pi keeps away from the frequency 0, where kernels often peak, and is exact for [1, 0, 1]. On a periodic image
+theta is 0 and N is n, and the bound is usually the norm.
 
 References: Sedghi, Gupta, Long: The singular values of convolutional layers (2019) for theta = 0 and stride 1.
 """
@@ -36,7 +37,10 @@ DENSE_SIDE, DENSE_ENTRIES = 1500, 2**24
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of the torus: its `period`, the `stride` that divides it, and how many twists are tried."""
+    """One axis of the torus: its `period`, the `stride` that divides it, and how many twists are tried, 1 or 2.
+
+    The twists 0 and pi are their own negatives; others would not let conjugate frequencies stand for each other.
+    """
 
     period: int
     stride: int
@@ -93,7 +97,7 @@ def torus_bound(operator, lower: float = 0.0, ceiling: float = math.inf) -> floa
 
 def _zero_padded_bound(operator, sizes, pads, lower: float, ceiling: float) -> float:
     axes = []
-    for n, (before, after), s, reach, outputs in zip(
+    for n, (before, _), s, reach, outputs in zip(
         sizes, pads, operator.stride, operator.reach, operator.image[1:], strict=True
     ):
         # Windows that lie in the padding alone see nothing, and pixels behind the last window are not seen.
@@ -156,4 +160,5 @@ def _frequencies(axes: Sequence[Axis], twist: Sequence[int]) -> tuple[np.ndarray
         stop = coarse // 2 + 1 if number == len(axes) - 1 else coarse
         ranges.append(range(theta, stop, axis.twists))
         offsets.append([r * coarse for r in range(axis.stride)])
-    return (np.array(list(itertools.product(*part)), dtype=np.int64) for part in (ranges, offsets))
+    grid, shifts = (np.array(list(itertools.product(*part)), dtype=np.int64) for part in (ranges, offsets))
+    return grid, shifts
