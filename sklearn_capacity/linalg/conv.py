@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from sklearn_capacity._validation import check_integer, check_option
 
-from .entries import Taps, entry_norms
+from .entries import Taps, entry_norms, stable_norm
 from .golub_kahan import OperatorNorm, operator_norm
 from .padding import PADDING_MODES, pad, pad_adjoint, per_axis, source_index
 from .torus import convolution_bound
@@ -150,7 +151,7 @@ class ConvOperator:
 
     def frobenius_norm(self) -> float:
         """Root of the sum of the squared entries of the operator."""
-        return float(torch.linalg.vector_norm(self.row_norms(2)))
+        return float(stable_norm(self.row_norms(2).flatten(), 2))
 
     @property
     def blocks(self) -> Tensor:
@@ -232,7 +233,8 @@ def conv_norm_lower(operator: ConvOperator, tol: float = 1e-7, *, random_state: 
     >>> conv_norm_lower(ConvOperator(torch.full((1, 1, 2, 2), 0.5), (1, 2, 2), stride=2)).value
     1.0
     """
-    return operator_norm(
+    operator, factor = _within_range(operator)
+    found = operator_norm(
         operator.forward,
         operator.adjoint,
         operator.input_shape,
@@ -241,13 +243,14 @@ def conv_norm_lower(operator: ConvOperator, tol: float = 1e-7, *, random_state: 
         random_state=random_state,
         **options,
     )
+    return replace(found, value=found.value * factor)
 
 
 def conv_norm_upper(operator: ConvOperator, lower: float = 0.0) -> float:
     r"""A proven upper bound of the spectral norm of a convolution.
 
     The least of: the Frobenius norm; :math:`\sqrt{\|A\|_1 \|A\|_\infty}`; the bound on a torus (`torus`); and for small
-    operators the norm itself, certified by a Cholesky factorisation (`certificate`).
+    operators the norm itself, certified by a Cholesky factorisation.
 
     Parameters
     ----------
@@ -267,7 +270,19 @@ def conv_norm_upper(operator: ConvOperator, lower: float = 0.0) -> float:
     >>> round(conv_norm_upper(ConvOperator(torch.ones(1, 1, 3), (1, 4), padding=1)), 6)
     2.618034
     """
-    return convolution_bound(operator, lower)
+    operator, factor = _within_range(operator)
+    return convolution_bound(operator, lower / factor) * factor
+
+
+def _within_range(operator: ConvOperator) -> tuple[ConvOperator, float]:
+    """The operator over a power of two, such that the squares of its weights neither overflow nor vanish."""
+    largest = float(operator.weight.abs().max())
+    if not math.isfinite(largest):
+        raise ValueError("`weight` must be finite. Check it for nan and inf.")
+    if largest == 0 or 1e-100 < largest < 1e100:
+        return operator, 1.0
+    factor = 2.0 ** math.frexp(largest)[1]
+    return replace(operator, weight=operator.weight / factor), factor
 
 
 def _padding_pairs(padding, reach: tuple[int, ...]) -> tuple[tuple[int, int], ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sklearn_capacity._validation import check_interval
 
-from .certificate import ROUNDING, matrix_norm_upper
+from .certificate import ROUNDING, certified_norm
 from .entries import stable_norm
 from .golub_kahan import OperatorNorm, operator_norm
 
@@ -69,7 +69,7 @@ class MatrixOperator:
         """A proven upper end of the spectral norm: raised by `ROUNDING`, certified by Cholesky where it is large."""
         if min(self.weight.shape) <= DIRECT_SIDE:
             return float(torch.linalg.matrix_norm(self.weight, 2)) * (1 + ROUNDING)
-        return matrix_norm_upper(self.weight, lower)
+        return certified_norm(self.weight[None], lower)
 
     def row_norms(self, p: float) -> Tensor:
         """The l_p norm of every row: the incoming weights of one unit."""
@@ -81,7 +81,7 @@ class MatrixOperator:
 
     def frobenius_norm(self) -> float:
         """Root of the sum of the squared entries."""
-        return float(torch.linalg.vector_norm(self.row_norms(2)))
+        return float(stable_norm(self.row_norms(2), 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +145,7 @@ class DiagonalOperator:
 
     def frobenius_norm(self) -> float:
         """Root of the sum of the squared factors."""
-        return float(torch.linalg.vector_norm(self.diagonal))
+        return float(stable_norm(self.diagonal.flatten(), 2))
 
 
 def linear_norm(weight: Tensor) -> float:
