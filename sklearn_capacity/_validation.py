@@ -7,11 +7,15 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["CapacityWarning", "check_integer", "check_interval", "check_option", "closest"]
+__all__ = ["CapacityWarning", "NotDefinedError", "check_integer", "check_interval", "check_option", "closest"]
 
 
 class CapacityWarning(UserWarning):
     """Something about a measurement that its reader should know."""
+
+
+class NotDefinedError(ValueError):
+    """A measure is not defined for this network, task or data; the message says why."""
 
 
 def check_interval(

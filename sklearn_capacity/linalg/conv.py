@@ -1,0 +1,292 @@
+"""A convolution as the linear operator that it is at the input size it really sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sklearn_capacity._validation import check_integer, check_option
+
+from .entries import Taps, entry_norms
+from .golub_kahan import OperatorNorm, operator_norm
+from .padding import PADDING_MODES, pad, pad_adjoint, source_index
+from .torus import convolution_bound
+
+__all__ = ["ConvOperator", "conv_norm_lower", "conv_norm_upper"]
+
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+@dataclass(frozen=True, eq=False)
+class ConvOperator:
+    r"""A convolution, or a transposed one, as a linear map between arrays of known size.
+
+    .. math:: y[o, i] = \sum_{c, t} w[o, c, t] \; \mathrm{pad}(x)[c, s i + d t]
+
+    A transposed convolution is held as the adjoint of the convolution with the same weight.
+
+    Parameters
+    ----------
+    weight : Tensor of shape (out, in / groups, *kernel), or (in, out / groups, *kernel) if transposed
+        Kept in float64, detached.
+    input_shape : sequence of int, (channels, *sizes)
+        One sample, without the batch axis; one, two or three sizes.
+    stride, dilation : int or sequence of int, default=1
+    padding : int, "same", "valid", or a sequence with an int or a pair (before, after) per axis, default=0
+    groups : int, default=1
+    padding_mode : "zeros", "circular", "reflect" or "replicate", default="zeros"
+    transposed : bool, default=False
+    output_padding : int or sequence of int, default=0
+        Of a transposed convolution.
+
+    Attributes
+    ----------
+    output_shape : tuple of int, (channels, *sizes)
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit together.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_capacity.linalg import ConvOperator
+    >>> blur = ConvOperator(torch.ones(1, 1, 3), (1, 4), padding=1)
+    >>> blur.output_shape
+    (1, 4)
+    >>> round(blur.norm_lower().value, 6)  # 1 + 2 cos(pi / 5)
+    2.618034
+    """
+
+    weight: Tensor
+    input_shape: tuple[int, ...]
+    stride: int | Sequence[int] = 1
+    padding: int | str | Sequence = 0
+    dilation: int | Sequence[int] = 1
+    groups: int = 1
+    padding_mode: str = "zeros"
+    transposed: bool = False
+    output_padding: int | Sequence[int] = 0
+    output_shape: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        nd = self.weight.dim() - 2
+        if nd not in CONVOLUTIONS:
+            raise ValueError(f"`weight` must have 3, 4 or 5 axes, got shape {tuple(self.weight.shape)}.")
+        if len(self.input_shape) != nd + 1:
+            raise ValueError(
+                f"`input_shape` must be (channels, *sizes) with {nd} sizes, got {tuple(self.input_shape)}. "
+                "Leave the batch axis out."
+            )
+        check_option("padding_mode", self.padding_mode, PADDING_MODES)
+        if self.transposed and self.padding_mode != "zeros":
+            raise ValueError(f"`padding_mode` must be 'zeros' if transposed, got {self.padding_mode!r}.")
+        put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        put("weight", self.weight.detach().to(torch.float64))
+        put("input_shape", tuple(int(size) for size in self.input_shape))
+        for name in ("stride", "dilation"):
+            put(name, _per_axis(name, getattr(self, name), nd, 1))
+        put("output_padding", _per_axis("output_padding", self.output_padding, nd, 0))
+        put("padding", _padding_pairs(self.padding, self.reach))
+        put("output_shape", self._transposed_shape() if self.transposed else self._image_shape())
+        self._check_channels()
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Taps per axis."""
+        return tuple(self.weight.shape[2:])
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """Pixels between the first and the last tap, per axis."""
+        return tuple(d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True))
+
+    @property
+    def domain(self) -> tuple[int, ...]:
+        """What the convolution reads: the input, or the output if transposed."""
+        return self.output_shape if self.transposed else self.input_shape
+
+    @property
+    def image(self) -> tuple[int, ...]:
+        """What the convolution writes: the output, or the input if transposed."""
+        return self.input_shape if self.transposed else self.output_shape
+
+    @property
+    def pads(self) -> tuple[tuple[int, int], ...]:
+        """Padding of the convolution; if transposed, its end is cut to the pixels that are written."""
+        if not self.transposed:
+            return self.padding
+        return tuple((a, b - extra) for (a, b), extra in zip(self.padding, self.output_padding, strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map on a batch: (n, *input_shape) -> (n, *output_shape)."""
+        return self._convolve_transposed(x) if self.transposed else self._convolve(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Its transpose on a batch: (n, *output_shape) -> (n, *input_shape)."""
+        return self._convolve(y) if self.transposed else self._convolve_transposed(y)
+
+    def norm_lower(self, tol: float = 1e-7, *, random_state: int = 0) -> OperatorNorm:
+        """Spectral norm from below; see `conv_norm_lower`."""
+        return conv_norm_lower(self, tol, random_state=random_state)
+
+    def norm_upper(self, lower: float = 0.0) -> float:
+        """A proven upper bound of the spectral norm; see `conv_norm_upper`."""
+        return conv_norm_upper(self, lower)
+
+    def row_norms(self, p: float) -> Tensor:
+        """The l_p norm of the incoming weights of every output unit, of shape `output_shape`."""
+        return entry_norms(self.blocks, self.taps, p, rows=not self.transposed)
+
+    def column_norms(self, p: float) -> Tensor:
+        """The l_p norm of the outgoing weights of every input unit, of shape `input_shape`."""
+        return entry_norms(self.blocks, self.taps, p, rows=self.transposed)
+
+    def frobenius_norm(self) -> float:
+        """Root of the sum of the squared entries of the operator."""
+        return float(torch.linalg.vector_norm(self.row_norms(2)))
+
+    @property
+    def blocks(self) -> Tensor:
+        """The weight as (groups, image channels, domain channels, *kernel)."""
+        return self.weight.reshape(self.groups, -1, *self.weight.shape[1:])
+
+    @property
+    def taps(self) -> tuple[Taps, ...]:
+        """Per axis, the input pixel under each tap of each output pixel."""
+        axes = zip(self.domain[1:], self.image[1:], self.pads, self.stride, self.dilation, self.kernel, strict=True)
+        return tuple(
+            Taps(source_index(n, *pads, self.padding_mode), n, outputs, s, d, k) for n, outputs, pads, s, d, k in axes
+        )
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        convolution = CONVOLUTIONS[len(self.kernel)]
+        x = pad(x, self.pads, self.padding_mode)
+        return convolution(x, self.weight, None, self.stride, 0, self.dilation, self.groups)
+
+    def _convolve_transposed(self, y: Tensor) -> Tensor:
+        transposed = TRANSPOSED[len(self.kernel)]
+        y = transposed(y, self.weight, None, self.stride, 0, 0, self.groups, self.dilation)
+        # Padded pixels behind the last window are read by nothing.
+        sizes = self.domain[1:]
+        padded = [n + a + b for n, (a, b) in zip(sizes, self.pads, strict=True)]
+        y = pad(y, [(0, m - n) for m, n in zip(padded, y.shape[2:], strict=True)], "zeros")
+        return pad_adjoint(y, sizes, self.pads, self.padding_mode)
+
+    def _image_shape(self) -> tuple[int, ...]:
+        axes = zip(self.input_shape[1:], self.padding, self.reach, self.stride, strict=True)
+        sizes = [(n + a + b - reach - 1) // s + 1 for n, (a, b), reach, s in axes]
+        if min(sizes) < 1:
+            raise ValueError(
+                f"`input_shape` {self.input_shape} must be at least as large as the kernel {self.kernel} after padding."
+            )
+        limits = {"circular": 0, "reflect": 1}
+        if self.padding_mode in limits:
+            for n, pair in zip(self.input_shape[1:], self.padding, strict=True):
+                check_integer("padding", max(pair), -n, n - limits[self.padding_mode])
+        return (self.weight.shape[0], *sizes)
+
+    def _transposed_shape(self) -> tuple[int, ...]:
+        axes = zip(self.input_shape[1:], self.stride, self.padding, self.reach, self.output_padding, strict=True)
+        sizes = [(n - 1) * s - a - b + reach + extra + 1 for n, s, (a, b), reach, extra in axes]
+        if min(sizes) < 1:
+            raise ValueError(f"`padding` {self.padding} must leave an output of at least one pixel, got {sizes}.")
+        return (self.weight.shape[1] * self.groups, *sizes)
+
+    def _check_channels(self) -> None:
+        check_integer("groups", self.groups, 1)
+        if self.weight.shape[0] % self.groups:
+            raise ValueError(f"`groups` must divide the {self.weight.shape[0]} channels of `weight`, got {self.groups}.")
+        expected = self.weight.shape[0] if self.transposed else self.weight.shape[1] * self.groups
+        if self.input_shape[0] != expected:
+            raise ValueError(f"`input_shape` must have {expected} channels for this weight, got {self.input_shape[0]}.")
+
+
+def conv_norm_lower(operator: ConvOperator, tol: float = 1e-7, *, random_state: int = 0, **options) -> OperatorNorm:
+    """Spectral norm of a convolution from below, by Golub-Kahan on its own forward and adjoint.
+
+    Parameters
+    ----------
+    operator : ConvOperator
+    tol : float, default=1e-7
+        Relative residual; the value is then far closer than that.
+    random_state : int, default=0
+    **options
+        `max_steps`, `max_basis`, `check_every` of `operator_norm`.
+
+    Returns
+    -------
+    OperatorNorm
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_capacity.linalg import ConvOperator, conv_norm_lower
+    >>> conv_norm_lower(ConvOperator(torch.full((1, 1, 2, 2), 0.5), (1, 2, 2), stride=2)).value
+    1.0
+    """
+    return operator_norm(
+        operator.forward,
+        operator.adjoint,
+        operator.input_shape,
+        device=operator.weight.device,
+        tol=tol,
+        random_state=random_state,
+        **options,
+    )
+
+
+def conv_norm_upper(operator: ConvOperator, lower: float = 0.0) -> float:
+    r"""A proven upper bound of the spectral norm of a convolution.
+
+    The least of: the Frobenius norm; :math:`\sqrt{\|A\|_1 \|A\|_\infty}`; the bound on a torus (`torus`); and for small
+    operators the norm itself, certified by a Cholesky factorisation (`certificate`).
+
+    Parameters
+    ----------
+    operator : ConvOperator
+    lower : float, default=0.0
+        A lower bound of the norm, as `conv_norm_lower` gives; it saves work and changes nothing else.
+
+    Returns
+    -------
+    float
+        Rounding is covered: the bound is raised by one part in 10^9.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_capacity.linalg import ConvOperator, conv_norm_upper
+    >>> round(conv_norm_upper(ConvOperator(torch.ones(1, 1, 3), (1, 4), padding=1)), 6)
+    2.618034
+    """
+    return convolution_bound(operator, lower)
+
+
+def _per_axis(name: str, value, nd: int, low: int) -> tuple[int, ...]:
+    values = (value,) * nd if isinstance(value, int) else tuple(value)
+    if len(values) == 1:
+        values = values * nd
+    if len(values) != nd:
+        raise ValueError(f"`{name}` must be an integer or {nd} of them, got {value!r}.")
+    return tuple(check_integer(name, int(entry), low) for entry in values)
+
+
+def _padding_pairs(padding, reach: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    if isinstance(padding, str):
+        if check_option("padding", padding, ["same", "valid"]) == "valid":
+            return ((0, 0),) * len(reach)
+        return tuple((total // 2, total - total // 2) for total in reach)
+    values = (padding,) * len(reach) if isinstance(padding, int) else tuple(padding)
+    if len(values) == 1:
+        values = values * len(reach)
+    if len(values) != len(reach):
+        raise ValueError(f"`padding` must be an integer, or {len(reach)} integers or pairs, got {padding!r}.")
+    return tuple((entry, entry) if isinstance(entry, int) else (int(entry[0]), int(entry[1])) for entry in values)

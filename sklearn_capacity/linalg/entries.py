@@ -1,0 +1,115 @@
+"""Exact l_p norms of the rows and columns of a convolution's matrix, without forming it.
+
+Away from the border every unit sees the same weights, so the units of one axis fall into few patterns. A pattern is a list
+of sets of taps: the taps in one set meet the same pixel (padding by reflection, repetition or wrapping does that), so their
+weights add up before the absolute value is taken.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklearn_capacity._validation import check_interval
+
+__all__ = ["Taps", "entry_norms", "stable_norm"]
+
+
+@dataclass(frozen=True, eq=False)
+class Taps:
+    """One axis of a convolution: `source` holds the pixel that each padded pixel copies, -1 for none."""
+
+    source: np.ndarray
+    inputs: int
+    outputs: int
+    stride: int
+    dilation: int
+    kernel: int
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """The input pixel under each tap of each output pixel, of shape (outputs, kernel)."""
+        return self.source[np.arange(self.outputs)[:, None] * self.stride + self.dilation * np.arange(self.kernel)]
+
+    def row_patterns(self) -> tuple[list[np.ndarray], np.ndarray]:
+        """Sets of taps that meet one input pixel, as (kernel, sets) 0/1 arrays, and the pattern of each output pixel."""
+        pixels = self.pixels
+        # Relative to the window, so that all windows clear of the border look alike.
+        relative = np.where(pixels < 0, np.iinfo(np.int64).max, pixels - self.stride * np.arange(self.outputs)[:, None])
+        _, first, index = np.unique(relative, axis=0, return_index=True, return_inverse=True)
+        return [self._sets(pixels[i]) for i in first], index.reshape(-1)
+
+    def column_patterns(self) -> tuple[list[np.ndarray], np.ndarray]:
+        """Sets of taps by which one output pixel meets an input pixel, and the pattern of each input pixel."""
+        pixels = self.pixels
+        hits: list[dict[int, list[int]]] = [{} for _ in range(self.inputs)]
+        for output, tap in zip(*np.nonzero(pixels >= 0), strict=True):
+            hits[pixels[output, tap]].setdefault(output, []).append(tap)
+        known: dict[tuple, int] = {}
+        index = [known.setdefault(tuple(sorted(map(tuple, hit.values()))), len(known)) for hit in hits]
+        return [self._selection(sets) for sets in known], np.array(index)
+
+    def _sets(self, window: np.ndarray) -> np.ndarray:
+        return self._selection([np.flatnonzero(window == pixel) for pixel in np.unique(window[window >= 0])])
+
+    def _selection(self, sets: Sequence) -> np.ndarray:
+        selection = np.zeros((self.kernel, max(len(sets), 1)))  # an empty pattern keeps one zero: its norm is 0
+        for column, taps in enumerate(sets):
+            selection[list(taps), column] = 1.0
+        return selection
+
+
+def entry_norms(blocks: Tensor, axes: Sequence[Taps], p: float, *, rows: bool) -> Tensor:
+    """The l_p norm of every row, or column, of the operator; see `ConvOperator.row_norms`.
+
+    Parameters
+    ----------
+    blocks : Tensor of shape (groups, image channels, domain channels, *kernel)
+    axes : sequence of Taps
+    p : float in (0, inf]
+    rows : bool
+        Rows belong to pixels of the image, columns to pixels of the domain.
+
+    Returns
+    -------
+    Tensor of shape (channels, *sizes)
+
+    Notes
+    -----
+    One pass over the weights for each combination of patterns: 3 x 3 = 9 of them for a padded 3 x 3 kernel at stride 1.
+    """
+    check_interval("p", p, 0, closed="right")
+    patterns, indices = zip(*((taps.row_patterns() if rows else taps.column_patterns()) for taps in axes), strict=True)
+    weight = (blocks if rows else blocks.transpose(1, 2)).flatten(0, 1)
+    norms = [_norm_at(weight, choice, p) for choice in itertools.product(*patterns)]
+    table = torch.stack(norms, dim=1).reshape(-1, *(len(group) for group in patterns))
+    for axis, index in enumerate(indices, start=1):
+        table = table.index_select(axis, torch.as_tensor(index, dtype=torch.int64, device=table.device))
+    return table
+
+
+def _norm_at(weight: Tensor, choice: Sequence[np.ndarray], p: float) -> Tensor:
+    for selection in choice:  # the leading kernel axis goes, the axis of sets comes last
+        sets = torch.as_tensor(selection, dtype=weight.dtype, device=weight.device)
+        weight = torch.tensordot(weight, sets, dims=([2], [0]))
+    return stable_norm(weight.flatten(1), p)
+
+
+def stable_norm(x: Tensor, p: float) -> Tensor:
+    """The l_p norm over the last axis for any p in (0, inf], free of overflow in the powers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_capacity.linalg.entries import stable_norm
+    >>> stable_norm(torch.tensor([3e200, 4e200], dtype=torch.float64), 2)
+    tensor(5.0000e+200, dtype=torch.float64)
+    """
+    largest = x.abs().amax(dim=-1, keepdim=True)
+    scale = torch.where(largest > 0, largest, torch.ones_like(largest))
+    return torch.linalg.vector_norm(x / scale, ord=p, dim=-1) * scale.squeeze(-1)

@@ -1,0 +1,86 @@
+"""Padding of images as a linear map: where each padded pixel comes from, its product and its adjoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["PADDING_MODES", "pad", "pad_adjoint", "padding_norm", "source_index"]
+
+PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
+NUMPY_MODES = {"circular": "wrap", "reflect": "reflect", "replicate": "edge"}
+
+Pairs = Sequence[tuple[int, int]]
+
+
+def source_index(size: int, before: int, after: int, mode: str) -> np.ndarray:
+    """Index of the input pixel that each padded pixel copies, -1 where it is zero; negative padding crops.
+
+    Parameters
+    ----------
+    size : int
+        Pixels before padding along one axis.
+    before, after : int
+        Pixels added at either end, or taken away if negative.
+    mode : "zeros", "circular", "reflect" or "replicate"
+
+    Returns
+    -------
+    ndarray of shape (size + before + after,)
+
+    Examples
+    --------
+    >>> from sklearn_capacity.linalg.padding import source_index
+    >>> source_index(3, 1, 2, "replicate").tolist()
+    [0, 0, 1, 2, 2, 2]
+    """
+    grown = (max(before, 0), max(after, 0))
+    index = np.arange(size)
+    if mode == "zeros":
+        index = np.pad(index, grown, constant_values=-1)
+    elif any(grown):
+        index = np.pad(index, grown, mode=NUMPY_MODES[mode])
+    return index[max(-before, 0) : len(index) - max(-after, 0)]
+
+
+def pad(x: Tensor, pairs: Pairs, mode: str) -> Tensor:
+    """Pad the trailing axes of `x` by (before, after) pairs, one per axis."""
+    if mode == "zeros":
+        return F.pad(x, [amount for pair in reversed(pairs) for amount in pair])
+    for axis, index in _indices(x.shape[-len(pairs) :], pairs, mode, x.device):
+        x = x.index_select(axis, index)
+    return x
+
+
+def pad_adjoint(y: Tensor, sizes: Sequence[int], pairs: Pairs, mode: str) -> Tensor:
+    """The transpose of `pad`: every padded pixel is added to the pixel that it copies."""
+    if mode == "zeros":
+        return F.pad(y, [-amount for pair in reversed(pairs) for amount in pair])
+    for axis, index in _indices(sizes, pairs, mode, y.device):
+        shape = list(y.shape)
+        shape[axis] = sizes[axis]  # both count from the end
+        y = torch.zeros(shape, dtype=y.dtype, device=y.device).index_add(axis, index, y)
+    return y
+
+
+def padding_norm(sizes: Sequence[int], pairs: Pairs, mode: str) -> float:
+    """Spectral norm of padding: the root of how often the most copied pixel appears.
+
+    P^T P is diagonal and counts the copies of each pixel; the axes multiply.
+    """
+    counts = 1
+    for size, (before, after) in zip(sizes, pairs, strict=True):
+        index = source_index(size, before, after, mode)
+        counts *= np.bincount(index[index >= 0], minlength=1).max()
+    return math.sqrt(counts)
+
+
+def _indices(sizes: Sequence[int], pairs: Pairs, mode: str, device: torch.device):
+    for axis, (size, pair) in enumerate(zip(sizes, pairs, strict=True)):
+        if pair != (0, 0):
+            yield axis - len(pairs), torch.as_tensor(source_index(size, *pair, mode), dtype=torch.int64, device=device)
