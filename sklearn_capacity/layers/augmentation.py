@@ -90,7 +90,7 @@ def random_flip(X: Tensor, generator: Generator) -> Tensor:
     >>> from sklearn_capacity.layers import random_flip
     >>> X = torch.arange(3.0).reshape(1, 1, 1, 3)
     >>> random_flip(X, torch.Generator().manual_seed(1)).flatten().tolist()
-    [0.0, 1.0, 2.0]
+    [2.0, 1.0, 0.0]
     """
     _check_images(X)
     mirrored = torch.randint(0, 2, (len(X),), generator=generator, device="cpu").to(X.device).bool()

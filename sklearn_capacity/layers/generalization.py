@@ -329,7 +329,7 @@ def linear_body(in_features: int, out_features: int, depth: int) -> nn.Sequentia
     layers: list[nn.Module] = [nn.Linear(in_features, out_features)]
     if depth == 2:
         layers += [nn.ReLU(), nn.Linear(out_features, out_features)]
-    return he_initialize(nn.Sequential(*layers))  # type: ignore[return-value]
+    return he_initialize(nn.Sequential(*layers))
 
 
 def conv_body(in_channels: int, out_channels: int, stride: int, form: str, depth: int) -> nn.Sequential:
@@ -344,7 +344,7 @@ def conv_body(in_channels: int, out_channels: int, stride: int, form: str, depth
             layers.append(nn.Conv2d(channels, out_channels, 1, step))
         else:
             layers += [nn.Conv2d(channels, out_channels, 3, step, 1, bias=False), nn.BatchNorm2d(out_channels)]
-    return he_initialize(nn.Sequential(*layers))  # type: ignore[return-value]
+    return he_initialize(nn.Sequential(*layers))
 
 
 def linear_shortcut(in_features: int, out_features: int) -> nn.Module:

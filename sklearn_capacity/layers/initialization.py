@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 __all__ = ["he_initialize", "scale_branches"]
 
+M = TypeVar("M", bound=nn.Module)
 
-def he_initialize(module: nn.Module) -> nn.Module:
+
+def he_initialize(module: M) -> M:
     r"""Draw all linear and convolution weights of a module from He's normal distribution.
 
     .. math:: W_{ij} \sim N(0, 2 / \text{fan in}), \qquad b = 0.
@@ -40,7 +43,7 @@ def he_initialize(module: nn.Module) -> nn.Module:
     >>> from sklearn_capacity.layers import he_initialize
     >>> _ = torch.manual_seed(0)
     >>> layer = he_initialize(torch.nn.Linear(1000, 50))
-    >>> round(float(layer.weight.std() * (1000 / 2) ** 0.5), 1)
+    >>> round(float(layer.weight.detach().std() * (1000 / 2) ** 0.5), 1)
     1.0
     """
     for layer in module.modules():
