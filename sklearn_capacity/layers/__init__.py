@@ -13,7 +13,7 @@ from sklearn_capacity.layers.generalization import (
 )
 from sklearn_capacity.layers.initialization import he_initialize
 from sklearn_capacity.layers.insertion import insert_generalization_layer
-from sklearn_capacity.layers.row_norm import RowNormConv2d, RowNormLinear, normalize_rows
+from sklearn_capacity.layers.row_norm import RowNormalizedConv2d, RowNormalizedLinear, normalize_rows
 from sklearn_capacity.layers.schedules import nu_schedule, slow_learning_factor, slow_start
 
 __all__ = [
@@ -22,8 +22,8 @@ __all__ = [
     "GeneralizationDropout",
     "GeneralizationLayer",
     "GeneralizationWrap",
-    "RowNormConv2d",
-    "RowNormLinear",
+    "RowNormalizedConv2d",
+    "RowNormalizedLinear",
     "SkipLayer",
     "crop_flip",
     "generalization_layers",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["RowNormConv2d", "RowNormLinear", "normalize_rows"]
+__all__ = ["RowNormalizedConv2d", "RowNormalizedLinear", "normalize_rows"]
 
 
 def normalize_rows(weight: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def normalize_rows(weight: Tensor) -> Tensor:
     return weight / norm.reshape(-1, *(1,) * (weight.dim() - 1))
 
 
-class RowNormLinear(nn.Linear):
+class RowNormalizedLinear(nn.Linear):
     """A linear layer whose effective weight has rows of unit norm.
 
     .. math:: y = \\mathrm{diag}(W W^T)^{-1/2} W x + b
@@ -64,18 +64,23 @@ class RowNormLinear(nn.Linear):
     Examples
     --------
     >>> import torch
-    >>> from sklearn_capacity.layers import RowNormLinear
-    >>> layer = RowNormLinear(3, 2, bias=False)
+    >>> from sklearn_capacity.layers import RowNormalizedLinear
+    >>> layer = RowNormalizedLinear(3, 2, bias=False)
     >>> rows = layer(torch.eye(3)).T
     >>> bool(torch.allclose(rows.norm(dim=1), torch.ones(2)))
     True
     """
 
+    @property
+    def effective_weight(self) -> Tensor:
+        """The weight that the forward pass applies."""
+        return normalize_rows(self.weight)
+
     def forward(self, input: Tensor) -> Tensor:
-        return functional.linear(input, normalize_rows(self.weight), self.bias)
+        return functional.linear(input, self.effective_weight, self.bias)
 
 
-class RowNormConv2d(nn.Conv2d):
+class RowNormalizedConv2d(nn.Conv2d):
     """A convolution whose filters have unit norm; takes the parameters of ``torch.nn.Conv2d``.
 
     .. math:: y_c = (k_c / \\|k_c\\|_2) * x + b_c
@@ -92,11 +97,16 @@ class RowNormConv2d(nn.Conv2d):
     Examples
     --------
     >>> import torch
-    >>> from sklearn_capacity.layers import RowNormConv2d, normalize_rows
-    >>> layer = RowNormConv2d(1, 4, 3)
-    >>> bool(torch.allclose(normalize_rows(layer.weight).flatten(1).norm(dim=1), torch.ones(4)))
+    >>> from sklearn_capacity.layers import RowNormalizedConv2d
+    >>> layer = RowNormalizedConv2d(1, 4, 3)
+    >>> bool(torch.allclose(layer.effective_weight.flatten(1).norm(dim=1), torch.ones(4)))
     True
     """
 
+    @property
+    def effective_weight(self) -> Tensor:
+        """The weight that the forward pass applies."""
+        return normalize_rows(self.weight)
+
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, normalize_rows(self.weight), self.bias)
+        return self._conv_forward(input, self.effective_weight, self.bias)
