@@ -80,4 +80,4 @@ def scale_branches(last_layers: Iterable[nn.Module]) -> None:
     layers = list(last_layers)
     with torch.no_grad():
         for layer in layers:
-            layer.weight.mul_(len(layers) ** -0.5)
+            layer.get_parameter("weight").mul_(len(layers) ** -0.5)

@@ -231,12 +231,19 @@ def _place(name: str, target: nn.Module, flow: _Flow | None) -> _Place:
         raise ValueError(f"`position` must name a submodule that maps one tensor to one, got {name!r}.")
     before, after = flow.shapes[name]
     if len(before) == 3:
-        ratio = tuple(-(-a // b) for a, b in zip(before[1:], after[1:], strict=True)) if len(after) == 3 else ()
-        fits = len(ratio) == 2 and all(-(-a // r) == b for a, b, r in zip(before[1:], after[1:], ratio, strict=True))
-        return _Place(name, True, before[0], after[0] if fits else None, ratio if fits else (1, 1))
+        stride = _stride(before[1:], after[1:])
+        return _Place(name, True, before[0], after[0] if stride else None, stride or (1, 1))
     if len(before) in (1, 2):
         return _Place(name, False, before[-1], after[-1] if after[:-1] == before[:-1] else None)
     raise ValueError(f"`position` must name a submodule that gets vectors or images, but {name!r} gets {before}.")
+
+
+def _stride(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, int] | None:
+    """The steps with which a 1x1 convolution maps one size to the other, if there are any."""
+    if len(after) != 2:
+        return None
+    rows, columns = (-(-a // b) for a, b in zip(before, after, strict=True))
+    return (rows, columns) if (-(-before[0] // rows), -(-before[1] // columns)) == after else None
 
 
 def _conv_place(name: str, conv: nn.Conv2d) -> _Place:
