@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
+import re
+from ast import literal_eval
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ import torch
 from torch import nn
 
 from sklearn_capacity.architectures import ARCHITECTURES, ConvNet, make_network
+from sklearn_capacity.architectures.blocks import convolution, linear
 from sklearn_capacity.layers import SkipLayer, generalization_layers, generalization_parameters
 
 IMAGE, DIGIT, POINT = (3, 32, 32), (1, 8, 8), (1,)
@@ -59,6 +64,13 @@ def test_parameter_count(name):
     assert count(make_network(name, shape, n_outputs)) == expected
 
 
+def test_documented_counts_are_these():
+    page = (Path(__file__).parents[1] / "docs" / "architectures.rst").read_text()
+    rows = re.findall(r"\* - ``(\w+)``\n +- (\(.*\))\n +- ([\d,]+)\n", page)
+    documented = {name: (literal_eval(shape), int(number.replace(",", ""))) for name, shape, number in rows}
+    assert documented == {name: (row[0], row[2]) for name, row in EXPECTED.items()}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_one_training_step_lowers_the_loss(name):
     shape = EXPECTED[name][3]
@@ -95,7 +107,7 @@ def test_export_gives_the_same_function(name, params):
     torch.testing.assert_close(program.module()(X), network(X))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted({kind: name for name, (kind, _) in ARCHITECTURES.items()}.values()))
 def test_networks_pickle_and_follow_the_seed(name):
     shape = EXPECTED[name][3]
     networks = []
@@ -192,7 +204,7 @@ def test_parameter_errors(name, params, message):
 
 
 def test_unknown_parameter_and_bad_number_of_outputs():
-    with pytest.raises(TypeError, match="`batchnorm` is no parameter of the architecture 'vgg'. Did you mean 'batch_norm'"):
+    with pytest.raises(TypeError, match="`batchnorm` is no parameter of the .* 'vgg'. Did you mean 'batch_norm'"):
         make_network("vgg", IMAGE, 10, batchnorm=True)
     with pytest.raises(TypeError, match="`zzz` is no parameter of the architecture 'mlp'. It has: hidden_layer_sizes"):
         make_network("mlp", POINT, 10, zzz=True)
@@ -201,6 +213,23 @@ def test_unknown_parameter_and_bad_number_of_outputs():
 
 
 # structure
+
+
+@pytest.mark.parametrize(("make", "x"), [
+    (lambda: linear(5, 3, weight_norm=True), torch.randn(4, 5, dtype=torch.float64)),
+    (lambda: convolution(2, 3, bias=True, weight_norm=True), torch.randn(2, 2, 6, 6, dtype=torch.float64)),
+])
+def test_weight_norm_ignores_the_scale_of_the_rows(make, x):
+    layer = make().double()
+    plain = copy.deepcopy(layer)
+    plain.__class__ = type(layer).__bases__[0]
+    norms = torch.tensor([row.flatten().norm() for row in layer.weight.detach()], dtype=torch.float64)
+    shape = (1, -1, *(1,) * (x.dim() - 2))
+    bias = layer.bias.reshape(shape)
+    y = layer(x)
+    torch.testing.assert_close(y - bias, (plain(x) - bias) / norms.reshape(shape))
+    layer.weight.data *= torch.tensor([0.5, 3.0, 7.0], dtype=torch.float64).reshape(-1, *(1,) * (x.dim() - 1))
+    torch.testing.assert_close(layer(x), y)
 
 
 def test_padding_shortcut_is_option_a():

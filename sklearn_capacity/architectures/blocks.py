@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from sklearn_capacity._validation import check_integer
-from sklearn_capacity.layers import RowNormalizedConv2d, RowNormalizedLinear
+from sklearn_capacity.architectures.mlp import RowNormalizedLinear
+from sklearn_capacity.architectures.row_norm import RowNormalizedConv2d
 
 __all__ = ["activated_convolution", "check_image", "convolution", "linear", "normalization"]
 

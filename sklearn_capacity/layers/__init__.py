@@ -1,4 +1,4 @@
-"""Generalization layers, how to insert and schedule them, row normalisation, and image augmentation."""
+"""Generalization layers, how to insert and schedule them, and image augmentation."""
 
 from sklearn_capacity.layers.augmentation import crop_flip, random_crop, random_flip, resolve_augmentation
 from sklearn_capacity.layers.dropout import ConvGeneralizationDropout, GeneralizationDropout
@@ -13,7 +13,6 @@ from sklearn_capacity.layers.generalization import (
 )
 from sklearn_capacity.layers.initialization import he_initialize
 from sklearn_capacity.layers.insertion import insert_generalization_layer
-from sklearn_capacity.layers.row_norm import RowNormalizedConv2d, RowNormalizedLinear, normalize_rows
 from sklearn_capacity.layers.schedules import nu_schedule, slow_learning_factor, slow_start
 
 __all__ = [
@@ -22,15 +21,12 @@ __all__ = [
     "GeneralizationDropout",
     "GeneralizationLayer",
     "GeneralizationWrap",
-    "RowNormalizedConv2d",
-    "RowNormalizedLinear",
     "SkipLayer",
     "crop_flip",
     "generalization_layers",
     "generalization_parameters",
     "he_initialize",
     "insert_generalization_layer",
-    "normalize_rows",
     "nu_schedule",
     "random_crop",
     "random_flip",

@@ -210,7 +210,7 @@ def _find(module: nn.Module, position: str | int, flow: _Flow | None) -> tuple[s
     if isinstance(position, str):
         if position not in by_name or not position:
             hint = closest(position, by_name) or "See `module.named_modules()`."
-            raise ValueError(f"`position` must be 'head', an index or the name of a submodule, got {position!r}. {hint}")
+            raise ValueError(f"`position` must be 'head', an index or a submodule's name, got {position!r}. {hint}")
         return position, by_name[position]
     children = [name for name, _ in module.named_children()]
     check_integer("position", position, -len(children), len(children) - 1)
