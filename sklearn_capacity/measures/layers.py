@@ -7,9 +7,9 @@ from torch import Tensor
 
 from .._validation import check_option
 from ..graph import Network, Node
-from ..linalg import ConvOperator, OperatorNorm
+from ..linalg import ConvOperator, MatrixOperator, OperatorNorm
 
-__all__ = ["VIEWS", "as_operator", "kernel_matrix", "layer_weight", "operator_norms"]
+__all__ = ["VIEWS", "as_operator", "kernel_matrix", "layer_weight", "operator_norm_uppers", "operator_norms"]
 
 VIEWS = ("kernel", "operator")
 
@@ -64,3 +64,21 @@ def _operator_norm(network: Network, node: Node) -> OperatorNorm:
     if node.op == "diagonal":
         return OperatorNorm(float(layer_weight(node).abs().max()), 0.0, 0)
     return as_operator(network, node).norm_lower()
+
+
+def operator_norm_uppers(network: Network) -> list[float]:
+    """Proven upper ends of the same spectral norms, in layer order: what a certificate has to use."""
+
+    def uppers() -> list[float]:
+        pairs = zip(network.graph.layers, operator_norms(network), strict=True)
+        return [_operator_norm_upper(network, node, norm.value) for node, norm in pairs]
+
+    return network.once("operator_norm_uppers", uppers)
+
+
+def _operator_norm_upper(network: Network, node: Node, lower: float) -> float:
+    if node.op == "linear":
+        return MatrixOperator(layer_weight(node)).norm_upper(lower)
+    if node.op == "diagonal":
+        return lower
+    return as_operator(network, node).norm_upper(lower)
