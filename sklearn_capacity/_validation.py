@@ -7,11 +7,15 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["CapacityWarning", "check_integer", "check_interval", "check_option", "closest"]
+__all__ = ["CapacityWarning", "NotDefinedError", "check_integer", "check_interval", "check_option", "closest"]
 
 
 class CapacityWarning(UserWarning):
     """Something about a measurement that its reader should know."""
+
+
+class NotDefinedError(ValueError):
+    """A measure is not defined for this network, task or data; the message says why."""
 
 
 def check_interval(
@@ -28,7 +32,8 @@ def check_interval(
     ``closed`` says which ends belong to the interval: "both", "left", "right" or "neither".
     Infinite ends are never closed by accident: pass ``closed`` so that ``inf`` is let in or not.
     """
-    left, right = ("[", "]") if closed == "both" else ("[", ")") if closed == "left" else ("(", "]") if closed == "right" else ("(", ")")
+    brackets = {"both": "[]", "left": "[)", "right": "(]", "neither": "()"}[closed]
+    left, right = brackets[0], brackets[1]
     where = f"{left}{_number(low)}, {_number(high)}{right}"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` must be a number in {where}, got {value!r}.{_tail(cure)}")

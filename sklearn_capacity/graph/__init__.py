@@ -1,0 +1,28 @@
+"""The graph of a network: trace, fold, interpret."""
+
+from .activations import ACTIVATIONS, Activation, activation_of
+from .evaluate import EVALUATE, LINEAR_RULES, apply_linear, evaluate
+from .network import Network
+from .nodes import NetworkGraph, Node, UnsupportedLayerError, interpret
+from .tangent import parameter_tangent
+from .trace import Program, named_tensors, private_copy, trace
+
+__all__ = [
+    "ACTIVATIONS",
+    "EVALUATE",
+    "LINEAR_RULES",
+    "Activation",
+    "Network",
+    "NetworkGraph",
+    "Node",
+    "Program",
+    "UnsupportedLayerError",
+    "activation_of",
+    "apply_linear",
+    "evaluate",
+    "interpret",
+    "named_tensors",
+    "parameter_tangent",
+    "private_copy",
+    "trace",
+]

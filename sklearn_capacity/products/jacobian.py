@@ -20,7 +20,7 @@ def apply_output(logits: Tensor, output: str) -> Tensor:
 def jacobian_products(
     function: Callable[[Tensor], Tensor],
     X: Tensor,
-    vectors: Tensor | None = None,
+    vectors: Tensor | Callable[[Tensor], Tensor] | None = None,
     *,
     output: str = "logits",
     create_graph: bool = False,
@@ -32,8 +32,9 @@ def jacobian_products(
     function : callable, (n, ...) -> (n, C)
         Must treat its samples independently (no batch statistics).
     X : Tensor of shape (n, ...)
-    vectors : Tensor of shape (k, C) or (k, n, C), default=None
-        None stands for the C unit vectors, which yield the rows of J.
+    vectors : Tensor of shape (k, C) or (k, n, C), or a callable that makes it, default=None
+        None stands for the C unit vectors, which yield the rows of J. A callable gets the values
+        of shape (n, C), so that it knows C without another forward pass.
     output : "logits" or "softmax"
     create_graph : bool
         Whether the products are to be differentiated with respect to the parameters.
@@ -47,6 +48,8 @@ def jacobian_products(
         values = apply_output(function(X), output)
         if vectors is None:
             vectors = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
+        elif callable(vectors):
+            vectors = vectors(values.detach())
         if vectors.dim() == 2:
             vectors = vectors[:, None, :].expand(-1, len(values), -1)
         for i, vector in enumerate(vectors):

@@ -1,0 +1,30 @@
+"""Training loops: skorch nets with a penalty, and the parts around them."""
+
+from sklearn_capacity.training.batches import Batch, TensorBatches, TensorData
+from sklearn_capacity.training.callbacks import DivergenceCheck, EpochProgress, StopBelow
+from sklearn_capacity.training.devices import resolve_device
+from sklearn_capacity.training.losses import CRITERIA
+from sklearn_capacity.training.net import PenalizedClassifier, PenalizedNet, PenalizedRegressor
+from sklearn_capacity.training.optimizers import OPTIMIZERS, resolve_optimizer
+from sklearn_capacity.training.schedules import LearningRateSchedule, TorchSchedule, make_schedule
+from sklearn_capacity.training.seeding import seeded
+
+__all__ = [
+    "CRITERIA",
+    "OPTIMIZERS",
+    "Batch",
+    "DivergenceCheck",
+    "EpochProgress",
+    "LearningRateSchedule",
+    "PenalizedClassifier",
+    "PenalizedNet",
+    "PenalizedRegressor",
+    "StopBelow",
+    "TensorBatches",
+    "TensorData",
+    "TorchSchedule",
+    "make_schedule",
+    "resolve_device",
+    "resolve_optimizer",
+    "seeded",
+]

@@ -1,0 +1,241 @@
+"""Classifiers."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy.special import log_softmax, softmax
+from sklearn.base import ClassifierMixin
+from sklearn.utils import compute_class_weight, compute_sample_weight
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.multiclass import check_classification_targets
+
+from sklearn_capacity.estimators import _constraints
+from sklearn_capacity.estimators._base import BaseNetwork, can_continue
+from sklearn_capacity.estimators._docs import documented
+from sklearn_capacity.training import PenalizedClassifier
+
+__all__ = ["NetworkClassifier"]
+
+
+@documented("classifier")
+class NetworkClassifier(ClassifierMixin, BaseNetwork):
+    """Neural network for classification: cross-entropy on the logits.
+
+    Parameters
+    ----------
+    {parameters}
+
+    Attributes
+    ----------
+    {attributes}
+
+    See Also
+    --------
+    JacobianRegularizedClassifier : With a penalty on the input-output Jacobian.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_capacity import NetworkClassifier
+    >>> X, y = load_iris(return_X_y=True, as_frame=True)
+    >>> model = NetworkClassifier(hidden_layer_sizes=(20,), random_state=0).fit(X, y)
+    >>> model.predict(X[:2])
+    array([0, 0])
+    >>> model.score(X, y) > 0.9
+    True
+    """
+
+    _constraints: ClassVar[dict[str, Any]] = {
+        **_constraints.COMMON,
+        "loss": _constraints.option(["auto", "cross_entropy"]),
+        "class_weight": _constraints.class_weight,
+    }
+    _net_class = PenalizedClassifier
+    _output_meaning = "one logit per class"
+    _silenced = ("print_log", "valid_acc")  # valid_acc would make the net keep each batch's entries
+
+    def __init__(
+        self,
+        hidden_layer_sizes: Any = (100,),
+        activation: Any = "relu",
+        *,
+        bias: bool = True,
+        batch_norm: bool = False,
+        weight_norm: bool = False,
+        dropout: float = 0.0,
+        module: Any = None,
+        module_params: dict | None = None,
+        input_shape: tuple[int, ...] | None = None,
+        loss: str = "auto",
+        optimizer: Any = "adam",
+        optimizer_params: dict | None = None,
+        learning_rate: float = 0.01,
+        learning_rate_schedule: Any = None,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        max_epochs: int = 50,
+        batch_size: int = 128,
+        stop_below: float | None = None,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        tol: float = 1e-4,
+        class_weight: Any = None,
+        callbacks: Any = None,
+        dtype: Any = "auto",
+        device: Any = "auto",
+        random_state: Any = None,
+        verbose: int = 0,
+        warm_start: bool = False,
+    ) -> None:
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.bias = bias
+        self.batch_norm = batch_norm
+        self.weight_norm = weight_norm
+        self.dropout = dropout
+        self.module = module
+        self.module_params = module_params
+        self.input_shape = input_shape
+        self.loss = loss
+        self.optimizer = optimizer
+        self.optimizer_params = optimizer_params
+        self.learning_rate = learning_rate
+        self.learning_rate_schedule = learning_rate_schedule
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.stop_below = stop_below
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.class_weight = class_weight
+        self.callbacks = callbacks
+        self.dtype = dtype
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+        self.warm_start = warm_start
+
+    @available_if(can_continue)
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> NetworkClassifier:
+        """Train for one epoch on the given samples; the first call makes the network.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in `fit`.
+        classes : array-like, default=None
+            All labels that may come; needed in the first call only.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If the first call has no `classes`, or ``class_weight="balanced"``, which needs all of y at once.
+        """
+        self._check_parameters()
+        if isinstance(self.class_weight, str):
+            raise ValueError(
+                '`class_weight` must be None or a dict in `partial_fit`, got "balanced", which needs all of y. '
+                "Compute it by sklearn.utils.compute_class_weight."
+            )
+        reset = not hasattr(self, "net_")
+        if reset and classes is None:
+            raise ValueError("`classes` must be given in the first call of `partial_fit`.")
+        return self._train(X, y, sample_weight, reset=reset, partial=True, classes=classes)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable label of each sample.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, *input_shape_)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+        """
+        best = self._outputs(X).argmax(axis=1)
+        return self.classes_[best]
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Softmax of the logits.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, *input_shape_)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+        """
+        return softmax(self._outputs(X), axis=1)
+
+    def predict_log_proba(self, X: Any) -> np.ndarray:
+        """Logarithm of the probabilities, exact where they underflow.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, *input_shape_)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+        """
+        return log_softmax(self._outputs(X), axis=1)
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """The logits; with two classes the second minus the first.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, *input_shape_)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes), or (n_samples,) with two classes
+        """
+        logits = self._outputs(X)
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+    def _check_target(self, y: np.ndarray, *, reset: bool, classes: Any = None) -> np.ndarray:
+        check_classification_targets(y)
+        labels = np.unique(y) if classes is None else np.unique(np.asarray(classes))
+        if reset:
+            if len(labels) < 2:
+                raise ValueError(f"A classifier needs at least 2 classes, got {len(labels)} class.")
+            self.classes_, self._n_outputs, self.loss_name_ = labels, len(labels), "cross_entropy"
+        elif classes is not None and not np.array_equal(labels, self.classes_):
+            raise ValueError(f"`classes` must stay {self.classes_.tolist()}, got {labels.tolist()}.")
+        unseen = np.setdiff1d(y, self.classes_)
+        if len(unseen):
+            raise ValueError(f"y must hold the classes {self.classes_.tolist()}, got {unseen.tolist()} as well.")
+        return np.searchsorted(self.classes_, y)
+
+    def _check_kept(self, y: np.ndarray) -> None:
+        if len(np.unique(y)) < 2:
+            raise ValueError("A classifier needs at least 2 classes, got 1 class among the samples of positive weight.")
+
+    def _strata(self, y: np.ndarray) -> np.ndarray:
+        return y
+
+    def _weights(self, y: np.ndarray, sample_weight: Any, X: np.ndarray) -> np.ndarray | None:
+        weights = super()._weights(y, sample_weight, X)
+        if self.class_weight is None:
+            return weights
+        labels = self.classes_[y]
+        if isinstance(self.class_weight, str):
+            present = np.unique(labels)
+            by_class = compute_class_weight("balanced", classes=present, y=labels, sample_weight=weights)
+            extra = by_class[np.searchsorted(present, labels)]
+        else:
+            extra = compute_sample_weight(self.class_weight, labels)
+        return extra.astype(X.dtype) * (1 if weights is None else weights)

@@ -1,0 +1,120 @@
+"""Entries of the tables that say what an estimator's parameters may be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from sklearn_capacity._validation import check_integer, check_interval, check_option
+from sklearn_capacity.architectures.mlp import ACTIVATIONS, check_layer_sizes
+from sklearn_capacity.training.losses import CRITERIA
+from sklearn_capacity.training.optimizers import OPTIMIZERS
+
+__all__ = ["COMMON", "boolean", "dtype", "integer", "interval", "mapping", "option", "optional"]
+
+Check = Callable[[str, Any], Any]
+
+#: what `dtype` may be -> the dtype
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def interval(low: float, high: float = float("inf"), closed: str = "both") -> Check:
+    """A number between two bounds."""
+    return lambda name, value: check_interval(name, value, low, high, closed=closed)
+
+
+def integer(low: int) -> Check:
+    """An integer of at least `low`."""
+    return lambda name, value: check_integer(name, value, low)
+
+
+def option(options: Iterable[Any]) -> Check:
+    """One of the options."""
+    return lambda name, value: check_option(name, value, options)
+
+
+def optional(check: Check) -> Check:
+    """None, or what `check` lets pass."""
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def callable_or(check: Check) -> Check:
+    """A callable, or what `check` lets pass."""
+    return lambda name, value: value if callable(value) else check(name, value)
+
+
+def boolean(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"`{name}` must be True or False, got {value!r}.")
+    return bool(value)
+
+
+def mapping(name: str, value: Any) -> Mapping[str, Any]:
+    """A dict whose keys are strings."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise TypeError(f"`{name}` must be a dict with names as keys, got {value!r}.")
+    return value
+
+
+def dtype(name: str, value: Any) -> torch.dtype | None:
+    """A floating point type as torch's, or None for "auto"."""
+    if isinstance(value, str) and value == "auto":
+        return None
+    if isinstance(value, torch.dtype):
+        key = str(value).removeprefix("torch.")
+    else:
+        try:
+            key = np.dtype(value).name
+        except TypeError:
+            key = value
+    return DTYPES[check_option(name, key, [*DTYPES])]
+
+
+def shape(name: str, value: Any) -> tuple[int, ...]:
+    """A tuple of positive integers."""
+    if not isinstance(value, tuple | list) or not value:
+        raise TypeError(f"`{name}` must be a tuple such as (1, 8, 8), got {value!r}.")
+    return tuple(check_integer(name, size) for size in value)
+
+
+def class_weight(name: str, value: Any) -> Any:
+    """None, "balanced" or a dict from label to a weight that is at least 0."""
+    if isinstance(value, Mapping):
+        for label, weight in value.items():
+            check_interval(f"{name}[{label!r}]", weight, 0, closed="left")
+    elif value is not None and not (isinstance(value, str) and value == "balanced"):
+        raise ValueError(f'`{name}` must be None, "balanced" or a dict from label to weight, got {value!r}.')
+    return value
+
+
+#: parameters that all networks share; `module`, `callbacks`, `random_state` and `device` are checked where they act
+COMMON: dict[str, Check] = {
+    "hidden_layer_sizes": lambda name, value: check_layer_sizes(value),
+    "activation": callable_or(option(ACTIVATIONS)),
+    "bias": boolean,
+    "batch_norm": boolean,
+    "weight_norm": boolean,
+    "dropout": interval(0, 1, "left"),
+    "module_params": optional(mapping),
+    "input_shape": optional(shape),
+    "loss": option(["auto", *CRITERIA]),
+    "optimizer": callable_or(option(OPTIMIZERS)),
+    "optimizer_params": optional(mapping),
+    "learning_rate": interval(0, closed="neither"),
+    "momentum": interval(0, 1, "left"),
+    "weight_decay": interval(0, closed="left"),
+    "max_epochs": integer(1),
+    "batch_size": integer(1),
+    "stop_below": optional(interval(0, closed="left")),
+    "early_stopping": boolean,
+    "validation_fraction": interval(0, 1, "neither"),
+    "n_iter_no_change": integer(1),
+    "tol": interval(0, closed="left"),
+    "dtype": dtype,
+    "verbose": integer(0),
+    "warm_start": boolean,
+}

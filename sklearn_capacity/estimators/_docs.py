@@ -1,0 +1,155 @@
+"""Descriptions of parameters that several estimators share, written once and put into their docstrings."""
+
+from __future__ import annotations
+
+import textwrap
+
+__all__ = ["documented"]
+
+_NETWORK = """
+hidden_layer_sizes : int or sequence of int, default=(100,)
+    Widths of the built-in MLP's hidden layers; () makes a linear model.
+activation : str or callable, default="relu"
+    "relu", "leaky_relu", "tanh", "sigmoid", "softplus", "gelu", "silu", "identity", or anything that
+    returns a module when called without arguments.
+bias : bool, default=True
+batch_norm : bool, default=False
+    Batch normalisation before each activation.
+weight_norm : bool, default=False
+    Keep the rows of every weight matrix at unit length.
+dropout : float in [0, 1), default=0.0
+    Probability of dropping a hidden unit.
+module : None, str, callable or nn.Module, default=None
+    None is the built-in MLP, which the six parameters above describe; with any other module they must
+    keep their defaults. A string names an architecture of :mod:`sklearn_capacity.architectures`. A
+    class or factory is called with those of ``input_shape``, ``n_features`` and ``n_outputs`` that its
+    signature names, and with `module_params`. An instance is copied, weights included. The module returns
+    %(outputs)s of shape (n_samples, n_outputs).
+module_params : dict, default=None
+    Arguments for `module`.
+input_shape : tuple of int, default=None
+    Shape of one sample, for example (1, 8, 8): rows of a two-dimensional X are then images, so that
+    StandardScaler and the like work before the network. None: as X has it.
+loss : %(losses)s, default="auto"
+    %(loss_text)s
+optimizer : str or callable, default="adam"
+    "adam", "adamw", "sgd", "rmsprop", "lbfgs" (use a `batch_size` of at least n_samples), "nadam",
+    "adagrad", "adadelta", an optimiser class of torch or a callable ``(params, lr=...)``.
+optimizer_params : dict, default=None
+    More arguments for the optimiser.
+learning_rate : float > 0, default=0.01
+learning_rate_schedule : default=None
+    Changes the learning rate from epoch to epoch. "cosine": down to 0 at `max_epochs`. A list of (epoch,
+    factor) pairs: from that epoch on (the first one is 0) the rate is multiplied by the factor. A list of
+    numbers: the factor of each epoch, the last one goes on. A callable: ``factor(epoch)``. A scheduler
+    class of torch, or a ``functools.partial`` of one. Epochs count on in `partial_fit` and with `warm_start`.
+momentum : float in [0, 1), default=0.9
+    For optimisers that have one ("sgd", "rmsprop").
+weight_decay : float >= 0, default=0.0
+max_epochs : int >= 1, default=50
+batch_size : int >= 1, default=128
+    A last batch of a single sample is merged into the one before it.
+stop_below : float >= 0, default=None
+    Stop after the first epoch whose mean training loss, without penalty, lies below this value.
+early_stopping : bool, default=False
+    Set `validation_fraction` of the data aside, stop when the loss there has not fallen by `tol` in
+    `n_iter_no_change` epochs, and restore the weights of the best epoch. Hides `partial_fit`.
+validation_fraction : float in (0, 1), default=0.1
+    With `early_stopping` only%(stratified)s.
+n_iter_no_change : int >= 1, default=10
+    With `early_stopping` only.
+tol : float >= 0, default=1e-4
+    With `early_stopping` only.
+"""
+
+_CLASS_WEIGHT = """
+class_weight : dict, "balanced" or None, default=None
+    Weights of the classes by label; "balanced" is n_samples / (n_classes * count). They multiply
+    `sample_weight`.
+"""
+
+_RUN = """
+callbacks : list, default=None
+    skorch callbacks, copied before use.
+dtype : {"auto", "float32", "float64"}, default="auto"
+    Precision of weights and data; "auto" is that of X (float64 for integers). float32 is faster.
+device : str or torch.device, default="auto"
+    "auto" is the CPU, or, where there are GPUs, one of them for each joblib worker in turn.
+random_state : int, RandomState instance or None, default=None
+    Initial weights, order of batches, dropout, validation part. An integer gives the same bits again at
+    an equal number of threads, also in joblib's threading backend, where fits take turns.
+verbose : int, default=0
+    1 shows a progress bar over the epochs.
+warm_start : bool, default=False
+    `fit` goes on from the fitted network for `max_epochs` more epochs, with the parameters as they are now;
+    the optimiser's state is kept unless its own parameters have changed.
+"""
+
+_JACOBIAN = """
+jacobian_penalty : float >= 0, default=0.01
+    Strength of the penalty; the training minimises ``loss + jacobian_penalty * R``. 0 is the plain network.
+jacobian_norm : {"frobenius", "projection"}, default="frobenius"
+    R. "frobenius": the mean of ||J(x)||_F^2, exact, one backward pass per output. "projection": an unbiased
+    estimate of it from `n_projections` random directions.
+n_projections : int in [1, n_outputs], default=1
+    With ``jacobian_norm="projection"`` only.
+jacobian_output : {"logits", "softmax"}, default="logits"
+    What is differentiated with respect to the input.
+"""
+
+_ATTRIBUTES = """
+n_features_in_ : int
+    Number of elements of one sample.
+feature_names_in_ : ndarray of str
+    Only if X has string column names.
+input_shape_ : tuple of int
+    Shape of one sample as the module gets it.
+loss_name_ : str
+    The loss that was minimised: "cross_entropy", "squared" or "absolute".
+n_iter_ : int
+    Epochs trained.
+history_ : skorch.history.History
+    One dict per epoch: ``train_loss`` (without penalty, while the weights move), ``valid_loss``,
+    ``train_penalty``, ``dur`` and what callbacks add.
+net_ : PenalizedNet
+    The skorch net.
+module_ : nn.Module
+    The trained module.
+initial_state_ : dict of str to Tensor
+    The module's state before training, on the CPU.
+n_samples_fit_ : int
+    Samples trained on in the last fit, without the validation part and those of zero weight.
+"""
+
+_FILL = {
+    "classifier": {
+        "outputs": "logits",
+        "losses": '{"auto", "cross_entropy"}',
+        "loss_text": "Cross-entropy on the logits.",
+        "stratified": "; stratified where the classes are large enough",
+    },
+    "regressor": {
+        "outputs": "predictions",
+        "losses": '{"auto", "squared", "absolute"}',
+        "loss_text": 'Squared or absolute error, mean over samples and outputs; "auto" is "squared".',
+        "stratified": "",
+    },
+}
+
+
+def documented(kind: str, *, jacobian: bool = False):
+    """Class decorator that fills ``{parameters}`` and ``{attributes}`` of a docstring for one kind of estimator."""
+    parts = [_NETWORK % _FILL[kind], *([_CLASS_WEIGHT] if kind == "classifier" else []), _RUN]
+    attributes = ("classes_ : ndarray of shape (n_classes,)\n" if kind == "classifier" else "") + _ATTRIBUTES.strip()
+    if jacobian:
+        parts.insert(0, _JACOBIAN)
+    parameters = "\n".join(part.strip() for part in parts)
+
+    def fill(cls: type) -> type:
+        doc = cls.__doc__ or ""
+        for name, text in (("parameters", parameters), ("attributes", attributes)):
+            doc = doc.replace("{" + name + "}", textwrap.indent(text, "    ").strip())
+        cls.__doc__ = doc
+        return cls
+
+    return fill

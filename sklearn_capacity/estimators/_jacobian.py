@@ -1,0 +1,284 @@
+"""Estimators with a penalty on the input-output Jacobian ([JR])."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, ClassVar
+
+import torch
+
+from sklearn_capacity._validation import check_integer
+from sklearn_capacity.estimators import _constraints
+from sklearn_capacity.estimators._classifier import NetworkClassifier
+from sklearn_capacity.estimators._docs import documented
+from sklearn_capacity.estimators._regressor import NetworkRegressor
+from sklearn_capacity.penalties import PENALTIES
+from sklearn_capacity.products.jacobian import OUTPUTS
+
+__all__ = ["JacobianRegularizedClassifier", "JacobianRegularizedRegressor"]
+
+JACOBIAN_CONSTRAINTS: dict[str, Any] = {
+    "jacobian_penalty": _constraints.interval(0, closed="left"),
+    "jacobian_norm": _constraints.option(PENALTIES),
+    "n_projections": _constraints.integer(1),
+    "jacobian_output": _constraints.option(OUTPUTS),
+}
+
+
+TOO_MANY = 'There are no more orthonormal directions than outputs; jacobian_norm="frobenius" is exact.'
+
+
+class JacobianPenaltyMixin:
+    """The hook that turns ``jacobian_*`` parameters into a penalty."""
+
+    jacobian_penalty: float
+    jacobian_norm: str
+    n_projections: int
+    jacobian_output: str
+    _n_outputs: int
+
+    def _penalty(self, generator: torch.Generator) -> tuple[Any, float]:
+        if not self.jacobian_penalty:
+            return None, 0.0
+        if self.jacobian_norm == "projection":
+            check_integer("n_projections", self.n_projections, 1, self._n_outputs, cure=TOO_MANY)
+        penalty = PENALTIES[self.jacobian_norm]
+        options = {name: getattr(self, name) for name in penalty.options}
+        if penalty.random:
+            options["generator"] = generator
+        return functools.partial(penalty.function, output=self.jacobian_output, **options), self.jacobian_penalty
+
+
+@documented("classifier", jacobian=True)
+class JacobianRegularizedClassifier(JacobianPenaltyMixin, NetworkClassifier):
+    r"""Neural network classifier whose input-output Jacobian is kept small.
+
+    .. math:: \min_\theta \frac{1}{n} \sum_i \ell(f(x_i), y_i) + \lambda R, \qquad
+              R = \frac{1}{n} \sum_i \|\partial f / \partial x (x_i)\|_F^2
+
+    Parameters
+    ----------
+    {parameters}
+
+    Attributes
+    ----------
+    {attributes}
+
+    Notes
+    -----
+    The penalty is evaluated in eval mode: batch norm with its running statistics (under batch statistics
+    a sample's output depends on its neighbours and has no Jacobian of its own), without dropout.
+    Under `sample_weight` it is the weighted mean.
+
+    References
+    ----------
+    Sokolic, Giryes, Sapiro, Rodrigues: Robust large margin deep neural networks, 2017, eqs. 48-52.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.model_selection import GridSearchCV
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> from sklearn_capacity import JacobianRegularizedClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> network = JacobianRegularizedClassifier(hidden_layer_sizes=(20,), max_epochs=20, random_state=0)
+    >>> pipe = make_pipeline(StandardScaler(), network)
+    >>> grid = {"jacobianregularizedclassifier__jacobian_penalty": [0.0, 0.1]}
+    >>> search = GridSearchCV(pipe, grid, cv=3).fit(X, y)
+    >>> search.best_score_ > 0.85
+    True
+    """
+
+    _constraints: ClassVar[dict[str, Any]] = NetworkClassifier._constraints | JACOBIAN_CONSTRAINTS
+
+    def __init__(
+        self,
+        hidden_layer_sizes: Any = (100,),
+        activation: Any = "relu",
+        *,
+        jacobian_penalty: float = 0.01,
+        jacobian_norm: str = "frobenius",
+        n_projections: int = 1,
+        jacobian_output: str = "logits",
+        bias: bool = True,
+        batch_norm: bool = False,
+        weight_norm: bool = False,
+        dropout: float = 0.0,
+        module: Any = None,
+        module_params: dict | None = None,
+        input_shape: tuple[int, ...] | None = None,
+        loss: str = "auto",
+        optimizer: Any = "adam",
+        optimizer_params: dict | None = None,
+        learning_rate: float = 0.01,
+        learning_rate_schedule: Any = None,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        max_epochs: int = 50,
+        batch_size: int = 128,
+        stop_below: float | None = None,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        tol: float = 1e-4,
+        class_weight: Any = None,
+        callbacks: Any = None,
+        dtype: Any = "auto",
+        device: Any = "auto",
+        random_state: Any = None,
+        verbose: int = 0,
+        warm_start: bool = False,
+    ) -> None:
+        super().__init__(
+            hidden_layer_sizes=hidden_layer_sizes,
+            activation=activation,
+            bias=bias,
+            batch_norm=batch_norm,
+            weight_norm=weight_norm,
+            dropout=dropout,
+            module=module,
+            module_params=module_params,
+            input_shape=input_shape,
+            loss=loss,
+            optimizer=optimizer,
+            optimizer_params=optimizer_params,
+            learning_rate=learning_rate,
+            learning_rate_schedule=learning_rate_schedule,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            stop_below=stop_below,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            n_iter_no_change=n_iter_no_change,
+            tol=tol,
+            class_weight=class_weight,
+            callbacks=callbacks,
+            dtype=dtype,
+            device=device,
+            random_state=random_state,
+            verbose=verbose,
+            warm_start=warm_start,
+        )
+        self.jacobian_penalty = jacobian_penalty
+        self.jacobian_norm = jacobian_norm
+        self.n_projections = n_projections
+        self.jacobian_output = jacobian_output
+
+
+@documented("regressor", jacobian=True)
+class JacobianRegularizedRegressor(JacobianPenaltyMixin, NetworkRegressor):
+    r"""Neural network regressor whose input-output Jacobian is kept small.
+
+    .. math:: \min_\theta \frac{1}{n} \sum_i \ell(f(x_i), y_i) + \lambda R, \qquad
+              R = \frac{1}{n} \sum_i \|\partial f / \partial x (x_i)\|_F^2
+
+    Parameters
+    ----------
+    {parameters}
+
+    Attributes
+    ----------
+    {attributes}
+
+    Notes
+    -----
+    The penalty is evaluated in eval mode, see :class:`JacobianRegularizedClassifier`. ``"softmax"`` is
+    refused as `jacobian_output`: it would be another function than the regression's.
+
+    References
+    ----------
+    Sokolic, Giryes, Sapiro, Rodrigues: Robust large margin deep neural networks, 2017, eqs. 48-52.
+
+    Examples
+    --------
+    A strong penalty makes the function flat:
+
+    >>> import numpy as np
+    >>> from sklearn_capacity import JacobianRegularizedRegressor
+    >>> X = np.linspace(-1, 1, 50)[:, None]
+    >>> model = JacobianRegularizedRegressor(jacobian_penalty=100.0, random_state=0).fit(X, X[:, 0])
+    >>> bool(np.ptp(model.predict(X)) < 0.2)
+    True
+    """
+
+    _constraints: ClassVar[dict[str, Any]] = {
+        **NetworkRegressor._constraints,
+        **JACOBIAN_CONSTRAINTS,
+        "jacobian_output": _constraints.option(["logits"]),
+    }
+
+    def __init__(
+        self,
+        hidden_layer_sizes: Any = (100,),
+        activation: Any = "relu",
+        *,
+        jacobian_penalty: float = 0.01,
+        jacobian_norm: str = "frobenius",
+        n_projections: int = 1,
+        jacobian_output: str = "logits",
+        bias: bool = True,
+        batch_norm: bool = False,
+        weight_norm: bool = False,
+        dropout: float = 0.0,
+        module: Any = None,
+        module_params: dict | None = None,
+        input_shape: tuple[int, ...] | None = None,
+        loss: str = "auto",
+        optimizer: Any = "adam",
+        optimizer_params: dict | None = None,
+        learning_rate: float = 0.01,
+        learning_rate_schedule: Any = None,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        max_epochs: int = 50,
+        batch_size: int = 128,
+        stop_below: float | None = None,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        tol: float = 1e-4,
+        callbacks: Any = None,
+        dtype: Any = "auto",
+        device: Any = "auto",
+        random_state: Any = None,
+        verbose: int = 0,
+        warm_start: bool = False,
+    ) -> None:
+        super().__init__(
+            hidden_layer_sizes=hidden_layer_sizes,
+            activation=activation,
+            bias=bias,
+            batch_norm=batch_norm,
+            weight_norm=weight_norm,
+            dropout=dropout,
+            module=module,
+            module_params=module_params,
+            input_shape=input_shape,
+            loss=loss,
+            optimizer=optimizer,
+            optimizer_params=optimizer_params,
+            learning_rate=learning_rate,
+            learning_rate_schedule=learning_rate_schedule,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            stop_below=stop_below,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            n_iter_no_change=n_iter_no_change,
+            tol=tol,
+            callbacks=callbacks,
+            dtype=dtype,
+            device=device,
+            random_state=random_state,
+            verbose=verbose,
+            warm_start=warm_start,
+        )
+        self.jacobian_penalty = jacobian_penalty
+        self.jacobian_norm = jacobian_norm
+        self.n_projections = n_projections
+        self.jacobian_output = jacobian_output

@@ -1,0 +1,89 @@
+"""From the `module` parameter to a network with checked outputs."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from sklearn_capacity import architectures
+from sklearn_capacity._validation import closest
+
+__all__ = ["check_output", "make_module"]
+
+
+def make_module(module: Any, module_params: Mapping[str, Any] | None, input_shape: tuple[int, ...], n_outputs: int):
+    """A new network for samples of `input_shape` from a name, class, factory or instance.
+
+    A name goes to :func:`sklearn_capacity.architectures.make_network`. A class or factory gets those of
+    ``input_shape``, ``n_features`` and ``n_outputs`` that its signature names, plus `module_params`,
+    which win. An instance is copied with its weights.
+    """
+    params = dict(module_params or {})
+    if isinstance(module, str):
+        return _make_named(module, params, input_shape, n_outputs)
+    if isinstance(module, nn.Module):
+        if params:
+            raise ValueError(
+                f"`module_params` must be None when `module` is an instance, got {params!r}. "
+                "Give the class instead."
+            )
+        return copy.deepcopy(module)
+    if not callable(module):
+        raise TypeError(
+            "`module` must be None, the name of an architecture, an nn.Module class or instance, "
+            f"or a callable that returns one, got {module!r}."
+        )
+    made = _call(module, params, input_shape, n_outputs)
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"`module` must return an nn.Module, got {made!r}.")
+    return made
+
+
+def _make_named(name: str, params: dict[str, Any], input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
+    known = getattr(architectures, "ARCHITECTURES", {})
+    if name not in known:
+        shown = ", ".join(repr(key) for key in known)
+        tail = closest(name, known)
+        raise ValueError(f"`module` must name one of {shown}, got {name!r}.{' ' + tail if tail else ''}")
+    return architectures.make_network(name, input_shape, n_outputs, **params)
+
+
+def _call(factory: Any, params: dict[str, Any], input_shape: tuple[int, ...], n_outputs: int) -> Any:
+    offered = {"input_shape": input_shape, "n_features": int(torch.Size(input_shape).numel()), "n_outputs": n_outputs}
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # some builtins have none
+        return factory(**params)
+    arguments = {name: value for name, value in offered.items() if name in signature.parameters} | params
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"`module` cannot be called with {sorted(arguments)}: {error}. Give what it needs as `module_params`."
+        ) from error
+    return factory(**arguments)
+
+
+def check_output(module: nn.Module, sample: torch.Tensor, n_outputs: int, meaning: str) -> None:
+    """Run one sample through the module, which also materialises lazy layers, and check the output's shape."""
+    module.eval()
+    try:
+        with torch.no_grad():
+            output = module(sample)
+    except (RuntimeError, ValueError, IndexError) as error:
+        shape = tuple(sample.shape[1:])
+        raise ValueError(
+            f"`module` failed on a sample of shape {shape}: {error}. Images need `input_shape`, or X of shape "
+            "(n_samples, channels, height, width)."
+        ) from error
+    if not isinstance(output, torch.Tensor) or output.shape != (1, n_outputs):
+        got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise ValueError(
+            f"`module` must return a tensor of shape (n_samples, {n_outputs}), {meaning}; "
+            f"for one sample it returned {got}."
+        )

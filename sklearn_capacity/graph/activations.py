@@ -1,0 +1,97 @@
+"""Element-wise activations: value, derivative and the constants that measures need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .nodes import Node
+
+__all__ = ["ACTIVATIONS", "Activation", "activation_of"]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One row of the table.
+
+    Attributes
+    ----------
+    value, derivative : callable(Tensor, *args) -> Tensor
+        `args` are the activation's own parameters (a slope, a temperature), positional as in torch.
+    lipschitz : callable(*args) -> float
+        Its exact Lipschitz constant.
+    homogeneous : bool
+        Positively homogeneous: f(c z) = c f(z) for c > 0, so that f(z) = f'(z) z.
+    piecewise_linear : bool
+        The derivative is piecewise constant, so its own derivative takes no part in a gradient.
+    """
+
+    value: Callable[..., Tensor]
+    derivative: Callable[..., Tensor]
+    lipschitz: Callable[..., float]
+    homogeneous: bool = False
+    piecewise_linear: bool = False
+
+
+def _leaky_slope(z: Tensor, slope: float = 0.01) -> Tensor:
+    return torch.where(z > 0, torch.ones_like(z), torch.full_like(z, slope))
+
+
+def _hardtanh_slope(z: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
+    return ((z > low) & (z < high)).to(z.dtype)
+
+
+def _gelu_slope(z: Tensor, approximate: str = "none") -> Tensor:
+    if approximate == "tanh":
+        c = math.sqrt(2 / math.pi)
+        t = torch.tanh(c * (z + 0.044715 * z**3))
+        return 0.5 * (1 + t) + 0.5 * z * (1 - t**2) * c * (1 + 3 * 0.044715 * z**2)
+    return 0.5 * (1 + torch.erf(z / math.sqrt(2))) + z * torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+
+
+def _silu_slope(z: Tensor) -> Tensor:
+    s = torch.sigmoid(z)
+    return s * (1 + z * (1 - s))
+
+
+def _elu_slope(z: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
+    below = scale * alpha * input_scale * torch.exp(input_scale * z.clamp(max=0))
+    return torch.where(z > 0, torch.full_like(z, scale), below)
+
+
+def _elu_lipschitz(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> float:
+    return abs(scale) * max(1.0, abs(alpha * input_scale))
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": Activation(torch.relu, lambda z: (z > 0).to(z.dtype), lambda: 1.0, True, True),
+    "leaky_relu": Activation(F.leaky_relu, _leaky_slope, lambda slope=0.01: max(1.0, abs(slope)), True, True),
+    "hardtanh": Activation(F.hardtanh, _hardtanh_slope, lambda low=-1.0, high=1.0: 1.0, False, True),
+    "tanh": Activation(torch.tanh, lambda z: 1 - torch.tanh(z) ** 2, lambda: 1.0),
+    "sigmoid": Activation(torch.sigmoid, lambda z: torch.sigmoid(z) * torch.sigmoid(-z), lambda: 0.25),
+    "softplus": Activation(
+        F.softplus, lambda z, beta=1.0, threshold=20.0: torch.sigmoid(beta * z), lambda beta=1.0, threshold=20.0: 1.0
+    ),
+    # Extrema of the derivatives, found where the second derivative vanishes: GELU at z = sqrt(2), SiLU at z = 2.3994;
+    # rounded up in the last digit, so that they are bounds.
+    "gelu": Activation(
+        lambda z, approximate="none": F.gelu(z, approximate=approximate),
+        _gelu_slope,
+        lambda approximate="none": 1.1289042 if approximate == "none" else 1.1289931,
+    ),
+    "silu": Activation(F.silu, _silu_slope, lambda: 1.0998394),
+    "elu": Activation(F.elu, _elu_slope, _elu_lipschitz),
+    "erf": Activation(
+        torch.erf, lambda z: 2 / math.sqrt(math.pi) * torch.exp(-(z**2)), lambda: 2 / math.sqrt(math.pi)
+    ),
+}
+
+
+def activation_of(node: Node) -> tuple[Activation, tuple]:
+    """The table's row for an activation node, with the node's own arguments."""
+    return ACTIVATIONS[node.params["kind"]], tuple(node.params.get("args", ()))

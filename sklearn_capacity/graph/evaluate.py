@@ -1,0 +1,144 @@
+"""Rules that evaluate a graph: the network's own function, from its folded weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .activations import activation_of
+from .convert import Ref
+from .nodes import NetworkGraph, Node, interpret
+
+__all__ = ["EVALUATE", "LINEAR_RULES", "apply_linear", "evaluate"]
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+_AVG_POOL: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+_ADAPTIVE: dict[int, Callable[..., Tensor]] = {
+    1: F.adaptive_avg_pool1d,
+    2: F.adaptive_avg_pool2d,
+    3: F.adaptive_avg_pool3d,
+}
+_MAX_POOL: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+
+def evaluate(graph: NetworkGraph, X: Tensor, keep: Callable[[Node, Any], None] | None = None) -> Tensor:
+    """Logits of the network, (n, C)."""
+    return interpret(graph, EVALUATE, X, purpose="Evaluation", keep=keep)
+
+
+def pad_input(node: Node, x: Tensor) -> Tensor:
+    """The input of a convolution with the node's padding applied."""
+    flat = [p for pair in reversed(node.params["padding"]) for p in pair]
+    mode = node.params["padding_mode"]
+    return F.pad(x, flat, mode="constant" if mode == "zeros" else mode)
+
+
+def apply_linear(node: Node, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """The affine map of a weight-carrying node with other tensors in its place.
+
+    `x` is (n, ...); a weight of None stands for the identity of a diagonal node.
+    """
+    p = node.params
+    if node.op == "linear":
+        return F.linear(x, weight, bias)  # type: ignore[arg-type]
+    if node.op == "conv":
+        pairs = p["padding"]
+        symmetric = p["padding_mode"] == "zeros" and all(a == b for a, b in pairs)
+        padding = [a for a, _ in pairs] if symmetric else 0
+        x = x if symmetric else pad_input(node, x)
+        return _CONV[p["nd"]](x, weight, bias, p["stride"], padding, p["dilation"], p["groups"])
+    if node.op == "conv_transpose":
+        padding = [a for a, _ in p["padding"]]
+        return _CONV_TRANSPOSE[p["nd"]](
+            x, weight, bias, p["stride"], padding, p["output_padding"], p["groups"], p["dilation"]
+        )
+    y = x if weight is None else x * broadcast(node, weight, x)
+    return y if bias is None else y + broadcast(node, bias, x)
+
+
+def broadcast(node: Node, tensor: Tensor, x: Tensor) -> Tensor:
+    """A diagonal node's tensor, shaped to broadcast against a batch."""
+    dim = node.params["dim"]
+    return tensor if dim is None else tensor.reshape(-1, *(1,) * (x.dim() - 1 - dim))
+
+
+def _affine(node: Node, x: Tensor) -> Tensor:
+    return apply_linear(node, x, node.weight, node.bias)
+
+
+def _activation(node: Node, x: Tensor) -> Tensor:
+    activation, args = activation_of(node)
+    return activation.value(x, *args)
+
+
+def _max_pool(node: Node, x: Tensor) -> Tensor:
+    p = node.params
+    return _MAX_POOL[p["nd"]](x, p["kernel"], p["stride"], p["padding"], p["dilation"], p["ceil_mode"])
+
+
+def avg_pool(node: Node, x: Tensor) -> Tensor:
+    p = node.params
+    nd = p["nd"]
+    if "adaptive" in p:
+        return _ADAPTIVE[nd](x, p["adaptive"])
+    if nd == 1:
+        return F.avg_pool1d(x, p["kernel"], p["stride"], p["padding"], p["ceil_mode"], p["count_include_pad"])
+    return _AVG_POOL[nd](
+        x, p["kernel"], p["stride"], p["padding"], p["ceil_mode"], p["count_include_pad"], p["divisor_override"]
+    )
+
+
+def _reduce(node: Node, x: Tensor) -> Tensor:
+    return x.sum(node.params["dims"], keepdim=node.params["keepdim"]) * node.params["factor"]
+
+
+def _slice(node: Node, x: Tensor) -> Tensor:
+    index: list[Any] = [slice(None)] * x.dim()
+    index[node.params["dim"]] = node.params["index"]
+    return x[tuple(index)]
+
+
+def _pad(node: Node, x: Tensor) -> Tensor:
+    return F.pad(x, node.params["pads"], mode=node.params["mode"])
+
+
+def _add(node: Node, a: Tensor, b: Tensor) -> Tensor:
+    sign_a, sign_b = node.params["signs"]
+    a = a if sign_a == 1 else a * sign_a
+    return torch.add(a, b, alpha=sign_b)
+
+
+def _opaque(node: Node, *values: Any) -> Any:
+    table = dict(zip(node.inputs, values, strict=True))
+    leaves = [table[leaf.name] if isinstance(leaf, Ref) else leaf for leaf in node.params["leaves"]]
+    args, kwargs = torch.utils._pytree.tree_unflatten(leaves, node.params["spec"])
+    return node.params["function"](*args, **kwargs)
+
+
+#: Operators that are linear in their inputs and carry no weight; both evaluation and tangents use them.
+LINEAR_RULES: dict[str, Callable[..., Tensor]] = {
+    "view": lambda node, x: x.reshape(len(x), *node.shape),
+    "permute": lambda node, x: x.permute(node.params["dims"]),
+    "reduce": _reduce,
+    "slice": _slice,
+    "pad": _pad,
+    "avg_pool": avg_pool,
+    "add": _add,
+    "cat": lambda node, *xs: torch.cat(xs, dim=node.params["dim"]),
+}
+
+EVALUATE: dict[str, Callable[..., Any]] = {
+    **LINEAR_RULES,
+    "linear": _affine,
+    "conv": _affine,
+    "conv_transpose": _affine,
+    "diagonal": _affine,
+    "activation": _activation,
+    "max_pool": _max_pool,
+    "opaque": _opaque,
+}

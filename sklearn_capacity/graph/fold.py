@@ -1,0 +1,171 @@
+"""Fold batch norm, explicit padding and a fixed linear head into the linear maps beside them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .nodes import NetworkGraph, Node
+
+__all__ = ["HEAD", "fold"]
+
+#: Name of the submodule that holds the fixed map from one logit to two.
+HEAD = "binary_head"
+
+_LINEAR = ("linear", "conv", "conv_transpose")
+
+
+def fold(graph: NetworkGraph) -> NetworkGraph:
+    """The same function with as few operators as its linear maps allow.
+
+    Batch norm goes into the linear map before it, else into the one behind it (a convolution only where it pads
+    nothing: a shift of the input is no constant at a padded border), else it stays as a diagonal layer of its own.
+    """
+    for step in (_fold_padding, _fold_norm_backward, _fold_norm_forward, _fold_head):
+        graph = step(graph)
+    return graph
+
+
+def _rebuild(graph: NetworkGraph, replaced: dict[str, Node], aliases: dict[str, str]) -> NetworkGraph:
+    def target(name: str) -> str:
+        while name in aliases:
+            name = aliases[name]
+        return name
+
+    nodes = []
+    for node in graph.nodes:
+        if node.name in aliases:
+            continue
+        node = replaced.get(node.name, node)
+        nodes.append(replace(node, inputs=tuple(target(name) for name in node.inputs)))
+    return NetworkGraph(tuple(nodes), target(graph.output))
+
+
+def _fold_padding(graph: NetworkGraph) -> NetworkGraph:
+    """`pad` followed by an unpadded convolution is one convolution with that padding."""
+    readers = graph.consumers()
+    replaced: dict[str, Node] = {}
+    aliases: dict[str, str] = {}
+    modes = {"constant": "zeros", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+    for node in graph.nodes:
+        if node.op != "conv" or any(a or b for a, b in node.params["padding"]):
+            continue
+        pad = graph[node.inputs[0]]
+        if pad.op != "pad" or len(readers[pad.name]) != 1 or pad.params["mode"] not in modes:
+            continue
+        flat, nd = pad.params["pads"], node.params["nd"]
+        if len(flat) > 2 * nd or any(p < 0 for p in flat):
+            continue
+        flat = tuple(flat) + (0,) * (2 * nd - len(flat))
+        pairs = tuple((flat[2 * i], flat[2 * i + 1]) for i in reversed(range(nd)))  # torch lists the last axis first
+        params = {**node.params, "padding": pairs, "padding_mode": modes[pad.params["mode"]]}
+        replaced[node.name] = replace(node, params=params)
+        aliases[pad.name] = pad.inputs[0]
+    return _rebuild(graph, replaced, aliases)
+
+
+def _is_norm(node: Node) -> bool:
+    return node.op == "diagonal" and node.params.get("kind") == "batch_norm"
+
+
+def _channels_first(node: Node, scale: Tensor) -> Tensor:
+    """`scale` per output channel, shaped to multiply the weight."""
+    weight = node.weight
+    assert weight is not None
+    if node.op == "conv_transpose":  # (in, out / groups, ...)
+        groups = node.params["groups"]
+        per_group = scale.reshape(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1)
+        return per_group.reshape(weight.shape[0], weight.shape[1], *(1,) * (weight.dim() - 2))
+    return scale.reshape(-1, *(1,) * (weight.dim() - 1))
+
+
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
+
+
+def _fold_norm_backward(graph: NetworkGraph) -> NetworkGraph:
+    readers = graph.consumers()
+    replaced: dict[str, Node] = {}
+    aliases: dict[str, str] = {}
+    for norm in graph.nodes:
+        if not _is_norm(norm):
+            continue
+        before = graph[norm.inputs[0]]
+        before = replaced.get(before.name, before)
+        alone = before.name != graph.output and len(readers[before.name]) == 1
+        if before.op not in _LINEAR or not alone or (before.op == "linear" and len(before.shape) != 1):
+            continue
+        scale, shift = norm.weight, norm.bias
+        assert scale is not None and before.weight is not None
+        bias = None if before.bias is None else before.bias * scale
+        replaced[before.name] = replace(
+            before,
+            weight=before.weight * _channels_first(before, scale),
+            bias=_sum(bias, shift),
+            trainable=_joined(before, norm),
+            sources=before.sources | norm.sources,
+        )
+        aliases[norm.name] = before.name
+    return _rebuild(graph, replaced, aliases)
+
+
+def _joined(linear: Node, norm: Node) -> tuple[bool, bool]:
+    """A folded tensor is trained if any parameter in it is."""
+    weight = linear.trainable[0] or norm.trainable[0]
+    return weight, linear.trainable[1] or norm.trainable[1] or (linear.bias is not None and norm.trainable[0])
+
+
+def _fold_norm_forward(graph: NetworkGraph) -> NetworkGraph:
+    readers = graph.consumers()
+    replaced: dict[str, Node] = {}
+    aliases: dict[str, str] = {}
+    for norm in graph.nodes:
+        if not _is_norm(norm) or norm.name == graph.output or len(readers[norm.name]) != 1:
+            continue
+        (after,) = readers[norm.name]
+        after = replaced.get(after.name, after)
+        scale, shift = norm.weight, norm.bias
+        assert scale is not None and shift is not None
+        if not _takes_input_scale(after, norm):
+            continue
+        assert after.weight is not None
+        rest = (1,) * (after.weight.dim() - 2)
+        moved = after.weight * shift.reshape(1, -1, *rest)
+        weight_trained, bias_trained = after.trainable[0] or norm.trainable[0], after.trainable[1] or norm.trainable[1]
+        replaced[after.name] = replace(
+            after,
+            weight=after.weight * scale.reshape(1, -1, *rest),
+            bias=_sum(after.bias, moved.flatten(1).sum(1)),
+            trainable=(weight_trained, bias_trained),
+            sources=after.sources | norm.sources,
+        )
+        aliases[norm.name] = norm.inputs[0]
+    return _rebuild(graph, replaced, aliases)
+
+
+def _takes_input_scale(after: Node, norm: Node) -> bool:
+    if after.op == "linear":
+        return len(norm.shape) == 1
+    unpadded = after.op == "conv" and not any(a or b for a, b in after.params["padding"])
+    return unpadded and after.params["groups"] == 1
+
+
+def _fold_head(graph: NetworkGraph) -> NetworkGraph:
+    """The fixed map z -> [-z/2, z/2] joins the last linear map: a one-logit model is that two-logit net."""
+    head = graph[graph.output]
+    if head.op != "linear" or head.scope != HEAD:
+        return graph
+    readers = graph.consumers()
+    last = graph[head.inputs[0]]
+    views: dict[str, str] = {}
+    while last.op == "view" and len(readers[last.name]) == 1:
+        views[last.name] = last.inputs[0]
+        last = graph[last.inputs[0]]
+    if last.op != "linear" or len(readers[last.name]) != 1 or last.weight is None or last.weight.shape[0] != 1:
+        return graph
+    assert head.weight is not None
+    bias = None if last.bias is None else torch.nn.functional.linear(last.bias, head.weight)
+    joined = replace(last, weight=head.weight @ last.weight, bias=bias, shape=head.shape)
+    return _rebuild(graph, {last.name: joined}, {**views, head.name: last.name})

@@ -1,0 +1,180 @@
+"""A trained network as the measures see it: a private eval copy, its logits, its graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .evaluate import evaluate
+from .fold import HEAD
+from .nodes import NetworkGraph, UnsupportedLayerError
+from .trace import named_tensors, private_copy, trace
+
+__all__ = ["Network"]
+
+
+class _TwoLogits(nn.Module):
+    """The one-logit model z as the two-logit model [-z/2, z/2]; [0, z] would have other margins and Jacobians."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+        self.add_module(HEAD, nn.Linear(1, 2, bias=False))
+        head = getattr(self, HEAD)
+        with torch.no_grad():
+            head.weight.copy_(torch.tensor([[-0.5], [0.5]], device=head.weight.device))
+        head.weight.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(self, HEAD)(self.module(x).reshape(x.shape[0], 1))
+
+
+class _LogProbabilities(nn.Module):
+    """Logarithms of the probabilities that a module returns, as logits."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _log(self.module(x))
+
+
+class _LogOdds(nn.Module):
+    """The logit z = log p - log(1 - p) of the one probability that a module returns."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = self.module(x)
+        return _log(p) - _log(1 - p)
+
+
+def _log(probabilities: Tensor) -> Tensor:
+    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+
+
+class Network:
+    """What a measure is given: logits, weights and the graph of a private copy in eval mode.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Copied; the original is never touched again.
+    input_shape : tuple of int
+        Shape of one sample.
+    output : "logits", "one_logit", "probabilities" or "one_probability", default="logits"
+        What the module returns. One logit z becomes [-z/2, z/2]; of probabilities the logarithm is taken, of a single
+        one the log-odds.
+    initial_state : mapping of str to Tensor, default=None
+        Raw parameters before training, for distances from the initialisation.
+    dtype, device : default=None
+        Where to compute; those of the module by default.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        input_shape: tuple[int, ...],
+        *,
+        output: str = "logits",
+        initial_state: Mapping[str, Tensor] | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ):
+        copy = private_copy(module, device)
+        tensors = named_tensors(copy)
+        floats = [t for t in tensors.values() if t.is_floating_point()]
+        self.dtype = dtype or (floats[0].dtype if floats else torch.get_default_dtype())
+        self.device = torch.device(device) if device is not None else floats[0].device if floats else torch.device("cpu")
+        #: Trainable raw parameters by name, before any head was put on.
+        self.parameters = {name: p for name, p in copy.to(dtype=self.dtype).named_parameters() if p.requires_grad}
+        self.parameter_count = sum(p.numel() for p in self.parameters.values())
+        if output == "one_probability":
+            copy = _LogOdds(copy)
+        if output in ("one_logit", "one_probability"):
+            copy = _TwoLogits(copy).to(dtype=self.dtype, device=self.device)
+        elif output == "probabilities":
+            copy = _LogProbabilities(copy)
+        self.module = copy.eval()
+        self.input_shape = tuple(input_shape)
+        self.initial_state = initial_state
+        self._memo: dict[Any, Any] = {}
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Logits (n, C) of the module itself; differentiable with respect to X."""
+        logits = self.module(X)
+        if isinstance(logits, tuple | list):
+            logits = logits[0]
+        return logits.reshape(len(X), -1) if logits.dim() != 2 else logits
+
+    @cached_property
+    def graph(self) -> NetworkGraph:
+        """The folded graph, traced once and checked against the module.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If the module cannot be traced, or the graph does not reproduce it.
+        """
+        program = trace(self.module, self.input_shape, dtype=self.dtype)
+        tensors = named_tensors(self.module)
+        with torch.no_grad():
+            graph = program.bind(tensors)
+            self._check(graph)
+        return graph
+
+    @cached_property
+    def activation_size(self) -> int:
+        """Numbers in the largest tensor that one sample makes on its way through the network."""
+        sizes = [math.prod(self.input_shape)]
+
+        def note(module: nn.Module, args: tuple, output: object) -> None:
+            if isinstance(output, Tensor):
+                sizes.append(output.numel() // 2)
+
+        hooks = [submodule.register_forward_hook(note) for submodule in self.module.modules()]
+        try:
+            with torch.no_grad():
+                self.forward(torch.zeros(2, *self.input_shape, dtype=self.dtype, device=self.device))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return max(sizes)
+
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """The value of `compute`, kept as long as the network: operator norms that several measures share."""
+        if key not in self._memo:
+            self._memo[key] = compute()
+        return self._memo[key]
+
+    @cached_property
+    def n_outputs(self) -> int:
+        with torch.no_grad():
+            return self.forward(torch.zeros(2, *self.input_shape, dtype=self.dtype, device=self.device)).shape[1]
+
+    def _check(self, graph: NetworkGraph) -> None:
+        generator = torch.Generator().manual_seed(0)
+        # Another number of samples than the trace had, so that one baked into the graph shows.
+        X = torch.randn(3, *self.input_shape, dtype=torch.float64, device="cpu", generator=generator)
+        X = X.to(device=self.device, dtype=self.dtype)
+        expected, got = self.forward(X), evaluate(graph, X)
+        got = got.reshape(len(X), -1)
+        tolerance = 1e-8 if self.dtype == torch.float64 else 1e-3 if self.dtype == torch.float32 else 5e-2
+        if got.shape != expected.shape:
+            raise UnsupportedLayerError(
+                f"The traced graph returns shape {tuple(got.shape)}, the module {tuple(expected.shape)}."
+            )
+        error = (got - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(self.dtype).tiny)
+        if torch.isfinite(expected).all() and not bool(error <= tolerance):
+            raise UnsupportedLayerError(
+                f"The traced graph does not reproduce the module: relative error {float(error):.1e}, tolerance "
+                f"{tolerance:g}. Does its forward pass draw random numbers or keep state in eval mode?"
+            )

@@ -1,0 +1,172 @@
+"""The graph of a network: a list of nodes in execution order, and how to walk it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .._validation import NotDefinedError
+
+__all__ = ["NetworkGraph", "Node", "UnsupportedLayerError", "WEIGHT_OPS", "interpret"]
+
+#: Operators that may carry a weight. A "diagonal" carries one only where it is a layer of its own.
+WEIGHT_OPS = ("linear", "conv", "conv_transpose", "diagonal")
+
+
+class UnsupportedLayerError(NotDefinedError):
+    """A measure does not apply to this network; the message names the layer and says why."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator of the network with the tensors bound to it.
+
+    Attributes
+    ----------
+    name : str
+        Unique in the graph.
+    op : str
+        Canonical operator: "input", "linear", "conv", "conv_transpose", "diagonal", "activation", "max_pool",
+        "avg_pool", "reduce", "view", "permute", "slice", "pad", "add", "cat" or "opaque".
+    inputs : tuple of str
+        Names of the nodes it reads.
+    scope : str
+        Dotted name of the submodule it came from; "" is the module itself.
+    shape : tuple of int
+        Shape of its output for one sample.
+    weight, bias : Tensor or None
+        Effective tensors: parametrisations applied, batch norm folded. Differentiable functions of what was bound.
+    trainable : (bool, bool)
+        Whether the weight and the bias depend on a parameter that is trained.
+    sources : frozenset of str
+        Names of the parameters behind weight and bias; nodes that share one are tied.
+    params : mapping
+        What else the operator needs: stride, dims, the kind of activation, ...
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    scope: str
+    shape: tuple[int, ...]
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    trainable: tuple[bool, bool] = (False, False)
+    sources: frozenset[str] = frozenset()
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether the node is one of the weight layers l = 1..d."""
+        return self.weight is not None and (self.op != "diagonal" or self.params.get("layer", False))
+
+    @property
+    def label(self) -> str:
+        """How messages and per-layer rows call the node."""
+        return self.scope or self.name
+
+    def refuse(self, purpose: str, why: str = "", cure: str = "") -> UnsupportedLayerError:
+        """The error that says why `purpose` is not defined for this node."""
+        kind = self.params.get("kind", self.params.get("target", self.op))
+        reason = f" {why}" if why else " there is no rule for it."
+        return UnsupportedLayerError(
+            f"{purpose} is not defined for the operator `{kind}` in layer `{self.label}`:{reason}"
+            + (f" {cure}" if cure else "")
+        )
+
+
+@dataclass(frozen=True)
+class NetworkGraph:
+    """Nodes in execution order; the first is the input, `output` names the logits."""
+
+    nodes: tuple[Node, ...]
+    output: str
+
+    @property
+    def input(self) -> Node:
+        return self.nodes[0]
+
+    @property
+    def layers(self) -> tuple[Node, ...]:
+        """The weight layers l = 1..d in execution order; a tied weight stands once for every use."""
+        return tuple(node for node in self.nodes if node.is_layer)
+
+    def __getitem__(self, name: str) -> Node:
+        return self._by_name[name]
+
+    @property
+    def _by_name(self) -> dict[str, Node]:
+        if "_index" not in self.__dict__:
+            object.__setattr__(self, "_index", {node.name: node for node in self.nodes})
+        return self.__dict__["_index"]
+
+    def consumers(self) -> dict[str, list[Node]]:
+        """For every node, the nodes that read it (twice if read twice)."""
+        table: dict[str, list[Node]] = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for name in node.inputs:
+                table[name].append(node)
+        return table
+
+    def parameters(self) -> list[tuple[str, Tensor]]:
+        """The folded trainable parameters theta, each tied tensor once, as (label, tensor)."""
+        seen: set[tuple[str, frozenset[str]]] = set()
+        out = []
+        for node in self.nodes:
+            for part, tensor, trained in zip(("weight", "bias"), (node.weight, node.bias), node.trainable, strict=True):
+                key = (part, node.sources)
+                if tensor is None or not trained or key in seen:
+                    continue
+                seen.add(key)
+                out.append((f"{node.label}.{part}", tensor))
+        return out
+
+
+def interpret(
+    graph: NetworkGraph,
+    rules: Mapping[str, Callable[..., Any]],
+    start: Any,
+    *,
+    purpose: str = "This interpretation",
+    keep: Callable[[Node, Any], None] | None = None,
+) -> Any:
+    """Walk the graph with one rule per operator and return the value at the output.
+
+    Parameters
+    ----------
+    rules : dict of operator to callable(node, *values)
+        What each operator does to the values of its inputs. An operator without a rule raises and names itself.
+    start : object
+        Value at the input.
+    purpose : str
+        Subject of the error message: "A path norm", "The Lipschitz constant".
+    keep : callable(node, value), default=None
+        Called with every value as it is computed.
+
+    Returns
+    -------
+    object
+        Values are dropped after their last use, so memory stays that of the live ones.
+    """
+    remaining = {name: len(readers) for name, readers in graph.consumers().items()}
+    remaining[graph.output] += 1
+    values: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op == "input":
+            value = start
+        else:
+            rule = rules.get(node.op)
+            if rule is None:
+                raise node.refuse(purpose)
+            value = rule(node, *(values[name] for name in node.inputs))
+        values[node.name] = value
+        if keep is not None:
+            keep(node, value)
+        for name in node.inputs:
+            remaining[name] -= 1
+            if not remaining[name]:
+                values.pop(name, None)
+    return values[graph.output]

@@ -1,0 +1,294 @@
+"""From a module to a program: trace once with torch.export, bind tensors as often as wanted."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import threading
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .convert import CONVERSIONS, Call, Draft, Ref, Weight
+from .fold import fold
+from .nodes import NetworkGraph, Node, UnsupportedLayerError
+
+__all__ = ["Program", "named_tensors", "private_copy", "trace"]
+
+# Exporting swaps attributes of the module and global tracing state: threads break each other without a lock.
+_LOCK = threading.RLock()
+# Samples to trace with; one would be specialised away.
+SAMPLES = 2
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer under every name it has, so that tied ones are found."""
+    tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    tensors.update(module.named_buffers(remove_duplicate=False))
+    return tensors
+
+
+def private_copy(module: nn.Module, device: torch.device | str | None = None) -> nn.Module:
+    """A deep copy in eval mode, on `device`; a tensor that some forward pass left behind in it is cut from its graph."""
+    memo: dict[int, Any] = {}
+    for tensor in named_tensors(module).values():
+        moved = tensor.detach()
+        moved = moved.clone() if device is None else moved.to(device, copy=True)
+        memo[id(tensor)] = nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
+    for submodule in module.modules():
+        for value in vars(submodule).values():
+            if isinstance(value, Tensor) and id(value) not in memo and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(module, memo).eval()
+
+
+@dataclass(frozen=True)
+class Program:
+    """The structure of a module's forward pass, without its tensors.
+
+    `bind` gives the graph for one set of tensors, as a differentiable function of them, so a training loop traces once
+    and binds every step. `batch` is the first axis's size, a symbol, or a number where the forward pass fixed it (by
+    calling `len(x)`, say).
+    """
+
+    nodes: tuple[torch.fx.Node, ...]
+    tensor_names: Mapping[str, str]
+    constants: Mapping[str, Tensor]
+    input_name: str
+    input_shape: tuple[int, ...]
+    batch: str
+
+    def bind(self, tensors: Mapping[str, Tensor]) -> NetworkGraph:
+        """The graph with effective weights: parametrisations applied, batch norm folded.
+
+        Parameters
+        ----------
+        tensors : mapping of str to Tensor
+            Parameters and buffers by name, as `named_tensors` gives them, on one device.
+        """
+        return fold(_Binder(self, tensors).graph())
+
+
+def trace(module: nn.Module, input_shape: tuple[int, ...], *, dtype: torch.dtype | None = None) -> Program:
+    """Trace a module's eval forward pass on a private CPU copy.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Left as it is.
+    input_shape : tuple of int
+        Shape of one sample.
+    dtype : torch.dtype, default=None
+        Floating dtype of the sample; that of the parameters by default.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If the forward pass depends on the data in a way that no graph can show.
+    """
+    twin = private_copy(module, "cpu")
+    floats = [t.dtype for t in named_tensors(twin).values() if t.is_floating_point()]
+    dtype = dtype or (floats[0] if floats else torch.get_default_dtype())
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(SAMPLES, *input_shape, dtype=dtype, device="cpu", generator=generator)
+    dim = torch.export.Dim
+    with _LOCK, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            spec = (dict.fromkeys(range(1, sample.dim()), dim.STATIC) | {0: dim.AUTO},)
+            exported = torch.export.export(_Plain(twin), (sample,), dynamic_shapes=spec, strict=False)
+            if _mutates(exported.graph):  # three quarters of the time, so only where it is needed
+                exported = exported.run_decompositions({})
+        except Exception as error:
+            raise UnsupportedLayerError(
+                f"The forward pass of `{type(module).__name__}` cannot be traced as a graph of operators "
+                f"({_first_line(error)}). Measures of the graph need control flow that depends on shapes only; "
+                "margins, Jacobians and the Fisher-Rao norm work without it."
+            ) from error
+    signature = exported.graph_signature
+    named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    names = {key: name.removeprefix("module.") for key, name in named.items()}
+    constants = {key: exported.constants[name] for key, name in signature.inputs_to_lifted_tensor_constants.items()}
+    nodes = tuple(exported.graph_module.graph.nodes)
+    (input_name,) = signature.user_inputs
+    placeholder = next(node for node in nodes if node.name == input_name)
+    batch = str(placeholder.meta["val"].shape[0])
+    return Program(nodes, names, constants, input_name, tuple(input_shape), batch)
+
+
+def _mutates(graph: torch.fx.Graph) -> bool:
+    """Whether an in-place operator stands in the graph; running the empty decomposition makes those functional."""
+    schemas = (getattr(node.target, "_schema", None) for node in graph.nodes)
+    return any(schema is not None and schema.is_mutable for schema in schemas)
+
+
+class _Plain(nn.Module):
+    """Gives the forward pass one positional argument whatever the module calls it."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):  # type: ignore[no-untyped-def]
+        return self.module(x)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:200]}" if text else type(error).__name__
+
+
+class _Binder:
+    """Evaluates what depends on parameters alone, converts the rest node by node."""
+
+    def __init__(self, program: Program, tensors: Mapping[str, Tensor]):
+        self.program = program
+        self.tensors = tensors
+        self.canonical: dict[int, str] = {}
+        for name, tensor in tensors.items():
+            self.canonical.setdefault(id(tensor), name)
+        floats = [t for t in tensors.values() if t.is_floating_point()]
+        self.device = floats[0].device if floats else torch.device("cpu")
+        self.dtype = floats[0].dtype if floats else torch.get_default_dtype()
+        self.env: dict[str, Any] = {}
+        self.nodes: list[Node] = []
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def graph(self) -> NetworkGraph:
+        output = ""
+        for node in self.program.nodes:
+            if node.op == "placeholder":
+                self.env[node.name] = self._placeholder(node)
+            elif node.op == "output":
+                output = self._output(node)
+            else:
+                self.env[node.name] = self._call(node)
+        live = {output}
+        for node in reversed(self.nodes):  # dead code: sizes of views and unused statistics
+            if node.name in live:
+                live.update(node.inputs)
+        kept = tuple(node for node in self.nodes if node.name in live or node.op == "input")
+        return NetworkGraph(kept, output)
+
+    def _placeholder(self, node: torch.fx.Node) -> Any:
+        if node.name == self.program.input_name:
+            shape = self.program.input_shape
+            self.nodes.append(Node(node.name, "input", (), "", shape))
+            self.shapes[node.name] = (-1, *shape)
+            return Ref(node.name)
+        if node.name in self.program.tensor_names:
+            name = self.program.tensor_names[node.name]
+            tensor = self.tensors[name]
+            source = self.canonical[id(tensor)]
+            trainable = isinstance(tensor, nn.Parameter) and tensor.requires_grad
+            return Weight(tensor, trainable, frozenset({source}))
+        constant = self.program.constants[node.name].to(self.device)
+        return Weight(constant.to(self.dtype) if constant.is_floating_point() else constant, False, frozenset())
+
+    def _output(self, node: torch.fx.Node) -> str:
+        (outputs,) = node.args
+        first = outputs[0] if isinstance(outputs, tuple | list) else outputs
+        value = self.env[first.name]
+        if not isinstance(value, Ref):
+            raise UnsupportedLayerError("The network's output does not depend on its input.")
+        return value.name
+
+    def _call(self, node: torch.fx.Node) -> Any:
+        args = torch.fx.node.map_arg((tuple(node.args), dict(node.kwargs)), lambda n: self.env[n.name])
+        leaves = [self.env[n.name] for n in node.all_input_nodes]
+        if not any(isinstance(leaf, Ref) for leaf in leaves):
+            return self._constant(node, *args)
+        if node.target is operator.getitem and args[0][1] == 0 and node.args[0].op == "call_function":
+            if node.args[0].target in CONVERSIONS:  # the first of several results: batch norm, pooling with indices
+                return args[0][0]
+        return self._convert(node, *args)
+
+    def _constant(self, node: torch.fx.Node, args: tuple, kwargs: dict) -> Any:
+        """Run an operator of parameters, buffers and numbers: a parametrised weight, a table of indices."""
+        weights = [self.env[n.name] for n in node.all_input_nodes if isinstance(self.env[n.name], Weight)]
+        unwrapped = torch.utils._pytree.tree_map_only(
+            Weight, lambda w: w.tensor, (args, kwargs), is_leaf=lambda v: isinstance(v, Weight)
+        )
+        args, kwargs = unwrapped
+        if "device" in kwargs:
+            kwargs = {**kwargs, "device": self.device}
+        if isinstance(kwargs.get("dtype"), torch.dtype) and kwargs["dtype"].is_floating_point:
+            kwargs = {**kwargs, "dtype": self.dtype}
+        value = node.target(*args, **kwargs)  # type: ignore[operator]
+        if not isinstance(value, Tensor):
+            return value
+        sources = frozenset().union(*(w.sources for w in weights))
+        return Weight(value, any(w.trainable for w in weights), sources)
+
+    def _convert(self, node: torch.fx.Node, args: tuple, kwargs: dict) -> Ref:
+        value = node.meta.get("val")
+        if isinstance(value, tuple | list) and value and node.target in CONVERSIONS:
+            value = value[0]
+        full = self._shape(value) if isinstance(value, Tensor) else ()
+        scope = _scope(node)
+        rule = CONVERSIONS.get(node.target)
+        draft: Draft | Ref | None = None
+        if rule is not None and self._batch_first(full, [self.env[n.name] for n in node.all_input_nodes]):
+            schema = node.target._schema.arguments  # type: ignore[union-attr]
+            named = {a.name: a.default_value for a in schema}
+            named.update({a.name: v for a, v in zip(schema, args, strict=False)})
+            named.update(kwargs)
+            draft = rule(Call(node.target, named, self.shapes, full, scope, self.device))
+        if isinstance(draft, Ref):
+            return draft
+        if draft is None:
+            draft = self._opaque(node, args, kwargs)
+        self.nodes.append(
+            Node(
+                node.name,
+                draft.op,
+                tuple(ref.name for ref in draft.inputs),
+                scope,
+                full[1:],
+                None if draft.weight is None else draft.weight.tensor,
+                None if draft.bias is None else draft.bias.tensor,
+                tuple(w is not None and w.trainable for w in (draft.weight, draft.bias)),
+                frozenset().union(*(w.sources for w in (draft.weight, draft.bias) if w is not None)),
+                draft.params,
+            )
+        )
+        if isinstance(value, Tensor):  # and no size, which may stand among a view's arguments
+            self.shapes[node.name] = full
+        return Ref(node.name)
+
+    def _shape(self, value: Tensor) -> tuple[int, ...]:
+        """Sizes, -1 for the number of samples and -2 for anything else that depends on it."""
+        batch = self.program.batch
+        return tuple(
+            -1 if i == 0 and str(size) == batch else size if isinstance(size, int) else -2
+            for i, size in enumerate(value.shape)
+        )
+
+    def _batch_first(self, full: tuple[int, ...], inputs: list[Any]) -> bool:
+        """Whether output and inputs are one row per sample; only then does an operator have a canonical form."""
+        shapes = [full, *(self.shapes[v.name] for v in inputs if isinstance(v, Ref) and v.name in self.shapes)]
+        return all(shape[:1] == (-1,) and -2 not in shape for shape in shapes)
+
+    def _opaque(self, node: torch.fx.Node, args: tuple, kwargs: dict) -> Draft:
+        leaves, spec = torch.utils._pytree.tree_flatten(
+            (args, kwargs), is_leaf=lambda v: isinstance(v, Ref | Weight)
+        )
+        refs = tuple(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Ref)))
+        trained = any(isinstance(leaf, Weight) and leaf.trainable for leaf in leaves)
+        values = [leaf.tensor if isinstance(leaf, Weight) else leaf for leaf in leaves]
+        target = getattr(node.target, "__name__", str(node.target))
+        params = {"target": target, "function": node.target, "leaves": values, "spec": spec, "trained": trained}
+        return Draft("opaque", refs, params=params)
+
+
+def _scope(node: torch.fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [path for path, _ in stack.values()]
+    path = paths[-1] if paths else ""
+    if path.startswith("_empty_nn_module_stack"):
+        return ""
+    return path.removeprefix("module").removeprefix(".")

@@ -1,0 +1,154 @@
+"""The data that a measure is given: on the device, in chunks, with one forward pass that all measures share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from .._validation import NotDefinedError
+from ..graph import Network
+
+__all__ = ["Batch", "is_out_of_memory"]
+
+T = TypeVar("T")
+
+# Beyond this the allocator returns memory to the system on every call, which costs more than the arithmetic.
+CPU_BYTES = 16 * 2**20
+
+
+class Batch:
+    """Samples and targets of one measurement.
+
+    Parameters
+    ----------
+    network : Network
+    X : Tensor of shape (n, ...) or None
+    y : Tensor of shape (n,) of class indices, (n, C) of targets, or None
+    loss : "cross_entropy", "squared", "absolute" or None
+    random_state : int
+        Seed of every stochastic measure.
+    batch_size : int or None
+        Samples per chunk; None chooses by memory. Halved, and tried again, when memory runs out.
+    verbose : int
+        1 shows the progress of long measures.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        X: Tensor | None = None,
+        y: Tensor | None = None,
+        *,
+        loss: str | None = None,
+        random_state: int = 0,
+        batch_size: int | None = None,
+        verbose: int = 0,
+    ):
+        self.network = network
+        self._X = X
+        self._y = y
+        self.loss = loss
+        self.random_state = random_state
+        self.verbose = verbose
+        self._batch_size = batch_size
+        self._memo: dict[Any, Any] = {}
+
+    @property
+    def X(self) -> Tensor:
+        if self._X is None:
+            raise NotDefinedError("This measure needs data: pass X.")
+        return self._X
+
+    @property
+    def y(self) -> Tensor:
+        if self._y is None:
+            raise NotDefinedError("This measure needs labels: pass y.")
+        return self._y
+
+    @property
+    def has_labels(self) -> bool:
+        return self._y is not None
+
+    @property
+    def n_samples(self) -> int:
+        return self.X.shape[0]
+
+    @property
+    def chunk_size(self) -> int:
+        """Samples that go through the network at once."""
+        if self._batch_size is None:
+            per_sample = max(1, self.network.activation_size * self.X.element_size())
+            self._batch_size = max(1, min(self.n_samples, _budget(self.X.device) // per_sample))
+        return self._batch_size
+
+    def once(self, key: Any, compute: Callable[[], T]) -> T:
+        """The value of `compute`, kept for every measure of this call."""
+        if key not in self._memo:
+            self._memo[key] = compute()
+        return self._memo[key]
+
+    def generator(self) -> torch.Generator:
+        """A fresh CPU generator with this batch's seed: one stream per measure, whatever else was measured."""
+        return torch.Generator(device="cpu").manual_seed(self.random_state)
+
+    def map(self, function: Callable[..., T], *aligned: Tensor) -> list[T]:
+        """`function(X, ...)` on consecutive chunks of X and of `aligned`, in order.
+
+        On out-of-memory the chunk is halved and tried again; a chunk of one sample that does not fit raises.
+        """
+        results: list[T] = []
+        start = 0
+        while start < self.n_samples:
+            stop = min(start + self.chunk_size, self.n_samples)
+            try:
+                results.append(function(_laid_out(self.X[start:stop]), *(t[start:stop] for t in aligned)))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self.chunk_size == 1:
+                    raise
+                self._batch_size = max(1, self.chunk_size // 2)
+                continue
+            start = stop
+        return results
+
+    def cat(self, function: Callable[..., Tensor], *aligned: Tensor) -> Tensor:
+        """The results of `map`, one row per sample, joined."""
+        return torch.cat(self.map(function, *aligned))
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits of all samples, (n, C), float64; one forward pass for all measures."""
+
+        def forward() -> Tensor:
+            with torch.no_grad():
+                return self.cat(lambda X: self.network.forward(X).double())
+
+        return self.once("logits", forward)
+
+    @property
+    def classes(self) -> Tensor:
+        """Class indices of the samples; an error for regression targets."""
+        if self.y.is_floating_point():
+            raise NotDefinedError("This measure needs class labels, got regression targets.")
+        return self.y
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on a device or on the host."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def _budget(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return max(CPU_BYTES, free // 16)
+    return CPU_BYTES
+
+
+def _laid_out(X: Tensor) -> Tensor:
+    """Images channels-last: convolutions take 0.2 to 0.8 of the time then, with the same result."""
+    return X.contiguous(memory_format=torch.channels_last) if X.dim() == 4 else X

@@ -1,0 +1,155 @@
+"""The Fisher-Rao norm by one tangent sweep ([FR] definition 2)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.utils import parametrize
+
+from .._validation import check_option
+from ..graph import Network, UnsupportedLayerError, parameter_tangent
+from ..products.tangent import directional_derivative
+from .batch import Batch
+from .record import Measure, Measured, NotDefinedError
+
+__all__ = ["MEASURES", "fisher_rao_norm"]
+
+DISTRIBUTIONS = ("empirical", "model")
+PARAMETERS = ("all", "weights")
+
+
+def fisher_rao_norm(
+    network: Network,
+    batch: Batch,
+    *,
+    distribution: str = "empirical",
+    parameters: str = "all",
+    squared: bool = False,
+    per_layer: bool = False,
+) -> Measured:
+    r"""Length of the parameters in the metric of the Fisher information.
+
+    .. math:: \|\theta\|_{fr} = \langle \theta, I(\theta)\, \theta \rangle^{1/2}
+
+    with :math:`u = J_\theta f \cdot \theta` and :math:`p = \mathrm{softmax}(f)`. Cross-entropy: the mean over the data
+    of :math:`\langle p - e_y, u \rangle^2` (empirical) or of the variance of :math:`u_k` under :math:`k \sim p`
+    (model). Squared loss, a Gaussian of unit variance: :math:`\langle f - y, u \rangle^2` or :math:`\|u\|^2`. Absolute
+    loss, one output: :math:`u^2`. Smaller goes with better generalisation; invariant under node-wise rescaling of
+    rectifier networks.
+
+    Parameters
+    ----------
+    distribution : "empirical" or "model", default="empirical"
+        Labels of the data, or labels drawn from the model (which needs no y).
+    parameters : "all" or "weights", default="all"
+        Whether biases and shifts belong to theta. Batch norm is folded, frozen parameters take no part.
+    squared : bool, default=False
+        Return the quadratic form instead of its root ([MF] eq. 16).
+    per_layer : bool, default=False
+        Divide by the number of weight layers d ([FR] figure 3), before squaring.
+
+    Returns
+    -------
+    Measured
+
+    Raises
+    ------
+    NotDefinedError
+        For the absolute loss with several outputs.
+
+    Notes
+    -----
+    At most two forward passes' worth of products; no per-sample gradient is formed. For networks with operators that
+    have no tangent rule (attention, layer norm): reverse mode twice over the raw parameters, about four passes.
+
+    References
+    ----------
+    Liang, Poggio, Rakhlin, Stokes (2019), Fisher-Rao metric, geometry, and complexity of neural networks, definition 2
+    and theorem 3.1.
+
+    Examples
+    --------
+    A linear model f = w x with the absolute loss has u = w x, so the norm is abs(w) times the root mean square of x.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(1, 1, bias=False)
+    >>> _ = net.weight.data.fill_(-3.0)
+    >>> X, y = torch.tensor([[1.0], [-1.0]]), torch.tensor([0.0, 0.0])
+    >>> measure_capacity(net, X, y, "fisher_rao_norm", loss="absolute")
+    {'fisher_rao_norm': 3.0}
+    """
+    check_option("distribution", distribution, DISTRIBUTIONS)
+    check_option("parameters", parameters, PARAMETERS)
+    biases = parameters == "all"
+    f, u = batch.once(("tangent", biases), lambda: _tangents(network, batch, biases))
+    form = quadratic_form(f, u, batch, distribution).mean().item()
+    value = math.sqrt(max(form, 0.0))
+    if per_layer:
+        value /= len(network.graph.layers)
+    return Measured(value**2 if squared else value)
+
+
+def quadratic_form(f: Tensor, u: Tensor, batch: Batch, distribution: str) -> Tensor:
+    """<u, F_psi u> per sample, (n,), F_psi being the Fisher matrix of the loss at the output."""
+    if batch.loss == "absolute":
+        if f.shape[1] != 1:
+            raise NotDefinedError(
+                f"The Fisher-Rao norm under the absolute loss is defined for one output, got {f.shape[1]}. "
+                'Use loss="squared".'
+            )
+        return u.squeeze(1) ** 2
+    if batch.loss == "squared":
+        if distribution == "model":
+            return (u**2).sum(1)
+        return ((f - batch.y.double()) * u).sum(1) ** 2
+    p = f.softmax(1)
+    mean = (p * u).sum(1, keepdim=True)
+    if distribution == "model":
+        return (p * (u - mean) ** 2).sum(1)
+    return (mean - u.gather(1, batch.classes[:, None])).squeeze(1) ** 2
+
+
+def _tangents(network: Network, batch: Batch, biases: bool) -> tuple[Tensor, Tensor]:
+    """Logits and tangents of all samples in float64; through the graph where its operators allow it."""
+    try:
+        graph = network.graph
+        with torch.no_grad():
+            pairs = batch.map(lambda X: parameter_tangent(graph, X, biases=biases))
+    except UnsupportedLayerError as error:
+        pairs = _raw_tangents(network, batch, biases, error)
+    f, u = (torch.cat(parts).double() for parts in zip(*pairs, strict=True))
+    return f.flatten(1), u.flatten(1)
+
+
+def _raw_tangents(network: Network, batch: Batch, biases: bool, reason: Exception) -> list[tuple[Tensor, Tensor]]:
+    """The same over the raw parameters, where they are the folded ones: no batch norm, no parametrisation."""
+    module = network.module
+    for name, submodule in module.named_modules():
+        if isinstance(submodule, torch.nn.modules.batchnorm._BatchNorm) or parametrize.is_parametrized(submodule):
+            raise UnsupportedLayerError(f"{reason} Without a graph, layer `{name}` cannot be folded.") from reason
+    theta = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    along = {name: p if biases or p.dim() > 1 else torch.zeros_like(p) for name, p in theta.items()}
+
+    def tangent(X: Tensor) -> tuple[Tensor, Tensor]:
+        return directional_derivative(lambda point: functional_call(module, dict(point), (X,)), theta, along)
+
+    return batch.map(tangent)
+
+
+MEASURES = (
+    Measure(
+        "fisher_rao_norm",
+        fisher_rao_norm,
+        family="fisher",
+        lower_is_better=True,
+        source="[FR] definition 2",
+        needs=frozenset({"data", "labels", "loss"}),
+        cost="forward",
+        invariances=frozenset({"permutation", "layer_rescaling", "node_rescaling"}),
+    ),
+)

@@ -1,0 +1,132 @@
+"""What a measure is: a pure function and one record that says what it needs and how it behaves."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .._validation import NotDefinedError, check_option
+
+__all__ = ["COSTS", "INVARIANCES", "NEEDS", "Measure", "Measured", "NotDefinedError"]
+
+#: What a measure may need beside the network's forward pass.
+NEEDS = ("weights", "graph", "chain", "data", "labels", "loss", "initial_state")
+#: From cheap to dear; `measures="cheap"` stops before the first that ascends, draws or takes a spectrum.
+COSTS = ("weights", "forward", "jacobian", "spectrum", "draws", "ascent")
+CHEAP_COSTS = ("weights", "forward", "jacobian")
+INVARIANCES = ("permutation", "layer_rescaling", "node_rescaling")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measured number.
+
+    Attributes
+    ----------
+    value : float
+        May be infinite where the measure's docstring says so.
+    log_value : float or None
+        Natural logarithm, kept where the value itself may overflow.
+    standard_error : float or None
+        Of a stochastic measure.
+    per_layer : sequence of mappings
+        One row per weight layer, each with at least "layer" and "value".
+    info : mapping
+        How it was computed: iterations, residual, the way that was taken.
+    """
+
+    value: float
+    log_value: float | None = None
+    standard_error: float | None = None
+    per_layer: Sequence[Mapping[str, Any]] = ()
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_log(cls, log_value: float, **others: Any) -> Measured:
+        """A positive number given by its logarithm; beyond the largest float the value is inf."""
+        value = math.exp(log_value) if log_value < 709.78 else math.inf
+        return cls(value, float(log_value), **others)
+
+    def log(self) -> float:
+        """The logarithm of the value; -inf for 0."""
+        if self.log_value is not None:
+            return self.log_value
+        return math.log(self.value) if self.value > 0 else -math.inf
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The record of a measure, from which scorer, tables, docs and common tests follow.
+
+    Attributes
+    ----------
+    name : str
+    function : callable(network, batch, *, params) -> Measured
+    family : str
+        "size", "norm", "capacity", "margin", "jacobian", "fisher", "sharpness", ...
+    lower_is_better : bool
+        Whether a lower value goes with better generalisation.
+    source : str
+        Paper and equation.
+    needs : subset of NEEDS
+    cost : one of COSTS
+    unit : str
+        In what the value is measured; "1" for a pure number.
+    tasks : subset of ("classification", "regression")
+    invariances : subset of INVARIANCES
+        Which changes of the weights that keep the function leave the value as it is, for rectifier networks.
+    stochastic : bool
+        Whether it draws random numbers (from its own seeded generator).
+    signed : bool
+        Whether it may be negative, so that it has no logarithm.
+    fixed : mapping
+        Parameters held fixed: `l1_path_norm` is `path_norm` with p = 1.
+    description : str
+        First line of the docs table; that of the function's docstring by default.
+    """
+
+    name: str
+    function: Callable[..., Measured]
+    family: str
+    lower_is_better: bool
+    source: str
+    needs: frozenset[str] = frozenset()
+    cost: str = "weights"
+    unit: str = "1"
+    tasks: tuple[str, ...] = ("classification", "regression")
+    invariances: frozenset[str] = frozenset()
+    stochastic: bool = False
+    signed: bool = False
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        check_option("cost", self.cost, COSTS)
+        for need in self.needs:
+            check_option("needs", need, NEEDS)
+        for invariance in self.invariances:
+            check_option("invariances", invariance, INVARIANCES)
+
+    @property
+    def cheap(self) -> bool:
+        return self.cost in CHEAP_COSTS and not self.stochastic
+
+    @property
+    def summary(self) -> str:
+        return self.description or (inspect.getdoc(self.function) or "").split("\n", 1)[0]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Names and defaults of what a user may set."""
+        signature = inspect.signature(self.function)
+        return {
+            name: p.default
+            for name, p in signature.parameters.items()
+            if p.kind is inspect.Parameter.KEYWORD_ONLY and name not in self.fixed
+        }
+
+    def __call__(self, network: Any, batch: Any, **params: Any) -> Measured:
+        return self.function(network, batch, **{**self.fixed, **params})

@@ -1,0 +1,28 @@
+"""The measures of all families, by name."""
+
+from __future__ import annotations
+
+from .._validation import closest
+from . import fisher_rao, jacobians, margins, norms, paths, size
+from .record import Measure
+
+__all__ = ["FAMILIES", "MEASURES", "measure_named"]
+
+#: One module per family; its table MEASURES stands at the foot of the file.
+FAMILIES = (size, norms, paths, fisher_rao, margins, jacobians)
+
+MEASURES: dict[str, Measure] = {measure.name: measure for family in FAMILIES for measure in family.MEASURES}
+
+
+def measure_named(name: str) -> Measure:
+    """The record of a measure.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name; the message offers the closest.
+    """
+    if name not in MEASURES:
+        hint = closest(name, MEASURES)
+        raise ValueError(f"Unknown measure {name!r}. {hint + ' ' if hint else ''}`list_measures()` shows all.")
+    return MEASURES[name]

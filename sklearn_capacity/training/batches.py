@@ -1,0 +1,117 @@
+"""Training data as tensors on the device, cut into batches by one gather each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Batch", "TensorBatches", "TensorData", "to_tensor"]
+
+
+class Batch(tuple):
+    """A pair (X, y), as skorch's callbacks expect it, with the weights of its samples beside it."""
+
+    sample_weight: Tensor | None
+
+    def __new__(cls, X: Tensor, y: Tensor | None, sample_weight: Tensor | None = None) -> Batch:
+        self = super().__new__(cls, (X, y))
+        self.sample_weight = sample_weight
+        return self
+
+
+def to_tensor(array: Any, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    """An array as a tensor on the device; floating point numbers get `dtype`, others keep theirs."""
+    if not isinstance(array, Tensor):
+        array = np.ascontiguousarray(array)
+        # torch warns about, and may write into, memory maps that joblib opened read-only
+        array = torch.from_numpy(array if array.flags.writeable else array.copy())
+    return array.to(device=device, dtype=dtype if array.is_floating_point() else None)
+
+
+class TensorData(torch.utils.data.Dataset):
+    """Samples, targets and weights that stay on the device.
+
+    Parameters
+    ----------
+    X : ndarray or Tensor of shape (n, ...)
+    y : ndarray or Tensor of shape (n,) or (n, C), default=None
+    sample_weight : ndarray or Tensor of shape (n,), default=None
+    device, dtype : default=None
+        Where and as what the numbers are kept; None leaves them as they are.
+    """
+
+    def __init__(
+        self,
+        X: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.X = to_tensor(X, device, dtype)
+        self.y = None if y is None else to_tensor(y, device, dtype)
+        self.sample_weight = None if sample_weight is None else to_tensor(sample_weight, device, dtype)
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    def __getitem__(self, index: Any) -> Batch:
+        y, weight = self.y, self.sample_weight
+        return Batch(self.X[index], y if y is None else y[index], weight if weight is None else weight[index])
+
+    def take(self, index: Tensor) -> Batch:
+        """The samples of an index tensor; faster than ``self[index]``."""
+        return Batch(*(None if t is None else t.index_select(0, index) for t in (self.X, self.y, self.sample_weight)))
+
+
+class TensorBatches:
+    """Iterate over a :class:`TensorData` in batches; takes the place of a DataLoader in skorch nets.
+
+    Parameters
+    ----------
+    dataset : TensorData
+    batch_size : int
+        A last batch of a single sample is merged into the one before: batch norm cannot
+        normalise one value.
+    shuffle : bool, default=False
+        Whether each pass has its own order.
+    generator : torch.Generator on the CPU, default=None
+        Source of the order; None stands for torch's default one.
+    """
+
+    def __init__(
+        self,
+        dataset: TensorData,
+        batch_size: int,
+        shuffle: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.generator = generator
+
+    def _bounds(self) -> list[tuple[int, int]]:
+        n_samples = len(self.dataset)
+        starts = list(range(0, n_samples, self.batch_size))
+        if len(starts) > 1 and n_samples - starts[-1] == 1:
+            starts.pop()
+        return list(zip(starts, [*starts[1:], n_samples], strict=True))
+
+    def __len__(self) -> int:
+        return len(self._bounds())
+
+    def __iter__(self) -> Iterator[Batch]:
+        data, bounds = self.dataset, self._bounds()
+        if not self.shuffle or len(bounds) == 1:  # the order inside a batch changes nothing
+            for start, stop in bounds:
+                yield data[start:stop]
+            return
+        order = torch.randperm(len(data), generator=self.generator).to(data.X.device)
+        for start, stop in bounds:
+            yield data.take(order[start:stop])

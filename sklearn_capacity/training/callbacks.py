@@ -1,0 +1,54 @@
+"""Callbacks for any skorch net that records ``train_loss``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from skorch import NeuralNet
+from skorch.callbacks import Callback
+from tqdm.auto import tqdm
+
+__all__ = ["DivergenceCheck", "EpochProgress", "StopBelow"]
+
+
+class StopBelow(Callback):
+    """End the training as soon as an epoch's training loss lies below `threshold` ([EG]: 1e-4)."""
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        if net.history[-1, "train_loss"] < self.threshold:
+            raise KeyboardInterrupt  # skorch's way to leave the loop
+
+
+class DivergenceCheck(Callback):
+    """Raise as soon as a loss or a penalty is no longer finite; the message names the epoch and the value."""
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        epoch = net.history[-1]
+        for name in ("train_loss", "train_penalty", "valid_loss"):
+            value = epoch.get(name, 0.0)
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"Training diverged in epoch {epoch['epoch']}: the {name.replace('_', ' ')} is {value}. "
+                    f"Lower `learning_rate` ({net.optimizer_.param_groups[0]['lr']:g}) or scale the data."
+                )
+
+
+class EpochProgress(Callback):
+    """A tqdm bar over the epochs that shows the latest losses; none for a single epoch."""
+
+    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        self.bar_ = tqdm(total=net.max_epochs, unit="epoch", disable=net.max_epochs == 1)
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        epoch = net.history[-1]
+        shown = {key: f"{epoch[key]:.4g}" for key in ("train_loss", "train_penalty", "valid_loss") if key in epoch}
+        self.bar_.set_postfix(shown, refresh=False)
+        self.bar_.update()
+
+    def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        self.bar_.close()
+        del self.bar_  # holds an open stream, which does not pickle

@@ -1,0 +1,52 @@
+"""Which device a training run uses."""
+
+from __future__ import annotations
+
+import multiprocessing
+from typing import Any
+
+import torch
+
+__all__ = ["resolve_device", "worker_number"]
+
+
+def worker_number() -> int:
+    """Number of this process among its siblings: 0 for a main process, then 0, 1, 2, ... for workers.
+
+    joblib's loky workers, and those of multiprocessing, are numbered from 1 on by their parent.
+    """
+    identity = multiprocessing.current_process()._identity  # type: ignore[attr-defined]
+    return identity[-1] - 1 if identity else 0
+
+
+def resolve_device(device: Any) -> torch.device:
+    """A torch device; "auto" is the CPU, or, where there are GPUs, one of them per joblib worker.
+
+    Parameters
+    ----------
+    device : "auto", str or torch.device
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    ValueError
+        If torch does not know the device, or it is a GPU that is not there.
+
+    Examples
+    --------
+    >>> resolve_device("cpu")
+    device(type='cpu')
+    """
+    n_gpus = torch.cuda.device_count()
+    if isinstance(device, str) and device == "auto":
+        return torch.device("cuda", worker_number() % n_gpus) if n_gpus else torch.device("cpu")
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f'`device` must be "auto" or a device of torch such as "cpu", got {device!r}.') from error
+    if resolved.type == "cuda" and (resolved.index or 0) >= n_gpus:
+        raise ValueError(f"`device` is {device!r}, but torch sees {n_gpus} GPUs. Use device=\"auto\".")
+    return resolved

@@ -1,0 +1,220 @@
+"""skorch nets that add a penalty to the training loss and keep their data on the device."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import cloudpickle
+import torch
+from skorch import NeuralNet, NeuralNetClassifier, NeuralNetRegressor
+from skorch.callbacks import Callback, PassthroughScoring
+from skorch.utils import is_dataset
+from torch import Tensor
+
+from sklearn_capacity.training.batches import TensorBatches, TensorData
+from sklearn_capacity.training.losses import CrossEntropyLoss, SquaredLoss
+
+__all__ = ["PenalizedClassifier", "PenalizedNet", "PenalizedRegressor"]
+
+_BATCH_EVENTS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
+
+
+class PenalizedNet(NeuralNet):
+    """A skorch net that minimises ``loss + strength * penalty``.
+
+    Parameters
+    ----------
+    module, criterion, **kwargs
+        As for :class:`skorch.NeuralNet`. A criterion whose ``forward`` takes ``sample_weight`` gets
+        the weights of the batch.
+    penalty : callable, default=None
+        ``penalty(module, X, sample_weight=None)`` returns a differentiable scalar, for example
+        :func:`sklearn_capacity.penalties.frobenius_penalty`, or a ``functools.partial`` of it. It is
+        evaluated on training batches only.
+    penalty_strength : float, default=0.0
+
+    Notes
+    -----
+    The history's ``train_loss`` is the loss alone, averaged over an epoch while the weights move;
+    ``train_penalty`` is the penalty before it is multiplied by the strength. Entries per batch
+    are kept only if a callback listens to batches.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from sklearn_capacity.penalties import frobenius_penalty
+    >>> from sklearn_capacity.training import PenalizedClassifier
+    >>> net = PenalizedClassifier(torch.nn.Linear(2, 2), penalty=frobenius_penalty, penalty_strength=0.1,
+    ...                           max_epochs=2, verbose=0)
+    >>> X, y = np.random.default_rng(0).normal(size=(20, 2)).astype("float32"), np.arange(20) % 2
+    >>> sorted(key for key in net.fit(X, y).history[-1] if key.startswith("train_"))
+    ['train_batch_count', 'train_loss', 'train_penalty']
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        *,
+        criterion: Any,
+        penalty: Any = None,
+        penalty_strength: float = 0.0,
+        iterator_train: Any = TensorBatches,
+        iterator_train__shuffle: bool = True,
+        iterator_valid: Any = TensorBatches,
+        dataset: Any = TensorData,
+        train_split: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            module,
+            criterion=criterion,
+            iterator_train=iterator_train,
+            iterator_train__shuffle=iterator_train__shuffle,
+            iterator_valid=iterator_valid,
+            dataset=dataset,
+            train_split=train_split,
+            **kwargs,
+        )
+        self.penalty = penalty
+        self.penalty_strength = penalty_strength
+
+    @property
+    def _default_callbacks(self) -> list[tuple[str, Callback]]:
+        # the losses are recorded by run_single_epoch, from sums that stay on the device
+        return [(name, cb) for name, cb in super()._default_callbacks if not isinstance(cb, PassthroughScoring)]
+
+    def initialize_criterion(self) -> PenalizedNet:
+        super().initialize_criterion()
+        self.weighs_samples_ = "sample_weight" in inspect.signature(self.criterion_.forward).parameters
+        return self
+
+    def get_dataset(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """The data as tensors where the module is, in its precision."""
+        if self.dataset is not TensorData or is_dataset(X):
+            return super().get_dataset(X, y)
+        dtype = next((p.dtype for p in self.module_.parameters() if p.is_floating_point()), None)
+        return TensorData(X, y, sample_weight, device=self.device, dtype=dtype)
+
+    # ---- one step ---------------------------------------------------------------------------
+
+    def _set_training(self, training: bool = True) -> None:
+        # every batch is too often: it is slow, and un-freezes what a callback has frozen
+        if getattr(self, "_mode_", None) is not training:
+            super()._set_training(training)
+            self._mode_ = training
+
+    def _loss(self, prediction: Tensor, batch: Any) -> Tensor:
+        weight = getattr(batch, "sample_weight", None)
+        if weight is None or not self.weighs_samples_:
+            return self.get_loss(prediction, batch[1], X=batch[0], training=self._mode_)
+        return self.criterion_(prediction, batch[1], sample_weight=weight)
+
+    def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        self._set_training(True)
+        X = batch[0].to(self.device)
+        prediction = self.infer(X, **fit_params)
+        loss = self._loss(prediction, batch)
+        step = {"loss": loss, "y_pred": prediction}
+        objective = loss
+        if self.penalty is not None and self.penalty_strength:
+            step["penalty"] = self.penalty(self.module_, X, sample_weight=getattr(batch, "sample_weight", None))
+            objective = loss + self.penalty_strength * step["penalty"]
+        objective.backward()
+        return step
+
+    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        if self._listens_:
+            return super().train_step(batch, **fit_params)
+        steps: list[dict[str, Any]] = []
+
+        def closure() -> Tensor:
+            self.optimizer_.zero_grad()
+            steps.append(self.train_step_single(batch, **fit_params))
+            return steps[-1]["loss"]
+
+        self.optimizer_.step(closure)
+        return steps[0]
+
+    def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        self._set_training(False)
+        with torch.no_grad():
+            prediction = self.infer(batch[0], **fit_params)
+            return {"loss": self._loss(prediction, batch), "y_pred": prediction}
+
+    # ---- one epoch --------------------------------------------------------------------------
+
+    def _callbacks_listen(self) -> bool:
+        """Whether a callback wants to hear of, or read the history of, each batch."""
+        listens = any(
+            isinstance(callback, PassthroughScoring)
+            or any(getattr(type(callback), event) is not getattr(Callback, event) for event in _BATCH_EVENTS)
+            for _, callback in self.callbacks_
+        )
+        return listens or any(
+            getattr(type(self), event) is not getattr(PenalizedNet, event) for event in _BATCH_EVENTS
+        )
+
+    def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> PenalizedNet:
+        self._listens_ = self._callbacks_listen()
+        self._mode_ = None
+        return super().fit_loop(X, y, epochs, **kwargs)
+
+    def run_single_epoch(self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any) -> None:
+        """As skorch's, but keeps the losses on the device and reads them once, at the end."""
+        if iterator is None:
+            return
+        losses: dict[str, list[Tensor]] = {"loss": [], "penalty": []}
+        sizes: list[int] = []
+        for batch in iterator:
+            if self._listens_:
+                self.notify("on_batch_begin", batch=batch, training=training)
+            step = step_fn(batch, **fit_params)
+            sizes.append(len(batch[0]))
+            for key in losses.keys() & step.keys():
+                losses[key].append(step[key].detach())
+            if self._listens_:
+                self._record_batch(step, sizes[-1], prefix)
+                self.notify("on_batch_end", batch=batch, training=training, **step)
+        self.history.record(f"{prefix}_batch_count", len(sizes))
+        for key, values in losses.items():
+            if values:
+                weights = torch.tensor(sizes, dtype=values[0].dtype).to(values[0].device)
+                self.history.record(f"{prefix}_{key}", (torch.stack(values) @ weights).item() / sum(sizes))
+
+    def _record_batch(self, step: dict[str, Any], size: int, prefix: str) -> None:
+        for key in sorted(step.keys() & {"loss", "penalty"}):
+            self.history.record_batch(f"{prefix}_{key}", step[key].item())
+        self.history.record_batch(f"{prefix}_batch_size", size)
+
+    # ---- pickling ---------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        # skorch pickles the modules plainly, which fails for classes of __main__ and for lambdas
+        state = self.__dict__.copy()
+        kept = {key: state.pop(key) for key in ("device", "torch_load_kwargs")}
+        return {**kept, "__cuda_dependent_attributes__": cloudpickle.dumps(state)}
+
+
+class PenalizedClassifier(PenalizedNet, NeuralNetClassifier):
+    """:class:`PenalizedNet` for classification; the module returns logits.
+
+    Examples
+    --------
+    See :class:`PenalizedNet`.
+    """
+
+    def __init__(self, module: Any, *, criterion: Any = CrossEntropyLoss, **kwargs: Any) -> None:
+        super().__init__(module, criterion=criterion, **kwargs)
+
+
+class PenalizedRegressor(PenalizedNet, NeuralNetRegressor):
+    """:class:`PenalizedNet` for regression; the module returns (n, n_outputs).
+
+    Examples
+    --------
+    See :class:`PenalizedNet`.
+    """
+
+    def __init__(self, module: Any, *, criterion: Any = SquaredLoss, **kwargs: Any) -> None:
+        super().__init__(module, criterion=criterion, **kwargs)

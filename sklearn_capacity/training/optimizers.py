@@ -1,0 +1,57 @@
+"""Optimisers by name, and which of the estimators' settings each of them takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from sklearn_capacity._validation import check_option
+
+__all__ = ["OPTIMIZERS", "resolve_optimizer"]
+
+#: name -> torch optimiser class, or any callable ``(params, lr=..., **settings)``. Add optimisers here.
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adadelta": torch.optim.Adadelta,
+    "adagrad": torch.optim.Adagrad,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "lbfgs": torch.optim.LBFGS,
+    "nadam": torch.optim.NAdam,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": torch.optim.SGD,
+}
+
+_FUSED_DEVICES = ("cpu", "cuda")
+
+
+def resolve_optimizer(
+    optimizer: str | Callable[..., torch.optim.Optimizer],
+    *,
+    momentum: float,
+    weight_decay: float,
+    params: Mapping[str, Any] | None,
+    device: torch.device,
+) -> tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]:
+    """The optimiser's class or factory and its keyword arguments besides the learning rate.
+
+    ``momentum`` goes to those that have one; ``weight_decay`` only if it is not 0, and one that has
+    none raises then. ``params`` win over both. The fused implementations are taken where they exist.
+    """
+    if not callable(optimizer):
+        optimizer = OPTIMIZERS[check_option("optimizer", optimizer, OPTIMIZERS)]
+    accepted = inspect.signature(optimizer).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    settings: dict[str, Any] = {}
+    if "momentum" in accepted:
+        settings["momentum"] = momentum
+    if weight_decay:
+        if not ("weight_decay" in accepted or takes_all):
+            name = getattr(optimizer, "__name__", repr(optimizer))
+            raise ValueError(f"`weight_decay` must be 0 with {name}, which has none, got {weight_decay:g}.")
+        settings["weight_decay"] = weight_decay
+    if "fused" in accepted and device.type in _FUSED_DEVICES:
+        settings["fused"] = True
+    return optimizer, {**settings, **(params or {})}

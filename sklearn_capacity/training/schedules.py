@@ -1,0 +1,144 @@
+"""Learning rates that change from epoch to epoch."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import Callback
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+__all__ = ["LearningRateSchedule", "TorchSchedule", "make_schedule", "set_learning_rates"]
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give every parameter group its first learning rate times `factor` times its own ``"scale"``, if it has one."""
+    for group in optimizer.param_groups:
+        base = group.setdefault("initial_lr", group["lr"])
+        group["lr"] = base * factor * group.get("scale", 1.0)
+
+
+class LearningRateSchedule(Callback):
+    """Multiply the learning rate by a factor of the epoch.
+
+    Epochs are numbered from 0 over the life of the net, so that a schedule goes on in
+    ``partial_fit`` and with ``warm_start``.
+
+    Parameters
+    ----------
+    factor : callable
+        ``factor(epoch)`` returns a number that is at least 0.
+    """
+
+    def __init__(self, factor: Callable[[int], float]) -> None:
+        self.factor = factor
+
+    def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        factor = float(self.factor(len(net.history) - 1))
+        set_learning_rates(net.optimizer_, factor)
+
+
+class TorchSchedule(Callback):
+    """Step one of torch's schedulers after each epoch.
+
+    Its state follows from the net's history, which is replayed when training goes on.
+
+    Parameters
+    ----------
+    factory : callable
+        ``factory(optimizer)`` returns a ``torch.optim.lr_scheduler`` object.
+    """
+
+    def __init__(self, factory: Callable[[torch.optim.Optimizer], Any]) -> None:
+        self.factory = factory
+
+    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        set_learning_rates(net.optimizer_, 1.0)
+        with warnings.catch_warnings():
+            # replaying steps the scheduler before the optimiser, on purpose
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+            self.scheduler_ = self.factory(net.optimizer_)
+            for epoch in net.history:
+                self._step(epoch)
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        self._step(net.history[-1])
+
+    def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        del self.scheduler_  # the history says all there is to know
+
+    def _step(self, epoch: dict[str, Any]) -> None:
+        if isinstance(self.scheduler_, ReduceLROnPlateau):
+            self.scheduler_.step(epoch.get("valid_loss", epoch["train_loss"]))
+        else:
+            self.scheduler_.step()
+
+
+def cosine_factor(epoch: int, *, max_epochs: int) -> float:
+    """1/2 (1 + cos(pi epoch / max_epochs)), 0 afterwards."""
+    return 0.5 * (1 + math.cos(math.pi * min(epoch / max_epochs, 1.0)))
+
+
+def step_factor(epoch: int, *, steps: list[tuple[float, float]]) -> float:
+    """Product of the factors of all steps that lie at or before the epoch."""
+    return math.prod(factor for start, factor in steps if epoch >= start)
+
+
+def listed_factor(epoch: int, *, factors: list[float]) -> float:
+    """The epoch's entry; the last one goes on."""
+    return factors[min(epoch, len(factors) - 1)]
+
+
+def make_schedule(schedule: Any, max_epochs: int) -> Callback | None:
+    """The callback for a `learning_rate_schedule`, or None.
+
+    Parameters
+    ----------
+    schedule : None, "cosine", list of pairs, list of numbers, callable or torch scheduler
+        See :class:`sklearn_capacity.NetworkClassifier`.
+    max_epochs : int
+        Length of a cosine.
+
+    Raises
+    ------
+    ValueError
+        If it is none of these.
+    """
+    if schedule is None:
+        return None
+    if isinstance(schedule, str) and schedule == "cosine":
+        return LearningRateSchedule(functools.partial(cosine_factor, max_epochs=max_epochs))
+    if callable(schedule):
+        made = schedule.func if isinstance(schedule, functools.partial) else schedule
+        is_torch = inspect.isclass(made) and issubclass(made, LRScheduler | ReduceLROnPlateau)
+        return TorchSchedule(schedule) if is_torch else LearningRateSchedule(schedule)
+    if isinstance(schedule, Iterable) and not isinstance(schedule, str):
+        return LearningRateSchedule(_listed(schedule))
+    raise ValueError(
+        '`learning_rate_schedule` must be None, "cosine", a list of (epoch, factor) pairs, a list of factors, '
+        f"a function of the epoch or a scheduler class of torch, got {schedule!r}."
+    )
+
+
+def _listed(schedule: Iterable[Any]) -> Callable[[int], float]:
+    try:
+        numbers = np.asarray(list(schedule), dtype=float)
+    except (TypeError, ValueError):
+        numbers = np.empty(0)
+    if numbers.size == 0 or not (numbers.ndim == 1 or (numbers.ndim == 2 and numbers.shape[1] == 2)):
+        raise ValueError(
+            "`learning_rate_schedule` as a list must hold (epoch, factor) pairs or one factor for each epoch, "
+            f"got {schedule!r}."
+        )
+    if not (np.isfinite(numbers) & (numbers >= 0)).all():
+        raise ValueError(f"`learning_rate_schedule` must hold finite numbers that are at least 0, got {schedule!r}.")
+    if numbers.ndim == 1:
+        return functools.partial(listed_factor, factors=numbers.tolist())
+    return functools.partial(step_factor, steps=[(start, factor) for start, factor in numbers.tolist()])

@@ -1,0 +1,43 @@
+"""One seed for all that a training run draws, without a trace in the global generators."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+__all__ = ["seeded"]
+
+# Dropout can only draw from torch's default generator, which all threads of a process share:
+# without a lock two concurrent fits in joblib's threading backend consume each other's numbers.
+# Reentrant, since a callback may fit a network of its own.
+_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # a forked child must not inherit a lock that nobody will release
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
+    """Seed torch's default generators inside, put them back afterwards.
+
+    Yields a private CPU generator for draws whose order must not depend on what a module draws
+    (batches, projections). Fits in several threads of one process take turns.
+    """
+    cuda = [device] if device.type == "cuda" else []
+    with _lock, torch.random.fork_rng(devices=cuda):
+        # torch.manual_seed would also seed, and initialise, every accelerator
+        torch.random.default_generator.manual_seed(seed)
+        for current in cuda:
+            with torch.cuda.device(current):
+                torch.cuda.manual_seed(seed)
+        yield torch.Generator().manual_seed(seed)
