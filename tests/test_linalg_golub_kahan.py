@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from reference_linalg import norm
 
+from reference_linalg import norm
 from sklearn_capacity._validation import CapacityWarning
 from sklearn_capacity.linalg import dense_operator, operator_norm
 

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from reference_linalg import norm
 from torch import nn
 
+from reference_linalg import norm
 from sklearn_capacity.linalg import (
     ConvOperator,
     DiagonalOperator,
