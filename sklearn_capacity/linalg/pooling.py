@@ -32,6 +32,15 @@ class PoolOperator:
     axes : tuple of Tensor of shape (outputs, inputs)
         Weights along each axis.
     channels : int
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_capacity.linalg import PoolOperator
+    >>> pairs = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]], dtype=torch.float64)
+    >>> pool = PoolOperator((pairs, pairs), channels=3)
+    >>> pool.output_shape, round(pool.norm_lower().value, 12)
+    ((3, 2, 2), 0.5)
     """
 
     axes: tuple[Tensor, ...]
