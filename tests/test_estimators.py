@@ -61,7 +61,8 @@ def test_string_labels_come_back(digits):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_computes_in_the_precision_of_X_unless_told(digits, dtype):
     X, y = digits
-    for asked, given in (("auto", dtype), (dtype, "float64"), (np.dtype(dtype), "float32"), (getattr(torch, dtype), "float32")):
+    as_torch = getattr(torch, dtype)
+    for asked, given in (("auto", dtype), (dtype, "float64"), (np.dtype(dtype), "float32"), (as_torch, "float32")):
         model = NetworkClassifier(max_epochs=1, dtype=asked).fit(X.astype(given), y)
         assert {str(p.dtype) for p in model.module_.parameters()} == {f"torch.{dtype}"}
         assert model.predict_proba(X.astype("float32")).dtype == dtype

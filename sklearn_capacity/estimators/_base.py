@@ -163,7 +163,10 @@ class BaseNetwork(NetTraining, BaseEstimator):
         """Weights of the samples, or None where all are 1."""
         if sample_weight is None:
             return None
-        return _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
+        weights = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
+        if not weights.any():  # older scikit-learns let it pass
+            raise ValueError("Sample weights must contain at least one non-zero number.")
+        return weights
 
     # ---- prediction -------------------------------------------------------------------------
 

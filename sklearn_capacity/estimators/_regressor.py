@@ -138,7 +138,8 @@ class NetworkRegressor(RegressorMixin, BaseNetwork):
 
     def _check_target(self, y: np.ndarray, *, reset: bool) -> np.ndarray:
         one_column = y.ndim == 1
-        y = y.reshape(len(y), -1).astype(self._dtype)
+        with np.errstate(over="ignore"):  # what overflows raises below
+            y = y.reshape(len(y), -1).astype(self._dtype)
         if not np.isfinite(y).all():
             raise ValueError(f"y must be finite in {self._dtype}; it contains infinity or a value too large for it.")
         if reset:
