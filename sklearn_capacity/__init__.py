@@ -1,15 +1,34 @@
-"""scikit-learn estimators for networks of controlled capacity, and scorers which say how much a network has."""
+"""Capacity of neural networks for scikit-learn: estimators that control it, scorers that measure it."""
 
-from sklearn_capacity.estimators import (
+from . import architectures, datasets, displays, layers, model_selection, theory
+from ._validation import CapacityWarning, NotDefinedError
+from .estimators import (
     JacobianRegularizedClassifier,
     JacobianRegularizedRegressor,
     NetworkClassifier,
     NetworkRegressor,
 )
+from .graph import UnsupportedLayerError
+from .scoring import CapacityScorer, capacity_report, list_measures, measure_capacity
+
+__version__ = "0.1.0"
 
 __all__ = [
+    "CapacityScorer",
+    "CapacityWarning",
     "JacobianRegularizedClassifier",
     "JacobianRegularizedRegressor",
     "NetworkClassifier",
     "NetworkRegressor",
+    "NotDefinedError",
+    "UnsupportedLayerError",
+    "architectures",
+    "capacity_report",
+    "datasets",
+    "displays",
+    "layers",
+    "list_measures",
+    "measure_capacity",
+    "model_selection",
+    "theory",
 ]

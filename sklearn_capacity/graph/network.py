@@ -42,8 +42,23 @@ class _LogProbabilities(nn.Module):
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
-        probabilities = self.module(x)
-        return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
+        return _log(self.module(x))
+
+
+class _LogOdds(nn.Module):
+    """The logit z = log p - log(1 - p) of the one probability that a module returns."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = self.module(x)
+        return _log(p) - _log(1 - p)
+
+
+def _log(probabilities: Tensor) -> Tensor:
+    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
 
 
 class Network:
@@ -55,8 +70,9 @@ class Network:
         Copied; the original is never touched again.
     input_shape : tuple of int
         Shape of one sample.
-    output : "logits", "one_logit" or "probabilities", default="logits"
-        What the module returns. One logit z becomes [-z/2, z/2]; of probabilities the logarithm is taken.
+    output : "logits", "one_logit", "probabilities" or "one_probability", default="logits"
+        What the module returns. One logit z becomes [-z/2, z/2]; of probabilities the logarithm is taken, of a single
+        one the log-odds.
     initial_state : mapping of str to Tensor, default=None
         Raw parameters before training, for distances from the initialisation.
     dtype, device : default=None
@@ -77,11 +93,14 @@ class Network:
         tensors = named_tensors(copy)
         floats = [t for t in tensors.values() if t.is_floating_point()]
         self.dtype = dtype or (floats[0].dtype if floats else torch.get_default_dtype())
-        self.device = torch.device(device) if device is not None else floats[0].device if floats else torch.device("cpu")
+        own = floats[0].device if floats else "cpu"
+        self.device = torch.device(own if device is None else device)
         #: Trainable raw parameters by name, before any head was put on.
         self.parameters = {name: p for name, p in copy.to(dtype=self.dtype).named_parameters() if p.requires_grad}
         self.parameter_count = sum(p.numel() for p in self.parameters.values())
-        if output == "one_logit":
+        if output == "one_probability":
+            copy = _LogOdds(copy)
+        if output in ("one_logit", "one_probability"):
             copy = _TwoLogits(copy).to(dtype=self.dtype, device=self.device)
         elif output == "probabilities":
             copy = _LogProbabilities(copy)

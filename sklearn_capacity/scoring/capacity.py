@@ -1,0 +1,273 @@
+"""The functions that measure a model: numbers, a report, and the list of what there is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .._validation import NotDefinedError
+from ..measures import MEASURES, Measured
+from .session import Request, Session, parse_measures
+
+__all__ = ["capacity_report", "list_measures", "measure_capacity"]
+
+
+def measure_capacity(
+    model: Any,
+    X: Any = None,
+    y: Any = None,
+    measures: Any = "cheap",
+    *,
+    loss: str | None = None,
+    log: bool = False,
+    max_samples: int | None = None,
+    batch_size: int | None = None,
+    device: Any = None,
+    random_state: int = 0,
+) -> dict[str, float]:
+    """Capacity measures of a trained network.
+
+    Parameters
+    ----------
+    model : estimator, skorch net, nn.Module, or a Pipeline, target transformer or fitted search around one
+        Also scikit-learn's MLPs and its linear models with one linear map, which are converted exactly. Never changed:
+        measures work on a private copy in eval mode.
+    X : array-like or Tensor of shape (n_samples, ...), default=None
+        None: measures of the weights only.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
+        Labels as the model knows them; class indices for a plain module.
+    measures : str, list of str, dict, "cheap" or "all", default="cheap"
+        A dict is ``{label: name or (name, params)}``. "cheap": no ascent, no random draws, no spectrum. "cheap" and
+        "all" leave out what does not apply; `capacity_report` says what and why. `list_measures` shows all.
+    loss : "cross_entropy", "squared", "absolute" or None, default=None
+        None: the model's own; for a plain module cross-entropy if y is integer, boolean or string, squared if float.
+    log : bool, default=False
+        Natural logarithms. Products over many layers that overflow have finite ones.
+    max_samples : int, default=None
+        Measure on a seeded subset of at most so many samples.
+    batch_size : int, default=None
+        Samples at once; None chooses by memory. Halved when memory runs out.
+    device : str or torch.device, default=None
+        Where to compute; where the model is by default.
+    random_state : int, default=0
+        Seed of the stochastic measures.
+
+    Returns
+    -------
+    dict of str to float
+        Values as they are, not signed for maximisation.
+
+    Raises
+    ------
+    ValueError
+        For unknown names or parameters, data that do not fit, measures that do not apply (named one by one), and
+        ``log=True`` with a measure that may be negative.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.neural_network import MLPClassifier
+    >>> from sklearn_capacity import measure_capacity
+    >>> X, y = load_digits(return_X_y=True)
+    >>> model = MLPClassifier((8,), max_iter=5, random_state=0)
+    >>> import warnings; warnings.simplefilter("ignore")
+    >>> measure_capacity(model.fit(X / 16, y), X / 16, y, "parameter_count")
+    {'parameter_count': 610.0}
+    """
+    requests, explicit = parse_measures(measures)
+    if log and explicit:
+        _refuse_signed(requests)
+    session = Session(
+        model,
+        X,
+        y,
+        loss=loss,
+        max_samples=max_samples,
+        batch_size=batch_size,
+        device=device,
+        random_state=random_state,
+    )
+    values = {}
+    for request in requests:
+        if not explicit and log and request.measure.signed:
+            continue
+        try:
+            measured = session.run(request)
+        except NotDefinedError:
+            if explicit:
+                raise
+            continue
+        values[request.label] = measured.log() if log else measured.value
+    return values
+
+
+def _refuse_signed(requests: list[Request]) -> None:
+    signed = [r.label for r in requests if r.measure.signed]
+    if signed:
+        raise ValueError(f"`log` must be False for measures that may be negative, got log=True with {signed}.")
+
+
+def capacity_report(
+    model: Any,
+    X: Any = None,
+    y: Any = None,
+    measures: Any = "cheap",
+    *,
+    loss: str | None = None,
+    log: bool = False,
+    per_layer: bool = False,
+    per_class: bool = False,
+    max_samples: int | None = None,
+    batch_size: int | None = None,
+    device: Any = None,
+    random_state: int = 0,
+    verbose: int = 0,
+) -> pd.DataFrame:
+    """Capacity measures of a trained network with how they were computed.
+
+    Parameters
+    ----------
+    model, X, y, measures, loss, log, max_samples, batch_size, device, random_state
+        As in `measure_capacity`. A measure that does not apply has a row with the reason.
+    per_layer : bool, default=False
+        Add one row for each weight layer of the measures that have such.
+    per_class : bool, default=False
+        Add rows with the margins of each class's samples (the median over them).
+    verbose : int, default=0
+        1 shows the progress of long measures.
+
+    Returns
+    -------
+    DataFrame
+        One row per measure, with columns ``measure``, ``layer`` (or class), ``value``, ``standard_error``, ``unit``,
+        ``better`` ("lower" or "higher"), ``cost``, ``seconds``, ``computed`` (way, iterations, residual) and
+        ``reason`` (why there is no value).
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from sklearn_capacity import capacity_report
+    >>> report = capacity_report(nn.Linear(4, 2), measures=["parameter_count"])
+    >>> report.loc[0, ["measure", "value", "unit"]].tolist()
+    ['parameter_count', 10.0, 'parameters']
+    """
+    requests, _ = parse_measures(measures)
+    session = Session(
+        model,
+        X,
+        y,
+        loss=loss,
+        max_samples=max_samples,
+        batch_size=batch_size,
+        device=device,
+        random_state=random_state,
+        verbose=verbose,
+    )
+    rows: list[dict[str, Any]] = []
+    for request in requests:
+        rows += _report_rows(session, request, log, per_layer)
+    if per_class:
+        rows += _class_rows(session)
+    columns = ["measure", "layer", "value", "standard_error", "unit", "better", "cost", "seconds", "computed", "reason"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _report_rows(session: Session, request: Request, log: bool, per_layer: bool) -> list[dict[str, Any]]:
+    measure = request.measure
+    row: dict[str, Any] = {
+        "measure": request.label,
+        "layer": "",
+        "value": math.nan,
+        "standard_error": math.nan,
+        "unit": f"log({measure.unit})" if log else measure.unit,
+        "better": "lower" if measure.lower_is_better else "higher",
+        "cost": measure.cost,
+        "reason": "",
+        "computed": "",
+    }
+    if log and measure.signed:
+        return [{**row, "reason": "may be negative, so it has no logarithm"}]
+    try:
+        measured = session.run(request)
+    except NotDefinedError as error:
+        return [{**row, "reason": str(error)}]
+    error = measured.standard_error
+    if error is not None:
+        row["standard_error"] = error / measured.value if log and measured.value else error
+    row["value"] = measured.log() if log else measured.value
+    row["seconds"] = measured.info["seconds"]
+    row["computed"] = _shown({k: v for k, v in measured.info.items() if k != "seconds"})
+    return [row, *(_layer_rows(row, measured, log) if per_layer else [])]
+
+
+def _layer_rows(row: dict[str, Any], measured: Measured, log: bool) -> list[dict[str, Any]]:
+    out = []
+    for entry in measured.per_layer:
+        value = entry["value"]
+        value = (math.log(value) if value > 0 else -math.inf) if log else value
+        others = {k: v for k, v in entry.items() if k not in ("layer", "value")}
+        extra = {"standard_error": math.nan, "seconds": math.nan, "computed": _shown(others)}
+        out.append({**row, "layer": entry["layer"], "value": value, **extra})
+    return out
+
+
+def _shown(info: dict[str, Any]) -> str:
+    texts = (f"{value:.6g}" if isinstance(value, float) else str(value) for value in info.values())
+    return ", ".join(f"{key}={text}" for key, text in zip(info, texts, strict=True))
+
+
+def _class_rows(session: Session) -> list[dict[str, Any]]:
+    from ..measures.margins import sample_margins
+
+    margins, index = sample_margins(session.batch), session.batch.classes.cpu().numpy()
+    known = session.subject.classes
+    rows = []
+    for c in np.unique(index):
+        label = c if known is None else known[c]
+        row = {"measure": "median_margin", "layer": f"class {label}", "value": float(np.median(margins[index == c]))}
+        rows.append({**row, "unit": "logit", "better": "higher", "cost": "forward", "computed": "", "reason": ""})
+    return rows
+
+
+def list_measures() -> pd.DataFrame:
+    """All measures, one row each.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``name``, ``family``, ``better`` ("lower" or "higher"), ``needs``, ``cost``, ``cheap``, ``unit``,
+        ``tasks``, ``invariances``, ``stochastic``, ``signed``, ``parameters`` (name to default), ``source``,
+        ``summary``.
+
+    Examples
+    --------
+    >>> from sklearn_capacity import list_measures
+    >>> table = list_measures().set_index("name")
+    >>> table.loc["margin", "better"]
+    'higher'
+    """
+    rows = [
+        {
+            "name": m.name,
+            "family": m.family,
+            "better": "lower" if m.lower_is_better else "higher",
+            "needs": ", ".join(sorted(m.needs)),
+            "cost": m.cost,
+            "cheap": m.cheap,
+            "unit": m.unit,
+            "tasks": ", ".join(m.tasks),
+            "invariances": ", ".join(sorted(m.invariances)),
+            "stochastic": m.stochastic,
+            "signed": m.signed,
+            "parameters": m.parameters,
+            "source": m.source,
+            "summary": m.summary,
+        }
+        for m in MEASURES.values()
+    ]
+    return pd.DataFrame(rows)
+
+

@@ -1,0 +1,101 @@
+"""scikit-learn's own networks and linear models as torch modules with the same function."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn import linear_model, svm
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from torch import nn
+
+from .._validation import NotDefinedError
+
+__all__ = ["LINEAR_MODELS", "REFUSED", "convert"]
+
+#: One linear map whose rows are the classes' logits, or a single row for two classes. The loss is the model's own
+#: where it is one of ours; hinge and epsilon losses have no Fisher information, so it has to be named there.
+LINEAR_MODELS: dict[type, str | None] = {
+    linear_model.LogisticRegression: "cross_entropy",
+    linear_model.LogisticRegressionCV: "cross_entropy",
+    linear_model.SGDClassifier: "cross_entropy",
+    linear_model.Perceptron: "cross_entropy",
+    svm.LinearSVC: "cross_entropy",
+    linear_model.LinearRegression: "squared",
+    linear_model.Ridge: "squared",
+    linear_model.RidgeCV: "squared",
+    linear_model.Lasso: "squared",
+    linear_model.ElasticNet: "squared",
+    linear_model.SGDRegressor: "squared",
+    svm.LinearSVR: "absolute",
+}
+#: Models that look like one linear map and are none.
+REFUSED: dict[type, str] = {
+    linear_model.RidgeClassifier: "it is trained on targets -1 and 1, so its outputs are no logits",
+    linear_model.RidgeClassifierCV: "it is trained on targets -1 and 1, so its outputs are no logits",
+}
+#: Classifiers that train one binary problem per class when there are more than two.
+ONE_VERSUS_REST = (linear_model.SGDClassifier, linear_model.Perceptron, svm.LinearSVC)
+
+_ACTIVATIONS = {"identity": nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh, "logistic": nn.Sigmoid}
+
+
+def convert(model: Any) -> tuple[nn.Module, str, str | None] | None:
+    """(module in float64, what it returns, loss) of a fitted scikit-learn model, or None if there is no rule for it.
+
+    Raises
+    ------
+    NotDefinedError
+        For models that are close to one that can be converted, with the reason.
+    """
+    for kind, reason in REFUSED.items():
+        if isinstance(model, kind):
+            raise NotDefinedError(f"{type(model).__name__} cannot be measured: {reason}. Use LogisticRegression.")
+    if isinstance(model, MLPClassifier | MLPRegressor):
+        return _multilayer_perceptron(model)
+    for kind, loss in LINEAR_MODELS.items():
+        if isinstance(model, kind):
+            return _linear(model, loss)
+    return None
+
+
+def _linear(model: Any, loss: str | None) -> tuple[nn.Module, str, str | None]:
+    coef = np.atleast_2d(np.asarray(model.coef_, dtype=np.float64))
+    classes = getattr(model, "classes_", None)
+    if isinstance(model, ONE_VERSUS_REST) and len(coef) > 1:
+        if getattr(model, "multi_class", "ovr") != "crammer_singer":
+            raise NotDefinedError(
+                f"{type(model).__name__} with {len(coef)} classes is one-versus-rest: {len(coef)} separate models, "
+                "whose outputs are no logits of one network. Use LogisticRegression."
+            )
+    module = _layer(coef, np.atleast_1d(np.asarray(model.intercept_, dtype=np.float64)))
+    one_logit = classes is not None and len(coef) == 1
+    return module, "one_logit" if one_logit else "logits", loss
+
+
+def _layer(weight: np.ndarray, bias: np.ndarray) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], dtype=torch.float64, device="cpu")
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(np.array(weight, dtype=np.float64)))
+        layer.bias.copy_(torch.from_numpy(np.array(np.broadcast_to(bias, len(weight)), dtype=np.float64)))
+    return layer
+
+
+def _multilayer_perceptron(model: Any) -> tuple[nn.Module, str, str | None]:
+    name = type(model).__name__
+    if isinstance(model, MLPClassifier):
+        if model.out_activation_ == "logistic" and model.n_outputs_ > 1:
+            raise NotDefinedError(
+                f"{name} fitted on multilabel targets cannot be measured: its outputs are {model.n_outputs_} "
+                "independent binary models. Measure one label at a time."
+            )
+        output, loss = ("one_logit" if model.n_outputs_ == 1 else "logits"), "cross_entropy"
+    else:
+        if model.loss != "squared_error":
+            raise NotDefinedError(f"{name} with loss={model.loss!r} cannot be measured; only 'squared_error' can.")
+        output, loss = "logits", "squared"
+    layers: list[nn.Module] = []
+    for weight, bias in zip(model.coefs_, model.intercepts_, strict=True):
+        layers += [_layer(weight.T, bias), _ACTIVATIONS[model.activation]()]
+    return nn.Sequential(*layers[:-1]), output, loss

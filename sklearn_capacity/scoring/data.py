@@ -1,0 +1,123 @@
+"""From a user's X and y to tensors: shapes, dtypes, labels and samples checked once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+from sklearn.utils import check_array, check_random_state
+from torch import Tensor
+
+from .._validation import NotDefinedError, check_integer, check_option
+from .subject import Subject
+
+__all__ = ["LOSSES", "checked_X", "encode_targets", "resolve_loss", "subsample"]
+
+LOSSES = ("cross_entropy", "squared", "absolute")
+
+
+def checked_X(subject: Subject, X: Any) -> Any:
+    """X as a numeric array or tensor of shape (n, *input_shape), finite."""
+    if scipy.sparse.issparse(X):
+        raise TypeError("`X` must be dense, got a sparse matrix. Use `X.toarray()`.")
+    if isinstance(X, dict):
+        raise TypeError("`X` must be one array or tensor, got a dict: networks of several inputs cannot be measured.")
+    X = subject.transform_X(X)
+    if scipy.sparse.issparse(X):
+        X = X.toarray()  # what the pipeline's own last step would see is its affair; a network sees dense rows
+    if isinstance(X, Tensor):
+        X = X.detach()
+        if X.dim() < 2 or not len(X):
+            raise ValueError(f"`X` must be (n_samples, ...) with at least one sample, got shape {tuple(X.shape)}.")
+        if not X.is_floating_point():
+            X = X.to(torch.get_default_dtype())
+        if not bool(X.isfinite().all()):
+            raise ValueError("`X` contains NaN or infinity. Impute or remove these samples first.")
+    else:
+        X = check_array(X, allow_nd=True, dtype="numeric", input_name="X")
+        X = X.astype(np.float64) if X.dtype.kind not in "f" else X
+    if subject.input_shape is not None:
+        n, size = X.shape[0], int(np.prod(subject.input_shape))
+        if int(np.prod(X.shape[1:])) != size:
+            raise ValueError(
+                f"`X` has {int(np.prod(X.shape[1:]))} features per sample, but the network was fitted on {size} "
+                f"(input shape {subject.input_shape})."
+            )
+        X = X.reshape(n, *subject.input_shape)
+    return X
+
+
+def resolve_loss(loss: str | None, subject: Subject, y: Any) -> str | None:
+    """The loss to measure with: the one named, the model's own, or what the labels say."""
+    if loss is not None:
+        return check_option("loss", loss, LOSSES)
+    if subject.loss is not None or y is None:
+        return subject.loss
+    kind = y.dtype if isinstance(y, Tensor) else np.asarray(y).dtype
+    if isinstance(kind, torch.dtype):
+        return "squared" if kind.is_floating_point else "cross_entropy"
+    return "squared" if kind.kind == "f" else "cross_entropy"
+
+
+def encode_targets(subject: Subject, y: Any, loss: str | None, n_samples: int, n_outputs: int) -> Any:
+    """Class indices (n,) int64, or targets (n, C) float64."""
+    y = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+    if y.shape[:1] != (n_samples,):
+        raise ValueError(f"`y` must have one entry per sample, got shape {y.shape} for {n_samples} samples.")
+    if loss == "cross_entropy":
+        return _encode_labels(subject, y, n_outputs)
+    if y.dtype.kind not in "fiub":
+        raise ValueError(f"`y` must be numeric under the {loss} loss, got dtype {y.dtype}.")
+    y = np.asarray(subject.transform_y(y), dtype=np.float64)
+    y = y.reshape(n_samples, -1)
+    if not np.isfinite(y).all():
+        raise ValueError("`y` contains NaN or infinity.")
+    if y.shape[1] != n_outputs:
+        raise ValueError(f"`y` must have {n_outputs} columns, one per output of the network, got {y.shape[1]}.")
+    return y
+
+
+def _encode_labels(subject: Subject, y: np.ndarray, n_outputs: int) -> np.ndarray:
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1:
+        raise NotDefinedError(f"`y` must be one label per sample, got shape {y.shape}: multilabel is not defined here.")
+    classes = subject.classes
+    if classes is None:
+        classes = np.arange(n_outputs) if y.dtype.kind in "iuf" else np.unique(y)
+        if len(classes) > n_outputs:
+            raise ValueError(f"`y` has {len(classes)} different labels, but the network has {n_outputs} outputs.")
+    classes = np.asarray(classes)
+    order = np.argsort(classes)
+    place = np.searchsorted(classes[order], y).clip(max=len(classes) - 1)
+    index = order[place]
+    unseen = classes[index] != y
+    if unseen.any():
+        shown = ", ".join(repr(v) for v in np.unique(y[unseen])[:3].tolist())
+        raise ValueError(
+            f"`y` holds labels that the model does not know: {shown}. It knows {classes.tolist()[:10]}"
+            + (" (class indices, since a plain module knows no labels)." if subject.classes is None else ".")
+        )
+    return index.astype(np.int64)
+
+
+def subsample(X: Any, y: Any, max_samples: int | None, random_state: int) -> tuple[Any, Any]:
+    """A seeded subset of at most `max_samples` rows, in their order."""
+    if max_samples is None:
+        return X, y
+    check_integer("max_samples", max_samples, 1)
+    n = X.shape[0] if hasattr(X, "shape") else len(X)
+    if n <= max_samples:
+        return X, y
+    rows = np.sort(check_random_state(random_state).choice(n, max_samples, replace=False))
+    return _take(X, rows), None if y is None else _take(y, rows)
+
+
+def _take(data: Any, rows: np.ndarray) -> Any:
+    if hasattr(data, "iloc"):
+        return data.iloc[rows]
+    if isinstance(data, Tensor):
+        return data[torch.as_tensor(rows, device=data.device)]
+    return np.asarray(data)[rows] if not hasattr(data, "shape") else data[rows]

@@ -1,0 +1,296 @@
+"""Capacity as a scikit-learn scorer and as a transformer of models."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.metrics import check_scoring, get_scorer_names
+from sklearn.utils.validation import check_is_fitted
+
+from .._validation import CapacityWarning, check_option
+from .session import Request, Session, parse_measures
+
+__all__ = ["CapacityScorer"]
+
+
+class CapacityScorer(TransformerMixin, BaseEstimator):
+    """Capacity measures as `scoring=` of any search or curve, and as features of trained models.
+
+    Called as a scorer, greater is better: measures for which lower goes with better generalisation are negated and
+    their keys get the prefix ``neg_``. Names of scikit-learn scorers may stand among the measures.
+
+    Parameters
+    ----------
+    measures : str, list of str, dict or "cheap", default="cheap"
+        As in `measure_capacity`; scikit-learn scorer names ("accuracy", "roc_auc") are allowed too.
+    loss : "cross_entropy", "squared", "absolute" or None, default=None
+    log : bool, default=False
+        Score natural logarithms of the capacity measures (not of scikit-learn's scores).
+    refit_measure : str, default=None
+        A key of the scores. The scorer then returns this one float, as HalvingGridSearchCV and cross_val_score need.
+    on_error : "nan" or "raise", default="nan"
+        "nan": a measure that fails gives nan for its key, with a `CapacityWarning`, so that every fold has every key.
+    max_samples, batch_size, device, random_state
+        As in `measure_capacity`.
+
+    Notes
+    -----
+    Measures of the data are meant for the training fold: search with ``return_train_score=True`` and read the
+    ``mean_train_`` columns. One graph and one forward pass serve all measures of a call.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn.model_selection import cross_validate
+    >>> from sklearn_capacity import CapacityScorer
+    >>> X, y = load_iris(return_X_y=True)
+    >>> scorer = CapacityScorer(["accuracy", "spectral_norm"])
+    >>> scores = cross_validate(LogisticRegression(), X, y, scoring=scorer, cv=3)
+    >>> sorted(key for key in scores if key.startswith("test_"))
+    ['test_accuracy', 'test_neg_spectral_norm']
+    """
+
+    def __init__(
+        self,
+        measures: Any = "cheap",
+        *,
+        loss: str | None = None,
+        log: bool = False,
+        refit_measure: str | None = None,
+        on_error: str = "nan",
+        max_samples: int | None = None,
+        batch_size: int | None = None,
+        device: Any = None,
+        random_state: int = 0,
+    ):
+        self.measures = measures
+        self.loss = loss
+        self.log = log
+        self.refit_measure = refit_measure
+        self.on_error = on_error
+        self.max_samples = max_samples
+        self.batch_size = batch_size
+        self.device = device
+        self.random_state = random_state
+
+    # -- as a scorer ------------------------------------------------------------------------------
+
+    def __call__(self, estimator: Any, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """Score a fitted estimator; greater is better.
+
+        Parameters
+        ----------
+        estimator : fitted estimator
+        X, y : array-like
+        sample_weight : array-like of shape (n_samples,), default=None
+            Goes to scikit-learn's scorers only.
+
+        Returns
+        -------
+        float or dict of str to float
+            A float for one measure given by its name, or with `refit_measure`.
+        """
+        capacities, scorers = self._parsed()
+        keys = [_key(request) for request in capacities] + list(scorers)
+        if self.refit_measure is not None:
+            check_option("refit_measure", self.refit_measure, keys)
+            capacities = [r for r in capacities if _key(r) == self.refit_measure]
+            scorers = {k: s for k, s in scorers.items() if k == self.refit_measure}
+        session, values = self._capacities(estimator, X, y, capacities)
+        if scorers:
+            values |= self._others(session, estimator, X, y, scorers, sample_weight)
+        if self.refit_measure is not None:
+            return values[self.refit_measure]
+        if isinstance(self.measures, str) and self.measures not in ("cheap", "all"):
+            return values[keys[0]]
+        return {key: values[key] for key in self._ordered(keys)}
+
+    # `score` carries the metadata request, which scikit-learn reads from a method of that name.
+    def score(self, estimator: Any, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """The same as calling the scorer."""
+        return self(estimator, X, y, sample_weight=sample_weight)
+
+    def _accept_sample_weight(self) -> bool:
+        return bool(self._parsed()[1])
+
+    def _parsed(self) -> tuple[list[Request], dict[str, str]]:
+        """Capacity requests, and scikit-learn scorer names by label."""
+        check_option("on_error", self.on_error, ("nan", "raise"))
+        if isinstance(self.measures, str) and self.measures in ("cheap", "all"):
+            return parse_measures(self.measures)[0], {}
+        entries = self.measures
+        if isinstance(entries, str):
+            entries = [entries]
+        if isinstance(entries, list | tuple):
+            entries = list(entries)
+            names = {entry: entry for entry in entries if _is_sklearn(entry)}
+            rest: Any = [entry for entry in entries if not _is_sklearn(entry)]
+        elif isinstance(entries, dict):
+            names = {label: entry for label, entry in entries.items() if _is_sklearn(entry)}
+            rest = {label: entry for label, entry in entries.items() if label not in names}
+        else:
+            names, rest = {}, entries
+        requests = [] if names and not rest else parse_measures(rest)[0]
+        signed = [r.label for r in requests if r.measure.signed]
+        if self.log and signed:
+            raise ValueError(f"`log` must be False for measures that may be negative, got log=True with {signed}.")
+        return requests, names
+
+    def _ordered(self, keys: list[str]) -> list[str]:
+        """Keys in the order in which the measures were given."""
+        if isinstance(self.measures, str):
+            return keys
+        place = {label: i for i, label in enumerate(self.measures)}
+        return sorted(keys, key=lambda key: place.get(key, place.get(key.removeprefix("neg_"), len(place))))
+
+    def _capacities(
+        self, estimator: Any, X: Any, y: Any, requests: list[Request]
+    ) -> tuple[Session | None, dict[str, float]]:
+        values = {_key(request): math.nan for request in requests}
+        try:
+            session = self._session(estimator, X, y) if requests else None
+        except Exception as error:
+            self._failed(list(values), error)
+            return None, values
+        failures: dict[str, list[str]] = {}
+        for request in requests:
+            if self.log and request.measure.signed:
+                continue  # of "cheap" and "all"; named ones were refused
+            try:
+                assert session is not None
+                measured = session.run(request)
+            except Exception as error:
+                if self.on_error == "raise":
+                    raise
+                failures.setdefault(f"{type(error).__name__}: {error}", []).append(_key(request))
+                continue
+            value = measured.log() if self.log else measured.value
+            values[_key(request)] = -value if request.measure.lower_is_better else value
+        for message, keys in failures.items():
+            _warn(keys, message)
+        return session, values
+
+    def _session(self, estimator: Any, X: Any, y: Any) -> Session:
+        return Session(
+            estimator,
+            X,
+            y,
+            loss=self.loss,
+            max_samples=self.max_samples,
+            batch_size=self.batch_size,
+            device=self.device,
+            random_state=self.random_state,
+        )
+
+    def _failed(self, keys: list[str], error: Exception) -> None:
+        if self.on_error == "raise":
+            raise error
+        _warn(keys, f"{type(error).__name__}: {error}")
+
+    def _others(
+        self, session: Session | None, estimator: Any, X: Any, y: Any, scorers: dict[str, str], sample_weight: Any
+    ) -> dict[str, float]:
+        """scikit-learn's scorers, on the forward pass that the measures have made where that is possible."""
+        twin = _with_known_outputs(session, estimator, self.max_samples)
+        weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+        values = {}
+        for label, name in scorers.items():
+            try:
+                values[label] = float(check_scoring(estimator, scoring=name)(twin, X, y, **weights))
+            except Exception as error:
+                self._failed([label], error)
+                values[label] = math.nan
+        return values
+
+    # -- as a transformer -------------------------------------------------------------------------
+
+    def fit(self, X: Any = None, y: Any = None) -> CapacityScorer:
+        """Keep reference data to measure models on; scoring never reads it.
+
+        Parameters
+        ----------
+        X, y : array-like, default=None
+            As in `measure_capacity`.
+        """
+        requests, names = self._parsed()
+        if names:
+            raise ValueError(f"`measures` must be capacity measures to transform models, got {sorted(names)}.")
+        self.X_reference_, self.y_reference_ = X, y
+        self.measures_ = [request.label for request in requests]
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Measure models on the reference data.
+
+        Parameters
+        ----------
+        X : sequence of fitted models, (n_estimators,)
+
+        Returns
+        -------
+        ndarray of shape (n_estimators, n_measures)
+            Values as they are, not signed for maximisation; nan where a measure does not apply.
+        """
+        check_is_fitted(self, "measures_")
+        models = list(X) if isinstance(X, list | tuple | np.ndarray) else [X]
+        return np.array([self._row(model) for model in models], dtype=np.float64).reshape(len(models), -1)
+
+    def _row(self, model: Any) -> list[float]:
+        requests, _ = self._parsed()
+        session, values = self._capacities(model, self.X_reference_, self.y_reference_, requests)
+        return [-values[_key(r)] if r.measure.lower_is_better else values[_key(r)] for r in requests]
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Labels of the measures, the columns of `transform`."""
+        check_is_fitted(self, "measures_")
+        return np.asarray(self.measures_, dtype=object)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.no_validation = True
+        return tags
+
+
+def _key(request: Request) -> str:
+    return f"neg_{request.label}" if request.measure.lower_is_better else request.label
+
+
+def _is_sklearn(entry: Any) -> bool:
+    return isinstance(entry, str) and entry in get_scorer_names()
+
+
+def _warn(keys: list[str], message: str) -> None:
+    warnings.warn(f"No score for {', '.join(keys)}: {message}", CapacityWarning, stacklevel=4)
+
+
+def _with_known_outputs(session: Session | None, estimator: Any, max_samples: int | None) -> Any:
+    """The estimator, answering `predict` and `predict_proba` from logits that are known already.
+
+    Only for classifiers of this package, alone or last in a Pipeline, measured on all samples: there the answers are a
+    softmax and an argmax of the logits. Any other estimator answers itself.
+    """
+    if session is None or not session.subject.own or session.loss != "cross_entropy" or max_samples is not None:
+        return estimator
+    if "logits" not in session.batch._memo or not hasattr(type(estimator), "predict"):
+        return estimator
+    logits, classes = session.batch.logits.cpu().numpy(), session.subject.classes
+    if classes is None or not hasattr(estimator, "__dict__"):
+        return estimator
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    twin = object.__new__(type(estimator))
+    twin.__dict__.update(vars(estimator))
+
+    def predict(X: Any) -> np.ndarray:
+        return classes[logits.argmax(axis=1)]
+
+    def predict_proba(X: Any) -> np.ndarray:
+        return shifted / shifted.sum(axis=1, keepdims=True)
+
+    twin.predict, twin.predict_proba = predict, predict_proba
+    return twin

@@ -1,0 +1,183 @@
+"""What is measured: the module inside whatever model a user gives, and how data reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import skorch
+from sklearn.exceptions import NotFittedError
+from torch import Tensor, nn
+
+from .convert import convert
+
+__all__ = ["Subject", "resolve"]
+
+
+def _unchanged(data: Any) -> Any:
+    return data
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A module with its surroundings.
+
+    Attributes
+    ----------
+    module : nn.Module
+        The user's own; never changed here.
+    output : "logits", "one_logit", "probabilities" or "one_probability"
+    loss : str or None
+        The model's own loss.
+    classes : ndarray or None
+        Labels in the order of the logits, where the model knows them.
+    input_shape : tuple or None
+        Shape of one sample, where rows of X are to be reshaped.
+    transform_X, transform_y : callable
+        The steps of a pipeline before the model; the target transformer.
+    initial_state : mapping or None
+    own : bool
+        Whether it is one of this package's estimators.
+    """
+
+    module: nn.Module
+    output: str = "logits"
+    loss: str | None = None
+    classes: np.ndarray | None = None
+    input_shape: tuple[int, ...] | None = None
+    transform_X: Callable[[Any], Any] = _unchanged
+    transform_y: Callable[[Any], Any] = _unchanged
+    initial_state: Mapping[str, Tensor] | None = None
+    own: bool = False
+
+
+def resolve(model: Any) -> Subject:
+    """Find the network in a model.
+
+    Parameters
+    ----------
+    model : estimator of this package, skorch net, nn.Module, scikit-learn network or linear model, or a Pipeline,
+        TransformedTargetRegressor or fitted search that ends in one
+
+    Raises
+    ------
+    NotFittedError
+        If the model is an estimator that has not been fitted.
+    TypeError
+        If there is no network in it.
+    NotDefinedError
+        If there is one that cannot be measured; the message says why.
+    """
+    if isinstance(model, nn.Module):
+        return Subject(model)
+    if isinstance(model, type):
+        raise TypeError(f"`model` must be a fitted model, got the class {model.__name__}. Create an object and fit it.")
+    for wrapper in (_search, _pipeline, _transformed_target):
+        inner = wrapper(model)
+        if inner is not None:
+            return inner
+    if isinstance(model, skorch.NeuralNet):
+        return _skorch_net(model)
+    if hasattr(model, "loss_name_") and "net_" in vars(model):
+        return _own_estimator(model)
+    _check_fitted(model)
+    converted = convert(model)
+    if converted is None:
+        raise TypeError(
+            f"`model` must hold a network: an estimator of this package, a skorch net, an nn.Module, an MLP or linear "
+            f"model of scikit-learn, or a Pipeline or fitted search that ends in one; got {type(model).__name__}."
+        )
+    module, output, loss = converted
+    return Subject(module, output, loss, getattr(model, "classes_", None))
+
+
+def _check_fitted(model: Any) -> None:
+    if not hasattr(model, "fit"):
+        return
+    fitted = model.__sklearn_is_fitted__() if hasattr(model, "__sklearn_is_fitted__") else any(
+        name.endswith("_") and not name.startswith("__") for name in vars(model)
+    )
+    if not fitted:
+        raise NotFittedError(f"This {type(model).__name__} is not fitted yet. Call `fit` before measuring it.")
+
+
+def _search(model: Any) -> Subject | None:
+    if not (hasattr(model, "get_params") and hasattr(model, "cv") and hasattr(model, "estimator")):
+        return None
+    if hasattr(model, "best_estimator_"):
+        return resolve(model.best_estimator_)
+    if hasattr(model, "cv_results_"):
+        raise NotFittedError(f"This {type(model).__name__} has no best estimator; fit it with refit=True.")
+    if hasattr(model, "refit"):
+        raise NotFittedError(f"This {type(model).__name__} is not fitted yet. Call `fit` before measuring it.")
+    return None
+
+
+def _pipeline(model: Any) -> Subject | None:
+    if not (hasattr(model, "steps") and hasattr(model, "named_steps")):
+        return None
+    before = model[:-1]
+    inner = resolve(model.steps[-1][1])
+    if not len(before.steps):
+        return inner
+    return replace(inner, transform_X=lambda X: inner.transform_X(before.transform(X)))
+
+
+def _transformed_target(model: Any) -> Subject | None:
+    if not (hasattr(model, "regressor") and hasattr(model, "transformer")):
+        return None
+    if not hasattr(model, "regressor_"):
+        raise NotFittedError(f"This {type(model).__name__} is not fitted yet. Call `fit` before measuring it.")
+    inner = resolve(model.regressor_)
+
+    def transform_y(y: Any) -> Any:
+        y = np.asarray(y, dtype=np.float64)
+        transformed = model.transformer_.transform(y.reshape(len(y), -1))
+        return transformed[:, 0] if y.ndim == 1 and transformed.shape[1] == 1 else transformed
+
+    return replace(inner, transform_y=transform_y)
+
+
+def _own_estimator(model: Any) -> Subject:
+    return Subject(
+        model.module_,
+        "logits",
+        model.loss_name_,
+        getattr(model, "classes_", None),
+        tuple(model.input_shape_),
+        initial_state=model.initial_state_,
+        own=True,
+    )
+
+
+def _skorch_net(net: Any) -> Subject:
+    if not getattr(net, "initialized_", False):
+        raise NotFittedError(f"This {type(net).__name__} is not initialized yet. Call `fit` or `initialize` first.")
+    output, loss = "logits", None
+    for kind, (returned, own_loss) in _CRITERIA.items():
+        if isinstance(net.criterion_, kind):
+            output, loss = returned, own_loss
+            break
+    classes = None
+    if isinstance(net, skorch.NeuralNetBinaryClassifier):
+        classes = np.array([0, 1])
+    elif isinstance(net, skorch.NeuralNetClassifier):
+        try:
+            classes = np.asarray(net.classes_)
+        except AttributeError:  # initialised without labels: they are the indices
+            classes = None
+    return Subject(net.module_, output, loss, classes)
+
+
+#: What a skorch net's module returns under each criterion, and the loss it stands for. skorch takes the logarithm of
+#: the module's output itself under NLLLoss.
+_CRITERIA: dict[type, tuple[str, str]] = {
+    nn.CrossEntropyLoss: ("logits", "cross_entropy"),
+    nn.NLLLoss: ("probabilities", "cross_entropy"),
+    nn.BCEWithLogitsLoss: ("one_logit", "cross_entropy"),
+    nn.BCELoss: ("one_probability", "cross_entropy"),
+    nn.MSELoss: ("logits", "squared"),
+    nn.L1Loss: ("logits", "absolute"),
+}
