@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from benchmarks.timing import measure_row
 from sklearn.datasets import load_digits
 
+from benchmarks.timing import measure_row
 from sklearn_capacity import JacobianRegularizedClassifier, NetworkClassifier
 from sklearn_capacity.architectures.mlp import MLP
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference_penalties import mean_squared_jacobian
 from torch import nn
 
+from reference_penalties import mean_squared_jacobian
 from sklearn_capacity.penalties import PENALTIES, frobenius_penalty, projection_penalty
 from sklearn_capacity.penalties.jacobian import orthonormal_directions
 

@@ -48,6 +48,34 @@ class NetTraining:
     _output_meaning: ClassVar[str]
     _silenced: ClassVar[tuple[str, ...]] = ("print_log",)  # default callbacks of the skorch net
 
+    # parameters and methods of the estimators that this half reads
+    batch_size: int
+    callbacks: Any
+    device: Any
+    early_stopping: bool
+    learning_rate: float
+    learning_rate_schedule: Any
+    max_epochs: int
+    momentum: float
+    n_iter_no_change: int
+    optimizer: Any
+    optimizer_params: dict[str, Any] | None
+    random_state: Any
+    stop_below: float | None
+    tol: float
+    validation_fraction: float
+    verbose: int
+    weight_decay: float
+    input_shape_: tuple[int, ...]
+    loss_name_: str
+    net_: PenalizedNet
+    _n_outputs: int
+    _check_X: Any
+    _check_target: Any
+    _make_module: Any
+    _target_options: Any
+    _weights: Any
+
     # ---- hooks ------------------------------------------------------------------------------
 
     def _penalty(self, generator: torch.Generator) -> tuple[Any, float]:
@@ -125,7 +153,7 @@ class NetTraining:
             criterion=CRITERIA[self.loss_name_],
             device=str(device),
             verbose=0,
-            **{f"callbacks__{name}": None for name in self._silenced},
+            **dict[str, Any]({f"callbacks__{name}": None for name in self._silenced}),
             **self._optimizer_options(module, device),
         )
         return net.initialize()
@@ -153,7 +181,8 @@ class NetTraining:
         self._optimizer_settings = self._current_optimizer_settings()
         for key in [key for key in vars(net) if key.startswith("optimizer__")]:
             delattr(net, key)
-        vars(net).update(self._optimizer_options(net.module_, torch.device(net.device)))
+        for key, value in self._optimizer_options(net.module_, torch.device(net.device)).items():
+            setattr(net, key, value)
         net._initialize_optimizer()
 
     def _current_optimizer_settings(self) -> tuple[Any, ...]:

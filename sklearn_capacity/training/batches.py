@@ -66,7 +66,8 @@ class TensorData(torch.utils.data.Dataset):
 
     def take(self, index: Tensor) -> Batch:
         """The samples of an index tensor; faster than ``self[index]``."""
-        return Batch(*(None if t is None else t.index_select(0, index) for t in (self.X, self.y, self.sample_weight)))
+        y, weight = (None if t is None else t.index_select(0, index) for t in (self.y, self.sample_weight))
+        return Batch(self.X.index_select(0, index), y, weight)
 
 
 class TensorBatches:
