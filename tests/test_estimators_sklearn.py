@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from joblib import Parallel, delayed
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor
@@ -96,6 +97,16 @@ def test_transformed_targets_and_several_outputs():
     assert model.score(X, y) > 0.5
     several = TransformedTargetRegressor(inner, transformer=StandardScaler()).fit(X, np.c_[y, -2 * y])
     assert several.predict(X).shape == (442, 2) and several.score(X, np.c_[y, -2 * y]) > 0.5
+
+
+def test_metadata_routing_of_sample_weights(iris):
+    X, y = iris
+    weight = np.where(y == "setosa", 1.0, 2.0)
+    with config_context(enable_metadata_routing=True):
+        model = network(max_epochs=3).set_fit_request(sample_weight=True).set_score_request(sample_weight=False)
+        search = GridSearchCV(model, {"jacobian_penalty": [0.1]}, cv=2).fit(X, y, sample_weight=weight)
+    alone = network(max_epochs=3, jacobian_penalty=0.1).fit(X, y, sample_weight=weight)
+    np.testing.assert_array_equal(search.predict_proba(X), alone.predict_proba(X))
 
 
 def test_clone_of_a_fitted_estimator_is_unfitted_with_equal_parameters(iris):

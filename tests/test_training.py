@@ -59,6 +59,20 @@ def test_batches_cover_all_samples_once_in_a_new_order():
     assert [b[0].flatten().tolist() for b in TensorBatches(data, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
+def test_batches_are_transformed_with_the_same_generator():
+    data = TensorData(np.zeros((6, 1)), np.arange(6), np.arange(6.0))
+
+    def noise(X, generator):
+        return X + torch.rand(X.shape, generator=generator, dtype=X.dtype)
+
+    def drawn() -> list:
+        batches = TensorBatches(data, 3, True, torch.Generator().manual_seed(0), noise)
+        return [(batch[0].flatten().tolist(), batch.sample_weight.tolist()) for batch in batches]
+
+    assert drawn() == drawn()
+    assert len(set(drawn()[0][0] + drawn()[1][0])) == 6 and (data.X == 0).all()
+
+
 def test_data_copies_what_is_read_only():
     array = np.zeros((3, 2))
     array.flags.writeable = False
@@ -193,6 +207,15 @@ def test_schedule_and_its_continuation(schedule, expected):
     for _ in range(2):
         parts.partial_fit(X, y)
     np.testing.assert_allclose(rates(parts), 0.02 * np.array(expected))
+
+
+def test_an_array_may_be_a_schedule():
+    settings = {"callbacks": [Log()], "warm_start": True, "max_epochs": 2}
+    model = NetworkClassifier(learning_rate_schedule=np.array([1.0, 0.5]), **settings)
+    optimizer = model.fit(X, y).net_.optimizer_
+    model.set_params(learning_rate_schedule=np.array([1.0, 0.5])).fit(X, y)
+    assert model.net_.optimizer_ is optimizer
+    np.testing.assert_allclose(rates(model), [0.01, 0.005, 0.005, 0.005])
 
 
 def test_new_schedule_starts_from_the_first_learning_rate():
