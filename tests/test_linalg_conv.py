@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from reference_linalg import convolution_matrix, norm
 from torch import nn
 
+from reference_linalg import convolution_matrix, norm
 from sklearn_capacity.linalg import ConvOperator, conv_norm_lower, conv_norm_upper, norm_bounds
 from sklearn_capacity.linalg.torus import torus_bound
 

@@ -120,12 +120,13 @@ class NetTraining:
         check_output(module, sample, self._n_outputs, self._output_meaning)
         self.initial_state_ = {name: t.detach().cpu().clone() for name, t in module.state_dict().items()}
         self._optimizer_settings = self._current_optimizer_settings()
+        silenced: dict[str, Any] = {f"callbacks__{name}": None for name in self._silenced}
         net = self._net_class(
             module,
             criterion=CRITERIA[self.loss_name_],
             device=str(device),
             verbose=0,
-            **{f"callbacks__{name}": None for name in self._silenced},
+            **silenced,
             **self._optimizer_options(module, device),
         )
         return net.initialize()

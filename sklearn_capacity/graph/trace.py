@@ -33,7 +33,7 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def private_copy(module: nn.Module, device: torch.device | str | None = None) -> nn.Module:
-    """A deep copy in eval mode, on `device`; a tensor that some forward pass left behind in it is cut from its graph."""
+    """A deep copy in eval mode, on `device`; a tensor that a forward pass left behind in it is cut from its graph."""
     memo: dict[int, Any] = {}
     for tensor in named_tensors(module).values():
         moved = tensor.detach()
@@ -168,9 +168,9 @@ class _Binder:
             else:
                 self.env[node.name] = self._call(node)
         live = {output}
-        for node in reversed(self.nodes):  # dead code: sizes of views and unused statistics
-            if node.name in live:
-                live.update(node.inputs)
+        for made in reversed(self.nodes):  # dead code: sizes of views and unused statistics
+            if made.name in live:
+                live.update(made.inputs)
         kept = tuple(node for node in self.nodes if node.name in live or node.op == "input")
         return NetworkGraph(kept, output)
 
@@ -251,7 +251,7 @@ class _Binder:
                 full[1:],
                 None if draft.weight is None else draft.weight.tensor,
                 None if draft.bias is None else draft.bias.tensor,
-                tuple(w is not None and w.trainable for w in (draft.weight, draft.bias)),
+                (draft.weight is not None and draft.weight.trainable, draft.bias is not None and draft.bias.trainable),
                 frozenset().union(*(w.sources for w in (draft.weight, draft.bias) if w is not None)),
                 draft.params,
             )

@@ -22,7 +22,7 @@ __all__ = ["PoolOperator", "adaptive_average_pool", "average_pool"]
 
 @dataclass(frozen=True, eq=False)
 class PoolOperator:
-    r"""Average pooling of every channel, :math:`A = I_c \otimes M_1 \otimes M_2 \otimes \dots`
+    r"""Average pooling of every channel, :math:`A = I_c \otimes M_1 \otimes M_2 \otimes \dots`.
 
     Norms of a Kronecker product are products of norms, so every one of them is exact. Build it with `average_pool` or
     `adaptive_average_pool`.

@@ -194,9 +194,9 @@ def _report_rows(session: Session, request: Request, log: bool, per_layer: bool)
         measured = session.run(request)
     except NotDefinedError as error:
         return [{**row, "reason": str(error)}]
-    error = measured.standard_error
-    if error is not None:
-        row["standard_error"] = error / measured.value if log and measured.value else error
+    spread = measured.standard_error
+    if spread is not None:
+        row["standard_error"] = spread / measured.value if log and measured.value else spread
     row["value"] = measured.log() if log else measured.value
     row["seconds"] = measured.info["seconds"]
     row["computed"] = _shown({k: v for k, v in measured.info.items() if k != "seconds"})
@@ -215,7 +215,7 @@ def _layer_rows(row: dict[str, Any], measured: Measured, log: bool) -> list[dict
 
 
 def _shown(info: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}" for key, value in info.items())
+    return ", ".join(f"{key}={v:.6g}" if isinstance(v, float) else f"{key}={v}" for key, v in info.items())
 
 
 def _class_rows(session: Session) -> list[dict[str, Any]]:

@@ -66,7 +66,12 @@ class TensorData(torch.utils.data.Dataset):
 
     def take(self, index: Tensor) -> Batch:
         """The samples of an index tensor; faster than ``self[index]``."""
-        return Batch(*(None if t is None else t.index_select(0, index) for t in (self.X, self.y, self.sample_weight)))
+        y, weight = self.y, self.sample_weight
+        return Batch(
+            self.X.index_select(0, index),
+            None if y is None else y.index_select(0, index),
+            None if weight is None else weight.index_select(0, index),
+        )
 
 
 class TensorBatches:

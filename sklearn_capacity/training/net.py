@@ -52,6 +52,8 @@ class PenalizedNet(NeuralNet):
     ['train_batch_count', 'train_loss', 'train_penalty']
     """
 
+    _mode_: bool | None
+
     def __init__(
         self,
         module: Any,
