@@ -93,8 +93,8 @@ class Network:
         tensors = named_tensors(copy)
         floats = [t for t in tensors.values() if t.is_floating_point()]
         self.dtype = dtype or (floats[0].dtype if floats else torch.get_default_dtype())
-        home = floats[0].device if floats else "cpu"
-        self.device = torch.device(home if device is None else device)
+        own = floats[0].device if floats else "cpu"
+        self.device = torch.device(own if device is None else device)
         #: Trainable raw parameters by name, before any head was put on.
         self.parameters = {name: p for name, p in copy.to(dtype=self.dtype).named_parameters() if p.requires_grad}
         self.parameter_count = sum(p.numel() for p in self.parameters.values())

@@ -33,7 +33,7 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def private_copy(module: nn.Module, device: torch.device | str | None = None) -> nn.Module:
-    """A deep copy in eval mode, on `device`; a tensor that a forward pass left behind in it is cut from its graph."""
+    """A deep copy in eval mode, on `device`; a tensor that a forward pass left behind in it loses its history."""
     memo: dict[int, Any] = {}
     for tensor in named_tensors(module).values():
         moved = tensor.detach()

@@ -215,7 +215,8 @@ def _layer_rows(row: dict[str, Any], measured: Measured, log: bool) -> list[dict
 
 
 def _shown(info: dict[str, Any]) -> str:
-    return ", ".join(f"{key}={v:.6g}" if isinstance(v, float) else f"{key}={v}" for key, v in info.items())
+    texts = (f"{value:.6g}" if isinstance(value, float) else str(value) for value in info.values())
+    return ", ".join(f"{key}={text}" for key, text in zip(info, texts, strict=True))
 
 
 def _class_rows(session: Session) -> list[dict[str, Any]]:
