@@ -13,7 +13,7 @@ from .activations import activation_of
 from .convert import Ref
 from .nodes import NetworkGraph, Node, interpret
 
-__all__ = ["EVALUATE", "LINEAR_RULES", "apply_linear", "evaluate"]
+__all__ = ["EVALUATE", "LINEAR_RULES", "apply_linear", "broadcast", "evaluate"]
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}

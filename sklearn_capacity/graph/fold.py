@@ -105,7 +105,7 @@ def _fold_norm_backward(graph: NetworkGraph) -> NetworkGraph:
             weight=before.weight * _channels_first(before, scale),
             bias=_sum(bias, shift),
             trainable=_joined(before, norm),
-            sources=before.sources | norm.sources,
+            sources=_joined_sources(before, norm),
         )
         aliases[norm.name] = before.name
     return _rebuild(graph, replaced, aliases)
@@ -115,6 +115,12 @@ def _joined(linear: Node, norm: Node) -> tuple[bool, bool]:
     """A folded tensor is trained if any parameter in it is."""
     weight = linear.trainable[0] or norm.trainable[0]
     return weight, linear.trainable[1] or norm.trainable[1] or (linear.bias is not None and norm.trainable[0])
+
+
+def _joined_sources(linear: Node, norm: Node) -> tuple[frozenset[str], frozenset[str]]:
+    weight, bias = linear.sources
+    scale, shift = norm.sources
+    return weight | scale, bias | shift | (frozenset() if linear.bias is None else scale)
 
 
 def _fold_norm_forward(graph: NetworkGraph) -> NetworkGraph:
@@ -133,13 +139,14 @@ def _fold_norm_forward(graph: NetworkGraph) -> NetworkGraph:
         assert after.weight is not None
         rest = (1,) * (after.weight.dim() - 2)
         moved = after.weight * shift.reshape(1, -1, *rest)
-        weight_trained, bias_trained = after.trainable[0] or norm.trainable[0], after.trainable[1] or norm.trainable[1]
+        # The shift passes through the weight, so the new bias is trained if the weight is.
+        trained = (after.trainable[0] or norm.trainable[0], any(after.trainable) or norm.trainable[1])
         replaced[after.name] = replace(
             after,
             weight=after.weight * scale.reshape(1, -1, *rest),
             bias=_sum(after.bias, moved.flatten(1).sum(1)),
-            trainable=(weight_trained, bias_trained),
-            sources=after.sources | norm.sources,
+            trainable=trained,
+            sources=(after.sources[0] | norm.sources[0], after.sources[1] | after.sources[0] | norm.sources[1]),
         )
         aliases[norm.name] = norm.inputs[0]
     return _rebuild(graph, replaced, aliases)

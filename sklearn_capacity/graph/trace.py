@@ -62,15 +62,18 @@ class Program:
     input_shape: tuple[int, ...]
     batch: str
 
-    def bind(self, tensors: Mapping[str, Tensor]) -> NetworkGraph:
+    def bind(self, tensors: Mapping[str, Tensor], *, folded: bool = True) -> NetworkGraph:
         """The graph with effective weights: parametrisations applied, batch norm folded.
 
         Parameters
         ----------
         tensors : mapping of str to Tensor
             Parameters and buffers by name, as `named_tensors` gives them, on one device.
+        folded : bool, default=True
+            False leaves batch norms and paddings as nodes of their own.
         """
-        return fold(_Binder(self, tensors).graph())
+        graph = _Binder(self, tensors).graph()
+        return fold(graph) if folded else graph
 
 
 def trace(module: nn.Module, input_shape: tuple[int, ...], *, dtype: torch.dtype | None = None) -> Program:
@@ -251,8 +254,8 @@ class _Binder:
                 full[1:],
                 None if draft.weight is None else draft.weight.tensor,
                 None if draft.bias is None else draft.bias.tensor,
-                (draft.weight is not None and draft.weight.trainable, draft.bias is not None and draft.bias.trainable),
-                frozenset().union(*(w.sources for w in (draft.weight, draft.bias) if w is not None)),
+                tuple(w is not None and w.trainable for w in (draft.weight, draft.bias)),
+                (_sources(draft.weight), _sources(draft.bias)),
                 draft.params,
             )
         )
@@ -283,6 +286,10 @@ class _Binder:
         target = getattr(node.target, "__name__", str(node.target))
         params = {"target": target, "function": node.target, "leaves": values, "spec": spec, "trained": trained}
         return Draft("opaque", refs, params=params)
+
+
+def _sources(weight: Weight | None) -> frozenset[str]:
+    return frozenset() if weight is None else weight.sources
 
 
 def _scope(node: torch.fx.Node) -> str:

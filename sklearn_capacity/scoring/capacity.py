@@ -151,9 +151,8 @@ def capacity_report(
     >>> from torch import nn
     >>> from sklearn_capacity import capacity_report
     >>> report = capacity_report(nn.Linear(4, 2), measures=["parameter_count"])
-    >>> print(report[["measure", "value", "unit"]].to_string(index=False))
-            measure  value       unit
-    parameter_count   10.0 parameters
+    >>> float(report.loc[0, "value"]), report.loc[0, "unit"]
+    (10.0, 'parameters')
     """
     requests, _ = parse_measures(measures)
     session = Session(
