@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import math
-<<<<<<< HEAD
-from typing import Any
-=======
 import numbers
 from collections.abc import Sequence
->>>>>>> norms
 
 from .._validation import check_interval
 from ..graph import Network, Node
@@ -345,10 +341,6 @@ def check_exponents(exponents: Sequence[float] | None, n_layers: int) -> list[fl
     return chain
 
 
-<<<<<<< HEAD
-_NORM: dict[str, Any] = {"family": "norm", "lower_is_better": True, "needs": frozenset({"graph"})}
-_PER_LAYER = frozenset({"permutation", "layer_rescaling"})
-=======
 def _induced_norm(network: Network, index: int, p: float, q: float) -> float:
     """Repetitions of a layer change none of these: they are largest values over rows, columns or blocks."""
     if p == q == 2:
@@ -373,7 +365,6 @@ _PRODUCT = {
     "needs": frozenset({"graph"}),
     "invariances": frozenset({"permutation", "layer_rescaling"}),
 }
->>>>>>> norms
 
 MEASURES = (
     Measure("frobenius_norm", frobenius_norm, source="[EG] 2.2, [FR] 4.1", **_PRODUCT),
