@@ -17,13 +17,16 @@ HEAD = "binary_head"
 _LINEAR = ("linear", "conv", "conv_transpose")
 
 
-def fold(graph: NetworkGraph) -> NetworkGraph:
+def fold(graph: NetworkGraph, *, norms: bool = True) -> NetworkGraph:
     """The same function with as few operators as its linear maps allow.
+
+    Explicit padding goes into the convolution behind it. The rest is done only if `norms`.
 
     Batch norm goes into the linear map before it, else into the one behind it (a convolution only where it pads
     nothing: a shift of the input is no constant at a padded border), else it stays as a diagonal layer of its own.
     """
-    for step in (_fold_padding, _fold_norm_backward, _fold_norm_forward, _fold_head):
+    graph = _fold_padding(graph)
+    for step in (_fold_norm_backward, _fold_norm_forward, _fold_head) if norms else ():
         graph = step(graph)
     return graph
 

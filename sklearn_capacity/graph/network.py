@@ -142,9 +142,13 @@ class Network:
             If the module cannot be traced, or the graph does not reproduce it.
         """
         with torch.no_grad():
-            graph = self.program.bind(named_tensors(self.module))
+            graph = self.program.bind(self.tensors())
             self._check(graph)
         return graph
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers by every name they have."""
+        return named_tensors(self.module)
 
     def initial_tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers of the module as they were before training, by the names of `named_tensors`.
@@ -157,7 +161,7 @@ class Network:
         if self.initial_state is None:
             raise UnsupportedLayerError("The weights before training are not known for this model.")
         prefix = "module." * sum(isinstance(m, _Wrapper) for m in self.module.modules())
-        tensors = named_tensors(self.module)
+        tensors = self.tensors()
         for name, parameter in self.parameters.items():
             initial = self.initial_state.get(name)
             if initial is None or initial.shape != parameter.shape:

@@ -70,10 +70,9 @@ class Program:
         tensors : mapping of str to Tensor
             Parameters and buffers by name, as `named_tensors` gives them, on one device.
         folded : bool, default=True
-            False leaves batch norms and paddings as nodes of their own.
+            False leaves batch norm (and the fixed head of a one-logit model) as a node of its own.
         """
-        graph = _Binder(self, tensors).graph()
-        return fold(graph) if folded else graph
+        return fold(_Binder(self, tensors).graph(), norms=folded)
 
 
 def trace(module: nn.Module, input_shape: tuple[int, ...], *, dtype: torch.dtype | None = None) -> Program:
@@ -171,9 +170,9 @@ class _Binder:
             else:
                 self.env[node.name] = self._call(node)
         live = {output}
-        for node in reversed(self.nodes):  # dead code: sizes of views and unused statistics
-            if node.name in live:
-                live.update(node.inputs)
+        for made in reversed(self.nodes):  # dead code: sizes of views and unused statistics
+            if made.name in live:
+                live.update(made.inputs)
         kept = tuple(node for node in self.nodes if node.name in live or node.op == "input")
         return NetworkGraph(kept, output)
 

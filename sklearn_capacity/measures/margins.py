@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,7 +121,7 @@ def softmax_score(network: Network, batch: Batch) -> Measured:
     return Measured(math.sqrt(2) * float(margins_of(z, batch.classes).min()))
 
 
-_MARGIN = {
+_MARGIN: dict[str, Any] = {
     "family": "margin",
     "lower_is_better": False,
     "needs": frozenset({"data", "labels"}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from ..graph import Network
 from .batch import Batch
@@ -138,7 +139,7 @@ def _log_complexity(rows: list[dict]) -> float:
     return product + 1.5 * logarithm(sum((row["value_21"] / row["value"]) ** (2 / 3) for row in rows))
 
 
-_NORMALIZED = {
+_NORMALIZED: dict[str, Any] = {
     "family": "margin",
     "lower_is_better": False,
     "cost": "forward",

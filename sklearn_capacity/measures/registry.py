@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .._validation import closest
 from . import (
+    capacities,
     curvature,
     fisher_rao,
     jacobians,
@@ -24,6 +25,7 @@ FAMILIES = (
     size,
     norms,
     paths,
+    capacities,
     fisher_rao,
     margins,
     normalized_margins,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -224,7 +225,7 @@ def rademacher_bound(network: Network, batch: Batch) -> Measured:
     return Measured.from_log(log_norms + log_factor, per_layer=rows)
 
 
-_ROBUSTNESS = {"family": "robustness", "cost": "forward", "invariances": frozenset({"permutation", "layer_rescaling"})}
+_ROBUSTNESS: dict[str, Any] = {"family": "robustness", "cost": "forward", "invariances": frozenset({"permutation", "layer_rescaling"})}
 
 MEASURES = (
     Measure(
