@@ -284,7 +284,7 @@ def _pad_norm(node: Node, shape: Sequence[int]) -> float:
     return padding_norm(shape[len(shape) - len(pairs) :], pairs, PAD_MODES[node.params["mode"]])
 
 
-_LIPSCHITZ = {
+_LIPSCHITZ: dict[str, Any] = {
     "family": "jacobian",
     "lower_is_better": True,
     "source": "[JR] lemma 1",
