@@ -253,7 +253,7 @@ class _Binder:
                 full[1:],
                 None if draft.weight is None else draft.weight.tensor,
                 None if draft.bias is None else draft.bias.tensor,
-                tuple(w is not None and w.trainable for w in (draft.weight, draft.bias)),
+                (draft.weight is not None and draft.weight.trainable, draft.bias is not None and draft.bias.trainable),
                 (_sources(draft.weight), _sources(draft.bias)),
                 draft.params,
             )
