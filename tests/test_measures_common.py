@@ -17,11 +17,12 @@ from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch
 from sklearn_capacity.scoring.session import Session, parse_measures
 
-#: Cheap settings for measures that draw or ascend: the properties below do not depend on how long they do.
+#: Cheap settings for measures that draw or ascend, and parameters that have no default.
 SHORT = {
     "max_sharpness": {"steps": 20, "check_every": 10, "batch_size": 4},
     "expected_sharpness": {"n_draws": 20},
     "pac_bayes_bound": {"n_draws": 20},
+    "robustness_bound": {"manifold_dim": 2, "manifold_constant": 1.0},
 }
 DETERMINISTIC = [name for name, m in MEASURES.items() if not m.stochastic]
 CASES = ["mlp", "mlp_no_bias", "mlp_tanh", "conv_batch_norm", "conv_strided_grouped", "residual", "conv_max_pool"]

@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 from .._validation import closest
-from . import capacities, data_norms, fisher_rao, jacobians, margins, norms, paths, size
+from . import (
+    capacities,
+    curvature,
+    data_norms,
+    fisher_rao,
+    jacobians,
+    lipschitz,
+    margins,
+    normalized_margins,
+    norms,
+    paths,
+    robustness,
+    size,
+)
 from .record import Measure
 
 __all__ = ["FAMILIES", "MEASURES", "measure_named"]
 
 #: One module per family; its table MEASURES stands at the foot of the file.
-FAMILIES = (size, norms, paths, capacities, data_norms, fisher_rao, margins, jacobians)
+FAMILIES = (
+    size,
+    norms,
+    paths,
+    capacities,
+    data_norms,
+    fisher_rao,
+    margins,
+    normalized_margins,
+    jacobians,
+    lipschitz,
+    curvature,
+    robustness,
+)
 
 MEASURES: dict[str, Measure] = {measure.name: measure for family in FAMILIES for measure in family.MEASURES}
 
