@@ -32,7 +32,8 @@ def check_interval(
     ``closed`` says which ends belong to the interval: "both", "left", "right" or "neither".
     Infinite ends are never closed by accident: pass ``closed`` so that ``inf`` is let in or not.
     """
-    left, right = ("[", "]") if closed == "both" else ("[", ")") if closed == "left" else ("(", "]") if closed == "right" else ("(", ")")
+    brackets = {"both": "[]", "left": "[)", "right": "(]", "neither": "()"}[closed]
+    left, right = brackets[0], brackets[1]
     where = f"{left}{_number(low)}, {_number(high)}{right}"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` must be a number in {where}, got {value!r}.{_tail(cure)}")

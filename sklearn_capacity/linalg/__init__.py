@@ -1,13 +1,38 @@
-"""Linear maps known by their products: norms from below and from above, eigenvalues, norms of rows and columns."""
+"""Linear maps known by their products: norms from below and from above, eigenvalues, norms of rows and columns.
 
+`MatrixOperator`, `DiagonalOperator`, `ConvOperator` and `PoolOperator` share one interface: ``input_shape``,
+``output_shape``, ``forward`` and ``adjoint`` on batches, ``norm_lower()``, ``norm_upper(lower)``, ``row_norms(p)``,
+``column_norms(p)``, ``frobenius_norm()``.
+"""
+
+from .bounds import NormBounds, norm_bounds
 from .conv import ConvOperator, conv_norm_lower, conv_norm_upper
 from .golub_kahan import OperatorNorm, dense_operator, operator_norm
+from .induced import diagonal_norm, dual_exponent, induced_norm
+from .lanczos import Eigenvalue, RitzValues, lanczos, largest_eigenvalue
+from .matrix import DiagonalOperator, MatrixOperator, linear_norm
+from .pooling import PoolOperator, adaptive_average_pool, average_pool
 
 __all__ = [
     "ConvOperator",
+    "DiagonalOperator",
+    "Eigenvalue",
+    "MatrixOperator",
+    "NormBounds",
     "OperatorNorm",
+    "PoolOperator",
+    "RitzValues",
+    "adaptive_average_pool",
+    "average_pool",
     "conv_norm_lower",
     "conv_norm_upper",
     "dense_operator",
+    "diagonal_norm",
+    "dual_exponent",
+    "induced_norm",
+    "lanczos",
+    "largest_eigenvalue",
+    "linear_norm",
+    "norm_bounds",
     "operator_norm",
 ]

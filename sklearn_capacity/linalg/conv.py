@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from math import prod
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,9 @@ from torch import Tensor
 
 from sklearn_capacity._validation import check_integer, check_option
 
-from .entries import Taps, entry_norms
+from .entries import Taps, entry_norms, stable_norm
 from .golub_kahan import OperatorNorm, operator_norm
-from .padding import PADDING_MODES, pad, pad_adjoint, source_index
+from .padding import PADDING_MODES, pad, pad_adjoint, per_axis, source_index
 from .torus import convolution_bound
 
 __all__ = ["ConvOperator", "conv_norm_lower", "conv_norm_upper"]
@@ -67,13 +67,13 @@ class ConvOperator:
 
     weight: Tensor
     input_shape: tuple[int, ...]
-    stride: int | Sequence[int] = 1
-    padding: int | str | Sequence = 0
-    dilation: int | Sequence[int] = 1
+    stride: Any = 1  # given as in torch, kept as one int, or pair, per axis
+    padding: Any = 0
+    dilation: Any = 1
     groups: int = 1
     padding_mode: str = "zeros"
     transposed: bool = False
-    output_padding: int | Sequence[int] = 0
+    output_padding: Any = 0
     output_shape: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -92,8 +92,8 @@ class ConvOperator:
         put("weight", self.weight.detach().to(torch.float64))
         put("input_shape", tuple(int(size) for size in self.input_shape))
         for name in ("stride", "dilation"):
-            put(name, _per_axis(name, getattr(self, name), nd, 1))
-        put("output_padding", _per_axis("output_padding", self.output_padding, nd, 0))
+            put(name, per_axis(name, getattr(self, name), nd, 1))
+        put("output_padding", per_axis("output_padding", self.output_padding, nd, 0))
         put("padding", _padding_pairs(self.padding, self.reach))
         put("output_shape", self._transposed_shape() if self.transposed else self._image_shape())
         self._check_channels()
@@ -151,7 +151,7 @@ class ConvOperator:
 
     def frobenius_norm(self) -> float:
         """Root of the sum of the squared entries of the operator."""
-        return float(torch.linalg.vector_norm(self.row_norms(2)))
+        return float(stable_norm(self.row_norms(2).flatten(), 2))
 
     @property
     def blocks(self) -> Tensor:
@@ -163,7 +163,8 @@ class ConvOperator:
         """Per axis, the input pixel under each tap of each output pixel."""
         axes = zip(self.domain[1:], self.image[1:], self.pads, self.stride, self.dilation, self.kernel, strict=True)
         return tuple(
-            Taps(source_index(n, *pads, self.padding_mode), n, outputs, s, d, k) for n, outputs, pads, s, d, k in axes
+            Taps(source_index(n, before, after, self.padding_mode), n, outputs, s, d, k)
+            for n, outputs, (before, after), s, d, k in axes
         )
 
     def _convolve(self, x: Tensor) -> Tensor:
@@ -203,7 +204,7 @@ class ConvOperator:
     def _check_channels(self) -> None:
         check_integer("groups", self.groups, 1)
         if self.weight.shape[0] % self.groups:
-            raise ValueError(f"`groups` must divide the {self.weight.shape[0]} channels of `weight`, got {self.groups}.")
+            raise ValueError(f"`groups` must divide the first axis of `weight`, {len(self.weight)}, got {self.groups}.")
         expected = self.weight.shape[0] if self.transposed else self.weight.shape[1] * self.groups
         if self.input_shape[0] != expected:
             raise ValueError(f"`input_shape` must have {expected} channels for this weight, got {self.input_shape[0]}.")
@@ -232,7 +233,8 @@ def conv_norm_lower(operator: ConvOperator, tol: float = 1e-7, *, random_state: 
     >>> conv_norm_lower(ConvOperator(torch.full((1, 1, 2, 2), 0.5), (1, 2, 2), stride=2)).value
     1.0
     """
-    return operator_norm(
+    operator, factor = _within_range(operator)
+    found = operator_norm(
         operator.forward,
         operator.adjoint,
         operator.input_shape,
@@ -241,13 +243,14 @@ def conv_norm_lower(operator: ConvOperator, tol: float = 1e-7, *, random_state: 
         random_state=random_state,
         **options,
     )
+    return replace(found, value=found.value * factor)
 
 
 def conv_norm_upper(operator: ConvOperator, lower: float = 0.0) -> float:
     r"""A proven upper bound of the spectral norm of a convolution.
 
     The least of: the Frobenius norm; :math:`\sqrt{\|A\|_1 \|A\|_\infty}`; the bound on a torus (`torus`); and for small
-    operators the norm itself, certified by a Cholesky factorisation (`certificate`).
+    operators the norm itself, certified by a Cholesky factorisation.
 
     Parameters
     ----------
@@ -267,16 +270,19 @@ def conv_norm_upper(operator: ConvOperator, lower: float = 0.0) -> float:
     >>> round(conv_norm_upper(ConvOperator(torch.ones(1, 1, 3), (1, 4), padding=1)), 6)
     2.618034
     """
-    return convolution_bound(operator, lower)
+    operator, factor = _within_range(operator)
+    return convolution_bound(operator, lower / factor) * factor
 
 
-def _per_axis(name: str, value, nd: int, low: int) -> tuple[int, ...]:
-    values = (value,) * nd if isinstance(value, int) else tuple(value)
-    if len(values) == 1:
-        values = values * nd
-    if len(values) != nd:
-        raise ValueError(f"`{name}` must be an integer or {nd} of them, got {value!r}.")
-    return tuple(check_integer(name, int(entry), low) for entry in values)
+def _within_range(operator: ConvOperator) -> tuple[ConvOperator, float]:
+    """The operator over a power of two, such that the squares of its weights neither overflow nor vanish."""
+    largest = float(operator.weight.abs().max())
+    if not math.isfinite(largest):
+        raise ValueError("`weight` must be finite. Check it for nan and inf.")
+    if largest == 0 or 1e-100 < largest < 1e100:
+        return operator, 1.0
+    factor = 2.0 ** math.frexp(largest)[1]
+    return replace(operator, weight=operator.weight / factor), factor
 
 
 def _padding_pairs(padding, reach: tuple[int, ...]) -> tuple[tuple[int, int], ...]:

@@ -1,13 +1,14 @@
 """Exact l_p norms of the rows and columns of a convolution's matrix, without forming it.
 
-Away from the border every unit sees the same weights, so the units of one axis fall into few patterns. A pattern is a list
-of sets of taps: the taps in one set meet the same pixel (padding by reflection, repetition or wrapping does that), so their
-weights add up before the absolute value is taken.
+Away from the border every unit sees the same weights, so the units of one axis fall into few patterns. A pattern is a
+list of sets of taps: the taps in one set meet the same pixel (padding by reflection, repetition or wrapping does that),
+so their weights add up before the absolute value is taken.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from sklearn_capacity._validation import check_interval
 
-__all__ = ["Taps", "entry_norms", "stable_norm"]
+__all__ = ["Taps", "dense_blocks", "entry_norms", "stable_norm"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +37,14 @@ class Taps:
         """The input pixel under each tap of each output pixel, of shape (outputs, kernel)."""
         return self.source[np.arange(self.outputs)[:, None] * self.stride + self.dilation * np.arange(self.kernel)]
 
+    @property
+    def indicator(self) -> Tensor:
+        """Ones where a tap of an output pixel meets an input pixel, of shape (kernel, outputs, inputs)."""
+        pixels = torch.as_tensor(self.pixels.T, dtype=torch.int64)
+        return (pixels[:, :, None] == torch.arange(self.inputs)).to(torch.float64)
+
     def row_patterns(self) -> tuple[list[np.ndarray], np.ndarray]:
-        """Sets of taps that meet one input pixel, as (kernel, sets) 0/1 arrays, and the pattern of each output pixel."""
+        """Sets of taps that meet one input pixel, as 0/1 arrays (kernel, sets), and the pattern of each output."""
         pixels = self.pixels
         # Relative to the window, so that all windows clear of the border look alike.
         relative = np.where(pixels < 0, np.iinfo(np.int64).max, pixels - self.stride * np.arange(self.outputs)[:, None])
@@ -45,7 +52,7 @@ class Taps:
         return [self._sets(pixels[i]) for i in first], index.reshape(-1)
 
     def column_patterns(self) -> tuple[list[np.ndarray], np.ndarray]:
-        """Sets of taps by which one output pixel meets an input pixel, and the pattern of each input pixel."""
+        """Sets of taps by which one output meets an input pixel, and the pattern of each input pixel."""
         pixels = self.pixels
         hits: list[dict[int, list[int]]] = [{} for _ in range(self.inputs)]
         for output, tap in zip(*np.nonzero(pixels >= 0), strict=True):
@@ -98,6 +105,27 @@ def _norm_at(weight: Tensor, choice: Sequence[np.ndarray], p: float) -> Tensor:
         sets = torch.as_tensor(selection, dtype=weight.dtype, device=weight.device)
         weight = torch.tensordot(weight, sets, dims=([2], [0]))
     return stable_norm(weight.flatten(1), p)
+
+
+def dense_blocks(blocks: Tensor, axes: Sequence[Taps]) -> Tensor:
+    """The matrix of a convolution, one diagonal block per group.
+
+    Parameters
+    ----------
+    blocks : Tensor of shape (groups, image channels, domain channels, *kernel)
+    axes : sequence of Taps
+
+    Returns
+    -------
+    Tensor of shape (groups, image channels * image pixels, domain channels * domain pixels)
+    """
+    matrix = blocks
+    for taps in axes:  # the leading kernel axis goes, its pixels come last: (..., outputs, inputs)
+        matrix = torch.tensordot(matrix, taps.indicator.to(matrix), dims=([3], [0]))
+    n = len(axes)
+    order = [0, 1, *range(3, 3 + 2 * n, 2), 2, *range(4, 4 + 2 * n, 2)]
+    image = blocks.shape[1] * math.prod(taps.outputs for taps in axes)
+    return matrix.permute(order).reshape(blocks.shape[0], image, -1)
 
 
 def stable_norm(x: Tensor, p: float) -> Tensor:

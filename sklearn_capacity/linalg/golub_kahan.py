@@ -51,7 +51,7 @@ def operator_norm(
     device: torch.device | str = "cpu",
     tol: float = 1e-7,
     max_steps: int = 1000,
-    max_basis: int = 120,
+    max_basis: int = 50,
     check_every: int = 5,
     random_state: int = 0,
 ) -> OperatorNorm:
@@ -59,8 +59,8 @@ def operator_norm(
 
     .. math:: \|A\|_2 = \max_v \|A v\|_2 / \|v\|_2
 
-    The basis of left and right vectors is reorthogonalised fully; when it is full, the process is restarted with its
-    best Ritz vectors (thick restart), so that memory stays bounded.
+    Both bases are reorthogonalised fully, after the short recurrence; when they are full, the process is restarted with
+    its best Ritz vectors (thick restart), so that memory stays bounded.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def operator_norm(
         Relative residual at which to stop.
     max_steps : int >= 1, default=1000
         After this many steps the value is returned with the residual reached, and a `CapacityWarning`.
-    max_basis : int >= 8, default=120
+    max_basis : int >= 8, default=50
         Vectors held per side between restarts.
     check_every : int >= 1, default=5
         Steps between looks at the residual, each of which waits for the device.
@@ -92,7 +92,7 @@ def operator_norm(
 
     Notes
     -----
-    Each step costs one product with A, one with its adjoint and four passes over either basis.
+    Each step costs one product with A, one with its adjoint and two passes over either basis.
 
     References
     ----------
@@ -153,7 +153,7 @@ class _Bidiagonalisation:
         self.B = start.new_zeros((self.size, self.size))
         self.scale = self.beta = start.new_zeros(())
         self.V[0] = start / torch.linalg.vector_norm(start)
-        self.j = 0
+        self.j = self.kept = 0
 
     @property
     def full(self) -> bool:
@@ -161,10 +161,17 @@ class _Bidiagonalisation:
 
     def step(self) -> None:
         j = self.j
-        left, coefficients = _orthogonalise(self.forward(self.V[j]), self.U[:j])
-        self.B[:j, j] = coefficients
-        self.U[j], self.B[j, j] = self._unit(left)
-        right, _ = _orthogonalise(self.adjoint(self.U[j]), self.V[: j + 1])
+        left = self.forward(self.V[j])
+        if j == self.kept:  # the first column, or the one that couples the kept vectors with the new ones
+            left, coupling = _orthogonalise(left, self.U[:j])
+            left, correction = _orthogonalise(left, self.U[:j])
+            self.B[:j, j] = coupling + correction
+        else:
+            left, self.B[:j, j] = _orthogonalise(left - self.beta * self.U[j - 1], self.U[:j])
+            self.B[j - 1, j] += self.beta
+        self.U[j], alpha = self._unit(left)
+        self.B[j, j] = alpha
+        right, _ = _orthogonalise(self.adjoint(self.U[j]) - alpha * self.V[j], self.V[: j + 1])
         self.V[j + 1], self.beta = self._unit(right)
         self.j = j + 1
 
@@ -197,15 +204,13 @@ class _Bidiagonalisation:
         self.V[kept] = follower
         self.B.zero_()
         self.B[:kept, :kept] = torch.diag(self.values[:kept]).to(self.B)
-        self.j = kept
+        self.j = self.kept = kept
 
 
 def _orthogonalise(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Take the span of `basis` out of `vector`, twice, since once leaves rounding where little remains."""
-    first = basis @ vector
-    vector = vector - first @ basis
-    second = basis @ vector
-    return vector - second @ basis, first + second
+    """Take the span of `basis` out of `vector`: rounding that the short recurrence leaves, or all of it."""
+    coefficients = basis @ vector
+    return vector - coefficients @ basis, coefficients
 
 
 def dense_operator(

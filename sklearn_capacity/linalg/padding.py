@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["PADDING_MODES", "pad", "pad_adjoint", "padding_norm", "source_index"]
+from sklearn_capacity._validation import check_integer
+
+__all__ = ["PADDING_MODES", "pad", "pad_adjoint", "padding_norm", "per_axis", "source_index"]
 
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
-NUMPY_MODES = {"circular": "wrap", "reflect": "reflect", "replicate": "edge"}
+NUMPY_MODES: dict[str, Any] = {"circular": "wrap", "reflect": "reflect", "replicate": "edge"}
 
 Pairs = Sequence[tuple[int, int]]
+
+
+def per_axis(name: str, value: Any, n_axes: int, low: int) -> tuple[int, ...]:
+    """One integer of at least `low` per axis, from an integer or a sequence of one or `n_axes` of them."""
+    values = tuple(value) if isinstance(value, Sequence) else (value,)
+    if len(values) not in (1, n_axes):
+        raise ValueError(f"`{name}` must be an integer or {n_axes} of them, got {value!r}.")
+    return tuple(check_integer(name, entry, low) for entry in values) * (n_axes // len(values))
 
 
 def source_index(size: int, before: int, after: int, mode: str) -> np.ndarray:
@@ -80,7 +91,7 @@ def padding_norm(sizes: Sequence[int], pairs: Pairs, mode: str) -> float:
     return math.sqrt(counts)
 
 
-def _indices(sizes: Sequence[int], pairs: Pairs, mode: str, device: torch.device):
+def _indices(sizes: Sequence[int], pairs: Pairs, mode: str, device: torch.device) -> Iterator[tuple[int, Tensor]]:
     for axis, (size, pair) in enumerate(zip(sizes, pairs, strict=True)):
         if pair != (0, 0):
             yield axis - len(pairs), torch.as_tensor(source_index(size, *pair, mode), dtype=torch.int64, device=device)

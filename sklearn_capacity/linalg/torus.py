@@ -1,12 +1,13 @@
 r"""A proven upper bound of a convolution's spectral norm from a slightly larger torus.
 
-Let x live on n pixels and extend it quasi-periodically, x(j + N) = e^{i theta} x(j), with zeros in between. If N is at least
-n plus the larger padding, no window of a zero-padded convolution sees two copies, so its matrix is a part of the matrix of
-the convolution on the torus, for **every** twist theta, and cannot have a larger norm. That one is block diagonal in the
-frequencies (2 pi j + theta) / N: the norm of the largest block :math:`\hat K(\omega)` is the bound. With a stride s that
-divides N, s frequencies alias, and the block is their row :math:`[\hat K(\omega_0), ..., \hat K(\omega_{s-1})] / \sqrt s`.
-The least bound over the twists 0 and pi per axis is taken: pi keeps away from the frequency 0, where kernels often peak, and
-is exact for [1, 0, 1]. On a periodic image theta is 0 and N is n, and the bound is usually the norm.
+Let x live on n pixels and extend it quasi-periodically, x(j + N) = e^{i theta} x(j), with zeros in between. If N is at
+least n plus the larger padding, no window of a zero-padded convolution sees two copies, so its matrix is a part of the
+matrix of the convolution on the torus, for **every** twist theta, and cannot have a larger norm. That one is block
+diagonal in the frequencies (2 pi j + theta) / N: the norm of the largest block :math:`\hat K(\omega)` is the bound.
+With a stride s that divides N, s frequencies alias, and the block is their row
+:math:`[\hat K(\omega_0), ..., \hat K(\omega_{s-1})] / \sqrt s`. The least bound over the twists 0 and pi per axis is
+taken: pi keeps away from the frequency 0, where kernels often peak, and is exact for [1, 1, 1]. On a periodic image
+theta is 0 and N is n, and the bound is usually the norm.
 
 References: Sedghi, Gupta, Long: The singular values of convolutional layers (2019) for theta = 0 and stride 1.
 """
@@ -22,21 +23,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .certificate import ROUNDING, largest_gram_root, matrix_norm_upper
-from .golub_kahan import dense_operator
+from .certificate import ROUNDING, certified_norm, largest_gram_root
+from .entries import dense_blocks
 from .padding import padding_norm
 
 __all__ = ["convolution_bound", "torus_bound"]
 
 # Complex numbers in one chunk of frequencies (16 MB).
 CHUNK = 2**20
-# Smaller sides up to here are certified densely: a Gram matrix and a Cholesky factorisation, well under a second.
-DENSE_SIDE, DENSE_ENTRIES = 1500, 2**24
+# Up to here (per group, and in all) the matrix itself is certified, in about a second: Gram and Cholesky factorisation.
+DENSE_SIDE, DENSE_PRODUCTS = 2048, 10**10
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of the torus: its `period`, the `stride` that divides it, and how many twists are tried."""
+    """One axis of the torus: its `period`, the `stride` that divides it, and how many twists are tried, 1 or 2.
+
+    The twists 0 and pi are their own negatives; others would not let conjugate frequencies stand for each other.
+    """
 
     period: int
     stride: int
@@ -45,15 +49,14 @@ class Axis:
 
 def convolution_bound(operator, lower: float = 0.0) -> float:
     """The least of the bounds that `conv_norm_upper` names."""
-    sides = math.prod(operator.domain), math.prod(operator.image)
-    if min(sides) <= DENSE_SIDE and math.prod(sides) <= DENSE_ENTRIES:
-        product, shape = operator.forward, operator.input_shape
-        if math.prod(operator.output_shape) < math.prod(shape):
-            product, shape = operator.adjoint, operator.output_shape
-        return matrix_norm_upper(dense_operator(product, shape, device=operator.weight.device), lower)
+    sides = [math.prod(shape) // operator.groups for shape in (operator.domain, operator.image)]
+    products = min(sides) * math.prod(sides) * operator.groups
+    selectors = max(taps.kernel * taps.inputs * taps.outputs for taps in operator.taps)
+    if min(sides) <= DENSE_SIDE and products <= DENSE_PRODUCTS and selectors <= 2**24:
+        return certified_norm(dense_blocks(operator.blocks, operator.taps), lower)
     one, infinity = (float(norms.max()) for norms in (operator.column_norms(1), operator.row_norms(1)))
     simple = min(operator.frobenius_norm(), math.sqrt(one) * math.sqrt(infinity)) * (1 + ROUNDING)
-    return min(simple, torus_bound(operator, lower, simple))
+    return min(simple, torus_bound(operator, lower, simple)) if simple > 0 else 0.0
 
 
 def torus_bound(operator, lower: float = 0.0, ceiling: float = math.inf) -> float:
@@ -93,7 +96,7 @@ def torus_bound(operator, lower: float = 0.0, ceiling: float = math.inf) -> floa
 
 def _zero_padded_bound(operator, sizes, pads, lower: float, ceiling: float) -> float:
     axes = []
-    for n, (before, after), s, reach, outputs in zip(
+    for n, (before, _), s, reach, outputs in zip(
         sizes, pads, operator.stride, operator.reach, operator.image[1:], strict=True
     ):
         # Windows that lie in the padding alone see nothing, and pixels behind the last window are not seen.
@@ -156,4 +159,5 @@ def _frequencies(axes: Sequence[Axis], twist: Sequence[int]) -> tuple[np.ndarray
         stop = coarse // 2 + 1 if number == len(axes) - 1 else coarse
         ranges.append(range(theta, stop, axis.twists))
         offsets.append([r * coarse for r in range(axis.stride)])
-    return (np.array(list(itertools.product(*part)), dtype=np.int64) for part in (ranges, offsets))
+    grid, shifts = (np.array(list(itertools.product(*part)), dtype=np.int64) for part in (ranges, offsets))
+    return grid, shifts

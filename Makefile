@@ -1,0 +1,116 @@
+# Every target starts from nothing but a Python >= 3.11 and is instant when there is nothing to do:
+# the stamps below stand for "these extras are installed as pyproject.toml and the constraints say".
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint docs bench fuzz soak test-oldest test-newest test-dist clean
+
+VENV ?= .venv
+PYTHON := $(VENV)/bin/python
+PYTEST_ARGS ?=
+FUZZ_CASES ?= 10000
+# One BLAS and one torch thread: sums come out the same to the bit, and two cores are shared fairly.
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+NEEDS := pyproject.toml constraints.txt
+
+help:
+	@echo "make demo         fit, search and measure on scikit-learn's digits; writes a table and a picture"
+	@echo "make test         all tests and doctests          make lint         ruff and mypy"
+	@echo "make docs         docs/_build/html                make bench        ratios against peers"
+	@echo "make fuzz         thousands of hostile inputs     make soak         1,000 fits in one process"
+	@echo "make test-oldest  oldest declared versions        make test-newest  newest declared versions"
+	@echo "make test-dist    build and check the wheel       make clean        remove what was made"
+
+# $(call find_python): the first interpreter that is new enough and can make a virtual environment.
+define find_python
+found=""; \
+for candidate in $${PYTHON3:-} python3 python3.11 python3.12 python3.13 python3.14; do \
+  if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+    found="$$candidate"; break; \
+  fi; \
+done; \
+if [ -z "$$found" ]; then \
+  echo "No Python >= 3.11 with venv and ensurepip was found. Install one, or name it: make PYTHON3=/path/to/python3" >&2; \
+  exit 1; \
+fi
+endef
+
+# $(call install,environment,constraints,extras)
+define install
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check $(2) --editable '.$(3)'
+endef
+
+%/bin/python:
+	@$(find_python); echo "Making $* with $$found"; "$$found" -m venv $*
+
+$(VENV)/.core: $(NEEDS) | $(PYTHON)
+	@echo "Installing the package"
+	@$(call install,$(VENV),-c constraints.txt,[plot])
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	@echo "Installing what the tests need"
+	@$(call install,$(VENV),-c constraints.txt,[test])
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.core
+	@echo "Installing ruff and mypy"
+	@$(call install,$(VENV),-c constraints.txt,[lint])
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.core
+	@echo "Installing sphinx"
+	@$(call install,$(VENV),-c constraints.txt,[docs])
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.core
+	@echo "Installing the peers that benchmarks compare with"
+	@$(call install,$(VENV),-c constraints.txt,[bench])
+	@touch $@
+
+demo: $(VENV)/.core
+	$(PYTHON) -m sklearn_capacity
+
+test: $(VENV)/.test
+	$(ONE_THREAD) SCIPY_ARRAY_API=1 $(PYTHON) -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.lint
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+docs: $(VENV)/.docs
+	$(ONE_THREAD) $(PYTHON) -m sphinx -W --keep-going --quiet -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+bench: $(VENV)/.bench
+	$(ONE_THREAD) $(PYTHON) -m benchmarks $(BENCH_ARGS)
+
+fuzz: $(VENV)/.test
+	$(ONE_THREAD) SCIPY_ARRAY_API=1 FUZZ_CASES=$(FUZZ_CASES) $(PYTHON) -m pytest -m fuzz --hypothesis-profile=fuzz $(PYTEST_ARGS)
+
+soak: $(VENV)/.test
+	$(ONE_THREAD) $(PYTHON) -m benchmarks.soak
+
+# The lower ends of pyproject.toml, which constraints-oldest.txt repeats (a test compares the two).
+.venv-oldest/.test: pyproject.toml constraints-oldest.txt | .venv-oldest/bin/python
+	@$(call install,.venv-oldest,-c constraints-oldest.txt,[test])
+	@touch $@
+
+test-oldest: .venv-oldest/.test
+	$(ONE_THREAD) SCIPY_ARRAY_API=1 .venv-oldest/bin/python -m pytest $(PYTEST_ARGS)
+
+# Whatever is newest today inside the declared ranges; torch stays at the tested version.
+.venv-newest/constraints.txt: constraints.txt | .venv-newest/bin/python
+	@grep '^torch==' constraints.txt > $@
+
+test-newest: .venv-newest/constraints.txt
+	@$(call install,.venv-newest,-c $< --upgrade --upgrade-strategy eager,[test])
+	$(ONE_THREAD) SCIPY_ARRAY_API=1 .venv-newest/bin/python -m pytest $(PYTEST_ARGS)
+
+test-dist: $(VENV)/.core
+	$(PYTHON) .ci/check_dist.py
+
+clean:
+	rm -rf $(VENV) .venv-oldest .venv-newest build dist docs/_build docs/generated demo *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

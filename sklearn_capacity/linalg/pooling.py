@@ -1,0 +1,186 @@
+"""Average pooling as a linear operator: a Kronecker product of one small matrix per axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklearn_capacity._validation import check_integer
+
+from .golub_kahan import OperatorNorm
+from .matrix import MatrixOperator
+from .padding import per_axis
+
+__all__ = ["PoolOperator", "adaptive_average_pool", "average_pool"]
+
+
+@dataclass(frozen=True, eq=False)
+class PoolOperator:
+    r"""Average pooling of every channel, :math:`A = I_c \otimes M_1 \otimes M_2 \otimes \dots`
+
+    Norms of a Kronecker product are products of norms, so every one of them is exact. Build it with `average_pool` or
+    `adaptive_average_pool`.
+
+    Parameters
+    ----------
+    axes : tuple of Tensor of shape (outputs, inputs)
+        Weights along each axis.
+    channels : int
+    """
+
+    axes: tuple[Tensor, ...]
+    channels: int
+    input_shape: tuple[int, ...] = field(init=False)
+    output_shape: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        check_integer("channels", self.channels, 1)
+        object.__setattr__(self, "input_shape", (self.channels, *(axis.shape[1] for axis in self.axes)))
+        object.__setattr__(self, "output_shape", (self.channels, *(axis.shape[0] for axis in self.axes)))
+
+    @cached_property
+    def factors(self) -> tuple[MatrixOperator, ...]:
+        """One matrix per axis."""
+        return tuple(MatrixOperator(axis) for axis in self.axes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The map on a batch: (n, *input_shape) -> (n, *output_shape)."""
+        for axis in self.axes:  # the first size goes, the new one comes last
+            x = torch.tensordot(x, axis, dims=([2], [1]))
+        return x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """Its transpose on a batch: (n, *output_shape) -> (n, *input_shape)."""
+        for axis in self.axes:
+            y = torch.tensordot(y, axis, dims=([2], [0]))
+        return y
+
+    def norm_lower(self, tol: float = 1e-7, *, random_state: int = 0) -> OperatorNorm:
+        """Spectral norm: the product over the axes."""
+        parts = [factor.norm_lower(tol, random_state=random_state) for factor in self.factors]
+        return OperatorNorm(prod(p.value for p in parts), max(p.residual for p in parts), max(p.steps for p in parts))
+
+    def norm_upper(self, lower: float = 0.0) -> float:
+        """A proven upper end of the spectral norm: the product over the axes."""
+        return prod(factor.norm_upper() for factor in self.factors)
+
+    def row_norms(self, p: float) -> Tensor:
+        """The l_p norm of the weights of every output, of shape `output_shape`."""
+        return self._outer([factor.row_norms(p) for factor in self.factors])
+
+    def column_norms(self, p: float) -> Tensor:
+        """The l_p norm of the weights leaving every input, of shape `input_shape`."""
+        return self._outer([factor.column_norms(p) for factor in self.factors])
+
+    def frobenius_norm(self) -> float:
+        """Root of the sum of the squared entries."""
+        return float(torch.linalg.vector_norm(self.row_norms(2)))
+
+    def _outer(self, vectors: Sequence[Tensor]) -> Tensor:
+        product = torch.ones(self.channels, dtype=torch.float64, device=self.axes[0].device)
+        for vector in vectors:
+            product = product[..., None] * vector
+        return product
+
+
+def average_pool(
+    input_shape: Sequence[int],
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    *,
+    device: torch.device | str = "cpu",
+) -> PoolOperator:
+    """The operator of ``torch.nn.AvgPool1d``, ``2d`` or ``3d``, whose parameters these are.
+
+    Parameters
+    ----------
+    input_shape : sequence of int, (channels, *sizes)
+    kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
+        As in torch; ``stride=None`` stands for the kernel size.
+    device : torch.device or str, default="cpu"
+
+    Returns
+    -------
+    PoolOperator
+
+    Examples
+    --------
+    >>> from sklearn_capacity.linalg import average_pool
+    >>> round(average_pool((3, 4, 4), 2).norm_lower().value, 12)  # four pixels in a window, each weighing 1/4
+    0.5
+    """
+    channels, *sizes = input_shape
+    kernels = per_axis("kernel_size", kernel_size, len(sizes), 1)
+    strides = kernels if stride is None else per_axis("stride", stride, len(sizes), 1)
+    paddings = per_axis("padding", padding, len(sizes), 0)
+    axes = []
+    for number, (n, k, s, p) in enumerate(zip(sizes, kernels, strides, paddings, strict=True)):
+        count = _pooled_size(n, k, s, p, ceil_mode)
+        start = np.arange(count) * s - p
+        stop = np.minimum(start + k, n + p)
+        divisor = stop - start if count_include_pad else np.minimum(stop, n) - np.maximum(start, 0)
+        if divisor_override is not None:  # one number for the whole window, charged to the first axis
+            divisor = np.full(count, check_integer("divisor_override", divisor_override, 1) if number == 0 else 1)
+        axes.append(_windows(start, stop, divisor, n, device))
+    return PoolOperator(tuple(axes), int(channels))
+
+
+def adaptive_average_pool(
+    input_shape: Sequence[int], output_size: int | Sequence[int | None], *, device: torch.device | str = "cpu"
+) -> PoolOperator:
+    """The operator of ``torch.nn.AdaptiveAvgPool1d``, ``2d`` or ``3d``; size 1 is the mean over the image.
+
+    Parameters
+    ----------
+    input_shape : sequence of int, (channels, *sizes)
+    output_size : int or sequence of int or None
+        None keeps the size of that axis.
+    device : torch.device or str, default="cpu"
+
+    Returns
+    -------
+    PoolOperator
+
+    Examples
+    --------
+    >>> from sklearn_capacity.linalg import adaptive_average_pool
+    >>> round(adaptive_average_pool((8, 4, 4), 1).norm_lower().value, 12)
+    0.25
+    """
+    channels, *sizes = input_shape
+    outputs = list(output_size) if isinstance(output_size, Sequence) else [output_size] * len(sizes)
+    if len(outputs) != len(sizes):
+        raise ValueError(f"`output_size` must be an integer or {len(sizes)} of them, got {output_size!r}.")
+    axes = []
+    for n, m in zip(sizes, outputs, strict=True):
+        m = n if m is None else check_integer("output_size", m, 1)
+        steps = np.arange(m)
+        start, stop = steps * n // m, -(-(steps + 1) * n // m)
+        axes.append(_windows(start, stop, stop - start, n, device))
+    return PoolOperator(tuple(axes), int(channels))
+
+
+def _pooled_size(n: int, kernel: int, stride: int, padding: int, ceil_mode: bool) -> int:
+    free = n + 2 * padding - kernel
+    if free < 0:
+        raise ValueError(f"`kernel_size` must be at most {n + 2 * padding}, the padded size, got {kernel}.")
+    count = free // stride + 1
+    if ceil_mode and free % stride and count * stride < n + padding:  # a last window must start inside
+        count += 1
+    return count
+
+
+def _windows(start: np.ndarray, stop: np.ndarray, divisor: np.ndarray, n: int, device) -> Tensor:
+    pixels = np.arange(n)
+    inside = (pixels >= start[:, None]) & (pixels < stop[:, None])
+    return torch.as_tensor(inside / divisor[:, None], dtype=torch.float64, device=device)

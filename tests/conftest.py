@@ -1,0 +1,65 @@
+"""What holds for every test: one thread, no network, and no warning of the package that the test does not expect."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports scipy: without it one of scikit-learn's estimator checks is silently skipped.
+os.environ["SCIPY_ARRAY_API"] = "1"
+for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_threads, "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import ipaddress  # noqa: E402
+import socket  # noqa: E402
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+# Tests that use hypothesis draw the same cases every time; `make fuzz` draws new ones, and many.
+hypothesis.settings.register_profile("bounded", max_examples=25, derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile(
+    "fuzz",
+    max_examples=int(os.environ.get("FUZZ_CASES", "10000")),
+    deadline=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
+hypothesis.settings.load_profile("bounded")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Turn the package's own warnings into errors (here, since the filter imports the package)."""
+    config.addinivalue_line("filterwarnings", "error::sklearn_capacity._validation.CapacityWarning")
+
+
+def _is_local(address: object) -> bool:
+    """Whether a socket address stays on this machine."""
+    if not isinstance(address, tuple):  # a Unix socket
+        return True
+    host = address[0]
+    if host in ("", "localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network():
+    """Let no test reach beyond this machine; sockets between local processes stay open."""
+    patch = pytest.MonkeyPatch()
+    for name in ("connect", "connect_ex"):
+        real = getattr(socket.socket, name)
+
+        def guarded(self, address, real=real):
+            if not _is_local(address):
+                raise RuntimeError(f"A test tried to reach {address!r}; tests use no network.")
+            return real(self, address)
+
+        patch.setattr(socket.socket, name, guarded)
+    yield
+    patch.undo()

@@ -1,0 +1,240 @@
+"""Convolutions as operators: products, both ends of the norm, row and column norms, against matrices built by loops."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from reference_linalg import convolution_matrix, norm
+from torch import nn
+
+from sklearn_capacity.linalg import ConvOperator, conv_norm_lower, conv_norm_upper, norm_bounds
+from sklearn_capacity.linalg.torus import torus_bound
+
+MODES = ("zeros", "circular", "reflect", "replicate")
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+
+def _weight(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
+
+
+def _fits(n: int, k: int, p, d: int, mode: str) -> bool:
+    reach = d * (k - 1)
+    before, after = (reach // 2, reach - reach // 2) if p == "same" else (p, p)
+    limit = {"zeros": math.inf, "replicate": math.inf, "circular": n, "reflect": n - 1}[mode]
+    return n + before + after > reach and max(before, after) <= limit
+
+
+# (input channels, output channels, sizes, kernel, stride, padding, dilation, groups, mode)
+SWEEP = [
+    (2, 4, (n,), (k,), s, p, d, 2 if (k + s + d) % 2 else 1, mode)
+    for n, kernels in ((7, (2, 3)), (3, (1, 5)))
+    for k in kernels
+    for s in (1, 2, 3)
+    for d in (1, 2)
+    for p in (0, 1, 2, "same")
+    for mode in MODES
+    if not (p == "same" and s > 1) and not (p == 0 and mode != "zeros") and _fits(n, k, p, d, mode)
+] + [
+    (2, 3, (5, 6), (3, 3), (1, 1), 1, (1, 1), 1, mode) for mode in MODES
+] + [
+    (2, 4, (6, 5), (3, 2), (2, 1), ((1, 0), (2, 1)), (1, 2), 2, mode) for mode in MODES
+] + [
+    (3, 3, (6, 6), (3, 3), (2, 2), (1, 1), (1, 1), 3, "zeros"),
+    (1, 2, (4, 4), (5, 5), (1, 1), (2, 2), (1, 1), 1, "zeros"),
+    (1, 2, (2, 3), (5, 5), (1, 1), (4, 4), (1, 1), 1, "zeros"),
+    (2, 1, (6, 6), (1, 1), (2, 2), (0, 0), (1, 1), 1, "zeros"),
+    (2, 1, (5, 5), (2, 2), (3, 3), (0, 0), (1, 1), 1, "zeros"),
+    (1, 2, (3, 4, 3), (2, 3, 2), (1, 2, 1), (1, 1, 0), (1, 1, 2), 1, "zeros"),
+    (2, 2, (3, 3, 3), (3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1), 2, "circular"),
+]  # fmt: skip
+
+
+def _pair(c_in, c_out, sizes, kernel, stride, padding, dilation, groups, mode):
+    nd = len(sizes)
+    operator = ConvOperator(
+        _weight(c_out, c_in // groups, *kernel), (c_in, *sizes), stride, padding, dilation, groups, mode
+    )
+    before = [pair[0] for pair in operator.pads]
+    spread = [(value,) * nd if isinstance(value, int) else value for value in (stride, dilation)]
+    matrix = convolution_matrix(
+        operator.weight, sizes, spread[0], before, spread[1], groups, mode, operator.output_shape[1:]
+    )
+    return operator, matrix
+
+
+@pytest.mark.parametrize("case", SWEEP, ids=lambda case: "-".join(str(part).replace(" ", "") for part in case))
+def test_operator_and_its_norms_are_those_of_the_matrix(case):
+    operator, matrix = _pair(*case)
+    A = torch.as_tensor(matrix)
+    inputs, outputs = math.prod(operator.input_shape), math.prod(operator.output_shape)
+    eye = torch.eye(inputs, dtype=torch.float64).reshape(inputs, *operator.input_shape)
+    torch.testing.assert_close(operator.forward(eye).reshape(inputs, -1).T, A, rtol=1e-12, atol=1e-12)
+    eye = torch.eye(outputs, dtype=torch.float64).reshape(outputs, *operator.output_shape)
+    torch.testing.assert_close(operator.adjoint(eye).reshape(outputs, -1), A, rtol=1e-12, atol=1e-12)
+
+    true = norm(matrix)
+    bounds = norm_bounds(operator)
+    assert true * (1 - 1e-9) <= bounds.lower <= true * (1 + 1e-12)
+    assert true <= bounds.upper <= true * (1 + 1e-6)
+    # The bound that large operators get holds here as well, however loose it is on such small images.
+    assert torus_bound(operator, bounds.lower) >= true
+    assert torus_bound(operator) == pytest.approx(torus_bound(operator, bounds.lower), rel=1e-8)
+
+    for p in (1, 2, 3.5, math.inf):
+        rows, columns = torch.linalg.vector_norm(A, p, dim=1), torch.linalg.vector_norm(A, p, dim=0)
+        torch.testing.assert_close(operator.row_norms(p), rows.reshape(operator.output_shape), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            operator.column_norms(p), columns.reshape(operator.input_shape), rtol=1e-12, atol=1e-12
+        )
+    assert operator.frobenius_norm() == pytest.approx(np.linalg.norm(matrix), rel=1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("padding", [1, "same"])
+def test_forward_is_the_module(mode, padding):
+    for nd in (1, 2, 3):
+        module = CONVOLUTIONS[nd](2, 4, 4, padding=padding, groups=2, padding_mode=mode, bias=False).double()
+        x = _weight(3, 2, *(5,) * nd)
+        operator = ConvOperator(module.weight, (2, *(5,) * nd), 1, padding, 1, 2, mode)
+        torch.testing.assert_close(operator.forward(x), module(x).detach())
+
+
+@pytest.mark.parametrize(
+    ("nd", "options"),
+    [
+        (1, dict(kernel_size=3, stride=2, padding=1, output_padding=1)),
+        (1, dict(kernel_size=2, stride=3, output_padding=2)),
+        (1, dict(kernel_size=3, stride=2, dilation=3, padding=1, output_padding=2, groups=2)),
+        (2, dict(kernel_size=(3, 2), stride=(2, 1), padding=(2, 0), groups=2)),
+        (2, dict(kernel_size=4, stride=2, padding=1)),
+        (3, dict(kernel_size=2, stride=2, padding=1)),
+    ],
+)
+def test_transposed_convolution_is_the_module_and_its_norms_those_of_the_matrix(nd, options):
+    module = TRANSPOSED[nd](2, 4, bias=False, **options).double()
+    operator = ConvOperator(module.weight, (2, *(4,) * nd), transposed=True, **_renamed(options))
+    inputs = math.prod(operator.input_shape)
+    eye = torch.eye(inputs, dtype=torch.float64).reshape(inputs, *operator.input_shape)
+    with torch.no_grad():
+        A = module(eye).reshape(inputs, -1).T  # the module is the reference here
+    assert operator.output_shape == tuple(module(eye[:1]).shape[1:])
+    torch.testing.assert_close(operator.forward(eye).reshape(inputs, -1).T, A)
+    x, y = _weight(1, *operator.input_shape), _weight(1, *operator.output_shape)
+    assert float((operator.forward(x) * y).sum()) == pytest.approx(float((x * operator.adjoint(y)).sum()), rel=1e-12)
+    true = norm(A.numpy())
+    bounds = norm_bounds(operator)
+    assert true * (1 - 1e-9) <= bounds.lower <= true * (1 + 1e-12)
+    assert true <= bounds.upper <= true * (1 + 1e-6)
+    assert torus_bound(operator, bounds.lower) >= true
+    torch.testing.assert_close(operator.row_norms(3).flatten(), torch.linalg.vector_norm(A, 3, dim=1))
+    torch.testing.assert_close(operator.column_norms(math.inf).flatten(), torch.linalg.vector_norm(A, math.inf, dim=0))
+
+
+def _renamed(options: dict) -> dict:
+    return {key: value for key, value in options.items() if key != "kernel_size"}
+
+
+@pytest.mark.parametrize(("stride", "padding", "limit"), [(1, 1, 0.01), (2, 1, 0.02), (1, 0, 0.01), (2, 0, 0.02)])
+def test_torus_bound_is_tight_on_larger_images(stride, padding, limit):
+    operator = ConvOperator(_weight(4, 3, 3, 3), (3, 16, 16), stride, padding)
+    true = norm(_dense(operator))
+    assert true <= torus_bound(operator, conv_norm_lower(operator).value) <= true * (1 + limit)
+
+
+def _dense(operator: ConvOperator) -> np.ndarray:
+    n = math.prod(operator.input_shape)
+    eye = torch.eye(n, dtype=torch.float64).reshape(n, *operator.input_shape)
+    return operator.forward(eye).reshape(n, -1).T.numpy()
+
+
+def test_twisted_torus_is_exact_where_theory_says_so():
+    # Sums over neighbours on a path: 1 + 2 cos(pi / (n + 1)); the untwisted torus gives 3.
+    operator = ConvOperator(torch.ones(1, 1, 3), (1, 10), padding=1)
+    assert torus_bound(operator) == pytest.approx(1 + 2 * math.cos(math.pi / 11), rel=1e-8)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_torus_bound_is_exact_on_periodic_images(stride):
+    operator = ConvOperator(_weight(3, 2, 3, 3), (2, 8, 8), stride, 1, padding_mode="circular")
+    assert torus_bound(operator) == pytest.approx(norm(_dense(operator)), rel=1e-8)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_upper_end_without_a_lower_one_or_a_dense_matrix(mode, monkeypatch):
+    operator = ConvOperator(_weight(4, 3, 3, 3), (3, 9, 9), 2, 1, padding_mode=mode)
+    true = norm(_dense(operator))
+    assert true <= conv_norm_upper(operator) <= true * (1 + 1e-6)
+    monkeypatch.setattr("sklearn_capacity.linalg.torus.DENSE_SIDE", 0)
+    assert true <= conv_norm_upper(operator) == pytest.approx(conv_norm_upper(operator, true * (1 - 1e-12)), rel=1e-8)
+
+
+def test_kernel_of_ones_of_measures_convention():
+    # 3x3 ones on 8x8 with padding: (1 + 2 cos(pi / 9))^2, where the reshaped kernel says 3.
+    bounds = norm_bounds(ConvOperator(torch.ones(1, 1, 3, 3), (1, 8, 8), padding=1))
+    assert bounds.lower == pytest.approx((1 + 2 * math.cos(math.pi / 9)) ** 2, rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-200, 1e200])
+@pytest.mark.parametrize("size", [4, 40])
+def test_extreme_scales(scale, size):
+    weight = _weight(2, 2, 3)
+    plain = norm_bounds(ConvOperator(weight, (2, size)))
+    bounds = norm_bounds(ConvOperator(weight * scale, (2, size)))
+    assert bounds.lower == pytest.approx(plain.lower * scale, rel=1e-9)
+    assert bounds.upper == pytest.approx(plain.upper * scale, rel=1e-7)
+    assert bounds.lower <= bounds.upper
+
+
+def test_large_operator_within_a_millionth_and_frequencies_in_chunks(monkeypatch):
+    operator = ConvOperator(_weight(6, 6, 3, 3), (6, 12, 12), padding=1)
+    true = norm(_dense(operator))
+    assert conv_norm_lower(operator).value == pytest.approx(true, rel=1e-9)
+    whole = torus_bound(operator)
+    monkeypatch.setattr("sklearn_capacity.linalg.torus.CHUNK", 1000)
+    assert torus_bound(operator) == pytest.approx(whole, rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(weight=torch.ones(2, 2), input_shape=(2, 4)), "`weight` must have 3, 4 or 5 axes"),
+        (
+            dict(weight=torch.ones(2, 2, 3), input_shape=(2, 4, 4)),
+            "`input_shape` must be .channels, .sizes. with 1 sizes",
+        ),
+        (dict(weight=torch.ones(2, 2, 3), input_shape=(3, 4)), "`input_shape` must have 2 channels"),
+        (dict(weight=torch.ones(2, 2, 3), input_shape=(2, 2)), "`input_shape` .* must be at least as large"),
+        (dict(weight=torch.ones(3, 1, 3), input_shape=(2, 4), groups=2), "`groups` must divide"),
+        (dict(weight=torch.ones(2, 2, 3), input_shape=(2, 4), stride=0), "`stride` must be at least 1"),
+        (
+            dict(weight=torch.ones(2, 2, 3), input_shape=(2, 4), stride=(1, 2)),
+            "`stride` must be an integer or 1 of them",
+        ),
+        (dict(weight=torch.ones(2, 2, 3), input_shape=(2, 4), padding=(1, 1)), "`padding` must be an integer, or 1"),
+        (dict(weight=torch.ones(2, 2, 3), input_shape=(2, 4), padding="some"), "`padding` must be one of"),
+        (dict(weight=torch.ones(2, 2, 3), input_shape=(2, 4), padding_mode="mirror"), "`padding_mode` must be one of"),
+        (dict(weight=torch.ones(2, 2, 3), input_shape=(2, 4), padding=4, padding_mode="reflect"), "`padding` must be"),
+        (
+            dict(weight=torch.ones(2, 2, 3), input_shape=(2, 4), transposed=True, padding_mode="reflect"),
+            "`padding_mode` must be 'zeros' if transposed",
+        ),
+        (dict(weight=torch.ones(2, 2, 3), input_shape=(2, 1), transposed=True, padding=2), "`padding` .* must leave"),
+    ],
+)
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ConvOperator(**arguments)
+
+
+def test_bad_numbers():
+    operator = ConvOperator(torch.full((1, 1, 3), float("nan")), (1, 4))
+    for function in (conv_norm_lower, conv_norm_upper):
+        with pytest.raises(ValueError, match="`weight` must be finite"):
+            function(operator)
+    with pytest.raises(ValueError, match="`p` must lie in"):
+        operator.row_norms(0)
