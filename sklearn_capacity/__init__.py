@@ -1,6 +1,6 @@
 """Capacity of neural networks for scikit-learn: estimators that control it, scorers that measure it."""
 
-from . import architectures, datasets, layers, theory
+from . import architectures, datasets, displays, layers, model_selection, theory
 from ._validation import CapacityWarning, NotDefinedError
 from .estimators import (
     JacobianRegularizedClassifier,
@@ -25,8 +25,10 @@ __all__ = [
     "architectures",
     "capacity_report",
     "datasets",
+    "displays",
     "layers",
     "list_measures",
     "measure_capacity",
+    "model_selection",
     "theory",
 ]

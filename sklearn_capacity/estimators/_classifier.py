@@ -150,7 +150,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         reset = not hasattr(self, "net_")
         if reset and classes is None:
             raise ValueError("`classes` must be given in the first call of `partial_fit`.")
-        return self._train(X, y, sample_weight, epochs=1, reset=reset, classes=classes)
+        return self._train(X, y, sample_weight, reset=reset, partial=True, classes=classes)
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable label of each sample.
@@ -221,7 +221,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         return np.searchsorted(self.classes_, y)
 
     def _check_kept(self, y: np.ndarray) -> None:
-        if len(np.unique(y)) < 2 and not hasattr(self, "net_"):
+        if len(np.unique(y)) < 2:
             raise ValueError("A classifier needs at least 2 classes, got 1 class among the samples of positive weight.")
 
     def _strata(self, y: np.ndarray) -> np.ndarray:

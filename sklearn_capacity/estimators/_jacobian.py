@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from sklearn_capacity._validation import check_integer
 from sklearn_capacity.estimators import _constraints
 from sklearn_capacity.estimators._classifier import NetworkClassifier
 from sklearn_capacity.estimators._docs import documented
@@ -24,6 +25,9 @@ JACOBIAN_CONSTRAINTS: dict[str, Any] = {
 }
 
 
+TOO_MANY = 'There are no more orthonormal directions than outputs; jacobian_norm="frobenius" is exact.'
+
+
 class JacobianPenaltyMixin:
     """The hook that turns ``jacobian_*`` parameters into a penalty."""
 
@@ -31,10 +35,13 @@ class JacobianPenaltyMixin:
     jacobian_norm: str
     n_projections: int
     jacobian_output: str
+    _n_outputs: int
 
     def _penalty(self, generator: torch.Generator) -> tuple[Any, float]:
         if not self.jacobian_penalty:
             return None, 0.0
+        if self.jacobian_norm == "projection":
+            check_integer("n_projections", self.n_projections, 1, self._n_outputs, cure=TOO_MANY)
         penalty = PENALTIES[self.jacobian_norm]
         options = {name: getattr(self, name) for name in penalty.options}
         if penalty.random:
@@ -178,8 +185,8 @@ class JacobianRegularizedRegressor(JacobianPenaltyMixin, NetworkRegressor):
 
     Notes
     -----
-    The penalty is evaluated in eval mode, see :class:`JacobianRegularizedClassifier`. The softmax of a
-    single output is constant: ``jacobian_output="softmax"`` is meant for classifiers.
+    The penalty is evaluated in eval mode, see :class:`JacobianRegularizedClassifier`. ``"softmax"`` is
+    refused as `jacobian_output`: it would be another function than the regression's.
 
     References
     ----------
@@ -197,7 +204,11 @@ class JacobianRegularizedRegressor(JacobianPenaltyMixin, NetworkRegressor):
     True
     """
 
-    _constraints: ClassVar[dict[str, Any]] = NetworkRegressor._constraints | JACOBIAN_CONSTRAINTS
+    _constraints: ClassVar[dict[str, Any]] = {
+        **NetworkRegressor._constraints,
+        **JACOBIAN_CONSTRAINTS,
+        "jacobian_output": _constraints.option(["logits"]),
+    }
 
     def __init__(
         self,

@@ -72,7 +72,7 @@ def fisher_rao_norm(
 
     Examples
     --------
-    A linear model f = w x with the absolute loss has u = w x, so the norm is |w| times the root mean square of x.
+    A linear model f = w x with the absolute loss has u = w x, so the norm is abs(w) times the root mean square of x.
 
     >>> import torch
     >>> from torch import nn

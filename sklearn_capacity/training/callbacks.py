@@ -38,13 +38,10 @@ class DivergenceCheck(Callback):
 
 
 class EpochProgress(Callback):
-    """A tqdm bar over the epochs that shows the latest losses."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
+    """A tqdm bar over the epochs that shows the latest losses; none for a single epoch."""
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        self.bar_ = tqdm(total=self.total, unit="epoch", leave=True)
+        self.bar_ = tqdm(total=net.max_epochs, unit="epoch", disable=net.max_epochs == 1)
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         epoch = net.history[-1]

@@ -161,25 +161,26 @@ class PenalizedNet(NeuralNet):
         return super().fit_loop(X, y, epochs, **kwargs)
 
     def run_single_epoch(self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any) -> None:
-        """As skorch's, but sums losses on the device and reads them once, at the end."""
+        """As skorch's, but keeps the losses on the device and reads them once, at the end."""
         if iterator is None:
             return
-        sums: dict[str, Any] = {}
-        n_samples = n_batches = 0
+        losses: dict[str, list[Tensor]] = {"loss": [], "penalty": []}
+        sizes: list[int] = []
         for batch in iterator:
             if self._listens_:
                 self.notify("on_batch_begin", batch=batch, training=training)
             step = step_fn(batch, **fit_params)
-            size = len(batch[0])
-            for key in step.keys() & {"loss", "penalty"}:
-                sums[key] = sums.get(key, 0.0) + step[key].detach() * size
+            sizes.append(len(batch[0]))
+            for key in losses.keys() & step.keys():
+                losses[key].append(step[key].detach())
             if self._listens_:
-                self._record_batch(step, size, prefix)
+                self._record_batch(step, sizes[-1], prefix)
                 self.notify("on_batch_end", batch=batch, training=training, **step)
-            n_samples, n_batches = n_samples + size, n_batches + 1
-        self.history.record(f"{prefix}_batch_count", n_batches)
-        for key in sorted(sums):
-            self.history.record(f"{prefix}_{key}", sums[key].item() / n_samples)
+        self.history.record(f"{prefix}_batch_count", len(sizes))
+        for key, values in losses.items():
+            if values:
+                weights = torch.tensor(sizes, dtype=values[0].dtype).to(values[0].device)
+                self.history.record(f"{prefix}_{key}", (torch.stack(values) @ weights).item() / sum(sizes))
 
     def _record_batch(self, step: dict[str, Any], size: int, prefix: str) -> None:
         for key in sorted(step.keys() & {"loss", "penalty"}):

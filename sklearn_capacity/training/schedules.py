@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -47,6 +48,8 @@ class LearningRateSchedule(Callback):
 class TorchSchedule(Callback):
     """Step one of torch's schedulers after each epoch.
 
+    Its state follows from the net's history, which is replayed when training goes on.
+
     Parameters
     ----------
     factory : callable
@@ -57,13 +60,22 @@ class TorchSchedule(Callback):
         self.factory = factory
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        current = getattr(self, "scheduler_", None)
-        if current is None or current.optimizer is not net.optimizer_:
+        set_learning_rates(net.optimizer_, 1.0)
+        with warnings.catch_warnings():
+            # replaying steps the scheduler before the optimiser, on purpose
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
             self.scheduler_ = self.factory(net.optimizer_)
+            for epoch in net.history:
+                self._step(epoch)
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        self._step(net.history[-1])
+
+    def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        del self.scheduler_  # the history says all there is to know
+
+    def _step(self, epoch: dict[str, Any]) -> None:
         if isinstance(self.scheduler_, ReduceLROnPlateau):
-            epoch = net.history[-1]
             self.scheduler_.step(epoch.get("valid_loss", epoch["train_loss"]))
         else:
             self.scheduler_.step()

@@ -1,0 +1,72 @@
+"""
+Measuring models that were trained elsewhere
+============================================
+
+The same measures on scikit-learn's own models, a plain PyTorch module and a skorch net, all trained on the same digits,
+with the reasons where a measure does not apply.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler
+from skorch import NeuralNetClassifier
+from torch import nn
+
+from sklearn_capacity import capacity_report, measure_capacity
+
+MEASURES = ["parameter_count", "spectral_norm", "l2_path_norm", "fisher_rao_norm", "jacobian_frobenius", "margin"]
+
+
+def make_module() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+def trained_models(X: np.ndarray, y: np.ndarray) -> dict[str, object]:
+    """A model of each kind, trained briefly."""
+    net = NeuralNetClassifier(make_module, criterion=nn.CrossEntropyLoss, max_epochs=20, lr=0.1, verbose=0)
+    module = make_module()
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    inputs, labels = torch.as_tensor(X), torch.as_tensor(y)
+    for _ in range(100):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(module(inputs), labels).backward()
+        optimizer.step()
+    mlp = make_pipeline(MinMaxScaler(), MLPClassifier((64,), max_iter=100, random_state=0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a hundred iterations do not converge, nor need they
+        return {
+            "LogisticRegression": LogisticRegression(max_iter=200).fit(X, y),
+            "pipeline with MLPClassifier": mlp.fit(X, y),
+            "skorch net": net.fit(X, y),
+            "nn.Module": module,
+        }
+
+
+def main() -> None:
+    X, y = load_digits(return_X_y=True)
+    X = (X / 16).astype(np.float32)
+    models = trained_models(X, y)
+    table = pd.DataFrame({name: measure_capacity(model, X, y, MEASURES) for name, model in models.items()})
+    print(table.to_string(float_format="{:.4g}".format))
+
+    report = capacity_report(models["nn.Module"], X, y, "cheap")
+    print(report[["measure", "value", "unit", "seconds", "reason"]].to_string())
+
+    relative = table.div(table["LogisticRegression"], axis=0)
+    relative.plot.barh(logx=True, xlabel="value, relative to logistic regression", figsize=(8, 5))
+    plt.savefig("any_model.png", dpi=150, bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Residual networks with the activation first: ResNet-18 with identity connections, wide ResNets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from sklearn_capacity._validation import check_integer, check_interval, check_option
+from sklearn_capacity.architectures.blocks import check_image, convolution, linear, normalization
+from sklearn_capacity.layers import he_initialize
+from sklearn_capacity.layers.initialization import scale_branches
+
+__all__ = ["PreactResNet", "WideResNet"]
+
+
+class PreactResNet(nn.Module):
+    r"""Residual network with identity connections: batch norm and ReLU come before each convolution.
+
+    .. math:: x^{(b+1)} = S x^{(b)} + F(x^{(b)}), \qquad F = \text{batch norm, ReLU, conv, batch norm, ReLU, conv};
+
+    where the size changes, S is a 1x1 convolution of the block's first ReLU.
+
+    Parameters
+    ----------
+    input_shape : (int, int, int)
+        Channels, height and width of an image of at least 8 x 8 (32 x 32 with the stem "imagenet").
+    n_outputs : int
+        Logits.
+    channels : sequence of int, default=(64, 128, 256, 512)
+        Channels of each stage; each but the first halves the size.
+    n_blocks : int or sequence of int, default=2
+        Blocks of each stage: 2 gives 18 layers.
+    stem : {"auto", "small", "imagenet"}, default="auto"
+        First layer: a 3x3 convolution, or 7x7 with stride 2 and 3x3 max pooling with stride 2. "auto" takes
+        "imagenet" from 64 pixels on ([JR] figure 5 has 128).
+    dropout : float in [0, 1), default=0.0
+        Between the two convolutions of a block.
+    batch_norm : bool, default=True
+        Without it convolutions have biases, and the last one of each branch starts smaller by the square root of the
+        number of blocks.
+    weight_norm : bool, default=False
+        Filters and rows of unit norm.
+
+    Raises
+    ------
+    ValueError
+        If the image is too small, or for another stem.
+
+    References
+    ----------
+    K. He, X. Zhang, S. Ren, J. Sun. Identity mappings in deep residual networks. ECCV 2016; [JR] section VI-C2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_capacity.architectures import PreactResNet
+    >>> PreactResNet((3, 16, 16), 10, channels=(4, 8), n_blocks=1)(torch.zeros(2, 3, 16, 16)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        n_outputs: int,
+        *,
+        channels: Sequence[int] = (64, 128, 256, 512),
+        n_blocks: int | Sequence[int] = 2,
+        stem: str = "auto",
+        dropout: float = 0.0,
+        batch_norm: bool = True,
+        weight_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        stem = _resolve_stem(stem, input_shape)
+        smallest = 2 ** (len(channels) - 1) * (4 if stem == "imagenet" else 1)
+        in_channels, _, _ = check_image(input_shape, smallest)
+        widths = [check_integer("channels", width) for width in channels]
+        self.stem = _stem(stem, in_channels, widths[0], weight_norm)
+        options = {"dropout": dropout, "batch_norm": batch_norm, "weight_norm": weight_norm}
+        self.stages = _stages(widths[0], widths, n_blocks, options)
+        self.norm, self.relu = normalization(widths[-1], batch_norm), nn.ReLU()
+        self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        self.head = linear(widths[-1], n_outputs, weight_norm=weight_norm)
+        _initialize(self, batch_norm)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return logits of shape (n_samples, n_outputs)."""
+        features = self.relu(self.norm(self.stages(self.stem(input))))
+        return self.head(self.flatten(self.pool(features)))
+
+
+class WideResNet(PreactResNet):
+    """Wide residual network of depth 6n + 4: three stages, 16, 32 and 64 times `widen` channels.
+
+    Parameters
+    ----------
+    input_shape : (int, int, int)
+        Channels, height and width of an image of at least 4 x 4.
+    n_outputs : int
+        Logits.
+    depth : int, default=22
+        6n + 4: convolutions, those of the shortcuts among them.
+    widen : int, default=5
+        Width factor.
+    dropout : float in [0, 1), default=0.0
+        Between the two convolutions of a block.
+    batch_norm, weight_norm : bool, default=True and False
+        As in `PreactResNet`.
+
+    Raises
+    ------
+    ValueError
+        A depth that is not 6n + 4, or an image that is too small.
+
+    References
+    ----------
+    S. Zagoruyko, N. Komodakis. Wide residual networks. BMVC 2016; [JR] table IV (22 layers of width 5).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_capacity.architectures import WideResNet
+    >>> WideResNet((3, 8, 8), 10, depth=10, widen=1)(torch.zeros(2, 3, 8, 8)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        n_outputs: int,
+        *,
+        depth: int = 22,
+        widen: int = 5,
+        dropout: float = 0.0,
+        batch_norm: bool = True,
+        weight_norm: bool = False,
+    ) -> None:
+        nn.Module.__init__(self)
+        depth, widen = check_integer("depth", depth, 10), check_integer("widen", widen)
+        if (depth - 4) % 6:
+            raise ValueError(f"`depth` must be 6 n + 4 (10, 16, 22, 28, ...), got {depth}.")
+        in_channels, _, _ = check_image(input_shape, 4)
+        widths = [16 * widen, 32 * widen, 64 * widen]
+        self.stem = _stem("small", in_channels, 16, weight_norm)
+        options = {"dropout": dropout, "batch_norm": batch_norm, "weight_norm": weight_norm}
+        self.stages = _stages(16, widths, (depth - 4) // 6, options)
+        self.norm, self.relu = normalization(widths[-1], batch_norm), nn.ReLU()
+        self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        self.head = linear(widths[-1], n_outputs, weight_norm=weight_norm)
+        _initialize(self, batch_norm)
+
+
+class _PreactBlock(nn.Module):
+    """Batch norm, ReLU, 3x3 convolution, twice, and a shortcut over them."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, dropout: float, batch_norm: bool, weight_norm: bool
+    ) -> None:
+        super().__init__()
+        bias = not batch_norm
+        self.norm1, self.relu1 = normalization(in_channels, batch_norm), nn.ReLU()
+        self.conv1 = convolution(in_channels, out_channels, stride=stride, bias=bias, weight_norm=weight_norm)
+        self.norm2, self.relu2 = normalization(out_channels, batch_norm), nn.ReLU()
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.conv2 = convolution(out_channels, out_channels, bias=bias, weight_norm=weight_norm)
+        changes = in_channels != out_channels or stride != 1
+        self.projection = (
+            convolution(in_channels, out_channels, 1, stride, weight_norm=weight_norm) if changes else None
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        active = self.relu1(self.norm1(input))
+        branch = self.conv2(self.dropout(self.relu2(self.norm2(self.conv1(active)))))
+        return branch + (input if self.projection is None else self.projection(active))
+
+
+def _stages(
+    in_channels: int, widths: Sequence[int], n_blocks: int | Sequence[int], options: dict
+) -> nn.Sequential:
+    check_interval("dropout", options["dropout"], 0.0, 1.0, closed="left")
+    counts = [n_blocks] * len(widths) if isinstance(n_blocks, int) else list(n_blocks)
+    if len(counts) != len(widths):
+        raise ValueError(f"`n_blocks` must be one number or one for each of {len(widths)} stages, got {n_blocks}.")
+    stages = []
+    for index, (width, count) in enumerate(zip(widths, counts, strict=True)):
+        blocks = []
+        for block in range(check_integer("n_blocks", count)):
+            stride = 2 if block == 0 and index > 0 else 1
+            blocks.append(_PreactBlock(in_channels, width, stride, **options))
+            in_channels = width
+        stages.append(nn.Sequential(*blocks))
+    return nn.Sequential(*stages)
+
+
+def _resolve_stem(stem: str, input_shape: Sequence[int]) -> str:
+    check_option("stem", stem, ["auto", "small", "imagenet"])
+    if stem == "auto":
+        return "imagenet" if min(check_image(input_shape, 1)[1:]) >= 64 else "small"
+    return stem
+
+
+def _stem(stem: str, in_channels: int, width: int, weight_norm: bool) -> nn.Module:
+    """The first convolution; the first block's own batch norm and ReLU follow it."""
+    if stem == "small":
+        return convolution(in_channels, width, bias=False, weight_norm=weight_norm)
+    return nn.Sequential(
+        convolution(in_channels, width, 7, 2, bias=False, weight_norm=weight_norm), nn.MaxPool2d(3, 2, 1)
+    )
+
+
+def _initialize(network: nn.Module, batch_norm: bool) -> None:
+    he_initialize(network)
+    if not batch_norm:
+        scale_branches(block.conv2 for block in network.modules() if isinstance(block, _PreactBlock))

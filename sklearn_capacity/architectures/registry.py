@@ -1,0 +1,97 @@
+"""Architectures by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from math import prod
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
+
+from sklearn_capacity._validation import check_integer, check_option, closest
+from sklearn_capacity.architectures.chains import VGG, AllConvNet, ConvNet
+from sklearn_capacity.architectures.mlp import MLP
+from sklearn_capacity.architectures.preactivation import PreactResNet, WideResNet
+from sklearn_capacity.architectures.residual_mlp import ResidualMLP
+from sklearn_capacity.architectures.resnet import CifarResNet
+
+__all__ = ["ARCHITECTURES", "make_network"]
+
+#: name -> (class, parameters that the name fixes and that `params` may still override)
+ARCHITECTURES: MappingProxyType[str, tuple[Callable[..., nn.Module], dict[str, Any]]] = MappingProxyType(
+    {
+        "mlp": (MLP, {}),
+        "conv": (ConvNet, {}),
+        "all_cnn_c": (AllConvNet, {}),
+        "vgg": (VGG, {}),
+        "resnet20": (CifarResNet, {"depth": 20}),
+        "resnet32": (CifarResNet, {"depth": 32}),
+        "resnet44": (CifarResNet, {"depth": 44}),
+        "resnet56": (CifarResNet, {"depth": 56}),
+        "resnet110": (CifarResNet, {"depth": 110}),
+        "resnet20_gl": (CifarResNet, {"depth": 20, "generalization_layer": "skip"}),
+        "resnet56_gl": (CifarResNet, {"depth": 56, "generalization_layer": "skip"}),
+        "resnet20_gld": (CifarResNet, {"depth": 20, "generalization_layer": "dropout", "layer_dropout": 0.75}),
+        "resnet56_gld": (CifarResNet, {"depth": 56, "generalization_layer": "dropout", "layer_dropout": 0.6}),
+        "preact_resnet18": (PreactResNet, {}),
+        "wrn_22_5": (WideResNet, {"depth": 22, "widen": 5}),
+        "residual_mlp": (ResidualMLP, {}),
+        "residual_mlp_gl": (ResidualMLP, {"n_hidden_layers": 91, "generalization_blocks": (-3, -2, -1)}),
+    }
+)
+
+
+def make_network(name: str, input_shape: Sequence[int] | int, n_outputs: int, **params: Any) -> nn.Module:
+    """Build a network of the papers, freshly initialised, that returns logits.
+
+    Parameters
+    ----------
+    name : str
+        One of `ARCHITECTURES`: "mlp", "conv", "all_cnn_c", "vgg", "resnet20", "resnet32", "resnet44", "resnet56",
+        "resnet110", "resnet20_gl", "resnet56_gl", "resnet20_gld", "resnet56_gld", "preact_resnet18", "wrn_22_5",
+        "residual_mlp", "residual_mlp_gl".
+    input_shape : sequence of int, or int
+        Shape of one sample: (channels, height, width) for the convolutional ones.
+    n_outputs : int
+        Logits, or outputs of a regression.
+    **params
+        Parameters of the architecture's class, such as `batch_norm` and `weight_norm`.
+
+    Returns
+    -------
+    torch.nn.Module
+        In training mode, on the CPU, with He's initialisation drawn from torch's global generator.
+
+    Raises
+    ------
+    ValueError
+        No such name, or a value outside its range, or an image that is too small.
+    TypeError
+        A parameter that the architecture does not have.
+
+    References
+    ----------
+    Each class names its paper.
+
+    Examples
+    --------
+    >>> from sklearn_capacity.architectures import make_network
+    >>> network = make_network("resnet20", (1, 8, 8), 10)
+    >>> type(network).__name__
+    'CifarResNet'
+    """
+    check_option("name", name, ARCHITECTURES)
+    shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+    shape = tuple(check_integer("input_shape", size) for size in shape)
+    n_outputs = check_integer("n_outputs", n_outputs)
+    factory, fixed = ARCHITECTURES[name]
+    known = list(inspect.signature(factory).parameters)
+    for parameter in params:
+        if parameter not in known[2:]:
+            hint = closest(parameter, known[2:]) or f"It has: {', '.join(known[2:])}."
+            raise TypeError(f"`{parameter}` is no parameter of the architecture {name!r}. {hint}")
+    # an MLP is told the length of a flattened sample, all others its shape
+    first = prod(shape) if known[0] == "n_features" else shape
+    return factory(first, n_outputs, **{**fixed, **params})

@@ -1,0 +1,127 @@
+"""Random labels: in a part of the data, or on a confusion set of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from sklearn.utils import check_random_state
+
+from sklearn_capacity._validation import check_integer, check_interval
+
+__all__ = ["make_confusion_set", "randomize_labels"]
+
+
+def randomize_labels(y: Any, fraction: float, random_state: Any = None) -> np.ndarray:
+    """Replace a fraction of the labels by labels drawn uniformly from all classes.
+
+    A drawn label may be the true one, as in the experiments of [FR] and [EG]: with C classes a share of
+    ``fraction * (1 - 1 / C)`` is wrong in the mean.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_samples,)
+        Labels of any type.
+    fraction : float in [0, 1]
+        Share of samples whose label is drawn, rounded to a whole number of samples.
+    random_state : int, RandomState instance or None, default=None
+        Seed of both draws.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,)
+        A copy of the same dtype.
+
+    Raises
+    ------
+    ValueError
+        If `fraction` is outside [0, 1] or `y` is not one-dimensional or empty.
+
+    References
+    ----------
+    C. Zhang et al. Understanding deep learning requires rethinking generalization. ICLR 2017; Liang et al.,
+    AISTATS 2019, section 5.2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_capacity.datasets import randomize_labels
+    >>> y = np.repeat(["cat", "dog"], 50)
+    >>> int((randomize_labels(y, 0.2, random_state=0) != y).sum()) <= 20
+    True
+    """
+    labels = np.array(y)
+    if labels.ndim != 1 or len(labels) == 0:
+        raise ValueError(f"`y` must have shape (n_samples,) with at least one sample, got shape {labels.shape}.")
+    n_random = round(check_interval("fraction", fraction, 0.0, 1.0) * len(labels))
+    rng = check_random_state(random_state)
+    chosen = rng.permutation(len(labels))[:n_random]
+    labels[chosen] = rng.choice(np.unique(labels), size=n_random)
+    return labels
+
+
+def make_confusion_set(
+    X: Any, y: Any, n_train: int, n_confusion: int, *, random_state: Any = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw a training set, and a confusion set of other samples with random labels, to be trained on together.
+
+    A network that fits the union has zero error on the training set: another global minimum of the training loss
+    for each size of the confusion set, and the larger that is, the worse it generalises.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, ...)
+        Samples.
+    y : array-like of shape (n_samples,)
+        Their labels.
+    n_train : int
+        Samples in the training set ([EG]: 10,000), which keep their labels.
+    n_confusion : int
+        Samples in the confusion set, at least 0; their labels are drawn uniformly from all classes of `y`.
+    random_state : int, RandomState instance or None, default=None
+        Seed. For one integer the training set is the same whatever `n_confusion` is, and a smaller confusion set is
+        part of a larger one.
+
+    Returns
+    -------
+    X_union : ndarray of shape (n_train + n_confusion, ...)
+        The training samples, then the confusion samples.
+    y_union : ndarray of shape (n_train + n_confusion,)
+        Labels of both.
+    in_train : ndarray of bool of shape (n_train + n_confusion,)
+        Which samples belong to the training set: measures are to be taken on these.
+
+    Raises
+    ------
+    ValueError
+        If X and y differ in length, or together the two sets need more samples than there are.
+
+    References
+    ----------
+    B. Neyshabur, S. Bhojanapalli, D. McAllester, N. Srebro. Exploring generalization in deep learning. NeurIPS 2017,
+    section 5 ("different global minima") and figure 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_capacity.datasets import make_confusion_set
+    >>> X, y = np.arange(20.0).reshape(10, 2), np.arange(10) % 2
+    >>> X_union, y_union, in_train = make_confusion_set(X, y, 6, 3, random_state=0)
+    >>> X_union.shape, int(in_train.sum())
+    ((9, 2), 6)
+    """
+    X, y = np.asarray(X), np.asarray(y)
+    if len(X) != len(y) or y.ndim != 1:
+        raise ValueError(f"`X` and `y` must have one label for each sample, got shapes {X.shape} and {y.shape}.")
+    n_train, n_confusion = check_integer("n_train", n_train), check_integer("n_confusion", n_confusion, 0)
+    if n_train + n_confusion > len(y):
+        raise ValueError(
+            f"`n_train` + `n_confusion` must be at most {len(y)}, the number of samples, got {n_train + n_confusion}."
+        )
+    rng = check_random_state(random_state)
+    order = rng.permutation(len(y))
+    drawn = rng.choice(np.unique(y), size=len(y))  # for all, so that the sets of different sizes are nested
+    order = order[: n_train + n_confusion]
+    in_train = np.arange(len(order)) < n_train
+    # the place in the order, not the sample, decides which draw it gets
+    return X[order], np.where(in_train, y[order], drawn[: len(order)]), in_train

@@ -1,0 +1,142 @@
+"""Accuracy and capacity along a regularisation strength."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .._validation import closest
+from ..model_selection import capacity_table
+
+__all__ = ["CapacityPathDisplay"]
+
+
+class CapacityPathDisplay:
+    """Score and capacities against a strength, one panel each over a common axis.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `model_selection.capacity_table` gives it; one row per strength.
+    strength : str, default="jacobian_penalty"
+        Column of the strengths.
+    score : str, default="accuracy"
+        The score whose ``test_`` and ``train_`` columns are drawn.
+    capacities : sequence of str, default=None
+        Columns of capacities; None takes all that follow the scores.
+
+    Attributes
+    ----------
+    lines_ : dict of str to Line2D
+    axes_ : ndarray of Axes
+    figure_ : Figure
+
+    Examples
+    --------
+    >>> import matplotlib
+    >>> matplotlib.use("Agg")
+    >>> import pandas as pd
+    >>> from sklearn_capacity.displays import CapacityPathDisplay
+    >>> table = pd.DataFrame({"jacobian_penalty": [0.0, 0.1], "test_accuracy": [0.9, 0.95], "path_norm": [3.0, 1.0]})
+    >>> display = CapacityPathDisplay(table).plot()
+    >>> len(display.axes_)
+    2
+    """
+
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        *,
+        strength: str = "jacobian_penalty",
+        score: str = "accuracy",
+        capacities: Sequence[str] | None = None,
+    ):
+        self.table = table
+        self.strength = strength
+        self.score = score
+        self.capacities = capacities
+
+    @classmethod
+    def from_search(cls, search: Any, **kwargs: Any) -> CapacityPathDisplay:
+        """Display of a fitted search.
+
+        Parameters
+        ----------
+        search : fitted GridSearchCV or the like, scored by a `CapacityScorer`
+        **kwargs
+            Parameters of the display.
+        """
+        return cls(capacity_table(search.cv_results_), **kwargs)
+
+    def plot(self, axes: Any = None) -> CapacityPathDisplay:
+        """Draw the panels.
+
+        Parameters
+        ----------
+        axes : array of Axes, default=None
+            One for the score and one for each capacity; None makes a figure.
+
+        Returns
+        -------
+        CapacityPathDisplay
+            Itself, with the artists in its attributes.
+        """
+        import matplotlib.pyplot as plt
+
+        table = self.table.sort_values(self._column(self.strength))
+        capacities = self._capacities()
+        if axes is None:
+            n = 1 + len(capacities)
+            _, axes = plt.subplots(n, 1, sharex=True, figsize=(6, 1.3 + 1.5 * n), layout="constrained")
+        self.axes_ = np.atleast_1d(axes)
+        if len(self.axes_) != 1 + len(capacities):
+            raise ValueError(f"`axes` must hold {1 + len(capacities)} Axes, got {len(self.axes_)}.")
+        self.figure_ = self.axes_[0].figure
+        self.lines_: dict[str, Any] = {}
+        x = table[self.strength].to_numpy(dtype=float)
+        self._plot_score(self.axes_[0], x, table)
+        for ax, name in zip(self.axes_[1:], capacities, strict=True):
+            (self.lines_[name],) = ax.plot(x, table[self._column(name)], marker="o", color="C3")
+            ax.set_ylabel(name.replace("_", "\n", 1).replace("_", " "))
+        for ax in self.axes_:
+            _scale_strength(ax, x)
+            ax.grid(alpha=0.3)
+        self.axes_[-1].set_xlabel(self.strength.replace("_", " "))
+        return self
+
+    def _plot_score(self, ax: Any, x: np.ndarray, table: pd.DataFrame) -> None:
+        test = table[self._column(f"test_{self.score}")]
+        error = table.get(f"test_{self.score}_se")
+        container = ax.errorbar(x, test, yerr=error, marker="o", capsize=3, color="C0", label="test folds")
+        self.lines_[f"test_{self.score}"] = container.lines[0]
+        train = table.get(f"train_{self.score}")
+        if train is not None:
+            (line,) = ax.plot(x, train, marker="o", mfc="none", ls="--", color="C1", label="training folds")
+            self.lines_[f"train_{self.score}"] = line
+        ax.set_ylabel(self.score.replace("_", " "))
+        ax.legend()
+
+    def _capacities(self) -> list[str]:
+        if self.capacities is not None:
+            return [self._column(name) for name in self.capacities]
+        columns = list(self.table.columns)
+        scores = [i for i, name in enumerate(columns) if name.startswith(("test_", "train_"))]
+        return columns[max(scores, default=0) + 1 :]
+
+    def _column(self, name: str) -> str:
+        if name not in self.table.columns:
+            raise ValueError(f"The table has no column {name!r}. {closest(name, self.table.columns)}".rstrip())
+        return name
+
+
+def _scale_strength(ax: Any, x: np.ndarray) -> None:
+    """Logarithmic beyond the smallest positive strength, with room for 0."""
+    positive = x[x > 0]
+    if len(positive) and positive.max() / positive.min() >= 10:
+        if (x == 0).any():
+            ax.set_xscale("symlog", linthresh=positive.min(), linscale=0.5)
+        else:
+            ax.set_xscale("log")

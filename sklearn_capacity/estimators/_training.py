@@ -1,0 +1,223 @@
+"""How an estimator makes, trains and keeps its skorch net."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+from skorch.callbacks import Callback, EarlyStopping
+from skorch.helper import predefined_split
+from skorch.utils import noop
+from torch import nn
+
+from sklearn_capacity.estimators._data import split_validation
+from sklearn_capacity.estimators._modules import check_output
+from sklearn_capacity.training import (
+    CRITERIA,
+    DivergenceCheck,
+    EpochProgress,
+    PenalizedNet,
+    StopBelow,
+    TensorData,
+    make_schedule,
+    resolve_device,
+    resolve_optimizer,
+    seeded,
+)
+
+__all__ = ["NetTraining"]
+
+#: a change of one of these between fits makes a new optimiser
+OPTIMIZER_PARAMETERS = (
+    "optimizer",
+    "optimizer_params",
+    "learning_rate",
+    "learning_rate_schedule",
+    "momentum",
+    "weight_decay",
+)
+
+
+class NetTraining:
+    """The training half of the estimators; it reads their parameters and checked data."""
+
+    _net_class: ClassVar[type[PenalizedNet]]
+    _output_meaning: ClassVar[str]
+    _silenced: ClassVar[tuple[str, ...]] = ("print_log",)  # default callbacks of the skorch net
+
+    # ---- hooks ------------------------------------------------------------------------------
+
+    def _penalty(self, generator: torch.Generator) -> tuple[Any, float]:
+        """``penalty(module, X, sample_weight=None)`` or None, and its strength."""
+        return None, 0.0
+
+    def _extra_callbacks(self) -> list[Callback]:
+        """skorch callbacks of a variant; they run after the learning rate's schedule."""
+        return []
+
+    def _parameter_groups(self, module: nn.Module) -> list[tuple[str, dict[str, Any]]]:
+        """skorch's ``optimizer__param_groups``: (pattern of parameter names, settings of the group)."""
+        return []
+
+    def _check_kept(self, y: np.ndarray) -> None:
+        """Whether the samples that remain without those of zero weight can be learnt from at first."""
+
+    def _strata(self, y: np.ndarray) -> np.ndarray | None:
+        """Groups to keep in proportion in the validation part."""
+        return None
+
+    # ---- one run ----------------------------------------------------------------------------
+
+    def _train(self, X: Any, y: Any, sample_weight: Any, *, reset: bool, partial: bool = False, **target: Any) -> Any:
+        """Make a net if `reset`, then train it for `max_epochs`, or for one epoch if `partial`."""
+        device = resolve_device(self.device)
+        X, y = self._check_X(X, y, reset=reset, **self._target_options())
+        y = self._check_target(y, reset=reset, **target)
+        arrays = self._drop_weightless(X, y, self._weights(y, sample_weight, X))
+        if reset:
+            self._check_kept(arrays[1])
+            vars(self).pop("net_", None)  # should this fit fail, the last one's network does not stand for it
+        seed = self._next_seed(reset)
+        valid = None
+        if self.early_stopping:
+            strata = self._strata(arrays[1])
+            arrays, valid = split_validation(arrays, strata, self.validation_fraction, seed)
+        with seeded(seed, device) as generator:
+            net = self._make_net(arrays[0], device) if reset else self.net_
+            self._update_optimizer(net)
+            if reset or not partial:
+                self._update_callbacks(net)
+            self._run(net, arrays, valid, 1 if partial else self.max_epochs, generator)
+        self.net_ = net
+        self.n_samples_fit_ = len(arrays[0])
+        self.n_iter_ = len(net.history)
+        return self
+
+    @staticmethod
+    def _drop_weightless(X: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -> list[np.ndarray]:
+        """X, y and weights of mean 1; without the samples of zero weight, so that none counts in a batch."""
+        if weights is None:
+            return [X, y]
+        kept = weights > 0
+        return [X[kept], y[kept], weights[kept] / weights[kept].mean()]
+
+    def _next_seed(self, reset: bool) -> int:
+        """An integer per run; continued runs have their own, which an integer `random_state` fixes."""
+        if reset:
+            self._seed, self._n_runs = int(check_random_state(self.random_state).randint(2**31 - 1)), 0
+        else:
+            self._n_runs += 1
+        return int(np.random.SeedSequence([self._seed, self._n_runs]).generate_state(1)[0])
+
+    def _make_net(self, X: np.ndarray, device: torch.device) -> PenalizedNet:
+        """An untrained skorch net around a new module."""
+        dtype = torch.from_numpy(np.empty(0, X.dtype)).dtype
+        module = self._make_module(self.input_shape_, self._n_outputs).to(device=device, dtype=dtype)
+        sample = TensorData(X[:1], device=device, dtype=dtype).X
+        check_output(module, sample, self._n_outputs, self._output_meaning)
+        self.initial_state_ = {name: t.detach().cpu().clone() for name, t in module.state_dict().items()}
+        self._optimizer_settings = self._current_optimizer_settings()
+        net = self._net_class(
+            module,
+            criterion=CRITERIA[self.loss_name_],
+            device=str(device),
+            verbose=0,
+            **{f"callbacks__{name}": None for name in self._silenced},
+            **self._optimizer_options(module, device),
+        )
+        return net.initialize()
+
+    def _optimizer_options(self, module: nn.Module, device: torch.device) -> dict[str, Any]:
+        """The optimiser's part of a net's parameters."""
+        optimizer, settings = resolve_optimizer(
+            self.optimizer,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            params=self.optimizer_params,
+            device=device,
+        )
+        settings["param_groups"] = self._parameter_groups(module)
+        return {
+            "optimizer": optimizer,
+            "lr": self.learning_rate,
+            **{f"optimizer__{name}": value for name, value in settings.items()},
+        }
+
+    def _update_optimizer(self, net: PenalizedNet) -> None:
+        """A new optimiser if one of its parameters has changed since the last fit (warm start)."""
+        if self._current_optimizer_settings() == self._optimizer_settings:
+            return
+        self._optimizer_settings = self._current_optimizer_settings()
+        for key in [key for key in vars(net) if key.startswith("optimizer__")]:
+            delattr(net, key)
+        vars(net).update(self._optimizer_options(net.module_, torch.device(net.device)))
+        net._initialize_optimizer()
+
+    def _current_optimizer_settings(self) -> tuple[Any, ...]:
+        return tuple(copy.copy(getattr(self, name)) for name in OPTIMIZER_PARAMETERS)
+
+    def _run(self, net: PenalizedNet, arrays: list, valid: list | None, epochs: int, generator: Any) -> None:
+        """Train the net for some epochs with the current parameters."""
+        data = net.get_dataset(*arrays)
+        check_batch_norm(net.module_, min(len(data), self.batch_size))
+        net.penalty, net.penalty_strength = self._penalty(generator)
+        net.batch_size, net.max_epochs = self.batch_size, epochs
+        net.iterator_train__generator = generator
+        net.train_split = None if valid is None else predefined_split(net.get_dataset(*valid))
+        try:
+            net.partial_fit(data, None, epochs=epochs)
+            check_finite(net, data)
+        except Exception:
+            vars(self).pop("net_", None)  # a diverged network is no network
+            raise
+        # neither the data, nor generators, nor entries per batch travel with a pickle
+        net.train_split = net.iterator_train__generator = net.penalty = None
+        for epoch in net.history:
+            epoch["batches"] = []
+
+    def _update_callbacks(self, net: PenalizedNet) -> None:
+        """The schedule first, then the variant's and the user's own, then those that may end the training."""
+        schedule = make_schedule(self.learning_rate_schedule, self.max_epochs)
+        callbacks = [DivergenceCheck(), *([schedule] if schedule else [])]
+        callbacks += [*self._extra_callbacks(), *copy.deepcopy(self.callbacks or [])]  # skorch writes into them
+        if self.verbose:
+            callbacks.append(EpochProgress())
+        if self.stop_below is not None:
+            callbacks.append(StopBelow(self.stop_below))
+        if self.early_stopping:
+            callbacks.append(
+                EarlyStopping(
+                    patience=self.n_iter_no_change,
+                    threshold=self.tol,
+                    threshold_mode="abs",
+                    load_best=True,
+                    sink=noop,
+                )
+            )
+        net.callbacks = callbacks
+        net.initialize_callbacks()
+
+
+def check_batch_norm(module: nn.Module, batch_size: int) -> None:
+    """Refuse batches of one sample where batch norm would divide by a variance of nothing."""
+    if batch_size == 1 and any(isinstance(m, nn.BatchNorm1d) for m in module.modules()):
+        raise ValueError("Batch norm needs batches of at least 2 samples, got 1 sample.")
+
+
+def check_finite(net: PenalizedNet, data: TensorData) -> None:
+    """Raise if the weights, or the outputs for some training samples, are not finite after the last step."""
+    sample = data.X[: net.batch_size]
+    net._set_training(False)
+    with torch.no_grad():
+        tensors = [t for t in net.module_.state_dict().values() if t.is_floating_point()]
+        tensors.append(net.module_(sample))
+        finite = torch.stack([t.isfinite().all() for t in tensors]).all().item()
+    if not finite:
+        epoch = net.history[-1]
+        raise ValueError(
+            f"Training diverged in epoch {epoch['epoch']}: the network is no longer finite, its last training loss "
+            f"was {epoch.get('train_loss')}. Lower `learning_rate` ({net.lr:g}) or scale the data."
+        )

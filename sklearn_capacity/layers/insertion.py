@@ -1,0 +1,328 @@
+"""Put a generalization layer into a network that is already there."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sklearn_capacity._validation import check_integer, check_option, closest
+from sklearn_capacity.layers.dropout import ConvGeneralizationDropout, GeneralizationDropout
+from sklearn_capacity.layers.generalization import (
+    ConvGeneralizationLayer,
+    GeneralizationLayer,
+    GeneralizationWrap,
+    conv_body,
+    conv_shortcut,
+    linear_body,
+    linear_shortcut,
+)
+
+__all__ = ["insert_generalization_layer"]
+
+FORMS = {"skip": ("wrap", "block", "conv3x3"), "dropout": ("block", "conv3x3")}
+
+
+def insert_generalization_layer(
+    module: nn.Module,
+    position: str | int = "head",
+    variant: str = "skip",
+    form: str | None = None,
+    *,
+    depth: int | None = None,
+    nu: float = 1.0,
+    p: float = 0.5,
+    activation: str = "relu",
+    replace: bool = False,
+    input_shape: Sequence[int] | None = None,
+) -> nn.Module:
+    r"""Return a copy of a network with a generalization layer at a position.
+
+    With l the submodule at `position`, its place is taken by
+
+    ========== ============ ===========================================================
+    variant    form         new submodule
+    ========== ============ ===========================================================
+    "skip"     "wrap"       :math:`l(\phi(W_g x)) + \nu S x` (figure 3)
+    "skip"     "block"      :math:`l(F(x) + \nu x)`, or with `replace` :math:`F(x) + \nu S x` (figures 6, 7)
+    "skip"     "conv3x3"    the same with 3x3 convolutions and batch norm in F
+    "dropout"  "block"      :math:`l(\mathrm{dropout}(\mathrm{relu}(W_g x)))` (figure 5)
+    "dropout"  "conv3x3"    the same with two 3x3 convolutions and batch norm (table 1)
+    ========== ============ ===========================================================
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        Any network. It is copied, not changed.
+    position : str or int, default="head"
+        A submodule's name as ``named_modules`` gives it ("stage2", "layers.3"), the index of a direct child (as
+        ``nn.Sequential`` counts), or "head": the last linear map (``Linear`` or ``Conv2d``) that is executed, or
+        that is registered if there is no `input_shape`.
+    variant : {"skip", "dropout"}, default="skip"
+        The layer of section 3.1 or of section 3.2.
+    form : {"wrap", "block", "conv3x3"}, default=None
+        See the table. None: "wrap" for "skip", "block" for "dropout". Feature maps get 1x1 convolutions in the
+        first two.
+    depth : {1, 2}, default=None
+        Linear maps in W_g or F, ReLU between two. None: 1, for "conv3x3" 2. Only for "skip".
+    nu : float in (0, inf), default=1.0
+        Strength of the skip at the beginning.
+    p : float in [0, 1), default=0.5
+        Probability of dropping a node; only for "dropout".
+    activation : {"relu", "identity"}, default="relu"
+        :math:`\phi` of the form "wrap".
+    replace : bool, default=False
+        Put the block in the submodule's place instead of before it, with the stride and the change of channels or
+        features that the submodule had. Only for "skip" as "block" or "conv3x3".
+    input_shape : sequence of int, default=None
+        Shape of one sample, for one evaluation pass of the copy that finds the shapes at `position`. Needed when the
+        submodule there is neither ``Linear`` nor ``Conv2d``.
+
+    Returns
+    -------
+    torch.nn.Module
+        The new network, on the same device and of the same dtype. In it activations inside the submodule at
+        `position` are not in place, because they would overwrite what the new layer needs for its gradient.
+
+    Raises
+    ------
+    ValueError
+        No such position, variant or form; a form that does not fit the shapes there; unknown shapes.
+    TypeError
+        If `module` is no module.
+
+    References
+    ----------
+    Generalization by design: learning in the manifold of distributions, sections 3.1 and 3.2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity.layers import insert_generalization_layer
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    >>> longer = insert_generalization_layer(network, "head", "skip", "block")
+    >>> type(longer[2].generalization).__name__, len(list(network.parameters())), len(list(longer.parameters()))
+    ('GeneralizationLayer', 4, 6)
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"`module` must be a torch.nn.Module, got {type(module).__name__}.")
+    check_option("variant", variant, FORMS)
+    form = FORMS[variant][0] if form is None else check_option("form", form, FORMS[variant])
+    if replace and (variant != "skip" or form == "wrap"):
+        raise ValueError("`replace` needs variant='skip' and form='block' or 'conv3x3'.")
+    module = copy.deepcopy(module)
+    flow = None if input_shape is None else _watch(module, input_shape)
+    name, target = _find(module, position, flow)
+    place = _place(name, target, flow)
+    if variant == "dropout":
+        added: nn.Module = _dropout_layer(place, form, p)
+    elif form == "wrap":
+        added = _wrap(target, place, depth, activation, nu)
+    else:
+        added = _block(place, form, depth, nu, replace)
+    _like(added, target, module)
+    for layer in target.modules():
+        if getattr(layer, "inplace", False) is True:
+            layer.inplace = False  # type: ignore[assignment]
+    if not (replace or isinstance(added, GeneralizationWrap)):
+        added = nn.Sequential(OrderedDict(generalization=added, layer=target))
+    added.train(target.training)
+    return _put(module, name, added)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Shapes at a submodule; `crop` is what an unpadded convolution cuts off on each side."""
+
+    name: str
+    is_map: bool
+    size_in: int
+    size_out: int | None
+    stride: tuple[int, int] = (1, 1)
+    crop: tuple[int, int, int, int] = (0, 0, 0, 0)  # left, right, top, bottom
+
+
+class _Crop(nn.Module):
+    """Cut the border off that an unpadded convolution does not reach."""
+
+    def __init__(self, left: int, right: int, top: int, bottom: int) -> None:
+        super().__init__()
+        self.rows = (top, -bottom if bottom else None)
+        self.columns = (left, -right if right else None)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input[:, :, self.rows[0] : self.rows[1], self.columns[0] : self.columns[1]]
+
+
+@dataclass(frozen=True)
+class _Flow:
+    """Shapes seen in one evaluation pass, by submodule, in the order in which they were entered."""
+
+    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+def _watch(module: nn.Module, input_shape: Sequence[int]) -> _Flow:
+    shape = tuple(check_integer("input_shape", size) for size in input_shape)
+    reference = next((t for t in module.parameters() if t.is_floating_point()), None)
+    if reference is None:
+        raise ValueError("`module` must have parameters: there is nothing in it to regularise.")
+    entered: dict[str, tuple] = {}
+    left: dict[str, tuple] = {}
+    handles = []
+    for name, layer in module.named_modules():
+        def enter(_layer, inputs, name=name):
+            if name not in entered and inputs and isinstance(inputs[0], Tensor):
+                entered[name] = tuple(inputs[0].shape[1:])
+
+        def leave(_layer, _inputs, output, name=name):
+            if isinstance(output, Tensor):
+                left.setdefault(name, tuple(output.shape[1:]))
+
+        handles += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
+    modes = [(layer, layer.training) for layer in module.modules()]
+    try:
+        module.eval()
+        with torch.no_grad():
+            module(torch.zeros((2, *shape), dtype=reference.dtype, device=reference.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer, mode in modes:
+            layer.training = mode
+    return _Flow({name: (entered[name], left[name]) for name in entered if name in left})
+
+
+def _find(module: nn.Module, position: str | int, flow: _Flow | None) -> tuple[str, nn.Module]:
+    """The name and the submodule that a position means."""
+    by_name = dict(module.named_modules(remove_duplicate=False))
+    if position == "head":
+        maps = [name for name, layer in by_name.items() if isinstance(layer, (nn.Linear, nn.Conv2d))]
+        if flow is not None:
+            maps = [name for name in flow.shapes if name in maps]
+        if not maps:
+            raise ValueError("`position` is 'head', but the module has no Linear or Conv2d. Name a submodule.")
+        return maps[-1], by_name[maps[-1]]
+    if isinstance(position, str):
+        if position not in by_name or not position:
+            hint = closest(position, by_name) or "See `module.named_modules()`."
+            raise ValueError(f"`position` must be 'head', an index or a submodule's name, got {position!r}. {hint}")
+        return position, by_name[position]
+    children = [name for name, _ in module.named_children()]
+    check_integer("position", position, -len(children), len(children) - 1)
+    return children[position], by_name[children[position]]
+
+
+def _place(name: str, target: nn.Module, flow: _Flow | None) -> _Place:
+    if isinstance(target, nn.Linear):
+        return _Place(name, False, target.in_features, target.out_features)
+    if isinstance(target, nn.Conv2d):
+        return _conv_place(name, target)
+    if flow is None:
+        raise ValueError(
+            f"`input_shape` is needed to find the shapes at {name!r}, a {type(target).__name__}. "
+            "Pass the shape of one sample."
+        )
+    if name not in flow.shapes:
+        raise ValueError(f"`position` must name a submodule that maps one tensor to one, got {name!r}.")
+    before, after = flow.shapes[name]
+    if len(before) == 3:
+        stride = _stride(before[1:], after[1:])
+        return _Place(name, True, before[0], after[0] if stride else None, stride or (1, 1))
+    if len(before) in (1, 2):
+        return _Place(name, False, before[-1], after[-1] if after[:-1] == before[:-1] else None)
+    raise ValueError(f"`position` must name a submodule that gets vectors or images, but {name!r} gets {before}.")
+
+
+def _stride(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, int] | None:
+    """The steps with which a 1x1 convolution maps one size to the other, if there are any."""
+    if len(after) != 2:
+        return None
+    rows, columns = (-(-a // b) for a, b in zip(before, after, strict=True))
+    return (rows, columns) if (-(-before[0] // rows), -(-before[1] // columns)) == after else None
+
+
+def _conv_place(name: str, conv: nn.Conv2d) -> _Place:
+    crop: list[int] = []
+    for axis in (1, 0):  # width first, as torch's padding does
+        reach = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
+        if isinstance(conv.padding, str):
+            both = [0, 0] if conv.padding == "same" else [reach // 2, reach - reach // 2]
+        else:
+            both = [reach // 2 - conv.padding[axis], reach - reach // 2 - conv.padding[axis]]
+        crop += both
+    fits = min(crop) >= 0
+    return _Place(
+        name,
+        True,
+        conv.in_channels,
+        conv.out_channels if fits else None,
+        (conv.stride[0], conv.stride[1]),
+        (crop[0], crop[1], crop[2], crop[3]) if fits else (0, 0, 0, 0),
+    )
+
+
+def _dropout_layer(place: _Place, form: str, p: float) -> nn.Module:
+    if place.is_map:
+        return ConvGeneralizationDropout(place.size_in, p, form="conv1x1" if form == "block" else form)
+    _refuse_vectors(place, form)
+    return GeneralizationDropout(place.size_in, p)
+
+
+def _wrap(target: nn.Module, place: _Place, depth: int | None, activation: str, nu: float) -> nn.Module:
+    depth = 1 if depth is None else depth
+    if place.size_out is None:
+        raise ValueError(f"form='wrap' cannot put a skip over {place.name!r}: {_WHY_NOT}. Take form='block'.")
+    if not place.is_map:
+        body = linear_body(place.size_in, place.size_in, depth)
+        shortcut = linear_shortcut(place.size_in, place.size_out)
+    else:
+        body = conv_body(place.size_in, place.size_in, 1, "conv1x1", depth)
+        shortcut = conv_shortcut(place.size_in, place.size_out, place.stride)
+        if any(place.crop):
+            shortcut = nn.Sequential(_Crop(*place.crop), shortcut)
+    return GeneralizationWrap(target, body, shortcut, activation, nu)
+
+
+def _block(place: _Place, form: str, depth: int | None, nu: float, replace: bool) -> nn.Module:
+    size_out = place.size_out if replace else place.size_in
+    if size_out is None or (replace and (any(place.crop) or len(set(place.stride)) > 1)):
+        raise ValueError(f"`replace` cannot put a block in the place of {place.name!r}: {_WHY_NOT}.")
+    if place.is_map:
+        kind = "conv1x1" if form == "block" else form
+        stride = place.stride[0] if replace else 1
+        return ConvGeneralizationLayer(place.size_in, size_out, stride, form=kind, depth=depth, nu=nu)
+    _refuse_vectors(place, form)
+    return GeneralizationLayer(place.size_in, size_out, 1 if depth is None else depth, nu)
+
+
+_WHY_NOT = "no 1x1 convolution with a stride, and no projection, maps its input's shape to its output's"
+
+
+def _refuse_vectors(place: _Place, form: str) -> None:
+    if form == "conv3x3":
+        raise ValueError(
+            f"form='conv3x3' needs feature maps, but {place.name or 'the module'!r} gets vectors. "
+            "Name the submodule that pools or flattens, or take form='block'."
+        )
+
+
+def _like(added: nn.Module, target: nn.Module, module: nn.Module) -> None:
+    """Move new layers to where the network is."""
+    for owner in (target, module):
+        for tensor in owner.parameters():
+            if tensor.is_floating_point():
+                added.to(device=tensor.device, dtype=tensor.dtype)
+                return
+
+
+def _put(module: nn.Module, name: str, new: nn.Module) -> nn.Module:
+    if not name:
+        return new
+    parent, _, last = name.rpartition(".")
+    module.get_submodule(parent)._modules[last] = new
+    return module

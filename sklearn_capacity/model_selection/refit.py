@@ -1,0 +1,112 @@
+"""Choose among the candidates of a search by accuracy and capacity together."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .._validation import CapacityWarning, check_interval, closest
+
+__all__ = ["capacity_refit", "column", "standard_error"]
+
+RULE = "one_standard_error"
+
+
+class capacity_refit:
+    """Refit the candidate of smallest capacity whose score is as good as the best within the noise.
+
+    A picklable object for ``refit=`` of a search. Among the candidates whose mean test score lies within one standard
+    error of the best it takes the one with the greatest capacity score (scores of lower-is-better measures are negated,
+    so greatest means smallest capacity), and among equals the one with the best test score.
+
+    Parameters
+    ----------
+    score : str, default="accuracy"
+        Key of the score, as in ``cv_results_["mean_test_<key>"]``.
+    capacity : str, default="neg_fisher_rao_norm"
+        Key of the capacity score. Read from ``mean_train_<key>``, since capacity is a property of the training data;
+        without ``return_train_score=True`` from ``mean_test_<key>``, with a `CapacityWarning`.
+    rule : "one_standard_error" or float, default="one_standard_error"
+        How far below the best a score may lie, in standard errors of the best.
+
+    Raises
+    ------
+    ValueError
+        If a key is missing (the closest is offered), or no candidate has a finite score and capacity.
+
+    References
+    ----------
+    Breiman, Friedman, Olshen, Stone (1984), Classification and regression trees, section 3.4.3 (the 1-SE rule).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_capacity.model_selection import capacity_refit
+    >>> results = {
+    ...     "mean_test_accuracy": np.array([0.90, 0.91, 0.80]),
+    ...     "split0_test_accuracy": np.array([0.88, 0.89, 0.80]),
+    ...     "split1_test_accuracy": np.array([0.92, 0.93, 0.80]),
+    ...     "mean_train_neg_fisher_rao_norm": np.array([-1.0, -2.0, -0.1]),
+    ... }
+    >>> int(capacity_refit()(results))  # 0.90 lies within 0.02 of 0.91 and has the smaller norm
+    0
+    """
+
+    def __init__(self, score: str = "accuracy", capacity: str = "neg_fisher_rao_norm", rule: str | float = RULE):
+        self.score = score
+        self.capacity = capacity
+        self.rule = rule
+
+    def __repr__(self) -> str:
+        return f"capacity_refit(score={self.score!r}, capacity={self.capacity!r}, rule={self.rule!r})"
+
+    def __call__(self, cv_results: Mapping[str, Any]) -> int:
+        """Index of the chosen candidate."""
+        width = 1.0 if self.rule == RULE else check_interval("rule", self.rule, 0, cure=f"Or use {RULE!r}.")
+        score = column(cv_results, f"mean_test_{self.score}")
+        capacity = capacity_column(cv_results, self.capacity)
+        usable = np.isfinite(score) & np.isfinite(capacity)
+        if not usable.any():
+            raise ValueError(
+                f"No candidate has a finite {self.score!r} and {self.capacity!r}: every fit or measurement failed. "
+                'Search with error_score="raise" and CapacityScorer(on_error="raise") to see why.'
+            )
+        masked = np.where(usable, score, -np.inf)
+        best = int(masked.argmax())
+        slack = width * standard_error(cv_results, f"test_{self.score}")[best]
+        near = np.flatnonzero(usable & (score >= score[best] - slack))
+        return int(max(near, key=lambda i: (capacity[i], score[i])))
+
+
+def column(cv_results: Mapping[str, Any], key: str) -> np.ndarray:
+    """A column of `cv_results_` as floats, or an error that names the closest there is."""
+    if key not in cv_results:
+        means = [name for name in cv_results if name.startswith("mean_")]
+        raise ValueError(f"`cv_results_` has no column {key!r}. {closest(key, means)} It has: {', '.join(means)}.")
+    return np.asarray(cv_results[key], dtype=np.float64)
+
+
+def capacity_column(cv_results: Mapping[str, Any], key: str) -> np.ndarray:
+    """A capacity on the training folds, or on the test folds with a warning."""
+    if f"mean_train_{key}" in cv_results:
+        return column(cv_results, f"mean_train_{key}")
+    values = column(cv_results, f"mean_test_{key}")
+    warnings.warn(
+        f"{key!r} is read from the test folds, as there are no train scores. Search with return_train_score=True.",
+        CapacityWarning,
+        stacklevel=3,
+    )
+    return values
+
+
+def standard_error(cv_results: Mapping[str, Any], key: str) -> np.ndarray:
+    """Standard error over the splits of a score, per candidate; 0 for a single split."""
+    names = sorted(name for name in cv_results if name.startswith("split") and name.endswith(f"_{key}"))
+    names = [name for name in names if name.removesuffix(f"_{key}")[len("split") :].isdigit()]
+    splits = np.array([cv_results[name] for name in names], dtype=np.float64)
+    if len(splits) < 2:
+        return np.zeros(len(cv_results[f"mean_{key}"]))
+    return splits.std(axis=0, ddof=1) / np.sqrt(len(splits))
