@@ -6,9 +6,9 @@ import warnings
 
 import numpy as np
 import pytest
-from reference_theory import FUNCTIONS, draw_network, simulate
 from scipy import integrate, stats
 
+from reference_theory import FUNCTIONS, draw_network, simulate
 from sklearn_capacity._validation import CapacityWarning
 from sklearn_capacity.theory import MeanField, mean_field
 from sklearn_capacity.theory._integrals import (

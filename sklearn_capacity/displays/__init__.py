@@ -1,5 +1,6 @@
 """Figures of capacity: each a small object with its data, and its artists after `plot`."""
 
 from .capacity_path import CapacityPathDisplay
+from .learning_rate_map import LearningRateMapDisplay
 
-__all__ = ["CapacityPathDisplay"]
+__all__ = ["CapacityPathDisplay", "LearningRateMapDisplay"]

@@ -1,7 +1,7 @@
 """The graph of a network: trace, fold, interpret."""
 
 from .activations import ACTIVATIONS, Activation, activation_of
-from .evaluate import EVALUATE, LINEAR_RULES, apply_linear, evaluate
+from .evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast, evaluate
 from .network import Network
 from .nodes import NetworkGraph, Node, UnsupportedLayerError, interpret
 from .tangent import parameter_tangent
@@ -19,6 +19,7 @@ __all__ = [
     "UnsupportedLayerError",
     "activation_of",
     "apply_linear",
+    "broadcast",
     "evaluate",
     "interpret",
     "named_tensors",

@@ -17,13 +17,16 @@ HEAD = "binary_head"
 _LINEAR = ("linear", "conv", "conv_transpose")
 
 
-def fold(graph: NetworkGraph) -> NetworkGraph:
+def fold(graph: NetworkGraph, *, norms: bool = True) -> NetworkGraph:
     """The same function with as few operators as its linear maps allow.
+
+    Explicit padding goes into the convolution behind it. The rest is done only if `norms`.
 
     Batch norm goes into the linear map before it, else into the one behind it (a convolution only where it pads
     nothing: a shift of the input is no constant at a padded border), else it stays as a diagonal layer of its own.
     """
-    for step in (_fold_padding, _fold_norm_backward, _fold_norm_forward, _fold_head):
+    graph = _fold_padding(graph)
+    for step in (_fold_norm_backward, _fold_norm_forward, _fold_head) if norms else ():
         graph = step(graph)
     return graph
 
@@ -105,7 +108,7 @@ def _fold_norm_backward(graph: NetworkGraph) -> NetworkGraph:
             weight=before.weight * _channels_first(before, scale),
             bias=_sum(bias, shift),
             trainable=_joined(before, norm),
-            sources=before.sources | norm.sources,
+            sources=_joined_sources(before, norm),
         )
         aliases[norm.name] = before.name
     return _rebuild(graph, replaced, aliases)
@@ -115,6 +118,12 @@ def _joined(linear: Node, norm: Node) -> tuple[bool, bool]:
     """A folded tensor is trained if any parameter in it is."""
     weight = linear.trainable[0] or norm.trainable[0]
     return weight, linear.trainable[1] or norm.trainable[1] or (linear.bias is not None and norm.trainable[0])
+
+
+def _joined_sources(linear: Node, norm: Node) -> tuple[frozenset[str], frozenset[str]]:
+    weight, bias = linear.sources
+    scale, shift = norm.sources
+    return weight | scale, bias | shift | (frozenset() if linear.bias is None else scale)
 
 
 def _fold_norm_forward(graph: NetworkGraph) -> NetworkGraph:
@@ -133,13 +142,14 @@ def _fold_norm_forward(graph: NetworkGraph) -> NetworkGraph:
         assert after.weight is not None
         rest = (1,) * (after.weight.dim() - 2)
         moved = after.weight * shift.reshape(1, -1, *rest)
-        weight_trained, bias_trained = after.trainable[0] or norm.trainable[0], after.trainable[1] or norm.trainable[1]
+        # The shift passes through the weight, so the new bias is trained if the weight is.
+        trained = (after.trainable[0] or norm.trainable[0], any(after.trainable) or norm.trainable[1])
         replaced[after.name] = replace(
             after,
             weight=after.weight * scale.reshape(1, -1, *rest),
             bias=_sum(after.bias, moved.flatten(1).sum(1)),
-            trainable=(weight_trained, bias_trained),
-            sources=after.sources | norm.sources,
+            trainable=trained,
+            sources=(after.sources[0] | norm.sources[0], after.sources[1] | after.sources[0] | norm.sources[1]),
         )
         aliases[norm.name] = norm.inputs[0]
     return _rebuild(graph, replaced, aliases)

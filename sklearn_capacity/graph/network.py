@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -13,12 +14,16 @@ from torch import Tensor, nn
 from .evaluate import evaluate
 from .fold import HEAD
 from .nodes import NetworkGraph, UnsupportedLayerError
-from .trace import named_tensors, private_copy, trace
+from .trace import Program, named_tensors, private_copy, trace
 
 __all__ = ["Network"]
 
 
-class _TwoLogits(nn.Module):
+class _Wrapper(nn.Module):
+    """A module around the user's, which it holds as `module`."""
+
+
+class _TwoLogits(_Wrapper):
     """The one-logit model z as the two-logit model [-z/2, z/2]; [0, z] would have other margins and Jacobians."""
 
     def __init__(self, module: nn.Module):
@@ -34,7 +39,7 @@ class _TwoLogits(nn.Module):
         return getattr(self, HEAD)(self.module(x).reshape(x.shape[0], 1))
 
 
-class _LogProbabilities(nn.Module):
+class _LogProbabilities(_Wrapper):
     """Logarithms of the probabilities that a module returns, as logits."""
 
     def __init__(self, module: nn.Module):
@@ -45,7 +50,7 @@ class _LogProbabilities(nn.Module):
         return _log(self.module(x))
 
 
-class _LogOdds(nn.Module):
+class _LogOdds(_Wrapper):
     """The logit z = log p - log(1 - p) of the one probability that a module returns."""
 
     def __init__(self, module: nn.Module):
@@ -89,21 +94,22 @@ class Network:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ):
-        copy = private_copy(module, device)
-        tensors = named_tensors(copy)
+        twin = private_copy(module, device)
+        tensors = named_tensors(twin)
         floats = [t for t in tensors.values() if t.is_floating_point()]
         self.dtype = dtype or (floats[0].dtype if floats else torch.get_default_dtype())
-        self.device = torch.device(device) if device is not None else floats[0].device if floats else torch.device("cpu")
+        own = floats[0].device if floats else "cpu"
+        self.device = torch.device(own if device is None else device)
         #: Trainable raw parameters by name, before any head was put on.
-        self.parameters = {name: p for name, p in copy.to(dtype=self.dtype).named_parameters() if p.requires_grad}
+        self.parameters = {name: p for name, p in twin.to(dtype=self.dtype).named_parameters() if p.requires_grad}
         self.parameter_count = sum(p.numel() for p in self.parameters.values())
         if output == "one_probability":
-            copy = _LogOdds(copy)
+            twin = _LogOdds(twin)
         if output in ("one_logit", "one_probability"):
-            copy = _TwoLogits(copy).to(dtype=self.dtype, device=self.device)
+            twin = _TwoLogits(twin).to(dtype=self.dtype, device=self.device)
         elif output == "probabilities":
-            copy = _LogProbabilities(copy)
-        self.module = copy.eval()
+            twin = _LogProbabilities(twin)
+        self.module = twin.eval()
         self.input_shape = tuple(input_shape)
         self.initial_state = initial_state
         self._memo: dict[Any, Any] = {}
@@ -116,20 +122,67 @@ class Network:
         return logits.reshape(len(X), -1) if logits.dim() != 2 else logits
 
     @cached_property
+    def program(self) -> Program:
+        """The structure of the forward pass, traced once.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If the module cannot be traced.
+        """
+        return trace(self.module, self.input_shape, dtype=self.dtype)
+
+    @cached_property
     def graph(self) -> NetworkGraph:
-        """The folded graph, traced once and checked against the module.
+        """The folded graph, checked against the module.
 
         Raises
         ------
         UnsupportedLayerError
             If the module cannot be traced, or the graph does not reproduce it.
         """
-        program = trace(self.module, self.input_shape, dtype=self.dtype)
-        tensors = named_tensors(self.module)
         with torch.no_grad():
-            graph = program.bind(tensors)
+            graph = self.program.bind(self.tensors())
             self._check(graph)
         return graph
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers by every name they have."""
+        return named_tensors(self.module)
+
+    def initial_tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers of the module as they were before training, by the names of `named_tensors`.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If there is no initial state, or it belongs to another module.
+        """
+        if self.initial_state is None:
+            raise UnsupportedLayerError("The weights before training are not known for this model.")
+        prefix = "module." * sum(isinstance(m, _Wrapper) for m in self.module.modules())
+        tensors = self.tensors()
+        for name, parameter in self.parameters.items():
+            initial = self.initial_state.get(name)
+            if initial is None or initial.shape != parameter.shape:
+                got = "is missing" if initial is None else f"has shape {tuple(initial.shape)}"
+                raise UnsupportedLayerError(
+                    f"The weights before training belong to another module: `{name}` {got}, its shape is now "
+                    f"{tuple(parameter.shape)}."
+                )
+        for name, tensor in tensors.items():
+            initial = self.initial_state.get(name.removeprefix(prefix))
+            if initial is not None and tensor.is_floating_point():
+                moved = initial.to(device=self.device, dtype=self.dtype)
+                tensors[name] = nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
+        return tensors
+
+    def renewed(self) -> Network:
+        """This network after its module's weights were changed in place: the trace is kept, what followed is not."""
+        twin = copy.copy(self)
+        twin.__dict__.pop("graph", None)
+        twin._memo = {}
+        return twin
 
     @cached_property
     def activation_size(self) -> int:

@@ -17,7 +17,18 @@ WEIGHT_OPS = ("linear", "conv", "conv_transpose", "diagonal")
 
 
 class UnsupportedLayerError(NotDefinedError):
-    """A measure does not apply to this network; the message names the layer and says why."""
+    """A measure does not apply to this network; the message names the layer and says why.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from sklearn_capacity import UnsupportedLayerError, measure_capacity
+    >>> try:
+    ...     measure_capacity(nn.Sequential(nn.Linear(2, 2), nn.Tanh()), measures="path_norm")
+    ... except UnsupportedLayerError as error:
+    ...     print(str(error).split(":")[0])
+    A path norm is not defined for the operator `tanh` in layer `1`
+    """
 
 
 @dataclass(frozen=True)
@@ -41,8 +52,8 @@ class Node:
         Effective tensors: parametrisations applied, batch norm folded. Differentiable functions of what was bound.
     trainable : (bool, bool)
         Whether the weight and the bias depend on a parameter that is trained.
-    sources : frozenset of str
-        Names of the parameters behind weight and bias; nodes that share one are tied.
+    sources : (frozenset of str, frozenset of str)
+        Names of the parameters behind the weight and behind the bias; tensors with the same ones are tied.
     params : mapping
         What else the operator needs: stride, dims, the kind of activation, ...
     """
@@ -55,7 +66,7 @@ class Node:
     weight: Tensor | None = None
     bias: Tensor | None = None
     trainable: tuple[bool, bool] = (False, False)
-    sources: frozenset[str] = frozenset()
+    sources: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
     params: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -113,15 +124,18 @@ class NetworkGraph:
 
     def parameters(self) -> list[tuple[str, Tensor]]:
         """The folded trainable parameters theta, each tied tensor once, as (label, tensor)."""
-        seen: set[tuple[str, frozenset[str]]] = set()
+        seen: set[tuple] = set()
         out = []
         for node in self.nodes:
-            for part, tensor, trained in zip(("weight", "bias"), (node.weight, node.bias), node.trainable, strict=True):
-                key = (part, node.sources)
-                if tensor is None or not trained or key in seen:
+            parts = zip(("weight", "bias"), (node.weight, node.bias), node.trainable, node.sources, strict=True)
+            for part, tensor, trained, sources in parts:
+                if tensor is None or not trained:
                     continue
-                seen.add(key)
-                out.append((f"{node.label}.{part}", tensor))
+                # Size and offset tell slices of one parameter apart; a transposed view has the same ones.
+                key = (part, sources, tensor.numel(), tensor.storage_offset())
+                if key not in seen:
+                    seen.add(key)
+                    out.append((f"{node.label}.{part}", tensor))
         return out
 
 
@@ -137,6 +151,7 @@ def interpret(
 
     Parameters
     ----------
+    graph : NetworkGraph
     rules : dict of operator to callable(node, *values)
         What each operator does to the values of its inputs. An operator without a rule raises and names itself.
     start : object

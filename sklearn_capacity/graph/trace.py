@@ -33,7 +33,7 @@ def named_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def private_copy(module: nn.Module, device: torch.device | str | None = None) -> nn.Module:
-    """A deep copy in eval mode, on `device`; a tensor that some forward pass left behind in it is cut from its graph."""
+    """A deep copy in eval mode, on `device`; a tensor that a forward pass left behind in it loses its history."""
     memo: dict[int, Any] = {}
     for tensor in named_tensors(module).values():
         moved = tensor.detach()
@@ -62,15 +62,17 @@ class Program:
     input_shape: tuple[int, ...]
     batch: str
 
-    def bind(self, tensors: Mapping[str, Tensor]) -> NetworkGraph:
+    def bind(self, tensors: Mapping[str, Tensor], *, folded: bool = True) -> NetworkGraph:
         """The graph with effective weights: parametrisations applied, batch norm folded.
 
         Parameters
         ----------
         tensors : mapping of str to Tensor
             Parameters and buffers by name, as `named_tensors` gives them, on one device.
+        folded : bool, default=True
+            False leaves batch norm (and the fixed head of a one-logit model) as a node of its own.
         """
-        return fold(_Binder(self, tensors).graph())
+        return fold(_Binder(self, tensors).graph(), norms=folded)
 
 
 def trace(module: nn.Module, input_shape: tuple[int, ...], *, dtype: torch.dtype | None = None) -> Program:
@@ -168,9 +170,9 @@ class _Binder:
             else:
                 self.env[node.name] = self._call(node)
         live = {output}
-        for node in reversed(self.nodes):  # dead code: sizes of views and unused statistics
-            if node.name in live:
-                live.update(node.inputs)
+        for made in reversed(self.nodes):  # dead code: sizes of views and unused statistics
+            if made.name in live:
+                live.update(made.inputs)
         kept = tuple(node for node in self.nodes if node.name in live or node.op == "input")
         return NetworkGraph(kept, output)
 
@@ -252,7 +254,7 @@ class _Binder:
                 None if draft.weight is None else draft.weight.tensor,
                 None if draft.bias is None else draft.bias.tensor,
                 tuple(w is not None and w.trainable for w in (draft.weight, draft.bias)),
-                frozenset().union(*(w.sources for w in (draft.weight, draft.bias) if w is not None)),
+                (_sources(draft.weight), _sources(draft.bias)),
                 draft.params,
             )
         )
@@ -283,6 +285,10 @@ class _Binder:
         target = getattr(node.target, "__name__", str(node.target))
         params = {"target": target, "function": node.target, "leaves": values, "spec": spec, "trained": trained}
         return Draft("opaque", refs, params=params)
+
+
+def _sources(weight: Weight | None) -> frozenset[str]:
+    return frozenset() if weight is None else weight.sources
 
 
 def _scope(node: torch.fx.Node) -> str:

@@ -12,6 +12,7 @@ from .induced import diagonal_norm, dual_exponent, induced_norm
 from .lanczos import Eigenvalue, RitzValues, lanczos, largest_eigenvalue
 from .matrix import DiagonalOperator, MatrixOperator, linear_norm
 from .pooling import PoolOperator, adaptive_average_pool, average_pool
+from .powers import power_product
 
 __all__ = [
     "ConvOperator",
@@ -35,4 +36,5 @@ __all__ = [
     "linear_norm",
     "norm_bounds",
     "operator_norm",
+    "power_product",
 ]

@@ -2,20 +2,58 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .._validation import check_option
-from ..graph import Network, Node
-from ..linalg import ConvOperator, OperatorNorm
+from ..graph import Network, Node, broadcast
+from ..linalg import ConvOperator, DiagonalOperator, MatrixOperator, OperatorNorm
 
-__all__ = ["VIEWS", "as_operator", "kernel_matrix", "layer_weight", "operator_norms"]
+__all__ = [
+    "VIEWS",
+    "LazyRows",
+    "as_operator",
+    "check_view",
+    "kernel_matrix",
+    "layer_weight",
+    "operator_norm_uppers",
+    "operator_norms",
+    "operator_of",
+    "repetitions",
+    "weight_layers",
+]
 
 VIEWS = ("kernel", "operator")
+Operator = MatrixOperator | DiagonalOperator | ConvOperator
 
 
 def check_view(view: str) -> str:
     return check_option("view", view, VIEWS)
+
+
+def weight_layers(network: Network, purpose: str = "A product of layer norms") -> tuple[Node, ...]:
+    """The weight layers l = 1..d, if these are all that the network has and their weights are numbers.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If there is an operator that the graph does not know (attention, layer norm), whose weights would be missing, or
+        a weight that is not finite.
+    """
+
+    def checked() -> tuple[Node, ...]:
+        for node in network.graph.nodes:
+            if node.op == "opaque":
+                raise node.refuse(purpose, "it is not one of the weight layers and activations that are known.")
+            if node.weight is not None and not bool(node.weight.isfinite().all()):
+                raise node.refuse(purpose, "its weights are not finite.", "The network has diverged.")
+        return network.graph.layers
+
+    return network.once("weight_layers", checked)
 
 
 def layer_weight(node: Node) -> Tensor:
@@ -37,12 +75,27 @@ def kernel_matrix(node: Node) -> Tensor:
     return weight.flatten(1)
 
 
-def as_operator(network: Network, node: Node) -> ConvOperator:
-    """A convolution layer as the linear operator at the input size it sees."""
+def as_operator(network: Network, node: Node) -> Operator:
+    """A weight layer as the linear operator at the input size it sees.
+
+    A linear layer that is applied at several positions is given once: see `repetitions`.
+    """
+    return operator_of(node, layer_weight(node), network.graph[node.inputs[0]].shape)
+
+
+def operator_of(node: Node, weight: Tensor, input_shape: tuple[int, ...]) -> Operator:
+    """The operator of a layer with another weight in its place."""
+    if node.op == "linear":
+        return MatrixOperator(weight)
+    if node.op == "diagonal":
+        if input_shape != node.shape:
+            raise node.refuse("The operator of a layer", "it repeats its input by broadcasting.")
+        ones = torch.ones(1, *node.shape, dtype=weight.dtype, device=weight.device)
+        return DiagonalOperator((ones * broadcast(node, weight, ones))[0])
     p = node.params
     return ConvOperator(
-        layer_weight(node),
-        network.graph[node.inputs[0]].shape,
+        weight,
+        input_shape,
         stride=p["stride"],
         padding=p["padding"],
         dilation=p["dilation"],
@@ -53,14 +106,50 @@ def as_operator(network: Network, node: Node) -> ConvOperator:
     )
 
 
+def repetitions(node: Node) -> int:
+    """At how many positions of its input a linear layer is applied, 1 for any other layer.
+
+    The operator is then block diagonal, with that many copies of the weight.
+    """
+    return math.prod(node.shape[:-1]) if node.op == "linear" else 1
+
+
 def operator_norms(network: Network) -> list[OperatorNorm]:
     """Spectral norm of every weight layer as an operator, from below (to rounding), in layer order."""
-    return network.once("operator_norms", lambda: [_operator_norm(network, node) for node in network.graph.layers])
+    return network.once(
+        "operator_norms",
+        lambda: [as_operator(network, node).norm_lower() for node in weight_layers(network)],
+    )
 
 
-def _operator_norm(network: Network, node: Node) -> OperatorNorm:
-    if node.op == "linear":
-        return OperatorNorm(float(torch.linalg.matrix_norm(layer_weight(node), 2)), 0.0, 0)
-    if node.op == "diagonal":
-        return OperatorNorm(float(layer_weight(node).abs().max()), 0.0, 0)
-    return as_operator(network, node).norm_lower()
+def operator_norm_uppers(network: Network) -> list[float]:
+    """Proven upper ends of the spectral norms of every weight layer as an operator, in layer order."""
+
+    def uppers() -> list[float]:
+        pairs = zip(network.graph.layers, operator_norms(network), strict=True)
+        return [as_operator(network, node).norm_upper(norm.value) for node, norm in pairs]
+
+    return network.once("operator_norm_uppers", uppers)
+
+
+class LazyRows(Sequence):
+    """Rows of a report that cost something, made when they are first read."""
+
+    def __init__(self, make: Callable[[], Sequence[Mapping[str, Any]]]):
+        self._make = make
+        self._rows: Sequence[Mapping[str, Any]] | None = None
+
+    @property
+    def rows(self) -> Sequence[Mapping[str, Any]]:
+        if self._rows is None:
+            self._rows = self._make()
+        return self._rows
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return iter(self.rows)

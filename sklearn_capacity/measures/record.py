@@ -10,7 +10,7 @@ from typing import Any
 
 from .._validation import NotDefinedError, check_option
 
-__all__ = ["COSTS", "INVARIANCES", "NEEDS", "Measure", "Measured", "NotDefinedError"]
+__all__ = ["COSTS", "INVARIANCES", "NEEDS", "Measure", "Measured", "NotDefinedError", "logarithm"]
 
 #: What a measure may need beside the network's forward pass.
 NEEDS = ("weights", "graph", "chain", "data", "labels", "loss", "initial_state")
@@ -18,6 +18,11 @@ NEEDS = ("weights", "graph", "chain", "data", "labels", "loss", "initial_state")
 COSTS = ("weights", "forward", "jacobian", "spectrum", "draws", "ascent")
 CHEAP_COSTS = ("weights", "forward", "jacobian")
 INVARIANCES = ("permutation", "layer_rescaling", "node_rescaling")
+
+
+def logarithm(value: float) -> float:
+    """The natural logarithm; -inf for 0, nan for nan."""
+    return -math.inf if value == 0 else math.log(value)
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,12 @@ class Measured:
     @classmethod
     def from_log(cls, log_value: float, **others: Any) -> Measured:
         """A positive number given by its logarithm; beyond the largest float the value is inf."""
-        value = math.exp(log_value) if log_value < 709.78 else math.inf
+        value = math.inf if log_value >= 709.78 else math.exp(log_value)  # nan stays nan
         return cls(value, float(log_value), **others)
 
     def log(self) -> float:
         """The logarithm of the value; -inf for 0."""
-        if self.log_value is not None:
-            return self.log_value
-        return math.log(self.value) if self.value > 0 else -math.inf
+        return logarithm(self.value) if self.log_value is None else self.log_value
 
 
 @dataclass(frozen=True)

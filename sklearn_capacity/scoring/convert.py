@@ -66,8 +66,8 @@ def _linear(model: Any, loss: str | None) -> tuple[nn.Module, str, str | None]:
     if isinstance(model, ONE_VERSUS_REST) and len(coef) > 1:
         if getattr(model, "multi_class", "ovr") != "crammer_singer":
             raise NotDefinedError(
-                f"{type(model).__name__} with {len(coef)} classes is one-versus-rest: {len(coef)} separate models, whose "
-                "outputs are no logits of one network. Use LogisticRegression."
+                f"{type(model).__name__} with {len(coef)} classes is one-versus-rest: {len(coef)} separate models, "
+                "whose outputs are no logits of one network. Use LogisticRegression."
             )
     module = _layer(coef, np.atleast_1d(np.asarray(model.intercept_, dtype=np.float64)))
     one_logit = classes is not None and len(coef) == 1

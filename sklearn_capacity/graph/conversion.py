@@ -1,0 +1,93 @@
+"""How a rule says what canonical node an aten operator becomes.
+
+A rule gets the call (its arguments by name, `Ref` where they depend on the network's input) and returns a `Draft`,
+or None where the operator has no canonical form in this use; it then becomes "opaque": it can be evaluated, and every
+other interpretation refuses it by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["CONVERSIONS", "Call", "Draft", "Ref", "Weight", "aten", "is_weight", "per_axis", "rule"]
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A value that depends on the network's input."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor computed from parameters and buffers alone."""
+
+    tensor: Tensor
+    trainable: bool
+    sources: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a rule says of a node; binding adds name, scope and shape."""
+
+    op: str
+    inputs: tuple[Ref, ...]
+    weight: Weight | None = None
+    bias: Weight | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Call:
+    """An operator's arguments by their schema's names, and the shapes of its inputs and output (batch included)."""
+
+    target: Any
+    args: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+    shape: tuple[int, ...]
+    scope: str
+    device: torch.device
+
+    def __getitem__(self, name: str) -> Any:
+        return self.args[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = self.args.get(name)
+        return default if value is None else value
+
+    def rank(self, ref: Ref) -> int:
+        return len(self.shapes[ref.name])
+
+
+Rule = Callable[[Call], "Draft | Ref | None"]
+CONVERSIONS: dict[Any, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for aten overloads, given as "name.overload"."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            packet, overload = name.split(".")
+            CONVERSIONS[getattr(getattr(aten, packet), overload)] = function
+        return function
+
+    return register
+
+
+def is_weight(value: Any) -> bool:
+    return value is None or isinstance(value, Weight)
+
+
+def per_axis(value: Any, nd: int) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, Sequence) else (value,)
+    return values * nd if len(values) == 1 else values

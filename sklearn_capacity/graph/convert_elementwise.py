@@ -1,0 +1,123 @@
+"""Rules for element-wise operators: activations, scalings, shifts, sums."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .conversion import Call, Draft, Ref, Weight, rule
+
+_ACTIVATION_ARGS: dict[str, tuple[str, ...]] = {
+    "relu.default": (),
+    "relu6.default": (),
+    "leaky_relu.default": ("negative_slope",),
+    "hardtanh.default": ("min_val", "max_val"),
+    "tanh.default": (),
+    "sigmoid.default": (),
+    "softplus.default": ("beta", "threshold"),
+    "gelu.default": ("approximate",),
+    "silu.default": (),
+    "elu.default": ("alpha", "scale", "input_scale"),
+    "erf.default": (),
+}
+
+
+@rule(*_ACTIVATION_ARGS)
+def _activation(call: Call) -> Draft | None:
+    name = call.target.__name__  # "leaky_relu.default"
+    kind = name.split(".")[0]
+    args = tuple(call[key] for key in _ACTIVATION_ARGS[name])
+    if kind == "relu6":
+        kind, args = "hardtanh", (0.0, 6.0)
+    return Draft("activation", (call["self"],), params={"kind": kind, "args": args})
+
+
+@rule("clamp_min.default", "clamp.default")
+def _clamp(call: Call) -> Draft | None:
+    low, high = call.get("min"), call.get("max")
+    if low is None or isinstance(low, Ref | Weight) or isinstance(high, Ref | Weight):
+        return None
+    if high is None:
+        return Draft("activation", (call["self"],), params={"kind": "relu", "args": ()}) if low == 0 else None
+    return Draft("activation", (call["self"],), params={"kind": "hardtanh", "args": (float(low), float(high))})
+
+
+@rule("clone.default", "alias.default", "detach.default", "contiguous.default", "lift_fresh_copy.default")
+def _identity(call: Call) -> Ref:
+    return call["self"]
+
+
+@rule("_to_copy.default", "to.dtype")
+def _cast(call: Call) -> Ref | None:
+    # A measurement runs in the dtype it was asked for; a cast between floating dtypes is the identity there.
+    dtype = call.get("dtype")
+    return call["self"] if dtype is None or dtype.is_floating_point else None
+
+
+@rule("dropout.default")
+def _dropout(call: Call) -> Ref | None:
+    return None if call["train"] else call["input"]
+
+
+def _constant(value: Any, call: Call) -> Weight | None:
+    """A number or parameter-only tensor that multiplies or shifts whole samples, as a weight."""
+    if isinstance(value, Weight):
+        # A leading axis would index the batch: only tensors that broadcast over the samples are constants.
+        fits = value.tensor.dim() < len(call.shape) or value.tensor.shape[0] == 1
+        return value if fits else None
+    if isinstance(value, int | float):
+        # Zero-dimensional, so it takes on the dtype of what it multiplies.
+        return Weight(torch.full((), float(value), dtype=torch.float64, device=call.device), False, frozenset())
+    return None
+
+
+def _scaled(x: Ref, factor: Weight, call: Call) -> Draft:
+    return Draft("diagonal", (x,), factor, None, {"kind": "scale", "dim": None, "layer": factor.trainable})
+
+
+@rule("mul.Tensor", "mul.Scalar")
+def _mul(call: Call) -> Draft | None:
+    a, b = call["self"], call["other"]
+    x, factor = (a, b) if isinstance(a, Ref) else (b, a)
+    constant = None if isinstance(factor, Ref) else _constant(factor, call)
+    return None if constant is None else _scaled(x, constant, call)
+
+
+@rule("div.Tensor", "div.Scalar")
+def _div(call: Call) -> Draft | None:
+    x, constant = call["self"], None if isinstance(call["other"], Ref) else _constant(call["other"], call)
+    if not isinstance(x, Ref) or constant is None:
+        return None
+    return _scaled(x, Weight(1 / constant.tensor, constant.trainable, constant.sources), call)
+
+
+@rule("neg.default")
+def _neg(call: Call) -> Draft | None:
+    minus = _constant(-1.0, call)
+    return None if minus is None else _scaled(call["self"], minus, call)
+
+
+def _sum(call: Call, signs: tuple[float, float]) -> Draft | None:
+    a, b = call["self"], call["other"]
+    alpha = call.get("alpha", 1)
+    signs = (signs[0], signs[1] * alpha)
+    if isinstance(a, Ref) and isinstance(b, Ref):
+        same = call.shapes[a.name] == call.shapes[b.name]
+        return Draft("add", (a, b), params={"signs": signs}) if same else None
+    x, constant, sign, own = (a, b, signs[1], signs[0]) if isinstance(a, Ref) else (b, a, signs[0], signs[1])
+    shift = _constant(constant, call)
+    if shift is None or (own != 1):
+        return None
+    shift = Weight(shift.tensor * sign, shift.trainable, shift.sources)
+    return Draft("diagonal", (x,), None, shift, {"kind": "shift", "dim": None})
+
+
+@rule("add.Tensor", "add.Scalar")
+def _add(call: Call) -> Draft | None:
+    return _sum(call, (1.0, 1.0))
+
+
+@rule("sub.Tensor", "sub.Scalar")
+def _sub(call: Call) -> Draft | None:
+    return _sum(call, (1.0, -1.0))

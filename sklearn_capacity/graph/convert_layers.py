@@ -1,0 +1,106 @@
+"""Rules for operators that carry weights: linear maps, convolutions, batch norm."""
+
+from __future__ import annotations
+
+import torch
+
+from .conversion import Call, Draft, Ref, Weight, is_weight, per_axis, rule
+from .nodes import UnsupportedLayerError
+
+
+@rule("linear.default")
+def _linear(call: Call) -> Draft | None:
+    x, w, b = call["input"], call["weight"], call.get("bias")
+    if not isinstance(x, Ref) or not isinstance(w, Weight) or not is_weight(b):
+        return None
+    return Draft("linear", (x,), w, b)
+
+
+@rule("mm.default", "matmul.default", "addmm.default")
+def _matmul(call: Call) -> Draft | None:
+    names = ("mat1", "mat2") if "mat1" in call.args else ("self", "mat2") if "mat2" in call.args else ("self", "other")
+    x, w = call[names[0]], call[names[1]]
+    b = call["self"] if "mat1" in call.args else None
+    if not isinstance(x, Ref) or not isinstance(w, Weight) or w.tensor.dim() != 2 or not is_weight(b):
+        return None
+    if call.get("beta", 1) != 1 or call.get("alpha", 1) != 1:
+        return None
+    return Draft("linear", (x,), Weight(w.tensor.t(), w.trainable, w.sources), b)
+
+
+@rule(*(f"conv{nd}d.{kind}" for nd in (1, 2, 3) for kind in ("default", "padding")))
+def _conv(call: Call) -> Draft | None:
+    x, w, b = call["input"], call["weight"], call.get("bias")
+    if not isinstance(x, Ref) or not isinstance(w, Weight) or not is_weight(b):
+        return None
+    nd = w.tensor.dim() - 2
+    stride, dilation = per_axis(call.get("stride", 1), nd), per_axis(call.get("dilation", 1), nd)
+    padding = call.get("padding", 0)
+    if padding == "valid":
+        padding = 0
+    if padding == "same":  # torch puts the odd element at the end
+        total = [d * (k - 1) for d, k in zip(dilation, w.tensor.shape[2:], strict=True)]
+        pads = tuple((t // 2, t - t // 2) for t in total)
+    else:
+        pads = tuple((p, p) for p in per_axis(padding, nd))
+    params = {
+        "nd": nd,
+        "stride": stride,
+        "padding": pads,
+        "padding_mode": "zeros",
+        "dilation": dilation,
+        "groups": call.get("groups", 1),
+        "output_padding": (0,) * nd,
+    }
+    return Draft("conv", (x,), w, b, params)
+
+
+@rule("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input")
+def _conv_transpose(call: Call) -> Draft | None:
+    x, w, b = call["input"], call["weight"], call.get("bias")
+    if not isinstance(x, Ref) or not isinstance(w, Weight) or not is_weight(b):
+        return None
+    nd = w.tensor.dim() - 2
+    params = {
+        "nd": nd,
+        "stride": per_axis(call.get("stride", 1), nd),
+        "padding": tuple((p, p) for p in per_axis(call.get("padding", 0), nd)),
+        "padding_mode": "zeros",
+        "dilation": per_axis(call.get("dilation", 1), nd),
+        "groups": call.get("groups", 1),
+        "output_padding": per_axis(call.get("output_padding", 0), nd),
+    }
+    return Draft("conv_transpose", (x,), w, b, params)
+
+
+@rule("_native_batch_norm_legit_no_training.default", "batch_norm.default")
+def _batch_norm(call: Call) -> Draft | None:
+    x, w, b = call["input"], call.get("weight"), call.get("bias")
+    mean, var = call.get("running_mean"), call.get("running_var")
+    if call.get("training", False) or not isinstance(mean, Weight) or not isinstance(var, Weight):
+        _refuse_batch_statistics(call)
+    if not isinstance(x, Ref) or not is_weight(w) or not is_weight(b):
+        return None
+    scale = torch.rsqrt(var.tensor + call["eps"])
+    if w is not None:
+        scale = scale * w.tensor
+    shift = -mean.tensor * scale
+    if b is not None:
+        shift = shift + b.tensor
+    sources = frozenset().union(*(t.sources for t in (w, b, mean, var) if t is not None))
+    trained = w is not None and w.trainable
+    return Draft(
+        "diagonal",
+        (x,),
+        Weight(scale, trained, sources),
+        Weight(shift, b is not None and b.trainable, sources),
+        {"kind": "batch_norm", "dim": 1, "layer": True},
+    )
+
+
+@rule("_native_batch_norm_legit.default", "_native_batch_norm_legit.no_stats", "native_batch_norm.default")
+def _refuse_batch_statistics(call: Call) -> Draft | None:
+    raise UnsupportedLayerError(
+        f"The batch normalisation in layer `{call.scope}` uses the statistics of the batch in eval mode, so its "
+        "samples mix and the network is no function of one input. Build it with `track_running_stats=True`."
+    )

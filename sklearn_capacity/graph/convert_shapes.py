@@ -1,0 +1,153 @@
+"""Rules for operators that select, move, join, average or pool."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from .conversion import Call, Draft, Ref, aten, per_axis, rule
+
+
+def _dims(value: Any, rank: int) -> tuple[int, ...]:
+    values = tuple(range(rank)) if value is None else tuple(value) if isinstance(value, Sequence) else (value,)
+    return tuple(sorted(d % rank for d in values))
+
+
+@rule("mean.dim", "sum.dim_IntList")
+def _reduce(call: Call) -> Draft | None:
+    x = call["self"]
+    dims = _dims(call.get("dim"), call.rank(x))
+    if 0 in dims:
+        return None
+    count = math.prod(call.shapes[x.name][d] for d in dims)
+    mean = call.target is aten.mean.dim
+    factor = 1 / count if mean else 1.0
+    params = {"kind": "mean" if mean else "sum", "dims": dims, "keepdim": call.get("keepdim", False), "factor": factor}
+    return Draft("reduce", (x,), params=params)
+
+
+@rule("view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unsqueeze.default")
+@rule("squeeze.dim", "squeeze.dims", "squeeze.default", "unflatten.int")
+def _view(call: Call) -> Draft:
+    return Draft("view", (call["self"],), params={"kind": "view"})
+
+
+@rule("permute.default")
+def _permute(call: Call) -> Draft | None:
+    dims = tuple(d % len(call.shape) for d in call["dims"])
+    return Draft("permute", (call["self"],), params={"dims": dims}) if dims[0] == 0 else None
+
+
+@rule("transpose.int")
+def _transpose(call: Call) -> Draft | None:
+    rank = len(call.shape)
+    a, b = call["dim0"] % rank, call["dim1"] % rank
+    dims = list(range(rank))
+    dims[a], dims[b] = dims[b], dims[a]
+    return Draft("permute", (call["self"],), params={"dims": tuple(dims)}) if dims[0] == 0 else None
+
+
+@rule("slice.Tensor")
+def _slice(call: Call) -> Draft | Ref | None:
+    x, rank = call["self"], call.rank(call["self"])
+    dim, start, end, step = call.get("dim", 0) % rank, call.get("start", 0), call.get("end"), call.get("step", 1)
+    if any(isinstance(v, Ref) for v in (start, end)):
+        return None
+    whole = start == 0 and step == 1 and (end is None or end >= (1 << 62))
+    if whole:
+        return x
+    if dim == 0:
+        return None
+    size = call.shapes[x.name][dim]
+    start, end, _ = slice(start, end).indices(size)
+    return Draft("slice", (x,), params={"kind": "slice", "dim": dim, "index": slice(start, end, step)})
+
+
+@rule("select.int")
+def _select(call: Call) -> Draft | None:
+    x = call["self"]
+    dim, index = call["dim"] % call.rank(x), call["index"]
+    if dim == 0 or isinstance(index, Ref):
+        return None
+    return Draft("slice", (x,), params={"kind": "select", "dim": dim, "index": index % call.shapes[x.name][dim]})
+
+
+@rule("cat.default")
+def _cat(call: Call) -> Draft | None:
+    tensors, dim = call["tensors"], call.get("dim", 0) % len(call.shape)
+    if dim == 0 or not all(isinstance(t, Ref) for t in tensors):
+        return None
+    return Draft("cat", tuple(tensors), params={"dim": dim})
+
+
+@rule("pad.default", "constant_pad_nd.default")
+def _pad(call: Call) -> Draft | None:
+    mode, value = call.get("mode", "constant"), call.get("value", 0)
+    pads = tuple(call["pad"])
+    if mode == "constant" and value != 0:
+        return None
+    if len(pads) // 2 >= len(call.shape):
+        return None
+    return Draft("pad", (call["self"],), params={"kind": "pad", "pads": pads, "mode": mode})
+
+
+def _window(call: Call, nd: int) -> dict[str, Any]:
+    kernel = per_axis(call["kernel_size"], nd)
+    stride = per_axis(call["stride"], nd) if call.get("stride") else kernel
+    return {
+        "nd": nd,
+        "kernel": kernel,
+        "stride": stride,
+        "padding": per_axis(call.get("padding", 0), nd),
+        "ceil_mode": bool(call.get("ceil_mode", False)),
+    }
+
+
+@rule(*(f"max_pool{nd}d.default" for nd in (1, 2, 3)), "max_pool2d_with_indices.default")
+def _max_pool(call: Call) -> Draft:
+    nd = len(call["kernel_size"]) if "1d" not in call.target.__name__ else 1
+    params = _window(call, nd) | {"dilation": per_axis(call.get("dilation", 1), nd), "kind": "max_pool"}
+    return Draft("max_pool", (call["self"],), params=params)
+
+
+@rule(*(f"avg_pool{nd}d.default" for nd in (1, 2, 3)))
+def _avg_pool(call: Call) -> Draft:
+    nd = int(call.target.__name__[len("avg_pool")])
+    params = _window(call, nd) | {
+        "count_include_pad": bool(call.get("count_include_pad", True)),
+        "divisor_override": call.get("divisor_override"),
+        "kind": "avg_pool",
+    }
+    return Draft("avg_pool", (call["self"],), params=params)
+
+
+@rule("adaptive_avg_pool1d.default", "adaptive_avg_pool2d.default", "_adaptive_avg_pool2d.default")
+@rule("adaptive_avg_pool3d.default", "_adaptive_avg_pool3d.default")
+def _adaptive_avg_pool(call: Call) -> Draft | None:
+    x = call["self"]
+    nd = len(call["output_size"])
+    sizes, out = call.shapes[x.name][-nd:], call.shape[-nd:]
+    if any(s % o for s, o in zip(sizes, out, strict=True)):  # windows of unequal size
+        return Draft("avg_pool", (x,), params={"nd": nd, "adaptive": tuple(out), "kind": "adaptive_avg_pool"})
+    kernel = tuple(s // o for s, o in zip(sizes, out, strict=True))
+    window = {"nd": nd, "kernel": kernel, "stride": kernel, "padding": (0,) * nd, "ceil_mode": False}
+    params = window | {"count_include_pad": True, "divisor_override": None, "kind": "avg_pool"}
+    return Draft("avg_pool", (x,), params=params)
+
+
+@rule("adaptive_max_pool1d.default", "adaptive_max_pool2d.default", "adaptive_max_pool3d.default")
+def _adaptive_max_pool(call: Call) -> Draft | None:
+    x = call["self"]
+    nd = len(call["output_size"])
+    sizes, out = call.shapes[x.name][-nd:], call["output_size"]
+    if any(s % o for s, o in zip(sizes, out, strict=True)):
+        return None
+    kernel = tuple(s // o for s, o in zip(sizes, out, strict=True))
+    window = {"nd": nd, "kernel": kernel, "stride": kernel, "padding": (0,) * nd, "ceil_mode": False}
+    return Draft("max_pool", (x,), params=window | {"dilation": (1,) * nd, "kind": "max_pool"})
+
+
+@rule("max_pool1d_with_indices.default", "max_pool3d_with_indices.default")
+def _max_pool_with_indices(call: Call) -> Draft | Ref | None:
+    return _max_pool(call)
