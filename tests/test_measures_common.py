@@ -9,9 +9,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from networks import NETWORKS
 from torch import nn
 
+from networks import NETWORKS
 from sklearn_capacity import CapacityWarning, NetworkClassifier, NotDefinedError, measure_capacity
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch

@@ -293,4 +293,7 @@ _LIPSCHITZ = {
     "invariances": frozenset({"permutation", "layer_rescaling"}),
 }
 
-MEASURES = (Measure("lipschitz_l2", lipschitz_l2, **_LIPSCHITZ), Measure("lipschitz_linf", lipschitz_linf, **_LIPSCHITZ))
+MEASURES = (
+    Measure("lipschitz_l2", lipschitz_l2, **_LIPSCHITZ),
+    Measure("lipschitz_linf", lipschitz_linf, **_LIPSCHITZ),
+)
