@@ -74,6 +74,14 @@ class FisherMatrix:
     def dual_size(self) -> int:
         return self.n_outputs * len(self.X)
 
+    def halve(self) -> bool:
+        """Take half as many samples at once; False if it is one already."""
+        self._points = None
+        if self.samples == 1:
+            return False
+        self.samples, self.chunk = self.samples // 2, max(1, self.chunk // 2)
+        return True
+
     # -- matrices --------------------------------------------------------------------------------------------------------
 
     def dual(self) -> Tensor:
@@ -100,13 +108,12 @@ class FisherMatrix:
             total += (1 if rows == columns else 2) * float(tile.double().square().sum())
         return total / len(self.X) ** 2
 
-    def trace(self) -> float:
-        """Sum of the eigenvalues: the squared lengths of the gradients."""
-        total = torch.zeros((), dtype=torch.float64, device=self.X.device)
+    def traces(self) -> list[float]:
+        """Sum of the eigenvalues by layer (as `jacobian.labels` has them): the squared lengths of the gradients."""
+        sums = torch.zeros(len(self.jacobian.labels), dtype=torch.float64, device=self.X.device)
         for _, gradients in self._gradients(self._chunks()):
-            for part in gradients:
-                total += part.squared_norms().double().sum()
-        return float(total) / len(self.X)
+            sums += torch.stack([part.squared_norms().double().sum() for part in gradients])
+        return (sums / len(self.X)).tolist()
 
     def _chunks(self) -> list[slice]:
         n = len(self.X)

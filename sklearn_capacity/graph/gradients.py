@@ -15,7 +15,7 @@ from .linearize import Linearization
 from .nodes import Node
 from .theta import ParameterGroup, Use
 
-__all__ = ["Outer", "Rows", "SampleGradients", "sample_gradients"]
+__all__ = ["Outer", "Rows", "SampleGradients", "partners", "sample_gradients"]
 
 # More positions than this make the Gram matrix of positions larger than what it saves.
 MAX_POSITIONS = 8
@@ -87,8 +87,8 @@ def sample_gradients(
         One entry per group, or per pair of a weight and the bias that goes with it everywhere.
     """
     pulled = [point.deltas(cotangent) for cotangent in cotangents]
-    deltas = {name: [p[name] for p in pulled] for name in (pulled[0] if pulled else {})}
-    partner = _partners(groups)
+    deltas = {name: [p[name] for p in pulled] for name in pulled[0]}
+    partner = partners(groups)
     joined = set(partner.values())
     found: SampleGradients = []
     for i, group in enumerate(groups):
@@ -97,7 +97,7 @@ def sample_gradients(
     return found
 
 
-def _partners(groups: tuple[ParameterGroup, ...]) -> dict[int, int]:
+def partners(groups: tuple[ParameterGroup, ...]) -> dict[int, int]:
     """Weight groups with the bias group that all their uses share: 1 is then appended to the layer's input."""
     readers = {tuple((u.node.name, u.part) for u in g.uses): i for i, g in enumerate(groups) if g.plain}
     pairs = {}

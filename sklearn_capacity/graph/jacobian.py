@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from ..products.tangent import directional_derivative
 from .fold import split_head
-from .gradients import Rows, SampleGradients, sample_gradients
+from .gradients import Rows, SampleGradients, partners, sample_gradients
 from .linearize import Linearization
 from .network import Network
 from .nodes import NetworkGraph, UnsupportedLayerError
@@ -47,11 +47,14 @@ class ParameterJacobian(ABC):
     ----------
     sizes : tuple of int
         Parameters in every group; `size` is their sum P.
+    labels : tuple of str
+        The layer of every entry that `Point.gradients` returns; "" is the whole network.
     way : str
         How it is computed, for reports.
     """
 
     sizes: tuple[int, ...]
+    labels: tuple[str, ...]
     way: str
 
     @property
@@ -103,6 +106,8 @@ class GraphJacobian(ParameterJacobian):
         self.graph = split_head(graph)
         self.groups = parameter_groups(self.graph)
         self.sizes = tuple(group.size for group in self.groups)
+        joined = set(partners(self.groups).values())
+        self.labels = tuple(g.uses[0].node.label for i, g in enumerate(self.groups) if i not in joined)
 
     def at(self, X: Tensor) -> Point:
         return _GraphPoint(self, X)
@@ -165,6 +170,7 @@ class RawJacobian(ParameterJacobian):
     """
 
     way = "autograd"
+    labels = ("",)
 
     def __init__(self, network: Network, reason: UnsupportedLayerError):
         for name, submodule in network.module.named_modules():

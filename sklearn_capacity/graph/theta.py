@@ -29,6 +29,10 @@ class Use:
     index: Tensor | None = None
 
     @property
+    def sources(self) -> frozenset[str]:
+        return self.node.sources[0 if self.part == "weight" else 1]
+
+    @property
     def tensor(self) -> Tensor:
         tensor = self.node.weight if self.part == "weight" else self.node.bias
         assert tensor is not None
@@ -51,17 +55,6 @@ class ParameterGroup:
     def plain(self) -> bool:
         """Whether every use reads the tensor as it is, and not through a transpose or a slice."""
         return all(use.index is None for use in self.uses)
-
-    def values(self) -> Tensor:
-        """The parameters themselves: the tensor, or the vector that several views read."""
-        first = self.uses[0].tensor
-        if self.plain:
-            return first
-        vector = first.new_zeros(self.size)
-        for use in self.uses:
-            assert use.index is not None
-            vector[use.index.to(vector.device)] = use.tensor.detach().flatten()
-        return vector
 
 
 def parameter_groups(graph: NetworkGraph) -> tuple[ParameterGroup, ...]:
@@ -98,7 +91,7 @@ def _root(tensor: Tensor) -> Tensor:
 def _related(a: Use, b: Use) -> bool:
     if _root(a.tensor) is _root(b.tensor):
         return True
-    if a.part != b.part or a.node.op != b.node.op or not a.node.sources & b.node.sources:
+    if a.part != b.part or a.node.op != b.node.op or a.sources != b.sources:
         return False
     return a.tensor.shape == b.tensor.shape and torch.equal(a.tensor, b.tensor)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from .._validation import closest
-from . import capacities, fisher_rao, jacobians, margins, norms, paths, size
+from . import capacities, fisher_rao, fisher_spectrum, jacobians, margins, norms, paths, size
 from .record import Measure
 
 __all__ = ["FAMILIES", "MEASURES", "measure_named"]
 
 #: One module per family; its table MEASURES stands at the foot of the file.
-FAMILIES = (size, norms, paths, capacities, fisher_rao, margins, jacobians)
+FAMILIES = (size, norms, paths, capacities, fisher_rao, fisher_spectrum, margins, jacobians)
 
 MEASURES: dict[str, Measure] = {measure.name: measure for family in FAMILIES for measure in family.MEASURES}
 
