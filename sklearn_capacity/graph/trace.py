@@ -171,9 +171,9 @@ class _Binder:
             else:
                 self.env[node.name] = self._call(node)
         live = {output}
-        for node in reversed(self.nodes):  # dead code: sizes of views and unused statistics
-            if node.name in live:
-                live.update(node.inputs)
+        for made in reversed(self.nodes):  # dead code: sizes of views and unused statistics
+            if made.name in live:
+                live.update(made.inputs)
         kept = tuple(node for node in self.nodes if node.name in live or node.op == "input")
         return NetworkGraph(kept, output)
 

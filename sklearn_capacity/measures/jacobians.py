@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -107,7 +109,7 @@ def jacobian_spectral(
     return Measured(float(largest.max() if reduction == "max" else largest.mean()))
 
 
-_JACOBIAN = {
+_JACOBIAN: dict[str, Any] = {
     "family": "jacobian",
     "lower_is_better": True,
     "needs": frozenset({"data"}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -80,7 +82,7 @@ def min_margin(network: Network, batch: Batch) -> Measured:
     return Measured(float(sample_margins(batch).min()))
 
 
-_MARGIN = {
+_MARGIN: dict[str, Any] = {
     "family": "margin",
     "lower_is_better": False,
     "source": "[EG] 2.1",

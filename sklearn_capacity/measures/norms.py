@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from ..graph import Network
 from .batch import Batch
@@ -112,7 +113,7 @@ def product_of(rows: list[dict]) -> Measured:
     return Measured.from_log(log, per_layer=rows)
 
 
-_NORM = {"family": "norm", "lower_is_better": True, "needs": frozenset({"graph"})}
+_NORM: dict[str, Any] = {"family": "norm", "lower_is_better": True, "needs": frozenset({"graph"})}
 _PER_LAYER = frozenset({"permutation", "layer_rescaling"})
 
 MEASURES = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -170,7 +171,7 @@ def _adaptive_power(node: Node, values: Tensor, p: float) -> Tensor:
     return values
 
 
-_COMMON = {
+_COMMON: dict[str, Any] = {
     "family": "norm",
     "lower_is_better": True,
     "source": "[EG] 2.1, [FR] 3.3",
