@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from torch.nn.utils import parametrize
 
 from .._validation import check_option
 from ..graph import Network, UnsupportedLayerError, parameter_tangent
 from ..products.tangent import directional_derivative
 from .batch import Batch
+from .parameters import raw_parameters
 from .record import Measure, Measured, NotDefinedError
 
 __all__ = ["MEASURES", "fisher_rao_norm"]
@@ -128,11 +128,7 @@ def _tangents(network: Network, batch: Batch, biases: bool) -> tuple[Tensor, Ten
 
 def _raw_tangents(network: Network, batch: Batch, biases: bool, reason: Exception) -> list[tuple[Tensor, Tensor]]:
     """The same over the raw parameters, where they are the folded ones: no batch norm, no parametrisation."""
-    module = network.module
-    for name, submodule in module.named_modules():
-        if isinstance(submodule, torch.nn.modules.batchnorm._BatchNorm) or parametrize.is_parametrized(submodule):
-            raise UnsupportedLayerError(f"{reason} Without a graph, layer `{name}` cannot be folded.") from reason
-    theta = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    module, theta = network.module, raw_parameters(network, reason)
     along = {name: p if biases or p.dim() > 1 else torch.zeros_like(p) for name, p in theta.items()}
 
     def tangent(X: Tensor) -> tuple[Tensor, Tensor]:
