@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from .._validation import closest
-from . import fisher_rao, jacobians, margins, norms, pac_bayes, paths, sharpness, size
+from . import fisher_rao, interaction, jacobians, margins, norms, pac_bayes, paths, sharpness, size
 from .record import Measure
 
 __all__ = ["FAMILIES", "MEASURES", "measure_named"]
 
 #: One module per family; its table MEASURES stands at the foot of the file.
-FAMILIES = (size, norms, paths, fisher_rao, margins, jacobians, sharpness, pac_bayes)
+FAMILIES = (size, norms, paths, fisher_rao, margins, jacobians, sharpness, interaction, pac_bayes)
 
 MEASURES: dict[str, Measure] = {measure.name: measure for family in FAMILIES for measure in family.MEASURES}
 
