@@ -9,13 +9,16 @@ from . import (
     data_norms,
     fisher_rao,
     fisher_spectrum,
+    interaction,
     jacobians,
     lipschitz,
     margins,
     normalized_margins,
     norms,
+    pac_bayes,
     paths,
     robustness,
+    sharpness,
     size,
 )
 from .record import Measure
@@ -37,6 +40,9 @@ FAMILIES = (
     lipschitz,
     curvature,
     robustness,
+    sharpness,
+    interaction,
+    pac_bayes,
 )
 
 MEASURES: dict[str, Measure] = {measure.name: measure for family in FAMILIES for measure in family.MEASURES}
