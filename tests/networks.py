@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch, Measured
 
-__all__ = ["CHAINS", "NETWORKS", "RECTIFIERS", "Case", "make", "measure", "measure_module", "prepared"]
+__all__ = ["CHAINS", "NETWORKS", "RECTIFIERS", "Case", "make", "measure", "measure_again", "measure_module", "prepared"]
 
 Case = tuple[nn.Module, Tensor, Tensor]
 SAMPLES, CLASSES = 7, 3
@@ -79,6 +79,13 @@ def measure_module(module: nn.Module, X: Tensor, measure_name: str, *, y: Tensor
     network = Network(module, tuple(X.shape[1:]))
     loss = "absolute" if y is None or y.is_floating_point() else "cross_entropy"
     return MEASURES[measure_name](network, Batch(network, X, y, loss=loss), **params)
+
+
+def measure_again(network: Network, module: nn.Module, name: str, X: Tensor | None = None, **params) -> float:
+    """A measure, under the absolute loss, of a traced network with the weights of `module`, which has its structure."""
+    network.module.load_state_dict(module.state_dict())
+    twin = network.renewed()
+    return MEASURES[name](twin, Batch(twin, X, loss="absolute"), **params).value
 
 
 # -- perceptrons -------------------------------------------------------------------------------------------------------
