@@ -9,6 +9,7 @@ from .estimators import (
     NetworkRegressor,
 )
 from .graph import UnsupportedLayerError
+from .persistence import load, model_card, save
 from .scoring import CapacityScorer, capacity_report, list_measures, measure_capacity
 
 __version__ = "0.1.0"
@@ -28,7 +29,10 @@ __all__ = [
     "displays",
     "layers",
     "list_measures",
+    "load",
     "measure_capacity",
+    "model_card",
     "model_selection",
+    "save",
     "theory",
 ]

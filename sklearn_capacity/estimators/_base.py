@@ -17,6 +17,7 @@ from sklearn_capacity.architectures.mlp import MLP
 from sklearn_capacity.estimators import _constraints
 from sklearn_capacity.estimators._data import flatten_samples, resolve_input_shape
 from sklearn_capacity.estimators._modules import make_module
+from sklearn_capacity.estimators._restoring import Restoring
 from sklearn_capacity.estimators._training import NetTraining
 from sklearn_capacity.training import PenalizedNet, TensorData
 
@@ -35,7 +36,7 @@ def can_continue(estimator: BaseNetwork) -> bool:
     return True
 
 
-class BaseNetwork(NetTraining, BaseEstimator):
+class BaseNetwork(NetTraining, Restoring, BaseEstimator):
     """Base of the estimators. A variant overrides one hook:
 
     ``_make_module()``, ``_penalty(generator)``, ``_extra_callbacks()``, ``_parameter_groups()``.

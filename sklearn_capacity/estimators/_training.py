@@ -147,6 +147,10 @@ class NetTraining:
         sample = TensorData(X[:1], device=device, dtype=dtype).X
         check_output(module, sample, self._n_outputs, self._output_meaning)
         self.initial_state_ = {name: t.detach().cpu().clone() for name, t in module.state_dict().items()}
+        return self._net_around(module, device)
+
+    def _net_around(self, module: nn.Module, device: torch.device) -> PenalizedNet:
+        """A skorch net that owns the module and a new optimiser."""
         self._optimizer_settings = self._current_optimizer_settings()
         net = self._net_class(
             module,
