@@ -195,7 +195,7 @@ def load(path: str | os.PathLike[str], *, module: nn.Module | Callable[..., nn.M
     cls = _checked_class(path, stored.document)
     owner = stored.document.get("user_module")
     if owner is not None and module is None:
-        raise ValueError(f"{path} needs the network's class, {owner}, which files do not hold: `load(path, module=...)`.")
+        raise ValueError(f"{path} needs the network's class, {owner}, which no file holds: `load(path, module=...)`.")
     if owner is None and module is not None:
         raise ValueError(f"`module` must be None for {path}, whose network is built in, got {module!r}.")
     try:

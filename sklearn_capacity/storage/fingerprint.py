@@ -113,6 +113,9 @@ def _update_object(digest: Any, value: Any, name: str, inner: Any) -> None:
         if isinstance(value, np.ndarray):  # of objects
             inner([value.shape, value.ravel().tolist()], "array")
             return
+        if isinstance(value, str | int | float):  # of a class of its own, such as an enumeration
+            digest.update(repr(value).encode())
+            return
         if not hasattr(value, "__dict__"):
             raise TypeError(f"`{name}` is {value!r}, which cannot be hashed.") from error
     inner(type(value), "class")
