@@ -9,6 +9,7 @@ from .estimators import (
     NetworkRegressor,
 )
 from .graph import UnsupportedLayerError
+from .persistence import load, model_card, save
 from .scoring import (
     CapacityScorer,
     bicriteria_curve,
@@ -37,7 +38,10 @@ __all__ = [
     "interaction_conditions",
     "layers",
     "list_measures",
+    "load",
     "measure_capacity",
+    "model_card",
     "model_selection",
+    "save",
     "theory",
 ]
