@@ -11,11 +11,29 @@ __all__ = ["CapacityWarning", "NotDefinedError", "check_integer", "check_interva
 
 
 class CapacityWarning(UserWarning):
-    """Something about a measurement that its reader should know."""
+    """Something about a measurement that its reader should know.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from sklearn_capacity import CapacityWarning
+    >>> warnings.simplefilter("error", CapacityWarning)  # take every such remark as an error
+    """
 
 
 class NotDefinedError(ValueError):
-    """A measure is not defined for this network, task or data; the message says why."""
+    """A measure is not defined for this network, task or data; the message says why.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from sklearn_capacity import NotDefinedError, measure_capacity
+    >>> try:
+    ...     measure_capacity(nn.Linear(2, 2), measures="margin")
+    ... except NotDefinedError as error:
+    ...     print(error)
+    This measure needs data: pass X.
+    """
 
 
 def check_interval(

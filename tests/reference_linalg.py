@@ -8,7 +8,7 @@ import numpy as np
 
 
 def padded_pixel(position: int, size: int, mode: str) -> int | None:
-    """The pixel that position (possibly outside 0..size-1) shows, None for zero padding: the definitions of the modes."""
+    """The pixel shown at a position that may lie outside, None for a zero: the modes by their definition."""
     if 0 <= position < size:
         return position
     if mode == "zeros":

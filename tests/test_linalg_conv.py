@@ -32,11 +32,11 @@ def _fits(n: int, k: int, p, d: int, mode: str) -> bool:
 # (input channels, output channels, sizes, kernel, stride, padding, dilation, groups, mode)
 SWEEP = [
     (2, 4, (n,), (k,), s, p, d, 2 if (k + s + d) % 2 else 1, mode)
-    for n, kernels in ((7, (2, 3)), (3, (1, 5)))
+    for n, kernels, paddings in ((7, (2, 3), (0, 2, "same")), (3, (1, 5), (0, 1, 2)))
     for k in kernels
     for s in (1, 2, 3)
     for d in (1, 2)
-    for p in (0, 1, 2, "same")
+    for p in paddings
     for mode in MODES
     if not (p == "same" and s > 1) and not (p == 0 and mode != "zeros") and _fits(n, k, p, d, mode)
 ] + [

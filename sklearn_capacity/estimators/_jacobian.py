@@ -86,7 +86,7 @@ class JacobianRegularizedClassifier(JacobianPenaltyMixin, NetworkClassifier):
     >>> pipe = make_pipeline(StandardScaler(), network)
     >>> grid = {"jacobianregularizedclassifier__jacobian_penalty": [0.0, 0.1]}
     >>> search = GridSearchCV(pipe, grid, cv=3).fit(X, y)
-    >>> search.best_score_ > 0.85
+    >>> bool(search.best_score_ > 0.85)
     True
     """
 
@@ -129,6 +129,8 @@ class JacobianRegularizedClassifier(JacobianPenaltyMixin, NetworkClassifier):
         random_state: Any = None,
         verbose: int = 0,
         warm_start: bool = False,
+        checkpoint_dir: Any = None,
+        checkpoint_every: int = 1,
     ) -> None:
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes,
@@ -161,6 +163,8 @@ class JacobianRegularizedClassifier(JacobianPenaltyMixin, NetworkClassifier):
             random_state=random_state,
             verbose=verbose,
             warm_start=warm_start,
+            checkpoint_dir=checkpoint_dir,
+            checkpoint_every=checkpoint_every,
         )
         self.jacobian_penalty = jacobian_penalty
         self.jacobian_norm = jacobian_norm
@@ -246,6 +250,8 @@ class JacobianRegularizedRegressor(JacobianPenaltyMixin, NetworkRegressor):
         random_state: Any = None,
         verbose: int = 0,
         warm_start: bool = False,
+        checkpoint_dir: Any = None,
+        checkpoint_every: int = 1,
     ) -> None:
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes,
@@ -277,6 +283,8 @@ class JacobianRegularizedRegressor(JacobianPenaltyMixin, NetworkRegressor):
             random_state=random_state,
             verbose=verbose,
             warm_start=warm_start,
+            checkpoint_dir=checkpoint_dir,
+            checkpoint_every=checkpoint_every,
         )
         self.jacobian_penalty = jacobian_penalty
         self.jacobian_norm = jacobian_norm

@@ -17,7 +17,18 @@ WEIGHT_OPS = ("linear", "conv", "conv_transpose", "diagonal")
 
 
 class UnsupportedLayerError(NotDefinedError):
-    """A measure does not apply to this network; the message names the layer and says why."""
+    """A measure does not apply to this network; the message names the layer and says why.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from sklearn_capacity import UnsupportedLayerError, measure_capacity
+    >>> try:
+    ...     measure_capacity(nn.Sequential(nn.Linear(2, 2), nn.Tanh()), measures="path_norm")
+    ... except UnsupportedLayerError as error:
+    ...     print(str(error).split(":")[0])
+    A path norm is not defined for the operator `tanh` in layer `1`
+    """
 
 
 @dataclass(frozen=True)
@@ -140,6 +151,7 @@ def interpret(
 
     Parameters
     ----------
+    graph : NetworkGraph
     rules : dict of operator to callable(node, *values)
         What each operator does to the values of its inputs. An operator without a rule raises and names itself.
     start : object

@@ -81,9 +81,14 @@ class Program:
 
 
 def trace(
-    module: nn.Module, input_shape: tuple[int, ...], *, dtype: torch.dtype | None = None, inside: str = ""
+    module: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    dtype: torch.dtype | None = None,
+    training: bool = False,
+    inside: str = "",
 ) -> Program:
-    """Trace a module's eval forward pass on a private CPU copy.
+    """Trace a module's forward pass, in eval mode unless told otherwise, on a private CPU copy.
 
     Parameters
     ----------
@@ -93,6 +98,8 @@ def trace(
         Shape of one sample.
     dtype : torch.dtype, default=None
         Floating dtype of the sample; that of the parameters by default.
+    training : bool, default=False
+        Whether every submodule keeps the mode it is in; the program then only tells what that mode changes.
     inside : str, default=""
         Path of the user's module within `module`, with a dot at its end, where that wraps it.
 
@@ -102,6 +109,9 @@ def trace(
         If the forward pass depends on the data in a way that no graph can show.
     """
     twin = private_copy(module, "cpu")
+    if training:
+        for copied, original in zip(twin.modules(), module.modules(), strict=True):
+            copied.training = original.training
     floats = [t.dtype for t in named_tensors(twin).values() if t.is_floating_point()]
     dtype = dtype or (floats[0] if floats else torch.get_default_dtype())
     generator = torch.Generator().manual_seed(0)
@@ -179,9 +189,9 @@ class _Binder:
             else:
                 self.env[node.name] = self._call(node)
         live = {output}
-        for node in reversed(self.nodes):  # dead code: sizes of views and unused statistics
-            if node.name in live:
-                live.update(node.inputs)
+        for made in reversed(self.nodes):  # dead code: sizes of views and unused statistics
+            if made.name in live:
+                live.update(made.inputs)
         kept = tuple(node for node in self.nodes if node.name in live or node.op == "input")
         return NetworkGraph(kept, output)
 
@@ -263,7 +273,7 @@ class _Binder:
                 full[1:],
                 None if draft.weight is None else draft.weight.tensor,
                 None if draft.bias is None else draft.bias.tensor,
-                tuple(w is not None and w.trainable for w in (draft.weight, draft.bias)),
+                (draft.weight is not None and draft.weight.trainable, draft.bias is not None and draft.bias.trainable),
                 (_sources(draft.weight), _sources(draft.bias)),
                 draft.params,
             )

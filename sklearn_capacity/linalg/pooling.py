@@ -22,7 +22,9 @@ __all__ = ["PoolOperator", "adaptive_average_pool", "average_pool"]
 
 @dataclass(frozen=True, eq=False)
 class PoolOperator:
-    r"""Average pooling of every channel, :math:`A = I_c \otimes M_1 \otimes M_2 \otimes \dots`
+    r"""Average pooling of every channel, as a linear map between arrays of known size.
+
+    .. math:: A = I_c \otimes M_1 \otimes M_2 \otimes \dots
 
     Norms of a Kronecker product are products of norms, so every one of them is exact. Build it with `average_pool` or
     `adaptive_average_pool`.
@@ -32,6 +34,15 @@ class PoolOperator:
     axes : tuple of Tensor of shape (outputs, inputs)
         Weights along each axis.
     channels : int
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_capacity.linalg import PoolOperator
+    >>> pairs = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]], dtype=torch.float64)
+    >>> pool = PoolOperator((pairs, pairs), channels=3)
+    >>> pool.output_shape, round(pool.norm_lower().value, 12)
+    ((3, 2, 2), 0.5)
     """
 
     axes: tuple[Tensor, ...]

@@ -1,0 +1,131 @@
+"""Golub-Kahan bidiagonalisation against all singular values, on spectra that are hard for it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from reference_linalg import norm
+from sklearn_capacity._validation import CapacityWarning
+from sklearn_capacity.linalg import dense_operator, operator_norm
+
+
+def _random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
+
+
+def _with_spectrum(values: torch.Tensor) -> torch.Tensor:
+    left, right = (torch.linalg.qr(_random(len(values) + extra, len(values)))[0] for extra in (0, 5))
+    return (left * values.to(torch.float64)) @ right.T
+
+
+def _norm(A: torch.Tensor, **options):
+    return operator_norm(lambda v: v @ A.T, lambda u: u @ A, (A.shape[1],), **options)
+
+
+SPECTRA = {
+    "zero": torch.zeros(5, 7, dtype=torch.float64),
+    "one number": torch.tensor([[-3.0]], dtype=torch.float64),
+    "one row": _random(1, 7),
+    "one column": _random(7, 1),
+    "two by three": _random(2, 3),
+    "rank one": _random(50, 1) @ _random(1, 40),
+    "rank five": _random(80, 5) @ _random(5, 90),
+    "identity": torch.eye(60, dtype=torch.float64),
+    "orthogonal": torch.linalg.qr(_random(90, 90))[0],
+    "two clusters": _with_spectrum(torch.tensor([2.0] * 40 + [1.0] * 60)),
+    "fast decay": _with_spectrum(torch.logspace(0, -14, 120)),
+    "near pair": _with_spectrum(torch.cat([torch.tensor([1 + 1e-4, 1.0]), torch.linspace(0.9, 0, 118)])),
+    "dense edge": _with_spectrum(torch.linspace(0.99, 1, 150)),
+    "tall": _random(500, 20),
+    "wide": _random(20, 500),
+    "needs restarts": torch.diag(torch.ones(299, dtype=torch.float64), 1) + torch.eye(300, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_value_is_within_a_millionth_and_never_above(name):
+    A = SPECTRA[name]
+    found, true = _norm(A), norm(A.numpy())
+    assert true * (1 - 1e-9) <= found.value <= true * (1 + 1e-13)
+    assert found.residual <= 1e-7
+    assert isinstance(found.value, float)
+
+
+def test_residual_is_that_of_a_singular_pair():
+    # Weyl: a singular value lies within residual * value. Stop early, so that the residual is large.
+    A = _random(200, 150)
+    singular = torch.linalg.svdvals(A)
+    for tol in (0.3, 0.03, 1e-3):
+        found = _norm(A, tol=tol, check_every=1)
+        assert found.residual <= tol
+        assert float((singular - found.value).abs().min()) <= found.residual * found.value
+
+
+@pytest.mark.parametrize("max_basis", [8, 13, 400])
+def test_restarts_change_the_memory_and_not_the_value(max_basis):
+    A = SPECTRA["dense edge"]
+    found = _norm(A, max_basis=max_basis)
+    assert found.value == pytest.approx(norm(A.numpy()), rel=1e-9)
+
+
+def test_memory_bound_shortens_the_basis(monkeypatch):
+    monkeypatch.setattr("sklearn_capacity.linalg.golub_kahan.BASIS_NUMBERS", 100)
+    A = _random(60, 50)
+    assert _norm(A).value == pytest.approx(norm(A.numpy()), rel=1e-9)
+
+
+def test_same_seed_same_bits_and_global_generator_untouched():
+    A = _random(40, 40)
+    state = torch.get_rng_state()
+    assert _norm(A, random_state=3) == _norm(A, random_state=3)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_complex_shapes_reach_the_products():
+    A = _random(6, 4)
+    found = operator_norm(
+        lambda v: (v.reshape(1, 4) @ A.T).reshape(1, 3, 2), lambda u: (u.reshape(1, 6) @ A).reshape(1, 2, 2), (2, 2)
+    )
+    assert found.value == pytest.approx(norm(A.numpy()), rel=1e-12)
+
+
+def test_unfinished_value_is_a_lower_bound_and_says_so():
+    A = SPECTRA["dense edge"]
+    with pytest.warns(CapacityWarning, match="relative residual of .* after 3 steps"):
+        found = _norm(A, max_steps=3)
+    assert found.steps == 3 and found.residual > 1e-7
+    assert found.value <= norm(A.numpy())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(tol=0.0), r"`tol` must lie in \(0, 1\)"),
+        (dict(max_steps=0), "`max_steps` must be at least 1"),
+        (dict(max_basis=2), "`max_basis` must be at least 8"),
+        (dict(check_every=0), "`check_every` must be at least 1"),
+        (dict(random_state=-1), "`random_state` must be at least 0"),
+    ],
+)
+def test_bad_parameters(options, message):
+    with pytest.raises(ValueError, match=message):
+        _norm(torch.eye(3, dtype=torch.float64), **options)
+
+
+def test_numbers_that_are_not_finite():
+    A = torch.eye(12, dtype=torch.float64)
+    A[0, 0] = math.nan
+    with pytest.raises(ValueError, match="`forward` returned numbers that are not finite"):
+        _norm(A)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_dense_operator_has_one_column_per_input(batch_size):
+    A = _random(5, 8)
+    built = dense_operator(lambda x: x.flatten(1) @ A.T, (2, 4), batch_size=batch_size)
+    torch.testing.assert_close(built, A)
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1"):
+        dense_operator(lambda x: x, (2,), batch_size=0)

@@ -1,0 +1,187 @@
+"""What every measure must do, from its record alone; a new measure is tested here without a word being added."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from networks import NETWORKS
+from sklearn_capacity import CapacityWarning, NetworkClassifier, NotDefinedError, measure_capacity
+from sklearn_capacity.graph import Network
+from sklearn_capacity.measures import MEASURES, Batch
+from sklearn_capacity.scoring.session import Session, parse_measures
+
+#: Cheap settings for measures that draw or ascend, and parameters that have no default.
+SHORT = {
+    "max_sharpness": {"steps": 20, "check_every": 10, "batch_size": 4},
+    "expected_sharpness": {"n_draws": 20},
+    "pac_bayes_bound": {"n_draws": 20},
+    "robustness_bound": {"manifold_dim": 2, "manifold_constant": 1.0},
+}
+DETERMINISTIC = [name for name, m in MEASURES.items() if not m.stochastic]
+CASES = ["mlp", "mlp_no_bias", "mlp_tanh", "conv_batch_norm", "conv_strided_grouped", "residual", "conv_max_pool"]
+
+
+def values_of(module, X, y, names=tuple(MEASURES), **options):
+    """The values of measures from one session, None where one is not defined."""
+    return {name: result for name, result in results_of(Session(module, X, y, **options), names)}
+
+
+def results_of(session, names):
+    requests, _ = parse_measures({name: (name, SHORT.get(name, {})) for name in names})
+    for request in requests:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CapacityWarning)
+            try:
+                yield request.label, session.run(request).value
+            except NotDefinedError:
+                yield request.label, None
+
+
+def separated(case):
+    """A network and data that it classifies without error, so that capacities are finite."""
+    module, X, _ = NETWORKS[case]()
+    return module, X, module(X).argmax(1)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_are_floats_and_leave_all_as_it_was(case):
+    module, X, y = separated(case)
+    module.train()
+    state, flags = copy.deepcopy(module.state_dict()), [m.training for m in module.modules()]
+    data, rng, numpy_rng = X.clone(), torch.get_rng_state(), np.random.get_state()[1].copy()
+    first = values_of(module, X, y)
+    for name, value in first.items():
+        assert value is None or (type(value) is float and not math.isnan(value)), name
+    assert values_of(module, X, y) == first  # one integer seed
+    assert all(torch.equal(state[k], v) for k, v in module.state_dict().items())
+    assert [m.training for m in module.modules()] == flags
+    assert all(p.grad is None and p.requires_grad for p in module.parameters())
+    assert torch.equal(X, data) and torch.equal(torch.get_rng_state(), rng)
+    assert (np.random.get_state()[1] == numpy_rng).all()
+
+
+def test_every_measure_is_defined_somewhere():
+    module, X, _ = NETWORKS["one_output"]()
+    found = [values_of(module, X, module(X).detach() + 1.0)]
+    found += [values_of(*NETWORKS[case]()) for case in CASES]
+    X, y = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 2
+    fitted = NetworkClassifier((4,), max_epochs=2, random_state=0).fit(X, y)  # knows its weights before training
+    found.append(values_of(fitted, X, y))
+    assert {name for values in found for name, value in values.items() if value is not None} == set(MEASURES)
+
+
+@pytest.mark.parametrize("case", ["mlp", "mlp_no_bias", "conv_batch_norm"])
+def test_batch_split_and_order_do_not_matter(case):
+    module, X, y = separated(case)
+    expected = values_of(module, X, y, DETERMINISTIC)
+    order = torch.randperm(len(X), generator=torch.Generator().manual_seed(3))
+    for got in (
+        values_of(module, X, y, DETERMINISTIC, batch_size=2),
+        values_of(module, X[order], y[order], DETERMINISTIC),
+    ):
+        for name, value in got.items():
+            assert value == (None if value is None else pytest.approx(expected[name], rel=1e-9)), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_float32_is_within_1e_4_of_float64(case):
+    module, X, y = separated(case)
+
+    def values(dtype):
+        session = Session(module, X, y)
+        network = Network(copy.deepcopy(module).to(dtype), tuple(X.shape[1:]), dtype=dtype)
+        session.network = network  # measured in float32 itself, which small networks are not otherwise
+        session.batch = Batch(network, X.to(dtype), y, loss="cross_entropy")
+        return dict(results_of(session, DETERMINISTIC))
+
+    single = values(torch.float32)
+    for name, expected in values(torch.float64).items():
+        assert single[name] == (None if expected is None else pytest.approx(expected, rel=1e-4)), name
+
+
+# -- invariances: declared ones hold, undeclared ones fail -------------------------------------------------------------
+
+
+def base_network() -> nn.Sequential:
+    """A rectifier network without biases, where every measure of a chain is defined too."""
+    generator = torch.Generator().manual_seed(5)
+    net = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 3, bias=False)).double()
+    for layer in (net[0], net[2]):
+        layer.weight.data.copy_(torch.randn(layer.weight.shape, generator=generator, dtype=torch.float64))
+    return net
+
+
+def permuted(net):
+    twin = copy.deepcopy(net)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    twin[0].weight.data = net[0].weight.data[order]
+    twin[2].weight.data = net[2].weight.data[:, order]
+    return twin
+
+
+def rescaled(net, factors):
+    twin = copy.deepcopy(net)
+    twin[0].weight.data *= factors[:, None]
+    twin[2].weight.data /= factors
+    return twin
+
+
+CHANGES = {
+    "permutation": permuted,
+    "layer_rescaling": lambda net: rescaled(net, torch.full((6,), 3.0, dtype=torch.float64)),
+    "node_rescaling": lambda net: rescaled(net, torch.tensor([3.0, 0.5, 1.0, 2.0, 0.25, 1.5], dtype=torch.float64)),
+}
+
+
+def data():
+    generator = torch.Generator().manual_seed(6)
+    net = base_network()
+    X = torch.randn(40, 4, generator=generator, dtype=torch.float64)
+    return net, X, net(X).argmax(1)  # separated, so that margins are positive
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_declared_invariances_hold_and_undeclared_ones_fail(change):
+    net, X, y = data()
+    twin = CHANGES[change](net)
+    assert torch.allclose(net(X), twin(X))  # the function is the same
+    before, after = (values_of(n, X, y, DETERMINISTIC) for n in (net, twin))
+    for name in DETERMINISTIC:
+        if before[name] is None or math.isinf(before[name]):  # inf says that the measure tells nothing here
+            continue
+        same = after[name] == pytest.approx(before[name], rel=1e-9)
+        assert same == (change in MEASURES[name].invariances), f"{name}: {before[name]} before, {after[name]} after"
+
+
+def test_the_invariance_test_would_notice():
+    net, X, y = data()
+    before, after = (values_of(n, X, y, ["frobenius_norm"]) for n in (net, CHANGES["node_rescaling"](net)))
+    assert after["frobenius_norm"] != pytest.approx(before["frobenius_norm"], rel=1e-3)
+
+
+def test_logarithms_are_those_of_the_values():
+    net, X, y = data()
+    for name, value in values_of(net, X, y).items():
+        if MEASURES[name].signed:
+            with pytest.raises(ValueError, match="`log` must be False"):
+                measure_capacity(net, X, y, name, log=True)
+        elif value is not None and math.isfinite(value) and value > 0:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", CapacityWarning)
+                log = measure_capacity(net, X, y, {name: (name, SHORT.get(name, {}))}, log=True)[name]
+            assert log == pytest.approx(math.log(value), abs=1e-9), name
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_record_says_what_the_function_does(name):
+    measure = MEASURES[name]
+    assert measure.summary.endswith(".") and len(measure.summary) < 130
+    assert measure.source and measure.unit and measure.family
+    assert set(measure.tasks) <= {"classification", "regression"} and measure.tasks
