@@ -123,9 +123,7 @@ class _Tied(nn.Module):
 @network()
 def weight_norm() -> Case:
     """Weight-normalised hidden layer: the effective weight is g v / |v|."""
-    return make(
-        lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 6)), nn.ReLU(), nn.Linear(6, 3)), (5,)
-    )
+    return make(lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 6)), nn.ReLU(), nn.Linear(6, 3)), (5,))
 
 
 @network()

@@ -2,7 +2,7 @@
 
 from .activations import ACTIVATIONS, Activation, activation_of
 from .evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast, evaluate
-from .jacobian import RawJacobian, parameter_jacobian
+from .jacobian import RawJacobian, parameter_jacobian, raw_parameters
 from .network import Network
 from .nodes import NetworkGraph, Node, UnsupportedLayerError, interpret
 from .tangent import parameter_tangent
@@ -28,5 +28,6 @@ __all__ = [
     "parameter_jacobian",
     "parameter_tangent",
     "private_copy",
+    "raw_parameters",
     "trace",
 ]

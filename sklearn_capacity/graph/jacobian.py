@@ -19,7 +19,7 @@ from .network import Network
 from .nodes import NetworkGraph, UnsupportedLayerError
 from .theta import parameter_groups
 
-__all__ = ["GraphJacobian", "ParameterJacobian", "Point", "RawJacobian", "parameter_jacobian"]
+__all__ = ["GraphJacobian", "ParameterJacobian", "Point", "RawJacobian", "parameter_jacobian", "raw_parameters"]
 
 
 class Point(ABC):
@@ -160,6 +160,21 @@ class _GraphPoint(Point):
         return self.linearization.push(moved).flatten(1)
 
 
+def raw_parameters(network: Network, reason: Exception) -> dict[str, Tensor]:
+    """The module's trainable parameters, where they are the folded ones: no batch norm, no parametrisation.
+
+    Parameters
+    ----------
+    network : Network
+    reason : Exception
+        Why the graph could not be used; told again if this way is closed too.
+    """
+    for name, submodule in network.module.named_modules():
+        if isinstance(submodule, nn.modules.batchnorm._BatchNorm) or parametrize.is_parametrized(submodule):
+            raise UnsupportedLayerError(f"{reason} Without a graph, layer `{name}` cannot be folded.") from reason
+    return {name: p for name, p in network.module.named_parameters() if p.requires_grad}
+
+
 class RawJacobian(ParameterJacobian):
     """In the raw parameters by automatic differentiation, where they are the folded ones: nothing to fold.
 
@@ -173,11 +188,8 @@ class RawJacobian(ParameterJacobian):
     labels = ("",)
 
     def __init__(self, network: Network, reason: UnsupportedLayerError):
-        for name, submodule in network.module.named_modules():
-            if isinstance(submodule, nn.modules.batchnorm._BatchNorm) or parametrize.is_parametrized(submodule):
-                raise UnsupportedLayerError(f"{reason} Without a graph, layer `{name}` cannot be folded.") from reason
         self.network = network
-        self.theta = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
+        self.theta = raw_parameters(network, reason)
         self.sizes = tuple(p.numel() for p in self.theta.values())
 
     def at(self, X: Tensor) -> Point:

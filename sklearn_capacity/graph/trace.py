@@ -75,8 +75,10 @@ class Program:
         return fold(_Binder(self, tensors).graph(), norms=folded)
 
 
-def trace(module: nn.Module, input_shape: tuple[int, ...], *, dtype: torch.dtype | None = None) -> Program:
-    """Trace a module's eval forward pass on a private CPU copy.
+def trace(
+    module: nn.Module, input_shape: tuple[int, ...], *, dtype: torch.dtype | None = None, training: bool = False
+) -> Program:
+    """Trace a module's forward pass, in eval mode unless told otherwise, on a private CPU copy.
 
     Parameters
     ----------
@@ -86,6 +88,8 @@ def trace(module: nn.Module, input_shape: tuple[int, ...], *, dtype: torch.dtype
         Shape of one sample.
     dtype : torch.dtype, default=None
         Floating dtype of the sample; that of the parameters by default.
+    training : bool, default=False
+        Whether every submodule keeps the mode it is in; the program then only tells what that mode changes.
 
     Raises
     ------
@@ -93,6 +97,9 @@ def trace(module: nn.Module, input_shape: tuple[int, ...], *, dtype: torch.dtype
         If the forward pass depends on the data in a way that no graph can show.
     """
     twin = private_copy(module, "cpu")
+    if training:
+        for copied, original in zip(twin.modules(), module.modules(), strict=True):
+            copied.training = original.training
     floats = [t.dtype for t in named_tensors(twin).values() if t.is_floating_point()]
     dtype = dtype or (floats[0] if floats else torch.get_default_dtype())
     generator = torch.Generator().manual_seed(0)
@@ -253,7 +260,7 @@ class _Binder:
                 full[1:],
                 None if draft.weight is None else draft.weight.tensor,
                 None if draft.bias is None else draft.bias.tensor,
-                tuple(w is not None and w.trainable for w in (draft.weight, draft.bias)),
+                (draft.weight is not None and draft.weight.trainable, draft.bias is not None and draft.bias.trainable),
                 (_sources(draft.weight), _sources(draft.bias)),
                 draft.params,
             )

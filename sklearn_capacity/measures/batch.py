@@ -48,7 +48,8 @@ class Batch:
         verbose: int = 0,
     ):
         self.network = network
-        self._X = X
+        # Once, and not for every pass over the data.
+        self._X = None if X is None else _laid_out(X)
         self._y = y
         self.loss = loss
         self.random_state = random_state

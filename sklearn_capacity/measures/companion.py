@@ -93,7 +93,7 @@ def _by_lanczos(network: Network, X: Tensor, metric: str) -> Tensor:
 
 
 def _columns(logits: Tensor, metric: str) -> Tensor:
-    """B e_k of every sample for every class k, (C, n, C), without differences of numbers near 1."""
+    """B e_k of every sample for every class k, (C, n, C); a sure network's small entries are kept."""
     p = logits.softmax(1)
     identity = torch.eye(p.shape[1], dtype=p.dtype, device=p.device)[:, None, :]
     weight = p if metric == "softmax" else p.sqrt()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from .._validation import NotDefinedError, check_option
 from ..graph import Network
@@ -155,7 +156,7 @@ def _metric(batch: Batch) -> str:
     return "fisher" if batch.loss == "cross_entropy" else "logits"
 
 
-_PULLBACK = {
+_PULLBACK: dict[str, Any] = {
     "family": "jacobian",
     "lower_is_better": True,
     "needs": frozenset({"data", "loss"}),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from .._validation import check_option
@@ -103,7 +105,7 @@ def jacobian_spectral(
     return Measured(reduce_samples(largest_eigenvalues(network, batch, output).sqrt(), reduction))
 
 
-_JACOBIAN = {
+_JACOBIAN: dict[str, Any] = {
     "family": "jacobian",
     "lower_is_better": True,
     "needs": frozenset({"data"}),

@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ..graph import Network, Node, activation_of, interpret
+from ..graph import Network, Node, activation_of, broadcast, interpret
 from ..linalg import PoolOperator, adaptive_average_pool, average_pool
 from ..linalg.certificate import ROUNDING
 from ..linalg.padding import padding_norm
 from .batch import Batch
-from .layers import as_operator, layer_weight, operator_norm_uppers, operator_norms
-from .record import Measure, Measured
+from .layers import as_operator, layer_weight, operator_norm_uppers, operator_norms, repetitions, weight_layers
+from .record import Measure, Measured, logarithm
 
-__all__ = ["MEASURES", "frobenius_lipschitz", "lipschitz_l2", "lipschitz_linf", "log_lipschitz"]
+__all__ = ["MEASURES", "lipschitz_l2", "lipschitz_linf", "log_lipschitz"]
 
 #: Logarithm of a Lipschitz constant from the input to a node; -inf for a constant.
 Log = float
+PURPOSE = "A Lipschitz constant"
 PAD_MODES = {"constant": "zeros", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
 
@@ -64,13 +64,10 @@ def lipschitz_l2(network: Network, batch: Batch) -> Measured:
     >>> round(measure_capacity(net, measures="lipschitz_l2")["lipschitz_l2"], 6)  # a sigmoid's slope is 1/4 at most
     1.0
     """
-    rows = [
-        {"layer": node.label, "value": upper, "lower": lower.value}
-        for node, upper, lower in zip(
-            network.graph.layers, operator_norm_uppers(network), operator_norms(network), strict=True
-        )
-    ]
-    return Measured.from_log(log_lipschitz(network, "l2"), per_layer=rows)
+    log = log_lipschitz(network, "l2")
+    ends = zip(network.graph.layers, operator_norm_uppers(network), operator_norms(network), strict=True)
+    rows = [{"layer": node.label, "value": upper, "lower": lower.value} for node, upper, lower in ends]
+    return Measured.from_log(log, per_layer=rows)
 
 
 def lipschitz_linf(network: Network, batch: Batch) -> Measured:
@@ -110,14 +107,9 @@ def lipschitz_linf(network: Network, batch: Batch) -> Measured:
     >>> round(measure_capacity(net, measures="lipschitz_linf")["lipschitz_linf"], 6)
     4.0
     """
-    norms = _layer_norms(network, "linf")
+    log, norms = log_lipschitz(network, "linf"), _layer_norms(network, "linf")
     rows = [{"layer": node.label, "value": norms[node.name]} for node in network.graph.layers]
-    return Measured.from_log(log_lipschitz(network, "linf"), per_layer=rows)
-
-
-def frobenius_lipschitz(network: Network) -> Log:
-    """Logarithm of the composition of `lipschitz_l2` with the layers' Frobenius norms as operators: never smaller."""
-    return log_lipschitz(network, "frobenius")
+    return Measured.from_log(log, per_layer=rows)
 
 
 def log_lipschitz(network: Network, kind: str) -> Log:
@@ -131,14 +123,14 @@ def log_lipschitz(network: Network, kind: str) -> Log:
 
     def compose() -> Log:
         rules = _rules(network, kind)
-        return interpret(network.graph, rules, 0.0, purpose="A Lipschitz constant")
+        return interpret(network.graph, rules, 0.0, purpose=PURPOSE)
 
     return network.once(("log_lipschitz", kind), compose)
 
 
 def _layer_norms(network: Network, kind: str) -> dict[str, float]:
-    """The norm of every weight layer by the name of its node, raised by what rounding could take off."""
-    layers = network.graph.layers
+    """The norm of every weight layer by the name of its node; rounding is covered."""
+    layers = weight_layers(network, PURPOSE)
     if kind == "l2":
         return {node.name: upper for node, upper in zip(layers, operator_norm_uppers(network), strict=True)}
     norm = _row_sum if kind == "linf" else _frobenius
@@ -146,30 +138,11 @@ def _layer_norms(network: Network, kind: str) -> dict[str, float]:
 
 
 def _row_sum(network: Network, node: Node) -> float:
-    if node.op in ("conv", "conv_transpose"):
-        return float(as_operator(network, node).row_norms(1).max())
-    weight = layer_weight(node).abs()
-    return float((weight.sum(1) if node.op == "linear" else weight).max())
+    return float(as_operator(network, node).row_norms(1).max())
 
 
 def _frobenius(network: Network, node: Node) -> float:
-    """Of the operator: a dense layer that acts on many positions counts once for each."""
-    if node.op in ("conv", "conv_transpose"):
-        return as_operator(network, node).frobenius_norm()
-    weight = layer_weight(node)
-    if node.op == "diagonal":
-        return float(_on_output(node, weight, node.shape).norm())
-    return float(weight.norm()) * math.sqrt(math.prod(node.shape) / weight.shape[0])
-
-
-def _on_output(node: Node, weight: Tensor, shape: Sequence[int]) -> Tensor:
-    """The factor of every number that a diagonal node puts out."""
-    dim = node.params["dim"]
-    if dim is not None:  # per channel: the axis `dim` counts the batch
-        weight = weight.reshape(-1, *(1,) * (len(shape) - dim))
-    elif weight.dim() > len(shape):  # a leading axis of length one stands for the batch
-        weight = weight.squeeze(0)
-    return weight.expand(shape)
+    return as_operator(network, node).frobenius_norm() * math.sqrt(repetitions(node))
 
 
 def _rules(network: Network, kind: str) -> dict[str, Callable[..., Log]]:
@@ -179,26 +152,26 @@ def _rules(network: Network, kind: str) -> dict[str, Callable[..., Log]]:
         return graph[node.inputs[0]].shape
 
     def layer(node: Node, log: Log) -> Log:
-        return log + _log(norms[node.name])
+        return log + logarithm(norms[node.name])
 
     def diagonal(node: Node, log: Log) -> Log:
         if kind == "frobenius" and node.is_layer:
             return layer(node, log)
-        return log + _log(_diagonal_norm(node, shape_before(node), maximum=maximum))
+        return log + logarithm(_diagonal_norm(node, shape_before(node), network.device, maximum=maximum))
 
     def max_pool(node: Node, log: Log) -> Log:
         return log if maximum else log + 0.5 * math.log(_windows_per_pixel(node, shape_before(node)))
 
     def avg_pool(node: Node, log: Log) -> Log:
         operator = _pool_operator(node, shape_before(node), network.device)
-        return log + _log(float(operator.row_norms(1).max()) if maximum else operator.norm_upper())
+        return log + logarithm(float(operator.row_norms(1).max()) if maximum else operator.norm_upper())
 
     def reduce(node: Node, log: Log) -> Log:
         count = math.prod(shape_before(node)) / math.prod(node.shape)
-        return log + _log(abs(node.params["factor"]) * (count if maximum else math.sqrt(count)))
+        return log + logarithm(abs(node.params["factor"]) * (count if maximum else math.sqrt(count)))
 
     def pad(node: Node, log: Log) -> Log:
-        return log if maximum else log + _log(_pad_norm(node, shape_before(node)))
+        return log if maximum else log + logarithm(_pad_norm(node, shape_before(node)))
 
     def cat(node: Node, *logs: Log) -> Log:
         return max(logs) if maximum else 0.5 * _log_sum([2 * log for log in logs])
@@ -217,10 +190,6 @@ def _rules(network: Network, kind: str) -> dict[str, Callable[..., Log]]:
     }
 
 
-def _log(value: float) -> Log:
-    return math.log(value) if value > 0 else -math.inf
-
-
 def _log_sum(logs: Sequence[Log]) -> Log:
     top = max(logs)
     return top if math.isinf(top) else top + math.log(sum(math.exp(log - top) for log in logs))
@@ -228,17 +197,17 @@ def _log_sum(logs: Sequence[Log]) -> Log:
 
 def _activation(node: Node, log: Log) -> Log:
     activation, args = activation_of(node)
-    return log + _log(activation.lipschitz(*args))
+    return log + logarithm(activation.lipschitz(*args))
 
 
 def _add(node: Node, *logs: Log) -> Log:
-    return _log_sum([log + _log(abs(sign)) for log, sign in zip(logs, node.params["signs"], strict=True)])
+    return _log_sum([log + logarithm(abs(sign)) for log, sign in zip(logs, node.params["signs"], strict=True)])
 
 
-def _diagonal_norm(node: Node, shape: Sequence[int], *, maximum: bool) -> float:
+def _diagonal_norm(node: Node, shape: Sequence[int], device: torch.device, *, maximum: bool) -> float:
     """The largest factor; if inputs are repeated by broadcasting, their copies count together."""
-    weight = torch.ones((), dtype=torch.float64) if node.weight is None else layer_weight(node)
-    factors = _on_output(node, weight, node.shape)
+    ones = torch.ones(1, *node.shape, dtype=torch.float64, device=device)
+    factors = ones[0] if node.weight is None else (ones * broadcast(node, layer_weight(node), ones))[0]
     if maximum or tuple(shape) == tuple(node.shape):
         return float(factors.abs().max())
     return float((factors**2).sum_to_size(shape).max().sqrt())
@@ -284,7 +253,7 @@ def _pad_norm(node: Node, shape: Sequence[int]) -> float:
     return padding_norm(shape[len(shape) - len(pairs) :], pairs, PAD_MODES[node.params["mode"]])
 
 
-_LIPSCHITZ = {
+_LIPSCHITZ: dict[str, Any] = {
     "family": "jacobian",
     "lower_is_better": True,
     "source": "[JR] lemma 1",
