@@ -9,7 +9,14 @@ from .estimators import (
     NetworkRegressor,
 )
 from .graph import UnsupportedLayerError
-from .scoring import CapacityScorer, capacity_report, list_measures, measure_capacity
+from .scoring import (
+    CapacityScorer,
+    bicriteria_curve,
+    capacity_report,
+    interaction_conditions,
+    list_measures,
+    measure_capacity,
+)
 
 __version__ = "0.1.0"
 
@@ -23,9 +30,11 @@ __all__ = [
     "NotDefinedError",
     "UnsupportedLayerError",
     "architectures",
+    "bicriteria_curve",
     "capacity_report",
     "datasets",
     "displays",
+    "interaction_conditions",
     "layers",
     "list_measures",
     "measure_capacity",

@@ -1,6 +1,7 @@
 """Figures of capacity: each a small object with its data, and its artists after `plot`."""
 
+from .bicriteria import BicriteriaDisplay
 from .capacity_path import CapacityPathDisplay
 from .learning_rate_map import LearningRateMapDisplay
 
-__all__ = ["CapacityPathDisplay", "LearningRateMapDisplay"]
+__all__ = ["BicriteriaDisplay", "CapacityPathDisplay", "LearningRateMapDisplay"]

@@ -42,6 +42,7 @@ class BaseNetwork(NetTraining, BaseEstimator):
     """
 
     _constraints: ClassVar[dict[str, Any]] = _constraints.COMMON
+    _dtype: np.dtype
 
     def _make_module(self, input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
         """The network before training, on any device and in any precision."""
@@ -55,10 +56,6 @@ class BaseNetwork(NetTraining, BaseEstimator):
     def _target_options(self) -> dict[str, Any]:
         """How scikit-learn is to validate y."""
         return {}
-
-    def _check_target(self, y: np.ndarray, *, reset: bool, **target: Any) -> np.ndarray:
-        """y as numbers for the loss; with `reset` learn ``_n_outputs`` and ``loss_name_``."""
-        raise TypeError(f"{type(self).__name__} does not define `_check_target`.")
 
     # ---- public methods ---------------------------------------------------------------------
 
@@ -163,7 +160,10 @@ class BaseNetwork(NetTraining, BaseEstimator):
         """Weights of the samples, or None where all are 1."""
         if sample_weight is None:
             return None
-        return _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
+        weights = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
+        if not weights.any():  # older scikit-learns let it pass
+            raise ValueError("Sample weights must contain at least one non-zero number.")
+        return weights
 
     # ---- prediction -------------------------------------------------------------------------
 

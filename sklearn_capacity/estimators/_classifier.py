@@ -207,6 +207,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
     def _check_target(self, y: np.ndarray, *, reset: bool, classes: Any = None) -> np.ndarray:
+        """y as class indices; with `reset` learn the classes."""
         check_classification_targets(y)
         labels = np.unique(y) if classes is None else np.unique(np.asarray(classes))
         if reset:

@@ -137,8 +137,10 @@ class NetworkRegressor(RegressorMixin, BaseNetwork):
         return {"multi_output": True, "y_numeric": True}
 
     def _check_target(self, y: np.ndarray, *, reset: bool) -> np.ndarray:
+        """y as a column per output; with `reset` learn how many there are."""
         one_column = y.ndim == 1
-        y = y.reshape(len(y), -1).astype(self._dtype)
+        with np.errstate(over="ignore"):  # what overflows raises below
+            y = y.reshape(len(y), -1).astype(self._dtype)
         if not np.isfinite(y).all():
             raise ValueError(f"y must be finite in {self._dtype}; it contains infinity or a value too large for it.")
         if reset:

@@ -48,6 +48,34 @@ class NetTraining:
     _output_meaning: ClassVar[str]
     _silenced: ClassVar[tuple[str, ...]] = ("print_log",)  # default callbacks of the skorch net
 
+    # parameters and methods of the estimators that this half reads
+    batch_size: int
+    callbacks: Any
+    device: Any
+    early_stopping: bool
+    learning_rate: float
+    learning_rate_schedule: Any
+    max_epochs: int
+    momentum: float
+    n_iter_no_change: int
+    optimizer: Any
+    optimizer_params: dict[str, Any] | None
+    random_state: Any
+    stop_below: float | None
+    tol: float
+    validation_fraction: float
+    verbose: int
+    weight_decay: float
+    input_shape_: tuple[int, ...]
+    loss_name_: str
+    net_: PenalizedNet
+    _n_outputs: int
+    _check_X: Any
+    _check_target: Any
+    _make_module: Any
+    _target_options: Any
+    _weights: Any
+
     # ---- hooks ------------------------------------------------------------------------------
 
     def _penalty(self, generator: torch.Generator) -> tuple[Any, float]:
@@ -125,7 +153,7 @@ class NetTraining:
             criterion=CRITERIA[self.loss_name_],
             device=str(device),
             verbose=0,
-            **{f"callbacks__{name}": None for name in self._silenced},
+            **dict[str, Any]({f"callbacks__{name}": None for name in self._silenced}),
             **self._optimizer_options(module, device),
         )
         return net.initialize()
@@ -148,12 +176,14 @@ class NetTraining:
 
     def _update_optimizer(self, net: PenalizedNet) -> None:
         """A new optimiser if one of its parameters has changed since the last fit (warm start)."""
-        if self._current_optimizer_settings() == self._optimizer_settings:
+        settings = self._current_optimizer_settings()
+        if all(same(*pair) for pair in zip(settings, self._optimizer_settings, strict=True)):
             return
-        self._optimizer_settings = self._current_optimizer_settings()
+        self._optimizer_settings = settings
         for key in [key for key in vars(net) if key.startswith("optimizer__")]:
             delattr(net, key)
-        vars(net).update(self._optimizer_options(net.module_, torch.device(net.device)))
+        for key, value in self._optimizer_options(net.module_, torch.device(net.device)).items():
+            setattr(net, key, value)
         net._initialize_optimizer()
 
     def _current_optimizer_settings(self) -> tuple[Any, ...]:
@@ -201,6 +231,11 @@ class NetTraining:
         net.initialize_callbacks()
 
 
+def same(a: Any, b: Any) -> bool:
+    """Whether two parameters are equal; arrays are compared as a whole."""
+    return a is b or (type(a) is type(b) and np.array_equal(np.asarray(a, object), np.asarray(b, object)))
+
+
 def check_batch_norm(module: nn.Module, batch_size: int) -> None:
     """Refuse batches of one sample where batch norm would divide by a variance of nothing."""
     if batch_size == 1 and any(isinstance(m, nn.BatchNorm1d) for m in module.modules()):
@@ -208,12 +243,14 @@ def check_batch_norm(module: nn.Module, batch_size: int) -> None:
 
 
 def check_finite(net: PenalizedNet, data: TensorData) -> None:
-    """Raise if the weights, or the outputs for some training samples, are not finite after the last step."""
+    """Raise if the weights, or the outputs for some training samples, are not finite after the last step.
+
+    Buffers are left out: a mask may hold infinities. Those of batch norm show in the outputs.
+    """
     sample = data.X[: net.batch_size]
     net._set_training(False)
     with torch.no_grad():
-        tensors = [t for t in net.module_.state_dict().values() if t.is_floating_point()]
-        tensors.append(net.module_(sample))
+        tensors = [*net.module_.parameters(), net.module_(sample)]
         finite = torch.stack([t.isfinite().all() for t in tensors]).all().item()
     if not finite:
         epoch = net.history[-1]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 __all__ = ["directional_derivative"]
 
@@ -29,7 +30,8 @@ def directional_derivative(
     -------
     value, derivative : Tensor
     """
-    with torch.enable_grad():
+    # torch's fused attention kernels have no second derivative; the plain one has.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         point = {name: p.detach().requires_grad_(True) for name, p in parameters.items()}
         value = function(point)
         dual = torch.zeros_like(value, requires_grad=True)

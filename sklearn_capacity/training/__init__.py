@@ -6,7 +6,7 @@ from sklearn_capacity.training.devices import resolve_device
 from sklearn_capacity.training.losses import CRITERIA
 from sklearn_capacity.training.net import PenalizedClassifier, PenalizedNet, PenalizedRegressor
 from sklearn_capacity.training.optimizers import OPTIMIZERS, resolve_optimizer
-from sklearn_capacity.training.schedules import LearningRateSchedule, TorchSchedule, make_schedule
+from sklearn_capacity.training.schedules import LearningRateSchedule, TorchSchedule, make_schedule, set_learning_rates
 from sklearn_capacity.training.seeding import seeded
 
 __all__ = [
@@ -27,4 +27,5 @@ __all__ = [
     "resolve_device",
     "resolve_optimizer",
     "seeded",
+    "set_learning_rates",
 ]

@@ -1,0 +1,208 @@
+"""The graph of a network: traced, folded, checked; refused by name where it has no rule."""
+
+from __future__ import annotations
+
+import copy
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from networks import NETWORKS
+from sklearn_capacity import UnsupportedLayerError, measure_capacity
+from sklearn_capacity.graph import Network, evaluate, named_tensors, parameter_tangent, trace
+
+
+def network_of(module, X, **options):
+    return Network(module, tuple(X.shape[1:]), dtype=X.dtype, **options)
+
+
+@pytest.mark.parametrize("case", NETWORKS)
+def test_folded_graph_is_the_module(case):
+    module, X, _ = NETWORKS[case]()
+    net = network_of(module, X)
+    norms = [node for node in net.graph.nodes if node.params.get("kind") == "batch_norm"]
+    assert not any(_beside_linear(net.graph, node) for node in norms)
+    torch.testing.assert_close(evaluate(net.graph, X), net.forward(X), rtol=1e-10, atol=1e-10)
+
+
+def _beside_linear(graph, node):
+    """Whether an unfolded batch norm follows a linear map that nothing else reads."""
+    before = graph[node.inputs[0]]
+    return before.op in ("linear", "conv") and len(graph.consumers()[before.name]) == 1
+
+
+@pytest.mark.parametrize("case", NETWORKS)
+def test_tangent_is_the_derivative_along_theta(case):
+    """u = d/dt f(theta + t theta) at 0, by central differences of the folded graph's own tensors."""
+    module, X, _ = NETWORKS[case]()
+    graph = network_of(module, X).graph
+    f, u = parameter_tangent(graph, X)
+    step = 1e-5
+
+    def scaled(t):
+        import dataclasses
+
+        nodes = []
+        for node in graph.nodes:
+            weight = None if node.weight is None else node.weight * (1 + t * node.trainable[0])
+            bias = None if node.bias is None else node.bias * (1 + t * node.trainable[1])
+            nodes.append(dataclasses.replace(node, weight=weight, bias=bias))
+        return evaluate(dataclasses.replace(graph, nodes=tuple(nodes)), X)
+
+    torch.testing.assert_close(f, evaluate(graph, X))
+    torch.testing.assert_close(u, (scaled(step) - scaled(-step)) / (2 * step), rtol=1e-6, atol=1e-6)
+
+
+def test_binding_is_differentiable_in_the_raw_parameters():
+    module, X, _ = NETWORKS["conv_batch_norm"]()
+    program = trace(module, tuple(X.shape[1:]), dtype=X.dtype)
+    loss = evaluate(program.bind(named_tensors(module)), X).square().sum()
+    got = torch.autograd.grad(loss, list(module.parameters()))
+    expected = torch.autograd.grad(module(X).square().sum(), list(module.parameters()))
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+class Awkward(nn.Module):
+    """What eager code does: in-place operators, control flow on shapes, functional calls, len()."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, padding=1)
+        self.down = nn.Conv2d(2, 4, 1, stride=2)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        n = len(x)
+        h = F.relu_(self.conv(x))
+        h = F.avg_pool2d(h, 2)
+        if h.shape[-1] > 2:
+            h += self.down(x)
+        h = F.adaptive_avg_pool2d(h, 1).view(n, -1)
+        return self.fc(F.dropout(h, 0.5, self.training))
+
+
+def test_eager_code_is_traced():
+    module = Awkward().double()
+    X = torch.randn(5, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    net = network_of(module, X)
+    assert [layer.label for layer in net.graph.layers] == ["conv", "down", "fc"]
+    torch.testing.assert_close(evaluate(net.graph, X), copy.deepcopy(module).eval()(X))
+
+
+class Remembers(nn.Module):
+    """Stores an activation, as hooks and notebooks do; such a tensor cannot be deep-copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x):
+        self.last = self.fc(x)
+        return self.last
+
+
+def test_a_stored_activation_is_left_alone():
+    module, X = Remembers(), torch.ones(2, 3)
+    kept = module(X)
+    assert measure_capacity(module, X, torch.tensor([0, 1]), "spectral_norm")["spectral_norm"] > 0
+    assert module.last is kept and module.training
+
+
+class DependsOnData(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.fc(x) if x.sum() > 0 else -self.fc(x)
+
+
+def test_control_flow_on_data_is_refused_for_the_graph_only():
+    module, X, y = DependsOnData(), torch.ones(2, 3), torch.tensor([0, 1])
+    with pytest.raises(UnsupportedLayerError, match="`DependsOnData` cannot be traced"):
+        measure_capacity(module, X, y, "frobenius_norm")
+    values = measure_capacity(module, X, y, ["margin", "jacobian_frobenius", "fisher_rao_norm"])
+    assert all(v == v for v in values.values())
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.norm = nn.LayerNorm(8)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.fc(self.norm(x + self.attention(x, x, x, need_weights=False)[0]).mean(1))
+
+
+def test_attention_is_refused_by_name_and_measured_where_it_can_be():
+    X = torch.randn(6, 5, 8, generator=torch.Generator().manual_seed(0))
+    module, y = Attention(), torch.arange(6) % 3
+    with pytest.raises(UnsupportedLayerError, match="A path norm is not defined for the operator"):
+        measure_capacity(module, X, y, "path_norm")
+    values = measure_capacity(module, X, y, ["margin", "jacobian_spectral", "fisher_rao_norm"])
+    assert all(v == v for v in values.values())
+
+
+def test_batch_statistics_in_eval_mode_are_refused():
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 2))
+    with pytest.raises(UnsupportedLayerError, match="track_running_stats=True"):
+        measure_capacity(module, torch.randn(4, 3), torch.tensor([0, 1, 0, 1]), "frobenius_norm")
+
+
+def test_a_module_that_draws_numbers_in_eval_mode_is_noticed():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.fc(x) + torch.randn(2)
+
+    with pytest.raises(UnsupportedLayerError):
+        measure_capacity(Noisy(), torch.ones(2, 3), torch.tensor([0, 1]), "frobenius_norm")
+
+
+def test_eight_threads_trace_at_once():
+    module, X, y = NETWORKS["residual"]()
+    names = ["spectral_norm", "l2_path_norm", "fisher_rao_norm"]
+    expected = measure_capacity(module, X, y, names)
+    results, errors = [], []
+
+    def work():
+        try:
+            results.append(measure_capacity(module, X, y, names))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and results == [expected] * 8
+
+
+def test_one_logit_is_the_two_logit_net():
+    one = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1), nn.Flatten(0)).double()
+    X = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    net = network_of(one, X, output="one_logit")
+    z = one(X).detach()
+    torch.testing.assert_close(net.forward(X).detach(), torch.stack([-z / 2, z / 2], 1))
+    torch.testing.assert_close(evaluate(net.graph, X).detach(), torch.stack([-z / 2, z / 2], 1))
+    last = net.graph.layers[-1]
+    torch.testing.assert_close(last.weight, torch.cat([-one[2].weight / 2, one[2].weight / 2]))
+    assert len(net.graph.layers) == 2 and net.parameter_count == sum(p.numel() for p in one.parameters())
+
+
+def test_frozen_parameters_are_no_part_of_theta():
+    module, X, _ = NETWORKS["mlp"]()
+    whole = sum(t.numel() for _, t in network_of(module, X).graph.parameters())
+    next(module.parameters()).requires_grad_(False)
+    frozen = next(module.parameters()).numel()
+    assert sum(t.numel() for _, t in network_of(module, X).graph.parameters()) == whole - frozen
