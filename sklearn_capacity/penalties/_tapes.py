@@ -166,5 +166,5 @@ def _watched(module: nn.Module) -> bool:
 
 
 def _channels_last(X: Tensor) -> Tensor:
-    """Images with the channels as the last axis in memory: convolutions are faster so."""
-    return X.contiguous(memory_format=torch.channels_last) if X.dim() == 4 else X
+    """Images with the channels as the last axis in memory: on a CPU, convolutions are faster so."""
+    return X.contiguous(memory_format=torch.channels_last) if X.dim() == 4 and X.is_cpu else X
