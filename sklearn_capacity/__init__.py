@@ -3,6 +3,8 @@
 from . import architectures, datasets, displays, layers, model_selection, theory
 from ._validation import CapacityWarning, NotDefinedError
 from .estimators import (
+    GeneralizationLayerClassifier,
+    GeneralizationLayerRegressor,
     JacobianRegularizedClassifier,
     JacobianRegularizedRegressor,
     NetworkClassifier,
@@ -25,6 +27,8 @@ __version__ = "0.1.0"
 __all__ = [
     "CapacityScorer",
     "CapacityWarning",
+    "GeneralizationLayerClassifier",
+    "GeneralizationLayerRegressor",
     "JacobianRegularizedClassifier",
     "JacobianRegularizedRegressor",
     "NetworkClassifier",

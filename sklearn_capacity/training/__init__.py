@@ -7,6 +7,7 @@ from sklearn_capacity.training.devices import resolve_device
 from sklearn_capacity.training.losses import CRITERIA
 from sklearn_capacity.training.net import PenalizedClassifier, PenalizedNet, PenalizedRegressor
 from sklearn_capacity.training.optimizers import OPTIMIZERS, resolve_optimizer
+from sklearn_capacity.training.regime import NuSchedule, SlowLearning
 from sklearn_capacity.training.schedules import LearningRateSchedule, TorchSchedule, make_schedule, set_learning_rates
 from sklearn_capacity.training.seeding import seeded
 
@@ -19,9 +20,11 @@ __all__ = [
     "DivergenceCheck",
     "EpochProgress",
     "LearningRateSchedule",
+    "NuSchedule",
     "PenalizedClassifier",
     "PenalizedNet",
     "PenalizedRegressor",
+    "SlowLearning",
     "StopBelow",
     "TensorBatches",
     "TensorData",
