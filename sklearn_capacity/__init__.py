@@ -3,19 +3,32 @@
 from . import architectures, datasets, displays, layers, model_selection, theory
 from ._validation import CapacityWarning, NotDefinedError
 from .estimators import (
+    GeneralizationLayerClassifier,
+    GeneralizationLayerRegressor,
     JacobianRegularizedClassifier,
     JacobianRegularizedRegressor,
     NetworkClassifier,
     NetworkRegressor,
 )
 from .graph import UnsupportedLayerError
-from .scoring import CapacityScorer, capacity_report, list_measures, measure_capacity
+from .persistence import load, model_card, save
+from .scoring import (
+    CapacityScorer,
+    bicriteria_curve,
+    capacity_report,
+    fisher_spectrum,
+    interaction_conditions,
+    list_measures,
+    measure_capacity,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CapacityScorer",
     "CapacityWarning",
+    "GeneralizationLayerClassifier",
+    "GeneralizationLayerRegressor",
     "JacobianRegularizedClassifier",
     "JacobianRegularizedRegressor",
     "NetworkClassifier",
@@ -23,12 +36,18 @@ __all__ = [
     "NotDefinedError",
     "UnsupportedLayerError",
     "architectures",
+    "bicriteria_curve",
     "capacity_report",
     "datasets",
     "displays",
+    "fisher_spectrum",
+    "interaction_conditions",
     "layers",
     "list_measures",
+    "load",
     "measure_capacity",
+    "model_card",
     "model_selection",
+    "save",
     "theory",
 ]

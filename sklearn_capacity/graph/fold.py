@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .nodes import NetworkGraph, Node
 
-__all__ = ["HEAD", "fold"]
+__all__ = ["HEAD", "fold", "split_head"]
 
 #: Name of the submodule that holds the fixed map from one logit to two.
 HEAD = "binary_head"
@@ -177,5 +177,17 @@ def _fold_head(graph: NetworkGraph) -> NetworkGraph:
         return graph
     assert head.weight is not None
     bias = None if last.bias is None else torch.nn.functional.linear(last.bias, head.weight)
-    joined = replace(last, weight=head.weight @ last.weight, bias=bias, shape=head.shape)
+    # What was trained is the one row, so it is kept for those who differentiate with respect to the parameters.
+    params = {**last.params, "stem": last, "head": head}
+    joined = replace(last, weight=head.weight @ last.weight, bias=bias, shape=head.shape, params=params)
     return _rebuild(graph, {last.name: joined}, {**views, head.name: last.name})
+
+
+def split_head(graph: NetworkGraph) -> NetworkGraph:
+    """The graph with the fixed map from one logit to two as a node of its own again."""
+    last = graph[graph.output]
+    if "stem" not in last.params:
+        return graph
+    stem = replace(last.params["stem"], inputs=last.inputs)
+    head = replace(last.params["head"], inputs=(stem.name,))
+    return NetworkGraph((*(node for node in graph.nodes if node.name != last.name), stem, head), head.name)

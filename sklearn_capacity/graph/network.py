@@ -130,7 +130,12 @@ class Network:
         UnsupportedLayerError
             If the module cannot be traced.
         """
-        return trace(self.module, self.input_shape, dtype=self.dtype)
+        return trace(self.module, self.input_shape, dtype=self.dtype, inside=self._inside)
+
+    @property
+    def _inside(self) -> str:
+        """Path of the user's module within the wrappers around it."""
+        return "module." * sum(isinstance(module, _Wrapper) for module in self.module.modules())
 
     @cached_property
     def graph(self) -> NetworkGraph:
@@ -160,7 +165,6 @@ class Network:
         """
         if self.initial_state is None:
             raise UnsupportedLayerError("The weights before training are not known for this model.")
-        prefix = "module." * sum(isinstance(m, _Wrapper) for m in self.module.modules())
         tensors = self.tensors()
         for name, parameter in self.parameters.items():
             initial = self.initial_state.get(name)
@@ -171,7 +175,7 @@ class Network:
                     f"{tuple(parameter.shape)}."
                 )
         for name, tensor in tensors.items():
-            initial = self.initial_state.get(name.removeprefix(prefix))
+            initial = self.initial_state.get(name.removeprefix(self._inside))
             if initial is not None and tensor.is_floating_point():
                 moved = initial.to(device=self.device, dtype=self.dtype)
                 tensors[name] = nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved

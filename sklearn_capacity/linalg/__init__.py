@@ -5,6 +5,7 @@
 ``column_norms(p)``, ``frobenius_norm()``.
 """
 
+from .block_lanczos import block_lanczos
 from .bounds import NormBounds, norm_bounds
 from .conv import ConvOperator, conv_norm_lower, conv_norm_upper
 from .golub_kahan import OperatorNorm, dense_operator, operator_norm
@@ -25,6 +26,7 @@ __all__ = [
     "RitzValues",
     "adaptive_average_pool",
     "average_pool",
+    "block_lanczos",
     "conv_norm_lower",
     "conv_norm_upper",
     "dense_operator",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -272,7 +273,7 @@ def _capacity(norm: Measured, margin: float, log_factor: float) -> Measured:
     return Measured.from_log(2 * (norm.log() - math.log(margin)) + log_factor, info=info)
 
 
-_COMMON = {
+_COMMON: dict[str, Any] = {
     "family": "capacity",
     "lower_is_better": True,
     "source": "[EG] 2.2",

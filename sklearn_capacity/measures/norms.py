@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 from .._validation import check_interval
 from ..graph import Network, Node
@@ -359,7 +360,7 @@ def _log_product(values: Sequence[float]) -> float:
     return -math.inf if -math.inf in logs else math.fsum(logs)
 
 
-_PRODUCT = {
+_PRODUCT: dict[str, Any] = {
     "family": "norm",
     "lower_is_better": True,
     "needs": frozenset({"graph"}),

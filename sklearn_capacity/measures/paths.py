@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -180,7 +181,7 @@ def _average_power(node: Node, values: Tensor, p: float) -> Tensor:
     return _window_sums(node, values) / divisor**p
 
 
-_COMMON = {
+_COMMON: dict[str, Any] = {
     "family": "norm",
     "lower_is_better": True,
     "source": "[EG] 2.2, [FR] 4.1",

@@ -6,14 +6,19 @@ from .._validation import closest
 from . import (
     capacities,
     curvature,
+    data_norms,
     fisher_rao,
+    fisher_spectrum,
+    interaction,
     jacobians,
     lipschitz,
     margins,
     normalized_margins,
     norms,
+    pac_bayes,
     paths,
     robustness,
+    sharpness,
     size,
 )
 from .record import Measure
@@ -26,13 +31,18 @@ FAMILIES = (
     norms,
     paths,
     capacities,
+    data_norms,
     fisher_rao,
+    fisher_spectrum,
     margins,
     normalized_margins,
     jacobians,
     lipschitz,
     curvature,
     robustness,
+    sharpness,
+    interaction,
+    pac_bayes,
 )
 
 MEASURES: dict[str, Measure] = {measure.name: measure for family in FAMILIES for measure in family.MEASURES}

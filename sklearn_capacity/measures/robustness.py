@@ -10,7 +10,7 @@ import numpy as np
 from .._validation import check_integer, check_interval, check_option
 from ..graph import Network, activation_of
 from .batch import Batch
-from .chains import bias_free_chain
+from .chains import rectifier_chain
 from .layers import as_operator, repetitions
 from .radii import METHODS, sample_radii
 from .record import Measure, Measured, NotDefinedError, logarithm
@@ -207,7 +207,7 @@ def rademacher_bound(network: Network, batch: Batch) -> Measured:
     50.0
     """
     purpose = "The Rademacher bound"
-    for node in bias_free_chain(network, purpose):
+    for node in rectifier_chain(network, purpose).nodes:
         if node.op == "activation":
             activation, args = activation_of(node)
             if activation.lipschitz(*args) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -196,7 +197,7 @@ def _refuse_hidden_matrix(node: Node) -> None:
             raise node.refuse("The distance from the initialisation", "its matrix is no weight of a known layer.")
 
 
-_COMMON = {"family": "size", "lower_is_better": True}
+_COMMON: dict[str, Any] = {"family": "size", "lower_is_better": True}
 _FUNCTION = frozenset({"permutation", "layer_rescaling", "node_rescaling"})
 
 MEASURES = (
