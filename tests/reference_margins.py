@@ -84,7 +84,7 @@ def max_pool_overlap(module: nn.Module, shape: tuple[int, ...]) -> int:
 
 def composed_lipschitz(modules: nn.Sequential, shape: tuple[int, ...], norm: Callable[[np.ndarray], float]) -> float:
     """Product over the modules of a chain: dense matrices, spikes through max pooling, slopes scanned on a grid."""
-    total, grid = 1.0, torch.linspace(-8, 8, 400_001, dtype=torch.float64)
+    total, grid = 1.0, torch.linspace(-40, 40, 800_001, dtype=torch.float64)
     x = torch.zeros(1, *shape, dtype=torch.float64)
     for module in modules:
         if isinstance(module, nn.MaxPool1d | nn.MaxPool2d):
@@ -128,7 +128,7 @@ def adversary(module: nn.Module, x: Tensor, label: int, radius: float, steps: in
             f = module(z[None])[0]
             others = torch.cat([f[:label], f[label + 1 :]])
             margin = f[label] - others.max()
-            best = min(best, float(margin))
+            best = min(best, float(margin.detach()))
             (gradient,) = torch.autograd.grad(margin, z)
             if float(gradient.norm()) == 0:
                 break
