@@ -225,7 +225,11 @@ def rademacher_bound(network: Network, batch: Batch) -> Measured:
     return Measured.from_log(log_norms + log_factor, per_layer=rows)
 
 
-_ROBUSTNESS: dict[str, Any] = {"family": "robustness", "cost": "forward", "invariances": frozenset({"permutation", "layer_rescaling"})}
+_ROBUSTNESS: dict[str, Any] = {
+    "family": "robustness",
+    "cost": "forward",
+    "invariances": frozenset({"permutation", "layer_rescaling"}),
+}
 
 MEASURES = (
     Measure(
