@@ -113,7 +113,7 @@ class FisherMatrix:
         sums = torch.zeros(len(self.jacobian.labels), dtype=torch.float64, device=self.X.device)
         for _, gradients in self._gradients(self._chunks()):
             sums += torch.stack([part.squared_norms().double().sum() for part in gradients])
-        return (sums / len(self.X)).tolist()
+        return (sums / len(self.X)).cpu().tolist()
 
     def _chunks(self) -> list[slice]:
         n = len(self.X)
