@@ -137,11 +137,8 @@ class Linearization:
             known = next((dx for dx in dxs if dx is not None), None)
             if known is None:
                 return None
-            shapes = (self.graph[name].shape for name in node.inputs)
-            whole = (
-                known.new_zeros((len(known), *shape)) if dx is None else dx for dx, shape in zip(dxs, shapes, strict=True)
-            )
-            return rule(node, *whole)
+            shapes = [(len(known), *self.graph[name].shape) for name in node.inputs]
+            return rule(node, *(known.new_zeros(s) if dx is None else dx for dx, s in zip(dxs, shapes, strict=True)))
 
         return run
 
