@@ -63,8 +63,10 @@ def main() -> None:
     report = capacity_report(models["nn.Module"], X, y, "cheap")
     print(report[["measure", "value", "unit", "seconds", "reason"]].to_string())
 
-    relative = table.div(table["LogisticRegression"], axis=0)
-    relative.plot.barh(logx=True, xlabel="value, relative to logistic regression", figsize=(8, 5))
+    norms = table.drop(index="margin")  # which may be negative
+    relative = norms.div(norms["LogisticRegression"], axis=0)
+    ax = relative.plot(style="o", logy=True, ylabel="value, relative to logistic regression", figsize=(8, 5))
+    ax.set_xticks(range(len(relative)), relative.index)
     plt.savefig("any_model.png", dpi=150, bbox_inches="tight")
 
 

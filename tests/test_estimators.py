@@ -17,7 +17,7 @@ from sklearn_capacity import (
     NetworkClassifier,
     NetworkRegressor,
 )
-from sklearn_capacity.architectures.mlp import MLP
+from sklearn_capacity.architectures import MLP, CifarResNet
 from sklearn_capacity.penalties import frobenius_penalty
 
 ALL = [NetworkClassifier, NetworkRegressor, JacobianRegularizedClassifier, JacobianRegularizedRegressor]
@@ -61,7 +61,8 @@ def test_string_labels_come_back(digits):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_computes_in_the_precision_of_X_unless_told(digits, dtype):
     X, y = digits
-    for asked, given in (("auto", dtype), (dtype, "float64"), (np.dtype(dtype), "float32"), (getattr(torch, dtype), "float32")):
+    as_torch = getattr(torch, dtype)
+    for asked, given in (("auto", dtype), (dtype, "float64"), (np.dtype(dtype), "float32"), (as_torch, "float32")):
         model = NetworkClassifier(max_epochs=1, dtype=asked).fit(X.astype(given), y)
         assert {str(p.dtype) for p in model.module_.parameters()} == {f"torch.{dtype}"}
         assert model.predict_proba(X.astype("float32")).dtype == dtype
@@ -158,6 +159,19 @@ def test_module_may_be_class_factory_partial_or_instance(digits):
     for key, value in before.items():  # the copy starts from the weights, the user's own stays as it is
         assert torch.equal(instance.state_dict()[key], value)
         assert torch.equal(model.initial_state_[key], value)
+
+
+def test_module_may_be_the_name_of_an_architecture(digits):
+    X, y = digits
+    settings = {"input_shape": (1, 8, 8), "max_epochs": 1, "random_state": 0}
+    model = NetworkClassifier(module="resnet20", **settings).fit(X[:60], y[:60])
+    assert type(model.module_) is CifarResNet
+    assert np.isfinite(model.predict_proba(X[:5])).all()
+    mlp = NetworkRegressor(module="mlp", module_params={"hidden_layer_sizes": (7,)}, **settings).fit(X, y)
+    plain = NetworkRegressor((7,), max_epochs=1, random_state=0).fit(X, y)
+    np.testing.assert_array_equal(mlp.predict(X), plain.predict(X))
+    with pytest.raises(TypeError, match="`hiden` is no parameter of the architecture 'mlp'"):
+        NetworkRegressor(module="mlp", module_params={"hiden": 3}).fit(X, y)
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference_penalties import mean_squared_jacobian
 from torch import nn
 
+from reference_penalties import mean_squared_jacobian
 from sklearn_capacity.penalties import PENALTIES, frobenius_penalty, projection_penalty
 from sklearn_capacity.penalties.jacobian import orthonormal_directions
 
@@ -16,12 +16,13 @@ def mlp() -> tuple[nn.Module, tuple[int, ...]]:
 
 
 def conv() -> tuple[nn.Module, tuple[int, ...]]:
-    layers = nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 3, 3), nn.Flatten(), nn.Linear(3, 3)
-    return nn.Sequential(*layers), (2, 6, 6)
+    first = nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+    return nn.Sequential(*first, nn.Conv2d(4, 3, 3), nn.Flatten(), nn.Linear(3, 3)), (2, 6, 6)
 
 
 def batch_norm() -> tuple[nn.Module, tuple[int, ...]]:
-    module = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4), nn.Dropout())
+    layers = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4), nn.Dropout()
+    module = nn.Sequential(*layers)
     with torch.no_grad():
         module[1].running_mean.copy_(torch.tensor([0.3, -0.2, 0.1]))
         module[1].running_var.copy_(torch.tensor([2.0, 0.5, 1.5]))

@@ -203,10 +203,10 @@ def test_docstring_check_passes_complete_docstrings():
     [
         ("Sum of two numbers.", "Sum of two numbers", "one whole sentence"),
         ("Sum of two numbers.", "Sum of two numbers.\nIndeed.", "blank line"),
-        ("p, q : float", "p : float", "documents the parameters"),
-        ("p, q : float", "p, q, r : float", "too many {'r'}"),
-        ("p, q : float", "p, q, q : float", "documents the parameters"),
-        ("Parameters\n", "Arguments\n", "no Parameters"),
+        ("p, q : float", "p : float", "no Parameters entry for ['q']"),
+        ("p, q : float", "p, q, r : float", "parameters ['r'] too often"),
+        ("p, q : float", "p, q, q : float", "parameters ['q'] too often"),
+        ("Parameters\n", "Arguments\n", "no Parameters entry for"),
         ("Returns\n", "Results\n", "no Returns"),
         (">>> ", "", "no Examples"),
         ("One addition.\n", "\n", "no Notes"),
@@ -248,12 +248,21 @@ def test_docstring_check_wants_the_attributes_of_results():
     assert structure.docstring_faults("r", Broken) == ["r: no Attributes entry for ['steps']"]
 
 
+def test_docstring_check_wants_a_sentence_of_errors():
+    class Wrong(ValueError):
+        """Something is wrong."""
+
+    assert structure.docstring_faults("e", Wrong) == []
+    Wrong.__doc__ = "something"
+    assert len(structure.docstring_faults("e", Wrong)) == 1
+
+
 def test_docstring_check_does_not_take_a_base_class_for_an_answer():
     class Child(_Complete):
         pass
 
     assert structure.docstring_faults("child", Child) == [
         "child: the first line must be one whole sentence, is ''",
-        "child: no Parameters",
+        "child: no Parameters entry for ['size']",
         "child: no Examples that run",
     ]

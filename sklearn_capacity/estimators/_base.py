@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from typing import Any, ClassVar
 
 import cloudpickle
@@ -17,6 +18,7 @@ from sklearn_capacity.architectures.mlp import MLP
 from sklearn_capacity.estimators import _constraints
 from sklearn_capacity.estimators._data import flatten_samples, resolve_input_shape
 from sklearn_capacity.estimators._modules import make_module
+from sklearn_capacity.estimators._restoring import Restoring
 from sklearn_capacity.estimators._training import NetTraining
 from sklearn_capacity.training import PenalizedNet, TensorData
 
@@ -35,13 +37,14 @@ def can_continue(estimator: BaseNetwork) -> bool:
     return True
 
 
-class BaseNetwork(NetTraining, BaseEstimator):
+class BaseNetwork(NetTraining, Restoring, BaseEstimator):
     """Base of the estimators. A variant overrides one hook:
 
     ``_make_module()``, ``_penalty(generator)``, ``_extra_callbacks()``, ``_parameter_groups()``.
     """
 
     _constraints: ClassVar[dict[str, Any]] = _constraints.COMMON
+    _dtype: np.dtype
 
     def _make_module(self, input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
         """The network before training, on any device and in any precision."""
@@ -55,10 +58,6 @@ class BaseNetwork(NetTraining, BaseEstimator):
     def _target_options(self) -> dict[str, Any]:
         """How scikit-learn is to validate y."""
         return {}
-
-    def _check_target(self, y: np.ndarray, *, reset: bool, **target: Any) -> np.ndarray:
-        """y as numbers for the loss; with `reset` learn ``_n_outputs`` and ``loss_name_``."""
-        raise TypeError(f"{type(self).__name__} does not define `_check_target`.")
 
     # ---- public methods ---------------------------------------------------------------------
 
@@ -99,7 +98,7 @@ class BaseNetwork(NetTraining, BaseEstimator):
         -------
         self
         """
-        self._check_parameters()
+        self._check_partial()
         return self._train(X, y, sample_weight, reset=not hasattr(self, "net_"), partial=True)
 
     @property
@@ -125,6 +124,7 @@ class BaseNetwork(NetTraining, BaseEstimator):
     def _check_parameters(self) -> None:
         for name, check in self._constraints.items():
             check(name, getattr(self, name))
+        self._check_checkpoints()
         if self.module is None:
             if self.module_params is not None:
                 raise ValueError(f"`module_params` must be None without `module`, got {self.module_params!r}.")
@@ -137,6 +137,29 @@ class BaseNetwork(NetTraining, BaseEstimator):
                     f"`{name}` must keep its default beside `module`, got {value!r}: it belongs to the built-in "
                     "MLP. Give it to your module by `module_params`."
                 )
+
+    def _check_partial(self) -> None:
+        self._check_parameters()
+        if self.checkpoint_dir is not None:
+            raise ValueError(
+                f"`checkpoint_dir` must be None for `partial_fit`, got {self.checkpoint_dir!r}. "
+                "Save the estimator between the calls."
+            )
+
+    def _check_checkpoints(self) -> None:
+        """Checkpoints need a fit that its parameters and data fix."""
+        if self.checkpoint_dir is None:
+            return
+        if not isinstance(self.random_state, numbers.Integral):
+            raise ValueError(
+                f"`random_state` must be an integer beside `checkpoint_dir`, got {self.random_state!r}: "
+                "only then can another run continue this one."
+            )
+        if self.warm_start:
+            raise ValueError(
+                "`warm_start` must be False beside `checkpoint_dir`, got True: "
+                "where such a fit begins is not told by its parameters."
+            )
 
     def _check_X(self, X: Any, y: Any = "no_validation", *, reset: bool, **options: Any) -> Any:
         """X as an array of (n, *input_shape_), and y if it is given."""
@@ -163,7 +186,10 @@ class BaseNetwork(NetTraining, BaseEstimator):
         """Weights of the samples, or None where all are 1."""
         if sample_weight is None:
             return None
-        return _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
+        weights = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
+        if not weights.any():  # older scikit-learns let it pass
+            raise ValueError("Sample weights must contain at least one non-zero number.")
+        return weights
 
     # ---- prediction -------------------------------------------------------------------------
 

@@ -77,10 +77,8 @@ def check_output(module: nn.Module, sample: torch.Tensor, n_outputs: int, meanin
             output = module(sample)
     except (RuntimeError, ValueError, IndexError) as error:
         shape = tuple(sample.shape[1:])
-        raise ValueError(
-            f"`module` failed on a sample of shape {shape}: {error}. Images need `input_shape`, or X of shape "
-            "(n_samples, channels, height, width)."
-        ) from error
+        cure = " Images need `input_shape`, or X of shape (n_samples, channels, height, width)." * (len(shape) == 1)
+        raise ValueError(f"`module` failed on a sample of shape {shape}: {error}.{cure}") from error
     if not isinstance(output, torch.Tensor) or output.shape != (1, n_outputs):
         got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise ValueError(

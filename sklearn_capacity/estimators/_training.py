@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,8 +16,11 @@ from torch import nn
 
 from sklearn_capacity.estimators._data import split_validation
 from sklearn_capacity.estimators._modules import check_output
+from sklearn_capacity.layers import resolve_augmentation
+from sklearn_capacity.storage import fingerprint
 from sklearn_capacity.training import (
     CRITERIA,
+    CheckpointFolder,
     DivergenceCheck,
     EpochProgress,
     PenalizedNet,
@@ -25,8 +29,10 @@ from sklearn_capacity.training import (
     make_schedule,
     resolve_device,
     resolve_optimizer,
+    resumable_fit,
     seeded,
 )
+from sklearn_capacity.training.checkpoints import FORMAT
 
 __all__ = ["NetTraining"]
 
@@ -41,12 +47,47 @@ OPTIMIZER_PARAMETERS = (
 )
 
 
+#: parameters that do not change the result
+NOT_HASHED = ("checkpoint_dir", "checkpoint_every", "device", "verbose", "warm_start")
+
+
 class NetTraining:
     """The training half of the estimators; it reads their parameters and checked data."""
 
     _net_class: ClassVar[type[PenalizedNet]]
     _output_meaning: ClassVar[str]
     _silenced: ClassVar[tuple[str, ...]] = ("print_log",)  # default callbacks of the skorch net
+
+    # parameters and methods of the estimators that this half reads
+    augmentation: Any
+    batch_size: int
+    callbacks: Any
+    checkpoint_dir: Any
+    checkpoint_every: int
+    device: Any
+    early_stopping: bool
+    learning_rate: float
+    learning_rate_schedule: Any
+    max_epochs: int
+    momentum: float
+    n_iter_no_change: int
+    optimizer: Any
+    optimizer_params: dict[str, Any] | None
+    random_state: Any
+    stop_below: float | None
+    tol: float
+    validation_fraction: float
+    verbose: int
+    weight_decay: float
+    input_shape_: tuple[int, ...]
+    loss_name_: str
+    net_: PenalizedNet
+    _n_outputs: int
+    _check_X: Any
+    _check_target: Any
+    _make_module: Any
+    _target_options: Any
+    _weights: Any
 
     # ---- hooks ------------------------------------------------------------------------------
 
@@ -55,7 +96,7 @@ class NetTraining:
         return None, 0.0
 
     def _extra_callbacks(self) -> list[Callback]:
-        """skorch callbacks of a variant; they run after the learning rate's schedule."""
+        """skorch callbacks of a variant; they run before the learning rate's schedule."""
         return []
 
     def _parameter_groups(self, module: nn.Module) -> list[tuple[str, dict[str, Any]]]:
@@ -119,13 +160,17 @@ class NetTraining:
         sample = TensorData(X[:1], device=device, dtype=dtype).X
         check_output(module, sample, self._n_outputs, self._output_meaning)
         self.initial_state_ = {name: t.detach().cpu().clone() for name, t in module.state_dict().items()}
+        return self._net_around(module, device)
+
+    def _net_around(self, module: nn.Module, device: torch.device) -> PenalizedNet:
+        """A skorch net that owns the module and a new optimiser."""
         self._optimizer_settings = self._current_optimizer_settings()
         net = self._net_class(
             module,
             criterion=CRITERIA[self.loss_name_],
             device=str(device),
             verbose=0,
-            **{f"callbacks__{name}": None for name in self._silenced},
+            **dict[str, Any]({f"callbacks__{name}": None for name in self._silenced}),
             **self._optimizer_options(module, device),
         )
         return net.initialize()
@@ -148,12 +193,14 @@ class NetTraining:
 
     def _update_optimizer(self, net: PenalizedNet) -> None:
         """A new optimiser if one of its parameters has changed since the last fit (warm start)."""
-        if self._current_optimizer_settings() == self._optimizer_settings:
+        settings = self._current_optimizer_settings()
+        if all(same(*pair) for pair in zip(settings, self._optimizer_settings, strict=True)):
             return
-        self._optimizer_settings = self._current_optimizer_settings()
+        self._optimizer_settings = settings
         for key in [key for key in vars(net) if key.startswith("optimizer__")]:
             delattr(net, key)
-        vars(net).update(self._optimizer_options(net.module_, torch.device(net.device)))
+        for key, value in self._optimizer_options(net.module_, torch.device(net.device)).items():
+            setattr(net, key, value)
         net._initialize_optimizer()
 
     def _current_optimizer_settings(self) -> tuple[Any, ...]:
@@ -166,23 +213,45 @@ class NetTraining:
         net.penalty, net.penalty_strength = self._penalty(generator)
         net.batch_size, net.max_epochs = self.batch_size, epochs
         net.iterator_train__generator = generator
+        net.iterator_train__transform = resolve_augmentation(self.augmentation)
         net.train_split = None if valid is None else predefined_split(net.get_dataset(*valid))
+        folder = self._checkpoint_folder(arrays)
         try:
-            net.partial_fit(data, None, epochs=epochs)
+            if folder is None:
+                net.partial_fit(data, None, epochs=epochs)
+            else:
+                resumable_fit(net, data, epochs, folder, generator, self.checkpoint_every)
             check_finite(net, data)
         except Exception:
             vars(self).pop("net_", None)  # a diverged network is no network
             raise
         # neither the data, nor generators, nor entries per batch travel with a pickle
-        net.train_split = net.iterator_train__generator = net.penalty = None
+        net.train_split = net.penalty = net.iterator_train__generator = net.iterator_train__transform = None
         for epoch in net.history:
             epoch["batches"] = []
 
+    def _checkpoint_folder(self, arrays: list[np.ndarray]) -> CheckpointFolder | None:
+        """One folder per hash of parameters, data and seed, so that no two fits ever meet by chance."""
+        if self.checkpoint_dir is None:
+            return None
+        params = {key: value for key, value in self.get_params(deep=False).items() if key not in NOT_HASHED}
+        try:
+            key = fingerprint(
+                params=params,
+                kind=type(self),
+                data=arrays,
+                classes=getattr(self, "classes_", None),
+                versions=[torch.__version__, FORMAT],
+            )
+        except TypeError as error:
+            raise TypeError(f"{error} Fit with checkpoint_dir=None.") from error
+        return CheckpointFolder(Path(self.checkpoint_dir) / key[:40])
+
     def _update_callbacks(self, net: PenalizedNet) -> None:
-        """The schedule first, then the variant's and the user's own, then those that may end the training."""
+        """The variant's, which may regroup the optimiser's parameters, the schedule, the user's, those that end."""
         schedule = make_schedule(self.learning_rate_schedule, self.max_epochs)
-        callbacks = [DivergenceCheck(), *([schedule] if schedule else [])]
-        callbacks += [*self._extra_callbacks(), *copy.deepcopy(self.callbacks or [])]  # skorch writes into them
+        callbacks = [DivergenceCheck(), *self._extra_callbacks(), *([schedule] if schedule else [])]
+        callbacks += copy.deepcopy(list(self.callbacks or []))  # skorch writes into them
         if self.verbose:
             callbacks.append(EpochProgress())
         if self.stop_below is not None:
@@ -201,6 +270,11 @@ class NetTraining:
         net.initialize_callbacks()
 
 
+def same(a: Any, b: Any) -> bool:
+    """Whether two parameters are equal; arrays are compared as a whole."""
+    return a is b or (type(a) is type(b) and np.array_equal(np.asarray(a, object), np.asarray(b, object)))
+
+
 def check_batch_norm(module: nn.Module, batch_size: int) -> None:
     """Refuse batches of one sample where batch norm would divide by a variance of nothing."""
     if batch_size == 1 and any(isinstance(m, nn.BatchNorm1d) for m in module.modules()):
@@ -208,12 +282,14 @@ def check_batch_norm(module: nn.Module, batch_size: int) -> None:
 
 
 def check_finite(net: PenalizedNet, data: TensorData) -> None:
-    """Raise if the weights, or the outputs for some training samples, are not finite after the last step."""
+    """Raise if the weights, or the outputs for some training samples, are not finite after the last step.
+
+    Buffers are left out: a mask may hold infinities. Those of batch norm show in the outputs.
+    """
     sample = data.X[: net.batch_size]
     net._set_training(False)
     with torch.no_grad():
-        tensors = [t for t in net.module_.state_dict().values() if t.is_floating_point()]
-        tensors.append(net.module_(sample))
+        tensors = [*net.module_.parameters(), net.module_(sample)]
         finite = torch.stack([t.isfinite().all() for t in tensors]).all().item()
     if not finite:
         epoch = net.history[-1]

@@ -149,5 +149,5 @@ def _adaptive_max_pool(call: Call) -> Draft | None:
 
 
 @rule("max_pool1d_with_indices.default", "max_pool3d_with_indices.default")
-def _max_pool_with_indices(call: Call) -> Draft:
+def _max_pool_with_indices(call: Call) -> Draft | Ref | None:
     return _max_pool(call)

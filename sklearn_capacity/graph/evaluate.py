@@ -51,12 +51,11 @@ def apply_linear(node: Node, x: Tensor, weight: Tensor | None, bias: Tensor | No
         symmetric = p["padding_mode"] == "zeros" and all(a == b for a, b in pairs)
         padding = [a for a, _ in pairs] if symmetric else 0
         x = x if symmetric else pad_input(node, x)
-        return _CONV[p["nd"]](x, weight, bias, p["stride"], padding, p["dilation"], p["groups"])
+        return _CONV[p["nd"]](x, weight, bias, p["stride"], padding, p["dilation"], p["groups"])  # type: ignore[arg-type]
     if node.op == "conv_transpose":
         padding = [a for a, _ in p["padding"]]
-        return _CONV_TRANSPOSE[p["nd"]](
-            x, weight, bias, p["stride"], padding, p["output_padding"], p["groups"], p["dilation"]
-        )
+        more = (p["stride"], padding, p["output_padding"], p["groups"], p["dilation"])
+        return _CONV_TRANSPOSE[p["nd"]](x, weight, bias, *more)  # type: ignore[arg-type]
     y = x if weight is None else x * broadcast(node, weight, x)
     return y if bias is None else y + broadcast(node, bias, x)
 

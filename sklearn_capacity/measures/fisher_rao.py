@@ -6,13 +6,10 @@ import math
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from .._validation import check_option
-from ..graph import Network, UnsupportedLayerError, parameter_tangent
-from ..products.tangent import directional_derivative
+from ..graph import Network, RawJacobian, UnsupportedLayerError, parameter_tangent
 from .batch import Batch
-from .parameters import raw_parameters
 from .record import Measure, Measured, NotDefinedError
 
 __all__ = ["MEASURES", "fisher_rao_norm"]
@@ -62,8 +59,9 @@ def fisher_rao_norm(
 
     Notes
     -----
-    At most two forward passes' worth of products; no per-sample gradient is formed. For networks with operators that
-    have no tangent rule (attention, layer norm): reverse mode twice over the raw parameters, about four passes.
+    One forward pass and, from the third layer on, its products once more (1.1 to 2 forward passes in all); no gradient
+    is formed. For networks with operators that have no tangent rule and parameters (attention, layer norm): reverse
+    mode twice over the raw parameters, about four passes.
 
     References
     ----------
@@ -121,20 +119,17 @@ def _tangents(network: Network, batch: Batch, biases: bool) -> tuple[Tensor, Ten
         with torch.no_grad():
             pairs = batch.map(lambda X: parameter_tangent(graph, X, biases=biases))
     except UnsupportedLayerError as error:
-        pairs = _raw_tangents(network, batch, biases, error)
+        jacobian = RawJacobian(network, error)
+        theta = jacobian.theta.values()
+        along = [p.detach() if biases or p.dim() > 1 else torch.zeros_like(p) for p in theta]
+
+        def raw(X: Tensor) -> tuple[Tensor, Tensor]:
+            point = jacobian.at(X)
+            return point.logits, point.push(along)
+
+        pairs = batch.map(raw)
     f, u = (torch.cat(parts).double() for parts in zip(*pairs, strict=True))
     return f.flatten(1), u.flatten(1)
-
-
-def _raw_tangents(network: Network, batch: Batch, biases: bool, reason: Exception) -> list[tuple[Tensor, Tensor]]:
-    """The same over the raw parameters, where they are the folded ones: no batch norm, no parametrisation."""
-    module, theta = network.module, raw_parameters(network, reason)
-    along = {name: p if biases or p.dim() > 1 else torch.zeros_like(p) for name, p in theta.items()}
-
-    def tangent(X: Tensor) -> tuple[Tensor, Tensor]:
-        return directional_derivative(lambda point: functional_call(module, dict(point), (X,)), theta, along)
-
-    return batch.map(tangent)
 
 
 MEASURES = (

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .batch import Batch
-from .record import NotDefinedError
 
 __all__ = ["mean_error", "mean_loss", "sample_losses", "targets"]
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.func import functional_call
-from torch.nn.utils import parametrize
 
-from ..graph import Network, NetworkGraph, UnsupportedLayerError, evaluate
+from ..graph import Network, NetworkGraph, UnsupportedLayerError, evaluate, raw_parameters
 
-__all__ = ["ParameterVector", "parameter_vector", "raw_parameters"]
+__all__ = ["ParameterVector", "parameter_vector"]
 
 #: Index of a node and part of it: 0 for the weight, 1 for the bias.
 Place = tuple[int, int]
@@ -56,21 +55,6 @@ def parameter_vector(network: Network) -> ParameterVector:
         return vector
 
     return network.once("parameter_vector", find)
-
-
-def raw_parameters(network: Network, reason: Exception) -> dict[str, Tensor]:
-    """The module's trainable parameters, where they are the folded ones: no batch norm, no parametrisation.
-
-    Parameters
-    ----------
-    network : Network
-    reason : Exception
-        Why the graph could not be used; told again if this way is closed too.
-    """
-    for name, submodule in network.module.named_modules():
-        if isinstance(submodule, torch.nn.modules.batchnorm._BatchNorm) or parametrize.is_parametrized(submodule):
-            raise UnsupportedLayerError(f"{reason} Without a graph, layer `{name}` cannot be folded.") from reason
-    return {name: p for name, p in network.module.named_parameters() if p.requires_grad}
 
 
 def _raw(network: Network, reason: Exception) -> ParameterVector:

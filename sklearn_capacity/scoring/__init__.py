@@ -3,11 +3,13 @@
 from .capacity import capacity_report, list_measures, measure_capacity
 from .curves import bicriteria_curve, interaction_conditions
 from .scorer import CapacityScorer
+from .spectrum import fisher_spectrum
 
 __all__ = [
     "CapacityScorer",
     "bicriteria_curve",
     "capacity_report",
+    "fisher_spectrum",
     "interaction_conditions",
     "list_measures",
     "measure_capacity",

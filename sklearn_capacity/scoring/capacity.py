@@ -194,9 +194,9 @@ def _report_rows(session: Session, request: Request, log: bool, per_layer: bool)
         measured = session.run(request)
     except NotDefinedError as error:
         return [{**row, "reason": str(error)}]
-    error = measured.standard_error
-    if error is not None:
-        row["standard_error"] = error / measured.value if log and measured.value else error
+    spread = measured.standard_error
+    if spread is not None:
+        row["standard_error"] = spread / measured.value if log and measured.value else spread
     row["value"] = measured.log() if log else measured.value
     row["seconds"] = measured.info["seconds"]
     row["computed"] = _shown({k: v for k, v in measured.info.items() if k != "seconds"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,8 @@ class TensorData(torch.utils.data.Dataset):
 
     def take(self, index: Tensor) -> Batch:
         """The samples of an index tensor; faster than ``self[index]``."""
-        return Batch(*(None if t is None else t.index_select(0, index) for t in (self.X, self.y, self.sample_weight)))
+        y, weight = (None if t is None else t.index_select(0, index) for t in (self.y, self.sample_weight))
+        return Batch(self.X.index_select(0, index), y, weight)
 
 
 class TensorBatches:
@@ -82,6 +83,9 @@ class TensorBatches:
         Whether each pass has its own order.
     generator : torch.Generator on the CPU, default=None
         Source of the order; None stands for torch's default one.
+    transform : callable, default=None
+        ``transform(X, generator)`` returns what the net gets in place of a batch's X, for example
+        :func:`sklearn_capacity.layers.crop_flip`.
     """
 
     def __init__(
@@ -90,11 +94,13 @@ class TensorBatches:
         batch_size: int,
         shuffle: bool = False,
         generator: torch.Generator | None = None,
+        transform: Callable[[Tensor, Any], Tensor] | None = None,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.generator = generator
+        self.transform = transform
 
     def _bounds(self) -> list[tuple[int, int]]:
         n_samples = len(self.dataset)
@@ -107,6 +113,13 @@ class TensorBatches:
         return len(self._bounds())
 
     def __iter__(self) -> Iterator[Batch]:
+        for batch in self._batches():
+            if self.transform is not None:
+                X, y = batch
+                batch = Batch(self.transform(X, self.generator), y, batch.sample_weight)
+            yield batch
+
+    def _batches(self) -> Iterator[Batch]:
         data, bounds = self.dataset, self._bounds()
         if not self.shuffle or len(bounds) == 1:  # the order inside a batch changes nothing
             for start, stop in bounds:

@@ -15,7 +15,7 @@ def worker_number() -> int:
 
     joblib's loky workers, and those of multiprocessing, are numbered from 1 on by their parent.
     """
-    identity = multiprocessing.current_process()._identity  # type: ignore[attr-defined]
+    identity = multiprocessing.current_process()._identity
     return identity[-1] - 1 if identity else 0
 
 

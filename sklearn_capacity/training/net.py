@@ -26,13 +26,19 @@ class PenalizedNet(NeuralNet):
     Parameters
     ----------
     module, criterion, **kwargs
-        As for :class:`skorch.NeuralNet`. A criterion whose ``forward`` takes ``sample_weight`` gets
+        As for ``skorch.NeuralNet``. A criterion whose ``forward`` takes ``sample_weight`` gets
         the weights of the batch.
     penalty : callable, default=None
         ``penalty(module, X, sample_weight=None)`` returns a differentiable scalar, for example
         :func:`sklearn_capacity.penalties.frobenius_penalty`, or a ``functools.partial`` of it. It is
         evaluated on training batches only.
     penalty_strength : float, default=0.0
+    iterator_train, iterator_valid : default=TensorBatches
+        They gather batches from tensors that stay on the device.
+    iterator_train__shuffle : bool, default=True
+    dataset : default=TensorData
+    train_split : default=None
+        No samples are set aside, unlike skorch's default.
 
     Notes
     -----
@@ -51,6 +57,8 @@ class PenalizedNet(NeuralNet):
     >>> sorted(key for key in net.fit(X, y).history[-1] if key.startswith("train_"))
     ['train_batch_count', 'train_loss', 'train_penalty']
     """
+
+    _mode_: bool | None = None  # what the module was last switched to: training or not
 
     def __init__(
         self,
@@ -100,7 +108,7 @@ class PenalizedNet(NeuralNet):
 
     def _set_training(self, training: bool = True) -> None:
         # every batch is too often: it is slow, and un-freezes what a callback has frozen
-        if getattr(self, "_mode_", None) is not training:
+        if self._mode_ is not training:
             super()._set_training(training)
             self._mode_ = training
 

@@ -1,0 +1,381 @@
+"""CapacityScorer in scikit-learn's searches, and measure_capacity on every kind of model."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn import linear_model, svm
+from sklearn.base import clone
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.datasets import load_iris
+from sklearn.exceptions import NotFittedError
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, cross_val_score, cross_validate, learning_curve
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegressor
+from torch import nn
+
+from sklearn_capacity import (
+    CapacityScorer,
+    CapacityWarning,
+    JacobianRegularizedClassifier,
+    NetworkClassifier,
+    NetworkRegressor,
+    NotDefinedError,
+    capacity_report,
+    list_measures,
+    measure_capacity,
+)
+from sklearn_capacity.measures import MEASURES
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+@pytest.fixture(scope="module")
+def iris():
+    X, y = load_iris(return_X_y=True)
+    return X, np.array(["setosa", "versicolor", "virginica"])[y]
+
+
+@pytest.fixture(scope="module")
+def model(iris):
+    return make_pipeline(StandardScaler(), NetworkClassifier((8,), max_epochs=10, random_state=0)).fit(*iris)
+
+
+# -- as a scorer -------------------------------------------------------------------------------------------------------
+
+
+def test_one_name_gives_a_float_and_several_a_dict(model, iris):
+    assert type(CapacityScorer("margin")(model, *iris)) is float
+    scores = CapacityScorer(["accuracy", "l2_path_norm", "margin"])(model, *iris)
+    assert list(scores) == ["accuracy", "neg_l2_path_norm", "margin"]
+    assert scores["accuracy"] == model.score(*iris)
+    values = measure_capacity(model, *iris, ["l2_path_norm", "margin"])
+    assert scores["neg_l2_path_norm"] == -values["l2_path_norm"] and scores["margin"] == values["margin"]
+
+
+def test_labels_parameters_and_logarithms(model, iris):
+    scorer = CapacityScorer({"p1": ("path_norm", {"p": 1}), "auc": "roc_auc_ovr"}, log=True)
+    scores = scorer(model, *iris)
+    assert scores["neg_p1"] == pytest.approx(-np.log(measure_capacity(model, *iris, "l1_path_norm")["l1_path_norm"]))
+    assert 0.5 < scores["auc"] <= 1
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_grid_search(model, iris, n_jobs):
+    scorer = CapacityScorer(["accuracy", "fisher_rao_norm"])
+    grid = {"networkclassifier__weight_decay": [0.0, 0.1]}
+    search = GridSearchCV(model, grid, scoring=scorer, refit="accuracy", cv=2, return_train_score=True, n_jobs=n_jobs)
+    search.fit(*iris)
+    assert np.isfinite(search.cv_results_["mean_train_neg_fisher_rao_norm"]).all()
+    again = pickle.loads(pickle.dumps(search))
+    assert (again.predict(iris[0]) == search.predict(iris[0])).all()
+    assert measure_capacity(search, *iris, "margin") == measure_capacity(search.best_estimator_, *iris, "margin")
+
+
+def test_searches_that_need_one_number(model, iris):
+    scorer = CapacityScorer(["accuracy", "margin"], refit_measure="margin")
+    assert cross_val_score(model, *iris, scoring=scorer, cv=2).shape == (2,)
+    grid = {"networkclassifier__weight_decay": [0.0, 0.1]}
+    halving = HalvingGridSearchCV(model, grid, scoring=scorer, cv=2, random_state=0).fit(*iris)
+    assert np.isfinite(halving.best_score_)
+    order = np.random.default_rng(0).permutation(len(iris[0]))
+    X, y = iris[0][order], iris[1][order]
+    _, train, _ = learning_curve(model, X, y, scoring=CapacityScorer("spectral_norm"), cv=2, train_sizes=[30, 60])
+    assert np.isfinite(train).all() and (train < 0).all()
+
+
+def test_clone_repr_and_nested_parameters():
+    scorer = CapacityScorer(["accuracy", "margin"], max_samples=7)
+    assert clone(scorer).get_params() == scorer.get_params()
+    assert "max_samples=7" in repr(scorer)
+    search = GridSearchCV(NetworkClassifier(), {}, scoring=scorer, refit=False)
+    search.set_params(scoring__max_samples=9)
+    assert scorer.max_samples == 9
+    assert pickle.loads(pickle.dumps(scorer)).get_params() == scorer.get_params()
+
+
+def test_a_failure_gives_nan_for_every_declared_name(iris):
+    class Fails(nn.Module):
+        def __init__(self, n_features, n_outputs):
+            super().__init__()
+            self.fc = nn.Linear(n_features, n_outputs)
+
+        def forward(self, x):
+            return torch.tanh(self.fc(x))
+
+    fitted = NetworkClassifier(module=Fails, max_epochs=1, random_state=0).fit(*iris)
+    scorer = CapacityScorer(["accuracy", "path_norm", "l1_path_norm", "margin"])
+    with pytest.warns(CapacityWarning, match="No score for neg_path_norm, neg_l1_path_norm"):
+        scores = scorer(fitted, *iris)
+    assert np.isnan(scores["neg_path_norm"]) and np.isfinite(scores["margin"]) and np.isfinite(scores["accuracy"])
+    with pytest.raises(ValueError, match="A path norm is not defined"):
+        scorer.set_params(on_error="raise")(fitted, *iris)
+    with pytest.warns(CapacityWarning, match="not fitted yet"):
+        scores = CapacityScorer(["spectral_norm", "margin"])(NetworkClassifier(), *iris)
+    assert list(scores) == ["neg_spectral_norm", "margin"] and all(np.isnan(list(scores.values())))
+
+
+def test_a_failing_scorer_does_not_stop_cross_validation(iris):
+    X, y = iris
+    scorer = CapacityScorer(["accuracy", "fisher_rao_norm"])
+    base = linear_model.RidgeClassifier()  # refused by name in every fold
+    with pytest.warns(CapacityWarning):
+        result = cross_validate(base, X, y, scoring=scorer, cv=2)
+    assert np.isnan(result["test_neg_fisher_rao_norm"]).all() and np.isfinite(result["test_accuracy"]).all()
+
+
+def test_sample_weight_goes_to_sklearn_scores_only(model, iris):
+    X, y = iris
+    weight = (y == "setosa").astype(float)
+    scorer = CapacityScorer(["accuracy", "fisher_rao_norm"])
+    weighted, plain = scorer(model, X, y, sample_weight=weight), scorer(model, X, y)
+    assert weighted["accuracy"] == model.score(X[y == "setosa"], y[y == "setosa"])
+    assert weighted["neg_fisher_rao_norm"] == plain["neg_fisher_rao_norm"]
+    network = NetworkClassifier((4,), max_epochs=1)
+    result = cross_validate(network, X, y, scoring={"own": CapacityScorer("margin")}, cv=2)
+    assert np.isfinite(result["test_own"]).all()
+
+
+def test_metadata_routing(iris):
+    import sklearn
+
+    X, y = iris
+    with sklearn.config_context(enable_metadata_routing=True):
+        scorer = CapacityScorer(["accuracy", "margin"]).set_score_request(sample_weight=True)
+        network = NetworkClassifier((4,), max_epochs=2, random_state=0).set_fit_request(sample_weight=False)
+        search = GridSearchCV(network, {"weight_decay": [0.0]}, scoring=scorer, refit="accuracy", cv=2)
+        search.fit(X, y, sample_weight=np.ones(len(y)))
+    assert np.isfinite(search.best_score_)
+
+
+def test_sklearn_scores_share_the_forward_pass(iris, monkeypatch):
+    estimator = NetworkClassifier((8,), max_epochs=2, random_state=0).fit(*iris)
+    monkeypatch.setattr(type(estimator), "predict", lambda *args: pytest.fail("a second forward pass"))
+    scores = CapacityScorer(["accuracy", "margin"])(estimator, *iris)
+    assert 0 < scores["accuracy"] <= 1
+
+
+def test_no_measure_at_all_leaves_sklearn_scorers(model, iris):
+    assert CapacityScorer("accuracy")(model, *iris) == model.score(*iris)
+
+
+# -- as a transformer --------------------------------------------------------------------------------------------------
+
+
+def test_transformer_of_models(model, iris):
+    models = [model, linear_model.LogisticRegression().fit(*iris)]
+    scorer = CapacityScorer(["spectral_norm", "margin"]).fit(*iris).set_output(transform="pandas")
+    table = scorer.transform(models)
+    assert isinstance(table, pd.DataFrame) and list(table.columns) == ["spectral_norm", "margin"]
+    for row, m in zip(table.to_numpy(), models, strict=True):
+        assert row.tolist() == list(measure_capacity(m, *iris, ["spectral_norm", "margin"]).values())
+    with pytest.raises(NotFittedError):
+        CapacityScorer("margin").transform(models)
+    with pytest.raises(ValueError, match="must be capacity measures to transform"):
+        CapacityScorer(["accuracy"]).fit(*iris)
+
+
+# -- models ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("activation", ["relu", "tanh", "logistic", "identity"])
+def test_sklearn_mlp_has_its_own_margins(iris, n_classes, activation):
+    X, y = iris[0][: 50 * n_classes], iris[1][: 50 * n_classes]
+    mlp = MLPClassifier((5, 4), activation=activation, max_iter=30, random_state=0).fit(X, y)
+    log_p = mlp.predict_log_proba(X)
+    index = np.searchsorted(mlp.classes_, y)
+    own = log_p[np.arange(len(y)), index]
+    log_p[np.arange(len(y)), index] = -np.inf
+    got = measure_capacity(mlp, X, y, "min_margin")["min_margin"]
+    assert got == pytest.approx((own - log_p.max(1)).min(), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [linear_model.LogisticRegression(), linear_model.SGDClassifier(random_state=0), svm.LinearSVC()],
+    ids=lambda e: type(e).__name__,
+)
+def test_binary_linear_models_are_two_opposite_rows(iris, estimator):
+    X, y = iris[0][:100], iris[1][:100]
+    estimator.fit(X, y)
+    w = np.linalg.norm(estimator.coef_)
+    values = measure_capacity(estimator, X, y, ["spectral_norm", "jacobian_spectral", "min_margin"])
+    assert values["spectral_norm"] == pytest.approx(w / np.sqrt(2))
+    z = estimator.decision_function(X) * np.where(y == estimator.classes_[1], 1, -1)
+    assert values["min_margin"] == pytest.approx(z.min())
+
+
+def test_regressors(iris):
+    X, y = iris[0][:, :3], iris[0][:, 3]
+    perceptron = MLPRegressor(hidden_layer_sizes=(4,), max_iter=50)
+    for estimator in (linear_model.LinearRegression(), linear_model.Ridge(), perceptron):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            estimator.fit(X, y)
+        value = measure_capacity(estimator, X, y, "fisher_rao_norm")["fisher_rao_norm"]
+        direct = measure_capacity(estimator, X, y, "fisher_rao_norm", loss="squared")["fisher_rao_norm"]
+        assert value == direct > 0
+    line = linear_model.LinearRegression().fit(X, y)
+    u = line.predict(X)  # J theta . theta of a linear model with bias is the prediction
+    expected = np.sqrt(np.mean(((line.predict(X) - y) * u) ** 2))
+    assert measure_capacity(line, X, y, "fisher_rao_norm")["fisher_rao_norm"] == pytest.approx(expected)
+
+
+def test_transformed_target(iris):
+    X, y = iris[0][:, :3], iris[0][:, 3]
+    inner = NetworkRegressor((4,), max_epochs=3, random_state=0)
+    whole = TransformedTargetRegressor(inner, transformer=StandardScaler()).fit(X, y)
+    scaled = whole.transformer_.transform(y[:, None])[:, 0]
+    got = measure_capacity(whole, X, y, "fisher_rao_norm")
+    assert got == measure_capacity(whole.regressor_, X, scaled, "fisher_rao_norm")
+
+
+def test_skorch_nets(iris):
+    X, y = iris[0].astype("float32"), np.searchsorted(["setosa", "versicolor", "virginica"], iris[1])
+    torch.manual_seed(0)
+    logits = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    options = {"max_epochs": 1, "verbose": 0, "train_split": None}
+    ce = NeuralNetClassifier(logits, criterion=nn.CrossEntropyLoss, **options).fit(X, y)
+    nll = NeuralNetClassifier(nn.Sequential(logits, nn.Softmax(1)), lr=0.0, **options).fit(X, y)
+    plain = ce.module_
+    expected = measure_capacity(plain, X, y, ["margin", "fisher_rao_norm"])
+    assert measure_capacity(ce, X, y, ["margin", "fisher_rao_norm"]) == expected
+    same = NeuralNetClassifier(nn.Sequential(plain, nn.Softmax(1)), **options).initialize()
+    got = measure_capacity(same, X, y, ["margin", "fisher_rao_norm"])
+    assert got == pytest.approx(expected, rel=1e-5)  # log softmax differs by a constant per sample
+    assert np.isfinite(measure_capacity(nll, X, y, "margin")["margin"])
+    two = y < 2
+    one = NeuralNetBinaryClassifier(nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), **options).fit(X[two], y[two] * 1.0)
+    w = one.module_[0].weight.detach().double().norm().item()
+    got = measure_capacity(one, X[two], y[two], "spectral_norm")["spectral_norm"]
+    assert got == pytest.approx(w / 2**0.5, rel=1e-6)
+    regressor = NeuralNetRegressor(nn.Linear(4, 1), **options).fit(X, X[:, :1])
+    assert measure_capacity(regressor, X, X[:, :1], "fisher_rao_norm")["fisher_rao_norm"] > 0
+
+
+def test_refused_models_are_named(iris):
+    X, y = iris
+    refusals = {
+        linear_model.RidgeClassifier(): "targets -1 and 1",
+        svm.LinearSVC(): "one-versus-rest",
+        linear_model.SGDClassifier(): "one-versus-rest",
+    }
+    for estimator, reason in refusals.items():
+        with pytest.raises(NotDefinedError, match=reason):
+            measure_capacity(estimator.fit(X, y), X, y, "margin")
+    multilabel = MLPClassifier((3,), max_iter=5, random_state=0)
+    Y = np.stack([y == "setosa", y != "virginica"], 1).astype(int)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        multilabel.fit(X, Y)
+    with pytest.raises(NotDefinedError, match="multilabel"):
+        measure_capacity(multilabel, X, Y, "margin")
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("measures", "error", "message"),
+    [
+        ("fisher_rao_nrm", ValueError, "Did you mean 'fisher_rao_norm'"),
+        (["margin", "margin"], ValueError, "'margin' twice"),
+        ([], ValueError, "at least one measure"),
+        (3, TypeError, "`measures` must be a name"),
+        ([("path_norm", {})], TypeError, "as a list must hold names"),
+        ({"a": 3}, TypeError, r"must be a name or \(name, params\)"),
+        ({"a": ("path_norm", {"q": 1})}, ValueError, "no parameter 'q'"),
+        ({"a": ("path_norm", {"p": -1})}, ValueError, r"`p` must lie in \(0, inf\), got -1"),
+        ({"a": ("margin", {"percentile": 150})}, ValueError, r"`percentile` must lie in \[0, 100\], got 150"),
+    ],
+)
+def test_bad_measures(model, iris, measures, error, message):
+    with pytest.raises(error, match=message):
+        measure_capacity(model, *iris, measures)
+
+
+def test_bad_data_and_options(model, iris):
+    X, y = iris
+    cases = [
+        ((model, X, y[:-1]), {}, ValueError, "same length"),
+        ((model, np.where(X == X[0, 0], np.nan, X), y), {}, ValueError, "NaN"),
+        ((model, X, np.where(y == "setosa", "rose", y)), {}, ValueError, "does not know: 'rose'"),
+        ((model, X[:0], y[:0]), {}, ValueError, "0 sample"),
+        ((model, X, y), {"loss": "hinge"}, ValueError, "`loss` must be one of"),
+        ((model, X, y), {"random_state": None}, TypeError, "`random_state` must be an integer"),
+        ((model, X, y), {"max_samples": 0}, ValueError, "`max_samples` must be at least 1"),
+        ((model, X, y), {"batch_size": 0}, ValueError, "`batch_size` must be at least 1"),
+        ((model, None, y), {}, ValueError, "`y` was given without `X`"),
+        ((NetworkClassifier(), X, y), {}, NotFittedError, "not fitted yet"),
+        ((NetworkClassifier, X, y), {}, TypeError, "got the class"),
+        ((object(), X, y), {}, TypeError, "must hold a network"),
+    ]
+    for args, options, error, message in cases:
+        with pytest.raises(error, match=message):
+            measure_capacity(*args, measures="margin", **options)
+    with pytest.raises(ValueError, match="`log` must be False"):
+        measure_capacity(model, X, y, "margin", log=True)
+    fitted = NetworkClassifier((3,), max_epochs=1, random_state=0).fit(X, y)
+    with pytest.raises(ValueError, match="3 features per sample"):
+        measure_capacity(fitted, X[:, :3], y, "margin")
+    with pytest.raises(NotDefinedError, match="needs labels"):
+        measure_capacity(model, X, measures="margin")
+    with pytest.raises(ValueError, match="`refit_measure` must be one of"):
+        CapacityScorer(["margin"], refit_measure="accuracy")(model, X, y)
+
+
+def test_report_and_list(model, iris):
+    report = capacity_report(model, *iris, "all", per_layer=True, per_class=True)
+    assert set(report["measure"]) >= set(MEASURES)
+    missing = report["value"].isna() & (report["layer"] == "")
+    assert (report.loc[missing, "reason"] != "").all()
+    assert {f"class {c}" for c in ("setosa", "versicolor", "virginica")} <= set(report["layer"])
+    assert set(list_measures()["name"]) == set(MEASURES)
+
+
+def test_cheap_leaves_out_what_does_not_apply(model, iris):
+    values = measure_capacity(model, *iris)
+    assert "margin" in values and all(MEASURES[name].cheap for name in values)
+    weights_only = measure_capacity(model)
+    assert "margin" not in weights_only and "spectral_norm" in weights_only
+
+
+def test_subsample_is_seeded(model, iris):
+    a = measure_capacity(model, *iris, "margin", max_samples=20, random_state=1)
+    assert a == measure_capacity(model, *iris, "margin", max_samples=20, random_state=1)
+    assert a != measure_capacity(model, *iris, "margin", max_samples=20, random_state=2)
+
+
+def test_out_of_memory_halves_the_batch(model, iris, monkeypatch):
+    from sklearn_capacity.graph import Network
+
+    expected = measure_capacity(model, *iris, "margin")
+    forward, sizes = Network.forward, []
+
+    def limited(self, X):
+        sizes.append(len(X))
+        if len(X) > 40:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, X)
+
+    monkeypatch.setattr(Network, "forward", limited)
+    assert measure_capacity(model, *iris, "margin") == pytest.approx(expected)
+    assert max(sizes) == 150 and set(sizes) >= {150, 75, 37}
+
+
+def test_strength_lowers_the_jacobian(iris):
+    X, y = iris
+    values = []
+    for strength in (0.0, 0.01, 0.1, 1.0):
+        est = JacobianRegularizedClassifier((16,), jacobian_penalty=strength, max_epochs=30, random_state=0).fit(X, y)
+        values.append(measure_capacity(est, X, y, "jacobian_frobenius")["jacobian_frobenius"])
+    assert values == sorted(values, reverse=True)
