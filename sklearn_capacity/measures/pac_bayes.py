@@ -111,7 +111,7 @@ def pac_bayes_bound(
     ----------
     delta : float in (0, 1), default=0.05
     form : "sqrt", "implicit" or "kl", default="sqrt"
-        From the loosest to the tightest.
+        Below 1 from the loosest to the tightest; only "kl" never exceeds 1.
     prior : "zero" or "initial", default="zero"
         Mean w_0 of the prior: zero ([EG]), or the weights before training (`initial_state_`), which know no data
         either and are far nearer. Batch norm in it is folded with the statistics it had then, mean 0 and variance 1.
