@@ -11,7 +11,16 @@ from .estimators import (
     NetworkRegressor,
 )
 from .graph import UnsupportedLayerError
-from .scoring import CapacityScorer, capacity_report, list_measures, measure_capacity
+from .persistence import load, model_card, save
+from .scoring import (
+    CapacityScorer,
+    bicriteria_curve,
+    capacity_report,
+    fisher_spectrum,
+    interaction_conditions,
+    list_measures,
+    measure_capacity,
+)
 
 __version__ = "0.1.0"
 
@@ -27,12 +36,18 @@ __all__ = [
     "NotDefinedError",
     "UnsupportedLayerError",
     "architectures",
+    "bicriteria_curve",
     "capacity_report",
     "datasets",
     "displays",
+    "fisher_spectrum",
+    "interaction_conditions",
     "layers",
     "list_measures",
+    "load",
     "measure_capacity",
+    "model_card",
     "model_selection",
+    "save",
     "theory",
 ]

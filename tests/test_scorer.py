@@ -139,7 +139,8 @@ def test_sample_weight_goes_to_sklearn_scores_only(model, iris):
     weighted, plain = scorer(model, X, y, sample_weight=weight), scorer(model, X, y)
     assert weighted["accuracy"] == model.score(X[y == "setosa"], y[y == "setosa"])
     assert weighted["neg_fisher_rao_norm"] == plain["neg_fisher_rao_norm"]
-    result = cross_validate(NetworkClassifier((4,), max_epochs=1), X, y, scoring={"own": CapacityScorer("margin")}, cv=2)
+    network = NetworkClassifier((4,), max_epochs=1)
+    result = cross_validate(network, X, y, scoring={"own": CapacityScorer("margin")}, cv=2)
     assert np.isfinite(result["test_own"]).all()
 
 
@@ -215,7 +216,8 @@ def test_binary_linear_models_are_two_opposite_rows(iris, estimator):
 
 def test_regressors(iris):
     X, y = iris[0][:, :3], iris[0][:, 3]
-    for estimator in (linear_model.LinearRegression(), linear_model.Ridge(), MLPRegressor(hidden_layer_sizes=(4,), max_iter=50)):
+    perceptron = MLPRegressor(hidden_layer_sizes=(4,), max_iter=50)
+    for estimator in (linear_model.LinearRegression(), linear_model.Ridge(), perceptron):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             estimator.fit(X, y)
@@ -254,7 +256,8 @@ def test_skorch_nets(iris):
     two = y < 2
     one = NeuralNetBinaryClassifier(nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), **options).fit(X[two], y[two] * 1.0)
     w = one.module_[0].weight.detach().double().norm().item()
-    assert measure_capacity(one, X[two], y[two], "spectral_norm")["spectral_norm"] == pytest.approx(w / 2**0.5, rel=1e-6)
+    got = measure_capacity(one, X[two], y[two], "spectral_norm")["spectral_norm"]
+    assert got == pytest.approx(w / 2**0.5, rel=1e-6)
     regressor = NeuralNetRegressor(nn.Linear(4, 1), **options).fit(X, X[:, :1])
     assert measure_capacity(regressor, X, X[:, :1], "fisher_rao_norm")["fisher_rao_norm"] > 0
 

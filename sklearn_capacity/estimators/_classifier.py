@@ -90,6 +90,8 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         random_state: Any = None,
         verbose: int = 0,
         warm_start: bool = False,
+        checkpoint_dir: Any = None,
+        checkpoint_every: int = 1,
     ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -122,6 +124,8 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         self.random_state = random_state
         self.verbose = verbose
         self.warm_start = warm_start
+        self.checkpoint_dir = checkpoint_dir
+        self.checkpoint_every = checkpoint_every
 
     @available_if(can_continue)
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> NetworkClassifier:
@@ -143,7 +147,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         ValueError
             If the first call has no `classes`, or ``class_weight="balanced"``, which needs all of y at once.
         """
-        self._check_parameters()
+        self._check_partial()
         if isinstance(self.class_weight, str):
             raise ValueError(
                 '`class_weight` must be None or a dict in `partial_fit`, got "balanced", which needs all of y. '

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -92,6 +93,13 @@ def class_weight(name: str, value: Any) -> Any:
     return value
 
 
+def path(name: str, value: Any) -> str:
+    """A path."""
+    if not isinstance(value, str | os.PathLike) or not str(value):
+        raise TypeError(f"`{name}` must be None or the path of a folder, got {value!r}.")
+    return os.fspath(value)
+
+
 #: parameters that all networks share; `module`, `callbacks`, `random_state` and `device` are checked where they act
 COMMON: dict[str, Check] = {
     "hidden_layer_sizes": lambda name, value: check_layer_sizes(value),
@@ -119,4 +127,6 @@ COMMON: dict[str, Check] = {
     "dtype": dtype,
     "verbose": integer(0),
     "warm_start": boolean,
+    "checkpoint_dir": optional(path),
+    "checkpoint_every": integer(1),
 }

@@ -88,6 +88,12 @@ verbose : int, default=0
 warm_start : bool, default=False
     `fit` goes on from the fitted network for `max_epochs` more epochs, with the parameters as they are now;
     the optimiser's state is kept unless its own parameters have changed.
+checkpoint_dir : str or path, default=None
+    `fit` writes the state of the training into a folder below this one, named by a hash of the parameters, the data
+    and the seed. Killed and called again, it goes on from there to the same bits (CPU, equal number of threads);
+    once finished it loads the result. Needs an integer `random_state`.
+checkpoint_every : int >= 1, default=1
+    Epochs between two checkpoints.
 """
 
 _JACOBIAN = """

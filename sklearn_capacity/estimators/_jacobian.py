@@ -130,6 +130,8 @@ class JacobianRegularizedClassifier(JacobianPenaltyMixin, NetworkClassifier):
         random_state: Any = None,
         verbose: int = 0,
         warm_start: bool = False,
+        checkpoint_dir: Any = None,
+        checkpoint_every: int = 1,
     ) -> None:
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes,
@@ -163,6 +165,8 @@ class JacobianRegularizedClassifier(JacobianPenaltyMixin, NetworkClassifier):
             random_state=random_state,
             verbose=verbose,
             warm_start=warm_start,
+            checkpoint_dir=checkpoint_dir,
+            checkpoint_every=checkpoint_every,
         )
         self.jacobian_penalty = jacobian_penalty
         self.jacobian_norm = jacobian_norm
@@ -249,6 +253,8 @@ class JacobianRegularizedRegressor(JacobianPenaltyMixin, NetworkRegressor):
         random_state: Any = None,
         verbose: int = 0,
         warm_start: bool = False,
+        checkpoint_dir: Any = None,
+        checkpoint_every: int = 1,
     ) -> None:
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes,
@@ -281,6 +287,8 @@ class JacobianRegularizedRegressor(JacobianPenaltyMixin, NetworkRegressor):
             random_state=random_state,
             verbose=verbose,
             warm_start=warm_start,
+            checkpoint_dir=checkpoint_dir,
+            checkpoint_every=checkpoint_every,
         )
         self.jacobian_penalty = jacobian_penalty
         self.jacobian_norm = jacobian_norm

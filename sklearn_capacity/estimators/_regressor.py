@@ -83,6 +83,8 @@ class NetworkRegressor(RegressorMixin, BaseNetwork):
         random_state: Any = None,
         verbose: int = 0,
         warm_start: bool = False,
+        checkpoint_dir: Any = None,
+        checkpoint_every: int = 1,
     ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -114,6 +116,8 @@ class NetworkRegressor(RegressorMixin, BaseNetwork):
         self.random_state = random_state
         self.verbose = verbose
         self.warm_start = warm_start
+        self.checkpoint_dir = checkpoint_dir
+        self.checkpoint_every = checkpoint_every
 
     def predict(self, X: Any) -> np.ndarray:
         """The network's outputs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,8 +17,10 @@ from torch import nn
 from sklearn_capacity.estimators._data import split_validation
 from sklearn_capacity.estimators._modules import check_output
 from sklearn_capacity.layers import resolve_augmentation
+from sklearn_capacity.storage import fingerprint
 from sklearn_capacity.training import (
     CRITERIA,
+    CheckpointFolder,
     DivergenceCheck,
     EpochProgress,
     PenalizedNet,
@@ -26,8 +29,10 @@ from sklearn_capacity.training import (
     make_schedule,
     resolve_device,
     resolve_optimizer,
+    resumable_fit,
     seeded,
 )
+from sklearn_capacity.training.checkpoints import FORMAT
 
 __all__ = ["NetTraining"]
 
@@ -42,6 +47,10 @@ OPTIMIZER_PARAMETERS = (
 )
 
 
+#: parameters that do not change the result
+NOT_HASHED = ("checkpoint_dir", "checkpoint_every", "device", "verbose", "warm_start")
+
+
 class NetTraining:
     """The training half of the estimators; it reads their parameters and checked data."""
 
@@ -53,6 +62,8 @@ class NetTraining:
     augmentation: Any
     batch_size: int
     callbacks: Any
+    checkpoint_dir: Any
+    checkpoint_every: int
     device: Any
     early_stopping: bool
     learning_rate: float
@@ -149,6 +160,10 @@ class NetTraining:
         sample = TensorData(X[:1], device=device, dtype=dtype).X
         check_output(module, sample, self._n_outputs, self._output_meaning)
         self.initial_state_ = {name: t.detach().cpu().clone() for name, t in module.state_dict().items()}
+        return self._net_around(module, device)
+
+    def _net_around(self, module: nn.Module, device: torch.device) -> PenalizedNet:
+        """A skorch net that owns the module and a new optimiser."""
         self._optimizer_settings = self._current_optimizer_settings()
         net = self._net_class(
             module,
@@ -200,8 +215,12 @@ class NetTraining:
         net.iterator_train__generator = generator
         net.iterator_train__transform = resolve_augmentation(self.augmentation)
         net.train_split = None if valid is None else predefined_split(net.get_dataset(*valid))
+        folder = self._checkpoint_folder(arrays)
         try:
-            net.partial_fit(data, None, epochs=epochs)
+            if folder is None:
+                net.partial_fit(data, None, epochs=epochs)
+            else:
+                resumable_fit(net, data, epochs, folder, generator, self.checkpoint_every)
             check_finite(net, data)
         except Exception:
             vars(self).pop("net_", None)  # a diverged network is no network
@@ -210,6 +229,23 @@ class NetTraining:
         net.train_split = net.penalty = net.iterator_train__generator = net.iterator_train__transform = None
         for epoch in net.history:
             epoch["batches"] = []
+
+    def _checkpoint_folder(self, arrays: list[np.ndarray]) -> CheckpointFolder | None:
+        """One folder per hash of parameters, data and seed, so that no two fits ever meet by chance."""
+        if self.checkpoint_dir is None:
+            return None
+        params = {key: value for key, value in self.get_params(deep=False).items() if key not in NOT_HASHED}
+        try:
+            key = fingerprint(
+                params=params,
+                kind=type(self),
+                data=arrays,
+                classes=getattr(self, "classes_", None),
+                versions=[torch.__version__, FORMAT],
+            )
+        except TypeError as error:
+            raise TypeError(f"{error} Fit with checkpoint_dir=None.") from error
+        return CheckpointFolder(Path(self.checkpoint_dir) / key[:40])
 
     def _update_callbacks(self, net: PenalizedNet) -> None:
         """The variant's, which may regroup the optimiser's parameters, the schedule, the user's, those that end."""

@@ -2,6 +2,7 @@
 
 from .activations import ACTIVATIONS, Activation, activation_of
 from .evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast, evaluate
+from .jacobian import RawJacobian, parameter_jacobian, raw_parameters
 from .network import Network
 from .nodes import NetworkGraph, Node, UnsupportedLayerError, interpret
 from .tangent import parameter_tangent
@@ -16,6 +17,7 @@ __all__ = [
     "NetworkGraph",
     "Node",
     "Program",
+    "RawJacobian",
     "UnsupportedLayerError",
     "activation_of",
     "apply_linear",
@@ -23,7 +25,9 @@ __all__ = [
     "evaluate",
     "interpret",
     "named_tensors",
+    "parameter_jacobian",
     "parameter_tangent",
     "private_copy",
+    "raw_parameters",
     "trace",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .nodes import NetworkGraph, Node
 
-__all__ = ["HEAD", "fold"]
+__all__ = ["HEAD", "fold", "split_head"]
 
 #: Name of the submodule that holds the fixed map from one logit to two.
 HEAD = "binary_head"
@@ -17,13 +17,16 @@ HEAD = "binary_head"
 _LINEAR = ("linear", "conv", "conv_transpose")
 
 
-def fold(graph: NetworkGraph) -> NetworkGraph:
+def fold(graph: NetworkGraph, *, norms: bool = True) -> NetworkGraph:
     """The same function with as few operators as its linear maps allow.
+
+    Explicit padding goes into the convolution behind it. The rest is done only if `norms`.
 
     Batch norm goes into the linear map before it, else into the one behind it (a convolution only where it pads
     nothing: a shift of the input is no constant at a padded border), else it stays as a diagonal layer of its own.
     """
-    for step in (_fold_padding, _fold_norm_backward, _fold_norm_forward, _fold_head):
+    graph = _fold_padding(graph)
+    for step in (_fold_norm_backward, _fold_norm_forward, _fold_head) if norms else ():
         graph = step(graph)
     return graph
 
@@ -174,5 +177,17 @@ def _fold_head(graph: NetworkGraph) -> NetworkGraph:
         return graph
     assert head.weight is not None
     bias = None if last.bias is None else torch.nn.functional.linear(last.bias, head.weight)
-    joined = replace(last, weight=head.weight @ last.weight, bias=bias, shape=head.shape)
+    # What was trained is the one row, so it is kept for those who differentiate with respect to the parameters.
+    params = {**last.params, "stem": last, "head": head}
+    joined = replace(last, weight=head.weight @ last.weight, bias=bias, shape=head.shape, params=params)
     return _rebuild(graph, {last.name: joined}, {**views, head.name: last.name})
+
+
+def split_head(graph: NetworkGraph) -> NetworkGraph:
+    """The graph with the fixed map from one logit to two as a node of its own again."""
+    last = graph[graph.output]
+    if "stem" not in last.params:
+        return graph
+    stem = replace(last.params["stem"], inputs=last.inputs)
+    head = replace(last.params["head"], inputs=(stem.name,))
+    return NetworkGraph((*(node for node in graph.nodes if node.name != last.name), stem, head), head.name)

@@ -130,7 +130,12 @@ class Network:
         UnsupportedLayerError
             If the module cannot be traced.
         """
-        return trace(self.module, self.input_shape, dtype=self.dtype)
+        return trace(self.module, self.input_shape, dtype=self.dtype, inside=self._inside)
+
+    @property
+    def _inside(self) -> str:
+        """Path of the user's module within the wrappers around it."""
+        return "module." * sum(isinstance(module, _Wrapper) for module in self.module.modules())
 
     @cached_property
     def graph(self) -> NetworkGraph:
@@ -142,9 +147,13 @@ class Network:
             If the module cannot be traced, or the graph does not reproduce it.
         """
         with torch.no_grad():
-            graph = self.program.bind(named_tensors(self.module))
+            graph = self.program.bind(self.tensors())
             self._check(graph)
         return graph
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers by every name they have."""
+        return named_tensors(self.module)
 
     def initial_tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers of the module as they were before training, by the names of `named_tensors`.
@@ -156,8 +165,7 @@ class Network:
         """
         if self.initial_state is None:
             raise UnsupportedLayerError("The weights before training are not known for this model.")
-        prefix = "module." * sum(isinstance(m, _Wrapper) for m in self.module.modules())
-        tensors = named_tensors(self.module)
+        tensors = self.tensors()
         for name, parameter in self.parameters.items():
             initial = self.initial_state.get(name)
             if initial is None or initial.shape != parameter.shape:
@@ -167,7 +175,7 @@ class Network:
                     f"{tuple(parameter.shape)}."
                 )
         for name, tensor in tensors.items():
-            initial = self.initial_state.get(name.removeprefix(prefix))
+            initial = self.initial_state.get(name.removeprefix(self._inside))
             if initial is not None and tensor.is_floating_point():
                 moved = initial.to(device=self.device, dtype=self.dtype)
                 tensors[name] = nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import activation_of
-from .evaluate import EVALUATE, LINEAR_RULES, apply_linear
+from .evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast
 from .nodes import NetworkGraph, Node, interpret
 
-__all__ = ["parameter_tangent"]
+__all__ = ["activation_tangent", "opaque_tangent", "parameter_tangent", "pick", "pool_indices", "shaped_bias"]
 
-#: A value and its derivative along theta; None where the derivative is zero because no parameter came before.
-Pair = tuple[Tensor, Tensor | None]
+#: A value x and its derivative dx along theta. A number c stands for dx = c x: that is how a rectifier network starts
+#: (lemma 2.1 of [FR]), and it costs nothing to carry on.
+Pair = tuple[Tensor, Tensor | float]
 
 
 def parameter_tangent(graph: NetworkGraph, X: Tensor, *, biases: bool = True) -> tuple[Tensor, Tensor]:
     """Logits f and u = J_theta f . theta, each (n, C), theta being the folded trainable parameters.
 
     A layer's own part of the tangent is its output once more, so a layer W h + b with incoming tangent dh gives
-    W (h + dh) + b: two applications per layer, one in the first. No gradient is ever stored.
+    W (h + dh) + b: two applications per layer, and one where dh = c h, since then it is (1 + c) (W h + b) - c b. No
+    gradient is ever stored.
 
     Parameters
     ----------
@@ -29,64 +33,126 @@ def parameter_tangent(graph: NetworkGraph, X: Tensor, *, biases: bool = True) ->
     X : Tensor of shape (n, ...)
     biases : bool, default=True
         Whether biases (and shifts) belong to theta.
+
+    Returns
+    -------
+    f, u : Tensor of shape (n, C)
     """
 
     def affine(node: Node, pair: Pair) -> Pair:
         x, dx = pair
         y = apply_linear(node, x, node.weight, node.bias)
-        own_weight, own_bias = node.trainable[0], node.trainable[1] and biases
-        bias = node.bias if own_bias else None
-        if own_weight:
-            if dx is None and (own_bias or node.bias is None):
-                return y, y
-            moved = x if dx is None else x + dx
-            return y, apply_linear(node, moved, node.weight, bias)
-        if dx is None and bias is None:
-            return y, None
-        incoming = torch.zeros_like(x) if dx is None else dx
-        return y, apply_linear(node, incoming, node.weight, bias)
+        own_weight, own_bias = node.trainable[0], node.trainable[1] and biases and node.bias is not None
+        if isinstance(dx, float):
+            factor = dx + own_weight
+            rest = own_bias - factor
+            if node.bias is None or rest == 0:
+                return y, factor
+            return y, torch.add(shaped_bias(node, node.bias, y) * rest, y, alpha=factor)
+        return y, apply_linear(node, x + dx if own_weight else dx, node.weight, node.bias if own_bias else None)
 
-    f, u = interpret(graph, {**_TANGENT, **dict.fromkeys(_AFFINE, affine)}, (X, None), purpose="A parameter tangent")
-    return f, torch.zeros_like(f) if u is None else u
+    rules = {**_TANGENT, **dict.fromkeys(_AFFINE, affine)}
+    f, u = interpret(graph, rules, (X, 0.0), purpose="A parameter tangent")
+    return f, _tensor(f, u)
+
+
+def shaped_bias(node: Node, bias: Tensor, y: Tensor) -> Tensor:
+    """A node's bias, shaped to broadcast against a batch of its outputs."""
+    if node.op == "diagonal":
+        return broadcast(node, bias, y)
+    return bias if node.op == "linear" else bias.reshape(-1, *(1,) * (y.dim() - 2))
+
+
+def _tensor(x: Tensor, dx: Tensor | float) -> Tensor:
+    return x * dx if isinstance(dx, float) else dx
 
 
 def _linear(rule: Callable[..., Tensor]) -> Callable[..., Pair]:
     def both(node: Node, *pairs: Pair) -> Pair:
         value = rule(node, *(x for x, _ in pairs))
-        if all(dx is None for _, dx in pairs):
-            return value, None
-        return value, rule(node, *(torch.zeros_like(x) if dx is None else dx for x, dx in pairs))
+        first = pairs[0][1]
+        if isinstance(first, float) and all(isinstance(dx, float) and dx == first for _, dx in pairs):
+            return value, first
+        return value, rule(node, *(_tensor(x, dx) for x, dx in pairs))
 
     return both
+
+
+def activation_tangent(node: Node, x: Tensor, dx: Tensor) -> Tensor:
+    """Derivative of an activation at x along dx."""
+    if node.params["kind"] == "relu":  # one fused pass instead of three
+        return torch.ops.aten.threshold_backward(dx, x, 0)
+    activation, args = activation_of(node)
+    return activation.derivative(x, *args) * dx
 
 
 def _activation(node: Node, pair: Pair) -> Pair:
     x, dx = pair
     activation, args = activation_of(node)
     y = activation.value(x, *args)
-    return y, None if dx is None else activation.derivative(x, *args) * dx
+    if isinstance(dx, float) and (dx == 0 or activation.homogeneous):
+        return y, dx
+    return y, activation_tangent(node, x, _tensor(x, dx))
+
+
+def pool_indices(node: Node, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Maxima over the windows, and where they were found."""
+    p = node.params
+    pool = _POOL_WITH_INDICES[p["nd"]]
+    return pool(x, p["kernel"], p["stride"], p["padding"], p["dilation"], ceil_mode=p["ceil_mode"], return_indices=True)
+
+
+def pick(where: Tensor, dx: Tensor) -> Tensor:
+    """Entries of dx (n, c, ...) at the indices of its flattened trailing axes."""
+    if dx.dim() == 4 and dx.is_contiguous(memory_format=torch.channels_last):
+        n, c = dx.shape[:2]
+        rows = dx.permute(0, 2, 3, 1).reshape(n, -1, c)  # views, where a flattened channel would be a copy
+        found = rows.gather(1, where.permute(0, 2, 3, 1).reshape(n, -1, c))
+        return found.reshape(n, *where.shape[2:], c).permute(0, 3, 1, 2)
+    return dx.flatten(2).gather(2, where.flatten(2)).reshape(where.shape)
 
 
 def _max_pool(node: Node, pair: Pair) -> Pair:
     x, dx = pair
-    if dx is None:
-        return EVALUATE["max_pool"](node, x), None
-    p = node.params
-    pool = _POOL_WITH_INDICES[p["nd"]]
-    y, where = pool(
-        x, p["kernel"], p["stride"], p["padding"], p["dilation"], ceil_mode=p["ceil_mode"], return_indices=True
-    )
-    return y, dx.flatten(2).gather(2, where.flatten(2)).reshape(y.shape)
+    if isinstance(dx, float):  # c >= 0: a maximum is positively homogeneous
+        return EVALUATE["max_pool"](node, x), dx
+    y, where = pool_indices(node, x)
+    return y, pick(where, dx)
+
+
+def opaque_tangent(node: Node, xs: Sequence[Any], dxs: Sequence[Tensor | float]) -> Tensor | float:
+    """Derivative of an operator without a rule, by two reverse sweeps over it alone."""
+    moving = [i for i, dx in enumerate(dxs) if not isinstance(dx, float) or dx != 0]
+    if not moving:
+        return 0.0
+    with torch.enable_grad():
+        points = {i: xs[i].detach().requires_grad_(True) for i in moving}
+        value = EVALUATE["opaque"](node, *(points.get(i, x) for i, x in enumerate(xs)))
+        dual = torch.zeros_like(value, requires_grad=True)
+        pulled = torch.autograd.grad(value, list(points.values()), dual, create_graph=True, allow_unused=True)
+        inner = sum((g * _tensor(xs[i], dxs[i])).sum() for i, g in zip(moving, pulled, strict=True) if g is not None)
+        if not isinstance(inner, Tensor) or not inner.requires_grad:
+            return 0.0
+        (derivative,) = torch.autograd.grad(inner, dual)
+    return derivative.detach()
+
+
+def _opaque(node: Node, *pairs: Pair) -> Pair:
+    if node.params["trained"]:
+        raise node.refuse("A parameter tangent", "it has parameters, and there is no rule for it.")
+    xs, dxs = [x for x, _ in pairs], [dx for _, dx in pairs]
+    return EVALUATE["opaque"](node, *xs), opaque_tangent(node, xs, dxs)
 
 
 _AFFINE = ("linear", "conv", "conv_transpose", "diagonal")
-_POOL_WITH_INDICES = {
-    1: torch.nn.functional.max_pool1d,
-    2: torch.nn.functional.max_pool2d,
-    3: torch.nn.functional.max_pool3d,
+_POOL_WITH_INDICES: dict[int, Callable[..., tuple[Tensor, Tensor]]] = {
+    1: F.max_pool1d,
+    2: F.max_pool2d,
+    3: F.max_pool3d,
 }
 _TANGENT: dict[str, Callable[..., Pair]] = {
     **{op: _linear(rule) for op, rule in LINEAR_RULES.items()},
     "activation": _activation,
     "max_pool": _max_pool,
+    "opaque": _opaque,
 }

@@ -52,7 +52,7 @@ class Program:
 
     `bind` gives the graph for one set of tensors, as a differentiable function of them, so a training loop traces once
     and binds every step. `batch` is the first axis's size, a symbol, or a number where the forward pass fixed it (by
-    calling `len(x)`, say).
+    calling `len(x)`, say). `inside` is the dotted path, with its last dot, of the user's module within what was traced.
     """
 
     nodes: tuple[torch.fx.Node, ...]
@@ -61,6 +61,11 @@ class Program:
     input_name: str
     input_shape: tuple[int, ...]
     batch: str
+    inside: str = ""
+
+    def shown(self, scope: str) -> str:
+        """The name of a submodule as the user knows it."""
+        return "" if scope + "." == self.inside else scope.removeprefix(self.inside)
 
     def bind(self, tensors: Mapping[str, Tensor], *, folded: bool = True) -> NetworkGraph:
         """The graph with effective weights: parametrisations applied, batch norm folded.
@@ -70,14 +75,20 @@ class Program:
         tensors : mapping of str to Tensor
             Parameters and buffers by name, as `named_tensors` gives them, on one device.
         folded : bool, default=True
-            False leaves batch norms and paddings as nodes of their own.
+            False leaves batch norm (and the fixed head of a one-logit model) as a node of its own.
         """
-        graph = _Binder(self, tensors).graph()
-        return fold(graph) if folded else graph
+        return fold(_Binder(self, tensors).graph(), norms=folded)
 
 
-def trace(module: nn.Module, input_shape: tuple[int, ...], *, dtype: torch.dtype | None = None) -> Program:
-    """Trace a module's eval forward pass on a private CPU copy.
+def trace(
+    module: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    dtype: torch.dtype | None = None,
+    training: bool = False,
+    inside: str = "",
+) -> Program:
+    """Trace a module's forward pass, in eval mode unless told otherwise, on a private CPU copy.
 
     Parameters
     ----------
@@ -87,6 +98,10 @@ def trace(module: nn.Module, input_shape: tuple[int, ...], *, dtype: torch.dtype
         Shape of one sample.
     dtype : torch.dtype, default=None
         Floating dtype of the sample; that of the parameters by default.
+    training : bool, default=False
+        Whether every submodule keeps the mode it is in; the program then only tells what that mode changes.
+    inside : str, default=""
+        Path of the user's module within `module`, with a dot at its end, where that wraps it.
 
     Raises
     ------
@@ -94,6 +109,9 @@ def trace(module: nn.Module, input_shape: tuple[int, ...], *, dtype: torch.dtype
         If the forward pass depends on the data in a way that no graph can show.
     """
     twin = private_copy(module, "cpu")
+    if training:
+        for copied, original in zip(twin.modules(), module.modules(), strict=True):
+            copied.training = original.training
     floats = [t.dtype for t in named_tensors(twin).values() if t.is_floating_point()]
     dtype = dtype or (floats[0] if floats else torch.get_default_dtype())
     generator = torch.Generator().manual_seed(0)
@@ -120,7 +138,7 @@ def trace(module: nn.Module, input_shape: tuple[int, ...], *, dtype: torch.dtype
     (input_name,) = signature.user_inputs
     placeholder = next(node for node in nodes if node.name == input_name)
     batch = str(placeholder.meta["val"].shape[0])
-    return Program(nodes, names, constants, input_name, tuple(input_shape), batch)
+    return Program(nodes, names, constants, input_name, tuple(input_shape), batch, inside)
 
 
 def _mutates(graph: torch.fx.Graph) -> bool:
@@ -212,7 +230,8 @@ class _Binder:
 
     def _constant(self, node: torch.fx.Node, args: tuple, kwargs: dict) -> Any:
         """Run an operator of parameters, buffers and numbers: a parametrised weight, a table of indices."""
-        weights = [self.env[n.name] for n in node.all_input_nodes if isinstance(self.env[n.name], Weight)]
+        given = torch.utils._pytree.tree_leaves((args, kwargs), is_leaf=lambda v: isinstance(v, Weight))
+        weights = [leaf for leaf in given if isinstance(leaf, Weight)]
         unwrapped = torch.utils._pytree.tree_map_only(
             Weight, lambda w: w.tensor, (args, kwargs), is_leaf=lambda v: isinstance(v, Weight)
         )
@@ -222,17 +241,17 @@ class _Binder:
         if isinstance(kwargs.get("dtype"), torch.dtype) and kwargs["dtype"].is_floating_point:
             kwargs = {**kwargs, "dtype": self.dtype}
         value = node.target(*args, **kwargs)  # type: ignore[operator]
-        if not isinstance(value, Tensor):
-            return value
         sources = frozenset().union(*(w.sources for w in weights))
-        return Weight(value, any(w.trainable for w in weights), sources)
+        trainable = any(w.trainable for w in weights)
+        # One tensor, or the several that a split gives.
+        return torch.utils._pytree.tree_map_only(Tensor, lambda t: Weight(t, trainable, sources), value)
 
     def _convert(self, node: torch.fx.Node, args: tuple, kwargs: dict) -> Ref:
         value = node.meta.get("val")
         if isinstance(value, tuple | list) and value and node.target in CONVERSIONS:
             value = value[0]
         full = self._shape(value) if isinstance(value, Tensor) else ()
-        scope = _scope(node)
+        scope = self.program.shown(_scope(node))
         rule = CONVERSIONS.get(node.target)
         draft: Draft | Ref | None = None
         if rule is not None and self._batch_first(full, [self.env[n.name] for n in node.all_input_nodes]):
@@ -254,7 +273,7 @@ class _Binder:
                 full[1:],
                 None if draft.weight is None else draft.weight.tensor,
                 None if draft.bias is None else draft.bias.tensor,
-                tuple(w is not None and w.trainable for w in (draft.weight, draft.bias)),
+                (draft.weight is not None and draft.weight.trainable, draft.bias is not None and draft.bias.trainable),
                 (_sources(draft.weight), _sources(draft.bias)),
                 draft.params,
             )

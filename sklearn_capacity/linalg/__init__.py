@@ -5,6 +5,7 @@
 ``column_norms(p)``, ``frobenius_norm()``.
 """
 
+from .block_lanczos import block_lanczos
 from .bounds import NormBounds, norm_bounds
 from .conv import ConvOperator, conv_norm_lower, conv_norm_upper
 from .golub_kahan import OperatorNorm, dense_operator, operator_norm
@@ -12,6 +13,7 @@ from .induced import diagonal_norm, dual_exponent, induced_norm
 from .lanczos import Eigenvalue, RitzValues, lanczos, largest_eigenvalue
 from .matrix import DiagonalOperator, MatrixOperator, linear_norm
 from .pooling import PoolOperator, adaptive_average_pool, average_pool
+from .powers import power_product
 
 __all__ = [
     "ConvOperator",
@@ -24,6 +26,7 @@ __all__ = [
     "RitzValues",
     "adaptive_average_pool",
     "average_pool",
+    "block_lanczos",
     "conv_norm_lower",
     "conv_norm_upper",
     "dense_operator",
@@ -35,4 +38,5 @@ __all__ = [
     "linear_norm",
     "norm_bounds",
     "operator_norm",
+    "power_product",
 ]

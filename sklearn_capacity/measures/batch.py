@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any, TypeVar
 
 import torch
@@ -48,7 +48,8 @@ class Batch:
         verbose: int = 0,
     ):
         self.network = network
-        self._X = X
+        # Once, and not for every pass over the data.
+        self._X = None if X is None else _laid_out(X)
         self._y = y
         self.loss = loss
         self.random_state = random_state
@@ -89,6 +90,11 @@ class Batch:
         if key not in self._memo:
             self._memo[key] = compute()
         return self._memo[key]
+
+    @property
+    def known(self) -> Set[Any]:
+        """Keys of what was computed so far."""
+        return self._memo.keys()
 
     def generator(self) -> torch.Generator:
         """A fresh CPU generator with this batch's seed: one stream per measure, whatever else was measured."""

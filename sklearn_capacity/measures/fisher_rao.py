@@ -6,12 +6,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
-from torch.nn.utils import parametrize
 
 from .._validation import check_option
-from ..graph import Network, UnsupportedLayerError, parameter_tangent
-from ..products.tangent import directional_derivative
+from ..graph import Network, RawJacobian, UnsupportedLayerError, parameter_tangent
 from .batch import Batch
 from .record import Measure, Measured, NotDefinedError
 
@@ -62,8 +59,9 @@ def fisher_rao_norm(
 
     Notes
     -----
-    At most two forward passes' worth of products; no per-sample gradient is formed. For networks with operators that
-    have no tangent rule (attention, layer norm): reverse mode twice over the raw parameters, about four passes.
+    One forward pass and, from the third layer on, its products once more (1.1 to 2 forward passes in all); no gradient
+    is formed. For networks with operators that have no tangent rule and parameters (attention, layer norm): reverse
+    mode twice over the raw parameters, about four passes.
 
     References
     ----------
@@ -121,24 +119,17 @@ def _tangents(network: Network, batch: Batch, biases: bool) -> tuple[Tensor, Ten
         with torch.no_grad():
             pairs = batch.map(lambda X: parameter_tangent(graph, X, biases=biases))
     except UnsupportedLayerError as error:
-        pairs = _raw_tangents(network, batch, biases, error)
+        jacobian = RawJacobian(network, error)
+        theta = jacobian.theta.values()
+        along = [p.detach() if biases or p.dim() > 1 else torch.zeros_like(p) for p in theta]
+
+        def raw(X: Tensor) -> tuple[Tensor, Tensor]:
+            point = jacobian.at(X)
+            return point.logits, point.push(along)
+
+        pairs = batch.map(raw)
     f, u = (torch.cat(parts).double() for parts in zip(*pairs, strict=True))
     return f.flatten(1), u.flatten(1)
-
-
-def _raw_tangents(network: Network, batch: Batch, biases: bool, reason: Exception) -> list[tuple[Tensor, Tensor]]:
-    """The same over the raw parameters, where they are the folded ones: no batch norm, no parametrisation."""
-    module = network.module
-    for name, submodule in module.named_modules():
-        if isinstance(submodule, torch.nn.modules.batchnorm._BatchNorm) or parametrize.is_parametrized(submodule):
-            raise UnsupportedLayerError(f"{reason} Without a graph, layer `{name}` cannot be folded.") from reason
-    theta = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    along = {name: p if biases or p.dim() > 1 else torch.zeros_like(p) for name, p in theta.items()}
-
-    def tangent(X: Tensor) -> tuple[Tensor, Tensor]:
-        return directional_derivative(lambda point: functional_call(module, dict(point), (X,)), theta, along)
-
-    return batch.map(tangent)
 
 
 MEASURES = (

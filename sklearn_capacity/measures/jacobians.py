@@ -4,36 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .._validation import check_option
 from ..graph import Network
-from ..products.jacobian import OUTPUTS, apply_output, jacobian_products
+from ..products.jacobian import OUTPUTS
 from .batch import Batch
+from .companion import largest_eigenvalues, traces
 from .record import Measure, Measured
 
-__all__ = ["MEASURES", "jacobian_frobenius", "jacobian_gram", "jacobian_spectral"]
+__all__ = ["MEASURES", "REDUCTIONS", "jacobian_frobenius", "jacobian_spectral", "reduce_samples"]
 
 REDUCTIONS = ("max", "mean")
 
 
-def jacobian_gram(network: Network, batch: Batch, output: str = "logits") -> Tensor:
-    """J(x) J(x)^T of every sample, (n, C, C), float64, from one backward pass per class; kept for the call."""
-    check_option("output", output, OUTPUTS)
-
-    def gram(X: Tensor) -> Tensor:
-        rows = torch.stack([row.flatten(1) for row in jacobian_products(network.forward, X)], dim=1)
-        rows = rows.double()
-        return rows @ rows.transpose(1, 2)
-
-    logits_gram = batch.once("jacobian_gram", lambda: batch.cat(gram))
-    if output == "logits":
-        return logits_gram
-    # softmax's own Jacobian diag(p) - p p^T acts on the left of J and is symmetric
-    p = apply_output(batch.logits, "softmax")
-    outer = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
-    return outer @ logits_gram @ outer
+def reduce_samples(values: Tensor, reduction: str) -> float:
+    """The largest or the mean of one value per sample."""
+    return float(values.max() if reduction == "max" else values.mean())
 
 
 def jacobian_frobenius(network: Network, batch: Batch, *, output: str = "logits") -> Measured:
@@ -41,16 +28,20 @@ def jacobian_frobenius(network: Network, batch: Batch, *, output: str = "logits"
 
     .. math:: \frac{1}{m} \sum_i \|J(x_i)\|_F^2
 
-    Smaller goes with better generalisation.
+    Smaller goes with better generalisation; 0 where the network is constant around every sample.
 
     Parameters
     ----------
     output : "logits" or "softmax", default="logits"
         The function whose Jacobian is meant; [JR] differentiates through the softmax.
 
+    Returns
+    -------
+    Measured
+
     Notes
     -----
-    One backward pass per class.
+    One backward pass per class, shared with `jacobian_spectral` and the pull-back measures.
 
     References
     ----------
@@ -66,8 +57,8 @@ def jacobian_frobenius(network: Network, batch: Batch, *, output: str = "logits"
     >>> measure_capacity(net, torch.ones(1, 2), measures="jacobian_frobenius", loss="squared")
     {'jacobian_frobenius': 25.0}
     """
-    gram = jacobian_gram(network, batch, output)
-    return Measured(float(gram.diagonal(dim1=1, dim2=2).sum(1).mean()))
+    check_option("output", output, OUTPUTS)
+    return Measured(reduce_samples(traces(network, batch, output), "mean"))
 
 
 def jacobian_spectral(
@@ -77,7 +68,7 @@ def jacobian_spectral(
 
     .. math:: \max_i \|J(x_i)\|_2
 
-    Smaller goes with better generalisation.
+    Smaller goes with better generalisation; 0 where the network is constant around every sample.
 
     Parameters
     ----------
@@ -86,9 +77,14 @@ def jacobian_spectral(
     output : "logits" or "softmax", default="logits"
         [JR] differentiates through the softmax (its figure 4c falls with depth; on logits the quantity rises).
 
+    Returns
+    -------
+    Measured
+
     Notes
     -----
-    One backward pass per class and an eigenvalue problem of size C per sample.
+    One backward pass per class and an eigenvalue problem of size C per sample; beyond 80 outputs about two dozen pairs
+    of backward passes by Lanczos, to a relative residual of 1e-6, whatever C is.
 
     References
     ----------
@@ -105,8 +101,8 @@ def jacobian_spectral(
     {'jacobian_spectral': 4.0}
     """
     check_option("reduction", reduction, REDUCTIONS)
-    largest = torch.linalg.eigvalsh(jacobian_gram(network, batch, output))[:, -1].clamp_min(0).sqrt()
-    return Measured(float(largest.max() if reduction == "max" else largest.mean()))
+    check_option("output", output, OUTPUTS)
+    return Measured(reduce_samples(largest_eigenvalues(network, batch, output).sqrt(), reduction))
 
 
 _JACOBIAN: dict[str, Any] = {

@@ -22,6 +22,7 @@ __all__ = [
     "layer_weight",
     "operator_norm_uppers",
     "operator_norms",
+    "operator_of",
     "repetitions",
     "weight_layers",
 ]
@@ -35,17 +36,24 @@ def check_view(view: str) -> str:
 
 
 def weight_layers(network: Network, purpose: str = "A product of layer norms") -> tuple[Node, ...]:
-    """The weight layers l = 1..d, if these are all that the network has.
+    """The weight layers l = 1..d, if these are all that the network has and their weights are numbers.
 
     Raises
     ------
     UnsupportedLayerError
-        If there is an operator that the graph does not know (attention, layer norm): its weights would be missing.
+        If there is an operator that the graph does not know (attention, layer norm), whose weights would be missing, or
+        a weight that is not finite.
     """
-    for node in network.graph.nodes:
-        if node.op == "opaque":
-            raise node.refuse(purpose, "it is not one of the weight layers and activations that are known.")
-    return network.graph.layers
+
+    def checked() -> tuple[Node, ...]:
+        for node in network.graph.nodes:
+            if node.op == "opaque":
+                raise node.refuse(purpose, "it is not one of the weight layers and activations that are known.")
+            if node.weight is not None and not bool(node.weight.isfinite().all()):
+                raise node.refuse(purpose, "its weights are not finite.", "The network has diverged.")
+        return network.graph.layers
+
+    return network.once("weight_layers", checked)
 
 
 def layer_weight(node: Node) -> Tensor:
@@ -72,16 +80,22 @@ def as_operator(network: Network, node: Node) -> Operator:
 
     A linear layer that is applied at several positions is given once: see `repetitions`.
     """
-    weight = layer_weight(node)
+    return operator_of(node, layer_weight(node), network.graph[node.inputs[0]].shape)
+
+
+def operator_of(node: Node, weight: Tensor, input_shape: tuple[int, ...]) -> Operator:
+    """The operator of a layer with another weight in its place."""
     if node.op == "linear":
         return MatrixOperator(weight)
     if node.op == "diagonal":
+        if input_shape != node.shape:
+            raise node.refuse("The operator of a layer", "it repeats its input by broadcasting.")
         ones = torch.ones(1, *node.shape, dtype=weight.dtype, device=weight.device)
         return DiagonalOperator((ones * broadcast(node, weight, ones))[0])
     p = node.params
     return ConvOperator(
         weight,
-        network.graph[node.inputs[0]].shape,
+        input_shape,
         stride=p["stride"],
         padding=p["padding"],
         dilation=p["dilation"],

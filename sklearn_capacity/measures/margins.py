@@ -1,7 +1,8 @@
-"""Margins of the logits ([EG] section 2.1)."""
+"""Margins of the logits ([EG] section 2.1) and of the softmax ([JR] section IV)."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..graph import Network
 from .batch import Batch
 from .record import Measure, Measured, NotDefinedError
 
-__all__ = ["MEASURES", "margin", "margins_of", "min_margin"]
+__all__ = ["MEASURES", "margin", "margin_percentile", "margins_of", "min_margin", "softmax_score"]
 
 
 def margins_of(logits: Tensor, classes: Tensor) -> Tensor:
@@ -27,6 +28,12 @@ def margins_of(logits: Tensor, classes: Tensor) -> Tensor:
 
 def sample_margins(batch: Batch) -> np.ndarray:
     return batch.once("margins", lambda: margins_of(batch.logits, batch.classes).cpu().numpy())
+
+
+def margin_percentile(batch: Batch, percentile: float) -> float:
+    """Percentile of the samples' margins, linear between them."""
+    check_interval("percentile", percentile, 0, 100)
+    return float(np.percentile(sample_margins(batch), percentile))
 
 
 def margin(network: Network, batch: Batch, *, percentile: float = 5.0) -> Measured:
@@ -59,8 +66,7 @@ def margin(network: Network, batch: Batch, *, percentile: float = 5.0) -> Measur
     >>> measure_capacity(nn.Identity(), X, torch.tensor([0, 1]), {"m": ("margin", {"percentile": 50})})
     {'m': 3.5}
     """
-    check_interval("percentile", percentile, 0, 100)
-    return Measured(float(np.percentile(sample_margins(batch), percentile)))
+    return Measured(margin_percentile(batch, percentile))
 
 
 def min_margin(network: Network, batch: Batch) -> Measured:
@@ -82,16 +88,51 @@ def min_margin(network: Network, batch: Batch) -> Measured:
     return Measured(float(sample_margins(batch).min()))
 
 
+def softmax_score(network: Network, batch: Batch) -> Measured:
+    r"""Smallest score of the data on softmax outputs.
+
+    .. math:: \min_i \min_{j \ne y_i} \sqrt{2} \, (z_{y_i} - z_j), \quad z = \mathrm{softmax}(f(x_i))
+
+    Between -sqrt(2) and sqrt(2); larger goes with better generalisation; negative if a sample is misclassified. Of use
+    for comparison with the published figure only: the certified radii of `input_margin_bound` take another constant.
+
+    Returns
+    -------
+    Measured
+
+    Notes
+    -----
+    One shared forward pass.
+
+    References
+    ----------
+    Sokolic, Giryes, Sapiro, Rodrigues (2017), Robust large margin deep neural networks, eq. 33 and figure 4b.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> X = torch.tensor([[3.0, 0.0]]).log1p()  # odds of 4 to 1
+    >>> round(measure_capacity(nn.Identity(), X, torch.tensor([0]), "softmax_score")["softmax_score"], 4)
+    0.8485
+    """
+    z = batch.logits.softmax(1)
+    return Measured(math.sqrt(2) * float(margins_of(z, batch.classes).min()))
+
+
 _MARGIN: dict[str, Any] = {
     "family": "margin",
     "lower_is_better": False,
-    "source": "[EG] 2.1",
     "needs": frozenset({"data", "labels"}),
     "cost": "forward",
-    "unit": "logit",
     "tasks": ("classification",),
     "invariances": frozenset({"permutation", "layer_rescaling", "node_rescaling"}),
     "signed": True,
 }
 
-MEASURES = (Measure("margin", margin, **_MARGIN), Measure("min_margin", min_margin, **_MARGIN))
+MEASURES = (
+    Measure("margin", margin, source="[EG] 2.1", unit="logit", **_MARGIN),
+    Measure("min_margin", min_margin, source="[EG] 2.1", unit="logit", **_MARGIN),
+    Measure("softmax_score", softmax_score, source="[JR] eq. 33", **_MARGIN),
+)

@@ -1,16 +1,39 @@
-"""Products of layer norms ([EG] section 2.1, [FR] section 3.3)."""
+"""Products of layer norms ([EG] section 2.2, [FR] section 4.1)."""
 
 from __future__ import annotations
 
 import math
+import numbers
+from collections.abc import Sequence
 from typing import Any
 
-from ..graph import Network
+from .._validation import check_interval
+from ..graph import Network, Node
+from ..linalg import induced_norm as operator_induced_norm
+from ..linalg.entries import stable_norm
 from .batch import Batch
-from .layers import as_operator, check_view, kernel_matrix, operator_norms
-from .record import Measure, Measured
+from .layers import (
+    LazyRows,
+    as_operator,
+    check_view,
+    kernel_matrix,
+    operator_norm_uppers,
+    operator_norms,
+    repetitions,
+    weight_layers,
+)
+from .record import Measure, Measured, logarithm
 
-__all__ = ["MEASURES", "frobenius_norm", "spectral_norm"]
+__all__ = [
+    "MEASURES",
+    "chain_norm",
+    "frobenius_norm",
+    "group_norm",
+    "induced_norm",
+    "l1_inf_norm",
+    "product_of",
+    "spectral_norm",
+]
 
 
 def frobenius_norm(network: Network, batch: Batch, *, view: str = "kernel") -> Measured:
@@ -30,13 +53,18 @@ def frobenius_norm(network: Network, batch: Batch, *, view: str = "kernel") -> M
     Measured
         With one row per layer.
 
+    Raises
+    ------
+    UnsupportedLayerError
+        If an operator is no known layer (attention, layer norm); so do all norms of this file.
+
     Notes
     -----
     Weights only. On branching networks the product over all layers is a description and no bound.
 
     References
     ----------
-    Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, section 2.1.
+    Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, section 2.2.
 
     Examples
     --------
@@ -48,21 +76,99 @@ def frobenius_norm(network: Network, batch: Batch, *, view: str = "kernel") -> M
     >>> round(measure_capacity(net, measures="frobenius_norm")["frobenius_norm"], 6)
     5.0
     """
+    return group_norm(network, batch, p=2.0, q=2.0, view=view)
+
+
+def group_norm(network: Network, batch: Batch, *, p: float = 2.0, q: float = 2.0, view: str = "kernel") -> Measured:
+    r"""Product over the layers of the l_q norm over units of the l_p norms of their incoming weights.
+
+    .. math:: \prod_{l=1}^d \Big( \sum_i \big( \sum_j |W_l[i,j]|^p \big)^{q/p} \Big)^{1/q}
+
+    Smaller goes with better generalisation. 0 if a layer is zero. Biases take no part; batch norm is folded.
+
+    Parameters
+    ----------
+    p, q : float in (0, inf], default=2
+        inf is the maximum.
+    view : "kernel" or "operator", default="kernel"
+        A convolution as its kernel with one unit per channel, or as the linear operator at its input size with one unit
+        per channel and position.
+
+    Returns
+    -------
+    Measured
+        With one row per layer.
+
+    Notes
+    -----
+    Weights only. On branching networks the product over all layers is a description and no bound.
+
+    References
+    ----------
+    Neyshabur, Tomioka, Srebro (2015), Norm-based capacity control in neural networks. Liang, Poggio, Rakhlin, Stokes
+    (2019), Fisher-Rao metric, geometry, and complexity of neural networks, section 4.1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(2, 2, bias=False)
+    >>> _ = net.weight.data.copy_(torch.tensor([[3.0, 4.0], [0.0, 5.0]]))
+    >>> value = measure_capacity(net, measures={"sum of lengths": ("group_norm", {"p": 2, "q": 1})})
+    >>> round(value["sum of lengths"], 6)
+    10.0
+    """
+    p, q = check_interval("p", p, 0, closed="right"), check_interval("q", q, 0, closed="right")
     check_view(view)
-    rows = []
-    for node in network.graph.layers:
-        if view == "operator" and node.op in ("conv", "conv_transpose"):
-            value = as_operator(network, node).frobenius_norm()
-        else:
-            value = float(kernel_matrix(node).norm()) * math.sqrt(_copies(network, node) if view == "operator" else 1)
-        rows.append({"layer": node.label, "value": value})
-    return product_of(rows)
+    layers = weight_layers(network)
+    return product_of(layers, [_group_norm(network, node, p, q, view) for node in layers])
 
 
-def _copies(network: Network, node) -> int:  # type: ignore[no-untyped-def]
-    """How often the operator of a dense or diagonal layer repeats its weight along axes it does not mix."""
-    shape = math.prod(node.shape)
-    return shape // (node.weight.shape[0] if node.op == "linear" else node.weight.numel())
+def _group_norm(network: Network, node: Node, p: float, q: float, view: str) -> float:
+    units = stable_norm(kernel_matrix(node), p) if view == "kernel" else as_operator(network, node).row_norms(p)
+    value = float(stable_norm(units.flatten(), q))
+    return value * repetitions(node) ** (1 / q) if view == "operator" else value
+
+
+def l1_inf_norm(network: Network, batch: Batch, *, view: str = "kernel") -> Measured:
+    r"""Product over the layers of the largest l1 norm of one unit's incoming weights.
+
+    .. math:: \prod_{l=1}^d \max_i \sum_j |W_l[i,j]|
+
+    Smaller goes with better generalisation. 0 if a layer is zero. Biases take no part; batch norm is folded.
+
+    Parameters
+    ----------
+    view : "kernel" or "operator", default="kernel"
+        A convolution as its kernel, or as the linear operator at its input size. The two differ only where the kernel
+        always hangs over the border, or where padding by reflection or wrapping makes weights meet.
+
+    Returns
+    -------
+    Measured
+        With one row per layer.
+
+    Notes
+    -----
+    Weights only. On branching networks the product over all layers is a description and no bound.
+
+    References
+    ----------
+    Bartlett, Mendelson (2002), Rademacher and Gaussian complexities. Neyshabur et al. (2017), Exploring generalization
+    in deep learning, section 2.2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(2, 2, bias=False)
+    >>> _ = net.weight.data.copy_(torch.tensor([[3.0, -4.0], [0.0, 5.0]]))
+    >>> round(measure_capacity(net, measures="l1_inf_norm")["l1_inf_norm"], 6)
+    7.0
+    """
+    return group_norm(network, batch, p=1.0, q=math.inf, view=view)
 
 
 def spectral_norm(network: Network, batch: Batch) -> Measured:
@@ -76,17 +182,18 @@ def spectral_norm(network: Network, batch: Batch) -> Measured:
     Returns
     -------
     Measured
-        With one row per layer: value, relative residual and steps of the bidiagonalisation.
+        With one row per layer: value, proven upper end, relative residual and steps of the bidiagonalisation. The upper
+        ends are computed when the rows are read.
 
     Notes
     -----
-    Weights only: an exact SVD per matrix, about 20 to 60 convolutions with one sample per convolution. Golub-Kahan
+    Weights only: an exact SVD per matrix, about 20 to 100 convolutions with one sample per convolution. Golub-Kahan
     bidiagonalisation approaches from below, to a relative residual of 1e-7; certified quantities use upper ends. On
     branching networks the product over all layers is a description and no bound.
 
     References
     ----------
-    Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, section 2.1.
+    Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, section 2.2.
 
     Examples
     --------
@@ -98,25 +205,173 @@ def spectral_norm(network: Network, batch: Batch) -> Measured:
     >>> round(measure_capacity(net, measures="spectral_norm")["spectral_norm"], 6)
     4.0
     """
-    norms = operator_norms(network)
-    return product_of(
-        [
-            {"layer": node.label, "value": norm.value, "residual": norm.residual, "steps": norm.steps}
-            for node, norm in zip(network.graph.layers, norms, strict=True)
+    layers, norms = weight_layers(network), operator_norms(network)
+
+    def rows() -> list[dict]:
+        ends = zip(layers, norms, operator_norm_uppers(network), strict=True)
+        return [
+            {"layer": node.label, "value": norm.value, "upper": upper, "residual": norm.residual, "steps": norm.steps}
+            for node, norm, upper in ends
         ]
+
+    info = {"residual": max((norm.residual for norm in norms), default=0.0)}
+    return Measured.from_log(_log_product([norm.value for norm in norms]), per_layer=LazyRows(rows), info=info)
+
+
+def induced_norm(network: Network, batch: Batch, *, p: float = 2.0, q: float = 2.0) -> Measured:
+    r"""Product over the layers of the norms of their operators from l_p to l_q.
+
+    .. math:: \prod_{l=1}^d \max_v \|W_l v\|_q / \|v\|_p
+
+    Convolutions are taken as linear operators at the input size they see. Smaller goes with better generalisation.
+    Biases take no part; batch norm is folded.
+
+    Parameters
+    ----------
+    p, q : float in [1, inf], default=2
+        p = 1 (the largest l_q norm of a unit's outgoing weights), q = inf (the largest l_{p*} norm of its incoming
+        weights, 1/p + 1/p* = 1), or p = q = 2.
+
+    Returns
+    -------
+    Measured
+        With one row per layer.
+
+    Raises
+    ------
+    ValueError
+        For another pair, whose norm cannot be computed exactly here.
+
+    Notes
+    -----
+    Weights only. On branching networks the product over all layers is a description and no bound.
+
+    References
+    ----------
+    Liang, Poggio, Rakhlin, Stokes (2019), Fisher-Rao metric, geometry, and complexity of neural networks, section 4.1.
+
+    Examples
+    --------
+    >>> import math, torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(2, 2, bias=False)
+    >>> _ = net.weight.data.copy_(torch.tensor([[3.0, -4.0], [0.0, 5.0]]))
+    >>> value = measure_capacity(net, measures={"rows": ("induced_norm", {"p": math.inf, "q": math.inf})})
+    >>> round(value["rows"], 6)
+    7.0
+    """
+    p, q = check_pair(p, q, "`p` and `q`")
+    layers = weight_layers(network)
+    return product_of(layers, [_induced_norm(network, index, p, q) for index in range(len(layers))])
+
+
+def chain_norm(network: Network, batch: Batch, *, exponents: Sequence[float] | None = None) -> Measured:
+    r"""Product over the layers of the norms of their operators, each between exponents of its own.
+
+    .. math:: \prod_{l=1}^d \|W_l\|_{p_{l-1} \to p_l}
+
+    Convolutions are taken as linear operators at the input size they see. Smaller goes with better generalisation.
+    Biases take no part; batch norm is folded.
+
+    Parameters
+    ----------
+    exponents : sequence of d + 1 floats in [1, inf], default=None
+        p_0 .. p_d: each pair of neighbours as in `induced_norm`. None stands for all 2, the spectral norm.
+
+    Returns
+    -------
+    Measured
+        With one row per layer.
+
+    Raises
+    ------
+    ValueError
+        If their number is not d + 1, or for a pair whose norm cannot be computed exactly here.
+
+    Notes
+    -----
+    Weights only. On branching networks the product over all layers is a description and no bound.
+
+    References
+    ----------
+    Liang, Poggio, Rakhlin, Stokes (2019), Fisher-Rao metric, geometry, and complexity of neural networks, section 4.1.
+
+    Examples
+    --------
+    >>> import math, torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+    >>> _ = net[0].weight.data.copy_(torch.tensor([[3.0, -4.0], [0.0, 5.0]]))
+    >>> _ = net[2].weight.data.copy_(torch.tensor([[1.0, 2.0]]))
+    >>> value = measure_capacity(net, measures={"chain": ("chain_norm", {"exponents": [1, 1, math.inf]})})
+    >>> round(value["chain"], 6)  # 9 times 2
+    18.0
+    """
+    layers = weight_layers(network)
+    chain = check_exponents(exponents, len(layers))
+    values = [_induced_norm(network, index, *chain[index : index + 2]) for index in range(len(layers))]
+    return product_of(layers, values)
+
+
+def check_pair(p: float, q: float, name: str) -> tuple[float, float]:
+    """Both as floats if the norm from l_p to l_q can be computed exactly."""
+    p, q = check_interval("p", p, 1), check_interval("q", q, 1)
+    if p == 1 or math.isinf(q) or p == q == 2:
+        return p, q
+    raise ValueError(
+        f"{name} must be a pair whose norm can be computed exactly, got {p:g} and {q:g}. "
+        "Take 1 and any, any and inf, or 2 and 2."
     )
 
 
-def product_of(rows: list[dict]) -> Measured:
-    """The product of the rows' values, through their logarithms, so that no depth overflows."""
-    log = sum(math.log(row["value"]) if row["value"] > 0 else -math.inf for row in rows)
-    return Measured.from_log(log, per_layer=rows)
+def check_exponents(exponents: Sequence[float] | None, n_layers: int) -> list[float]:
+    """The d + 1 exponents of a chain, each pair of neighbours computable."""
+    if exponents is None:
+        return [2.0] * (n_layers + 1)
+    if isinstance(exponents, str | numbers.Number) or not hasattr(exponents, "__len__"):
+        raise TypeError(f"`exponents` must be a sequence of {n_layers + 1} numbers, got {exponents!r}.")
+    if len(exponents) != n_layers + 1:
+        raise ValueError(
+            f"`exponents` must hold {n_layers + 1} numbers for {n_layers} weight layers, got {len(exponents)}."
+        )
+    chain = [check_interval("exponents", p, 1) for p in exponents]
+    for index in range(n_layers):
+        check_pair(chain[index], chain[index + 1], f"`exponents` {index} and {index + 1}")
+    return chain
 
 
-_NORM: dict[str, Any] = {"family": "norm", "lower_is_better": True, "needs": frozenset({"graph"})}
-_PER_LAYER = frozenset({"permutation", "layer_rescaling"})
+def _induced_norm(network: Network, index: int, p: float, q: float) -> float:
+    """Repetitions of a layer change none of these: they are largest values over rows, columns or blocks."""
+    if p == q == 2:
+        return operator_norms(network)[index].value
+    return operator_induced_norm(as_operator(network, network.graph.layers[index]), p, q)
+
+
+def product_of(layers: Sequence[Node], values: Sequence[float]) -> Measured:
+    """The product of the layers' values, through their logarithms, so that no depth overflows."""
+    rows = [{"layer": node.label, "value": value} for node, value in zip(layers, values, strict=True)]
+    return Measured.from_log(_log_product(values), per_layer=rows)
+
+
+def _log_product(values: Sequence[float]) -> float:
+    logs = [logarithm(value) for value in values]
+    return -math.inf if -math.inf in logs else math.fsum(logs)
+
+
+_PRODUCT: dict[str, Any] = {
+    "family": "norm",
+    "lower_is_better": True,
+    "needs": frozenset({"graph"}),
+    "invariances": frozenset({"permutation", "layer_rescaling"}),
+}
 
 MEASURES = (
-    Measure("frobenius_norm", frobenius_norm, source="[EG] 2.1, [FR] 3.3", invariances=_PER_LAYER, **_NORM),
-    Measure("spectral_norm", spectral_norm, source="[EG] 2.1, [FR] 3.3", invariances=_PER_LAYER, **_NORM),
+    Measure("frobenius_norm", frobenius_norm, source="[EG] 2.2, [FR] 4.1", **_PRODUCT),
+    Measure("spectral_norm", spectral_norm, source="[EG] 2.2, [FR] 4.1", **_PRODUCT),
+    Measure("l1_inf_norm", l1_inf_norm, source="[EG] 2.2", **_PRODUCT),
+    Measure("group_norm", group_norm, source="[EG] 2.2, [FR] 4.1", **_PRODUCT),
+    Measure("induced_norm", induced_norm, source="[FR] 4.1", **_PRODUCT),
+    Measure("chain_norm", chain_norm, source="[FR] 4.1", **_PRODUCT),
 )

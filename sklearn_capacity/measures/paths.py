@@ -1,4 +1,4 @@
-"""Path norms: sums over all input-output paths in one pass ([EG] section 2.1, [FR] section 3.3)."""
+"""Path norms: sums over all input-output paths in one pass ([EG] section 2.2, [FR] section 4.1)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from torch import Tensor
 from .._validation import check_interval
 from ..graph import LINEAR_RULES, Network, Node, activation_of, apply_linear
 from ..graph.nodes import interpret
+from ..linalg import adaptive_average_pool, power_product
 from .batch import Batch
-from .record import Measure, Measured
+from .layers import operator_of, weight_layers
+from .record import Measure, Measured, logarithm
 
 __all__ = ["MEASURES", "path_norm"]
 
@@ -27,9 +29,9 @@ def path_norm(network: Network, batch: Batch, *, p: float = 2.0) -> Measured:
 
     .. math:: \Big( \sum_{\text{paths}} \prod_{e \in \text{path}} |w_e|^p \Big)^{1/p}
 
-    Invariant under node-wise rescaling of rectifier networks. Smaller goes with better generalisation. Biases take no
-    part; batch norm is folded. Max pooling counts every path of its window, average pooling's 1/k is a weight of the
-    path.
+    Layers are linear operators at the input size they see. Invariant under node-wise rescaling of rectifier networks.
+    Smaller goes with better generalisation. Biases take no part; batch norm is folded. Max pooling counts every path of
+    its window, average pooling's 1/k is a weight of the path.
 
     Parameters
     ----------
@@ -46,7 +48,8 @@ def path_norm(network: Network, batch: Batch, *, p: float = 2.0) -> Measured:
 
     References
     ----------
-    Neyshabur, Tomioka, Srebro (2015), Norm-based capacity control; Neyshabur et al. (2017), section 2.1.
+    Neyshabur, Tomioka, Srebro (2015), Norm-based capacity control in neural networks; Neyshabur, Bhojanapalli,
+    McAllester, Srebro (2017), Exploring generalization in deep learning, section 2.2.
 
     Examples
     --------
@@ -56,67 +59,74 @@ def path_norm(network: Network, batch: Batch, *, p: float = 2.0) -> Measured:
     >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
     >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0, -2.0], [3.0, 0.0]]))
     >>> _ = net[2].weight.data.copy_(torch.tensor([[1.0, -1.0]]))
-    >>> measure_capacity(net, measures="l1_path_norm")["l1_path_norm"]  # 1 + 2 + 3
+    >>> round(measure_capacity(net, measures="l1_path_norm")["l1_path_norm"], 6)  # 1 + 2 + 3
     6.0
     """
     p = check_interval("p", p, 0, math.inf, closed="neither")
+    weight_layers(network, "A path norm")
     ones = torch.ones(1, *network.input_shape, dtype=torch.float64, device=network.device)
     with torch.no_grad():
-        total, log_scale = interpret(network.graph, _rules(p), (ones, 0.0), purpose="A path norm")
-    log_sum = math.log(s) + log_scale if (s := float(total.sum())) > 0 else -math.inf
-    return Measured.from_log(log_sum / p)
+        total, log_scale = interpret(network.graph, _rules(network, p), (ones, 0.0), purpose="A path norm")
+    return Measured.from_log((logarithm(float(total.sum())) + log_scale) / p)
 
 
-def _rules(p: float) -> dict[str, Callable[..., Paths]]:
-    def power(weight: Tensor | None) -> Tensor | None:
-        return None if weight is None else weight.double().abs().pow(p)
-
+def _rules(network: Network, p: float) -> dict[str, Callable[..., Paths]]:
     def affine(node: Node, paths: Paths) -> Paths:
-        return _scaled(apply_linear(node, paths[0], power(node.weight), None), paths[1])
+        values, log_scale = paths
+        if node.weight is None:  # a shift: nothing but a bias
+            return paths
+        # Divided by its largest entry, so that the power of no weight overflows.
+        top = float(node.weight.abs().max()) or 1.0
+        weight = node.weight.detach().double() / top
+        if node.op == "conv" and node.params["padding_mode"] != "zeros":
+            shape = network.graph[node.inputs[0]].shape
+            values = power_product(operator_of(node, weight, shape), p, values)  # type: ignore[arg-type]
+        else:
+            values = apply_linear(node, values, weight.abs().pow(p), None)
+        return _scaled(values, log_scale + p * math.log(top))
 
     def reduce(node: Node, paths: Paths) -> Paths:
-        kept = LINEAR_RULES["reduce"](node, paths[0]) / node.params["factor"]
-        return _scaled(kept * abs(node.params["factor"]) ** p, paths[1])
+        factor = node.params["factor"]
+        return _scaled(LINEAR_RULES["reduce"](node, paths[0]) * (abs(factor) ** p / factor), paths[1])
 
     def add(node: Node, *both: Paths) -> Paths:
         values, log_scale = _aligned(both)
-        signs = node.params["signs"]
-        return _scaled(sum(v * abs(s) ** p for v, s in zip(values, signs, strict=True)), log_scale)  # type: ignore[arg-type]
+        first, second = (value * abs(sign) ** p for value, sign in zip(values, node.params["signs"], strict=True))
+        return _scaled(first + second, log_scale)
 
     def cat(node: Node, *parts: Paths) -> Paths:
         values, log_scale = _aligned(parts)
         return torch.cat(values, dim=node.params["dim"]), log_scale
 
     def avg_pool(node: Node, paths: Paths) -> Paths:
-        return _scaled(_avg_pool_power(node, paths[0], p), paths[1])
+        return _scaled(_average_power(node, paths[0], p), paths[1])
 
     return {
-        "linear": affine,
-        "conv": affine,
-        "conv_transpose": affine,
-        "diagonal": affine,
+        **dict.fromkeys(("linear", "conv", "conv_transpose", "diagonal"), affine),
+        **{op: _selection(op) for op in ("view", "permute", "slice", "pad")},
         "activation": _activation,
         "reduce": reduce,
         "add": add,
         "cat": cat,
         "avg_pool": avg_pool,
-        "max_pool": _sum_pool,
-        **{op: _selection(op) for op in ("view", "permute", "slice", "pad")},
+        "max_pool": lambda node, paths: _scaled(_window_sums(node, paths[0]), paths[1]),
     }
 
 
 def _scaled(values: Tensor, log_scale: float) -> Paths:
     """Divide by the largest entry, so that no depth overflows."""
-    top = float(values.max()) if values.numel() else 0.0
+    top = float(values.max())
     return (values / top, log_scale + math.log(top)) if top > 0 else (values, log_scale)
 
 
 def _aligned(parts: tuple[Paths, ...]) -> tuple[list[Tensor], float]:
+    """Values of several branches on one scale; a branch that is dead on the others' scale becomes 0."""
     common = max(log_scale for _, log_scale in parts)
     return [values * math.exp(log_scale - common) for values, log_scale in parts], common
 
 
 def _selection(op: str) -> Callable[[Node, Paths], Paths]:
+    """Operators that only move, copy or drop numbers: every edge weighs 1."""
     return lambda node, paths: (LINEAR_RULES[op](node, paths[0]), paths[1])
 
 
@@ -126,55 +136,55 @@ def _activation(node: Node, paths: Paths) -> Paths:
     return paths
 
 
-def _sum_pool(node: Node, paths: Paths) -> Paths:
-    return _scaled(_window_sums(node, paths[0]), paths[1])
+# -- pooling ----------------------------------------------------------------------------------------------------------
+
+
+def _images(node: Node, values: Tensor) -> Tensor:
+    """Values as (images, 1, *sizes), whatever axes stand before the pooled ones."""
+    return values.reshape(-1, 1, *values.shape[values.dim() - node.params["nd"] :])
 
 
 def _window_sums(node: Node, values: Tensor) -> Tensor:
+    """Sum over every window of a pooling node; padding counts as 0."""
     q = node.params
-    channels = values.shape[1]
-    kernel = torch.ones(channels, 1, *q["kernel"], dtype=values.dtype, device=values.device)
+    images = _ceil_padded(node, _images(node, values))
+    kernel = torch.ones(1, 1, *q["kernel"], dtype=values.dtype, device=values.device)
     conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[q["nd"]]
-    dilation = q.get("dilation", (1,) * q["nd"])
-    return conv(_ceil_padded(node, values), kernel, None, q["stride"], 0, dilation, channels)
+    sums = conv(images, kernel, None, q["stride"], 0, q.get("dilation", 1))
+    return sums.reshape(len(values), *node.shape)
 
 
-def _ceil_padded(node: Node, values: Tensor) -> Tensor:
-    """Zeros around the input up to what the last window of every axis reaches."""
+def _ceil_padded(node: Node, images: Tensor) -> Tensor:
+    """Zeros around the images up to what the last window of every axis reaches; less than that is cut."""
     q = node.params
     flat: list[int] = []
     for i in reversed(range(q["nd"])):
+        outputs = node.shape[len(node.shape) - q["nd"] + i]
         dilation = q["dilation"][i] if "dilation" in q else 1
-        reach = (node.shape[1 + i] - 1) * q["stride"][i] + (q["kernel"][i] - 1) * dilation + 1
+        reach = (outputs - 1) * q["stride"][i] + (q["kernel"][i] - 1) * dilation + 1
         before = q["padding"][i]
-        flat += [before, reach - before - values.shape[2 + i]]
-    return F.pad(values, flat)
+        flat += [before, reach - before - images.shape[2 + i]]
+    return F.pad(images, flat)
 
 
-def _avg_pool_power(node: Node, values: Tensor, p: float) -> Tensor:
+def _average_power(node: Node, values: Tensor, p: float) -> Tensor:
     """Sum over the window of (1 / k)^p times the value, k being what that window is divided by."""
-    if "adaptive" in node.params:
-        return _adaptive_power(node, values, p)
-    ones = torch.ones_like(values[:, :1])
+    if "adaptive" in node.params:  # windows of unequal size
+        pool = adaptive_average_pool((1, *values.shape[-node.params["nd"] :]), node.params["adaptive"])
+        axes = tuple(axis.to(values).pow(p) for axis in pool.axes)
+        images = _images(node, values)
+        for axis in axes:  # the first size goes, the new one comes last
+            images = torch.tensordot(images, axis, dims=([2], [1]))
+        return images.reshape(len(values), *node.shape)
+    ones = torch.ones_like(values)
     divisor = _window_sums(node, ones) / LINEAR_RULES["avg_pool"](node, ones)
     return _window_sums(node, values) / divisor**p
-
-
-def _adaptive_power(node: Node, values: Tensor, p: float) -> Tensor:
-    """Windows of adaptive pooling differ by one in size; each axis is averaged by its own matrix."""
-    for axis, size in enumerate(node.params["adaptive"]):
-        dim = values.dim() - node.params["nd"] + axis
-        n = values.shape[dim]
-        eye = torch.eye(n, dtype=values.dtype, device=values.device)[None]
-        matrix = F.adaptive_avg_pool1d(eye, size)[0].pow(p)  # (n, size)
-        values = torch.tensordot(values, matrix, dims=([dim], [0])).movedim(-1, dim)
-    return values
 
 
 _COMMON: dict[str, Any] = {
     "family": "norm",
     "lower_is_better": True,
-    "source": "[EG] 2.1, [FR] 3.3",
+    "source": "[EG] 2.2, [FR] 4.1",
     "needs": frozenset({"graph"}),
     "invariances": frozenset({"permutation", "layer_rescaling", "node_rescaling"}),
 }

@@ -3,13 +3,47 @@
 from __future__ import annotations
 
 from .._validation import closest
-from . import fisher_rao, jacobians, margins, norms, paths, size
+from . import (
+    capacities,
+    curvature,
+    data_norms,
+    fisher_rao,
+    fisher_spectrum,
+    interaction,
+    jacobians,
+    lipschitz,
+    margins,
+    normalized_margins,
+    norms,
+    pac_bayes,
+    paths,
+    robustness,
+    sharpness,
+    size,
+)
 from .record import Measure
 
 __all__ = ["FAMILIES", "MEASURES", "measure_named"]
 
 #: One module per family; its table MEASURES stands at the foot of the file.
-FAMILIES = (size, norms, paths, fisher_rao, margins, jacobians)
+FAMILIES = (
+    size,
+    norms,
+    paths,
+    capacities,
+    data_norms,
+    fisher_rao,
+    fisher_spectrum,
+    margins,
+    normalized_margins,
+    jacobians,
+    lipschitz,
+    curvature,
+    robustness,
+    sharpness,
+    interaction,
+    pac_bayes,
+)
 
 MEASURES: dict[str, Measure] = {measure.name: measure for family in FAMILIES for measure in family.MEASURES}
 

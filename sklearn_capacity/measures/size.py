@@ -1,18 +1,35 @@
-"""How large a network is."""
+"""How large a network is, and how far it has moved ([EG] section 2.1, [FR] figure 1)."""
 
 from __future__ import annotations
 
-from ..graph import Network
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._validation import check_option
+from ..graph import Network, NetworkGraph, Node
+from ..linalg.entries import stable_norm
 from .batch import Batch
+from .layers import layer_weight, operator_of
 from .record import Measure, Measured
 
-__all__ = ["MEASURES", "parameter_count"]
+__all__ = ["MEASURES", "distance_from_initialization", "parameter_count", "parameter_norm", "vc_dimension"]
+
+DISTANCES = ("frobenius", "spectral")
+MATRICES = ("linear", "conv", "conv_transpose")
 
 
 def parameter_count(network: Network, batch: Batch) -> Measured:
     """Number of trainable parameters.
 
     Every parameter of the module as it stands (batch norm not folded, a tied tensor counted once, a frozen one not).
+    Smaller goes with better generalisation in the classical view, which large networks contradict.
+
+    Notes
+    -----
+    Weights only, at no cost.
 
     Examples
     --------
@@ -24,15 +41,197 @@ def parameter_count(network: Network, batch: Batch) -> Measured:
     return Measured(float(network.parameter_count))
 
 
+def vc_dimension(network: Network, batch: Batch) -> Measured:
+    r"""Depth times number of parameters, the VC dimension of rectifier networks up to logarithms and constants.
+
+    .. math:: d \cdot \dim(w)
+
+    d is the number of weight layers and dim(w) that of the trainable parameters, both after batch norm has been folded;
+    tied tensors count once in dim(w). Smaller goes with better generalisation in the classical view.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If an operator with parameters is no known layer (attention, layer norm).
+
+    Notes
+    -----
+    Weights only.
+
+    References
+    ----------
+    Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, eq. 1.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 1))  # 2 layers, 8 + 3 parameters
+    >>> measure_capacity(net, measures="vc_dimension")
+    {'vc_dimension': 22.0}
+    """
+    parameters = _folded(network, "The VC dimension").parameters()
+    return Measured(float(len(network.graph.layers) * sum(tensor.numel() for _, tensor in parameters)))
+
+
+def parameter_norm(network: Network, batch: Batch) -> Measured:
+    r"""Euclidean norm of the vector of all parameters.
+
+    .. math:: \|\theta\|_2
+
+    Trainable weights, biases and shifts, after batch norm has been folded and parametrisations applied; a tied tensor
+    counts once, a frozen one not. Smaller goes with better generalisation.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If an operator with parameters is no known layer (attention, layer norm).
+
+    Notes
+    -----
+    Weights only.
+
+    References
+    ----------
+    Liang, Poggio, Rakhlin, Stokes (2019), Fisher-Rao metric, geometry, and complexity of neural networks, figure 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(1, 1)
+    >>> _ = net.weight.data.fill_(3.0), net.bias.data.fill_(-4.0)
+    >>> measure_capacity(net, measures="parameter_norm")
+    {'parameter_norm': 5.0}
+    """
+    parameters = _folded(network, "The parameter norm").parameters()
+    if not parameters:
+        return Measured(0.0)
+    norms = torch.stack([stable_norm(tensor.detach().double().flatten(), 2) for _, tensor in parameters])
+    return Measured(float(stable_norm(norms, 2)))
+
+
+def _folded(network: Network, purpose: str) -> NetworkGraph:
+    """The graph, if all parameters stand in it."""
+    for node in network.graph.nodes:
+        if node.op == "opaque" and node.params["trained"]:
+            raise node.refuse(purpose, "its parameters are no weight and bias of a known layer.")
+    return network.graph
+
+
+def distance_from_initialization(network: Network, batch: Batch, *, norm: str = "frobenius") -> Measured:
+    r"""Sum over the layers of the distances of their weights from those before training.
+
+    .. math:: \sum_{l=1}^d \|W_l - W_l^0\|
+
+    Weights are matrices and kernels as the module holds them (of a parametrised layer: the effective ones). Batch norm
+    is **not** folded: its scales and shifts take no part, as biases take none. A tied matrix counts once, and a frozen
+    one adds 0. Smaller goes with better generalisation.
+
+    Parameters
+    ----------
+    norm : "frobenius" or "spectral", default="frobenius"
+        Frobenius norm of the difference of the kernels; or its spectral norm, of convolutions as linear operators at
+        the input size they see.
+
+    Returns
+    -------
+    Measured
+        With one row per layer.
+
+    Raises
+    ------
+    NotDefinedError
+        If the weights before training are not known: only estimators of this package keep them (`initial_state_`).
+    UnsupportedLayerError
+        If a matrix or kernel with a trained parameter is used by no known layer.
+
+    Notes
+    -----
+    Weights only; spectral: as `spectral_norm`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_capacity import NetworkClassifier, measure_capacity
+    >>> X, y = [[0.0, 1.0], [1.0, 0.0]] * 10, [0, 1] * 10
+    >>> model = NetworkClassifier(hidden_layer_sizes=(), max_epochs=3, random_state=0).fit(X, y)
+    >>> moved, before = model.module_.state_dict(), model.initial_state_
+    >>> by_hand = sum(float((moved[k] - before[k]).norm()) for k in moved if moved[k].dim() == 2)
+    >>> name = "distance_from_initialization"
+    >>> bool(abs(measure_capacity(model, measures=name)[name] - by_hand) < 1e-6)
+    True
+    """
+    check_option("norm", norm, DISTANCES)
+    rows = []
+    for node, change, input_shape in _moved_layers(network):
+        if norm == "spectral":
+            value = operator_of(node, change, input_shape).norm_lower().value
+        else:
+            value = float(stable_norm(change.flatten(), 2))
+        rows.append({"layer": node.label, "value": value})
+    return Measured(math.fsum(row["value"] for row in rows), per_layer=rows)
+
+
+def _moved_layers(network: Network) -> list[tuple[Node, Tensor, tuple[int, ...]]]:
+    """Every layer that has a trained matrix or kernel, its change, and its input shape; a tied one once."""
+    states = network.tensors(), network.initial_tensors()
+    with torch.no_grad():
+        now, before = (network.program.bind(state, folded=False) for state in states)
+    found, seen = [], set()
+    for node, start in zip(now.nodes, before.nodes, strict=True):
+        _refuse_hidden_matrix(node)
+        if node.op not in MATRICES or not node.trainable[0]:
+            continue
+        key = (node.sources[0], node.weight.numel(), node.weight.storage_offset())
+        if key not in seen:
+            seen.add(key)
+            found.append((node, layer_weight(node) - layer_weight(start), now[node.inputs[0]].shape))
+    return found
+
+
+def _refuse_hidden_matrix(node: Node) -> None:
+    if node.op == "opaque" and node.params["trained"]:
+        if any(isinstance(leaf, Tensor) and leaf.dim() > 1 for leaf in node.params["leaves"]):
+            raise node.refuse("The distance from the initialisation", "its matrix is no weight of a known layer.")
+
+
+_COMMON: dict[str, Any] = {"family": "size", "lower_is_better": True}
+_FUNCTION = frozenset({"permutation", "layer_rescaling", "node_rescaling"})
+
 MEASURES = (
     Measure(
         "parameter_count",
         parameter_count,
-        family="size",
-        lower_is_better=True,
-        source="[EG] eq. 1",
+        source="[EG] 2.1",
         needs=frozenset({"weights"}),
         unit="parameters",
-        invariances=frozenset({"permutation", "layer_rescaling", "node_rescaling"}),
+        invariances=_FUNCTION,
+        **_COMMON,
+    ),
+    Measure(
+        "vc_dimension",
+        vc_dimension,
+        source="[EG] eq. 1",
+        needs=frozenset({"graph"}),
+        unit="parameters",
+        invariances=_FUNCTION,
+        **_COMMON,
+    ),
+    Measure(
+        "parameter_norm",
+        parameter_norm,
+        source="[FR] figure 1",
+        needs=frozenset({"graph"}),
+        invariances=frozenset({"permutation"}),
+        **_COMMON,
+    ),
+    Measure(
+        "distance_from_initialization",
+        distance_from_initialization,
+        source="[EG] 2.2",
+        needs=frozenset({"graph", "initial_state"}),
+        **_COMMON,
     ),
 )

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from sklearn_capacity._validation import check_integer, check_option
+from sklearn_capacity.graph.chain import Tape
+from sklearn_capacity.penalties._chain import chain_products
 from sklearn_capacity.penalties._modes import evaluating
+from sklearn_capacity.penalties._tapes import tape_of
 from sklearn_capacity.products.jacobian import OUTPUTS, jacobian_products
 
 __all__ = ["frobenius_penalty", "orthonormal_directions", "projection_penalty"]
@@ -67,7 +70,7 @@ def frobenius_penalty(
     >>> float(frobenius_penalty(linear, torch.randn(5, 2)).detach())
     36.0
     """
-    return _mean(squared_products(function, X, None, output=output), sample_weight)
+    return squared_products(function, X, None, output=output, sample_weight=sample_weight)
 
 
 def projection_penalty(
@@ -132,7 +135,7 @@ def projection_penalty(
         scale = math.sqrt(values.shape[1] / n_projections)
         return scale * orthonormal_directions(n_projections, values, generator)
 
-    return _mean(squared_products(function, X, directions, output=output), sample_weight)
+    return squared_products(function, X, directions, output=output, sample_weight=sample_weight)
 
 
 def squared_products(
@@ -141,17 +144,37 @@ def squared_products(
     directions: Callable[[Tensor], Tensor] | None,
     *,
     output: str = "logits",
+    sample_weight: Tensor | None = None,
+    tape: Tape | None = None,
 ) -> Tensor:
-    """Each sample's squared Jacobian products, summed over directions: shape (n,), differentiable.
+    """Weighted mean over the samples of squared Jacobian products, summed over directions; differentiable.
 
-    This is the one place where penalties differentiate a function: a loop of double backward
-    passes, right for any function. ``directions`` makes vectors of shape (k, n, C) from the
-    output's values; None means all unit vectors.
+    ``directions`` makes vectors of shape (k, n, C) from the output's values; None means all unit vectors. A module
+    with a graph takes the chain, anything else a loop of double backward passes, right for any function.
     """
     check_option("output", output, OUTPUTS)
-    with evaluating(function):
-        products = list(jacobian_products(function, X, directions, output=output, create_graph=True))
-    return torch.stack([product.flatten(1).square().sum(dim=1) for product in products]).sum(dim=0)
+    tape = tape_of(function, X, output) if tape is None else tape
+    if tape is None:
+        with evaluating(function):
+            products = list(jacobian_products(function, X, directions, output=output, create_graph=True))
+        squares = torch.stack([product.flatten(1).square().sum(dim=1) for product in products]).sum(dim=0)
+        return _mean(squares, sample_weight)
+    values = tape.logits.detach()
+    vectors = unit_vectors(values) if directions is None else directions(values)
+    return chain_products(tape, vectors, sample_scale(values, sample_weight), output)
+
+
+def sample_scale(values: Tensor, sample_weight: Tensor | None) -> Tensor:
+    """The factor of each sample in a weighted mean, (n,)."""
+    scale = torch.full_like(values[:, 0], 1 / len(values))
+    return scale if sample_weight is None else scale * sample_weight
+
+
+def unit_vectors(values: Tensor) -> Tensor:
+    """The C unit vectors for each sample: (C, n, C)."""
+    n_samples, n_outputs = values.shape
+    eye = torch.eye(n_outputs, dtype=values.dtype, device=values.device)
+    return eye[:, None, :].expand(-1, n_samples, -1)
 
 
 def orthonormal_directions(k: int, values: Tensor, generator: torch.Generator) -> Tensor:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["apply_output", "jacobian_products"]
+__all__ = ["apply_output", "gram_product", "jacobian_products"]
 
 OUTPUTS = ("logits", "softmax")
 
@@ -57,3 +58,34 @@ def jacobian_products(
                 values, X, vector, create_graph=create_graph, retain_graph=create_graph or i + 1 < len(vectors)
             )
             yield row
+
+
+def gram_product(function: Callable[[Tensor], Tensor], X: Tensor) -> Callable[[Tensor], Tensor]:
+    """The map v -> J(x) J(x)^T v of every sample, without forming a row of J.
+
+    w -> J^T w is linear, so its own transpose is J: two backward passes per product, the second through the graph of
+    the first, which is built once (the double-backward trick of Townsend, 2017).
+
+    Parameters
+    ----------
+    function : callable, (n, ...) -> (n, C)
+        Must treat its samples independently.
+    X : Tensor of shape (n, ...)
+
+    Returns
+    -------
+    callable, Tensor of shape (n, C) -> Tensor of shape (n, C)
+    """
+    # The fused attention kernels have no second derivative.
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        X = X.detach().requires_grad_(True)
+        values = function(X)
+        dual = torch.zeros_like(values, requires_grad=True)
+        (pulled,) = torch.autograd.grad(values, X, dual, create_graph=True)
+
+    def product(v: Tensor) -> Tensor:
+        (direction,) = torch.autograd.grad(values, X, v, retain_graph=True)
+        (image,) = torch.autograd.grad(pulled, dual, direction, retain_graph=True)
+        return image
+
+    return product

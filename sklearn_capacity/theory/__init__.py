@@ -1,5 +1,11 @@
 """What mean-field theory predicts about wide random networks, and random networks to hold it against."""
 
+from sklearn_capacity.theory._covering import (
+    gaussian_mixture_covering_number,
+    manifold_covering_number,
+    robustness_bound_from_covering,
+    sparse_covering_number,
+)
 from sklearn_capacity.theory._initialize import initialize_mean_field
 from sklearn_capacity.theory._inputs import input_correlation
 from sklearn_capacity.theory._learning_rate_map import LearningRateMap, learning_rate_map
@@ -9,8 +15,12 @@ from sklearn_capacity.theory._statistics import MeanField
 __all__ = [
     "LearningRateMap",
     "MeanField",
+    "gaussian_mixture_covering_number",
     "initialize_mean_field",
     "input_correlation",
     "learning_rate_map",
+    "manifold_covering_number",
     "mean_field",
+    "robustness_bound_from_covering",
+    "sparse_covering_number",
 ]

@@ -2,6 +2,7 @@
 
 from sklearn_capacity.training.batches import Batch, TensorBatches, TensorData
 from sklearn_capacity.training.callbacks import DivergenceCheck, EpochProgress, StopBelow
+from sklearn_capacity.training.checkpoints import CheckpointFolder, CheckpointWriter, resumable_fit
 from sklearn_capacity.training.devices import resolve_device
 from sklearn_capacity.training.kfac import KFAC
 from sklearn_capacity.training.losses import CRITERIA
@@ -17,6 +18,8 @@ __all__ = [
     "KFAC",
     "OPTIMIZERS",
     "Batch",
+    "CheckpointFolder",
+    "CheckpointWriter",
     "DivergenceCheck",
     "EpochProgress",
     "LearningRateSchedule",
@@ -33,6 +36,7 @@ __all__ = [
     "make_schedule",
     "resolve_device",
     "resolve_optimizer",
+    "resumable_fit",
     "seeded",
     "set_learning_rates",
 ]

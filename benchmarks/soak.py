@@ -1,0 +1,118 @@
+"""`python -m benchmarks.soak`: a thousand fits and scorings in one process must leave nothing behind.
+
+Resident memory may grow by 5 % from what it was after the first hundred; open files and threads may not grow at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+import torch
+from sklearn.datasets import make_classification, make_regression
+from torch import nn
+from tqdm import tqdm
+
+from sklearn_capacity import (
+    CapacityScorer,
+    JacobianRegularizedClassifier,
+    JacobianRegularizedRegressor,
+    NetworkClassifier,
+    capacity_report,
+    measure_capacity,
+)
+
+GROWTH = 0.05
+
+
+class Usage(NamedTuple):
+    """What the process holds: resident bytes, open files and sockets, threads."""
+
+    memory: int
+    files: int
+    threads: int
+
+
+def usage() -> Usage:
+    """What this process holds now, after the garbage is collected."""
+    gc.collect()
+    process = psutil.Process()
+    return Usage(process.memory_info().rss, process.num_fds(), process.num_threads())
+
+
+def faults(settled: Usage, final: Usage, growth: float = GROWTH) -> list[str]:
+    """What grew between two moments, as sentences."""
+    found = []
+    if final.memory > settled.memory * (1 + growth):
+        found.append(f"resident memory grew from {settled.memory / 2**20:.1f} to {final.memory / 2**20:.1f} MiB")
+    if final.files > settled.files:
+        found.append(f"open files grew from {settled.files} to {final.files}")
+    if final.threads > settled.threads:
+        found.append(f"threads grew from {settled.threads} to {final.threads}")
+    return found
+
+
+def conv_net(input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
+    """A small net with batch norm and pooling."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.LazyLinear(n_outputs),
+    )
+
+
+def one_round(turn: int) -> None:
+    """Fit one estimator and measure it, in one of four ways; data and network differ each time."""
+    X, y = make_classification(60, 16, n_informative=6, n_classes=3, random_state=turn)
+    X = X.astype(np.float32)
+    kind = turn % 4
+    if kind == 0:
+        model = JacobianRegularizedClassifier((8,), max_epochs=2, random_state=turn).fit(X, y)
+        CapacityScorer(["accuracy", "l2_path_norm", "margin"])(model, X, y)
+    elif kind == 1:
+        model = NetworkClassifier(module=conv_net, input_shape=(1, 4, 4), max_epochs=2, random_state=turn).fit(X, y)
+        measure_capacity(model, X, y)
+    elif kind == 2:
+        X, y = make_regression(60, 16, n_targets=2, random_state=turn)
+        model = JacobianRegularizedRegressor((8,), "tanh", max_epochs=2, random_state=turn).fit(X, y / y.std())
+        measure_capacity(model, X, y, ["frobenius_norm", "jacobian_frobenius"])
+    else:
+        model = NetworkClassifier((8,), early_stopping=True, max_epochs=3, random_state=turn).fit(X, y)
+        capacity_report(model, X, y, "cheap", per_layer=True)
+
+
+def soak(rounds: int, settle: int, *, growth: float = GROWTH, progress: bool = True) -> tuple[Usage, Usage, list[str]]:
+    """Usage after `settle` rounds, after all rounds, and what grew in between."""
+    settled = usage()
+    for turn in tqdm(range(rounds), unit="fit", disable=not progress):
+        if turn == settle:
+            settled = usage()
+        one_round(turn)
+    final = usage()
+    return settled, final, faults(settled, final, growth)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the rounds; the exit status is 1 if something grew."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=1000)
+    parser.add_argument("--settle", type=int, default=100)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    settled, final, found = soak(options.rounds, options.settle)
+    for rounds, held in ((options.settle, settled), (options.rounds, final)):
+        print(f"after {rounds} rounds: {held.memory / 2**20:.1f} MiB, {held.files} files, {held.threads} threads")
+    growth = 100 * (final.memory / settled.memory - 1)
+    print("\n".join(found) or f"memory changed by {growth:+.1f} %; nothing was left behind")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

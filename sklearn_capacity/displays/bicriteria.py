@@ -1,0 +1,131 @@
+"""Expected sharpness against Kullback-Leibler divergence, one curve per network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..scoring import bicriteria_curve
+
+__all__ = ["BicriteriaDisplay"]
+
+#: Strengths of the noise at which `from_estimator` and `from_models` draw curves.
+ALPHAS = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
+
+
+class BicriteriaDisplay:
+    """Curves of (divergence, expected sharpness); of two networks the one whose curve runs lower generalises better.
+
+    Parameters
+    ----------
+    curves : dict of str to ndarray of shape (n_alphas, 2), or one such array
+        As `bicriteria_curve` gives them, under the names in the legend; not changed.
+
+    Attributes
+    ----------
+    lines_ : dict of str to Line2D
+    ax_ : Axes
+    figure_ : Figure
+
+    References
+    ----------
+    Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, figures 2-4.
+
+    Examples
+    --------
+    >>> import matplotlib
+    >>> matplotlib.use("Agg")
+    >>> import numpy as np
+    >>> from sklearn_capacity.displays import BicriteriaDisplay
+    >>> true, random = np.array([[0.01, 900.0], [0.3, 90.0]]), np.array([[0.1, 900.0], [0.9, 90.0]])
+    >>> display = BicriteriaDisplay({"true labels": true, "random labels": random}).plot()
+    >>> sorted(display.lines_)
+    ['random labels', 'true labels']
+    """
+
+    def __init__(self, curves: Mapping[str, Any] | Any):
+        self.curves = curves
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: Any, X: Any, y: Any, alphas: Sequence[float] = ALPHAS, *, name: str = "", **params: Any
+    ) -> BicriteriaDisplay:
+        """Display of one model.
+
+        Parameters
+        ----------
+        estimator, X, y, alphas
+            As in `bicriteria_curve`.
+        name : str, default=""
+            In the legend.
+        **params
+            The other parameters of `bicriteria_curve`.
+
+        Returns
+        -------
+        BicriteriaDisplay
+            Not drawn yet: call `plot`.
+        """
+        return cls({name: bicriteria_curve(estimator, X, y, alphas, **params)})
+
+    @classmethod
+    def from_models(
+        cls, models: Mapping[str, tuple[Any, Any, Any]], alphas: Sequence[float] = ALPHAS, **params: Any
+    ) -> BicriteriaDisplay:
+        """Display of several models, each on the data that it was trained on.
+
+        Parameters
+        ----------
+        models : dict of str to (model, X, y)
+        alphas : sequence of float > 0, default=0.0002 to 0.01
+        **params
+            The other parameters of `bicriteria_curve`.
+
+        Returns
+        -------
+        BicriteriaDisplay
+            Not drawn yet: call `plot`.
+        """
+        return cls({name: bicriteria_curve(*entry, alphas, **params) for name, entry in models.items()})
+
+    def plot(self, ax: Any = None) -> BicriteriaDisplay:
+        """Draw the curves.
+
+        Parameters
+        ----------
+        ax : Axes, default=None
+            None makes a figure.
+
+        Returns
+        -------
+        BicriteriaDisplay
+            Itself, with the artists in its attributes.
+        """
+        import matplotlib.pyplot as plt
+
+        curves = self._checked()
+        if ax is None:
+            _, ax = plt.subplots(layout="constrained")
+        self.lines_: dict[str, Any] = {}
+        for name, curve in curves.items():
+            curve = curve[np.argsort(curve[:, 1])]
+            (self.lines_[name],) = ax.plot(curve[:, 1], curve[:, 0], marker="o", label=name or None)
+        ax.set(xscale="log", xlabel="Kullback-Leibler divergence [nats]", ylabel="expected sharpness")
+        ax.axhline(0, color="0.6", lw=0.8, zorder=0)
+        ax.grid(alpha=0.3)
+        if any(curves):
+            ax.legend()
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+    def _checked(self) -> dict[str, np.ndarray]:
+        named = self.curves if isinstance(self.curves, Mapping) else {"": self.curves}
+        curves = {name: np.asarray(curve, dtype=np.float64) for name, curve in named.items()}
+        for name, curve in curves.items():
+            if curve.ndim != 2 or curve.shape[1] != 2 or not len(curve):
+                raise ValueError(f"`curves` must hold arrays of shape (n_alphas, 2), got {curve.shape} for {name!r}.")
+        if not curves:
+            raise ValueError("`curves` must hold at least one curve, got none.")
+        return curves

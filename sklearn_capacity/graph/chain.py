@@ -1,0 +1,186 @@
+"""Products with the input-output Jacobian by a chain of matrices through masks, without autograd.
+
+A network is linearised once at a batch (`linearize`). Then ``v^T J`` is one walk backwards through the transposed
+operators (`pull`) and ``J t`` one walk forwards (`push`). The derivative of ``R = 1/2 |v^T J|^2`` with respect to a
+weight needs both: with ``t = J^T v`` pushed forward, ``dR / dW_l = g_l t_{l-1}^T`` for cotangents g_l and tangents
+t_{l-1} of layer l. So a penalty on Jacobians is three sweeps per direction, and no graph of a graph is kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .activations import activation_of
+from .adjoint import ADJOINT, TANGENT, Selection, Tape, one_channel_last
+from .evaluate import EVALUATE, apply_linear
+from .nodes import NetworkGraph, Node, interpret
+
+__all__ = ["blocks", "chain_refusal", "jacobian_rows", "linearize", "pull", "push"]
+
+#: Windows with more places keep indices.
+LARGEST_TILE = 16
+_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+
+
+def chain_refusal(graph: NetworkGraph) -> str | None:
+    """Why the chain does not apply to the graph, or None if it does."""
+    for node in graph.nodes:
+        if node.op != "input" and node.op not in ADJOINT:
+            return str(node.refuse("The Jacobian chain"))
+    shape = graph[graph.output].shape
+    return None if len(shape) == 1 else f"The output has shape {shape} per sample."
+
+
+def linearize(graph: NetworkGraph, X: Tensor) -> Tape:
+    """Run the network and keep what its Jacobians need.
+
+    Differentiable: logits and smooth pre-activations carry a graph where gradients are enabled and the weights
+    require them; slopes and selections are constants.
+    """
+    tape = Tape(graph, X)
+    readers = graph.consumers()
+
+    def activation(node: Node, z: Tensor) -> Tensor:
+        row, args = activation_of(node)
+        y = row.value(z, *args)
+        with torch.no_grad():
+            # For the rectifier the output serves, which is in the cache.
+            tape.slopes[node.name] = row.derivative(y if node.params["kind"] == "relu" else z, *args)
+        if not row.piecewise_linear:
+            tape.smooth[node.name] = z
+        return y
+
+    def max_pool(node: Node, x: Tensor) -> Tensor:
+        p = node.params
+        window = (p["kernel"], p["stride"], p["padding"], p["dilation"])
+        y, indices = _POOL[p["nd"]](x, *window, ceil_mode=p["ceil_mode"], return_indices=True)
+        before = node.inputs[0]
+        own = before in tape.slopes and before not in tape.smooth and len(readers[before]) == 1
+        masks = _masks(node, x, indices, tape.slopes[before] if own else None)
+        if own and masks:
+            tape.slopes[before] = None
+        tape.selections[node.name] = Selection(None if masks else indices, masks)
+        return y
+
+    def conv(node: Node, x: Tensor) -> Tensor:
+        return apply_linear(node, one_channel_last(x) if x.is_cpu else x, tape.weight(node), node.bias)
+
+    tape.logits = interpret(graph, {**EVALUATE, "activation": activation, "max_pool": max_pool, "conv": conv}, X)
+    return tape
+
+
+def _masks(
+    node: Node, x: Tensor, indices: Tensor, slope: Tensor | None
+) -> list[tuple[tuple[slice, ...], Tensor]]:
+    """A tiling max-pooling as one mask for every place in its windows, with the slope of what stands before it."""
+    p = node.params
+    plain = not any(p["padding"]) and set(p["dilation"]) == {1} and not p["ceil_mode"]
+    if not plain or p["kernel"] != p["stride"] or math.prod(p["kernel"]) > LARGEST_TILE:
+        return []
+    places = torch.arange(x.shape[2:].numel(), device=x.device).reshape(x.shape[2:])
+    out = []
+    for offset in itertools.product(*(range(k) for k in p["kernel"])):
+        parts = zip(offset, p["kernel"], indices.shape[2:], strict=True)
+        place = (slice(None), slice(None), *(slice(o, o + k * m - o, k) for o, k, m in parts))
+        taken = indices == places[place[2:]]
+        out.append((place, taken.to(x.dtype) if slope is None else slope[place] * taken))
+    return out
+
+
+def pull(tape: Tape, vectors: Tensor, keep: Callable[[Node, Tensor, Tensor], None] | None = None) -> Tensor:
+    """``v^T J`` for stacked directions.
+
+    Parameters
+    ----------
+    tape : Tape
+    vectors : Tensor of shape (k n, C)
+        k blocks of one direction per sample.
+    keep : callable(node, g, contribution), default=None
+        Called at weights and activations with the cotangent g of the node's output and what it contributes to the
+        cotangent of its input.
+
+    Returns
+    -------
+    Tensor of shape (k n, ...)
+    """
+    cotangents: dict[str, Tensor] = {tape.graph.output: vectors}
+    for node in reversed(tape.graph.nodes[1:]):
+        g = cotangents.pop(node.name)
+        parts = ADJOINT[node.op](tape, node, g)
+        if keep is not None and (node.weight is not None or node.op == "activation"):
+            keep(node, g, parts[0])
+        for name, part in zip(node.inputs, parts, strict=True):
+            cotangents[name] = cotangents[name] + part if name in cotangents else part
+    return cotangents[tape.graph.input.name]
+
+
+def push(tape: Tape, tangents: Tensor, keep: Callable[[Node, Tensor], None], stop: str | None = None) -> Tensor | None:
+    """``J t`` for stacked tangents t of shape (k n, ...).
+
+    Parameters
+    ----------
+    keep : callable(node, t)
+        Called at weights and activations with the tangent of the node's input.
+    stop : str, default=None
+        Name of a node whose output nobody wants; the walk ends there and returns None.
+    """
+    graph = tape.graph
+    remaining = {name: len(readers) for name, readers in graph.consumers().items()}
+    values = {graph.input.name: tangents}
+    for node in graph.nodes[1:]:
+        inputs = [values[name] for name in node.inputs]
+        if node.weight is not None or node.op == "activation":
+            keep(node, inputs[0])
+        if node.name == stop:
+            return None
+        values[node.name] = TANGENT[node.op](tape, node, *inputs)
+        for name in node.inputs:
+            remaining[name] -= 1
+            if not remaining[name]:
+                values.pop(name, None)
+    return values[graph.output]
+
+
+def blocks(graph: NetworkGraph, n_samples: int, n_directions: int, dtype: torch.dtype, limit: int) -> int:
+    """How many directions to stack so that no tensor exceeds `limit` bytes."""
+    sizes = (int(torch.Size(node.shape).numel()) for node in graph.nodes)
+    largest = max(sizes) * n_samples * torch.finfo(dtype).bits // 8
+    return max(1, min(n_directions, limit // max(largest, 1)))
+
+
+def jacobian_rows(graph: NetworkGraph, X: Tensor, vectors: Tensor | None = None) -> Tensor:
+    """Rows ``v^T J(x)`` of the input-output Jacobian, without gradients.
+
+    Parameters
+    ----------
+    graph : NetworkGraph
+    X : Tensor of shape (n, ...)
+    vectors : Tensor of shape (k, C) or (k, n, C), default=None
+        None stands for the C unit vectors.
+
+    Returns
+    -------
+    Tensor of shape (n, k, D)
+        D is the number of features of a sample.
+    """
+    with torch.no_grad():
+        tape = linearize(graph, X)
+        n, n_outputs = tape.logits.shape
+        if vectors is None:
+            vectors = torch.eye(n_outputs, dtype=X.dtype, device=X.device)
+        if vectors.dim() == 2:
+            vectors = vectors[:, None, :].expand(-1, n, -1)
+        size = blocks(graph, n, len(vectors), X.dtype, STACK_BYTES)
+        rows = [pull(tape, part.flatten(0, 1)).reshape(len(part), n, -1) for part in vectors.split(size)]
+    return torch.cat(rows).transpose(0, 1)
+
+
+#: Larger stacks leave the cache and cost page faults.
+STACK_BYTES = 1 << 22
+

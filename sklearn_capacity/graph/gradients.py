@@ -1,0 +1,212 @@
+"""Gradients of single samples, in the form in which their inner products cost least."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .evaluate import pad_input
+from .linearize import Linearization
+from .nodes import Node
+from .theta import ParameterGroup, Use
+
+__all__ = ["Outer", "Rows", "SampleGradients", "partners", "sample_gradients"]
+
+# More positions than this make the Gram matrix of positions larger than what it saves.
+MAX_POSITIONS = 8
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Gradients sum_s left_s right_s^T: layers whose weight is used at few positions.
+
+    Their inner products are sums over pairs of positions of (left . left') (right . right'), so the gradients
+    themselves are never formed.
+
+    Attributes
+    ----------
+    left : Tensor of shape (K, n, S, a)
+        One for each cotangent and sample.
+    right : Tensor of shape (n, S, b)
+        Shared by the cotangents.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def rows(self) -> Tensor:
+        return torch.einsum("knsa,nsb->knab", self.left, self.right).flatten(2)
+
+    def squared_norms(self) -> Tensor:
+        s, a, b = self.right.shape[1], self.left.shape[3], self.right.shape[2]
+        if s == 1:
+            return self.left.square().sum((2, 3)) * self.right.square().sum((1, 2))
+        if s * (a + b) > a * b:
+            return self.rows().square().sum(2)
+        return ((self.left @ self.left.mT) * (self.right @ self.right.mT)).sum((2, 3))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Gradients written out: `values` of shape (K, n, p)."""
+
+    values: Tensor
+
+    def rows(self) -> Tensor:
+        return self.values
+
+    def squared_norms(self) -> Tensor:
+        return self.values.square().sum(2)
+
+
+SampleGradients = list[Outer | Rows]
+
+
+def sample_gradients(
+    point: Linearization, groups: tuple[ParameterGroup, ...], cotangents: Tensor, *, few: int = MAX_POSITIONS
+) -> SampleGradients:
+    """Gradients of <c, f(x_i)> for every sample i and each of its cotangents c, group by group of theta.
+
+    Parameters
+    ----------
+    point : Linearization
+        Of n samples.
+    groups : tuple of ParameterGroup
+    cotangents : Tensor of shape (K, n, C)
+    few : int, default=8
+        Positions up to which a layer's gradients stay products.
+
+    Returns
+    -------
+    list of Outer or Rows
+        One entry per group, or per pair of a weight and the bias that goes with it everywhere.
+    """
+    pulled = [point.deltas(cotangent) for cotangent in cotangents]
+    deltas = {name: [p[name] for p in pulled] for name in pulled[0]}
+    partner = partners(groups)
+    joined = set(partner.values())
+    found: SampleGradients = []
+    for i, group in enumerate(groups):
+        if i not in joined:
+            found.append(_group_gradients(point.inputs, deltas, group, i in partner, few))
+    return found
+
+
+def partners(groups: tuple[ParameterGroup, ...]) -> dict[int, int]:
+    """Weight groups with the bias group that all their uses share: 1 is then appended to the layer's input."""
+    readers = {tuple((u.node.name, u.part) for u in g.uses): i for i, g in enumerate(groups) if g.plain}
+    pairs = {}
+    for names, i in readers.items():
+        ops = {use.node.op for use in groups[i].uses}
+        one_group = all(use.node.params.get("groups", 1) == 1 for use in groups[i].uses)
+        bias = readers.get(tuple((name, "bias") for name, _ in names))
+        if names[0][1] == "weight" and bias is not None and one_group and len(ops) == 1 and ops <= {"linear", "conv"}:
+            pairs[i] = bias
+    return pairs
+
+
+def _group_gradients(
+    inputs: Mapping[str, Tensor], deltas: Mapping[str, list[Tensor]], group: ParameterGroup, with_bias: bool, few: int
+) -> Outer | Rows:
+    uses = [(use, inputs[use.node.name], deltas[use.node.name]) for use in group.uses]
+    products = [_product(use, x, delta) for use, x, delta in uses]
+    if group.plain and all(isinstance(p, Outer) for p in products):
+        left = torch.cat([p.left for p in products if isinstance(p, Outer)], dim=2)
+        right = torch.cat([p.right for p in products if isinstance(p, Outer)], dim=1)
+        if with_bias:
+            right = F.pad(right, (0, 1), value=1.0)
+        outer = Outer(left, right)
+        a, b, s = left.shape[3], right.shape[2], right.shape[1]
+        # Gram of positions against Gram of rows, per pair of samples and of cotangents
+        keep = s <= few and s * s * (a + b / len(left)) <= a * b
+        return outer if keep else Rows(outer.rows())
+    total: Tensor | None = None
+    for use, product in zip(group.uses, products, strict=True):
+        rows = product.rows()
+        if use.index is not None:
+            spread = rows.new_zeros((*rows.shape[:2], group.size))
+            rows = spread.index_add_(2, use.index.to(rows.device), rows)
+        total = rows if total is None else total + rows
+    assert total is not None
+    return Rows(total)
+
+
+def _product(use: Use, x: Tensor, deltas: list[Tensor]) -> Outer | Rows:
+    """One use's gradients; products where the layer is a matrix applied at positions."""
+    node = use.node
+    if use.part == "bias":
+        return Rows(torch.stack([_bias_rows(node, use.tensor, delta) for delta in deltas]))
+    if node.op == "diagonal":
+        return Rows(torch.stack([_reduced(node, use.tensor, delta * x) for delta in deltas]))
+    if node.op == "linear":
+        left = torch.stack([delta.reshape(len(delta), -1, delta.shape[-1]) for delta in deltas])
+        return Outer(left, x.reshape(len(x), -1, x.shape[-1]))
+    groups = node.params["groups"]
+    if node.op == "conv" and groups == 1:
+        left = torch.stack([delta.flatten(2).transpose(1, 2) for delta in deltas])
+        return Outer(left, _patches(node, pad_input(node, x), 1).squeeze(1))
+    return Rows(torch.stack([_grouped_rows(node, x, delta) for delta in deltas]))
+
+
+def _grouped_rows(node: Node, x: Tensor, delta: Tensor) -> Tensor:
+    """Rows of a grouped or transposed convolution: one matrix product per sample and group."""
+    groups = node.params["groups"]
+    if node.op == "conv":
+        own, windows = delta, _patches(node, pad_input(node, x), groups)
+    else:  # the transpose reads windows of its output
+        own, windows = x, _patches(node, _cropped(node, delta), groups)
+        windows = windows[:, :, : math.prod(x.shape[2:])]
+    own = own.reshape(len(x), groups, -1, math.prod(own.shape[2:]))
+    return (own @ windows).flatten(1)
+
+
+def _cropped(node: Node, delta: Tensor) -> Tensor:
+    """The output of a transposed convolution with its padding put back, cut to what its windows reach."""
+    padded = F.pad(delta, [p for pair in reversed(node.params["padding"]) for p in pair])
+    p, sizes = node.params, padded.shape[2:]
+    weight = node.weight
+    assert weight is not None
+    for axis, size in enumerate(sizes):
+        reach = p["dilation"][axis] * (weight.shape[2 + axis] - 1) + 1
+        steps = (size - reach - p["output_padding"][axis]) // p["stride"][axis] + 1
+        padded = padded.narrow(2 + axis, 0, (steps - 1) * p["stride"][axis] + reach)
+    return padded
+
+
+def _patches(node: Node, x: Tensor, groups: int) -> Tensor:
+    """Windows of a padded input: (n, groups, positions, channels per group times kernel size)."""
+    p = node.params
+    weight = node.weight
+    assert weight is not None
+    nd = p["nd"]
+    for axis in range(nd):
+        span = p["dilation"][axis] * (weight.shape[2 + axis] - 1) + 1
+        x = x.unfold(2 + axis, span, p["stride"][axis])[..., :: p["dilation"][axis]]
+    n, channels = x.shape[:2]
+    x = x.reshape(n, groups, channels // groups, *x.shape[2:])
+    positions, kernel = range(3, 3 + nd), range(3 + nd, 3 + 2 * nd)
+    x = x.permute(0, 1, *positions, 2, *kernel)
+    return x.reshape(n, groups, math.prod(x.shape[2 : 2 + nd]), -1)
+
+
+def _bias_rows(node: Node, bias: Tensor, delta: Tensor) -> Tensor:
+    if node.op == "diagonal":
+        return _reduced(node, bias, delta)
+    if node.op == "linear":
+        return delta.reshape(len(delta), -1, delta.shape[-1]).sum(1)
+    return delta.flatten(2).sum(2)
+
+
+def _reduced(node: Node, tensor: Tensor, values: Tensor) -> Tensor:
+    """Sums of values (n, ...) over the axes along which a diagonal node's tensor is broadcast, (n, p)."""
+    dim = node.params["dim"]
+    shape = (-1, *(1,) * (values.dim() - 1 - dim)) if dim is not None else tuple(tensor.shape)
+    shape = tensor.reshape(shape).shape
+    full = (1,) * (values.dim() - len(shape)) + tuple(shape)
+    axes = [i for i in range(1, values.dim()) if full[i] == 1 and values.shape[i] != 1]
+    return (values.sum(axes) if axes else values).reshape(len(values), -1)

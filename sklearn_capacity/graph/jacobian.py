@@ -1,0 +1,240 @@
+"""The Jacobian of the logits in the parameters: products with it, its transpose, and its rows sample by sample."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils import parametrize
+
+from ..products.tangent import directional_derivative
+from .fold import split_head
+from .gradients import Rows, SampleGradients, partners, sample_gradients
+from .linearize import Linearization
+from .network import Network
+from .nodes import NetworkGraph, UnsupportedLayerError
+from .theta import parameter_groups
+
+__all__ = ["GraphJacobian", "ParameterJacobian", "Point", "RawJacobian", "parameter_jacobian", "raw_parameters"]
+
+
+class Point(ABC):
+    """The Jacobian of n samples at the present parameters; `logits` is of shape (n, C)."""
+
+    logits: Tensor
+
+    @abstractmethod
+    def gradients(self, cotangents: Tensor) -> SampleGradients:
+        """Gradient of <c, f(x_i)> for every sample and each of its cotangents, given as (K, n, C)."""
+
+    @abstractmethod
+    def pull(self, cotangent: Tensor) -> list[Tensor]:
+        """Gradient of sum_i <cotangent_i, f(x_i)>, one vector per group of parameters."""
+
+    @abstractmethod
+    def push(self, direction: Sequence[Tensor]) -> Tensor:
+        """Derivative of the logits along a direction, given as one vector per group; (n, C)."""
+
+
+class ParameterJacobian(ABC):
+    """The Jacobian of a network's logits in its parameters.
+
+    Attributes
+    ----------
+    sizes : tuple of int
+        Parameters in every group; `size` is their sum P.
+    labels : tuple of str
+        The layer of every entry that `Point.gradients` returns; "" is the whole network.
+    way : str
+        How it is computed, for reports.
+    """
+
+    sizes: tuple[int, ...]
+    labels: tuple[str, ...]
+    way: str
+
+    @property
+    def size(self) -> int:
+        return sum(self.sizes)
+
+    @abstractmethod
+    def at(self, X: Tensor) -> Point:
+        """Everything about a chunk of samples, from one forward pass."""
+
+    @property
+    @abstractmethod
+    def floats_per_point(self) -> int:
+        """Numbers that a `Point` keeps for one sample."""
+
+    @abstractmethod
+    def floats_per_sample(self, n_cotangents: int) -> int:
+        """Numbers that `Point.gradients` holds for one sample."""
+
+
+def parameter_jacobian(network: Network) -> ParameterJacobian:
+    """The Jacobian in the folded parameters, or in the raw ones where an operator has no rule and both are the same.
+
+    Parameters
+    ----------
+    network : Network
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If neither is possible: an operator without a rule beside batch norm or a parametrisation.
+    """
+
+    def build() -> ParameterJacobian:
+        try:
+            return GraphJacobian(network.graph)
+        except UnsupportedLayerError as error:
+            return RawJacobian(network, error)
+
+    return network.once("parameter_jacobian", build)
+
+
+class GraphJacobian(ParameterJacobian):
+    """In the folded parameters of a graph, tied tensors once; a one-logit model has the parameters of its one logit."""
+
+    way = "graph"
+
+    def __init__(self, graph: NetworkGraph):
+        self.graph = split_head(graph)
+        self.groups = parameter_groups(self.graph)
+        self.sizes = tuple(group.size for group in self.groups)
+        joined = set(partners(self.groups).values())
+        self.labels = tuple(g.uses[0].node.label for i, g in enumerate(self.groups) if i not in joined)
+
+    def at(self, X: Tensor) -> Point:
+        return _GraphPoint(self, X)
+
+    @property
+    def floats_per_point(self) -> int:
+        return sum(math.prod(node.shape) for node in self.graph.nodes)
+
+    def floats_per_sample(self, n_cotangents: int) -> int:
+        total = 0
+        for group in self.groups:
+            rows = n_cotangents * group.size
+            use = group.uses[0]
+            if use.node.op == "linear" and use.part == "weight" and len(use.node.shape) == 1 and group.plain:
+                weight = use.tensor
+                rows = len(group.uses) * (n_cotangents * weight.shape[0] + weight.shape[1] + 1)
+            total += rows
+        return total
+
+
+class _GraphPoint(Point):
+    def __init__(self, jacobian: GraphJacobian, X: Tensor):
+        self.groups = jacobian.groups
+        self.linearization = Linearization(jacobian.graph, X)
+        self.logits = self.linearization.logits.flatten(1)
+
+    def gradients(self, cotangents: Tensor) -> SampleGradients:
+        return sample_gradients(self.linearization, self.groups, cotangents)
+
+    def pull(self, cotangent: Tensor) -> list[Tensor]:
+        found = self.linearization.gradient(cotangent)
+        vectors = []
+        for group in self.groups:
+            vector: Tensor | None = None
+            for use in group.uses:
+                part = found[use.node.name, use.part].flatten()
+                if use.index is not None:
+                    part = part.new_zeros(group.size).index_add_(0, use.index.to(part.device), part)
+                vector = part if vector is None else vector + part
+            assert vector is not None
+            vectors.append(vector)
+        return vectors
+
+    def push(self, direction: Sequence[Tensor]) -> Tensor:
+        moved = {}
+        for group, vector in zip(self.groups, direction, strict=True):
+            for use in group.uses:
+                values = vector if use.index is None else vector[use.index.to(vector.device)]
+                moved[use.node.name, use.part] = values.to(use.tensor.dtype).reshape(use.tensor.shape)
+        return self.linearization.push(moved).flatten(1)
+
+
+def raw_parameters(network: Network, reason: Exception) -> dict[str, Tensor]:
+    """The module's trainable parameters, where they are the folded ones: no batch norm, no parametrisation.
+
+    Parameters
+    ----------
+    network : Network
+    reason : Exception
+        Why the graph could not be used; told again if this way is closed too.
+    """
+    for name, submodule in network.module.named_modules():
+        if isinstance(submodule, nn.modules.batchnorm._BatchNorm) or parametrize.is_parametrized(submodule):
+            raise UnsupportedLayerError(f"{reason} Without a graph, layer `{name}` cannot be folded.") from reason
+    return {name: p for name, p in network.module.named_parameters() if p.requires_grad}
+
+
+class RawJacobian(ParameterJacobian):
+    """In the raw parameters by automatic differentiation, where they are the folded ones: nothing to fold.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If the network has batch norm or parametrised weights; `reason` is why there is no graph.
+    """
+
+    way = "autograd"
+    labels = ("",)
+
+    def __init__(self, network: Network, reason: UnsupportedLayerError):
+        self.network = network
+        self.theta = raw_parameters(network, reason)
+        self.sizes = tuple(p.numel() for p in self.theta.values())
+
+    def at(self, X: Tensor) -> Point:
+        return _RawPoint(self, X)
+
+    @property
+    def floats_per_point(self) -> int:
+        return self.network.activation_size * (1 + len(list(self.network.module.modules())))
+
+    def floats_per_sample(self, n_cotangents: int) -> int:
+        return n_cotangents * self.size
+
+
+class _RawPoint(Point):
+    def __init__(self, jacobian: RawJacobian, X: Tensor):
+        self.jacobian = jacobian
+        self.X = X
+        with torch.enable_grad():
+            self._logits = jacobian.network.forward(X)
+        self.logits = self._logits.detach()
+
+    def _pull(self, logits: Tensor, cotangent: Tensor) -> list[Tensor]:
+        theta = list(self.jacobian.theta.values())
+        if not theta:
+            return []
+        found = torch.autograd.grad(logits, theta, cotangent.to(logits.dtype), retain_graph=True, allow_unused=True)
+        return [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(theta, found, strict=True)]
+
+    def gradients(self, cotangents: Tensor) -> SampleGradients:
+        rows = []
+        for i in range(len(self.X)):  # one sample at a time, so that nothing is formed for the others
+            with torch.enable_grad():
+                logits = self.jacobian.network.forward(self.X[i : i + 1])
+            rows.append(torch.stack([torch.cat(self._pull(logits, c[i : i + 1])) for c in cotangents]))
+        return [Rows(torch.stack(rows, dim=1))]
+
+    def pull(self, cotangent: Tensor) -> list[Tensor]:
+        return self._pull(self._logits, cotangent)
+
+    def push(self, direction: Sequence[Tensor]) -> Tensor:
+        theta, module = self.jacobian.theta, self.jacobian.network.module
+        along = {name: v.to(p.dtype).reshape(p.shape) for (name, p), v in zip(theta.items(), direction, strict=True)}
+
+        def logits(point):  # type: ignore[no-untyped-def]
+            out = functional_call(module, dict(point), (self.X,))
+            return (out[0] if isinstance(out, tuple | list) else out).reshape(len(self.X), -1)
+
+        return directional_derivative(logits, theta, along)[1]

@@ -1,0 +1,150 @@
+"""The network at its parameters as a linear map: its forward pass kept, gradients pulled back, directions pushed on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .activations import activation_of
+from .evaluate import EVALUATE, LINEAR_RULES, apply_linear
+from .nodes import NetworkGraph, Node, interpret
+from .tangent import activation_tangent, opaque_tangent, pick, pool_indices, shaped_bias
+
+__all__ = ["Linearization"]
+
+#: Name of a node and part of it ("weight" or "bias").
+Place = tuple[str, str]
+
+
+class Linearization:
+    """One forward pass of a chunk of samples, to be differentiated as often as wanted.
+
+    Parameters
+    ----------
+    graph : NetworkGraph
+    X : Tensor of shape (n, ...)
+
+    Attributes
+    ----------
+    logits : Tensor of shape (n, C)
+    inputs : dict of node name to Tensor
+        What every trained node reads, one row per sample.
+    """
+
+    def __init__(self, graph: NetworkGraph, X: Tensor):
+        self.graph = graph
+        self.inputs: dict[str, Tensor] = {}
+        self._read: dict[str, tuple[Any, ...]] = {}
+        self._outputs: dict[str, Tensor] = {}
+        self._leaves: dict[Place, Tensor] = {}
+        self._local: dict[str, Tensor] = {}
+        rules = {op: self._recorded(rule) for op, rule in EVALUATE.items()}
+        with torch.enable_grad():
+            self._logits = interpret(graph, rules, X.detach(), purpose="The Jacobian of the parameters")
+        self.logits = self._logits.detach()
+
+    def _recorded(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        def run(node: Node, *xs: Any) -> Any:
+            if node.op in _NONLINEAR:
+                self._read[node.name] = tuple(x.detach() if isinstance(x, Tensor) else x for x in xs)
+            if not any(node.trainable):
+                return rule(node, *xs)
+            tied = {}
+            for part, tensor, trained in zip(("weight", "bias"), (node.weight, node.bias), node.trainable, strict=True):
+                if tensor is not None:
+                    tied[part] = tensor.detach()
+                    if trained:
+                        self._leaves[node.name, part] = tied[part].requires_grad_(True)
+            output = rule(replace(node, **tied), *xs)
+            self.inputs[node.name] = xs[0].detach()
+            self._outputs[node.name] = output
+            return output
+
+        return run
+
+    def deltas(self, cotangent: Tensor) -> dict[str, Tensor]:
+        """Gradient of <cotangent, f> with respect to the output of every trained node, one row per sample."""
+        return self._pull(self._outputs, cotangent)
+
+    def gradient(self, cotangent: Tensor) -> dict[Place, Tensor]:
+        """Gradient of sum_i <cotangent_i, f(x_i)> with respect to every trained tensor at every use of it."""
+        return self._pull(self._leaves, cotangent)
+
+    def _pull(self, points: Mapping[Any, Tensor], cotangent: Tensor) -> dict[Any, Tensor]:
+        if not points:
+            return {}
+        found = torch.autograd.grad(
+            self._logits,
+            list(points.values()),
+            cotangent.to(self._logits.dtype).reshape(self._logits.shape),
+            retain_graph=True,
+            allow_unused=True,
+        )
+        return {k: torch.zeros_like(p) if g is None else g for (k, p), g in zip(points.items(), found, strict=True)}
+
+    @torch.no_grad()
+    def push(self, direction: Mapping[Place, Tensor]) -> Tensor:
+        """Derivative of the logits along a direction, which names a tensor for every use that moves; (n, C)."""
+
+        def affine(node: Node, dx: Tensor | None) -> Tensor | None:
+            moved = None if dx is None else apply_linear(node, dx, node.weight, None)
+            weight, bias = direction.get((node.name, "weight")), direction.get((node.name, "bias"))
+            if weight is not None:
+                own = apply_linear(node, self.inputs[node.name], weight, bias)
+                return own if moved is None else moved + own
+            if bias is None:
+                return moved
+            if moved is None:
+                moved = bias.new_zeros((len(self.logits), *node.shape))
+            return moved + shaped_bias(node, bias, moved)
+
+        rules = {**self._rules(), **dict.fromkeys(("linear", "conv", "conv_transpose", "diagonal"), affine)}
+        pushed = interpret(self.graph, rules, None, purpose="A parameter tangent")
+        return torch.zeros_like(self.logits) if pushed is None else pushed
+
+    def _rules(self) -> dict[str, Callable[..., Tensor | None]]:
+        def activation(node: Node, dx: Tensor | None) -> Tensor | None:
+            if dx is None:
+                return None
+            (x,) = self._read[node.name]
+            if node.params["kind"] == "relu":
+                return activation_tangent(node, x, dx)
+            row, args = activation_of(node)
+            return dx * self._kept(node, lambda: row.derivative(x, *args))
+
+        def max_pool(node: Node, dx: Tensor | None) -> Tensor | None:
+            (x,) = self._read[node.name]
+            return None if dx is None else pick(self._kept(node, lambda: pool_indices(node, x)[1]), dx)
+
+        def opaque(node: Node, *dxs: Tensor | None) -> Tensor | None:
+            moved = opaque_tangent(node, self._read[node.name], [0.0 if dx is None else dx for dx in dxs])
+            return None if isinstance(moved, float) else moved
+
+        structural = {op: self._structural(rule) for op, rule in LINEAR_RULES.items()}
+        return {**structural, "activation": activation, "max_pool": max_pool, "opaque": opaque}
+
+    def _kept(self, node: Node, compute: Callable[[], Tensor]) -> Tensor:
+        if node.name not in self._local:
+            self._local[node.name] = compute()
+        return self._local[node.name]
+
+    def _structural(self, rule: Callable[..., Tensor]) -> Callable[..., Tensor | None]:
+        def run(node: Node, *dxs: Tensor | None) -> Tensor | None:
+            known = next((dx for dx in dxs if dx is not None), None)
+            if known is None:
+                return None
+            shapes = (self.graph[name].shape for name in node.inputs)
+            whole = (
+                known.new_zeros((len(known), *shape)) if dx is None else dx for dx, shape in zip(dxs, shapes, strict=True)
+            )
+            return rule(node, *whole)
+
+        return run
+
+
+_NONLINEAR = ("activation", "max_pool", "opaque")
+

@@ -1,0 +1,134 @@
+"""The parameter vector theta of a graph: which tensors it holds, and which nodes use one and the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .nodes import NetworkGraph, Node
+
+__all__ = ["ParameterGroup", "Use", "parameter_groups"]
+
+
+@dataclass(frozen=True)
+class Use:
+    """One place where a node reads a parameter.
+
+    Attributes
+    ----------
+    node : Node
+    part : "weight" or "bias"
+    index : Tensor of int64 or None
+        Position of each of its elements in the group's vector; None where they stand in order.
+    """
+
+    node: Node
+    part: str
+    index: Tensor | None = None
+
+    @property
+    def sources(self) -> frozenset[str]:
+        return self.node.sources[0 if self.part == "weight" else 1]
+
+    @property
+    def tensor(self) -> Tensor:
+        tensor = self.node.weight if self.part == "weight" else self.node.bias
+        assert tensor is not None
+        return tensor
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """A stretch of theta: one folded trainable tensor, with all its uses."""
+
+    uses: tuple[Use, ...]
+    size: int
+
+    @property
+    def label(self) -> str:
+        use = self.uses[0]
+        return f"{use.node.label}.{use.part}"
+
+    @property
+    def plain(self) -> bool:
+        """Whether every use reads the tensor as it is, and not through a transpose or a slice."""
+        return all(use.index is None for use in self.uses)
+
+
+def parameter_groups(graph: NetworkGraph) -> tuple[ParameterGroup, ...]:
+    """The folded trainable parameters, each tied tensor once.
+
+    Uses are tied where they read one parameter, perhaps through views of it (a transpose, slices), or where what was
+    computed from the same parameters (a normalised weight) is equal.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If an operator without a rule has parameters of its own.
+    """
+    families: list[list[Use]] = []
+    for node in graph.nodes:
+        if node.op == "opaque" and node.params["trained"]:
+            raise node.refuse("The vector of folded parameters", "it has parameters, and there is no rule for it.")
+        for part, trained in zip(("weight", "bias"), node.trainable, strict=True):
+            if not trained or (node.weight if part == "weight" else node.bias) is None:
+                continue
+            use = Use(node, part)
+            family = next((f for f in families if _related(f[0], use)), None)
+            if family is None:
+                families.append([use])
+            else:
+                family.append(use)
+    return tuple(group for family in families for group in _groups(family))
+
+
+def _root(tensor: Tensor) -> Tensor:
+    return tensor if tensor._base is None else tensor._base
+
+
+def _related(a: Use, b: Use) -> bool:
+    if _root(a.tensor) is _root(b.tensor):
+        return True
+    if a.part != b.part or a.node.op != b.node.op or a.sources != b.sources:
+        return False
+    return a.tensor.shape == b.tensor.shape and torch.equal(a.tensor, b.tensor)
+
+
+def _groups(family: list[Use]) -> list[ParameterGroup]:
+    """One group if all uses read alike; else one for each set of uses that overlap."""
+    layouts = {(u.tensor.shape, u.tensor.stride(), u.tensor.storage_offset()) for u in family}
+    repeats = any(s == 0 and n > 1 for s, n in zip(family[0].tensor.stride(), family[0].tensor.shape, strict=True))
+    computed = _root(family[0].tensor) is not _root(family[-1].tensor)
+    if computed or (len(layouts) == 1 and not repeats):
+        return [ParameterGroup(tuple(family), family[0].tensor.numel())]
+    places = [_places(use.tensor) for use in family]
+    clusters: list[tuple[set[int], list[int]]] = []
+    for i, place in enumerate(places):
+        reached, members = set(place.tolist()), [i]
+        apart = []
+        for others, indices in clusters:
+            if others & reached:
+                reached, members = reached | others, indices + members
+            else:
+                apart.append((others, indices))
+        clusters = [*apart, (reached, members)]
+    groups = []
+    for reached, members in clusters:
+        order = torch.tensor(sorted(reached), device="cpu")
+        # Single uses keep their order; others are told where each element stands.
+        alone = len(members) == 1 and len(places[members[0]]) == len(order)
+        uses = [
+            Use(family[i].node, family[i].part, None if alone else torch.searchsorted(order, places[i]))
+            for i in sorted(members)
+        ]
+        groups.append(ParameterGroup(tuple(uses), len(order)))
+    return groups
+
+
+def _places(tensor: Tensor) -> Tensor:
+    """Where the elements of a view lie in the memory of what it views."""
+    last = tensor.storage_offset() + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    memory = torch.arange(last + 1, device="cpu")
+    return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).flatten()

@@ -1,0 +1,293 @@
+"""Capacities: squared norms over squared margins ([EG] section 2.2)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+
+from .._validation import CapacityWarning, check_interval
+from ..graph import Network
+from .batch import Batch
+from .layers import weight_layers
+from .margins import sample_margins
+from .norms import frobenius_norm, l1_inf_norm, spectral_norm
+from .paths import path_norm
+from .record import Measure, Measured
+
+__all__ = [
+    "MEASURES",
+    "frobenius_capacity",
+    "l1_inf_capacity",
+    "l1_path_capacity",
+    "l2_path_capacity",
+    "spectral_capacity",
+]
+
+
+def frobenius_capacity(
+    network: Network, batch: Batch, *, view: str = "kernel", margin_percentile: float = 5.0, constants: bool = False
+) -> Measured:
+    r"""Squared product of Frobenius norms over the squared margin.
+
+    .. math:: \frac{1}{\gamma^2} \prod_{l=1}^d \|W_l\|_F^2
+
+    Smaller goes with better generalisation. Infinite, with a warning, where the margin is not positive.
+
+    Parameters
+    ----------
+    view : "kernel" or "operator", default="kernel"
+        As in `frobenius_norm`.
+    margin_percentile : float in [0, 100], default=5
+        The margin is this percentile over the data of f_y - max_{k != y} f_k.
+    constants : bool, default=False
+        Bring back the factor 4^d, which [EG] drops in its figures.
+
+    Returns
+    -------
+    Measured
+        With the margin among its info.
+
+    Warns
+    -----
+    CapacityWarning
+        If the margin is not positive; so do all capacities.
+
+    Notes
+    -----
+    The norm and one forward pass, which all measures share.
+
+    References
+    ----------
+    Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, section 2.2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(2, 2, bias=False)
+    >>> _ = net.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+    >>> X, y = torch.tensor([[1.0, 0.0]]), torch.tensor([0])  # a margin of 3
+    >>> round(measure_capacity(net, X, y, "frobenius_capacity")["frobenius_capacity"], 6)  # 25 / 9
+    2.777778
+    """
+    margin = _margin(batch, margin_percentile)
+    factor = depth_of(network) * math.log(4) if constants else 0.0
+    return _capacity(frobenius_norm(network, batch, view=view), margin, factor)
+
+
+def l1_path_capacity(
+    network: Network, batch: Batch, *, margin_percentile: float = 5.0, constants: bool = False
+) -> Measured:
+    r"""Squared l1 path norm over the squared margin.
+
+    .. math:: \frac{1}{\gamma^2} \Big( \sum_{\text{paths}} \prod_{e} |w_e| \Big)^2
+
+    Smaller goes with better generalisation. Infinite, with a warning, where the margin is not positive.
+
+    Parameters
+    ----------
+    margin_percentile : float in [0, 100], default=5
+        The margin is this percentile over the data of f_y - max_{k != y} f_k.
+    constants : bool, default=False
+        Bring back the factor 4^d (2 per edge, squared), which [EG] drops in its figures.
+
+    Notes
+    -----
+    The norm and one forward pass, which all measures share.
+
+    References
+    ----------
+    Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, section 2.2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(2, 2, bias=False)
+    >>> _ = net.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+    >>> X, y = torch.tensor([[1.0, 0.0]]), torch.tensor([0])  # a margin of 3
+    >>> round(measure_capacity(net, X, y, "l1_path_capacity")["l1_path_capacity"], 6)  # 49 / 9
+    5.444444
+    """
+    margin = _margin(batch, margin_percentile)
+    factor = depth_of(network) * math.log(4) if constants else 0.0
+    return _capacity(path_norm(network, batch, p=1.0), margin, factor)
+
+
+def l2_path_capacity(
+    network: Network, batch: Batch, *, margin_percentile: float = 5.0, constants: bool = False
+) -> Measured:
+    r"""Squared l2 path norm over the squared margin.
+
+    .. math:: \frac{1}{\gamma^2} \sum_{\text{paths}} \prod_{e} w_e^2
+
+    Smaller goes with better generalisation. Infinite, with a warning, where the margin is not positive.
+
+    Parameters
+    ----------
+    margin_percentile : float in [0, 100], default=5
+        The margin is this percentile over the data of f_y - max_{k != y} f_k.
+    constants : bool, default=False
+        Bring back the factor prod 4 h_l, which [EG] drops in its figures; h_l = units of layer l (channels times
+        positions).
+
+    Notes
+    -----
+    The norm and one forward pass, which all measures share.
+
+    References
+    ----------
+    Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, section 2.2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(2, 2, bias=False)
+    >>> _ = net.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+    >>> X, y = torch.tensor([[1.0, 0.0]]), torch.tensor([0])  # a margin of 3
+    >>> with_constants = {"capacity": ("l2_path_capacity", {"constants": True})}
+    >>> round(measure_capacity(net, X, y, with_constants)["capacity"], 6)  # 4 * 2 * 25 / 9
+    22.222222
+    """
+    margin = _margin(batch, margin_percentile)
+    factor = depth_of(network) * math.log(4) + log_units(network) if constants else 0.0
+    return _capacity(path_norm(network, batch, p=2.0), margin, factor)
+
+
+def spectral_capacity(
+    network: Network, batch: Batch, *, margin_percentile: float = 5.0, constants: bool = False
+) -> Measured:
+    r"""Squared product of spectral norms over the squared margin.
+
+    .. math:: \frac{1}{\gamma^2} \prod_{l=1}^d \|W_l\|_2^2
+
+    Smaller goes with better generalisation. Infinite, with a warning, where the margin is not positive.
+
+    Parameters
+    ----------
+    margin_percentile : float in [0, 100], default=5
+        The margin is this percentile over the data of f_y - max_{k != y} f_k.
+    constants : bool, default=False
+        Bring back the factor prod h_l, which [EG] drops in its figures; h_l = units of layer l (channels times
+        positions).
+
+    Notes
+    -----
+    The norm and one forward pass, which all measures share.
+
+    References
+    ----------
+    Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, section 2.2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(2, 2, bias=False)
+    >>> _ = net.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+    >>> X, y = torch.tensor([[1.0, 0.0]]), torch.tensor([0])  # a margin of 3
+    >>> round(measure_capacity(net, X, y, "spectral_capacity")["spectral_capacity"], 6)  # 16 / 9
+    1.777778
+    """
+    margin = _margin(batch, margin_percentile)
+    return _capacity(spectral_norm(network, batch), margin, log_units(network) if constants else 0.0)
+
+
+def l1_inf_capacity(
+    network: Network, batch: Batch, *, view: str = "kernel", margin_percentile: float = 5.0, constants: bool = False
+) -> Measured:
+    r"""Squared product of the largest l1 norms of incoming weights over the squared margin.
+
+    .. math:: \frac{1}{\gamma^2} \prod_{l=1}^d \Big( \max_i \sum_j |W_l[i,j]| \Big)^2
+
+    Smaller goes with better generalisation. Infinite, with a warning, where the margin is not positive.
+
+    Parameters
+    ----------
+    view : "kernel" or "operator", default="kernel"
+        As in `l1_inf_norm`.
+    margin_percentile : float in [0, 100], default=5
+        The margin is this percentile over the data of f_y - max_{k != y} f_k.
+    constants : bool, default=False
+        The factor of this capacity is 1, so nothing changes.
+
+    Notes
+    -----
+    The norm and one forward pass, which all measures share.
+
+    References
+    ----------
+    Bartlett, Mendelson (2002), Rademacher and Gaussian complexities. Neyshabur et al. (2017), Exploring generalization
+    in deep learning, section 2.2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(2, 2, bias=False)
+    >>> _ = net.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+    >>> X, y = torch.tensor([[1.0, 0.0]]), torch.tensor([0])  # a margin of 3
+    >>> round(measure_capacity(net, X, y, "l1_inf_capacity")["l1_inf_capacity"], 6)  # 16 / 9
+    1.777778
+    """
+    return _capacity(l1_inf_norm(network, batch, view=view), _margin(batch, margin_percentile), 0.0)
+
+
+def depth_of(network: Network) -> int:
+    """The number d of weight layers."""
+    return len(weight_layers(network))
+
+
+def log_units(network: Network) -> float:
+    """The sum over the layers of the logarithm of their units h_l, channels times positions."""
+    return math.fsum(math.log(math.prod(node.shape)) for node in weight_layers(network))
+
+
+def _margin(batch: Batch, percentile: float) -> float:
+    """The margin at a percentile; a warning, once for all capacities of a call, if it is not positive."""
+    check_interval("margin_percentile", percentile, 0, 100)
+    margin = float(np.percentile(sample_margins(batch), percentile))
+    if margin <= 0:
+        message = (
+            f"The data are not separated at the percentile {percentile:g} of the margins, which is {margin:.3g}: "
+            "capacities, norms over margins, are infinite there. Raise `margin_percentile`, or train longer."
+        )
+        batch.once(message, lambda: warnings.warn(message, CapacityWarning, stacklevel=4))
+    return margin
+
+
+def _capacity(norm: Measured, margin: float, log_factor: float) -> Measured:
+    """norm^2 / margin^2 times a factor."""
+    info = {"margin": margin}
+    if margin <= 0:
+        return Measured(math.inf, math.inf, info=info)
+    return Measured.from_log(2 * (norm.log() - math.log(margin)) + log_factor, info=info)
+
+
+_COMMON: dict[str, Any] = {
+    "family": "capacity",
+    "lower_is_better": True,
+    "source": "[EG] 2.2",
+    "needs": frozenset({"graph", "data", "labels"}),
+    "cost": "forward",
+    "tasks": ("classification",),
+}
+_PER_LAYER = frozenset({"permutation", "layer_rescaling"})
+_PER_NODE = _PER_LAYER | {"node_rescaling"}
+
+MEASURES = (
+    Measure("frobenius_capacity", frobenius_capacity, invariances=_PER_LAYER, **_COMMON),
+    Measure("l1_path_capacity", l1_path_capacity, invariances=_PER_NODE, **_COMMON),
+    Measure("l2_path_capacity", l2_path_capacity, invariances=_PER_NODE, **_COMMON),
+    Measure("spectral_capacity", spectral_capacity, invariances=_PER_LAYER, **_COMMON),
+    Measure("l1_inf_capacity", l1_inf_capacity, invariances=_PER_LAYER, **_COMMON),
+)

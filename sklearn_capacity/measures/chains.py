@@ -1,0 +1,108 @@
+"""Bias-free chains of linear maps and positively homogeneous activations, for which the theorems of [FR] hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .._validation import NotDefinedError
+from ..graph import EVALUATE, Network, Node, activation_of
+from .layers import weight_layers
+
+__all__ = ["Chain", "rectifier_chain"]
+
+#: Operators that only move numbers.
+MOVES = ("view", "permute")
+POOLS = ("max_pool", "avg_pool", "reduce")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A network f(x) = D_d W_d D_{d-1} ... D_1 W_1 x.
+
+    Attributes
+    ----------
+    nodes : tuple of Node
+        Everything between input and output, in order.
+    layers : tuple of Node
+        The weight layers among them.
+    """
+
+    nodes: tuple[Node, ...]
+    layers: tuple[Node, ...]
+
+    def slopes(self, X: Tensor) -> Iterator[Tensor | None]:
+        """The diagonals of D_1(x) .. D_d(x) for a batch, each (n, units), float64; None stands for the identity.
+
+        The identity stands between two layers without an activation, and after the last one unless the network ends in
+        an activation. Two activations in a row make one diagonal.
+        """
+        slope: Tensor | None = None
+        for node in self.nodes:
+            if node.is_layer:
+                if node is not self.layers[0]:
+                    yield None if slope is None else slope.flatten(1)
+                slope = None
+            elif node.op == "activation":
+                activation, args = activation_of(node)
+                own = activation.derivative(X, *args).double()
+                slope = own if slope is None else slope * own
+            elif slope is not None:  # so that a further activation finds its numbers in the same places
+                slope = EVALUATE[node.op](node, slope)
+            X = EVALUATE[node.op](node, X)
+            if node.is_layer:  # a positive factor changes no slope, and no depth overflows
+                X = X / _scale(X)
+        yield None if slope is None else slope.flatten(1)
+
+
+def _scale(X: Tensor) -> Tensor:
+    """The largest absolute number of every sample, shaped to divide it; 1 where that is 0."""
+    top = X.abs().flatten(1).amax(1).reshape(-1, *(1 for _ in X.shape[1:]))
+    return torch.where(top > 0, top, torch.ones_like(top))
+
+
+def rectifier_chain(network: Network, purpose: str) -> Chain:
+    """The network as a bias-free chain of linear maps and positively homogeneous activations.
+
+    Parameters
+    ----------
+    network : Network
+    purpose : str
+        Subject of the error message: "A data-dependent norm".
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If it is none; the message names the layer and says why.
+    """
+    layers = weight_layers(network, purpose)
+    if not layers:
+        raise NotDefinedError(f"{purpose} is not defined for a network without weight layers.")
+    readers = network.graph.consumers()
+    nodes = network.graph.nodes[1:]
+    first = nodes.index(layers[0])
+    for position, node in enumerate(nodes):
+        why = _obstacle(node)
+        if why is None and len(readers[node.inputs[0]]) > 1:
+            why = "what it reads is read elsewhere too, so the network is no chain."
+        if why is None and node.op == "activation" and position < first:
+            why = "it acts before the first weight layer."
+        if why is not None:
+            raise node.refuse(purpose, why, "It needs a chain of bias-free linear maps and ReLUs.")
+    return Chain(nodes, layers)
+
+
+def _obstacle(node: Node) -> str | None:
+    """Why a node cannot stand in a chain, or None."""
+    if node.op in MOVES:
+        return None
+    if node.op == "activation":
+        return None if activation_of(node)[0].homogeneous else "it is not positively homogeneous."
+    if node.op in POOLS:
+        return "pooling is neither a layer nor an activation."
+    if node.bias is not None and bool(node.bias.any()):
+        return "it has a bias."
+    return None if node.is_layer else "it is neither a weight layer nor an activation."

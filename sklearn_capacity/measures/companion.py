@@ -1,0 +1,134 @@
+r"""Trace and largest eigenvalue of :math:`J^\top F J` per sample, by the C x C companion :math:`B^\top J J^\top B`.
+
+F = B B^T weighs the outputs: the identity, the square of the softmax's Jacobian, or the Fisher matrix of the softmax.
+The non-zero eigenvalues of both products agree, and C is small where the input is large.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..graph import Network
+from ..linalg import lanczos
+from ..products.jacobian import gram_product, jacobian_products
+from .batch import Batch
+
+__all__ = ["METRICS", "fisher_norm", "jacobian_gram", "jacobian_rows", "largest_eigenvalues", "traces"]
+
+METRICS = ("logits", "softmax", "fisher")
+# Up to here the C backward passes for the whole Gram matrix cost less than the two dozen products of Lanczos.
+FULL_GRAM = 80
+# Relative residual of Lanczos: the eigenvalue lies within it, and mostly within its square.
+TOLERANCE = 1e-6
+# Rows of J that are held at once.
+ROW_BYTES = 2**25
+
+
+def jacobian_rows(network: Network, X: Tensor) -> Tensor:
+    """J(x) of every sample, (n, C, D), from one backward pass per class."""
+    return torch.stack([row.flatten(1) for row in jacobian_products(network.forward, X)], dim=1)
+
+
+def jacobian_gram(network: Network, batch: Batch) -> Tensor:
+    """J(x) J(x)^T of every sample, (n, C, C), float64; kept for the call."""
+
+    def gram(X: Tensor) -> Tensor:
+        rows = jacobian_rows(network, X).double()
+        return rows @ rows.transpose(1, 2)
+
+    return batch.once("jacobian_gram", lambda: batch.cat(lambda X: in_pieces(gram, X, network.n_outputs)))
+
+
+def in_pieces(function, X: Tensor, n_outputs: int) -> Tensor:  # type: ignore[no-untyped-def]
+    """`function` on so few samples at once that their Jacobians stay small."""
+    size = max(1, ROW_BYTES // (8 * n_outputs * max(1, X[0].numel())))
+    return torch.cat([function(piece) for piece in X.split(size)])
+
+
+def traces(network: Network, batch: Batch, metric: str) -> Tensor:
+    """tr(J^T F J) of every sample, (n,), float64."""
+    if network.n_outputs <= FULL_GRAM:
+        return batch.once(("companion", metric), lambda: _companion(network, batch, metric)).diagonal(0, 1, 2).sum(1)
+
+    def squares(X: Tensor) -> Tensor:
+        vectors = None if metric == "logits" else lambda values: _columns(values, metric)
+        rows = jacobian_products(network.forward, X, vectors)
+        return sum(row.flatten(1).double().square().sum(1) for row in rows)  # type: ignore[return-value]
+
+    return batch.once(("traces", metric), lambda: batch.cat(lambda X: in_pieces(squares, X, network.n_outputs)))
+
+
+def largest_eigenvalues(network: Network, batch: Batch, metric: str) -> Tensor:
+    """The largest eigenvalue of J^T F J of every sample, (n,), float64, on the CPU."""
+
+    def compute() -> Tensor:
+        if network.n_outputs > FULL_GRAM:
+            return batch.cat(lambda X: _by_lanczos(network, X, metric))
+        companion = batch.once(("companion", metric), lambda: _companion(network, batch, metric))
+        # Many small symmetric problems: a GPU solves them one after the other.
+        return torch.linalg.eigvalsh(companion.cpu())[:, -1].clamp_min(0)
+
+    return batch.once(("largest", metric), compute)
+
+
+def _companion(network: Network, batch: Batch, metric: str) -> Tensor:
+    gram = jacobian_gram(network, batch)
+    if metric == "logits":
+        return gram
+    B = _columns(batch.logits, metric).transpose(0, 1).transpose(1, 2)  # (n, C, C), columns B e_k
+    return B.transpose(1, 2) @ gram @ B
+
+
+def _by_lanczos(network: Network, X: Tensor, metric: str) -> Tensor:
+    with torch.no_grad():
+        p = network.forward(X).double().softmax(1)
+    product = gram_product(network.forward, X)
+
+    def companion(v: Tensor) -> Tensor:
+        image = product(_apply(p, v, metric).to(X.dtype)).double()
+        return _apply_transposed(p, image, metric)
+
+    return lanczos(companion, tuple(p.shape), tol=TOLERANCE, device=X.device).values[:, 0].clamp_min(0)
+
+
+def _columns(logits: Tensor, metric: str) -> Tensor:
+    """B e_k of every sample for every class k, (C, n, C); a sure network's small entries are kept."""
+    p = logits.softmax(1)
+    identity = torch.eye(p.shape[1], dtype=p.dtype, device=p.device)[:, None, :]
+    weight = p if metric == "softmax" else p.sqrt()
+    return weight.T[:, :, None] * (identity - p)
+
+
+def _apply(p: Tensor, v: Tensor, metric: str) -> Tensor:
+    """B v: v, (diag p - p p^T) v, or (diag sqrt(p) - p sqrt(p)^T) v."""
+    if metric == "logits":
+        return v
+    scaled = (p if metric == "softmax" else p.sqrt()) * v
+    return scaled - p * scaled.sum(1, keepdim=True)
+
+
+def _apply_transposed(p: Tensor, w: Tensor, metric: str) -> Tensor:
+    if metric == "logits":
+        return w
+    centred = w - (p * w).sum(1, keepdim=True)
+    return (p if metric == "softmax" else p.sqrt()) * centred
+
+
+def fisher_norm(logits: Tensor) -> Tensor:
+    r"""Largest eigenvalue of diag p - p p^T, p = softmax(logits), per sample, from above.
+
+    By Gershgorin's discs and the largest diagonal entry it lies in [q, 2 q], q = p_1 (1 - p_1) for the most likely
+    class; inside, the secular equation of the rank-one change is bisected to the last digit.
+    """
+    p = logits.double().softmax(1).sort(1, descending=True).values
+    top, rest = p[:, :1], p[:, 1:]
+    least = top * rest.sum(1, keepdim=True)
+    low, high = least, 2 * least
+    for _ in range(54):
+        middle = (low + high) / 2
+        terms = rest * (rest / (middle - rest))  # a square would vanish below 1e-162
+        secular = (middle - least) / (top - middle) - terms.sum(1, keepdim=True)
+        below = (middle < top) & ((middle <= rest.amax(1, keepdim=True)) | (secular < 0))
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return high.squeeze(1)

@@ -1,0 +1,372 @@
+"""Eigenvalues of the Fisher information matrix ([MF] section 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .._validation import check_integer, check_interval, check_option
+from ..graph import Network
+from ..graph.dual import LOSSES, FisherMatrix
+from ..graph.jacobian import parameter_jacobian
+from ..linalg import block_lanczos, largest_eigenvalue
+from .batch import Batch, is_out_of_memory
+from .record import Measure, Measured, NotDefinedError
+
+__all__ = [
+    "MEASURES",
+    "critical_learning_rate",
+    "fisher_max_eigenvalue",
+    "fisher_mean_eigenvalue",
+    "fisher_second_moment",
+    "fisher_trace",
+    "largest_eigenvalues",
+]
+
+#: Largest matrix whose eigenvalues are all taken: 1.8 GB, and as much again while they are.
+MATRIX_SIZE = 15_000
+#: Up to this size all eigenvalues cost less than a few products.
+SMALL = 512
+TOLERANCE = 1e-5
+#: Products after which the Lanczos iteration gives up.
+PRODUCTS = 200
+
+T = TypeVar("T")
+
+
+def fisher_trace(network: Network, batch: Batch, *, loss: str = "squared") -> Measured:
+    r"""Trace of the Fisher information matrix: the mean squared length of the gradients of the logits.
+
+    .. math:: \mathrm{tr}\, F = \frac{1}{T} \sum_{t=1}^T \sum_{k=1}^C \|\nabla_\theta f_k(t)\|^2
+
+    Smaller (flatter) goes with better generalisation. theta holds the folded trainable parameters, each tied tensor
+    once. Under the softmax the sum is :math:`\mathrm{tr}\, J_t^T (\mathrm{diag}\, p - p p^T) J_t`.
+
+    Parameters
+    ----------
+    loss : "squared" or "cross_entropy", default="squared"
+        A Gaussian of unit variance around the logits ([MF] eq. 3), or the softmax: the Fisher matrix of the model's
+        own distribution, whatever loss the network was trained with.
+
+    Returns
+    -------
+    Measured
+        With one row per layer.
+
+    Raises
+    ------
+    NotDefinedError
+        If nothing is trained, or the softmax has one logit.
+
+    Notes
+    -----
+    C backward passes; where a layer's weight is used at few positions its gradients are never formed. No spectrum.
+
+    References
+    ----------
+    Karakida, Akaho, Amari (2019), Universal statistics of Fisher information in deep neural networks, eq. 3.
+
+    Examples
+    --------
+    A linear model of one output has the gradient x, so the trace is the mean of its squared length.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> X = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    >>> measure_capacity(nn.Linear(2, 1, bias=False), X, measures="fisher_trace")
+    {'fisher_trace': 13.0}
+    """
+    fisher = fisher_matrix(network, batch, loss)
+    traces = batch.once(("fisher_traces", loss), lambda: _retried(fisher, fisher.traces))
+    rows: dict[str, float] = {}
+    for label, value in zip(fisher.jacobian.labels, traces, strict=True):
+        rows[label] = rows.get(label, 0.0) + value
+    per_layer = [{"layer": label, "value": value} for label, value in rows.items() if label]
+    return Measured(sum(traces), per_layer=per_layer, info={"way": fisher.jacobian.way})
+
+
+def fisher_mean_eigenvalue(network: Network, batch: Batch, *, loss: str = "squared") -> Measured:
+    r"""Mean eigenvalue of the Fisher information matrix.
+
+    .. math:: m_\lambda = \frac{1}{P} \sum_{i=1}^P \lambda_i = \mathrm{tr}\, F / P
+
+    P counts the folded trainable parameters, each tied tensor once. Smaller goes with better generalisation.
+
+    Parameters
+    ----------
+    loss : "squared" or "cross_entropy", default="squared"
+        As for `fisher_trace`.
+
+    Notes
+    -----
+    C backward passes, shared with `fisher_trace`.
+
+    References
+    ----------
+    Karakida, Akaho, Amari (2019), Universal statistics of Fisher information in deep neural networks, theorem 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> X = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
+    >>> measure_capacity(nn.Linear(2, 1, bias=False), X, measures="fisher_mean_eigenvalue")
+    {'fisher_mean_eigenvalue': 6.5}
+    """
+    trace = fisher_trace(network, batch, loss=loss)
+    return Measured(trace.value / parameter_jacobian(network).size, info=trace.info)
+
+
+def fisher_second_moment(network: Network, batch: Batch, *, loss: str = "squared") -> Measured:
+    r"""Mean squared eigenvalue of the Fisher information matrix.
+
+    .. math:: s_\lambda = \frac{1}{P} \sum_{i=1}^P \lambda_i^2 = \|F\|_F^2 / P
+
+    P counts the folded trainable parameters, each tied tensor once. Smaller goes with better generalisation.
+
+    Parameters
+    ----------
+    loss : "squared" or "cross_entropy", default="squared"
+        As for `fisher_trace`.
+
+    Notes
+    -----
+    Exact: the squared entries of the dual matrix (C T by C T) are summed tile by tile, or those of F where that is
+    smaller. A random probe would have a relative spread of 0.75.
+
+    References
+    ----------
+    Karakida, Akaho, Amari (2019), Universal statistics of Fisher information in deep neural networks, theorem 3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> X = torch.tensor([[2.0, 0.0], [0.0, 4.0]])  # F = diag(2, 8)
+    >>> measure_capacity(nn.Linear(2, 1, bias=False), X, measures="fisher_second_moment")
+    {'fisher_second_moment': 34.0}
+    """
+    fisher = fisher_matrix(network, batch, loss)
+
+    def sum_of_squares() -> tuple[float, str]:
+        if _matrix_products(fisher) < _dual_products(fisher) and fisher.jacobian.size <= MATRIX_SIZE:
+            return float(_retried(fisher, fisher.matrix).square().sum()), "parameters"
+        return _retried(fisher, fisher.squared_norm), "dual tiles"
+
+    value, way = batch.once(("fisher_squares", loss), sum_of_squares)
+    return Measured(value / fisher.jacobian.size, info={"way": way})
+
+
+def fisher_max_eigenvalue(network: Network, batch: Batch, *, loss: str = "squared") -> Measured:
+    r"""Largest eigenvalue of the Fisher information matrix.
+
+    .. math:: \lambda_{\max} = \max_v v^T F v / v^T v
+
+    Smaller goes with better generalisation: the sharpest direction of the landscape around a minimum of zero error.
+
+    Parameters
+    ----------
+    loss : "squared" or "cross_entropy", default="squared"
+        As for `fisher_trace`.
+
+    Notes
+    -----
+    Lanczos on the dual matrix until the value's estimated relative error is 1e-5, each product one backward and one
+    tangent sweep; about 6 to 16 products, which the report shows. A matrix of at most 512 rows is diagonalised instead.
+
+    References
+    ----------
+    Karakida, Akaho, Amari (2019), Universal statistics of Fisher information in deep neural networks, theorem 4.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> X = torch.tensor([[2.0, 0.0], [0.0, 4.0]])  # F = diag(2, 8)
+    >>> measure_capacity(nn.Linear(2, 1, bias=False), X, measures="fisher_max_eigenvalue")
+    {'fisher_max_eigenvalue': 8.0}
+    """
+    values, info = largest_eigenvalues(network, batch, loss, 1)
+    return Measured(float(values[0]), info=info)
+
+
+def critical_learning_rate(
+    network: Network, batch: Batch, *, momentum: float = 0.0, loss: str = "squared"
+) -> Measured:
+    r"""Learning rate above which gradient descent leaves a minimum with this Fisher matrix.
+
+    .. math:: \eta_c = 2 (1 + \mu) / \lambda_{\max}
+
+    for the training loss :math:`E = \frac{1}{2T} \sum_t \|y_t - f(x_t)\|^2` at zero error, where F is its Hessian.
+    torch's ``MSELoss`` is :math:`\frac{1}{CT} \sum_t \|y_t - f(x_t)\|^2`, so its critical learning rate is C / 2 times
+    this. With ``loss="cross_entropy"`` F is the Gauss-Newton approximation of the Hessian of the mean cross-entropy,
+    and needs no factor. Larger (flatter) goes with better generalisation; inf if no parameter moves the logits.
+
+    Parameters
+    ----------
+    momentum : float in [0, 1), default=0.0
+        mu, of heavy-ball momentum.
+    loss : "squared" or "cross_entropy", default="squared"
+        As for `fisher_trace`.
+
+    Notes
+    -----
+    As `fisher_max_eigenvalue`, and shared with it.
+
+    References
+    ----------
+    Karakida, Akaho, Amari (2019), Universal statistics of Fisher information in deep neural networks, lemma 5.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> X = torch.tensor([[2.0, 0.0], [0.0, 4.0]])  # F = diag(2, 8)
+    >>> measure_capacity(nn.Linear(2, 1, bias=False), X, measures="critical_learning_rate")
+    {'critical_learning_rate': 0.25}
+    """
+    check_interval("momentum", momentum, 0, 1, closed="left")
+    largest = fisher_max_eigenvalue(network, batch, loss=loss)
+    value = 2 * (1 + momentum) / largest.value if largest.value > 0 else math.inf
+    return Measured(value, info=largest.info)
+
+
+def fisher_matrix(network: Network, batch: Batch, loss: str) -> FisherMatrix:
+    """The Fisher matrix of a batch under a loss, with whatever was computed of it in this call."""
+    check_option("loss", loss, LOSSES)
+
+    def build() -> FisherMatrix:
+        jacobian = parameter_jacobian(network)
+        if jacobian.size == 0:
+            raise NotDefinedError("The Fisher information needs trainable parameters, and all are frozen.")
+        if loss == "cross_entropy" and network.n_outputs < 2:
+            raise NotDefinedError('The softmax Fisher information needs at least two logits, got 1. Use loss="squared".')
+
+        def progress(steps: Iterable) -> Iterable:
+            return tqdm(steps, desc="Fisher information", disable=not batch.verbose, leave=False)
+
+        return FisherMatrix(
+            jacobian, batch.X, network.n_outputs, loss, samples=batch.chunk_size, progress=progress
+        )
+
+    return batch.once(("fisher", loss), build)
+
+
+def largest_eigenvalues(
+    network: Network, batch: Batch, loss: str = "squared", n_largest: int | None = None
+) -> tuple[Tensor, dict[str, Any]]:
+    """Eigenvalues of the Fisher matrix, descending and clipped at 0, and how they were computed.
+
+    Parameters
+    ----------
+    network : Network
+    batch : Batch
+    loss : "squared" or "cross_entropy", default="squared"
+    n_largest : int, default=None
+        None takes all min(C T, P) that may differ from 0.
+
+    Returns
+    -------
+    values : Tensor of shape (min(C T, P) or n_largest,), float64, on the CPU
+    info : dict
+        "way": "dual matrix", "parameter matrix" (F itself), "Lanczos on the dual" or "block Lanczos on the dual", with
+        "size", and "products" and "residual" of the iterations.
+
+    Raises
+    ------
+    ValueError
+        If all eigenvalues are asked for and the smaller of the two matrices is too large.
+    """
+    fisher = fisher_matrix(network, batch, loss)
+    size = min(fisher.dual_size, fisher.jacobian.size)
+    if n_largest is not None:
+        n_largest = check_integer("n_largest", n_largest, 1, size)
+    if n_largest is None or size <= SMALL or ("fisher_spectrum", loss) in batch.known:
+        values, info = batch.once(("fisher_spectrum", loss), lambda: _all_eigenvalues(fisher, size))
+        return values[:n_largest], info
+    return batch.once(("fisher_largest", loss, n_largest), lambda: _iterated(fisher, n_largest, batch.random_state))
+
+
+def _all_eigenvalues(fisher: FisherMatrix, size: int) -> tuple[Tensor, dict[str, Any]]:
+    if size > MATRIX_SIZE:
+        raise ValueError(
+            f"`n_largest` must be given where the matrix is larger than {MATRIX_SIZE}: outputs times samples are "
+            f"{fisher.dual_size}, parameters {fisher.jacobian.size}. Or measure fewer samples."
+        )
+    dual = _dual_products(fisher) + _eigenvalue_products(fisher.dual_size)
+    direct = _matrix_products(fisher) + _eigenvalue_products(fisher.jacobian.size)
+    way = "dual matrix" if dual <= direct and fisher.dual_size <= MATRIX_SIZE else "parameter matrix"
+    matrix = _retried(fisher, fisher.dual if way == "dual matrix" else fisher.matrix)
+    if not bool(torch.isfinite(matrix.diagonal()).all()):
+        raise ValueError("The Fisher information is not finite. Check the weights and X for nan and inf.")
+    values = torch.linalg.eigvalsh(matrix).flip(0)[:size].clamp_min(0).cpu()
+    return values, {"way": way, "size": len(matrix)}
+
+
+def _iterated(fisher: FisherMatrix, k: int, random_state: int) -> tuple[Tensor, dict[str, Any]]:
+    """The largest by Lanczos; several by block Lanczos, since a linear output layer repeats eigenvalues C times."""
+    size = fisher.dual_size
+    options: dict[str, Any] = {"tol": TOLERANCE, "device": fisher.X.device, "random_state": random_state}
+    if k == 1:
+        one = {**options, "max_steps": PRODUCTS, "check_every": 1, "until": "value"}
+        found = _retried(fisher, lambda: largest_eigenvalue(fisher.product, size, **one))
+        info = {"residual": found.residual, "error": found.error, "products": found.n_products}
+        return torch.tensor([max(found.value, 0.0)], dtype=torch.float64), {"way": "Lanczos on the dual", "size": size, **info}
+    block = max(2, min(fisher.n_outputs, 16))
+    several = _retried(fisher, lambda: block_lanczos(fisher.product, size, k=k, block=block, **options))
+    info = {"residual": float(several.residuals.max()), "products": several.n_products}
+    return several.values.clamp_min(0), {"way": "block Lanczos on the dual", "size": size, **info}
+
+
+def _retried(fisher: FisherMatrix, compute: Callable[[], T]) -> T:
+    """The result of `compute`, with half as many samples at once as often as memory runs out."""
+    while True:
+        try:
+            return compute()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or not fisher.halve():
+                raise
+
+
+def _dual_products(fisher: FisherMatrix) -> float:
+    return fisher.dual_size**2 * fisher.jacobian.floats_per_sample(fisher.n_outputs) / fisher.n_outputs
+
+
+def _matrix_products(fisher: FisherMatrix) -> float:
+    return 2.0 * fisher.dual_size * fisher.jacobian.size**2
+
+
+def _eigenvalue_products(size: int) -> float:
+    return 4.0 * size**3 / 3 if size <= MATRIX_SIZE else math.inf
+
+
+_FISHER: dict[str, Any] = {
+    "family": "fisher",
+    "lower_is_better": True,
+    "needs": frozenset({"data"}),
+    "invariances": frozenset({"permutation"}),
+}
+
+MEASURES = (
+    Measure("fisher_trace", fisher_trace, source="[MF] eq. 3", cost="jacobian", **_FISHER),
+    Measure("fisher_mean_eigenvalue", fisher_mean_eigenvalue, source="[MF] theorem 1", cost="jacobian", **_FISHER),
+    Measure("fisher_second_moment", fisher_second_moment, source="[MF] theorem 3", cost="spectrum", **_FISHER),
+    Measure("fisher_max_eigenvalue", fisher_max_eigenvalue, source="[MF] theorem 4", cost="spectrum", **_FISHER),
+    Measure(
+        "critical_learning_rate",
+        critical_learning_rate,
+        source="[MF] lemma 5",
+        cost="spectrum",
+        **{**_FISHER, "lower_is_better": False},
+    ),
+)

@@ -1,0 +1,268 @@
+"""Lipschitz constants composed along the graph: what the network can stretch at most, anywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..graph import Network, Node, activation_of, broadcast, interpret
+from ..linalg import PoolOperator, adaptive_average_pool, average_pool
+from ..linalg.certificate import ROUNDING
+from ..linalg.padding import padding_norm
+from .batch import Batch
+from .layers import as_operator, layer_weight, operator_norm_uppers, operator_norms, repetitions, weight_layers
+from .record import Measure, Measured, logarithm
+
+__all__ = ["MEASURES", "lipschitz_l2", "lipschitz_linf", "log_lipschitz"]
+
+#: Logarithm of a Lipschitz constant from the input to a node; -inf for a constant.
+Log = float
+PURPOSE = "A Lipschitz constant"
+PAD_MODES = {"constant": "zeros", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+
+
+def lipschitz_l2(network: Network, batch: Batch) -> Measured:
+    r"""Upper bound of the Lipschitz constant of the logits in the Euclidean norm.
+
+    .. math:: \|f(x) - f(x')\|_2 \le L \, \|x - x'\|_2 \quad \text{for all } x, x'
+
+    Composed along the graph: proven upper ends of the layers' operator norms; the branches of an addition add up, those
+    of a concatenation as the root of their squares; an activation counts with its Lipschitz constant, overlapping max
+    pooling with the root of how many windows share a pixel, average pooling and padding with their own norms. Smaller
+    goes with better generalisation; 0 means a constant function. Biases take no part; batch norm is folded.
+
+    Returns
+    -------
+    Measured
+        One row per weight layer: "value" is the upper end that was used, "lower" the norm itself from below.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        For an operator without a finite or known constant, such as layer norm or attention.
+
+    Notes
+    -----
+    Weights only: the operator norms, which are shared with `spectral_norm`, and their upper ends.
+
+    References
+    ----------
+    Sokolic, Giryes, Sapiro, Rodrigues (2017), Robust large margin deep neural networks, lemma 1 (which needs pooling
+    regions that do not overlap).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.Sigmoid())
+    >>> _ = net[0].weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+    >>> round(measure_capacity(net, measures="lipschitz_l2")["lipschitz_l2"], 6)  # a sigmoid's slope is 1/4 at most
+    1.0
+    """
+    log = log_lipschitz(network, "l2")
+    ends = zip(network.graph.layers, operator_norm_uppers(network), operator_norms(network), strict=True)
+    rows = [{"layer": node.label, "value": upper, "lower": lower.value} for node, upper, lower in ends]
+    return Measured.from_log(log, per_layer=rows)
+
+
+def lipschitz_linf(network: Network, batch: Batch) -> Measured:
+    r"""Upper bound of the Lipschitz constant of the logits in the maximum norm.
+
+    .. math:: \|f(x) - f(x')\|_\infty \le L \, \|x - x'\|_\infty \quad \text{for all } x, x'
+
+    As `lipschitz_l2`, with the largest sum of absolute incoming weights as a layer's norm; a concatenation is the
+    largest of its branches, pooling and padding count 1. Smaller goes with better generalisation; 0 means a constant
+    function. Biases take no part; batch norm is folded.
+
+    Returns
+    -------
+    Measured
+        With one row per weight layer.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        For an operator without a finite or known constant, such as layer norm or attention.
+
+    Notes
+    -----
+    Weights only: one convolution of ones per layer.
+
+    References
+    ----------
+    Sokolic, Giryes, Sapiro, Rodrigues (2017), Robust large margin deep neural networks, section V (other metrics).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(2, 2)
+    >>> _ = net.weight.data.copy_(torch.tensor([[3.0, -1.0], [0.0, 2.0]]))
+    >>> round(measure_capacity(net, measures="lipschitz_linf")["lipschitz_linf"], 6)
+    4.0
+    """
+    log, norms = log_lipschitz(network, "linf"), _layer_norms(network, "linf")
+    rows = [{"layer": node.label, "value": norms[node.name]} for node in network.graph.layers]
+    return Measured.from_log(log, per_layer=rows)
+
+
+def log_lipschitz(network: Network, kind: str) -> Log:
+    """Logarithm of the composed bound.
+
+    Parameters
+    ----------
+    kind : "l2", "linf" or "frobenius"
+        "frobenius" bounds the same slopes as "l2", layer by layer by Frobenius norms.
+    """
+
+    def compose() -> Log:
+        rules = _rules(network, kind)
+        return interpret(network.graph, rules, 0.0, purpose=PURPOSE)
+
+    return network.once(("log_lipschitz", kind), compose)
+
+
+def _layer_norms(network: Network, kind: str) -> dict[str, float]:
+    """The norm of every weight layer by the name of its node; rounding is covered."""
+    layers = weight_layers(network, PURPOSE)
+    if kind == "l2":
+        return {node.name: upper for node, upper in zip(layers, operator_norm_uppers(network), strict=True)}
+    norm = _row_sum if kind == "linf" else _frobenius
+    return network.once(("norms", kind), lambda: {node.name: norm(network, node) * (1 + ROUNDING) for node in layers})
+
+
+def _row_sum(network: Network, node: Node) -> float:
+    return float(as_operator(network, node).row_norms(1).max())
+
+
+def _frobenius(network: Network, node: Node) -> float:
+    return as_operator(network, node).frobenius_norm() * math.sqrt(repetitions(node))
+
+
+def _rules(network: Network, kind: str) -> dict[str, Callable[..., Log]]:
+    graph, norms, maximum = network.graph, _layer_norms(network, kind), kind == "linf"
+
+    def shape_before(node: Node) -> tuple[int, ...]:
+        return graph[node.inputs[0]].shape
+
+    def layer(node: Node, log: Log) -> Log:
+        return log + logarithm(norms[node.name])
+
+    def diagonal(node: Node, log: Log) -> Log:
+        if kind == "frobenius" and node.is_layer:
+            return layer(node, log)
+        return log + logarithm(_diagonal_norm(node, shape_before(node), network.device, maximum=maximum))
+
+    def max_pool(node: Node, log: Log) -> Log:
+        return log if maximum else log + 0.5 * math.log(_windows_per_pixel(node, shape_before(node)))
+
+    def avg_pool(node: Node, log: Log) -> Log:
+        operator = _pool_operator(node, shape_before(node), network.device)
+        return log + logarithm(float(operator.row_norms(1).max()) if maximum else operator.norm_upper())
+
+    def reduce(node: Node, log: Log) -> Log:
+        count = math.prod(shape_before(node)) / math.prod(node.shape)
+        return log + logarithm(abs(node.params["factor"]) * (count if maximum else math.sqrt(count)))
+
+    def pad(node: Node, log: Log) -> Log:
+        return log if maximum else log + logarithm(_pad_norm(node, shape_before(node)))
+
+    def cat(node: Node, *logs: Log) -> Log:
+        return max(logs) if maximum else 0.5 * _log_sum([2 * log for log in logs])
+
+    return {
+        **dict.fromkeys(("linear", "conv", "conv_transpose"), layer),
+        "diagonal": diagonal,
+        "activation": _activation,
+        "max_pool": max_pool,
+        "avg_pool": avg_pool,
+        "reduce": reduce,
+        "pad": pad,
+        "cat": cat,
+        "add": _add,
+        **dict.fromkeys(("view", "permute", "slice"), lambda node, log: log),
+    }
+
+
+def _log_sum(logs: Sequence[Log]) -> Log:
+    top = max(logs)
+    return top if math.isinf(top) else top + math.log(sum(math.exp(log - top) for log in logs))
+
+
+def _activation(node: Node, log: Log) -> Log:
+    activation, args = activation_of(node)
+    return log + logarithm(activation.lipschitz(*args))
+
+
+def _add(node: Node, *logs: Log) -> Log:
+    return _log_sum([log + logarithm(abs(sign)) for log, sign in zip(logs, node.params["signs"], strict=True)])
+
+
+def _diagonal_norm(node: Node, shape: Sequence[int], device: torch.device, *, maximum: bool) -> float:
+    """The largest factor; if inputs are repeated by broadcasting, their copies count together."""
+    ones = torch.ones(1, *node.shape, dtype=torch.float64, device=device)
+    factors = ones[0] if node.weight is None else (ones * broadcast(node, layer_weight(node), ones))[0]
+    if maximum or tuple(shape) == tuple(node.shape):
+        return float(factors.abs().max())
+    return float((factors**2).sum_to_size(shape).max().sqrt())
+
+
+def _images(node: Node, shape: Sequence[int]) -> tuple[int, ...]:
+    """(channels, *sizes) of a pooling node's input; every leading axis counts as channels."""
+    nd = node.params["nd"]
+    return (math.prod(shape[: len(shape) - nd]), *shape[len(shape) - nd :])
+
+
+def _windows_per_pixel(node: Node, shape: Sequence[int]) -> int:
+    """In how many pooling windows a pixel stands at most: the squared Lipschitz constant of max pooling."""
+    p, count = node.params, 1
+    sizes, outputs = _images(node, shape)[1:], _images(node, node.shape)[1:]
+    for axis, (n, m) in enumerate(zip(sizes, outputs, strict=True)):
+        starts = np.arange(m) * p["stride"][axis] - p["padding"][axis]
+        pixels = starts[:, None] + np.arange(p["kernel"][axis]) * p["dilation"][axis]
+        inside = pixels[(pixels >= 0) & (pixels < n)]
+        count *= int(np.bincount(inside).max())
+    return count
+
+
+def _pool_operator(node: Node, shape: Sequence[int], device: Any) -> PoolOperator:
+    p, images = node.params, _images(node, shape)
+    if "adaptive" in p:
+        return adaptive_average_pool(images, p["adaptive"], device=device)
+    return average_pool(
+        images,
+        p["kernel"],
+        p["stride"],
+        p["padding"],
+        p["ceil_mode"],
+        p["count_include_pad"],
+        p["divisor_override"],
+        device=device,
+    )
+
+
+def _pad_norm(node: Node, shape: Sequence[int]) -> float:
+    flat = node.params["pads"]
+    pairs = [(flat[2 * i], flat[2 * i + 1]) for i in reversed(range(len(flat) // 2))]  # torch lists the last axis first
+    return padding_norm(shape[len(shape) - len(pairs) :], pairs, PAD_MODES[node.params["mode"]])
+
+
+_LIPSCHITZ: dict[str, Any] = {
+    "family": "jacobian",
+    "lower_is_better": True,
+    "source": "[JR] lemma 1",
+    "needs": frozenset({"graph"}),
+    "unit": "logit / input",
+    "invariances": frozenset({"permutation", "layer_rescaling"}),
+}
+
+MEASURES = (
+    Measure("lipschitz_l2", lipschitz_l2, **_LIPSCHITZ),
+    Measure("lipschitz_linf", lipschitz_linf, **_LIPSCHITZ),
+)

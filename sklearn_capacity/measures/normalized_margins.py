@@ -1,0 +1,169 @@
+"""Margins over a capacity, so that no rescaling of the weights can make them large."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..graph import Network
+from .batch import Batch
+from .fisher_rao import fisher_rao_norm
+from .layers import as_operator, operator_norms, repetitions, weight_layers
+from .margins import margin_percentile
+from .record import Measure, Measured, logarithm
+
+__all__ = [
+    "MEASURES",
+    "fisher_rao_normalized_margin",
+    "log_spectral_complexity",
+    "normalized",
+    "spectrally_normalized_margin",
+]
+
+
+def spectrally_normalized_margin(network: Network, batch: Batch, *, percentile: float = 5.0) -> Measured:
+    r"""Percentile of the margin, divided by the spectral complexity of the weights.
+
+    .. math:: \gamma / R, \quad R = \prod_{l=1}^d s_l \,
+              \Big( \sum_{l=1}^d \big( \|W_l^\top\|_{2,1} / s_l \big)^{2/3} \Big)^{3/2}
+
+    :math:`s_l = \|W_l\|_2`, and :math:`\|W_l^\top\|_{2,1}` is the sum over the units of the Euclidean norm of their
+    incoming weights; convolutions are taken as operators at the input size they see, and compared with zero weights.
+    Larger goes with better generalisation; negative as `margin`. Where a layer is zero, R is 0 and the value infinite
+    with the margin's sign. Biases take no part; batch norm is folded.
+
+    Parameters
+    ----------
+    percentile : float in [0, 100], default=5
+        Linear interpolation, as in :func:`numpy.percentile`.
+
+    Returns
+    -------
+    Measured
+        With one row per layer: the spectral norm, and the (2, 1) norm as "value_21".
+
+    Notes
+    -----
+    One forward pass and the operator norms. On branching networks R is a description and no bound.
+
+    References
+    ----------
+    Bartlett, Foster, Telgarsky (2017), Spectrally-normalized margin bounds for neural networks, eq. 1.2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(2, 2, bias=False)
+    >>> _ = net.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+    >>> X, y = torch.tensor([[7.0, 0.0]]), torch.tensor([0])  # margin 21, R = 4 * (7 / 4)
+    >>> round(measure_capacity(net, X, y, "spectrally_normalized_margin")["spectrally_normalized_margin"], 6)
+    3.0
+    """
+    margin = margin_percentile(batch, percentile)
+    rows = _layer_rows(network)
+    return Measured(normalized(margin, _log_complexity(rows)), per_layer=rows)
+
+
+def fisher_rao_normalized_margin(network: Network, batch: Batch, *, percentile: float = 5.0) -> Measured:
+    r"""Percentile of the margin, divided by the Fisher-Rao norm.
+
+    .. math:: \gamma / \|\theta\|_{fr}
+
+    The norm is the empirical one over all parameters, `fisher_rao_norm`. Larger goes with better generalisation;
+    negative as `margin`. Where the norm is 0, infinite with the margin's sign.
+
+    Parameters
+    ----------
+    percentile : float in [0, 100], default=5
+        Linear interpolation, as in :func:`numpy.percentile`.
+
+    Returns
+    -------
+    Measured
+
+    Notes
+    -----
+    One forward pass and the tangent sweep, both shared.
+
+    References
+    ----------
+    Liang, Poggio, Rakhlin, Stokes (2019), Fisher-Rao metric, geometry, and complexity of neural networks, section 4.
+
+    Examples
+    --------
+    One sample, u = f for a linear model, so the norm is the residual p - e_y times f.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(1, 2, bias=False)
+    >>> _ = net.weight.data.copy_(torch.tensor([[0.5], [-0.5]]))
+    >>> X, y = torch.tensor([[3.0]]).log(), torch.tensor([0])  # p = (3/4, 1/4), margin log 3, norm log(3) / 4
+    >>> round(measure_capacity(net, X, y, "fisher_rao_normalized_margin")["fisher_rao_normalized_margin"], 5)
+    4.0
+    """
+    margin = margin_percentile(batch, percentile)
+    return Measured(normalized(margin, logarithm(fisher_rao_norm(network, batch).value)))
+
+
+def normalized(margin: float, log_norm: float) -> float:
+    """The margin over a norm that is given by its logarithm; infinite with the margin's sign over 0."""
+    if margin == 0:
+        return 0.0
+    log = math.log(abs(margin)) - log_norm
+    return math.copysign(math.inf if log >= 709.78 else math.exp(log), margin)
+
+
+def log_spectral_complexity(network: Network) -> float:
+    """Logarithm of Bartlett, Foster and Telgarsky's R, with zero as the reference weights."""
+    return _log_complexity(_layer_rows(network))
+
+
+def _layer_rows(network: Network) -> list[dict]:
+    layers = weight_layers(network, "A spectrally normalised margin")
+
+    def row_norms() -> list[float]:
+        return [float(as_operator(network, node).row_norms(2).sum()) * repetitions(node) for node in layers]
+
+    norms = network.once("21_norms", row_norms)
+    triples = zip(layers, operator_norms(network), norms, strict=True)
+    return [{"layer": node.label, "value": norm.value, "value_21": norm_21} for node, norm, norm_21 in triples]
+
+
+def _log_complexity(rows: list[dict]) -> float:
+    if any(row["value"] == 0 for row in rows):
+        return -math.inf
+    product = sum(math.log(row["value"]) for row in rows)
+    return product + 1.5 * logarithm(sum((row["value_21"] / row["value"]) ** (2 / 3) for row in rows))
+
+
+_NORMALIZED: dict[str, Any] = {
+    "family": "margin",
+    "lower_is_better": False,
+    "cost": "forward",
+    "tasks": ("classification",),
+    "signed": True,
+}
+
+MEASURES = (
+    Measure(
+        "spectrally_normalized_margin",
+        spectrally_normalized_margin,
+        source="Bartlett et al. 2017, eq. 1.2",
+        needs=frozenset({"graph", "data", "labels"}),
+        invariances=frozenset({"permutation", "layer_rescaling"}),
+        unit="input",
+        **_NORMALIZED,
+    ),
+    Measure(
+        "fisher_rao_normalized_margin",
+        fisher_rao_normalized_margin,
+        source="[FR] section 4",
+        needs=frozenset({"data", "labels", "loss"}),
+        invariances=frozenset({"permutation", "layer_rescaling", "node_rescaling"}),
+        unit="1 / nat",
+        **_NORMALIZED,
+    ),
+)

@@ -1,0 +1,326 @@
+"""What noise on the weights costs in bits, and what it proves ([EG] section 2.4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .._validation import check_integer, check_interval, check_option
+from ..graph import Network, UnsupportedLayerError
+from ..products.perturbation import FlatParameters, displacements
+from .batch import Batch
+from .losses import mean_error
+from .parameters import parameter_vector
+from .record import Measure, Measured, NotDefinedError
+from .sharpness import noise_scale
+
+__all__ = ["FORMS", "MEASURES", "PRIORS", "SIGMAS", "kl_divergence", "kl_inverse", "pac_bayes_bound"]
+
+FORMS = ("sqrt", "implicit", "kl")
+PRIORS = ("zero", "initial")
+#: Standard deviations 0.001 to 1, ten per decade. Fixed before any data are seen, as the union bound wants it.
+SIGMAS = tuple(10 ** (k / 10) for k in range(-30, 1))
+#: Part of delta that pays for estimating E L(w + v) by draws.
+MONTE_CARLO_SHARE = 0.1
+#: Draws with which each sigma is tried before the bound is taken at one of them.
+PILOT_DRAWS = 10
+
+
+def kl_divergence(
+    network: Network, batch: Batch, *, alpha: float = 1e-3, noise: str = "magnitude", sigma: float | None = None
+) -> Measured:
+    r"""Kullback-Leibler divergence of the noisy weights from noise around zero.
+
+    .. math:: \sum_i \frac{w_i^2}{2 s_i^2}
+
+    between N(w, s^2) and N(0, s^2), w being the folded trainable parameters ([EG] section 2.4; its appendix A leaves
+    out the 1/2). Smaller goes with better generalisation at the same expected sharpness. With magnitude noise it is at
+    most P / (200 alpha^2) whatever the weights are.
+
+    Parameters
+    ----------
+    alpha : float > 0, default=1e-3
+        Scale of the magnitude noise.
+    noise : "magnitude" or "spherical", default="magnitude"
+        s_i = alpha (10 abs(w_i) + 1), or s_i = sigma for every parameter.
+    sigma : float > 0, default=None
+        Standard deviation of the spherical noise.
+
+    Notes
+    -----
+    No forward pass.
+
+    References
+    ----------
+    Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, eq. 8 and appendix A.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(2, 1, bias=False)
+    >>> _ = net.weight.data.fill_(3.0)
+    >>> measure_capacity(net, measures={"kl": ("kl_divergence", {"noise": "spherical", "sigma": 1.0})})
+    {'kl': 9.0}
+    """
+    weights = _flat(parameter_vector(network).tensors)
+    scale = noise_scale(weights, alpha, noise, sigma)
+    return Measured(float((weights / scale).square().sum() / 2))
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().double().reshape(-1) for tensor in tensors])
+
+
+def pac_bayes_bound(
+    network: Network,
+    batch: Batch,
+    *,
+    delta: float = 0.05,
+    form: str = "sqrt",
+    prior: str = "zero",
+    sigmas: Sequence[float] = SIGMAS,
+    n_draws: int = 1000,
+    noise: str = "spherical",
+) -> Measured:
+    r"""Upper bound of the error of the network with Gaussian noise on its weights.
+
+    With probability 1 - delta over the training data and the draws, for m samples, v ~ N(0, sigma^2 I), the empirical
+    error rate :math:`\hat L` and :math:`KL = \|w - w_0\|^2 / (2 \sigma^2)`:
+
+    .. math::
+        E_v L(w + v) \le \hat L + 4 \sqrt{(KL + \ln(2m / \delta)) / m} \quad \text{(sqrt)}
+
+        E_v L(w + v) \le \hat L + \sqrt{\hat L K} + K, \quad K = 2 (KL + \ln(2m / \delta)) / (m - 1)
+        \quad \text{(implicit)}
+
+        kl(\hat L, E_v L(w + v)) \le (KL + \ln(2 \sqrt m / \delta)) / m \quad \text{(kl)}
+
+    :math:`\hat L` stands for an upper limit of :math:`E_v \hat L(w + v)` from the draws, which has its own tenth of
+    delta; the rest is divided among the sigmas. w are the folded trainable parameters, the loss is the 0-1 loss, and
+    the bound is for the **noisy** network, on fresh data from where the samples came. Beyond 1 it says nothing.
+
+    X and y must be the samples that the network was trained on, all of them, and what is not trained (frozen layers)
+    must not come from them.
+
+    Parameters
+    ----------
+    delta : float in (0, 1), default=0.05
+    form : "sqrt", "implicit" or "kl", default="sqrt"
+        From the loosest to the tightest.
+    prior : "zero" or "initial", default="zero"
+        Mean w_0 of the prior: zero ([EG]), or the weights before training (`initial_state_`), which know no data
+        either and are far nearer. Batch norm in it is folded with the statistics it had then, mean 0 and variance 1.
+    sigmas : sequence of float > 0, default=0.001 to 1 in 31 steps
+        Standard deviations to choose from, fixed before the data were seen.
+    n_draws : int >= 1, default=1000
+        Independent draws at the sigma that is taken.
+    noise : "spherical", default="spherical"
+        Magnitude noise is refused.
+
+    Returns
+    -------
+    Measured
+        The chosen sigma, the empirical error and its upper limit, and the divergence are in `info`.
+
+    Raises
+    ------
+    ValueError
+        For magnitude noise: a prior whose scale depends on the learned weights depends on the data.
+    NotDefinedError
+        For prior="initial" where the weights before training are not known; if a part of the network that carries no
+        noise was learned from the data.
+
+    Notes
+    -----
+    A few draws for every sigma choose the most promising, which the union bound allows; fresh ones count. In all about
+    `n_draws` + 10 forward passes per sigma over all the data. The upper limit of the error inverts the
+    Chernoff bound kl(mean, p) <= ln(1 / delta') / n_draws.
+
+    References
+    ----------
+    Neyshabur et al. (2017), Exploring generalization in deep learning, eqs. 5-8; McAllester (2003), Simplified
+    PAC-Bayesian margin bounds; Maurer (2004), A note on the PAC Bayesian theorem; Langford and Caruana (2001), (Not)
+    bounding the true error.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_capacity import NetworkClassifier, measure_capacity
+    >>> X = np.random.default_rng(0).normal(size=(2000, 2))
+    >>> y = X[:, 0] > 0
+    >>> model = NetworkClassifier(hidden_layer_sizes=(), max_epochs=20, random_state=0).fit(X, y)
+    >>> bound = {"bound": ("pac_bayes_bound", {"prior": "initial", "form": "kl", "n_draws": 200})}
+    >>> measure_capacity(model, X, y, bound)["bound"] < 0.25
+    True
+    """
+    check_interval("delta", delta, 0, 1, closed="neither")
+    check_option("form", form, FORMS)
+    check_option("prior", prior, PRIORS)
+    check_integer("n_draws", n_draws)
+    _check_noise(noise)
+    grid = _check_sigmas(sigmas)
+    if batch.n_samples < 2:
+        raise NotDefinedError(f"A PAC-Bayes bound needs at least 2 samples, got {batch.n_samples}.")
+    distance = _squared_distance(network, prior)
+    errors = _NoisyErrors(network, batch)
+    pay, delta_draws = delta * (1 - MONTE_CARLO_SHARE) / len(grid), delta * MONTE_CARLO_SHARE
+
+    def bound(mean: float, sigma: float) -> float:
+        limit = kl_inverse(mean, math.log(1 / delta_draws) / n_draws)
+        return _bound(form, limit, distance / (2 * sigma**2), batch.n_samples, pay)
+
+    pilot = max(1, min(PILOT_DRAWS, n_draws // 10))
+    with tqdm(total=pilot * len(grid) + n_draws, desc="PAC-Bayes", disable=not batch.verbose, leave=False) as bar:
+        sigma = min(grid, key=lambda s: bound(errors.mean(s, pilot, bar), s))
+        mean = errors.mean(sigma, n_draws, bar)
+    limit = kl_inverse(mean, math.log(1 / delta_draws) / n_draws)
+    info = {"sigma": sigma, "error": mean, "error_limit": limit, "kl": distance / (2 * sigma**2), "draws": n_draws}
+    return Measured(bound(mean, sigma), info=info)
+
+
+def _check_noise(noise: str) -> None:
+    if noise != "spherical":
+        raise ValueError(
+            f"`noise` must be 'spherical' in a PAC-Bayes bound, got {noise!r}. Magnitude noise takes its scale from the "
+            "learned weights, and with it the prior, which must not depend on the data: its divergence is at most "
+            "P / (200 alpha^2) whatever the weights are, and bounds nothing. `kl_divergence` and `expected_sharpness` "
+            "describe such noise."
+        )
+
+
+def _check_sigmas(sigmas: Sequence[float]) -> list[float]:
+    grid = [check_interval("sigmas", sigma, 0, math.inf, closed="neither") for sigma in sigmas]
+    if not grid:
+        raise ValueError("`sigmas` must hold at least one standard deviation, got none.")
+    return grid
+
+
+def _squared_distance(network: Network, prior: str) -> float:
+    """Of the weights from the prior mean, after a check that all that was learned is among them."""
+    vector = parameter_vector(network)
+    if prior == "initial" and network.initial_state is None:
+        raise NotDefinedError(
+            "`prior='initial'` needs the weights before training, which only estimators of this package keep. Use "
+            "prior='zero'."
+        )
+    _check_learned_parts(network, prior)
+    weights = _flat(vector.tensors)
+    return float(((weights - _flat(vector.initial())) if prior == "initial" else weights).square().sum())
+
+
+def _check_learned_parts(network: Network, prior: str) -> None:
+    """Raise if a tensor without noise was learned: the noisy network would not be absolutely continuous to the prior.
+
+    A batch norm that has no scale and shift leaves its running mean in a bias that is not trained.
+    """
+    try:
+        graph = network.graph
+    except UnsupportedLayerError:
+        return  # then the raw parameters are used, and there is no batch norm
+    statistics = {
+        f"{name}.{buffer}"
+        for name, module in network.module.named_modules()
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+        for buffer in ("running_mean", "running_var")
+    }
+    nodes = list(graph.nodes)
+    if prior == "initial":
+        with torch.no_grad():
+            before = network.program.bind(network.initial_tensors()).nodes
+    else:
+        before = graph.nodes
+    for node, start in zip(nodes, before, strict=True):
+        for part, (now, then) in enumerate(((node.weight, start.weight), (node.bias, start.bias))):
+            if now is None or node.trainable[part]:
+                continue
+            if node.sources[part] & statistics or not torch.equal(now, then):
+                raise node.refuse(
+                    "A PAC-Bayes bound",
+                    "it has numbers that were learned from the data (statistics, or weights that are frozen now) but "
+                    "are no trained parameters, so they carry no noise.",
+                )
+
+
+class _NoisyErrors:
+    """Error rates of a network under spherical noise; every call draws anew."""
+
+    def __init__(self, network: Network, batch: Batch):
+        vector = parameter_vector(network)
+        self.batch = batch
+        self.theta = FlatParameters(vector.tensors)
+        self.forward = vector.bind(self.theta.views)
+        self.generator = batch.generator()
+
+    def mean(self, sigma: float, n_draws: int, bar: tqdm) -> float:
+        errors = []
+        for _ in displacements(self.theta, sigma, n_draws, self.generator):
+            errors.append(mean_error(self.batch, self.forward))
+            bar.update()
+        return float(torch.stack(errors).mean())
+
+
+def _bound(form: str, error: float, kl: float, m: int, delta: float) -> float:
+    """[EG] eq. 6, eq. 5 or the inverted small kl."""
+    if form == "sqrt":
+        return error + 4 * math.sqrt((kl + math.log(2 * m / delta)) / m)
+    if form == "implicit":
+        k = 2 * (kl + math.log(2 * m / delta)) / (m - 1)
+        return error + math.sqrt(error * k) + k
+    return kl_inverse(error, (kl + math.log(2 * math.sqrt(m) / delta)) / m)
+
+
+def kl_inverse(q: float, budget: float) -> float:
+    """The largest p with kl(q, p) <= budget, from above; kl is that of two coins.
+
+    Examples
+    --------
+    >>> round(kl_inverse(0.0, 0.1), 6)  # 1 - exp(-0.1)
+    0.095163
+    """
+    low, high = q, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _binary_kl(q, middle) > budget:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _binary_kl(q: float, p: float) -> float:
+    if p >= 1:
+        return 0.0 if q >= 1 else math.inf
+    first = q * math.log(q / p) if q > 0 else 0.0
+    return first + ((1 - q) * math.log((1 - q) / (1 - p)) if q < 1 else 0.0)
+
+
+MEASURES = (
+    Measure(
+        "kl_divergence",
+        kl_divergence,
+        family="pac_bayes",
+        lower_is_better=True,
+        source="[EG] eq. 8",
+        needs=frozenset({"weights"}),
+        unit="nats",
+        invariances=frozenset({"permutation"}),
+    ),
+    Measure(
+        "pac_bayes_bound",
+        pac_bayes_bound,
+        family="pac_bayes",
+        lower_is_better=True,
+        source="[EG] eqs. 5-8",
+        needs=frozenset({"data", "labels"}),
+        cost="draws",
+        unit="error rate",
+        tasks=("classification",),
+        invariances=frozenset({"permutation"}),
+        stochastic=True,
+    ),
+)

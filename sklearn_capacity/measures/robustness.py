@@ -1,0 +1,259 @@
+"""Classification margins at the input and the bounds that rest on them ([JR] section IV)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .._validation import check_integer, check_interval, check_option
+from ..graph import Network, activation_of
+from .batch import Batch
+from .chains import rectifier_chain
+from .layers import as_operator, repetitions
+from .radii import METHODS, sample_radii
+from .record import Measure, Measured, NotDefinedError, logarithm
+
+__all__ = ["MEASURES", "input_margin_bound", "rademacher_bound", "robustness_bound"]
+
+
+def input_margin_bound(
+    network: Network, batch: Batch, *, method: str = "spectral", percentile: float = 0.0, n_draws: int = 10
+) -> Measured:
+    r"""Distance within which no change of the input changes the prediction.
+
+    .. math:: \gamma_i = \max(0, o_i) / s, \quad o_i = \min_{j \ne y_i} (f_{y_i}(x_i) - f_j(x_i)) / \sqrt{2}
+
+    **Certified**, for every input in the Euclidean ball around a sample: "spectral", s = `lipschitz_l2`, and
+    "frobenius", s composed alike of the layers' Frobenius norms, never larger. **Estimates** from above, which prove
+    nothing: "jacobian", the fixed point :math:`\gamma = o / s(\gamma)` with :math:`s(\gamma)` the largest
+    :math:`\|J\|_2` found in the ball of radius :math:`\gamma` by sampling and ascent; "hull", s the largest
+    :math:`\|J\|_2` found at the data and their convex combinations. Larger goes with better generalisation; 0 where a
+    sample is misclassified; inf where s is 0.
+
+    Parameters
+    ----------
+    method : "spectral", "frobenius", "jacobian" or "hull", default="spectral"
+    percentile : float in [0, 100], default=0
+        Over the samples; 0 is the smallest radius.
+    n_draws : int >= 1, default=10
+        Of the estimates: random points per sample, and steps of ascent.
+
+    Returns
+    -------
+    Measured
+        ``info["certified"]`` tells which of the two it is.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        The certified ones, for an operator without a known Lipschitz constant. The estimates need no graph.
+
+    Notes
+    -----
+    Certified: one forward pass and the operator norms; the network is taken to be evaluated without rounding.
+    Estimates: `n_draws` (hull) or about 3 `n_draws` (jacobian) full Jacobians per sample. The printed score of eq. 33
+    is sqrt(2) (f_y - f_j), whose radii exceed the true margin by up to a factor of 2; with the one above the bound is
+    exact for linear models of two classes with opposite weights.
+
+    References
+    ----------
+    Sokolic, Giryes, Sapiro, Rodrigues (2017), Robust large margin deep neural networks, theorem 4.
+
+    Examples
+    --------
+    The boundary of the classes is x_1 = 0, and the sample lies 3 away from it.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(2, 2, bias=False)
+    >>> _ = net.weight.data.copy_(torch.tensor([[2.0, 0.0], [-2.0, 0.0]]))
+    >>> X, y = torch.tensor([[3.0, 1.0]]), torch.tensor([0])
+    >>> round(measure_capacity(net, X, y, "input_margin_bound")["input_margin_bound"], 6)
+    3.0
+    """
+    check_option("method", method, METHODS)
+    check_interval("percentile", percentile, 0, 100)
+    check_integer("n_draws", n_draws, 1)
+    radii, info = sample_radii(network, batch, method, n_draws)
+    return Measured(_percentile(radii.cpu().numpy(), percentile), info=info)
+
+
+def _percentile(values: np.ndarray, percentile: float) -> float:
+    """As numpy's, where some values are infinite: between a number and infinity lies infinity."""
+    if np.isfinite(values).all():
+        return float(np.percentile(values, percentile))
+    low, high = (float(np.percentile(values, percentile, method=side)) for side in ("lower", "higher"))
+    return low if low == high else math.inf
+
+
+def robustness_bound(
+    network: Network,
+    batch: Batch,
+    *,
+    manifold_dim: int | None = None,
+    manifold_constant: float | None = None,
+    delta: float = 0.05,
+    method: str = "spectral",
+    n_draws: int = 10,
+) -> Measured:
+    r"""Bound of the generalisation error from the classification margin at the input.
+
+    .. math:: \sqrt{\frac{\log 2 \; C \; 2^{k+1} C_M^k}{\gamma^k m}} + \sqrt{\frac{2 \log(1 / \delta)}{m}}
+
+    C classes, m training samples, :math:`\gamma` the smallest `input_margin_bound` over them. It presumes that the
+    inputs lie on a k-dimensional manifold with the covering number :math:`(C_M / \rho)^k` at radius
+    :math:`\rho = \gamma / 2`, and holds with probability 1 - delta for the 0-1 loss; above 1 it says nothing. Smaller
+    goes with better generalisation; inf if a training sample is misclassified.
+
+    Parameters
+    ----------
+    manifold_dim : int >= 1
+        Dimension k of the data's manifold. There is no default: the data alone do not tell it.
+    manifold_constant : float > 0
+        Its constant C_M, a length in units of the inputs.
+    delta : float in (0, 1), default=0.05
+    method : "spectral", "frobenius", "jacobian" or "hull", default="spectral"
+        Radius that is taken; with one of the last two, estimates of the margin, the value is itself an estimate.
+    n_draws : int >= 1, default=10
+        As in `input_margin_bound`.
+
+    Returns
+    -------
+    Measured
+        With the radius and the logarithm of the covering number in `info`.
+
+    Raises
+    ------
+    NotDefinedError
+        If the manifold is not given.
+
+    Notes
+    -----
+    The cost of `input_margin_bound`. For other models of the data see
+    :func:`sklearn_capacity.theory.robustness_bound_from_covering`.
+
+    References
+    ----------
+    Sokolic, Giryes, Sapiro, Rodrigues (2017), Robust large margin deep neural networks, corollary 3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(1, 2, bias=False)
+    >>> _ = net.weight.data.copy_(torch.tensor([[1.0], [-1.0]]))
+    >>> X, y = torch.linspace(0.5, 1, 10_000)[:, None], torch.zeros(10_000, dtype=torch.long)
+    >>> line = {"bound": ("robustness_bound", {"manifold_dim": 1, "manifold_constant": 1.0})}
+    >>> round(measure_capacity(net, X, y, line)["bound"], 4)  # gamma = 1/2
+    0.0578
+    """
+    if manifold_dim is None or manifold_constant is None:
+        raise NotDefinedError(
+            "The robustness bound needs a model of the data: pass `manifold_dim` and `manifold_constant`."
+        )
+    check_integer("manifold_dim", manifold_dim, 1)
+    check_interval("manifold_constant", manifold_constant, 0, closed="neither")
+    check_interval("delta", delta, 0, 1, closed="neither")
+    measured = input_margin_bound(network, batch, method=method, n_draws=n_draws)
+    gamma = measured.value
+    # The logarithm of (2 C_M / gamma)^k: the covering number at radius gamma / 2.
+    log_covering = manifold_dim * (math.log(2 * manifold_constant) - logarithm(gamma))
+    log_first = 0.5 * (math.log(math.log(2) * 2 * network.n_outputs / batch.n_samples) + log_covering)
+    first = Measured.from_log(log_first).value
+    info = {**measured.info, "radius": gamma, "log_covering_number": log_covering}
+    return Measured(first + math.sqrt(2 * math.log(1 / delta) / batch.n_samples), info=info)
+
+
+def rademacher_bound(network: Network, batch: Batch) -> Measured:
+    r"""Bound of the Rademacher complexity of networks with these Frobenius norms.
+
+    .. math:: \frac{2^{d-1}}{\sqrt m} \, \max_i \|x_i\|_2 \prod_{l=1}^d \|W_l\|_F
+
+    Convolutions are taken as operators at the input size they see. Smaller goes with better generalisation, and it
+    doubles with every layer whatever the norms.
+
+    Returns
+    -------
+    Measured
+        With one row per layer.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        Unless the network is a chain of linear maps without biases and rectifiers of slope at most 1.
+
+    Notes
+    -----
+    Weights, and the norms of the samples; the printed equation leaves the latter out.
+
+    References
+    ----------
+    Neyshabur, Tomioka, Srebro (2015), Norm-based capacity control in neural networks; Sokolic, Giryes, Sapiro,
+    Rodrigues (2017), Robust large margin deep neural networks, eq. 44.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False))
+    >>> _ = net[0].weight.data.copy_(torch.tensor([[3.0, 4.0]])), net[2].weight.data.fill_(2.0)
+    >>> X = torch.tensor([[3.0, 4.0], [0.0, 1.0], [1.0, 0.0], [0.0, 0.0]])  # 2 / sqrt(4) * 5 * (5 * 2)
+    >>> round(measure_capacity(net, X, measures="rademacher_bound")["rademacher_bound"], 6)
+    50.0
+    """
+    purpose = "The Rademacher bound"
+    for node in rectifier_chain(network, purpose).nodes:
+        if node.op == "activation":
+            activation, args = activation_of(node)
+            if activation.lipschitz(*args) > 1:
+                raise node.refuse(purpose, "its slope exceeds 1.")
+    rows = [
+        {
+            "layer": node.label,
+            "value": as_operator(network, node).frobenius_norm() * math.sqrt(repetitions(node)),
+        }
+        for node in network.graph.layers
+    ]
+    largest = float(batch.X.flatten(1).double().norm(dim=1).max())
+    log_norms = sum(logarithm(row["value"]) for row in rows) + logarithm(largest)
+    log_factor = (len(rows) - 1) * math.log(2) - 0.5 * math.log(batch.n_samples)
+    return Measured.from_log(log_norms + log_factor, per_layer=rows)
+
+
+_ROBUSTNESS: dict[str, Any] = {"family": "robustness", "cost": "forward", "invariances": frozenset({"permutation", "layer_rescaling"})}
+
+MEASURES = (
+    Measure(
+        "input_margin_bound",
+        input_margin_bound,
+        lower_is_better=False,
+        source="[JR] theorem 4",
+        needs=frozenset({"graph", "data", "labels"}),
+        unit="input",
+        tasks=("classification",),
+        **_ROBUSTNESS,
+    ),
+    Measure(
+        "robustness_bound",
+        robustness_bound,
+        lower_is_better=True,
+        source="[JR] corollary 3",
+        needs=frozenset({"graph", "data", "labels"}),
+        tasks=("classification",),
+        **_ROBUSTNESS,
+    ),
+    Measure(
+        "rademacher_bound",
+        rademacher_bound,
+        lower_is_better=True,
+        source="[JR] eq. 44",
+        needs=frozenset({"chain", "data"}),
+        unit="logit",
+        **_ROBUSTNESS,
+    ),
+)

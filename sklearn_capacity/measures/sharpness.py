@@ -1,0 +1,308 @@
+"""How much the loss rises when the weights move: at worst, and on average ([EG] section 2.4)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .._validation import CapacityWarning, check_integer, check_interval, check_option
+from ..graph import Network
+from ..products.perturbation import FlatParameters, ProjectedAscent, displacements
+from .batch import Batch
+from .losses import mean_loss, sample_losses, targets
+from .parameters import ParameterVector, parameter_vector
+from .record import Measure, Measured, NotDefinedError
+
+__all__ = ["MEASURES", "NOISES", "expected_sharpness", "max_sharpness", "noise_scale"]
+
+NOISES = ("magnitude", "spherical")
+
+
+def noise_scale(weights: Tensor, alpha: float, noise: str, sigma: float | None) -> Tensor | float:
+    """Standard deviation of the noise on every parameter: alpha (10 abs(w) + 1) ([EG] appendix A), or sigma."""
+    check_option("noise", noise, NOISES)
+    if noise == "spherical":
+        if sigma is None:
+            raise ValueError('`sigma` must be a number with noise="spherical", got None.')
+        return check_interval("sigma", sigma, 0, math.inf, closed="neither")
+    if sigma is not None:
+        raise ValueError(
+            f'`sigma` must be None with noise="magnitude", got {sigma!r}. Set `alpha`, or noise="spherical".'
+        )
+    check_interval("alpha", alpha, 0, math.inf, closed="neither")
+    return alpha * (10 * weights.abs() + 1)
+
+
+def expected_sharpness(
+    network: Network,
+    batch: Batch,
+    *,
+    alpha: float = 1e-3,
+    n_draws: int = 1000,
+    noise: str = "magnitude",
+    sigma: float | None = None,
+) -> Measured:
+    r"""Mean rise of the loss under Gaussian noise on the weights.
+
+    .. math:: E_v [L(w + v)] - L(w), \qquad v_i \sim N(0, s_i^2)
+
+    L is the mean loss over all the data (cross-entropy; squared or absolute error, averaged over the outputs as in
+    training) and w the folded trainable parameters, biases among them. Smaller goes with better generalisation, but
+    only beside `kl_divergence` at the same noise: `bicriteria_curve` gives both. May be negative.
+
+    Parameters
+    ----------
+    alpha : float > 0, default=1e-3
+        Scale of the magnitude noise.
+    n_draws : int >= 2, default=1000
+        Draws of the noise, in antithetic pairs v, -v; an odd number is rounded up.
+    noise : "magnitude" or "spherical", default="magnitude"
+        s_i = alpha (10 abs(w_i) + 1), or s_i = sigma for every parameter.
+    sigma : float > 0, default=None
+        Standard deviation of the spherical noise.
+
+    Returns
+    -------
+    Measured
+        With the standard error over the pairs (None with a single one).
+
+    Raises
+    ------
+    NotDefinedError
+        If the loss of the network is not finite.
+
+    Notes
+    -----
+    One forward pass over all the data per draw. Unbiased; the pairs cancel what is odd in v, so the spread comes from
+    the curvature alone where the noise is small.
+
+    References
+    ----------
+    Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, eq. 7 and appendix A.
+
+    Examples
+    --------
+    The model f = w x with squared loss at w = 0, x = 1, y = 0: E v^2 = sigma^2 = 0.01.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(1, 1, bias=False)
+    >>> _ = net.weight.data.zero_()
+    >>> noise = {"noise": "spherical", "sigma": 0.1, "n_draws": 4000}
+    >>> sharpness = {"s": ("expected_sharpness", noise)}
+    >>> s = measure_capacity(net, torch.ones(1, 1), torch.zeros(1), sharpness)["s"]
+    >>> round(s, 3)
+    0.01
+    """
+    n_pairs = (check_integer("n_draws", n_draws, 2) + 1) // 2
+    vector = parameter_vector(network)
+    theta = FlatParameters(vector.tensors)
+    scale = noise_scale(theta.center, alpha, noise, sigma)
+    forward = vector.bind(theta.views)
+    start = _finite_loss(batch, forward)
+    draws = displacements(theta, scale, 2 * n_pairs, batch.generator(), antithetic=True)
+    with torch.no_grad():
+        losses = torch.stack([mean_loss(batch, forward) for _ in _counted(draws, batch, 2 * n_pairs)])
+        rises = losses.reshape(n_pairs, 2).mean(1) - start
+    error = float(rises.std() / math.sqrt(n_pairs)) if n_pairs > 1 else None
+    return Measured(float(rises.mean()), standard_error=error, info={"loss": start, "draws": 2 * n_pairs})
+
+
+def _counted(draws: Iterator[None], batch: Batch, total: int) -> tqdm:
+    return tqdm(draws, desc="expected sharpness", total=total, unit="draw", disable=not batch.verbose, leave=False)
+
+
+def _finite_loss(batch: Batch, forward: Callable[[Tensor], Tensor]) -> float:
+    loss = float(mean_loss(batch, forward))
+    if not math.isfinite(loss):
+        raise NotDefinedError(f"Sharpness is not defined for a network whose loss is {loss}. Did the training diverge?")
+    return loss
+
+
+def max_sharpness(
+    network: Network,
+    batch: Batch,
+    *,
+    alpha: float = 5e-4,
+    steps: int = 2000,
+    batch_size: int = 64,
+    learning_rate: float = 0.01,
+    momentum: float = 0.9,
+    check_every: int = 50,
+    n_restarts: int = 1,
+    normalize: bool = True,
+) -> Measured:
+    r"""Largest rise of the loss that was found in a box around the weights.
+
+    .. math:: \frac{\max_{|v_i| \le \alpha (|w_i| + 1)} L(w + v) - L(w)}{1 + L(w)}
+
+    L is the mean loss over all the data and w the folded trainable parameters, as in `expected_sharpness`. The maximum
+    is sought by projected stochastic gradient ascent from w, so the value is a lower bound of it, and never negative.
+    Smaller goes with better generalisation, but it depends on the scale of the weights and controls no capacity alone.
+
+    Parameters
+    ----------
+    alpha : float > 0, default=5e-4
+    steps : int >= 1, default=2000
+        Steps of the ascent.
+    batch_size : int >= 1, default=64
+        Samples per step, drawn without replacement.
+    learning_rate : float > 0, default=0.01
+    momentum : float in [0, 1), default=0.9
+    check_every : int >= 1, default=50
+        Steps between two evaluations of the loss on all the data, the largest of which counts.
+    n_restarts : int >= 1, default=1
+        Ascents with different batches, the best of which counts.
+    normalize : bool, default=True
+        Divide by 1 + L(w) (Keskar); [EG] drops it.
+
+    Returns
+    -------
+    Measured
+        With the standard deviation over the restarts as standard error, if there are several.
+
+    Raises
+    ------
+    NotDefinedError
+        If the loss of the network is not finite.
+
+    Warns
+    -----
+    CapacityWarning
+        If the loss never rose; the value is 0 then.
+
+    Notes
+    -----
+    One forward and backward pass over a mini-batch per step, one forward pass over all the data per check.
+
+    References
+    ----------
+    Keskar et al. (2017), On large-batch training for deep learning, metric 2.1; Neyshabur et al. (2017), Exploring
+    generalization in deep learning, eq. 4 and appendix A.
+
+    Examples
+    --------
+    The model f = w x with absolute loss at w = 1, x = 1, y = 0: the worst w is 1 + alpha (1 + 1), the loss was 1.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(1, 1, bias=False)
+    >>> _ = net.weight.data.fill_(1.0)
+    >>> box = {"alpha": 0.1, "steps": 50, "normalize": False}
+    >>> value = measure_capacity(
+    ...     net, torch.ones(4, 1), torch.zeros(4), {"s": ("max_sharpness", box)}, loss="absolute"
+    ... )["s"]
+    >>> round(value, 6)
+    0.2
+    """
+    check_interval("alpha", alpha, 0, math.inf, closed="neither")
+    check_interval("learning_rate", learning_rate, 0, math.inf, closed="neither")
+    check_interval("momentum", momentum, 0, 1, closed="left")
+    for name, value in (("steps", steps), ("batch_size", batch_size), ("check_every", check_every)):
+        check_integer(name, value)
+    check_integer("n_restarts", n_restarts)
+    search = _Search(network, batch, alpha=alpha, batch_size=batch_size)
+    generator = batch.generator()
+    with tqdm(total=steps * n_restarts, desc="max sharpness", disable=not batch.verbose, leave=False) as bar:
+        found = [search.ascend(generator, steps, check_every, learning_rate, momentum, bar) for _ in range(n_restarts)]
+    rises = [loss - search.start for loss, _ in found]
+    best = max(range(n_restarts), key=lambda i: rises[i])
+    if rises[best] <= 0:
+        warnings.warn(
+            f"No step of the ascent raised the loss above {search.start:.6g}: the sharpness of 0 says that none was "
+            "found, not that there is none. Try a larger `learning_rate`, or more `steps`.",
+            CapacityWarning,
+            stacklevel=2,
+        )
+    factor = 1 / (1 + search.start) if normalize else 1.0
+    spread = float(torch.tensor(rises, dtype=torch.float64, device="cpu").std()) if n_restarts > 1 else None
+    return Measured(
+        rises[best] * factor,
+        standard_error=None if spread is None else spread * factor,
+        info={"loss": search.start, "steps": steps, "best_step": found[best][1]},
+    )
+
+
+class _Search:
+    """Ascents from one network."""
+
+    def __init__(self, network: Network, batch: Batch, *, alpha: float, batch_size: int):
+        self.network, self.batch, self.y = network, batch, targets(batch)
+        self.vector: ParameterVector = parameter_vector(network)
+        self.theta = FlatParameters(self.vector.tensors)
+        self.radius = alpha * (self.theta.center.abs() + 1)
+        self.leaves = [view.detach().requires_grad_(True) for view in self.theta.views]
+        self.forward = self.vector.bind(self.leaves)
+        self.batch_size = min(batch_size, batch.n_samples)
+        self.chunk_size = batch.chunk_size
+        self.start = _finite_loss(batch, self.forward)
+
+    def ascend(
+        self, generator: torch.Generator, steps: int, check_every: int, learning_rate: float, momentum: float, bar: tqdm
+    ) -> tuple[float, int]:
+        """The largest loss that one ascent meets, and the step at which it does."""
+        best = (self.start, 0)
+        ascent = ProjectedAscent(self.theta, self.radius, learning_rate=learning_rate, momentum=momentum)
+        samples = self._samples(generator)
+        try:
+            for step in range(1, steps + 1):
+                ascent.step(self._gradients(next(samples)))
+                bar.update()
+                if step % check_every == 0 or step == steps:
+                    loss = float(mean_loss(self.batch, self.forward))
+                    if loss > best[0]:
+                        best = loss, step
+        finally:
+            self.theta.restore()
+        return best
+
+    def _samples(self, generator: torch.Generator) -> Iterator[Tensor]:
+        """Indices of mini-batches: shuffled passes over the data, without end."""
+        while True:
+            order = torch.randperm(self.batch.n_samples, generator=generator, device="cpu").to(self.network.device)
+            yield from order.split(self.batch_size)
+
+    def _gradients(self, index: Tensor) -> list[Tensor]:
+        """Gradient of the mean loss over some samples, in chunks where they do not fit into memory."""
+
+        def gradients(X: Tensor, y: Tensor) -> list[Tensor]:
+            with torch.enable_grad():
+                total = sample_losses(self.forward(X), y, self.batch.loss).sum() / len(index)
+                return list(torch.autograd.grad(total, self.leaves, allow_unused=True, materialize_grads=True))
+
+        mini = Batch(self.network, self.batch.X[index], batch_size=self.chunk_size)
+        parts = mini.map(gradients, self.y[index])
+        self.chunk_size = mini.chunk_size
+        for part in parts[1:]:
+            torch._foreach_add_(parts[0], part)
+        return parts[0]
+
+
+_SHARPNESS: dict[str, Any] = {
+    "family": "sharpness",
+    "lower_is_better": True,
+    "needs": frozenset({"data", "labels", "loss"}),
+    "invariances": frozenset({"permutation"}),
+    "stochastic": True,
+}
+
+MEASURES = (
+    Measure("max_sharpness", max_sharpness, source="[EG] eq. 4", cost="ascent", **_SHARPNESS),
+    Measure(
+        "expected_sharpness",
+        expected_sharpness,
+        source="[EG] eq. 7",
+        cost="draws",
+        unit="loss",
+        signed=True,
+        **_SHARPNESS,
+    ),
+)

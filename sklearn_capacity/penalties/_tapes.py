@@ -1,0 +1,170 @@
+"""The graph of a module for the length of a training: traced once, bound to its live tensors at every step."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sklearn_capacity.graph import NetworkGraph, Program, activation_of, evaluate, named_tensors, trace
+from sklearn_capacity.graph.chain import Tape, chain_refusal, linearize
+from sklearn_capacity.penalties._modes import evaluating
+
+__all__ = ["graph_of", "shared_tape", "tape_of"]
+
+#: A module whose attributes change more often than this is left to the loop.
+MANY_TRACES = 20
+
+_LOCK = threading.Lock()
+_SCALARS = (int, float, bool, str, bytes, complex, type(None))
+
+
+@dataclass
+class _Traced:
+    """What is known of one module: its program, or that it has none, and the graph of the last step."""
+
+    owner: weakref.ref
+    key: tuple
+    program: Program | None
+    traces: int = 1
+    mode_free: bool | None = None
+    bound_to: tuple = ()
+    graph: NetworkGraph | None = field(default=None, repr=False)
+
+
+_TRACED: dict[int, _Traced] = {}
+
+
+def tape_of(module: Any, X: Tensor, output: str = "logits") -> Tape | None:
+    """The module's eval forward pass linearised at X, or None where there is no chain for it.
+
+    Weights are differentiable functions of the module's parameters. Logits and smooth pre-activations are so where
+    the Jacobian depends on them: with the softmax, and with activations that are not piecewise linear.
+    """
+    graph = graph_of(module, X)
+    if graph is None:
+        return None
+    bent = any(n.op == "activation" and not activation_of(n)[0].piecewise_linear for n in graph.nodes)
+    with torch.set_grad_enabled((bent or output == "softmax") and torch.is_grad_enabled()):
+        return linearize(graph, _channels_last(X.detach()))
+
+
+def shared_tape(module: Any, X: Tensor) -> Tape | None:
+    """A differentiable tape whose logits may serve the loss too: the module does in training what it does in eval.
+
+    None where batch norm, dropout or the module's own code distinguish the two, or where hooks listen to the
+    module's forward pass.
+    """
+    graph = graph_of(module, X)
+    if graph is None or not _mode_free(module, X) or _watched(module):
+        return None
+    return linearize(graph, _channels_last(X.detach()))
+
+
+def graph_of(module: Any, X: Tensor) -> NetworkGraph | None:
+    """The module's folded graph with its live tensors, or None if it cannot be traced or has no chain."""
+    if not isinstance(module, nn.Module) or not X.is_floating_point():
+        return None
+    entry = _entry(module, X)
+    if entry.program is None:
+        return None
+    tensors = named_tensors(module)
+    state = tuple((id(t), t.requires_grad) for t in tensors.values())
+    if entry.graph is not None and entry.bound_to == state:
+        return entry.graph
+    graph = entry.program.bind(tensors)
+    # The graph can serve again if nothing in it was computed from the tensors; an optimiser works in place.
+    entry.graph, entry.bound_to = (graph, state) if _holds_only(graph, tensors) else (None, ())
+    return graph
+
+
+def _entry(module: nn.Module, X: Tensor) -> _Traced:
+    key = (tuple(X.shape[1:]), X.dtype, X.device, tuple(_settings(module)))
+    entry = _TRACED.get(id(module))
+    if entry is not None and entry.owner() is module and entry.key == key:
+        return entry
+    number = id(module)
+    owner = weakref.ref(module, lambda _: _TRACED.pop(number, None))
+    traces = 1 if entry is None or entry.owner() is not module else entry.traces + 1
+    entry = _Traced(owner, key, None if traces > MANY_TRACES else _program(module, X), traces)
+    with _LOCK:
+        _TRACED[number] = entry
+    return entry
+
+
+def _program(module: nn.Module, X: Tensor) -> Program | None:
+    """The traced program if it has a chain and reproduces the module at X."""
+    try:
+        program = trace(module, tuple(X.shape[1:]), dtype=X.dtype)
+        with torch.no_grad(), evaluating(module):
+            graph = program.bind(named_tensors(module))
+            if chain_refusal(graph) is not None:
+                return None
+            expected, got = module(X), evaluate(graph, X)
+    except Exception:  # whatever a user's module raises here, the loop of double backward passes may still serve it
+        return None
+    if not isinstance(expected, Tensor) or expected.shape != got.shape:
+        return None
+    scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
+    error = float((got - expected).abs().max() / scale)
+    return program if error < 1e3 * torch.finfo(expected.dtype).eps ** 0.8 else None
+
+
+def _settings(module: nn.Module) -> Iterator[Any]:
+    """What a trace bakes in: types and plain attributes of all submodules. The mode is not among them."""
+    for name, submodule in module.named_modules():
+        yield name
+        yield type(submodule)
+        for attribute, value in vars(submodule).items():
+            if attribute != "training" and _is_plain(value):
+                yield value
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _SCALARS) or (isinstance(value, tuple) and all(isinstance(v, _SCALARS) for v in value))
+
+
+def _holds_only(graph: NetworkGraph, tensors: Mapping[str, Tensor]) -> bool:
+    own = {id(t) for t in tensors.values()}
+    parts = [(t, node.sources) for node in graph.nodes for t in (node.weight, node.bias) if t is not None]
+    return all(id(t) in own or not sources for t, sources in parts)
+
+
+def _mode_free(module: nn.Module, X: Tensor) -> bool:
+    """Whether the forward pass is the same in training as in eval, by comparing the two traces."""
+    if not module.training:
+        return not any(m.training for m in module.modules())
+    entry = _entry(module, X)
+    if entry.mode_free is None:
+        entry.mode_free = entry.program is not None and _same_traced(module, entry.program, X.dtype)
+    return entry.mode_free
+
+
+def _same_traced(module: nn.Module, program: Program, dtype: torch.dtype) -> bool:
+    if any(m.training and isinstance(m, _MODAL) for m in module.modules()):
+        return False
+    try:
+        other = trace(module, program.input_shape, dtype=dtype, training=True)
+    except Exception:  # a forward pass that only eval mode can trace
+        return False
+    same = [node.format_node() for node in other.nodes] == [node.format_node() for node in program.nodes]
+    pairs = zip(other.constants.values(), program.constants.values(), strict=False)
+    return same and all(a.shape == b.shape and bool(torch.equal(a, b)) for a, b in pairs)
+
+
+_MODAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+
+
+def _watched(module: nn.Module) -> bool:
+    tables = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(m, table, None) for m in module.modules() for table in tables)
+
+
+def _channels_last(X: Tensor) -> Tensor:
+    """Images with the channels as the last axis in memory: on a CPU, convolutions are faster so."""
+    return X.contiguous(memory_format=torch.channels_last) if X.dim() == 4 and X.is_cpu else X

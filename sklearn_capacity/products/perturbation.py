@@ -1,0 +1,148 @@
+"""Weights that move: parameters as views of one flat buffer, random displacements, projected ascent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["FlatParameters", "ProjectedAscent", "displacements"]
+
+
+class FlatParameters:
+    """A private copy of some tensors as views of one flat buffer, to be moved and put back.
+
+    Noise, bounds and steps are then single operations on a vector, whatever the number of tensors.
+
+    Parameters
+    ----------
+    tensors : sequence of Tensor
+        Of one dtype on one device; copied, and never changed.
+
+    Attributes
+    ----------
+    center : Tensor of shape (P,)
+        The values as they were.
+    flat : Tensor of shape (P,)
+        The values as they are now.
+    views : list of Tensor
+        The same memory in the tensors' shapes; where in the buffer an entry stands is the buffer's affair.
+
+    Examples
+    --------
+    >>> import torch
+    >>> theta = FlatParameters([torch.ones(2, 2), torch.zeros(1)])
+    >>> _ = theta.flat.add_(1.0)
+    >>> theta.views[1]
+    tensor([1.])
+    >>> theta.restore()
+    >>> theta.flat.tolist()
+    [1.0, 1.0, 1.0, 1.0, 0.0]
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]):
+        self.shapes = [tensor.shape for tensor in tensors]
+        self.center = torch.cat([_channels_last(tensor.detach()).reshape(-1) for tensor in tensors])
+        self.flat = self.center.clone()
+        self.views = self.split(self.flat)
+
+    def __len__(self) -> int:
+        return len(self.center)
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """A vector as views in the shapes of the tensors."""
+        pieces = vector.split([shape.numel() for shape in self.shapes])
+        return [_shaped(piece, shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+
+    def move(self, direction: Tensor, scale: Tensor | float) -> None:
+        """Put the values at center + scale * direction; `scale` is a number or one number per parameter."""
+        if isinstance(scale, Tensor):
+            torch.addcmul(self.center, direction, scale, out=self.flat)
+        else:
+            torch.add(self.center, direction, alpha=scale, out=self.flat)
+
+    def restore(self) -> None:
+        """Put the values back at the centre."""
+        self.flat.copy_(self.center)
+
+
+# Image kernels lie channels-last in the buffer: convolutions then take 0.5 to 0.9 of the time.
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor
+
+
+def _shaped(piece: Tensor, shape: torch.Size) -> Tensor:
+    if len(shape) == 4:
+        n, c, *sides = shape
+        return piece.view(n, *sides, c).permute(0, 3, 1, 2)
+    return piece.view(shape)
+
+
+def displacements(
+    theta: FlatParameters, scale: Tensor | float, n_draws: int, generator: torch.Generator, *, antithetic: bool = False
+) -> Iterator[None]:
+    """Move the parameters by Gaussian noise, once for every turn of the loop; back at the centre afterwards.
+
+    Parameters
+    ----------
+    theta : FlatParameters
+    scale : Tensor of shape (P,) or float
+        Standard deviations.
+    n_draws : int
+        Number of displacements, even if `antithetic`.
+    generator : torch.Generator
+        On the CPU, so that a seed means the same draws everywhere.
+    antithetic : bool, default=False
+        After every v comes -v: half the random numbers, and the odd part of the function cancels exactly.
+
+    Yields
+    ------
+    None
+        `theta.flat` has moved.
+    """
+    if isinstance(scale, Tensor):
+        scale = scale.to(theta.center)
+    # Always float32, so that a network sees the same noise in either precision.
+    drawn = torch.empty(len(theta), dtype=torch.float32, device="cpu")
+    noise = torch.empty_like(theta.center)
+    try:
+        for draw in range(n_draws):
+            if antithetic and draw % 2:
+                noise.neg_()
+            else:
+                noise.copy_(drawn.normal_(generator=generator))
+            theta.move(noise, scale)
+            yield
+    finally:
+        theta.restore()
+
+
+class ProjectedAscent:
+    """Gradient ascent with momentum inside a box around the centre.
+
+    Parameters
+    ----------
+    theta : FlatParameters
+        Moved in place; `leaves` are its views as tensors to differentiate by.
+    radius : Tensor of shape (P,)
+        Half the side of the box in every direction.
+    learning_rate : float
+    momentum : float
+    """
+
+    def __init__(self, theta: FlatParameters, radius: Tensor, *, learning_rate: float, momentum: float):
+        self.theta = theta
+        self.low, self.high = theta.center - radius, theta.center + radius
+        self.learning_rate = learning_rate
+        self.momentum = momentum
+        self._velocity = torch.zeros_like(theta.center)
+        self._velocities = theta.split(self._velocity)
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """One step along the gradients, and back into the box."""
+        self._velocity.mul_(self.momentum)
+        torch._foreach_add_(self._velocities, list(gradients))
+        self.theta.flat.add_(self._velocity, alpha=self.learning_rate)
+        torch.clamp(self.theta.flat, self.low, self.high, out=self.theta.flat)

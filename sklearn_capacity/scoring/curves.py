@@ -1,0 +1,181 @@
+"""What a model shows beside single numbers: sharpness against divergence, and how its layers interact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .._validation import check_integer
+from ..measures.interaction import DELTAS
+from ..measures.interaction import interaction_conditions as _conditions
+from .session import Session, parse_measures
+
+__all__ = ["bicriteria_curve", "interaction_conditions"]
+
+
+def bicriteria_curve(
+    model: Any,
+    X: Any,
+    y: Any,
+    alphas: Sequence[float],
+    *,
+    n_draws: int = 1000,
+    random_state: Any = None,
+    loss: str | None = None,
+    max_samples: int | None = None,
+    batch_size: int | None = None,
+    device: Any = None,
+    verbose: int = 0,
+) -> np.ndarray:
+    """Expected sharpness against Kullback-Leibler divergence over strengths of the noise on the weights.
+
+    Of two networks the one whose curve runs lower generalises better: at the same divergence its loss rises less.
+
+    Parameters
+    ----------
+    model : estimator, skorch net, nn.Module, or a Pipeline, target transformer or fitted search around one
+        As in `measure_capacity`.
+    X : array-like or Tensor of shape (n_samples, ...)
+        Training data.
+    y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+    alphas : sequence of float > 0
+        Scales of the noise: its standard deviation is alpha (10 abs(w) + 1) for a weight w.
+    n_draws : int >= 2, default=1000
+        Draws of the noise; the same for every alpha, so that a curve is smooth.
+    random_state : int, RandomState or None, default=None
+        Seed of the noise. None: another one in every call.
+    loss : "cross_entropy", "squared", "absolute" or None, default=None
+        As in `measure_capacity`.
+    max_samples, batch_size, device
+        As in `measure_capacity`.
+    verbose : int, default=0
+        1 shows the progress.
+
+    Returns
+    -------
+    ndarray of shape (n_alphas, 2)
+        Expected sharpness, divergence; in the order of `alphas`.
+
+    Raises
+    ------
+    ValueError
+        For an alpha that is not positive, or a model that cannot be measured.
+
+    References
+    ----------
+    Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, figures 2-4.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn_capacity import bicriteria_curve
+    >>> X, y = load_digits(return_X_y=True)
+    >>> model = LogisticRegression(max_iter=300).fit(X / 16, y)
+    >>> curve = bicriteria_curve(model, X / 16, y, [1e-3, 1e-2], n_draws=20, random_state=0)
+    >>> bool(curve[0, 0] < curve[1, 0]), bool(curve[0, 1] > curve[1, 1])
+    (True, True)
+    """
+    alphas = np.atleast_1d(np.asarray(alphas, dtype=np.float64))
+    if alphas.ndim != 1 or not len(alphas):
+        raise ValueError(f"`alphas` must hold at least one number, got shape {alphas.shape}.")
+    if not (np.isfinite(alphas) & (alphas > 0)).all():
+        raise ValueError(f"`alphas` must lie in (0, inf), got {alphas.tolist()}.")
+    check_integer("n_draws", n_draws, 2)
+    session = Session(
+        model,
+        X,
+        y,
+        loss=loss,
+        max_samples=max_samples,
+        batch_size=batch_size,
+        device=device,
+        random_state=_seed(random_state),
+        verbose=verbose,
+    )
+    points = []
+    for alpha in alphas.tolist():
+        noise = {"alpha": alpha}
+        entries = {"sharpness": ("expected_sharpness", {**noise, "n_draws": n_draws}), "kl": ("kl_divergence", noise)}
+        requests, _ = parse_measures(entries)
+        points.append([session.run(request).value for request in requests])
+    return np.array(points)
+
+
+def _seed(random_state: Any) -> int:
+    if random_state is None:  # not from numpy's global generator, which is left as it is
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**31 - 1))
+    return check_integer("random_state", random_state, 0)
+
+
+def interaction_conditions(
+    model: Any,
+    X: Any,
+    *,
+    deltas: Sequence[float] = DELTAS,
+    max_samples: int | None = None,
+    batch_size: int | None = None,
+    device: Any = None,
+) -> pd.DataFrame:
+    r"""The constants of three conditions under which a rectifier network has small expected sharpness.
+
+    For the network :math:`f(x) = W_d D_{d-1} W_{d-1} \cdots D_1 W_1 x` with the states D_i(x) of its units, D_d = I,
+    :math:`P_{a:b} = D_b W_b \cdots D_a W_a`, x = W_0 of unit norm and D_0 = I:
+
+    - C1, layers (a, c, b): the largest :math:`\mu` with :math:`\|P_{a:b}\|_F \ge \mu \|P_{c+1:b}\|_F \|P_{a:c}\|_F /
+      \sqrt{h_c}`. Large is good: the layers do not cancel each other.
+    - C2, layer (k,): the smallest C with (fraction of units whose pre-activation is at most :math:`\delta` in absolute
+      value) <= C :math:`\delta` over the grid. Small is good: few units are about to switch. Hidden layers only.
+    - C3, layer (i,): the smallest C with :math:`\sqrt{h_i} \max_j \|W_{i,j}\|_2 \le C \|D_i W_i\|_F`. Small is good: no
+      unit is far larger than the others.
+
+    Parameters
+    ----------
+    model : estimator, skorch net, nn.Module, or a Pipeline, target transformer or fitted search around one
+        A chain of fully connected layers without biases, rectified between the layers.
+    X : array-like or Tensor of shape (n_samples, ...)
+        Scaled to unit norm here.
+    deltas : sequence of float > 0, default=0.001 to 1
+        Grid of C2.
+    max_samples, batch_size, device
+        As in `measure_capacity`.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``condition`` ("C1", "C2" or "C3"), ``layers`` (tuple), ``sample`` (position in X) and ``value``. C1 has
+        all 0 <= a <= c < b <= d; the paper prints a < c, but its lemma 1 needs c = a too.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        For any other network; the message names the layer.
+
+    Notes
+    -----
+    d^2 / 2 products of weight matrices per sample.
+
+    References
+    ----------
+    Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, section 4 and
+    appendix D. C2 is printed without the absolute value, and is infinite then.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import interaction_conditions
+    >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+    >>> for layer in (net[0], net[2]):
+    ...     _ = layer.weight.data.fill_(1.0)
+    >>> table = interaction_conditions(net, torch.tensor([[3.0, 4.0]]))
+    >>> table[table.condition == "C3"].value.round(6).tolist()
+    [1.0, 1.0]
+    """
+    session = Session(model, X, max_samples=max_samples, batch_size=batch_size, device=device)
+    return _conditions(session.network, session.batch, deltas=deltas)

@@ -1,0 +1,46 @@
+"""Every measure on a pretend accelerator: no stray CPU tensor, and the CPU's numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from networks import NETWORKS
+from pretend_device import pretend_device
+from sklearn_capacity import CapacityScorer, NetworkClassifier, measure_capacity
+from test_measures_common import separated, values_of
+
+
+@pytest.mark.parametrize("case", ["mlp_no_bias", "conv_batch_norm"])
+def test_measures_run_on_the_device(case):
+    module, X, y = separated(case)
+    expected = values_of(module, X, y)
+    with pretend_device() as pretend:
+        got = values_of(module.to(pretend.device), X, y)
+    for name, value in expected.items():
+        assert got[name] == (None if value is None else pytest.approx(value, rel=1e-6, abs=1e-9)), name
+
+
+def test_scorer_runs_on_the_device():
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(30, 4, generator=generator, dtype=torch.float64).numpy()
+    y = (X[:, 0] > 0).astype(int)
+    scorer = CapacityScorer(["accuracy", "fisher_rao_norm", "spectral_norm", "margin"], on_error="raise")
+    here = scorer(NetworkClassifier((4,), max_epochs=2, random_state=0).fit(X, y), X, y)
+    with pretend_device() as pretend:
+        network = NetworkClassifier((4,), max_epochs=2, random_state=0, device=pretend.device).fit(X, y)
+        there = scorer(network, X, y)
+        devices = {p.device for p in network.module_.parameters()}
+    assert there == pytest.approx(here, rel=1e-6) and devices == {pretend.device}
+
+
+def test_transfers_do_not_grow_with_the_batches():
+    module, X, y = NETWORKS["mlp"]()
+    counts = []
+    names = ["margin", "fisher_rao_norm", "jacobian_frobenius"]
+    for batch_size in (7, 1):
+        with pretend_device() as pretend:
+            measure_capacity(module.to(pretend.device), X, y, names, batch_size=batch_size)
+            counts.append(pretend.n_transfers)
+        module = NETWORKS["mlp"]()[0]
+    assert counts[0] == counts[1]
