@@ -27,7 +27,6 @@ from sklearn_capacity import (
     NetworkRegressor,
     load,
     measure_capacity,
-    model_card,
     save,
 )
 from sklearn_capacity.storage import files
@@ -390,24 +389,3 @@ def test_header_is_plain_json(saved):
     data = saved.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert json.loads(header["__metadata__"]["sklearn_capacity"])["class"] == "NetworkClassifier"
-
-
-# -- model cards -------------------------------------------------------------------------------------------------------
-
-
-def test_model_card(model):
-    pipe = make_pipeline(StandardScaler().fit(X), model)
-    card = model_card(pipe, X, LABELS["str"], ["parameter_count", "margin"], title="Mine", description="For | tests.")
-    assert card.startswith("# Mine\n\nFor | tests.\n\n## Parameters")
-    values = measure_capacity(pipe, X, LABELS["str"], ["parameter_count", "margin"])
-    for name, value in values.items():
-        assert f"| {name} | {value:.6g} |" in card
-    for text in ("| `max_epochs` | `3` |", "| samples | 30 |", "| epochs | 3 |", "last train_loss", "on 30 samples"):
-        assert text in card
-    assert "`batch_size`" not in card
-
-
-def test_model_card_says_what_does_not_apply():
-    card = model_card(nn.Linear(4, 2), measures=["parameter_count", "margin"])
-    assert card.startswith("# Linear") and "of the weights alone" in card and "- margin: " in card
-    assert "## Training" not in card

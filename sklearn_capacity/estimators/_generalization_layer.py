@@ -176,6 +176,8 @@ class GeneralizationLayerClassifier(GeneralizationLayerMixin, NetworkClassifier)
         random_state: Any = None,
         verbose: int = 0,
         warm_start: bool = False,
+        checkpoint_dir: Any = None,
+        checkpoint_every: int = 1,
     ) -> None:
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes,
@@ -209,6 +211,8 @@ class GeneralizationLayerClassifier(GeneralizationLayerMixin, NetworkClassifier)
             random_state=random_state,
             verbose=verbose,
             warm_start=warm_start,
+            checkpoint_dir=checkpoint_dir,
+            checkpoint_every=checkpoint_every,
         )
         self.variant = variant
         self.position = position
@@ -309,6 +313,8 @@ class GeneralizationLayerRegressor(GeneralizationLayerMixin, NetworkRegressor):
         random_state: Any = None,
         verbose: int = 0,
         warm_start: bool = False,
+        checkpoint_dir: Any = None,
+        checkpoint_every: int = 1,
     ) -> None:
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes,
@@ -341,6 +347,8 @@ class GeneralizationLayerRegressor(GeneralizationLayerMixin, NetworkRegressor):
             random_state=random_state,
             verbose=verbose,
             warm_start=warm_start,
+            checkpoint_dir=checkpoint_dir,
+            checkpoint_every=checkpoint_every,
         )
         self.variant = variant
         self.position = position

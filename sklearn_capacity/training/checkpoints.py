@@ -178,21 +178,19 @@ def _unsaved_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
 def _callback_state(callback: Callback) -> dict[str, Any]:
     """A callback's attributes that are no parameters: what it has learnt so far.
 
-    Functions and classes are left out, since a callback's own code chooses them again, and so is what has no form
-    as text and tensors if its ``__getstate__`` leaves it out when it is pickled.
+    Functions and classes are left out, since a callback's own code chooses them again, and so is what its
+    ``__getstate__`` leaves out when it is pickled.
     """
     parameters = callback.get_params(deep=False)
     pickled = callback.__getstate__() or {}
     state = {}
     for key, value in vars(callback).items():
-        if key in parameters or isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
+        if key in parameters or key not in pickled or isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
             continue
         value = value.state_dict() if hasattr(value, "state_dict") else value
         try:
             encode(value, {}, name=f"{type(callback).__name__}.{key}")
         except TypeError as error:
-            if key not in pickled:
-                continue
             raise TypeError(
                 f"{error} So `checkpoint_dir` cannot resume the callback: let its `__getstate__` leave out {key!r}, "
                 "or fit with checkpoint_dir=None."
