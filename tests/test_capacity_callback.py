@@ -59,7 +59,8 @@ def test_any_skorch_net_is_measured_as_it_is_then():
 
 
 def test_training_is_not_changed():
-    plain, measured = (skorch_net(callbacks).fit(X, y) for callbacks in ([], [CapacityCallback("cheap")]))
+    watched = [CapacityCallback([*MEASURES, "fisher_rao_norm"])]
+    plain, measured = (skorch_net(callbacks).fit(X, y) for callbacks in ([], watched))
     for a, b in zip(plain.module_.state_dict().values(), measured.module_.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     assert plain.history[:, "train_loss"] == measured.history[:, "train_loss"]

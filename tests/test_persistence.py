@@ -22,6 +22,8 @@ from torch import nn
 
 from sklearn_capacity import (
     CapacityWarning,
+    GeneralizationLayerClassifier,
+    GeneralizationLayerRegressor,
     JacobianRegularizedClassifier,
     NetworkClassifier,
     NetworkRegressor,
@@ -102,8 +104,10 @@ def test_labels_of_any_dtype(labels, tmp_path):
         NetworkClassifier(early_stopping=True, learning_rate_schedule=[(0, 1.0), (1, 0.5)], dtype=torch.float32),
         NetworkRegressor((), loss="absolute", optimizer_params={"betas": (0.8, 0.9)}),
         JacobianRegularizedClassifier((4,), jacobian_norm="projection", n_projections=2),
+        GeneralizationLayerClassifier((4,), nu_end=0.5),
+        GeneralizationLayerRegressor((4,), variant="dropout"),
     ],
-    ids=["mlp", "numpy", "conv", "early", "linear", "jacobian"],
+    ids=["mlp", "numpy", "conv", "early", "linear", "jacobian", "layer", "layer dropout"],
 )
 def test_everything_comes_back(estimator, tmp_path):
     estimator.set_params(max_epochs=2, random_state=0).fit(pd.DataFrame(X).rename(columns=str), LABELS["int"])

@@ -23,6 +23,7 @@ __all__ = ["CheckpointFolder", "CheckpointWriter", "resumable_fit"]
 FORMAT = 1
 _NAME = re.compile(r"(?:epoch-(\d{8})|(finished))\.safetensors")
 _TEMPORARY = re.compile(r"[^.]+\.safetensors\.(?P<host>.+)\.(?P<pid>\d+)\.\d+\.tmp")
+_CHOSEN_BY_CODE = (type, types.FunctionType, types.BuiltinFunctionType)
 _KEPT = 2  # the newest, and the one before it in case that the newest is damaged
 _LAST = 10**8  # a finished fit comes after every epoch
 
@@ -185,7 +186,7 @@ def _callback_state(callback: Callback) -> dict[str, Any]:
     pickled = callback.__getstate__() or {}
     state = {}
     for key, value in vars(callback).items():
-        if key in parameters or key not in pickled or isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
+        if key in parameters or key not in pickled or isinstance(value, _CHOSEN_BY_CODE):
             continue
         value = value.state_dict() if hasattr(value, "state_dict") else value
         try:
