@@ -1,7 +1,7 @@
 """Choose among the candidates of a search by score and capacity."""
 
-from .rank_measures import rank_measures
 from .distributed import dask_backend
+from .rank_measures import rank_measures
 from .refit import capacity_refit
 from .table import capacity_table
 

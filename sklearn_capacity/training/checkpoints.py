@@ -249,8 +249,9 @@ def resumable_fit(
     if found is not None and found.finished:
         restore(net, found.state, generator)
         return
-    if found is not None:  # schedulers want to see it as they begin; the writer puts it back once they have
-        _restore_optimizer(net.optimizer_, found.state["optimizer"])
+    if found is not None:
+        for group in net.optimizer_.param_groups:  # schedulers that begin later than at the first epoch ask for it
+            group.setdefault("initial_lr", group["lr"])
     writer = CheckpointWriter(folder, generator, every, found)
     net.callbacks_.append(("checkpoints", writer))
     try:

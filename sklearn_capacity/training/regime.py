@@ -120,6 +120,10 @@ class SlowLearning(Callback):
             handle.remove()
         del self.handles_, self.rates_
 
+    def __getstate__(self) -> dict[str, Any]:
+        # both hold on to the optimiser, and are made anew when training begins
+        return {key: value for key, value in vars(self).items() if key not in ("handles_", "rates_")}
+
     def _slow_down(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         groups = [group for group in optimizer.param_groups if _is_slow(group)]
         self.rates_ = [(group, group["lr"]) for group in groups]
