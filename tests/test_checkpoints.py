@@ -16,7 +16,13 @@ from skorch.callbacks import Callback, EpochScoring, LRScheduler
 from torch import nn
 
 from kills import run_and_kill
-from sklearn_capacity import CapacityWarning, JacobianRegularizedClassifier, NetworkClassifier, NetworkRegressor
+from sklearn_capacity import (
+    CapacityWarning,
+    GeneralizationLayerClassifier,
+    JacobianRegularizedClassifier,
+    NetworkClassifier,
+    NetworkRegressor,
+)
 from sklearn_capacity.storage import fingerprint, write_file
 
 rng = np.random.default_rng(0)
@@ -82,10 +88,13 @@ CASES = {
     "plateau": NetworkClassifier(learning_rate_schedule=torch.optim.lr_scheduler.ReduceLROnPlateau, optimizer="adamw"),
     "lbfgs": NetworkRegressor(optimizer="lbfgs", batch_size=60, activation="tanh"),
     "every 2": NetworkClassifier(checkpoint_every=2, optimizer="rmsprop"),
+    "layer": GeneralizationLayerClassifier(slow_after=2, variant="skip"),
     "weights": NetworkClassifier(class_weight="balanced", weight_norm=True),
 }
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("epoch", [1, 3, 5])
+RUNS = [*((case, 3) for case in CASES), ("plain", 1), ("early", 5), ("dropout", 6)]
+
+
+@pytest.mark.parametrize(("case", "epoch"), RUNS)
 def test_interrupted_training_ends_at_the_same_bits(case, epoch, tmp_path):
     model, defaults = clone(CASES[case]), type(CASES[case])()
     model.set_params(**{key: value for key, value in BASE.items() if getattr(model, key) == getattr(defaults, key)})
