@@ -3,5 +3,13 @@
 from .bicriteria import BicriteriaDisplay
 from .capacity_path import CapacityPathDisplay
 from .learning_rate_map import LearningRateMapDisplay
+from .norm_geometry import NormGeometryDisplay
+from .weight_histogram import WeightHistogramDisplay
 
-__all__ = ["BicriteriaDisplay", "CapacityPathDisplay", "LearningRateMapDisplay"]
+__all__ = [
+    "BicriteriaDisplay",
+    "CapacityPathDisplay",
+    "LearningRateMapDisplay",
+    "NormGeometryDisplay",
+    "WeightHistogramDisplay",
+]
