@@ -104,10 +104,12 @@ class CapacityCallback(Callback):
         module = net.module_
         modes = {part: part.training for part in module.modules()}
         try:
+            X, y = self._data
             return measure_capacity(
                 net,
-                *self._data,
-                measures=self.measures,
+                X,
+                y,
+                self.measures,
                 loss=self.loss,
                 log=self.log,
                 max_samples=self.max_samples,
