@@ -30,13 +30,13 @@ def perceptron(layers: list[tuple[np.ndarray, np.ndarray]], X: np.ndarray, activ
 
 
 def mean_loss(outputs: np.ndarray, y: np.ndarray, loss: str) -> float:
-    """One sample at a time."""
+    """One sample at a time, but for cross-entropy, which thousands of draws ask for."""
+    if loss == "cross_entropy":
+        exponentials = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+        return float(np.mean([-math.log(e[int(t)] / e.sum()) for e, t in zip(exponentials, y, strict=True)]))
     total = 0.0
     for f, target in zip(outputs, y, strict=True):
-        if loss == "cross_entropy":
-            largest = max(f)
-            total += largest + math.log(sum(math.exp(v - largest) for v in f)) - f[int(target)]
-        elif loss == "squared":
+        if loss == "squared":
             total += sum((a - b) ** 2 for a, b in zip(f, np.atleast_1d(target), strict=True)) / len(f)
         else:
             total += sum(abs(a - b) for a, b in zip(f, np.atleast_1d(target), strict=True)) / len(f)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .convert import CONVERSIONS, Call, Draft, Ref, Weight
 from .fold import fold
+from .leftovers import no_leftovers
 from .nodes import NetworkGraph, Node, UnsupportedLayerError
 
 __all__ = ["Program", "named_tensors", "private_copy", "trace"]
@@ -117,13 +118,15 @@ def trace(
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(SAMPLES, *input_shape, dtype=dtype, device="cpu", generator=generator)
     dim = torch.export.Dim
-    with _LOCK, warnings.catch_warnings():
+    with _LOCK, no_leftovers() as traced, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             spec = (dict.fromkeys(range(1, sample.dim()), dim.STATIC) | {0: dim.AUTO},)
             exported = torch.export.export(_Plain(twin), (sample,), dynamic_shapes=spec, strict=False)
             if _mutates(exported.graph):  # three quarters of the time, so only where it is needed
+                traced.append(exported)
                 exported = exported.run_decompositions({})
+            traced.append(exported)
         except Exception as error:
             raise UnsupportedLayerError(
                 f"The forward pass of `{type(module).__name__}` cannot be traced as a graph of operators "

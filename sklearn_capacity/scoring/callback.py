@@ -82,7 +82,8 @@ class CapacityCallback(Callback):
     def on_train_begin(self, net: NeuralNet, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         check_integer("every", self.every, 1)
         self._labels: list[str] = []
-        self._data = (self.X, self.y) if self.X is not None else _arrays(X, y, self.max_samples, self.random_state)
+        given = (self.X, self.y) if self.X is not None else _arrays(X, y, self.max_samples, self.random_state)
+        self._data: Any = given
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         if len(net.history) % self.every:
@@ -103,10 +104,12 @@ class CapacityCallback(Callback):
         module = net.module_
         modes = {part: part.training for part in module.modules()}
         try:
+            X, y = self._data
             return measure_capacity(
                 net,
-                *self._data,
-                measures=self.measures,
+                X,
+                y,
+                self.measures,
                 loss=self.loss,
                 log=self.log,
                 max_samples=self.max_samples,
@@ -123,7 +126,7 @@ def _arrays(X: Any, y: Any, max_samples: int | None, random_state: int) -> tuple
     """The training data of a fit, which skorch hands on as arrays or as a dataset."""
     if not isinstance(X, torch.utils.data.Dataset):
         return X, y
-    rows = np.arange(len(X))
+    rows = np.arange(len(X))  # type: ignore[arg-type]
     if max_samples is not None and len(rows) > max_samples:
         rows = np.sort(np.random.default_rng(random_state).choice(rows, max_samples, replace=False))
     pairs = [X[int(row)] for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -148,6 +149,13 @@ class Session:
             return X, None
         encoded = encode_targets(self.subject, y, self.loss, len(X), network.n_outputs)
         return X, torch.from_numpy(encoded).to(network.device)
+
+    def renewed(self) -> Session:
+        """This session after the weights of its network were changed in place: the trace is kept."""
+        twin = copy.copy(self)
+        twin.network = self.network.renewed()
+        twin.batch = self.batch.renewed(twin.network)
+        return twin
 
     def why_not(self, measure: Measure) -> str | None:
         """Why a measure cannot be taken here, as far as its record says."""

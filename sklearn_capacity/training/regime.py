@@ -10,7 +10,10 @@ from skorch.callbacks import Callback
 
 from sklearn_capacity.layers import generalization_parameters, nu_schedule, set_nu, slow_learning_factor
 
-__all__ = ["NuSchedule", "SlowLearning"]
+__all__ = ["SLOW", "NuSchedule", "SlowLearning"]
+
+#: marks a parameter group of generalization layers' own weights
+SLOW = "slow"
 
 
 class NuSchedule(Callback):
@@ -101,7 +104,8 @@ class SlowLearning(Callback):
         self.after = after
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        self.factor_, self.rates_ = 1.0, []
+        self.factor_ = 1.0
+        self.rates_: list[Any] = []
         slow = {id(parameter) for parameter in generalization_parameters(net.module_)}
         _split_groups(net.optimizer_, slow)
         self.handles_ = [
@@ -137,7 +141,7 @@ class SlowLearning(Callback):
 
 
 def _is_slow(group: dict[str, Any]) -> bool:
-    return group.get("slow", False)
+    return group.get(SLOW, False)
 
 
 def _split_groups(optimizer: torch.optim.Optimizer, slow: set[int]) -> None:
@@ -148,7 +152,7 @@ def _split_groups(optimizer: torch.optim.Optimizer, slow: set[int]) -> None:
             continue
         others = [parameter for parameter in group["params"] if id(parameter) not in slow]
         if not others:
-            group["slow"] = True
+            group[SLOW] = True
             continue
         group["params"] = others
-        optimizer.param_groups.append({**group, "params": inside, "slow": True})
+        optimizer.param_groups.append({**group, "params": inside, SLOW: True})
