@@ -141,7 +141,10 @@ def test_scorer_always_has_every_key(models, data):
 
 
 OPTIONS = {
-    "measures": ["margin", "frobenius_norm", "nothing", [], {}, None, 3, {"a": ("margin", {"percentile": 101})}, ["margin", 3]],
+    "measures": [
+        *("margin", "frobenius_norm", "nothing", [], {}, None, 3),
+        *({"a": ("margin", {"percentile": 101})}, ["margin", 3]),
+    ],
     "loss": [None, "cross_entropy", "squared", "absolute", "hinge", 3],
     "log": [False, True],
     "max_samples": [None, 1, 5, 0, -1, 2.5, "many"],

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-import networks
 import numpy as np
 import pytest
 import torch
-from reference_sharpness import kl, layers_of, perceptron
 from torch import nn
 
+import networks
+from reference_sharpness import kl, layers_of, perceptron
 from sklearn_capacity import NetworkClassifier, NotDefinedError, UnsupportedLayerError, measure_capacity
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch

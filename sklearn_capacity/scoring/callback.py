@@ -94,7 +94,7 @@ class CapacityCallback(Callback):
             net.history.record(f"{self.prefix}{label}", value)
 
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        self._data = None
+        self._data = None  # type: ignore[assignment]
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "_data"}  # the training data do not travel
@@ -123,7 +123,7 @@ def _arrays(X: Any, y: Any, max_samples: int | None, random_state: int) -> tuple
     """The training data of a fit, which skorch hands on as arrays or as a dataset."""
     if not isinstance(X, torch.utils.data.Dataset):
         return X, y
-    rows = np.arange(len(X))
+    rows = np.arange(len(X))  # type: ignore[arg-type]
     if max_samples is not None and len(rows) > max_samples:
         rows = np.sort(np.random.default_rng(random_state).choice(rows, max_samples, replace=False))
     pairs = [X[int(row)] for row in rows]

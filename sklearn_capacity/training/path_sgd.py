@@ -96,7 +96,7 @@ class PathSGD(torch.optim.Optimizer):
             raise RuntimeError("PathSGD needs `attach(module, criterion)` and `observe(X, y)` before a step.")
         first = self.param_groups[0]
         if not self._scales or first["n_steps"] % first["update_interval"] == 0:
-            self._scales = path_scales(self._module, self._sample)
+            self._scales = path_scales(self._module, self._sample)  # type: ignore[arg-type]
         first["n_steps"] += 1
         with torch.no_grad():
             for group in self.param_groups:

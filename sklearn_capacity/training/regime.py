@@ -104,7 +104,8 @@ class SlowLearning(Callback):
         self.after = after
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        self.factor_, self.rates_ = 1.0, []
+        self.factor_ = 1.0
+        self.rates_: list[tuple[dict[str, Any], float]] = []
         slow = {id(parameter) for parameter in generalization_parameters(net.module_)}
         _split_groups(net.optimizer_, slow)
         self.handles_ = [
