@@ -85,7 +85,8 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda approximate="none": 1.1289042 if approximate == "none" else 1.1289931,
     ),
     "silu": Activation(F.silu, _silu_slope, lambda: 1.0998394),
-    "elu": Activation(F.elu, _elu_slope, _elu_lipschitz),
+    # F.elu has no scales, which SELU and CELU need.
+    "elu": Activation(torch.ops.aten.elu.default, _elu_slope, _elu_lipschitz),
     "erf": Activation(
         torch.erf, lambda z: 2 / math.sqrt(math.pi) * torch.exp(-(z**2)), lambda: 2 / math.sqrt(math.pi)
     ),
