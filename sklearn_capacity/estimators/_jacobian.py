@@ -120,12 +120,15 @@ class JacobianRegularizedClassifier(JacobianPenaltyMixin, NetworkClassifier):
         n_iter_no_change: int = 10,
         tol: float = 1e-4,
         class_weight: Any = None,
+        augmentation: Any = None,
         callbacks: Any = None,
         dtype: Any = "auto",
         device: Any = "auto",
         random_state: Any = None,
         verbose: int = 0,
         warm_start: bool = False,
+        checkpoint_dir: Any = None,
+        checkpoint_every: int = 1,
     ) -> None:
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes,
@@ -152,12 +155,15 @@ class JacobianRegularizedClassifier(JacobianPenaltyMixin, NetworkClassifier):
             n_iter_no_change=n_iter_no_change,
             tol=tol,
             class_weight=class_weight,
+            augmentation=augmentation,
             callbacks=callbacks,
             dtype=dtype,
             device=device,
             random_state=random_state,
             verbose=verbose,
             warm_start=warm_start,
+            checkpoint_dir=checkpoint_dir,
+            checkpoint_every=checkpoint_every,
         )
         self.jacobian_penalty = jacobian_penalty
         self.jacobian_norm = jacobian_norm
@@ -237,12 +243,15 @@ class JacobianRegularizedRegressor(JacobianPenaltyMixin, NetworkRegressor):
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
         tol: float = 1e-4,
+        augmentation: Any = None,
         callbacks: Any = None,
         dtype: Any = "auto",
         device: Any = "auto",
         random_state: Any = None,
         verbose: int = 0,
         warm_start: bool = False,
+        checkpoint_dir: Any = None,
+        checkpoint_every: int = 1,
     ) -> None:
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes,
@@ -268,12 +277,15 @@ class JacobianRegularizedRegressor(JacobianPenaltyMixin, NetworkRegressor):
             validation_fraction=validation_fraction,
             n_iter_no_change=n_iter_no_change,
             tol=tol,
+            augmentation=augmentation,
             callbacks=callbacks,
             dtype=dtype,
             device=device,
             random_state=random_state,
             verbose=verbose,
             warm_start=warm_start,
+            checkpoint_dir=checkpoint_dir,
+            checkpoint_every=checkpoint_every,
         )
         self.jacobian_penalty = jacobian_penalty
         self.jacobian_norm = jacobian_norm

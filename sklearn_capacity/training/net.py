@@ -60,6 +60,7 @@ class PenalizedNet(NeuralNet):
     """
 
     _mode_: bool | None = None  # what the module was last switched to: training or not
+    _observed_ = False
 
     def __init__(
         self,
@@ -141,6 +142,8 @@ class PenalizedNet(NeuralNet):
         return self.infer(X) if prediction is None else prediction
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        if self._observed_:
+            self.optimizer_.observe(*batch)
         if self._listens_:
             return super().train_step(batch, **fit_params)
         steps: list[dict[str, Any]] = []
@@ -175,6 +178,10 @@ class PenalizedNet(NeuralNet):
     def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> PenalizedNet:
         self._listens_ = self._callbacks_listen()
         self._mode_ = None
+        # optimisers that follow more than gradients are told what is trained, and each step's batch
+        self._observed_ = hasattr(self.optimizer_, "attach")
+        if self._observed_:
+            self.optimizer_.attach(self.module_, self.criterion_)
         return super().fit_loop(X, y, epochs, **kwargs)
 
     def run_single_epoch(self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any) -> None:
