@@ -201,22 +201,12 @@ def _gathered(node: Node, g: Tensor, shape: tuple[int, ...]) -> Tensor:
         )
     ]
     out = torch.zeros(n, *size, dtype=g.dtype, device=g.device)
-<<<<<<< HEAD
-    sy, sx = p["stride"]
-    for i in range(weight.shape[2]):
-        for j in range(weight.shape[3]):
-            y, x = i * p["dilation"][0], j * p["dilation"][1]
-            across, down = slice(x, x + sx * columns, sx), slice(y, y + sy * rows, sy)
-            out[:, down, across] += patches[i * weight.shape[3] + j]
-    return out[:, None, top : top + shape[2], left : left + shape[3]].contiguous()
-=======
     for place in itertools.product(*(range(k) for k in kernel)):
         firsts = [i * d for i, d in zip(place, p["dilation"], strict=True)]
         window = tuple(slice(f, f + s * m, s) for f, s, m in zip(firsts, p["stride"], grid, strict=True))
         out[(slice(None), *window)] += patches[place]
     inner = tuple(slice(a, a + side) for a, side in zip(pads, shape[2:], strict=True))
     return out[(slice(None), None, *inner)].contiguous()
->>>>>>> kernels
 
 
 def _adjoint_diagonal(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:

@@ -126,11 +126,7 @@ def trace(
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(SAMPLES, *input_shape, dtype=dtype, device="cpu", generator=generator)
     dim = torch.export.Dim
-<<<<<<< HEAD
-    with _LOCK, no_leftovers() as traced, _quiet(), warnings.catch_warnings():
-=======
     with _LOCK, no_leftovers() as traced, warnings.catch_warnings():
->>>>>>> kernels
         warnings.simplefilter("ignore")
         try:
             spec = (dict.fromkeys(range(1, sample.dim()), dim.STATIC) | {0: dim.AUTO},)
