@@ -3,6 +3,8 @@
 from . import architectures, datasets, displays, layers, model_selection, theory
 from ._validation import CapacityWarning, NotDefinedError
 from .estimators import (
+    GeneralizationLayerClassifier,
+    GeneralizationLayerRegressor,
     JacobianRegularizedClassifier,
     JacobianRegularizedRegressor,
     NetworkClassifier,
@@ -11,9 +13,11 @@ from .estimators import (
 from .graph import UnsupportedLayerError
 from .persistence import load, model_card, save
 from .scoring import (
+    CapacityCallback,
     CapacityScorer,
     bicriteria_curve,
     capacity_report,
+    fisher_spectrum,
     interaction_conditions,
     list_measures,
     measure_capacity,
@@ -22,8 +26,11 @@ from .scoring import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "CapacityCallback",
     "CapacityScorer",
     "CapacityWarning",
+    "GeneralizationLayerClassifier",
+    "GeneralizationLayerRegressor",
     "JacobianRegularizedClassifier",
     "JacobianRegularizedRegressor",
     "NetworkClassifier",
@@ -35,6 +42,7 @@ __all__ = [
     "capacity_report",
     "datasets",
     "displays",
+    "fisher_spectrum",
     "interaction_conditions",
     "layers",
     "list_measures",

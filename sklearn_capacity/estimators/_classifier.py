@@ -83,6 +83,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         n_iter_no_change: int = 10,
         tol: float = 1e-4,
         class_weight: Any = None,
+        augmentation: Any = None,
         callbacks: Any = None,
         dtype: Any = "auto",
         device: Any = "auto",
@@ -116,6 +117,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         self.n_iter_no_change = n_iter_no_change
         self.tol = tol
         self.class_weight = class_weight
+        self.augmentation = augmentation
         self.callbacks = callbacks
         self.dtype = dtype
         self.device = device

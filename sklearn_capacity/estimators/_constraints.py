@@ -11,6 +11,7 @@ import torch
 
 from sklearn_capacity._validation import check_integer, check_interval, check_option
 from sklearn_capacity.architectures.mlp import ACTIVATIONS, check_layer_sizes
+from sklearn_capacity.layers import resolve_augmentation
 from sklearn_capacity.training.losses import CRITERIA
 from sklearn_capacity.training.optimizers import OPTIMIZERS
 
@@ -117,6 +118,7 @@ COMMON: dict[str, Check] = {
     "weight_decay": interval(0, closed="left"),
     "max_epochs": integer(1),
     "batch_size": integer(1),
+    "augmentation": lambda name, value: resolve_augmentation(value),
     "stop_below": optional(interval(0, closed="left")),
     "early_stopping": boolean,
     "validation_fraction": interval(0, 1, "neither"),

@@ -76,6 +76,7 @@ class NetworkRegressor(RegressorMixin, BaseNetwork):
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
         tol: float = 1e-4,
+        augmentation: Any = None,
         callbacks: Any = None,
         dtype: Any = "auto",
         device: Any = "auto",
@@ -108,6 +109,7 @@ class NetworkRegressor(RegressorMixin, BaseNetwork):
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
         self.tol = tol
+        self.augmentation = augmentation
         self.callbacks = callbacks
         self.dtype = dtype
         self.device = device

@@ -16,6 +16,7 @@ from torch import nn
 
 from sklearn_capacity.estimators._data import split_validation
 from sklearn_capacity.estimators._modules import check_output
+from sklearn_capacity.layers import resolve_augmentation
 from sklearn_capacity.storage import fingerprint
 from sklearn_capacity.training import (
     CRITERIA,
@@ -58,6 +59,7 @@ class NetTraining:
     _silenced: ClassVar[tuple[str, ...]] = ("print_log",)  # default callbacks of the skorch net
 
     # parameters and methods of the estimators that this half reads
+    augmentation: Any
     batch_size: int
     callbacks: Any
     checkpoint_dir: Any
@@ -94,7 +96,7 @@ class NetTraining:
         return None, 0.0
 
     def _extra_callbacks(self) -> list[Callback]:
-        """skorch callbacks of a variant; they run after the learning rate's schedule."""
+        """skorch callbacks of a variant; they run before the learning rate's schedule."""
         return []
 
     def _parameter_groups(self, module: nn.Module) -> list[tuple[str, dict[str, Any]]]:
@@ -211,6 +213,7 @@ class NetTraining:
         net.penalty, net.penalty_strength = self._penalty(generator)
         net.batch_size, net.max_epochs = self.batch_size, epochs
         net.iterator_train__generator = generator
+        net.iterator_train__transform = resolve_augmentation(self.augmentation)
         net.train_split = None if valid is None else predefined_split(net.get_dataset(*valid))
         folder = self._checkpoint_folder(arrays)
         try:
@@ -223,7 +226,7 @@ class NetTraining:
             vars(self).pop("net_", None)  # a diverged network is no network
             raise
         # neither the data, nor generators, nor entries per batch travel with a pickle
-        net.train_split = net.iterator_train__generator = net.penalty = None
+        net.train_split = net.penalty = net.iterator_train__generator = net.iterator_train__transform = None
         for epoch in net.history:
             epoch["batches"] = []
 
@@ -245,10 +248,10 @@ class NetTraining:
         return CheckpointFolder(Path(self.checkpoint_dir) / key[:40])
 
     def _update_callbacks(self, net: PenalizedNet) -> None:
-        """The schedule first, then the variant's and the user's own, then those that may end the training."""
+        """The variant's, which may regroup the optimiser's parameters, the schedule, the user's, those that end."""
         schedule = make_schedule(self.learning_rate_schedule, self.max_epochs)
-        callbacks = [DivergenceCheck(), *([schedule] if schedule else [])]
-        callbacks += [*self._extra_callbacks(), *copy.deepcopy(self.callbacks or [])]  # skorch writes into them
+        callbacks = [DivergenceCheck(), *self._extra_callbacks(), *([schedule] if schedule else [])]
+        callbacks += copy.deepcopy(list(self.callbacks or []))  # skorch writes into them
         if self.verbose:
             callbacks.append(EpochProgress())
         if self.stop_below is not None:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from sklearn_capacity._validation import CapacityWarning, check_integer, check_interval
+from sklearn_capacity._validation import CapacityWarning, check_integer, check_interval, check_option
 
 __all__ = ["Eigenvalue", "RitzValues", "lanczos", "largest_eigenvalue"]
 
@@ -19,11 +20,12 @@ BREAKDOWN = 1e-14
 
 @dataclass(frozen=True)
 class Eigenvalue:
-    """The largest eigenvalue: its `value`, the relative `residual` and the number of products, `n_products`."""
+    """The largest eigenvalue: its `value`, the relative `residual` and `error`, and the number of products."""
 
     value: float
     residual: float
     n_products: int
+    error: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +39,15 @@ class RitzValues:
     residuals : Tensor of shape (*batch, k)
         ``||A x - value x||`` over the largest absolute Ritz value; an eigenvalue lies within that of the value.
     n_products : int
+    errors : Tensor of shape (*batch, k) or None
+        Estimate of the values' error over the largest absolute Ritz value: the residual, or its square over the gap to
+        the next Ritz values where that is less.
     """
 
     values: Tensor
     residuals: Tensor
     n_products: int
+    errors: Tensor | None = None
 
 
 def lanczos(
@@ -55,6 +61,7 @@ def lanczos(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
     random_state: int = 0,
+    until: str = "vector",
 ) -> RitzValues:
     r"""Largest eigenvalues of a symmetric operator, or of a batch of them, by Lanczos with full reorthogonalisation.
 
@@ -68,7 +75,7 @@ def lanczos(
     k : int >= 1, default=1
         Eigenvalues wanted, at most n. A repeated one is found once.
     tol : float in (0, 1), default=1e-5
-        Relative residual of all k pairs, in all of the batch; the value is then off by about its square over the gap.
+        Of all k pairs, in all of the batch; see `until`.
     max_steps : int >= 1, default=200
         Products at most; when they are spent before `tol` is reached, a `CapacityWarning` says so.
     check_every : int >= 1, default=2
@@ -77,6 +84,9 @@ def lanczos(
     device : torch.device or str, default="cpu"
     random_state : int, default=0
         Seed of the start vector, drawn on the CPU.
+    until : "vector" or "value", default="vector"
+        What `tol` bounds: the relative residual (the value is then off by about its square over the gap), or the error
+        of the value, which takes fewer products.
 
     Returns
     -------
@@ -108,6 +118,7 @@ def lanczos(
     tol = check_interval("tol", tol, 0, 1, closed="neither")
     max_steps = min(check_integer("max_steps", max_steps, k), shape[-1])
     check_every = check_integer("check_every", check_every, 1)
+    check_option("until", until, ("vector", "value"))
     generator = torch.Generator().manual_seed(check_integer("random_state", random_state, 0))
     start = torch.randn(shape, generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)
     with torch.no_grad():
@@ -115,17 +126,19 @@ def lanczos(
         for step in range(1, max_steps + 1):
             process.step()
             if step >= k and (step % check_every == 0 or step == max_steps):
-                values, residuals = process.ritz(k)
-                if bool((residuals <= tol).all()):
+                values, residuals, errors = process.ritz(k)
+                missed = (residuals if until == "vector" else errors) > tol
+                if not bool(missed.any()):
                     break
-    if bool((residuals > tol).any()):
+    if bool(missed.any()):
         warnings.warn(
             f"The largest eigenvalues have a relative residual of {float(residuals.max()):.1e} after {step} products; "
             "they are lower bounds that may not have converged. Raise `max_steps`.",
             CapacityWarning,
             stacklevel=2,
         )
-    return RitzValues(values.reshape(*shape[:-1], k), residuals.reshape(*shape[:-1], k), step)
+    full = (*shape[:-1], k)
+    return RitzValues(values.reshape(full), residuals.reshape(full), step, errors.reshape(full))
 
 
 def largest_eigenvalue(product: Callable[[Tensor], Tensor], size: int, **options) -> Eigenvalue:
@@ -136,7 +149,7 @@ def largest_eigenvalue(product: Callable[[Tensor], Tensor], size: int, **options
     product : callable, Tensor of shape (size,) -> Tensor of shape (size,)
     size : int >= 1
     **options
-        `tol`, `max_steps`, `check_every`, `dtype`, `device`, `random_state`.
+        `tol`, `max_steps`, `check_every`, `dtype`, `device`, `random_state`, `until`.
 
     Returns
     -------
@@ -150,7 +163,8 @@ def largest_eigenvalue(product: Callable[[Tensor], Tensor], size: int, **options
     2.0
     """
     found = lanczos(product, (check_integer("size", size, 1),), **options)
-    return Eigenvalue(float(found.values[0]), float(found.residuals[0]), found.n_products)
+    errors = found.residuals if found.errors is None else found.errors
+    return Eigenvalue(float(found.values[0]), float(found.residuals[0]), found.n_products, float(errors[0]))
 
 
 class _Process:
@@ -182,8 +196,8 @@ class _Process:
         safe = torch.where(alive, length, torch.ones_like(length))
         self.basis[j + 1] = vector * (alive / safe)[:, None]
 
-    def ritz(self, k: int) -> tuple[Tensor, Tensor]:
-        """Largest Ritz values and their relative residuals, on the CPU; the one place that waits for the device."""
+    def ritz(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Largest Ritz values, relative residuals and errors, on the CPU; the one place that waits for the device."""
         packed = torch.stack(self.alphas + self.betas).to("cpu", torch.float64)
         if not bool(torch.isfinite(packed).all()):
             raise ValueError("`product` returned numbers that are not finite. Check the weights for nan and inf.")
@@ -194,5 +208,10 @@ class _Process:
             tridiagonal = tridiagonal + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
         values, vectors = torch.linalg.eigh(tridiagonal)
         largest = values.abs().amax(dim=-1, keepdim=True)
-        residuals = (betas[-1][:, None] * vectors[:, -1]).abs() / torch.where(largest > 0, largest, math.inf)
-        return values.flip(-1)[:, :k], residuals.flip(-1)[:, :k]
+        largest = torch.where(largest > 0, largest, math.inf)
+        residuals = (betas[-1][:, None] * vectors[:, -1]).abs() / largest
+        # Temple's bound r^2 / gap with the next Ritz values for eigenvalues, the gap less what this value may move.
+        steps = (values[:, 1:] - values[:, :-1]) / largest
+        gaps = torch.minimum(F.pad(steps, (0, 1), value=math.inf), F.pad(steps, (1, 0), value=0.0)) - residuals
+        errors = torch.where(gaps > residuals, residuals**2 / gaps, residuals)
+        return values.flip(-1)[:, :k], residuals.flip(-1)[:, :k], errors.flip(-1)[:, :k]

@@ -179,8 +179,8 @@ def fisher_max_eigenvalue(network: Network, batch: Batch, *, loss: str = "square
 
     Notes
     -----
-    Lanczos on the dual matrix to a relative residual of 1e-5, each product one backward and one tangent sweep; about 6
-    to 16 products, which the report shows. A matrix of at most 512 rows is diagonalised instead.
+    Lanczos on the dual matrix until the value's estimated relative error is 1e-5, each product one backward and one
+    tangent sweep; about 6 to 16 products, which the report shows. A matrix of at most 512 rows is diagonalised instead.
 
     References
     ----------
@@ -250,7 +250,7 @@ def fisher_matrix(network: Network, batch: Batch, loss: str) -> FisherMatrix:
         if jacobian.size == 0:
             raise NotDefinedError("The Fisher information needs trainable parameters, and all are frozen.")
         if loss == "cross_entropy" and network.n_outputs < 2:
-            raise NotDefinedError('The softmax Fisher information needs at least two logits, got 1. Use loss="squared".')
+            raise NotDefinedError('The softmax Fisher information needs two logits or more, got 1. Use loss="squared".')
 
         def progress(steps: Iterable) -> Iterable:
             return tqdm(steps, desc="Fisher information", disable=not batch.verbose, leave=False)
@@ -315,18 +315,18 @@ def _all_eigenvalues(fisher: FisherMatrix, size: int) -> tuple[Tensor, dict[str,
 
 def _iterated(fisher: FisherMatrix, k: int, random_state: int) -> tuple[Tensor, dict[str, Any]]:
     """The largest by Lanczos; several by block Lanczos, since a linear output layer repeats eigenvalues C times."""
+    size = fisher.dual_size
     options: dict[str, Any] = {"tol": TOLERANCE, "device": fisher.X.device, "random_state": random_state}
     if k == 1:
-        found = _retried(fisher, lambda: largest_eigenvalue(fisher.product, fisher.dual_size, max_steps=PRODUCTS, **options))
-        values, residual = torch.tensor([found.value], dtype=torch.float64), found.residual
-        way, products = "Lanczos on the dual", found.n_products
-    else:
-        block = max(2, min(fisher.n_outputs, 16))
-        several = _retried(fisher, lambda: block_lanczos(fisher.product, fisher.dual_size, k=k, block=block, **options))
-        values, residual = several.values, float(several.residuals.max())
-        way, products = "block Lanczos on the dual", several.n_products
-    info = {"way": way, "size": fisher.dual_size, "products": products, "residual": residual}
-    return values.clamp_min(0), info
+        one = {**options, "max_steps": PRODUCTS, "check_every": 1, "until": "value"}
+        found = _retried(fisher, lambda: largest_eigenvalue(fisher.product, size, **one))
+        info = {"products": found.n_products, "residual": found.residual, "error": found.error}
+        value = torch.tensor([max(found.value, 0.0)], dtype=torch.float64)
+        return value, {"way": "Lanczos on the dual", "size": size, **info}
+    block = max(2, min(fisher.n_outputs, 16))
+    several = _retried(fisher, lambda: block_lanczos(fisher.product, size, k=k, block=block, **options))
+    info = {"products": several.n_products, "residual": float(several.residuals.max())}
+    return several.values.clamp_min(0), {"way": "block Lanczos on the dual", "size": size, **info}
 
 
 def _retried(fisher: FisherMatrix, compute: Callable[[], T]) -> T:
@@ -351,7 +351,7 @@ def _eigenvalue_products(size: int) -> float:
     return 4.0 * size**3 / 3 if size <= MATRIX_SIZE else math.inf
 
 
-_FISHER = {
+_FISHER: dict[str, Any] = {
     "family": "fisher",
     "lower_is_better": True,
     "needs": frozenset({"data"}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +114,7 @@ def measure_landscape(
     return MeasureLandscape(names, grid, grid.copy(), here, values)  # type: ignore[arg-type]
 
 
-def _chosen(parameters: dict[str, Tensor], weights: Sequence[Place] | None) -> Sequence[Place]:
+def _chosen(parameters: Mapping[str, Tensor], weights: Sequence[Place] | None) -> Sequence[Place]:
     if weights is not None:
         if len(weights) != 2 or not all(isinstance(place, Sequence) and len(place) == 2 for place in weights):
             raise ValueError(f"`weights` must be two pairs (name of a parameter, index), got {weights!r}.")
@@ -127,7 +127,7 @@ def _chosen(parameters: dict[str, Tensor], weights: Sequence[Place] | None) -> S
     return [(first, ends[0]), (last, ends[1])]
 
 
-def _place(parameters: dict[str, Tensor], name: str, index: Any) -> tuple[str, Tensor, tuple[int, ...]]:
+def _place(parameters: Mapping[str, Tensor], name: str, index: Any) -> tuple[str, Tensor, tuple[int, ...]]:
     if name not in parameters:
         raise ValueError(f"`weights` names no trained parameter: {name!r}. {closest(name, parameters)}".rstrip())
     parameter, index = parameters[name], tuple(index)
@@ -180,7 +180,7 @@ def _own_weights(submodule: nn.Module) -> list[Tensor]:
     """Tensors that a module itself computes with: what a parametrisation gives, not what it is made of."""
     if isinstance(submodule, parametrize.ParametrizationList):
         return []
-    own = list(submodule.parameters(recurse=False))
+    own: list[Tensor] = list(submodule.parameters(recurse=False))
     if parametrize.is_parametrized(submodule):
         own += [getattr(submodule, name) for name in submodule.parametrizations]  # type: ignore[union-attr]
     return own

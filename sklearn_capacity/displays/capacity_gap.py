@@ -1,0 +1,170 @@
+"""Measures of capacity against the generalization gap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .._validation import closest
+from ..model_selection import capacity_table
+from ..model_selection.rank_measures import generalization_gap, rank_measures
+
+__all__ = ["CapacityGapDisplay"]
+
+COLUMNS = 3
+
+
+class CapacityGapDisplay:
+    """Scatter of the generalization gap over each measure, one panel each, with Kendall's tau.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row per trained model, as `model_selection.capacity_table` gives it; it is not changed.
+    gap : str or (str, str), default=None
+        Column of the gaps, or a training and a test score; see `model_selection.rank_measures`.
+    measures : sequence of str, default=None
+        Columns to draw; None takes those that `rank_measures` finds.
+    color : str, default=None
+        Column (a hyper-parameter) that colours the points.
+
+    Attributes
+    ----------
+    ranks_ : DataFrame
+        What `rank_measures` says of the measures drawn.
+    points_ : dict of str to PathCollection
+        The points of each panel.
+    axes_ : ndarray of Axes
+    figure_ : Figure
+
+    Examples
+    --------
+    >>> import matplotlib
+    >>> matplotlib.use("Agg")
+    >>> import pandas as pd
+    >>> from sklearn_capacity.displays import CapacityGapDisplay
+    >>> table = pd.DataFrame({"gap": [0.1, 0.2, 0.3], "path_norm": [1.0, 3.0, 2.0], "width": [8, 16, 32]})
+    >>> display = CapacityGapDisplay(table, "gap", measures=["path_norm"], color="width").plot()
+    >>> display.axes_[0].get_title()
+    'path norm\\n$\\\\tau$ = 0.33 [-1.00, 1.00]'
+    """
+
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        gap: str | tuple[str, str] | None = None,
+        *,
+        measures: Sequence[str] | None = None,
+        color: str | None = None,
+    ):
+        self.table = table
+        self.gap = gap
+        self.measures = measures
+        self.color = color
+
+    @classmethod
+    def from_search(cls, search: Any, gap: str | tuple[str, str] | None = None, **params: Any) -> CapacityGapDisplay:
+        """Display of the candidates of a fitted search.
+
+        Parameters
+        ----------
+        search : fitted GridSearchCV or the like, scored by a `CapacityScorer`
+            Searched with ``return_train_score=True``.
+        gap : str or (str, str), default=None
+        **params
+            The other parameters of the display.
+
+        Returns
+        -------
+        CapacityGapDisplay
+            Not drawn yet: call `plot`.
+        """
+        return cls(capacity_table(search.cv_results_), gap, **params)
+
+    def plot(self, axes: Any = None) -> CapacityGapDisplay:
+        """Draw the panels, the measure with the largest tau first.
+
+        Parameters
+        ----------
+        axes : array of Axes, default=None
+            One per measure; None makes a figure.
+
+        Returns
+        -------
+        CapacityGapDisplay
+            Itself, with the artists in its attributes.
+        """
+        import matplotlib.pyplot as plt
+
+        gaps, used = generalization_gap(self.table, self.gap)
+        self.ranks_ = rank_measures(self.table, self.gap, measures=self.measures)
+        n = len(self.ranks_)
+        if axes is None:
+            rows, columns = -(-n // COLUMNS), min(n, COLUMNS)
+            size = (3.4 * columns + 0.8, 3.0 * rows)
+            _, axes = plt.subplots(rows, columns, sharey=True, squeeze=False, figsize=size, layout="constrained")
+            for spare in axes.flat[n:]:
+                spare.remove()
+            axes = axes.flat[:n]
+        self.axes_ = np.ravel(np.array(axes, dtype=object))
+        if len(self.axes_) != n:
+            raise ValueError(f"`axes` must hold {n} Axes, one per measure, got {len(self.axes_)}.")
+        self.figure_ = self.axes_[0].figure
+        self.points_: dict[str, Any] = {}
+        colours = self._colours()
+        for ax, row in zip(self.axes_, self.ranks_.itertuples(), strict=True):
+            self.points_[row.measure] = self._panel(ax, row, gaps, colours)
+        label = next(iter(used)) if len(used) == 1 else "train minus test score"
+        for ax in self.axes_[::COLUMNS]:
+            ax.set_ylabel(label.replace("_", " "))
+        self._legend(colours)
+        return self
+
+    def _panel(self, ax: Any, row: Any, gaps: np.ndarray, colours: tuple[np.ndarray | None, list[str]]) -> Any:
+        values = self.table[row.measure].to_numpy(dtype=np.float64)
+        shown = np.isfinite(values) & np.isfinite(gaps)
+        codes, _ = colours
+        c: Any = "C0" if codes is None else codes[shown]
+        points = ax.scatter(values[shown], gaps[shown], c=c, cmap=None if codes is None else "viridis", s=24)
+        if codes is not None:
+            points.set_clim(0, max(codes.max(), 1))
+        positive = values[shown]
+        if len(positive) and positive.min() > 0 and positive.max() > 20 * positive.min():
+            ax.set_xscale("log")
+        hidden = int((~shown).sum())
+        if hidden:
+            ax.annotate(f"{hidden} not finite", (0.98, 0.02), xycoords="axes fraction", ha="right", fontsize="small")
+        name = row.measure.replace("_", " ")
+        ax.set_title(f"{name}\n$\\tau$ = {row.tau:.2f} [{row.tau_low:.2f}, {row.tau_high:.2f}]", fontsize="medium")
+        ax.set_xlabel(f"{name} ({row.better} is better)")
+        ax.grid(alpha=0.3)
+        return points
+
+    def _colours(self) -> tuple[np.ndarray | None, list[str]]:
+        """A number per model and the value that each number stands for."""
+        if self.color is None:
+            return None, []
+        if self.color not in self.table.columns:
+            hint = closest(self.color, self.table.columns)
+            raise ValueError(f"The table has no column {self.color!r}. {hint}".rstrip())
+        column = self.table[self.color]
+        try:
+            codes, values = pd.factorize(column, sort=True)
+        except TypeError:  # values that cannot be ordered or hashed, such as lists
+            codes, values = pd.factorize(column.map(repr))
+        return codes, [str(value) for value in values]
+
+    def _legend(self, colours: tuple[np.ndarray | None, list[str]]) -> None:
+        codes, names = colours
+        if codes is None:
+            return
+        points = next(iter(self.points_.values()))
+        handles = [
+            self.axes_[0].plot([], [], "o", ms=5, color=points.cmap(points.norm(i)), label=name)[0]
+            for i, name in enumerate(names)
+        ]
+        assert self.color is not None
+        self.axes_[0].legend(handles=handles, title=self.color.replace("_", " "), fontsize="small")

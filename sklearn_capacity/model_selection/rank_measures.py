@@ -1,0 +1,209 @@
+"""How well measures of capacity order models by their generalization gap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .._validation import check_integer, check_interval, closest
+from ..measures import MEASURES
+
+__all__ = ["generalization_gap", "hyperparameters", "rank_measures"]
+
+SCORES = ("test_", "train_")
+
+
+def rank_measures(
+    table: pd.DataFrame,
+    gap: str | tuple[str, str] | None = None,
+    by: Sequence[str] | None = None,
+    *,
+    measures: Sequence[str] | None = None,
+    n_bootstrap: int = 1000,
+    confidence: float = 0.95,
+    random_state: int = 0,
+) -> pd.DataFrame:
+    r"""Rank correlation of each measure with the generalization gap over trained models.
+
+    .. math:: \tau = \frac{\sum_{i<j} s_{ij} g_{ij}}{\sqrt{\sum_{i<j} s_{ij}^2 \; \sum_{i<j} g_{ij}^2}}, \qquad
+              \varepsilon_h = \mathrm{mean}_{(i,j) \in h} \frac{1 - s_{ij} g_{ij}}{2}
+
+    with :math:`s_{ij}, g_{ij} \in \{-1, 0, 1\}` the signs of the differences of the measure and of the gap between two
+    models (Kendall's tau-b), and :math:`h` the pairs that differ in the hyper-parameter h alone. A measure of which
+    higher is better (a margin) is turned round, so 1 always means a perfect order and a sign error of 0.5 a guess.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row per trained model, as `capacity_table` gives it, or any with columns of numbers.
+    gap : str or (str, str), default=None
+        Column of the gaps, or a training and a test score, whose difference is the gap. None takes ``train_<score>``
+        and ``test_<score>``, if there is one such pair.
+    by : sequence of str, default=None
+        Columns of hyper-parameters. None takes those before the first score, as `capacity_table` orders them.
+    measures : sequence of str, default=None
+        Columns to rank; None takes all other columns of numbers but scores.
+    n_bootstrap : int >= 2, default=1000
+        Resamples of the models for the interval.
+    confidence : float in (0, 1), default=0.95
+        Of the percentile interval.
+    random_state : int, default=0
+
+    Returns
+    -------
+    DataFrame
+        One row per measure, best first: ``measure``, ``better`` ("lower" or "higher"), ``tau``, ``tau_low`` and
+        ``tau_high`` (bootstrap interval), ``n_models`` (rows without a nan), then ``sign_error_<h>`` and
+        ``n_pairs_<h>`` for each hyper-parameter. nan where nothing can be ordered. A name of `list_measures` knows its
+        direction, and
+        of any other column lower is taken to be better.
+
+    Raises
+    ------
+    ValueError
+        For missing columns, no measures, or fewer than 2 models with a gap.
+
+    Notes
+    -----
+    A correlation over models that differ in one thing only may come from that thing: read the sign errors beside it.
+
+    References
+    ----------
+    Jiang, Neyshabur, Mobahi, Krishnan, Bengio (2020), Fantastic generalization measures and where to find them,
+    section 2. Dziugaite et al. (2020), In search of robust measures of generalization, section 4.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from sklearn_capacity.model_selection import rank_measures
+    >>> table = pd.DataFrame({
+    ...     "width": [8, 16, 8, 16], "depth": [1, 1, 2, 2],
+    ...     "gap": [0.1, 0.2, 0.3, 0.4],
+    ...     "path_norm": [1.0, 3.0, 2.0, 4.0], "margin": [4.0, 3.0, 2.0, 1.0],
+    ... })
+    >>> ranks = rank_measures(table, "gap", ["width", "depth"]).set_index("measure")
+    >>> ranks[["better", "tau", "sign_error_width", "sign_error_depth"]].round(3)
+             better    tau  sign_error_width  sign_error_depth
+    measure
+    margin   higher  1.000               0.0               0.0
+    path_norm  lower  0.667               0.0               0.0
+    """
+    n_bootstrap = check_integer("n_bootstrap", n_bootstrap, 2)
+    confidence = check_interval("confidence", confidence, 0, 1, closed="neither")
+    gaps, used = generalization_gap(table, gap)
+    known = np.isfinite(gaps)
+    if known.sum() < 2:
+        raise ValueError(f"`table` must hold at least 2 models with a finite gap, got {known.sum()}.")
+    by = hyperparameters(table) if by is None else [_checked(table, name) for name in by]
+    by = [name for name in by if name not in used]
+    names = _measures(table, {*used, *by}) if measures is None else [_checked(table, name) for name in measures]
+    if not names:
+        raise ValueError("`table` must hold columns of measures beside the gap and the hyper-parameters, got none.")
+    generator = np.random.default_rng(check_integer("random_state", random_state, 0))
+    pairs = {name: _pairs(table, name, by) for name in by}
+    rows = []
+    for name in names:
+        lower = _lower_is_better(name)
+        values = table[name].to_numpy(dtype=np.float64) * (1.0 if lower else -1.0)
+        kept = known & ~np.isnan(values)
+        measure_signs, gap_signs = _signs(values[kept]), _signs(gaps[kept])
+        low, high = _interval(measure_signs, gap_signs, n_bootstrap, confidence, generator)
+        row: dict[str, Any] = {"measure": name, "better": "lower" if lower else "higher"}
+        row |= {"tau": _tau(measure_signs, gap_signs, np.ones((1, kept.sum())))[0], "tau_low": low, "tau_high": high}
+        row["n_models"] = int(kept.sum())
+        for key, pair in pairs.items():
+            row |= _sign_error(key, _signs(values), _signs(gaps), pair & kept[:, None] & kept[None, :])
+        rows.append(row)
+    return pd.DataFrame(rows).sort_values("tau", ascending=False, kind="stable", ignore_index=True)
+
+
+def generalization_gap(table: pd.DataFrame, gap: str | tuple[str, str] | None) -> tuple[np.ndarray, set[str]]:
+    """Gaps of the models and the columns that they were taken from; see `rank_measures` for the parameters."""
+    if gap is None:
+        scores = [c.removeprefix("train_") for c in table.columns if str(c).startswith("train_")]
+        scores = [s for s in scores if f"test_{s}" in table.columns]
+        if len(scores) != 1:
+            found = f"the pairs of {', '.join(scores)}" if scores else "none"
+            raise ValueError(
+                f"`gap` must name a column, or a training and a test score, since `table` has {found} of train_<score> "
+                "and test_<score>. Search with return_train_score=True."
+            )
+        gap = (f"train_{scores[0]}", f"test_{scores[0]}")
+    if isinstance(gap, str):
+        return table[_checked(table, gap)].to_numpy(dtype=np.float64), {gap}
+    train, test = (_checked(table, name) for name in gap)
+    return table[train].to_numpy(dtype=np.float64) - table[test].to_numpy(dtype=np.float64), {train, test}
+
+
+def hyperparameters(table: pd.DataFrame) -> list[str]:
+    """The columns before the first score, as `capacity_table` orders them; none in a table without scores."""
+    columns = list(table.columns)
+    first = next((i for i, name in enumerate(columns) if str(name).startswith(SCORES)), 0)
+    return columns[:first]
+
+
+def _checked(table: pd.DataFrame, name: str) -> str:
+    if name not in table.columns:
+        raise ValueError(f"The table has no column {name!r}. {closest(name, table.columns)}".rstrip())
+    return name
+
+
+def _measures(table: pd.DataFrame, others: set[str]) -> list[str]:
+    numeric = table.select_dtypes("number").columns
+    return [name for name in numeric if name not in others and not str(name).startswith(SCORES)]
+
+
+def _lower_is_better(name: str) -> bool:
+    if name.startswith("neg_"):  # as a scorer calls it: minus the measure
+        return not _lower_is_better(name.removeprefix("neg_"))
+    return MEASURES[name].lower_is_better if name in MEASURES else True
+
+
+def _signs(values: np.ndarray) -> np.ndarray:
+    """Signs of all differences; 0 for ties, also of infinite values."""
+    return (values[:, None] > values[None, :]).astype(np.float64) - (values[:, None] < values[None, :])
+
+
+def _tau(a: np.ndarray, b: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Kendall's tau-b of samples that hold model i counts[i] times, (n_samples,): copies of one model are ties."""
+
+    def total(signs: np.ndarray) -> np.ndarray:
+        return ((counts @ signs) * counts).sum(1)
+
+    norm = np.sqrt(total(a * a) * total(b * b))
+    return np.divide(total(a * b), norm, out=np.full(len(counts), np.nan), where=norm > 0)
+
+
+def _interval(
+    a: np.ndarray, b: np.ndarray, n_bootstrap: int, confidence: float, generator: np.random.Generator
+) -> tuple[float, float]:
+    n = len(a)
+    if n < 2:
+        return np.nan, np.nan
+    taus = _tau(a, b, generator.multinomial(n, np.full(n, 1 / n), size=n_bootstrap).astype(np.float64))
+    taus = taus[~np.isnan(taus)]
+    if not len(taus):
+        return np.nan, np.nan
+    low, high = np.quantile(taus, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _pairs(table: pd.DataFrame, name: str, by: Sequence[str]) -> np.ndarray:
+    """Which pairs of models differ in this hyper-parameter and in no other."""
+    codes = {key: pd.factorize(table[key].map(repr))[0] for key in by}
+    pairs = codes[name][:, None] != codes[name][None, :]
+    for key in by:
+        if key != name:
+            pairs &= codes[key][:, None] == codes[key][None, :]
+    return np.triu(pairs)
+
+
+def _sign_error(name: str, a: np.ndarray, b: np.ndarray, pairs: np.ndarray) -> dict[str, Any]:
+    """Mean of (1 - s g) / 2 over the pairs whose gaps differ."""
+    counted = pairs & (b != 0)
+    n = int(counted.sum())
+    error = float((1 - (a * b)[counted]).mean() / 2) if n else np.nan
+    return {f"sign_error_{name}": error, f"n_pairs_{name}": n}

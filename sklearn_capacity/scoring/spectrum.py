@@ -1,0 +1,95 @@
+"""The eigenvalues of the Fisher information of any model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .._validation import check_option
+from ..graph.dual import LOSSES
+from ..measures.fisher_spectrum import largest_eigenvalues
+from .session import Session
+
+__all__ = ["fisher_spectrum"]
+
+
+def fisher_spectrum(
+    model: Any,
+    X: Any,
+    *,
+    loss: str = "squared",
+    n_largest: int | None = None,
+    batch_size: int | None = None,
+    device: Any = None,
+    random_state: int = 0,
+    verbose: int = 0,
+) -> np.ndarray:
+    r"""Eigenvalues of the Fisher information matrix of a network.
+
+    .. math:: F = \frac{1}{T} \sum_{t=1}^T J_t^T H_t J_t
+
+    with :math:`J_t` the Jacobian of the C logits at sample t in the P folded trainable parameters (batch norm folded,
+    each tied tensor once), and :math:`H_t = I` for the squared loss ([MF] eq. 3) or :math:`\mathrm{diag}(p) - p p^T`
+    for the softmax.
+
+    Parameters
+    ----------
+    model : estimator, skorch net, nn.Module, or a Pipeline, target transformer or fitted search around one
+        As in `measure_capacity`.
+    X : array-like or Tensor of shape (n_samples, ...)
+    loss : "squared" or "cross_entropy", default="squared"
+        The model's distribution: a Gaussian of unit variance around the logits, or the softmax.
+    n_largest : int, default=None
+        So many of the largest only; None takes all that may differ from 0. Repeated eigenvalues count repeatedly.
+    batch_size : int, default=None
+        Samples at once; None chooses by memory. Halved when memory runs out.
+    device : str or torch.device, default=None
+        Where to compute; where the model is by default.
+    random_state : int, default=0
+        Seed of the start vectors of an iteration, if there is one.
+    verbose : int, default=0
+        1 shows the progress.
+
+    Returns
+    -------
+    ndarray of shape (min(C T, P),) or (n_largest,)
+        Descending, clipped at 0. The other eigenvalues of F are 0.
+
+    Raises
+    ------
+    ValueError
+        If the smaller of both matrices has more than 15,000 rows and `n_largest` is None, or `n_largest` is out of
+        range.
+    NotDefinedError
+        If nothing is trained, or the softmax has one logit.
+
+    Notes
+    -----
+    All of them: through the dual matrix of size C T, or F itself where that costs less. For a network of linear layers
+    the dual takes C backward passes and one product of (C T)^2 entries per layer, without a gradient of a sample ever
+    being formed; memory is that of the matrix and its copy in float64. The largest of a large matrix: block Lanczos
+    with products by one backward and one tangent sweep.
+
+    References
+    ----------
+    Karakida, Akaho, Amari (2019), Universal statistics of Fisher information in deep neural networks, eq. 3 and
+    supplementary material D.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import fisher_spectrum
+    >>> X = torch.tensor([[2.0, 0.0], [0.0, 4.0]])  # F = diag(2, 8)
+    >>> fisher_spectrum(nn.Linear(2, 1, bias=False), X).tolist()
+    [8.0, 2.0]
+    """
+    check_option("loss", loss, LOSSES)
+    if X is None:
+        raise ValueError("`X` must hold samples, got None. The Fisher information is an average over data.")
+    session = Session(
+        model, X, None, batch_size=batch_size, device=device, random_state=random_state, verbose=verbose
+    )
+    values, _ = largest_eigenvalues(session.network, session.batch, loss, n_largest)
+    return values.numpy().copy()
