@@ -3,13 +3,17 @@
 from . import architectures, datasets, displays, layers, model_selection, theory
 from ._validation import CapacityWarning, NotDefinedError
 from .estimators import (
+    GeneralizationLayerClassifier,
+    GeneralizationLayerRegressor,
     JacobianRegularizedClassifier,
     JacobianRegularizedRegressor,
     NetworkClassifier,
     NetworkRegressor,
 )
 from .graph import UnsupportedLayerError
+from .persistence import load, model_card, save
 from .scoring import (
+    CapacityCallback,
     CapacityScorer,
     bicriteria_curve,
     capacity_report,
@@ -22,8 +26,11 @@ from .scoring import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "CapacityCallback",
     "CapacityScorer",
     "CapacityWarning",
+    "GeneralizationLayerClassifier",
+    "GeneralizationLayerRegressor",
     "JacobianRegularizedClassifier",
     "JacobianRegularizedRegressor",
     "NetworkClassifier",
@@ -39,7 +46,10 @@ __all__ = [
     "interaction_conditions",
     "layers",
     "list_measures",
+    "load",
     "measure_capacity",
+    "model_card",
     "model_selection",
+    "save",
     "theory",
 ]

@@ -7,12 +7,16 @@ the name says otherwise, and there are 7 samples.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-__all__ = ["CHAINS", "NETWORKS", "RECTIFIERS", "Case", "make"]
+from sklearn_capacity.graph import Network
+from sklearn_capacity.measures import MEASURES, Batch, Measured
+
+__all__ = ["CHAINS", "NETWORKS", "RECTIFIERS", "Case", "make", "measure", "measure_again", "measure_module", "prepared"]
 
 Case = tuple[nn.Module, Tensor, Tensor]
 SAMPLES, CLASSES = 7, 3
@@ -55,6 +59,33 @@ def network(*, rectifier: bool = True, chain: bool = False) -> Callable[[Callabl
         return function
 
     return register
+
+
+@cache
+def prepared(name: str) -> tuple[Network, Batch]:
+    """Network and batch of one of the networks, traced once for all tests."""
+    module, X, y = NETWORKS[name]()
+    network = Network(module, tuple(X.shape[1:]), output="one_logit" if name == "binary" else "logits")
+    return network, Batch(network, X, y, loss="cross_entropy")
+
+
+def measure(name: str, measure_name: str, **params: object) -> Measured:
+    """One measure of one of the networks."""
+    return MEASURES[measure_name](*prepared(name), **params)
+
+
+def measure_module(module: nn.Module, X: Tensor, measure_name: str, *, y: Tensor | None = None, **params) -> Measured:
+    """One measure of a module: under cross-entropy if there are labels, else under the absolute loss."""
+    network = Network(module, tuple(X.shape[1:]))
+    loss = "absolute" if y is None or y.is_floating_point() else "cross_entropy"
+    return MEASURES[measure_name](network, Batch(network, X, y, loss=loss), **params)
+
+
+def measure_again(network: Network, module: nn.Module, name: str, X: Tensor | None = None, **params) -> float:
+    """A measure, under the absolute loss, of a traced network with the weights of `module`, which has its structure."""
+    network.module.load_state_dict(module.state_dict())
+    twin = network.renewed()
+    return MEASURES[name](twin, Batch(twin, X, loss="absolute"), **params).value
 
 
 # -- perceptrons -------------------------------------------------------------------------------------------------------

@@ -93,7 +93,8 @@ def jacobian(net: nn.Module, X: Tensor) -> Tensor:
         rows = []
         for value in f:
             parts = torch.autograd.grad(value, theta, retain_graph=True, allow_unused=True)
-            rows.append(torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(theta, parts)]))
+            found = zip(theta, parts, strict=True)
+            rows.append(torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in found]))
         samples.append(torch.stack(rows))
     return torch.stack(samples)
 
@@ -110,7 +111,7 @@ def matrix(net: nn.Module, X: Tensor, loss: str) -> Tensor:
     """F = (1/T) sum_t J_t^T H_t J_t, (P, P)."""
     J, logits = jacobian(net, X), net(X).detach()
     total = torch.zeros(J.shape[2], J.shape[2], dtype=J.dtype)
-    for j, f in zip(J, logits):
+    for j, f in zip(J, logits, strict=True):
         total += j.T @ loss_factor(f, loss) @ j
     return total / len(X)
 
@@ -128,10 +129,10 @@ def fisher_rao(net: nn.Module, X: Tensor, y: Tensor, loss: str, distribution: st
 
     def slope(value: Tensor) -> float:
         parts = torch.autograd.grad(value, theta, retain_graph=True, allow_unused=True)
-        return sum(float((g * v).sum()) for g, v in zip(parts, along) if g is not None)
+        return sum(float((g * v).sum()) for g, v in zip(parts, along, strict=True) if g is not None)
 
     total = 0.0
-    for x, target in zip(X, y):
+    for x, target in zip(X, y, strict=True):
         f = net(x[None])
         if loss == "absolute":
             total += slope((f - target).abs().sum()) ** 2

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: dict[str, int] = {
     "_validation": 0,
     "linalg": 0,
+    "storage": 0,
     "products": 1,
     "layers": 1,
     "datasets": 1,

@@ -6,12 +6,12 @@ import functools
 import math
 
 import pytest
-import reference_fisher as reference
 import torch
-from networks import CHAINS, NETWORKS
-from pretend_device import pretend_device
 from torch import nn
 
+import reference_fisher as reference
+from networks import CHAINS, NETWORKS
+from pretend_device import pretend_device
 from sklearn_capacity import NotDefinedError, measure_capacity
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch

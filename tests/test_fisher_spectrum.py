@@ -6,19 +6,20 @@ import functools
 
 import numpy as np
 import pytest
-import reference_fisher as reference
 import torch
-from networks import NETWORKS
-from pretend_device import pretend_device
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neural_network import MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+import reference_fisher as reference
+from networks import NETWORKS
+from pretend_device import pretend_device
 from sklearn_capacity import NotDefinedError, capacity_report, fisher_spectrum, measure_capacity
 from sklearn_capacity.graph import Network, dual
-from sklearn_capacity.measures import MEASURES, Batch, fisher_spectrum as family
+from sklearn_capacity.measures import MEASURES, Batch
+from sklearn_capacity.measures import fisher_spectrum as family
 from sklearn_capacity.theory import initialize_mean_field, mean_field
 
 NAMES = [name for name in MEASURES if MEASURES[name].function.__module__ == family.__name__]
@@ -154,7 +155,8 @@ def test_binary_logistic_regression_has_its_textbook_information():
 
 def test_pipelines_and_networks_of_scikit_learn_are_measured():
     X = np.random.default_rng(3).normal(size=(20, 3)) * 5
-    model = make_pipeline(StandardScaler(), MLPRegressor(hidden_layer_sizes=(6,), max_iter=400, tol=1e-3, random_state=0))
+    perceptron = MLPRegressor(hidden_layer_sizes=(6,), max_iter=400, tol=1e-3, random_state=0)
+    model = make_pipeline(StandardScaler(), perceptron)
     model.fit(X, X[:, 0])
     spectrum = fisher_spectrum(model, X)
     assert len(spectrum) == 20

@@ -70,10 +70,12 @@ def test_gap_columns_scorer_names_and_models_without_a_number():
     data["neg_path_norm"] = -data["path_norm"]
     data.loc[0, "path_norm"] = np.nan
     data.loc[1, "margin"] = -np.inf  # ordered all the same
-    ranks = rank_measures(data, "gap", ["width"], measures=["path_norm", "neg_path_norm", "margin"]).set_index("measure")
+    names = ["path_norm", "neg_path_norm", "margin"]
+    ranks = rank_measures(data, "gap", ["width"], measures=names).set_index("measure")
     assert ranks["n_models"].to_dict() == {"path_norm": 11, "neg_path_norm": 12, "margin": 12}
     assert ranks.loc["neg_path_norm", "better"] == "higher"
-    assert ranks.loc["neg_path_norm", "tau"] == pytest.approx(rank_measures(table()).set_index("measure").loc["path_norm", "tau"])
+    plain = rank_measures(table()).set_index("measure")
+    assert ranks.loc["neg_path_norm", "tau"] == pytest.approx(plain.loc["path_norm", "tau"])
     pair = rank_measures(data, ("train_accuracy", "test_accuracy"), measures=["margin"])
     assert pair["tau"][0] == pytest.approx(ranks.loc["margin", "tau"])
 
@@ -100,7 +102,8 @@ def test_refusals():
         rank_measures(data, "gapp")
     with pytest.raises(ValueError, match="Did you mean 'width'"):
         rank_measures(data, by=["widht"])
-    with pytest.raises(ValueError, match="`gap` must name a column, or a training and a test score, since `table` has none"):
+    message = "`gap` must name a column, or a training and a test score, since `table` has none"
+    with pytest.raises(ValueError, match=message):
         rank_measures(data.drop(columns="train_accuracy"))
     with pytest.raises(ValueError, match="at least 2 models with a finite gap, got 1"):
         rank_measures(data[:1])

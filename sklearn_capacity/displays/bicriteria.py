@@ -12,7 +12,7 @@ from ..scoring import bicriteria_curve
 __all__ = ["BicriteriaDisplay"]
 
 #: Strengths of the noise at which `from_estimator` and `from_models` draw curves.
-ALPHAS = (2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
+ALPHAS = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 3e-2, 5e-2)
 
 
 class BicriteriaDisplay:
@@ -79,7 +79,7 @@ class BicriteriaDisplay:
         Parameters
         ----------
         models : dict of str to (model, X, y)
-        alphas : sequence of float > 0, default=0.0002 to 0.01
+        alphas : sequence of float > 0, default=0.001 to 0.05
         **params
             The other parameters of `bicriteria_curve`.
 

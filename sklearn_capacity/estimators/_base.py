@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from typing import Any, ClassVar
 
 import cloudpickle
@@ -17,6 +18,7 @@ from sklearn_capacity.architectures.mlp import MLP
 from sklearn_capacity.estimators import _constraints
 from sklearn_capacity.estimators._data import flatten_samples, resolve_input_shape
 from sklearn_capacity.estimators._modules import make_module
+from sklearn_capacity.estimators._restoring import Restoring
 from sklearn_capacity.estimators._training import NetTraining
 from sklearn_capacity.training import PenalizedNet, TensorData
 
@@ -35,7 +37,7 @@ def can_continue(estimator: BaseNetwork) -> bool:
     return True
 
 
-class BaseNetwork(NetTraining, BaseEstimator):
+class BaseNetwork(NetTraining, Restoring, BaseEstimator):
     """Base of the estimators. A variant overrides one hook:
 
     ``_make_module()``, ``_penalty(generator)``, ``_extra_callbacks()``, ``_parameter_groups()``.
@@ -96,7 +98,7 @@ class BaseNetwork(NetTraining, BaseEstimator):
         -------
         self
         """
-        self._check_parameters()
+        self._check_partial()
         return self._train(X, y, sample_weight, reset=not hasattr(self, "net_"), partial=True)
 
     @property
@@ -122,6 +124,7 @@ class BaseNetwork(NetTraining, BaseEstimator):
     def _check_parameters(self) -> None:
         for name, check in self._constraints.items():
             check(name, getattr(self, name))
+        self._check_checkpoints()
         if self.module is None:
             if self.module_params is not None:
                 raise ValueError(f"`module_params` must be None without `module`, got {self.module_params!r}.")
@@ -134,6 +137,29 @@ class BaseNetwork(NetTraining, BaseEstimator):
                     f"`{name}` must keep its default beside `module`, got {value!r}: it belongs to the built-in "
                     "MLP. Give it to your module by `module_params`."
                 )
+
+    def _check_partial(self) -> None:
+        self._check_parameters()
+        if self.checkpoint_dir is not None:
+            raise ValueError(
+                f"`checkpoint_dir` must be None for `partial_fit`, got {self.checkpoint_dir!r}. "
+                "Save the estimator between the calls."
+            )
+
+    def _check_checkpoints(self) -> None:
+        """Checkpoints need a fit that its parameters and data fix."""
+        if self.checkpoint_dir is None:
+            return
+        if not isinstance(self.random_state, numbers.Integral):
+            raise ValueError(
+                f"`random_state` must be an integer beside `checkpoint_dir`, got {self.random_state!r}: "
+                "only then can another run continue this one."
+            )
+        if self.warm_start:
+            raise ValueError(
+                "`warm_start` must be False beside `checkpoint_dir`, got True: "
+                "where such a fit begins is not told by its parameters."
+            )
 
     def _check_X(self, X: Any, y: Any = "no_validation", *, reset: bool, **options: Any) -> Any:
         """X as an array of (n, *input_shape_), and y if it is given."""

@@ -83,12 +83,15 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         n_iter_no_change: int = 10,
         tol: float = 1e-4,
         class_weight: Any = None,
+        augmentation: Any = None,
         callbacks: Any = None,
         dtype: Any = "auto",
         device: Any = "auto",
         random_state: Any = None,
         verbose: int = 0,
         warm_start: bool = False,
+        checkpoint_dir: Any = None,
+        checkpoint_every: int = 1,
     ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -114,12 +117,15 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         self.n_iter_no_change = n_iter_no_change
         self.tol = tol
         self.class_weight = class_weight
+        self.augmentation = augmentation
         self.callbacks = callbacks
         self.dtype = dtype
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
         self.warm_start = warm_start
+        self.checkpoint_dir = checkpoint_dir
+        self.checkpoint_every = checkpoint_every
 
     @available_if(can_continue)
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> NetworkClassifier:
@@ -141,7 +147,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         ValueError
             If the first call has no `classes`, or ``class_weight="balanced"``, which needs all of y at once.
         """
-        self._check_parameters()
+        self._check_partial()
         if isinstance(self.class_weight, str):
             raise ValueError(
                 '`class_weight` must be None or a dict in `partial_fit`, got "balanced", which needs all of y. '

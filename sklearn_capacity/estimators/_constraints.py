@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from sklearn_capacity._validation import check_integer, check_interval, check_option
 from sklearn_capacity.architectures.mlp import ACTIVATIONS, check_layer_sizes
+from sklearn_capacity.layers import resolve_augmentation
 from sklearn_capacity.training.losses import CRITERIA
 from sklearn_capacity.training.optimizers import OPTIMIZERS
 
@@ -91,6 +93,13 @@ def class_weight(name: str, value: Any) -> Any:
     return value
 
 
+def path(name: str, value: Any) -> str:
+    """A path."""
+    if not isinstance(value, str | os.PathLike) or not str(value):
+        raise TypeError(f"`{name}` must be None or the path of a folder, got {value!r}.")
+    return os.fspath(value)
+
+
 #: parameters that all networks share; `module`, `callbacks`, `random_state` and `device` are checked where they act
 COMMON: dict[str, Check] = {
     "hidden_layer_sizes": lambda name, value: check_layer_sizes(value),
@@ -109,6 +118,7 @@ COMMON: dict[str, Check] = {
     "weight_decay": interval(0, closed="left"),
     "max_epochs": integer(1),
     "batch_size": integer(1),
+    "augmentation": lambda name, value: resolve_augmentation(value),
     "stop_below": optional(interval(0, closed="left")),
     "early_stopping": boolean,
     "validation_fraction": interval(0, 1, "neither"),
@@ -117,4 +127,6 @@ COMMON: dict[str, Check] = {
     "dtype": dtype,
     "verbose": integer(0),
     "warm_start": boolean,
+    "checkpoint_dir": optional(path),
+    "checkpoint_every": integer(1),
 }

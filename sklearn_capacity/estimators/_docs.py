@@ -34,7 +34,8 @@ loss : %(losses)s, default="auto"
     %(loss_text)s
 optimizer : str or callable, default="adam"
     "adam", "adamw", "sgd", "rmsprop", "lbfgs" (use a `batch_size` of at least n_samples), "nadam",
-    "adagrad", "adadelta", an optimiser class of torch or a callable ``(params, lr=...)``.
+    "adagrad", "adadelta", "kfac" (natural gradient, needs curvlinops), "path_sgd" (rectifier chains), an optimiser
+    class of torch or a callable ``(params, lr=...)``.
 optimizer_params : dict, default=None
     More arguments for the optimiser.
 learning_rate : float > 0, default=0.01
@@ -69,6 +70,10 @@ class_weight : dict, "balanced" or None, default=None
 """
 
 _RUN = """
+augmentation : {"crop_flip", "crop", "flip"}, callable or None, default=None
+    Change the images of each training batch at random, on the device: "crop" shifts each by up to an eighth of its
+    size, "flip" mirrors every second one. A callable is called as ``augmentation(X, generator)`` with a batch and a
+    CPU generator.
 callbacks : list, default=None
     skorch callbacks, copied before use.
 dtype : {"auto", "float32", "float64"}, default="auto"
@@ -83,18 +88,51 @@ verbose : int, default=0
 warm_start : bool, default=False
     `fit` goes on from the fitted network for `max_epochs` more epochs, with the parameters as they are now;
     the optimiser's state is kept unless its own parameters have changed.
+checkpoint_dir : str or path, default=None
+    `fit` writes the state of the training into a folder below this one, named by a hash of the parameters, the data
+    and the seed. Killed and called again, it goes on from there to the same bits (CPU, equal number of threads);
+    once finished it loads the result. Needs an integer `random_state`.
+checkpoint_every : int >= 1, default=1
+    Epochs between two checkpoints.
 """
 
 _JACOBIAN = """
 jacobian_penalty : float >= 0, default=0.01
     Strength of the penalty; the training minimises ``loss + jacobian_penalty * R``. 0 is the plain network.
-jacobian_norm : {"frobenius", "projection"}, default="frobenius"
-    R. "frobenius": the mean of ||J(x)||_F^2, exact, one backward pass per output. "projection": an unbiased
-    estimate of it from `n_projections` random directions.
+jacobian_norm : {"frobenius", "projection", "spectral", "per_layer"}, default="frobenius"
+    R. "frobenius": the mean of ||J(x)||_F^2, exact; a step costs about as much as n_outputs plain ones. "projection":
+    an unbiased estimate of it from `n_projections` random directions, each about as much as a plain step. "spectral":
+    the mean of the squared spectral norm ||J(x)||_2^2, about half as much as "frobenius". "per_layer": another and
+    cheaper penalty, which sees one layer and one random output at a time, see
+    :func:`sklearn_capacity.penalties.per_layer_penalty`; strengths do not carry over to it.
 n_projections : int in [1, n_outputs], default=1
     With ``jacobian_norm="projection"`` only.
 jacobian_output : {"logits", "softmax"}, default="logits"
     What is differentiated with respect to the input.
+"""
+
+_GENERALIZATION_LAYER = """
+variant : {"skip", "dropout"}, default="skip"
+    The layer of [GL] section 3.1 or of section 3.2. "dropout" is trained as any layer is; the parameters up to
+    `layer_depth`, but for `position` and `layer_form`, concern "skip" only.
+position : str, int or None, default="head"
+    Where it goes: "head" is the last linear map, a name or an index is a submodule of the network (of `module`,
+    or of the built-in MLP). None: the module has its own generalization layers, as "resnet20_gl" has.
+nu_start, nu_end : float > 0, default=1.0 and 0.1
+    First and last strength of the skip.
+nu_decay_fraction : float in [0, 1], default=0.8
+    Share of `max_epochs` in which nu goes, linearly, from one to the other.
+slow_factor : float >= 0, default=0.1
+    The layer's own weights learn with this fraction of the learning rate,
+slow_after : int or float in [0, 1], default=20
+    from this epoch on; a float is a fraction of `max_epochs`.
+layer_form : {"wrap", "block", "conv3x3"} or None, default=None
+    How it is inserted, see :func:`sklearn_capacity.layers.insert_generalization_layer`. None: "wrap" for "skip",
+    "block" for "dropout".
+layer_depth : {1, 2}, default=1
+    Linear maps in the layer.
+layer_dropout : float in [0, 1), default=0.5
+    Probability of dropping a unit of the layer; for "dropout" only.
 """
 
 _ATTRIBUTES = """
@@ -137,12 +175,14 @@ _FILL = {
 }
 
 
-def documented(kind: str, *, jacobian: bool = False):
+def documented(kind: str, *, jacobian: bool = False, generalization_layer: bool = False):
     """Class decorator that fills ``{parameters}`` and ``{attributes}`` of a docstring for one kind of estimator."""
     parts = [_NETWORK % _FILL[kind], *([_CLASS_WEIGHT] if kind == "classifier" else []), _RUN]
     attributes = ("classes_ : ndarray of shape (n_classes,)\n" if kind == "classifier" else "") + _ATTRIBUTES.strip()
     if jacobian:
-        parts.insert(0, _JACOBIAN)
+        parts.insert(0, _JACOBIAN.replace("default=0.01", "default=0.0") if generalization_layer else _JACOBIAN)
+    if generalization_layer:
+        parts.insert(0, _GENERALIZATION_LAYER)
     parameters = "\n".join(part.strip() for part in parts)
 
     def fill(cls: type) -> type:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +11,7 @@ from sklearn_capacity.estimators import _constraints
 from sklearn_capacity.estimators._classifier import NetworkClassifier
 from sklearn_capacity.estimators._docs import documented
 from sklearn_capacity.estimators._regressor import NetworkRegressor
-from sklearn_capacity.penalties import PENALTIES
+from sklearn_capacity.penalties import PENALTIES, JacobianPenalty
 from sklearn_capacity.products.jacobian import OUTPUTS
 
 __all__ = ["JacobianRegularizedClassifier", "JacobianRegularizedRegressor"]
@@ -42,11 +41,9 @@ class JacobianPenaltyMixin:
             return None, 0.0
         if self.jacobian_norm == "projection":
             check_integer("n_projections", self.n_projections, 1, self._n_outputs, cure=TOO_MANY)
-        penalty = PENALTIES[self.jacobian_norm]
-        options = {name: getattr(self, name) for name in penalty.options}
-        if penalty.random:
-            options["generator"] = generator
-        return functools.partial(penalty.function, output=self.jacobian_output, **options), self.jacobian_penalty
+        options = {name: getattr(self, name) for name in PENALTIES[self.jacobian_norm].options}
+        penalty = JacobianPenalty(self.jacobian_norm, output=self.jacobian_output, generator=generator, **options)
+        return penalty, self.jacobian_penalty
 
 
 @documented("classifier", jacobian=True)
@@ -123,12 +120,15 @@ class JacobianRegularizedClassifier(JacobianPenaltyMixin, NetworkClassifier):
         n_iter_no_change: int = 10,
         tol: float = 1e-4,
         class_weight: Any = None,
+        augmentation: Any = None,
         callbacks: Any = None,
         dtype: Any = "auto",
         device: Any = "auto",
         random_state: Any = None,
         verbose: int = 0,
         warm_start: bool = False,
+        checkpoint_dir: Any = None,
+        checkpoint_every: int = 1,
     ) -> None:
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes,
@@ -155,12 +155,15 @@ class JacobianRegularizedClassifier(JacobianPenaltyMixin, NetworkClassifier):
             n_iter_no_change=n_iter_no_change,
             tol=tol,
             class_weight=class_weight,
+            augmentation=augmentation,
             callbacks=callbacks,
             dtype=dtype,
             device=device,
             random_state=random_state,
             verbose=verbose,
             warm_start=warm_start,
+            checkpoint_dir=checkpoint_dir,
+            checkpoint_every=checkpoint_every,
         )
         self.jacobian_penalty = jacobian_penalty
         self.jacobian_norm = jacobian_norm
@@ -240,12 +243,15 @@ class JacobianRegularizedRegressor(JacobianPenaltyMixin, NetworkRegressor):
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
         tol: float = 1e-4,
+        augmentation: Any = None,
         callbacks: Any = None,
         dtype: Any = "auto",
         device: Any = "auto",
         random_state: Any = None,
         verbose: int = 0,
         warm_start: bool = False,
+        checkpoint_dir: Any = None,
+        checkpoint_every: int = 1,
     ) -> None:
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes,
@@ -271,12 +277,15 @@ class JacobianRegularizedRegressor(JacobianPenaltyMixin, NetworkRegressor):
             validation_fraction=validation_fraction,
             n_iter_no_change=n_iter_no_change,
             tol=tol,
+            augmentation=augmentation,
             callbacks=callbacks,
             dtype=dtype,
             device=device,
             random_state=random_state,
             verbose=verbose,
             warm_start=warm_start,
+            checkpoint_dir=checkpoint_dir,
+            checkpoint_every=checkpoint_every,
         )
         self.jacobian_penalty = jacobian_penalty
         self.jacobian_norm = jacobian_norm

@@ -76,12 +76,15 @@ class NetworkRegressor(RegressorMixin, BaseNetwork):
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
         tol: float = 1e-4,
+        augmentation: Any = None,
         callbacks: Any = None,
         dtype: Any = "auto",
         device: Any = "auto",
         random_state: Any = None,
         verbose: int = 0,
         warm_start: bool = False,
+        checkpoint_dir: Any = None,
+        checkpoint_every: int = 1,
     ) -> None:
         self.hidden_layer_sizes = hidden_layer_sizes
         self.activation = activation
@@ -106,12 +109,15 @@ class NetworkRegressor(RegressorMixin, BaseNetwork):
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
         self.tol = tol
+        self.augmentation = augmentation
         self.callbacks = callbacks
         self.dtype = dtype
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
         self.warm_start = warm_start
+        self.checkpoint_dir = checkpoint_dir
+        self.checkpoint_every = checkpoint_every
 
     def predict(self, X: Any) -> np.ndarray:
         """The network's outputs.

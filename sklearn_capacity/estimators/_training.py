@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,8 +16,11 @@ from torch import nn
 
 from sklearn_capacity.estimators._data import split_validation
 from sklearn_capacity.estimators._modules import check_output
+from sklearn_capacity.layers import resolve_augmentation
+from sklearn_capacity.storage import fingerprint
 from sklearn_capacity.training import (
     CRITERIA,
+    CheckpointFolder,
     DivergenceCheck,
     EpochProgress,
     PenalizedNet,
@@ -25,8 +29,10 @@ from sklearn_capacity.training import (
     make_schedule,
     resolve_device,
     resolve_optimizer,
+    resumable_fit,
     seeded,
 )
+from sklearn_capacity.training.checkpoints import FORMAT
 
 __all__ = ["NetTraining"]
 
@@ -41,6 +47,10 @@ OPTIMIZER_PARAMETERS = (
 )
 
 
+#: parameters that do not change the result
+NOT_HASHED = ("checkpoint_dir", "checkpoint_every", "device", "verbose", "warm_start")
+
+
 class NetTraining:
     """The training half of the estimators; it reads their parameters and checked data."""
 
@@ -49,8 +59,11 @@ class NetTraining:
     _silenced: ClassVar[tuple[str, ...]] = ("print_log",)  # default callbacks of the skorch net
 
     # parameters and methods of the estimators that this half reads
+    augmentation: Any
     batch_size: int
     callbacks: Any
+    checkpoint_dir: Any
+    checkpoint_every: int
     device: Any
     early_stopping: bool
     learning_rate: float
@@ -83,7 +96,7 @@ class NetTraining:
         return None, 0.0
 
     def _extra_callbacks(self) -> list[Callback]:
-        """skorch callbacks of a variant; they run after the learning rate's schedule."""
+        """skorch callbacks of a variant; they run before the learning rate's schedule."""
         return []
 
     def _parameter_groups(self, module: nn.Module) -> list[tuple[str, dict[str, Any]]]:
@@ -147,6 +160,10 @@ class NetTraining:
         sample = TensorData(X[:1], device=device, dtype=dtype).X
         check_output(module, sample, self._n_outputs, self._output_meaning)
         self.initial_state_ = {name: t.detach().cpu().clone() for name, t in module.state_dict().items()}
+        return self._net_around(module, device)
+
+    def _net_around(self, module: nn.Module, device: torch.device) -> PenalizedNet:
+        """A skorch net that owns the module and a new optimiser."""
         self._optimizer_settings = self._current_optimizer_settings()
         net = self._net_class(
             module,
@@ -196,23 +213,45 @@ class NetTraining:
         net.penalty, net.penalty_strength = self._penalty(generator)
         net.batch_size, net.max_epochs = self.batch_size, epochs
         net.iterator_train__generator = generator
+        net.iterator_train__transform = resolve_augmentation(self.augmentation)
         net.train_split = None if valid is None else predefined_split(net.get_dataset(*valid))
+        folder = self._checkpoint_folder(arrays)
         try:
-            net.partial_fit(data, None, epochs=epochs)
+            if folder is None:
+                net.partial_fit(data, None, epochs=epochs)
+            else:
+                resumable_fit(net, data, epochs, folder, generator, self.checkpoint_every)
             check_finite(net, data)
         except Exception:
             vars(self).pop("net_", None)  # a diverged network is no network
             raise
         # neither the data, nor generators, nor entries per batch travel with a pickle
-        net.train_split = net.iterator_train__generator = net.penalty = None
+        net.train_split = net.penalty = net.iterator_train__generator = net.iterator_train__transform = None
         for epoch in net.history:
             epoch["batches"] = []
 
+    def _checkpoint_folder(self, arrays: list[np.ndarray]) -> CheckpointFolder | None:
+        """One folder per hash of parameters, data and seed, so that no two fits ever meet by chance."""
+        if self.checkpoint_dir is None:
+            return None
+        params = {key: value for key, value in self.get_params(deep=False).items() if key not in NOT_HASHED}
+        try:
+            key = fingerprint(
+                params=params,
+                kind=type(self),
+                data=arrays,
+                classes=getattr(self, "classes_", None),
+                versions=[torch.__version__, FORMAT],
+            )
+        except TypeError as error:
+            raise TypeError(f"{error} Fit with checkpoint_dir=None.") from error
+        return CheckpointFolder(Path(self.checkpoint_dir) / key[:40])
+
     def _update_callbacks(self, net: PenalizedNet) -> None:
-        """The schedule first, then the variant's and the user's own, then those that may end the training."""
+        """The variant's, which may regroup the optimiser's parameters, the schedule, the user's, those that end."""
         schedule = make_schedule(self.learning_rate_schedule, self.max_epochs)
-        callbacks = [DivergenceCheck(), *([schedule] if schedule else [])]
-        callbacks += [*self._extra_callbacks(), *copy.deepcopy(self.callbacks or [])]  # skorch writes into them
+        callbacks = [DivergenceCheck(), *self._extra_callbacks(), *([schedule] if schedule else [])]
+        callbacks += copy.deepcopy(list(self.callbacks or []))  # skorch writes into them
         if self.verbose:
             callbacks.append(EpochProgress())
         if self.stop_below is not None:

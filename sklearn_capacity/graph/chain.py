@@ -8,6 +8,8 @@ t_{l-1} of layer l. So a penalty on Jacobians is three sweeps per direction, and
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 
 import torch
@@ -15,12 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import activation_of
-from .adjoint import ADJOINT, TANGENT, Selection, Tape
-from .evaluate import EVALUATE
+from .adjoint import ADJOINT, TANGENT, Selection, Tape, one_channel_last
+from .evaluate import EVALUATE, apply_linear
 from .nodes import NetworkGraph, Node, interpret
 
-__all__ = ["blocks", "chain_refusal", "jacobian_rows", "linearize", "pull", "push"]
+__all__ = ["chain_refusal", "jacobian_rows", "linearize", "pull", "push", "stacks"]
 
+#: Windows with more places keep indices.
+LARGEST_TILE = 16
 _POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
@@ -40,6 +44,7 @@ def linearize(graph: NetworkGraph, X: Tensor) -> Tape:
     require them; slopes and selections are constants.
     """
     tape = Tape(graph, X)
+    readers = graph.consumers()
 
     def activation(node: Node, z: Tensor) -> Tensor:
         row, args = activation_of(node)
@@ -55,25 +60,37 @@ def linearize(graph: NetworkGraph, X: Tensor) -> Tape:
         p = node.params
         window = (p["kernel"], p["stride"], p["padding"], p["dilation"])
         y, indices = _POOL[p["nd"]](x, *window, ceil_mode=p["ceil_mode"], return_indices=True)
-        tape.selections[node.name] = _selection(node, x, indices)
+        before = node.inputs[0]
+        own = before in tape.slopes and before not in tape.smooth and len(readers[before]) == 1
+        masks = _masks(node, x, indices, tape.slopes[before] if own else None)
+        if own and masks:
+            tape.slopes[before] = None
+        tape.selections[node.name] = Selection(None if masks else indices, masks)
         return y
 
-    tape.logits = interpret(graph, {**EVALUATE, "activation": activation, "max_pool": max_pool}, X)
+    def conv(node: Node, x: Tensor) -> Tensor:
+        return apply_linear(node, one_channel_last(x) if x.is_cpu else x, tape.weight(node), node.bias)
+
+    tape.logits = interpret(graph, {**EVALUATE, "activation": activation, "max_pool": max_pool, "conv": conv}, X)
     return tape
 
 
-def _selection(node: Node, x: Tensor, indices: Tensor) -> Selection:
+def _masks(
+    node: Node, x: Tensor, indices: Tensor, slope: Tensor | None
+) -> list[tuple[tuple[slice, ...], Tensor]]:
+    """A tiling max-pooling as one mask for every place in its windows, with the slope of what stands before it."""
     p = node.params
-    tiles = p["kernel"] == p["stride"] and not any(p["padding"]) and set(p["dilation"]) == {1} and not p["ceil_mode"]
-    if not tiles:
-        return Selection(indices=indices)
-    nd, sizes = p["nd"], x.shape[2:]
-    place = torch.arange(sizes.numel(), device=x.device).reshape(sizes)
-    for axis, (count, k) in enumerate(zip(indices.shape[2:], p["kernel"], strict=True)):
-        place = place.narrow(axis, 0, count * k)
-        indices = indices.repeat_interleave(k, dim=axis + 2)
-    assert place.dim() == nd
-    return Selection(mask=(indices == place).to(x.dtype))
+    plain = not any(p["padding"]) and set(p["dilation"]) == {1} and not p["ceil_mode"]
+    if not plain or p["kernel"] != p["stride"] or math.prod(p["kernel"]) > LARGEST_TILE:
+        return []
+    places = torch.arange(x.shape[2:].numel(), device=x.device).reshape(x.shape[2:])
+    out = []
+    for offset in itertools.product(*(range(k) for k in p["kernel"])):
+        parts = zip(offset, p["kernel"], indices.shape[2:], strict=True)
+        place = (slice(None), slice(None), *(slice(o, o + k * m - o, k) for o, k, m in parts))
+        taken = indices == places[place[2:]]
+        out.append((place, taken.to(x.dtype) if slope is None else slope[place] * taken))
+    return out
 
 
 def pull(tape: Tape, vectors: Tensor, keep: Callable[[Node, Tensor, Tensor], None] | None = None) -> Tensor:
@@ -130,11 +147,16 @@ def push(tape: Tape, tangents: Tensor, keep: Callable[[Node, Tensor], None], sto
     return values[graph.output]
 
 
-def blocks(graph: NetworkGraph, n_samples: int, n_directions: int, dtype: torch.dtype, limit: int) -> int:
-    """How many directions to stack so that no tensor exceeds `limit` bytes."""
-    sizes = (int(torch.Size(node.shape).numel()) for node in graph.nodes)
-    largest = max(sizes) * n_samples * torch.finfo(dtype).bits // 8
-    return max(1, min(n_directions, limit // max(largest, 1)))
+def stacks(graph: NetworkGraph, n_samples: int, dtype: torch.dtype) -> tuple[int, int]:
+    """How many samples to take at a time, and how many directions to stack on them.
+
+    So many that the largest tensor stays in the cache, where element-wise operators cost little.
+    """
+    largest = max(math.prod(node.shape) for node in graph.nodes) * torch.finfo(dtype).bits // 8
+    rows = max(1, STACK_BYTES // max(largest, 1))
+    if rows >= n_samples:
+        return n_samples, rows // n_samples
+    return math.ceil(n_samples / math.ceil(n_samples / rows)), 1
 
 
 def jacobian_rows(graph: NetworkGraph, X: Tensor, vectors: Tensor | None = None) -> Tensor:
@@ -152,18 +174,22 @@ def jacobian_rows(graph: NetworkGraph, X: Tensor, vectors: Tensor | None = None)
     Tensor of shape (n, k, D)
         D is the number of features of a sample.
     """
+    if vectors is None:
+        vectors = torch.eye(graph[graph.output].shape[0], dtype=X.dtype, device=X.device)
+    if vectors.dim() == 2:
+        vectors = vectors[:, None, :].expand(-1, len(X), -1)
+    n, k = stacks(graph, len(X), X.dtype)
+    rows = torch.empty(len(X), len(vectors), X[0].numel(), dtype=X.dtype, device=X.device)
     with torch.no_grad():
-        tape = linearize(graph, X)
-        n, n_outputs = tape.logits.shape
-        if vectors is None:
-            vectors = torch.eye(n_outputs, dtype=X.dtype, device=X.device)
-        if vectors.dim() == 2:
-            vectors = vectors[:, None, :].expand(-1, n, -1)
-        size = blocks(graph, n, len(vectors), X.dtype, STACK_BYTES)
-        rows = [pull(tape, part.flatten(0, 1)).reshape(len(part), n, -1) for part in vectors.split(size)]
-    return torch.cat(rows).transpose(0, 1)
+        for start in range(0, len(X), n):
+            samples = slice(start, start + n)
+            tape = linearize(graph, X[samples])
+            for first in range(0, len(vectors), k):
+                v = vectors[first : first + k, samples]
+                pulled = pull(tape, v.flatten(0, 1)).reshape(v.shape[0], v.shape[1], -1)
+                rows[samples, first : first + k] = pulled.transpose(0, 1)
+    return rows
 
 
-#: Larger stacks leave the cache and cost page faults.
-STACK_BYTES = 1 << 22
-
+#: Bytes of the largest tensor in a stack.
+STACK_BYTES = 3 << 20

@@ -53,7 +53,7 @@ class Linearization:
                 self._read[node.name] = tuple(x.detach() if isinstance(x, Tensor) else x for x in xs)
             if not any(node.trainable):
                 return rule(node, *xs)
-            tied = {}
+            tied: dict[str, Any] = {}
             for part, tensor, trained in zip(("weight", "bias"), (node.weight, node.bias), node.trainable, strict=True):
                 if tensor is not None:
                     tied[part] = tensor.detach()

@@ -113,6 +113,8 @@ class Network:
         self.input_shape = tuple(input_shape)
         self.initial_state = initial_state
         self._memo: dict[Any, Any] = {}
+        #: The trace, once it is made; one list for this network and all that it is renewed to.
+        self._traced: list[Program] = []
 
     def forward(self, X: Tensor) -> Tensor:
         """Logits (n, C) of the module itself; differentiable with respect to X."""
@@ -121,7 +123,7 @@ class Network:
             logits = logits[0]
         return logits.reshape(len(X), -1) if logits.dim() != 2 else logits
 
-    @cached_property
+    @property
     def program(self) -> Program:
         """The structure of the forward pass, traced once.
 
@@ -130,7 +132,14 @@ class Network:
         UnsupportedLayerError
             If the module cannot be traced.
         """
-        return trace(self.module, self.input_shape, dtype=self.dtype)
+        if not self._traced:
+            self._traced.append(trace(self.module, self.input_shape, dtype=self.dtype, inside=self._inside))
+        return self._traced[0]
+
+    @property
+    def _inside(self) -> str:
+        """Path of the user's module within the wrappers around it."""
+        return "module." * sum(isinstance(module, _Wrapper) for module in self.module.modules())
 
     @cached_property
     def graph(self) -> NetworkGraph:
@@ -160,7 +169,6 @@ class Network:
         """
         if self.initial_state is None:
             raise UnsupportedLayerError("The weights before training are not known for this model.")
-        prefix = "module." * sum(isinstance(m, _Wrapper) for m in self.module.modules())
         tensors = self.tensors()
         for name, parameter in self.parameters.items():
             initial = self.initial_state.get(name)
@@ -171,7 +179,7 @@ class Network:
                     f"{tuple(parameter.shape)}."
                 )
         for name, tensor in tensors.items():
-            initial = self.initial_state.get(name.removeprefix(prefix))
+            initial = self.initial_state.get(name.removeprefix(self._inside))
             if initial is not None and tensor.is_floating_point():
                 moved = initial.to(device=self.device, dtype=self.dtype)
                 tensors[name] = nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import logging
 import operator
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from .convert import CONVERSIONS, Call, Draft, Ref, Weight
 from .fold import fold
+from .leftovers import no_leftovers
 from .nodes import NetworkGraph, Node, UnsupportedLayerError
 
 __all__ = ["Program", "named_tensors", "private_copy", "trace"]
@@ -52,7 +55,7 @@ class Program:
 
     `bind` gives the graph for one set of tensors, as a differentiable function of them, so a training loop traces once
     and binds every step. `batch` is the first axis's size, a symbol, or a number where the forward pass fixed it (by
-    calling `len(x)`, say).
+    calling `len(x)`, say). `inside` is the dotted path, with its last dot, of the user's module within what was traced.
     """
 
     nodes: tuple[torch.fx.Node, ...]
@@ -61,6 +64,19 @@ class Program:
     input_name: str
     input_shape: tuple[int, ...]
     batch: str
+    inside: str = ""
+
+    def shown(self, scope: str) -> str:
+        """The name of a submodule as the user knows it."""
+        return "" if scope + "." == self.inside else scope.removeprefix(self.inside)
+
+    @property
+    def norm_scales(self) -> frozenset[str]:
+        """Names of the tensors that scale a batch norm's output."""
+        norms = (torch.ops.aten.batch_norm.default, torch.ops.aten._native_batch_norm_legit_no_training.default)
+        weights = [node.args[1] for node in self.nodes if node.op == "call_function" and node.target in norms]
+        found = (self.tensor_names.get(w.name) for w in weights if isinstance(w, torch.fx.Node))
+        return frozenset(name for name in found if name is not None)
 
     def bind(self, tensors: Mapping[str, Tensor], *, folded: bool = True) -> NetworkGraph:
         """The graph with effective weights: parametrisations applied, batch norm folded.
@@ -76,7 +92,12 @@ class Program:
 
 
 def trace(
-    module: nn.Module, input_shape: tuple[int, ...], *, dtype: torch.dtype | None = None, training: bool = False
+    module: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    dtype: torch.dtype | None = None,
+    training: bool = False,
+    inside: str = "",
 ) -> Program:
     """Trace a module's forward pass, in eval mode unless told otherwise, on a private CPU copy.
 
@@ -90,6 +111,8 @@ def trace(
         Floating dtype of the sample; that of the parameters by default.
     training : bool, default=False
         Whether every submodule keeps the mode it is in; the program then only tells what that mode changes.
+    inside : str, default=""
+        Path of the user's module within `module`, with a dot at its end, where that wraps it.
 
     Raises
     ------
@@ -105,13 +128,15 @@ def trace(
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(SAMPLES, *input_shape, dtype=dtype, device="cpu", generator=generator)
     dim = torch.export.Dim
-    with _LOCK, warnings.catch_warnings():
+    with _LOCK, no_leftovers() as traced, _quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             spec = (dict.fromkeys(range(1, sample.dim()), dim.STATIC) | {0: dim.AUTO},)
             exported = torch.export.export(_Plain(twin), (sample,), dynamic_shapes=spec, strict=False)
             if _mutates(exported.graph):  # three quarters of the time, so only where it is needed
+                traced.append(exported)
                 exported = exported.run_decompositions({})
+            traced.append(exported)
         except Exception as error:
             raise UnsupportedLayerError(
                 f"The forward pass of `{type(module).__name__}` cannot be traced as a graph of operators "
@@ -126,7 +151,26 @@ def trace(
     (input_name,) = signature.user_inputs
     placeholder = next(node for node in nodes if node.name == input_name)
     batch = str(placeholder.meta["val"].shape[0])
-    return Program(nodes, names, constants, input_name, tuple(input_shape), batch)
+    return Program(nodes, names, constants, input_name, tuple(input_shape), batch, inside)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch logs of a trace that fails; the error that is raised says it."""
+    own = threading.get_ident()
+    names = [name for name in list(logging.root.manager.loggerDict) if name.split(".")[0] == "torch"]
+    handlers = {handler for name in names for handler in logging.getLogger(name).handlers}
+
+    def others(record: logging.LogRecord) -> bool:
+        return record.thread != own
+
+    for handler in handlers:
+        handler.addFilter(others)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(others)
 
 
 def _mutates(graph: torch.fx.Graph) -> bool:
@@ -218,7 +262,8 @@ class _Binder:
 
     def _constant(self, node: torch.fx.Node, args: tuple, kwargs: dict) -> Any:
         """Run an operator of parameters, buffers and numbers: a parametrised weight, a table of indices."""
-        weights = [self.env[n.name] for n in node.all_input_nodes if isinstance(self.env[n.name], Weight)]
+        given = torch.utils._pytree.tree_leaves((args, kwargs), is_leaf=lambda v: isinstance(v, Weight))
+        weights = [leaf for leaf in given if isinstance(leaf, Weight)]
         unwrapped = torch.utils._pytree.tree_map_only(
             Weight, lambda w: w.tensor, (args, kwargs), is_leaf=lambda v: isinstance(v, Weight)
         )
@@ -228,17 +273,17 @@ class _Binder:
         if isinstance(kwargs.get("dtype"), torch.dtype) and kwargs["dtype"].is_floating_point:
             kwargs = {**kwargs, "dtype": self.dtype}
         value = node.target(*args, **kwargs)  # type: ignore[operator]
-        if not isinstance(value, Tensor):
-            return value
         sources = frozenset().union(*(w.sources for w in weights))
-        return Weight(value, any(w.trainable for w in weights), sources)
+        trainable = any(w.trainable for w in weights)
+        # One tensor, or the several that a split gives.
+        return torch.utils._pytree.tree_map_only(Tensor, lambda t: Weight(t, trainable, sources), value)
 
     def _convert(self, node: torch.fx.Node, args: tuple, kwargs: dict) -> Ref:
         value = node.meta.get("val")
         if isinstance(value, tuple | list) and value and node.target in CONVERSIONS:
             value = value[0]
         full = self._shape(value) if isinstance(value, Tensor) else ()
-        scope = _scope(node)
+        scope = self.program.shown(_scope(node))
         rule = CONVERSIONS.get(node.target)
         draft: Draft | Ref | None = None
         if rule is not None and self._batch_first(full, [self.env[n.name] for n in node.all_input_nodes]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from .._validation import NotDefinedError
@@ -52,7 +53,15 @@ class Chain:
             elif slope is not None:  # so that a further activation finds its numbers in the same places
                 slope = EVALUATE[node.op](node, slope)
             X = EVALUATE[node.op](node, X)
+            if node.is_layer:  # a positive factor changes no slope, and no depth overflows
+                X = X / _scale(X)
         yield None if slope is None else slope.flatten(1)
+
+
+def _scale(X: Tensor) -> Tensor:
+    """The largest absolute number of every sample, shaped to divide it; 1 where that is 0."""
+    top = X.abs().flatten(1).amax(1).reshape(-1, *(1 for _ in X.shape[1:]))
+    return torch.where(top > 0, top, torch.ones_like(top))
 
 
 def rectifier_chain(network: Network, purpose: str) -> Chain:

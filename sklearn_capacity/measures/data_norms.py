@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -293,7 +294,7 @@ def _times(norm: Measured, log: float) -> Measured:
     return Measured.from_log(-math.inf if -math.inf in logs else sum(logs), info={"norm": norm.value})
 
 
-_COMMON = {
+_COMMON: dict[str, Any] = {
     "family": "norm",
     "lower_is_better": True,
     "needs": frozenset({"chain", "data"}),

@@ -351,7 +351,7 @@ def _eigenvalue_products(size: int) -> float:
     return 4.0 * size**3 / 3 if size <= MATRIX_SIZE else math.inf
 
 
-_FISHER = {
+_FISHER: dict[str, Any] = {
     "family": "fisher",
     "lower_is_better": True,
     "needs": frozenset({"data"}),

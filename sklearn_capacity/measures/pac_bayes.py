@@ -111,7 +111,7 @@ def pac_bayes_bound(
     ----------
     delta : float in (0, 1), default=0.05
     form : "sqrt", "implicit" or "kl", default="sqrt"
-        From the loosest to the tightest.
+        Below 1 from the loosest to the tightest; only "kl" never exceeds 1.
     prior : "zero" or "initial", default="zero"
         Mean w_0 of the prior: zero ([EG]), or the weights before training (`initial_state_`), which know no data
         either and are far nearer. Batch norm in it is folded with the statistics it had then, mean 0 and variance 1.
@@ -186,8 +186,8 @@ def pac_bayes_bound(
 def _check_noise(noise: str) -> None:
     if noise != "spherical":
         raise ValueError(
-            f"`noise` must be 'spherical' in a PAC-Bayes bound, got {noise!r}. Magnitude noise takes its scale from the "
-            "learned weights, and with it the prior, which must not depend on the data: its divergence is at most "
+            f"`noise` must be 'spherical' in a PAC-Bayes bound, got {noise!r}. Magnitude noise takes its scale from "
+            "the learned weights, and with it the prior, which must not depend on the data: its divergence is at most "
             "P / (200 alpha^2) whatever the weights are, and bounds nothing. `kl_divergence` and `expected_sharpness` "
             "describe such noise."
         )
@@ -236,9 +236,9 @@ def _check_learned_parts(network: Network, prior: str) -> None:
         before = graph.nodes
     for node, start in zip(nodes, before, strict=True):
         for part, (now, then) in enumerate(((node.weight, start.weight), (node.bias, start.bias))):
-            if now is None or node.trainable[part]:
+            if now is None or then is None or node.trainable[part]:
                 continue
-            if node.sources[part] & statistics or not torch.equal(now, then):
+            if node.sources[part] & statistics or then is None or not torch.equal(now, then):
                 raise node.refuse(
                     "A PAC-Bayes bound",
                     "it has numbers that were learned from the data (statistics, or weights that are frozen now) but "

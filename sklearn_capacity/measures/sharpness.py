@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -285,7 +286,7 @@ class _Search:
         return parts[0]
 
 
-_SHARPNESS = {
+_SHARPNESS: dict[str, Any] = {
     "family": "sharpness",
     "lower_is_better": True,
     "needs": frozenset({"data", "labels", "loss"}),

@@ -18,8 +18,12 @@ class StopBelow(Callback):
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
 
+    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        self.has_stopped_ = False
+
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         if net.history[-1, "train_loss"] < self.threshold:
+            self.has_stopped_ = True
             raise KeyboardInterrupt  # skorch's way to leave the loop
 
 
@@ -40,6 +44,9 @@ class DivergenceCheck(Callback):
 class EpochProgress(Callback):
     """A tqdm bar over the epochs that shows the latest losses; none for a single epoch."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "bar_"}  # an open stream
+
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         self.bar_ = tqdm(total=net.max_epochs, unit="epoch", disable=net.max_epochs == 1)
 
@@ -51,4 +58,4 @@ class EpochProgress(Callback):
 
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
         self.bar_.close()
-        del self.bar_  # holds an open stream, which does not pickle
+        del self.bar_

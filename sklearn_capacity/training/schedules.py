@@ -72,7 +72,11 @@ class TorchSchedule(Callback):
         self._step(net.history[-1])
 
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        del self.scheduler_  # the history says all there is to know
+        del self.scheduler_
+
+    def __getstate__(self) -> dict[str, Any]:
+        # the history says all there is to know
+        return {key: value for key, value in vars(self).items() if key != "scheduler_"}
 
     def _step(self, epoch: dict[str, Any]) -> None:
         if isinstance(self.scheduler_, ReduceLROnPlateau):

@@ -1,0 +1,144 @@
+"""A model card: what a trained network is and how much capacity it has, as markdown."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import sklearn
+import torch
+
+from ..scoring import capacity_report
+
+__all__ = ["model_card"]
+
+
+def model_card(
+    model: Any,
+    X: Any = None,
+    y: Any = None,
+    measures: Any = "cheap",
+    *,
+    title: str | None = None,
+    description: str = "",
+    **report_options: Any,
+) -> str:
+    """Describe a trained network in markdown: parameters, training, capacity.
+
+    Parameters
+    ----------
+    model, X, y, measures
+        As in `capacity_report`; pass the training data.
+    title : str, default=None
+        None: the name of the model's class.
+    description : str, default=""
+        Your own words on purpose, data and limits.
+    **report_options
+        More arguments of `capacity_report`, such as ``loss`` or ``max_samples``.
+
+    Returns
+    -------
+    str
+        Markdown with the sections Parameters (those that differ from the defaults), Training, Capacity (a table) and
+        Versions; a section without content is left out. Measures that do not apply stand below the table.
+
+    Raises
+    ------
+    ValueError
+        As `capacity_report`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_capacity import NetworkClassifier, model_card
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = NetworkClassifier((8,), max_epochs=3, random_state=0).fit(X, y)
+    >>> card = model_card(model, X, y, ["parameter_count", "margin"], title="Iris")
+    >>> print(card.splitlines()[0])
+    # Iris
+    """
+    report = capacity_report(model, X, y, measures, **report_options)
+    inner = _inner(model)
+    sections = [
+        f"# {title or type(inner).__name__}",
+        description.strip(),
+        _section("Parameters", _parameters(inner)),
+        _section("Training", _training(inner)),
+        _section("Capacity", _capacity(report, X)),
+        _section("Versions", f"torch {torch.__version__}, scikit-learn {sklearn.__version__}, numpy {np.__version__}"),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _inner(model: Any) -> Any:
+    """The estimator in a search or Pipeline."""
+    if hasattr(model, "best_estimator_"):
+        return _inner(model.best_estimator_)
+    return _inner(model.steps[-1][1]) if hasattr(model, "steps") else model
+
+
+def _section(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}" if body else ""
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _table(header: list[str], rows: list[list[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *([_cell(value) for value in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _parameters(model: Any) -> str:
+    if not hasattr(model, "get_params") or isinstance(model, type):
+        return ""
+    try:
+        defaults = type(model)().get_params(deep=False)
+    except TypeError:  # a required argument: there are no defaults to leave out
+        defaults = {}
+    changed = {
+        name: value
+        for name, value in model.get_params(deep=False).items()
+        if name not in defaults or repr(value) != repr(defaults[name])
+    }
+    return _table(["parameter", "value"], [[f"`{name}`", f"`{value!r}`"] for name, value in changed.items()])
+
+
+def _training(model: Any) -> str:
+    rows: list[list[Any]] = []
+    if hasattr(model, "n_samples_fit_"):
+        rows.append(["samples", model.n_samples_fit_])
+    if hasattr(model, "n_iter_"):
+        rows.append(["epochs", model.n_iter_])
+    if isinstance(getattr(model, "loss_name_", None), str):
+        rows.append(["loss", model.loss_name_])
+    history = getattr(model, "history_", None) or []
+    last = history[-1] if len(history) else {}
+    rows += [[f"last {key}", float(last[key])] for key in ("train_loss", "train_penalty", "valid_loss") if key in last]
+    return _table(["", ""], rows) if rows else ""
+
+
+def _capacity(report: pd.DataFrame, X: Any) -> str:
+    measured, left_out = report[report["reason"] == ""], report[report["reason"] != ""]
+    table = _table(
+        ["measure", "value", "standard error", "unit", "better"],
+        [
+            [
+                f"{row.measure} ({row.layer})" if row.layer else row.measure,
+                row.value,
+                "" if math.isnan(row.standard_error) else row.standard_error,
+                row.unit,
+                row.better,
+            ]
+            for row in measured.itertuples()
+        ],
+    )
+    on = "of the weights alone" if X is None else f"on {len(X)} samples"
+    lines = [f"Measured {on}.", table]
+    if len(left_out):
+        lines.append("\n".join(f"- {row.measure}: {_cell(row.reason)}" for row in left_out.itertuples()))
+    return "\n\n".join(lines)

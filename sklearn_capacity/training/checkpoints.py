@@ -1,0 +1,267 @@
+"""Checkpoints of a training run in files that nothing unpickles, and training that goes on from them."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import types
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import Callback
+from torch import nn
+
+from sklearn_capacity._validation import CapacityWarning
+from sklearn_capacity.storage import FileError, decode, encode, read_file, write_file
+
+__all__ = ["CheckpointFolder", "CheckpointWriter", "resumable_fit"]
+
+FORMAT = 1
+_NAME = re.compile(r"(?:epoch-(\d{8})|(finished))\.safetensors")
+_TEMPORARY = re.compile(r"[^.]+\.safetensors\.(?P<host>.+)\.(?P<pid>\d+)\.\d+\.tmp")
+_CHOSEN_BY_CODE = (type, types.FunctionType, types.BuiltinFunctionType)
+_KEPT = 2  # the newest, and the one before it in case that the newest is damaged
+_LAST = 10**8  # a finished fit comes after every epoch
+
+
+class Checkpoint(NamedTuple):
+    """What a file says.
+
+    Attributes
+    ----------
+    history : list of dict
+    state : dict
+        As `capture` returns it.
+    finished : bool
+    """
+
+    history: list[dict[str, Any]]
+    state: dict[str, Any]
+    finished: bool
+
+
+class CheckpointFolder:
+    """The checkpoints of one fit: a folder named by the hash of all that decides its result.
+
+    Two processes may use it at once: each file is written under a name of its own and then renamed, and what either
+    of them writes for an epoch is right for the other.
+
+    Parameters
+    ----------
+    path : path
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole, or None; a `CapacityWarning` names each that is not."""
+        for _, path in reversed(self._files()):
+            try:
+                return _read(path)
+            except FileNotFoundError:  # another process has made a newer one meanwhile
+                continue
+            except FileError as error:
+                warnings.warn(f"{error} The checkpoint before it is used.", CapacityWarning, stacklevel=2)
+        return None
+
+    def write(self, history: Any, state: dict[str, Any], *, finished: bool = False) -> None:
+        """Add a checkpoint; of those before it one is kept."""
+        tensors: dict[str, torch.Tensor] = {}
+        rows = [{key: value for key, value in row.items() if key != "batches"} for row in history]
+        document = {
+            "kind": "checkpoint",
+            "format": FORMAT,
+            "finished": finished,
+            "history": encode(rows, name="history_"),
+            "state": encode(state, tensors, name="state"),
+        }
+        self.path.mkdir(parents=True, exist_ok=True)
+        name = "finished" if finished else f"epoch-{len(rows):08d}"
+        write_file(self.path / f"{name}.safetensors", document, tensors)
+        for _, old in self._files()[:-_KEPT]:
+            old.unlink(missing_ok=True)
+
+    def _files(self) -> list[tuple[int, Path]]:
+        """(epoch, path), oldest first."""
+        names = os.listdir(self.path) if self.path.is_dir() else []
+        found = ((_NAME.fullmatch(name), name) for name in names)
+        return sorted((int(m[1]) if m[1] else _LAST, self.path / name) for m, name in found if m)
+
+    def clear(self) -> None:
+        """Remove what processes of this machine left behind that were killed while they wrote."""
+        for path in self.path.glob("*.tmp"):
+            match = _TEMPORARY.fullmatch(path.name)
+            if match and match["host"] == socket.gethostname() and not _is_alive(int(match["pid"])):
+                path.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's
+        return True
+    return True
+
+
+def _read(path: Path) -> Checkpoint:
+    stored = read_file(path)
+    if not stored.intact:
+        raise FileError(f"{path} is damaged: its content does not have the checksum that was written with it.")
+    document = stored.document
+    if document.get("kind") != "checkpoint" or document.get("format") != FORMAT:
+        raise FileError(f"{path} is no checkpoint of format {FORMAT}.")
+    try:
+        history, state = decode(document["history"]), decode(document["state"], stored.tensors)
+        return Checkpoint(history, state, bool(document["finished"]))
+    except (ValueError, KeyError) as error:
+        raise FileError(f"{path} is damaged: {error}.") from error
+
+
+# ---- the state of a run ----------------------------------------------------------------------------------------------
+
+
+def capture(net: NeuralNet, generator: torch.Generator) -> dict[str, Any]:
+    """All that the next epoch depends on, besides the data and the parameters."""
+    return {
+        "module": dict(net.module_.state_dict()),
+        "buffers": _unsaved_buffers(net.module_),
+        "optimizer": net.optimizer_.state_dict(),
+        "callbacks": {name: _callback_state(callback) for name, callback in net.callbacks_},
+        "default_rng": torch.random.default_generator.get_state(),
+        "generator": generator.get_state(),
+        "cuda_rng": torch.cuda.get_rng_state(net.device) if torch.device(net.device).type == "cuda" else None,
+    }
+
+
+def restore(net: NeuralNet, state: dict[str, Any], generator: torch.Generator) -> None:
+    """Put a captured state back."""
+    net.module_.load_state_dict(state["module"])
+    buffers = dict(net.module_.named_buffers())
+    with torch.no_grad():
+        for name, value in state["buffers"].items():
+            buffers[name].copy_(value)
+    _restore_optimizer(net.optimizer_, state["optimizer"])
+    for name, callback in net.callbacks_:
+        for key, value in state["callbacks"].get(name, {}).items():
+            if isinstance(value, dict) and hasattr(getattr(callback, key, None), "load_state_dict"):
+                getattr(callback, key).load_state_dict(value)
+            else:
+                setattr(callback, key, value)
+    torch.random.default_generator.set_state(state["default_rng"])
+    generator.set_state(state["generator"])
+    if state["cuda_rng"] is not None and torch.device(net.device).type == "cuda":
+        torch.cuda.set_rng_state(state["cuda_rng"], net.device)
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """As ``load_state_dict``, which rounds every state to its parameter's precision, and without that."""
+    optimizer.load_state_dict(saved)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    order = [index for group in saved["param_groups"] for index in group["params"]]
+    for index, parameter in zip(order, parameters, strict=True):
+        for key, value in saved["state"].get(index, {}).items():
+            if isinstance(value, torch.Tensor):
+                optimizer.state[parameter][key] = value.to(optimizer.state[parameter][key].device, copy=True)
+
+
+def _unsaved_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
+    saved = module.state_dict().keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name not in saved}
+
+
+def _callback_state(callback: Callback) -> dict[str, Any]:
+    """A callback's attributes that are no parameters: what it has learnt so far.
+
+    Functions and classes are left out, since a callback's own code chooses them again, and so is what its
+    ``__getstate__`` leaves out when it is pickled.
+    """
+    parameters = callback.get_params(deep=False)
+    pickled = callback.__getstate__() or {}
+    state = {}
+    for key, value in vars(callback).items():
+        if key in parameters or key not in pickled or isinstance(value, _CHOSEN_BY_CODE):
+            continue
+        value = value.state_dict() if hasattr(value, "state_dict") else value
+        try:
+            encode(value, {}, name=f"{type(callback).__name__}.{key}")
+        except TypeError as error:
+            raise TypeError(
+                f"{error} So `checkpoint_dir` cannot resume the callback: let its `__getstate__` leave out {key!r}, "
+                "or fit with checkpoint_dir=None."
+            ) from error
+        state[key] = value
+    return state
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+class CheckpointWriter(Callback):
+    """Write a checkpoint after every so many epochs; must be the last callback of a net.
+
+    Parameters
+    ----------
+    folder : CheckpointFolder
+    generator : torch.Generator
+        Source of the order of batches.
+    every : int
+    found : Checkpoint or None
+        Where to go on: put back when training begins, after all other callbacks have prepared themselves.
+    """
+
+    def __init__(
+        self, folder: CheckpointFolder, generator: torch.Generator, every: int = 1, found: Checkpoint | None = None
+    ) -> None:
+        self.folder = folder
+        self.generator = generator
+        self.every = every
+        self.found = found
+
+    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        if self.found is not None:
+            restore(net, self.found.state, self.generator)
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        if len(net.history) % self.every == 0:
+            self.folder.write(net.history, capture(net, self.generator))
+
+
+def resumable_fit(
+    net: Any, data: Any, epochs: int, folder: CheckpointFolder, generator: torch.Generator, every: int = 1
+) -> None:
+    """Train a new net for some epochs, from the newest checkpoint on if there is one.
+
+    A finished fit is loaded. One that ended before its last epoch counts as finished only if a callback said so by
+    ``has_stopped_``, or is skorch's EarlyStopping out of patience: an interrupt from the keyboard ends the training
+    too, and the next fit then goes on.
+    """
+    folder.clear()
+    found = folder.latest()
+    finished = found is not None and found.finished
+    if found is not None:
+        net.history.extend({**row, "batches": []} for row in found.history)
+        for group in net.optimizer_.param_groups:  # schedulers that begin later than at the first epoch ask for it
+            group.setdefault("initial_lr", group["lr"])
+    writer = CheckpointWriter(folder, generator, every, found)
+    net.callbacks_.append(("checkpoints", writer))
+    try:
+        # also for a finished fit, of no epochs then: callbacks may divide the optimiser's groups as training begins
+        net.partial_fit(data, None, epochs=0 if finished else epochs - len(net.history))
+    finally:
+        net.callbacks_.pop()
+    ended = len(net.history) >= epochs or any(_has_stopped(callback) for _, callback in net.callbacks_)
+    if ended and not finished:
+        folder.write(net.history, capture(net, generator), finished=True)
+
+
+def _has_stopped(callback: Callback) -> bool:
+    patience = getattr(callback, "patience", None)
+    out_of_patience = patience is not None and getattr(callback, "misses_", 0) >= patience
+    return out_of_patience or bool(getattr(callback, "has_stopped_", False))
