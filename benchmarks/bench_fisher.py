@@ -150,7 +150,7 @@ def gram_rows() -> list[dict]:
 def eigenvalue_rows() -> list[dict]:
     from curvlinops import GGNLinearOperator
 
-    net, (X, y) = perceptron(), samples((784,), 200)
+    net, (X, _) = perceptron(), samples((784,), 200)
     network = Network(net, (784,))
     # F is the Gauss-Newton matrix of (1/2T) sum |f - y|^2, a half of the summed squared error over T
     operator = GGNLinearOperator(
