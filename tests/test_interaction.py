@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 
 import matplotlib
-import networks
 import numpy as np
 import pytest
 import torch
-from reference_sharpness import Interaction, layers_of
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+import networks
+from reference_sharpness import Interaction, layers_of
 from sklearn_capacity import (
     NetworkClassifier,
     NotDefinedError,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 
-import networks
 import numpy as np
 import pytest
 import torch
-from reference_sharpness import layers_of, mean_loss, perceptron, sharpness_by_draws
 from torch import nn
 
+import networks
+from reference_sharpness import layers_of, mean_loss, perceptron, sharpness_by_draws
 from sklearn_capacity import CapacityWarning, NotDefinedError, UnsupportedLayerError, measure_capacity
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch, losses, sharpness

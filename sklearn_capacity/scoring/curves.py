@@ -79,11 +79,11 @@ def bicriteria_curve(
     >>> bool(curve[0, 0] < curve[1, 0]), bool(curve[0, 1] > curve[1, 1])
     (True, True)
     """
-    alphas = np.atleast_1d(np.asarray(alphas, dtype=np.float64))
-    if alphas.ndim != 1 or not len(alphas):
-        raise ValueError(f"`alphas` must hold at least one number, got shape {alphas.shape}.")
-    if not (np.isfinite(alphas) & (alphas > 0)).all():
-        raise ValueError(f"`alphas` must lie in (0, inf), got {alphas.tolist()}.")
+    strengths = np.atleast_1d(np.asarray(alphas, dtype=np.float64))
+    if strengths.ndim != 1 or not len(strengths):
+        raise ValueError(f"`alphas` must hold at least one number, got shape {strengths.shape}.")
+    if not (np.isfinite(strengths) & (strengths > 0)).all():
+        raise ValueError(f"`alphas` must lie in (0, inf), got {strengths.tolist()}.")
     check_integer("n_draws", n_draws, 2)
     session = Session(
         model,
@@ -97,7 +97,7 @@ def bicriteria_curve(
         verbose=verbose,
     )
     points = []
-    for alpha in alphas.tolist():
+    for alpha in strengths.tolist():
         noise = {"alpha": alpha}
         entries = {"sharpness": ("expected_sharpness", {**noise, "n_draws": n_draws}), "kl": ("kl_divergence", noise)}
         requests, _ = parse_measures(entries)
