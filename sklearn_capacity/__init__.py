@@ -13,6 +13,7 @@ from .estimators import (
 from .graph import UnsupportedLayerError
 from .persistence import load, model_card, save
 from .scoring import (
+    CapacityCallback,
     CapacityScorer,
     bicriteria_curve,
     capacity_report,
@@ -25,6 +26,7 @@ from .scoring import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "CapacityCallback",
     "CapacityScorer",
     "CapacityWarning",
     "GeneralizationLayerClassifier",

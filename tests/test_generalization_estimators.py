@@ -8,10 +8,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from skorch import NeuralNetRegressor
+from skorch.callbacks import Callback
 from torch import nn
 
-from sklearn_capacity import GeneralizationLayerClassifier, GeneralizationLayerRegressor, NetworkClassifier
+from sklearn_capacity import GeneralizationLayerClassifier, GeneralizationLayerRegressor, NetworkClassifier, load, save
 from sklearn_capacity.layers import (
     GeneralizationDropout,
     GeneralizationLayer,
@@ -33,6 +35,11 @@ def model(**params) -> GeneralizationLayerClassifier:
 def layer_of(fitted) -> nn.Module:
     (layer,) = generalization_layers(fitted.module_)
     return layer
+
+
+def n_slow(fitted) -> int:
+    groups = fitted.net_.optimizer_.param_groups
+    return sum(len(group["params"]) for group in groups if group.get("slow", False))
 
 
 def test_the_layer_stands_before_the_head_and_nowhere_else():
@@ -97,9 +104,9 @@ SCHEDULES = ["cosine", [(2, 0.5)], functools.partial(torch.optim.lr_scheduler.La
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=["cosine", "steps", "torch"])
 def test_schedules_of_the_learning_rate_meet_no_factor(schedule):
     fitted = model(learning_rate_schedule=schedule, slow_factor=0.01, slow_after=1).fit(X, y)
-    slow, fast = sorted(fitted.net_.optimizer_.param_groups, key=lambda group: "slow" not in group)
-    assert slow["lr"] == fast["lr"] != 0.01
-    assert slow["slow"] and len(slow["params"]) == 2
+    groups = fitted.net_.optimizer_.param_groups
+    assert {group["lr"] for group in groups} == {groups[-1]["lr"]} != {0.01}
+    assert n_slow(fitted) == 2
 
 
 def test_the_regime_goes_on_in_partial_fit_and_with_warm_start_and_after_pickling():
@@ -112,12 +119,12 @@ def test_the_regime_goes_on_in_partial_fit_and_with_warm_start_and_after_picklin
         parts.partial_fit(X, y)
     for name in ("nu", "slow_factor"):
         assert parts.history_[:, name] == whole.history_[:, name]
-    assert len(parts.net_.optimizer_.param_groups) == 2
+    assert n_slow(parts) == 2
     whole.fit(X, y)  # ten more epochs, at the end of the schedules
     assert whole.history_[10:, "nu"] == [pytest.approx(0.1)] * 10
     assert whole.history_[10:, "slow_factor"] == [0.1] * 10
     whole.set_params(learning_rate=0.001).fit(X, y)  # a new optimiser
-    assert [group.get("slow", False) for group in whole.net_.optimizer_.param_groups] == [False, True]
+    assert n_slow(whole) == 2
 
 
 def test_a_new_optimiser_with_momentum_keeps_going_where_it_was():
@@ -126,6 +133,39 @@ def test_a_new_optimiser_with_momentum_keeps_going_where_it_was():
     once = model(max_epochs=10, **params).fit(X, y)
     twice = model(max_epochs=5, warm_start=True, **params).fit(X, y).fit(X, y)
     np.testing.assert_array_equal(once.predict_proba(X), twice.predict_proba(X))
+
+
+class Interrupt(Callback):
+    at = 0
+
+    def __init__(self):
+        super().__init__()
+
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == Interrupt.at:
+            raise KeyboardInterrupt
+
+
+RESUMED = [{"jacobian_penalty": 0.1}, {"variant": "dropout"}, {"optimizer": "path_sgd", "layer_form": "block"}]
+
+
+@pytest.mark.parametrize("params", RESUMED, ids=["skip", "dropout", "path_sgd"])
+def test_an_interrupted_fit_goes_on_from_its_checkpoint(tmp_path, params, monkeypatch):
+    params = {"learning_rate_schedule": "cosine", "momentum": 0.0, **params}
+    whole = model(**params).fit(X, y).predict_proba(X)
+    monkeypatch.setattr(Interrupt, "at", 6)
+    resumed = model(checkpoint_dir=tmp_path, callbacks=[Interrupt()], **params)
+    assert resumed.fit(X, y).n_iter_ == 6
+    monkeypatch.setattr(Interrupt, "at", 0)
+    np.testing.assert_array_equal(resumed.fit(X, y).predict_proba(X), whole)
+    loaded = clone(resumed).fit(X, y)  # the finished fit
+    np.testing.assert_array_equal(loaded.predict_proba(X), whole)
+
+
+def test_save_and_load(tmp_path):
+    fitted = model(jacobian_penalty=0.01).fit(X, y)
+    save(fitted, tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(load(tmp_path / "model.safetensors").predict_proba(X), fitted.predict_proba(X))
 
 
 def test_dropout_variant():
@@ -191,7 +231,7 @@ def test_a_network_of_slow_weights_only_has_one_group():
     own = nn.Sequential(GeneralizationLayer(6, depth=1))
     fitted = GeneralizationLayerRegressor(module=own, position=None, max_epochs=2, slow_after=0, slow_factor=0.0)
     fitted.fit(X, np.tile(y[:, None], 6))
-    assert len(fitted.net_.optimizer_.param_groups) == 1
+    assert n_slow(fitted) == 2 == sum(1 for _ in fitted.module_.parameters())
     for name, value in fitted.module_.named_parameters():
         assert torch.equal(value, fitted.initial_state_[name])
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from networks import NETWORKS
 from sklearn_capacity import UnsupportedLayerError, measure_capacity
-from sklearn_capacity.graph import Network, evaluate, named_tensors, parameter_tangent, trace
+from sklearn_capacity.graph import Network, activation_of, evaluate, named_tensors, parameter_tangent, trace
 
 
 def network_of(module, X, **options):
@@ -206,3 +206,22 @@ def test_frozen_parameters_are_no_part_of_theta():
     next(module.parameters()).requires_grad_(False)
     frozen = next(module.parameters()).numel()
     assert sum(t.numel() for _, t in network_of(module, X).graph.parameters()) == whole - frozen
+
+
+ACTIVATED = [
+    *(nn.ReLU(), nn.LeakyReLU(0.3), nn.RReLU(), nn.ReLU6(), nn.Hardtanh(-0.5, 0.25), nn.Tanh(), nn.Sigmoid()),
+    *(nn.Softplus(2.0), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.ELU(), nn.ELU(1.7), nn.SELU(), nn.CELU(0.4)),
+]
+
+
+@pytest.mark.parametrize("activation", ACTIVATED, ids=repr)
+def test_activations_have_their_values_and_slopes(activation):
+    module = nn.Sequential(nn.Linear(3, 4), activation).double().eval()
+    X = 3 * torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    graph = network_of(module, X).graph
+    torch.testing.assert_close(evaluate(graph, X), module(X), rtol=1e-12, atol=1e-14)
+    rule, args = activation_of(graph[graph.output])
+    z = module[0](X).detach().requires_grad_(True)
+    (slope,) = torch.autograd.grad(activation(z).sum(), z)
+    torch.testing.assert_close(rule.derivative(z.detach(), *args), slope, rtol=1e-6, atol=1e-14)  # CELU's is single
+    assert float(rule.derivative(z.detach(), *args).abs().max()) <= rule.lipschitz(*args)

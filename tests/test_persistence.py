@@ -22,12 +22,13 @@ from torch import nn
 
 from sklearn_capacity import (
     CapacityWarning,
+    GeneralizationLayerClassifier,
+    GeneralizationLayerRegressor,
     JacobianRegularizedClassifier,
     NetworkClassifier,
     NetworkRegressor,
     load,
     measure_capacity,
-    model_card,
     save,
 )
 from sklearn_capacity.storage import files
@@ -103,8 +104,10 @@ def test_labels_of_any_dtype(labels, tmp_path):
         NetworkClassifier(early_stopping=True, learning_rate_schedule=[(0, 1.0), (1, 0.5)], dtype=torch.float32),
         NetworkRegressor((), loss="absolute", optimizer_params={"betas": (0.8, 0.9)}),
         JacobianRegularizedClassifier((4,), jacobian_norm="projection", n_projections=2),
+        GeneralizationLayerClassifier((4,), nu_end=0.5),
+        GeneralizationLayerRegressor((4,), variant="dropout"),
     ],
-    ids=["mlp", "numpy", "conv", "early", "linear", "jacobian"],
+    ids=["mlp", "numpy", "conv", "early", "linear", "jacobian", "layer", "layer dropout"],
 )
 def test_everything_comes_back(estimator, tmp_path):
     estimator.set_params(max_epochs=2, random_state=0).fit(pd.DataFrame(X).rename(columns=str), LABELS["int"])
@@ -390,24 +393,3 @@ def test_header_is_plain_json(saved):
     data = saved.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert json.loads(header["__metadata__"]["sklearn_capacity"])["class"] == "NetworkClassifier"
-
-
-# -- model cards -------------------------------------------------------------------------------------------------------
-
-
-def test_model_card(model):
-    pipe = make_pipeline(StandardScaler().fit(X), model)
-    card = model_card(pipe, X, LABELS["str"], ["parameter_count", "margin"], title="Mine", description="For | tests.")
-    assert card.startswith("# Mine\n\nFor | tests.\n\n## Parameters")
-    values = measure_capacity(pipe, X, LABELS["str"], ["parameter_count", "margin"])
-    for name, value in values.items():
-        assert f"| {name} | {value:.6g} |" in card
-    for text in ("| `max_epochs` | `3` |", "| samples | 30 |", "| epochs | 3 |", "last train_loss", "on 30 samples"):
-        assert text in card
-    assert "`batch_size`" not in card
-
-
-def test_model_card_says_what_does_not_apply():
-    card = model_card(nn.Linear(4, 2), measures=["parameter_count", "margin"])
-    assert card.startswith("# Linear") and "of the weights alone" in card and "- margin: " in card
-    assert "## Training" not in card

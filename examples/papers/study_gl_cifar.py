@@ -98,7 +98,7 @@ def draw(found: dict[str, list[float]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(4, 3.5))
-    for place, (method, values) in enumerate(found.items()):
+    for place, values in enumerate(found.values()):
         axes.plot([place] * len(values), values, "o", color="C0", alpha=0.5)
         axes.errorbar([place], *([value] for value in mean_and_error(values)), fmt="_k", capsize=5, markersize=20)
     axes.set(xticks=range(len(found)), xticklabels=list(found), ylabel="test accuracy (%)")

@@ -5,5 +5,15 @@ from .capacity_gap import CapacityGapDisplay
 from .capacity_path import CapacityPathDisplay
 from .fisher_spectrum import FisherSpectrumDisplay
 from .learning_rate_map import LearningRateMapDisplay
+from .norm_geometry import NormGeometryDisplay
+from .weight_histogram import WeightHistogramDisplay
 
-__all__ = ["BicriteriaDisplay", "CapacityGapDisplay", "CapacityPathDisplay", "FisherSpectrumDisplay", "LearningRateMapDisplay"]
+__all__ = [
+    "BicriteriaDisplay",
+    "CapacityGapDisplay",
+    "CapacityPathDisplay",
+    "FisherSpectrumDisplay",
+    "LearningRateMapDisplay",
+    "NormGeometryDisplay",
+    "WeightHistogramDisplay",
+]

@@ -148,7 +148,8 @@ class CapacityGapDisplay:
         if self.color is None:
             return None, []
         if self.color not in self.table.columns:
-            raise ValueError(f"The table has no column {self.color!r}. {closest(self.color, self.table.columns)}".rstrip())
+            hint = closest(self.color, self.table.columns)
+            raise ValueError(f"The table has no column {self.color!r}. {hint}".rstrip())
         column = self.table[self.color]
         try:
             codes, values = pd.factorize(column, sort=True)

@@ -102,7 +102,7 @@ class FisherSpectrumDisplay:
         ax.set(xscale="log", yscale="log", xlabel="rank", ylabel="eigenvalue of the Fisher information")
         ax.grid(alpha=0.3)
         if self.mean_field is not None or any(spectra):
-            ax.legend(fontsize="small", loc="lower left")
+            ax.legend(fontsize="small", loc="upper right")
         self.ax_, self.figure_ = ax, ax.figure
         return self
 
@@ -113,7 +113,8 @@ class FisherSpectrumDisplay:
             theory.mean_eigenvalue, color="0.3", ls=":", label=f"mean over all {theory.n_parameters} (theorem 1)"
         )
         # At rank 1 alone, since it is an interval for the largest eigenvalue.
-        self.largest_ = ax.fill_between([0.85, 1.18], max(low, 1e-300), high, color="C1", alpha=0.3, label="largest (theorem 4)")
+        label = "largest (theorem 4)"
+        self.largest_ = ax.fill_between([0.85, 1.18], max(low, 1e-300), high, color="C1", alpha=0.3, label=label)
         ranks = np.geomspace(1, max(longest, 2), 50)
         bound = theory.alpha * theory.K1 * theory.width / ranks
         (self.bound_,) = ax.plot(ranks, bound, color="C3", ls="--", lw=1, label="upper bound (corollary 2)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from typing import Any, ClassVar
 
 from skorch.callbacks import Callback
@@ -12,9 +13,15 @@ from sklearn_capacity.estimators._classifier import NetworkClassifier
 from sklearn_capacity.estimators._docs import documented
 from sklearn_capacity.estimators._jacobian import JACOBIAN_CONSTRAINTS, JacobianPenaltyMixin
 from sklearn_capacity.estimators._regressor import NetworkRegressor
-from sklearn_capacity.layers import generalization_layers, insert_generalization_layer, slow_start
+from sklearn_capacity.layers import (
+    generalization_layers,
+    generalization_parameters,
+    insert_generalization_layer,
+    slow_start,
+)
 from sklearn_capacity.layers.insertion import FORMS
 from sklearn_capacity.training import NuSchedule, SlowLearning
+from sklearn_capacity.training.regime import SLOW
 
 __all__ = ["GeneralizationLayerClassifier", "GeneralizationLayerRegressor"]
 
@@ -74,6 +81,12 @@ class GeneralizationLayerMixin(JacobianPenaltyMixin):
             p=self.layer_dropout,
             input_shape=input_shape,
         )
+
+    def _parameter_groups(self, module: nn.Module) -> list[tuple[str, dict[str, Any]]]:
+        # groups that are there from the beginning let a checkpoint find the optimiser as it left it
+        slow = {id(parameter) for parameter in generalization_parameters(module)}
+        names = [name for name, parameter in module.named_parameters() if id(parameter) in slow]
+        return [(glob.escape(name), {SLOW: True}) for name in names]
 
     def _extra_callbacks(self) -> list[Callback]:
         return [
@@ -176,6 +189,8 @@ class GeneralizationLayerClassifier(GeneralizationLayerMixin, NetworkClassifier)
         random_state: Any = None,
         verbose: int = 0,
         warm_start: bool = False,
+        checkpoint_dir: Any = None,
+        checkpoint_every: int = 1,
     ) -> None:
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes,
@@ -209,6 +224,8 @@ class GeneralizationLayerClassifier(GeneralizationLayerMixin, NetworkClassifier)
             random_state=random_state,
             verbose=verbose,
             warm_start=warm_start,
+            checkpoint_dir=checkpoint_dir,
+            checkpoint_every=checkpoint_every,
         )
         self.variant = variant
         self.position = position
@@ -309,6 +326,8 @@ class GeneralizationLayerRegressor(GeneralizationLayerMixin, NetworkRegressor):
         random_state: Any = None,
         verbose: int = 0,
         warm_start: bool = False,
+        checkpoint_dir: Any = None,
+        checkpoint_every: int = 1,
     ) -> None:
         super().__init__(
             hidden_layer_sizes=hidden_layer_sizes,
@@ -341,6 +360,8 @@ class GeneralizationLayerRegressor(GeneralizationLayerMixin, NetworkRegressor):
             random_state=random_state,
             verbose=verbose,
             warm_start=warm_start,
+            checkpoint_dir=checkpoint_dir,
+            checkpoint_every=checkpoint_every,
         )
         self.variant = variant
         self.position = position

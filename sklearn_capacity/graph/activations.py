@@ -59,6 +59,10 @@ def _silu_slope(z: Tensor) -> Tensor:
     return s * (1 + z * (1 - s))
 
 
+def _elu(z: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
+    return scale * torch.where(z > 0, z, alpha * torch.expm1(input_scale * z.clamp(max=0)))
+
+
 def _elu_slope(z: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
     below = scale * alpha * input_scale * torch.exp(input_scale * z.clamp(max=0))
     return torch.where(z > 0, torch.full_like(z, scale), below)
@@ -75,7 +79,10 @@ ACTIVATIONS: dict[str, Activation] = {
     "tanh": Activation(torch.tanh, lambda z: 1 - torch.tanh(z) ** 2, lambda: 1.0),
     "sigmoid": Activation(torch.sigmoid, lambda z: torch.sigmoid(z) * torch.sigmoid(-z), lambda: 0.25),
     "softplus": Activation(
-        F.softplus, lambda z, beta=1.0, threshold=20.0: torch.sigmoid(beta * z), lambda beta=1.0, threshold=20.0: 1.0
+        F.softplus,
+        lambda z, beta=1.0, threshold=20.0: torch.sigmoid(beta * z),
+        # torch continues as the identity beyond the threshold: a jump, of the size of rounding where that is 20
+        lambda beta=1.0, threshold=20.0: 1.0 if threshold >= 20 else math.inf,
     ),
     # Extrema of the derivatives, found where the second derivative vanishes: GELU at z = sqrt(2), SiLU at z = 2.3994;
     # rounded up in the last digit, so that they are bounds.
@@ -85,7 +92,7 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda approximate="none": 1.1289042 if approximate == "none" else 1.1289931,
     ),
     "silu": Activation(F.silu, _silu_slope, lambda: 1.0998394),
-    "elu": Activation(F.elu, _elu_slope, _elu_lipschitz),
+    "elu": Activation(_elu, _elu_slope, _elu_lipschitz),
     "erf": Activation(
         torch.erf, lambda z: 2 / math.sqrt(math.pi) * torch.exp(-(z**2)), lambda: 2 / math.sqrt(math.pi)
     ),

@@ -33,6 +33,26 @@ def _activation(call: Call) -> Draft | None:
     return Draft("activation", (call["self"],), params={"kind": kind, "args": args})
 
 
+@rule("selu.default")
+def _selu(call: Call) -> Draft:
+    args = (1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1.0)
+    return Draft("activation", (call["self"],), params={"kind": "elu", "args": args})
+
+
+@rule("celu.default")
+def _celu(call: Call) -> Draft:
+    alpha = float(call["alpha"])
+    return Draft("activation", (call["self"],), params={"kind": "elu", "args": (alpha, 1.0, 1 / alpha)})
+
+
+@rule("rrelu.default")
+def _rrelu(call: Call) -> Draft | None:
+    if call["training"]:
+        return None
+    slope = (float(call["lower"]) + float(call["upper"])) / 2
+    return Draft("activation", (call["self"],), params={"kind": "leaky_relu", "args": (slope,)})
+
+
 @rule("clamp_min.default", "clamp.default")
 def _clamp(call: Call) -> Draft | None:
     low, high = call.get("min"), call.get("max")

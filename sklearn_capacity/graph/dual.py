@@ -1,4 +1,4 @@
-"""The Fisher information matrix F = A A^T / T and its dual A^T A / T, of size (outputs times samples) ([MF] appendix D)."""
+"""The Fisher matrix F = A A^T / T and its dual A^T A / T, which has outputs times samples rows ([MF] appendix D)."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class FisherMatrix:
         self.samples, self.chunk = self.samples // 2, max(1, self.chunk // 2)
         return True
 
-    # -- matrices --------------------------------------------------------------------------------------------------------
+    # -- matrices ----------------------------------------------------------------------------------------------------
 
     def dual(self) -> Tensor:
         """A^T A / T of shape (C T, C T), float64; rows are classes, then samples."""
@@ -113,7 +113,7 @@ class FisherMatrix:
         sums = torch.zeros(len(self.jacobian.labels), dtype=torch.float64, device=self.X.device)
         for _, gradients in self._gradients(self._chunks()):
             sums += torch.stack([part.squared_norms().double().sum() for part in gradients])
-        return (sums / len(self.X)).tolist()
+        return (sums / len(self.X)).cpu().tolist()
 
     def _chunks(self) -> list[slice]:
         n = len(self.X)
@@ -149,7 +149,7 @@ class FisherMatrix:
             for l in classes[i:] if a == b else classes:
                 yield (k, a), (l, b), _tile(left, right, shared, k, l)
 
-    # -- products --------------------------------------------------------------------------------------------------------
+    # -- products ----------------------------------------------------------------------------------------------------
 
     def product(self, vector: Tensor) -> Tensor:
         """A^T A v / T for v of length C T, by one backward sweep and one tangent sweep."""

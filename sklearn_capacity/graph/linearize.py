@@ -53,7 +53,7 @@ class Linearization:
                 self._read[node.name] = tuple(x.detach() if isinstance(x, Tensor) else x for x in xs)
             if not any(node.trainable):
                 return rule(node, *xs)
-            tied = {}
+            tied: dict[str, Any] = {}
             for part, tensor, trained in zip(("weight", "bias"), (node.weight, node.bias), node.trainable, strict=True):
                 if tensor is not None:
                     tied[part] = tensor.detach()
@@ -137,11 +137,8 @@ class Linearization:
             known = next((dx for dx in dxs if dx is not None), None)
             if known is None:
                 return None
-            shapes = (self.graph[name].shape for name in node.inputs)
-            whole = (
-                known.new_zeros((len(known), *shape)) if dx is None else dx for dx, shape in zip(dxs, shapes, strict=True)
-            )
-            return rule(node, *whole)
+            shapes = [(len(known), *self.graph[name].shape) for name in node.inputs]
+            return rule(node, *(known.new_zeros(s) if dx is None else dx for dx, s in zip(dxs, shapes, strict=True)))
 
         return run
 

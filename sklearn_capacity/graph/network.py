@@ -113,6 +113,8 @@ class Network:
         self.input_shape = tuple(input_shape)
         self.initial_state = initial_state
         self._memo: dict[Any, Any] = {}
+        #: The trace, once it is made; one list for this network and all that it is renewed to.
+        self._traced: list[Program] = []
 
     def forward(self, X: Tensor) -> Tensor:
         """Logits (n, C) of the module itself; differentiable with respect to X."""
@@ -121,7 +123,7 @@ class Network:
             logits = logits[0]
         return logits.reshape(len(X), -1) if logits.dim() != 2 else logits
 
-    @cached_property
+    @property
     def program(self) -> Program:
         """The structure of the forward pass, traced once.
 
@@ -130,7 +132,9 @@ class Network:
         UnsupportedLayerError
             If the module cannot be traced.
         """
-        return trace(self.module, self.input_shape, dtype=self.dtype, inside=self._inside)
+        if not self._traced:
+            self._traced.append(trace(self.module, self.input_shape, dtype=self.dtype, inside=self._inside))
+        return self._traced[0]
 
     @property
     def _inside(self) -> str:

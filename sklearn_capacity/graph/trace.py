@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .convert import CONVERSIONS, Call, Draft, Ref, Weight
 from .fold import fold
+from .leftovers import no_leftovers
 from .nodes import NetworkGraph, Node, UnsupportedLayerError
 
 __all__ = ["Program", "named_tensors", "private_copy", "trace"]
@@ -67,6 +68,14 @@ class Program:
         """The name of a submodule as the user knows it."""
         return "" if scope + "." == self.inside else scope.removeprefix(self.inside)
 
+    @property
+    def norm_scales(self) -> frozenset[str]:
+        """Names of the tensors that scale a batch norm's output."""
+        norms = (torch.ops.aten.batch_norm.default, torch.ops.aten._native_batch_norm_legit_no_training.default)
+        weights = [node.args[1] for node in self.nodes if node.op == "call_function" and node.target in norms]
+        found = (self.tensor_names.get(w.name) for w in weights if isinstance(w, torch.fx.Node))
+        return frozenset(name for name in found if name is not None)
+
     def bind(self, tensors: Mapping[str, Tensor], *, folded: bool = True) -> NetworkGraph:
         """The graph with effective weights: parametrisations applied, batch norm folded.
 
@@ -117,13 +126,15 @@ def trace(
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(SAMPLES, *input_shape, dtype=dtype, device="cpu", generator=generator)
     dim = torch.export.Dim
-    with _LOCK, warnings.catch_warnings():
+    with _LOCK, no_leftovers() as traced, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             spec = (dict.fromkeys(range(1, sample.dim()), dim.STATIC) | {0: dim.AUTO},)
             exported = torch.export.export(_Plain(twin), (sample,), dynamic_shapes=spec, strict=False)
             if _mutates(exported.graph):  # three quarters of the time, so only where it is needed
+                traced.append(exported)
                 exported = exported.run_decompositions({})
+            traced.append(exported)
         except Exception as error:
             raise UnsupportedLayerError(
                 f"The forward pass of `{type(module).__name__}` cannot be traced as a graph of operators "

@@ -40,8 +40,8 @@ class RitzValues:
         ``||A x - value x||`` over the largest absolute Ritz value; an eigenvalue lies within that of the value.
     n_products : int
     errors : Tensor of shape (*batch, k) or None
-        Estimate of the values' error over the largest absolute Ritz value: the residual, or its square over the gap to the
-        next Ritz values where that is less.
+        Estimate of the values' error over the largest absolute Ritz value: the residual, or its square over the gap to
+        the next Ritz values where that is less.
     """
 
     values: Tensor
@@ -197,7 +197,7 @@ class _Process:
         self.basis[j + 1] = vector * (alive / safe)[:, None]
 
     def ritz(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Largest Ritz values, their relative residuals and errors, on the CPU; the one place that waits for the device."""
+        """Largest Ritz values, relative residuals and errors, on the CPU; the one place that waits for the device."""
         packed = torch.stack(self.alphas + self.betas).to("cpu", torch.float64)
         if not bool(torch.isfinite(packed).all()):
             raise ValueError("`product` returned numbers that are not finite. Check the weights for nan and inf.")
@@ -210,7 +210,7 @@ class _Process:
         largest = values.abs().amax(dim=-1, keepdim=True)
         largest = torch.where(largest > 0, largest, math.inf)
         residuals = (betas[-1][:, None] * vectors[:, -1]).abs() / largest
-        # Temple's bound r^2 / gap, with the next Ritz value for the next eigenvalue; a neighbour may lie nearer by as much as this pair's residual.
+        # Temple's bound r^2 / gap with the next Ritz values for eigenvalues, the gap less what this value may move.
         steps = (values[:, 1:] - values[:, :-1]) / largest
         gaps = torch.minimum(F.pad(steps, (0, 1), value=math.inf), F.pad(steps, (1, 0), value=0.0)) - residuals
         errors = torch.where(gaps > residuals, residuals**2 / gaps, residuals)

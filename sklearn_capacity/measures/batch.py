@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Set
 from typing import Any, TypeVar
 
@@ -95,6 +96,13 @@ class Batch:
     def known(self) -> Set[Any]:
         """Keys of what was computed so far."""
         return self._memo.keys()
+
+    def renewed(self, network: Network) -> Batch:
+        """The same samples for another network of the same kind; nothing computed is kept."""
+        twin = copy.copy(self)
+        twin.network = network
+        twin._memo = {}
+        return twin
 
     def generator(self) -> torch.Generator:
         """A fresh CPU generator with this batch's seed: one stream per measure, whatever else was measured."""

@@ -250,7 +250,7 @@ def fisher_matrix(network: Network, batch: Batch, loss: str) -> FisherMatrix:
         if jacobian.size == 0:
             raise NotDefinedError("The Fisher information needs trainable parameters, and all are frozen.")
         if loss == "cross_entropy" and network.n_outputs < 2:
-            raise NotDefinedError('The softmax Fisher information needs at least two logits, got 1. Use loss="squared".')
+            raise NotDefinedError('The softmax Fisher information needs two logits or more, got 1. Use loss="squared".')
 
         def progress(steps: Iterable) -> Iterable:
             return tqdm(steps, desc="Fisher information", disable=not batch.verbose, leave=False)
@@ -320,11 +320,12 @@ def _iterated(fisher: FisherMatrix, k: int, random_state: int) -> tuple[Tensor, 
     if k == 1:
         one = {**options, "max_steps": PRODUCTS, "check_every": 1, "until": "value"}
         found = _retried(fisher, lambda: largest_eigenvalue(fisher.product, size, **one))
-        info = {"residual": found.residual, "error": found.error, "products": found.n_products}
-        return torch.tensor([max(found.value, 0.0)], dtype=torch.float64), {"way": "Lanczos on the dual", "size": size, **info}
+        info = {"products": found.n_products, "residual": found.residual, "error": found.error}
+        value = torch.tensor([max(found.value, 0.0)], dtype=torch.float64)
+        return value, {"way": "Lanczos on the dual", "size": size, **info}
     block = max(2, min(fisher.n_outputs, 16))
     several = _retried(fisher, lambda: block_lanczos(fisher.product, size, k=k, block=block, **options))
-    info = {"residual": float(several.residuals.max()), "products": several.n_products}
+    info = {"products": several.n_products, "residual": float(several.residuals.max())}
     return several.values.clamp_min(0), {"way": "block Lanczos on the dual", "size": size, **info}
 
 

@@ -24,6 +24,8 @@ from .margins import margins_of
 __all__ = ["CERTIFIED", "METHODS", "sample_radii"]
 
 METHODS = ("spectral", "frobenius", "jacobian", "hull")
+# Steps of ascent, over the radius, and where each ends: its share of the way from o / S to the radius so far.
+STEPS = ((1.0, 0.5), (0.5, 0.75), (0.25, 0.5), (0.125, 0.25))
 CERTIFIED = ("spectral", "frobenius")
 
 
@@ -51,13 +53,13 @@ def _ball_radii(network: Network, batch: Batch, scores: Tensor, n_draws: int) ->
     search = _BallSearch(network, batch, scores)
     generator = batch.generator()
     reach = search.reach()
-    for sign in (1, -1):
-        search.look_at(search.X + sign * _scaled(search.direction, reach))
+    for sign in (0.75, -0.75):
+        search.look_at(search.X + _scaled(search.direction, reach) * sign)
     for draw in _progress(range(n_draws), batch, "radii"):
         noise = torch.randn(search.X.shape, generator=generator, dtype=search.X.dtype).to(search.X.device)
         share = torch.rand(len(noise), generator=generator, dtype=torch.float64).to(search.X.device)
         search.look_at(search.X + _scaled(noise, share * search.reach()))
-        search.climb(noise, 0.5 ** (draw % 4))
+        search.climb(noise, *STEPS[draw % len(STEPS)])
     return search.radii
 
 
@@ -91,14 +93,18 @@ class _BallSearch:
         self.at = torch.where(better, distances, self.at)
         self.best = torch.where(better.reshape(-1, *(1,) * (points.dim() - 1)), points, self.best)
 
-    def climb(self, noise: Tensor, step: float) -> None:
-        """One step up from the steepest points, at random where the slope is locally constant, back into the ball."""
+    def climb(self, noise: Tensor, step: float, share: float) -> None:
+        """One step up from the steepest points, at random where the slope is locally constant.
+
+        The fixed point lies between o over the largest slope known and the radius so far, so there the step ends.
+        """
         gradient = torch.cat(self.batch.map(lambda _, best: _slope_gradient(self.network, best), self.best))
         flat = _lengths(gradient) == 0
         direction = torch.where(flat.reshape(-1, *(1,) * (noise.dim() - 1)), noise, gradient)
         reach = self.reach()
         offset = self.best + _scaled(direction, step * reach) - self.X
-        self.look_at(self.X + _scaled(offset, torch.minimum(_lengths(offset), reach)))
+        least = torch.minimum(self._allowed(torch.zeros_like(self.at), self.steepest), reach)
+        self.look_at(self.X + _scaled(offset, least + share * (reach - least)))
 
     def _slopes(self, points: Tensor) -> tuple[Tensor, Tensor]:
         parts = self.batch.map(lambda _, some: _top_singular(self.network, some), points)

@@ -212,7 +212,7 @@ def rademacher_bound(network: Network, batch: Batch) -> Measured:
             activation, args = activation_of(node)
             if activation.lipschitz(*args) > 1:
                 raise node.refuse(purpose, "its slope exceeds 1.")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "layer": node.label,
             "value": as_operator(network, node).frobenius_norm() * math.sqrt(repetitions(node)),
@@ -225,7 +225,11 @@ def rademacher_bound(network: Network, batch: Batch) -> Measured:
     return Measured.from_log(log_norms + log_factor, per_layer=rows)
 
 
-_ROBUSTNESS: dict[str, Any] = {"family": "robustness", "cost": "forward", "invariances": frozenset({"permutation", "layer_rescaling"})}
+_ROBUSTNESS: dict[str, Any] = {
+    "family": "robustness",
+    "cost": "forward",
+    "invariances": frozenset({"permutation", "layer_rescaling"}),
+}
 
 MEASURES = (
     Measure(

@@ -164,7 +164,7 @@ def distance_from_initialization(network: Network, batch: Batch, *, norm: str = 
     True
     """
     check_option("norm", norm, DISTANCES)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for node, change, input_shape in _moved_layers(network):
         if norm == "spectral":
             value = operator_of(node, change, input_shape).norm_lower().value
@@ -182,8 +182,9 @@ def _moved_layers(network: Network) -> list[tuple[Node, Tensor, tuple[int, ...]]
     found, seen = [], set()
     for node, start in zip(now.nodes, before.nodes, strict=True):
         _refuse_hidden_matrix(node)
-        if node.op not in MATRICES or not node.trainable[0]:
+        if node.weight is None or node.op not in MATRICES or not node.trainable[0]:
             continue
+        assert node.weight is not None
         key = (node.sources[0], node.weight.numel(), node.weight.storage_offset())
         if key not in seen:
             seen.add(key)

@@ -118,7 +118,7 @@ def _public_name(estimator: Any) -> str:
             f"`estimator` must be one of this package, got {name}. Of a network of your own save the `state_dict()` "
             "with safetensors.torch.save_file."
         )
-    if not estimator.__sklearn_is_fitted__():
+    if not estimator.__sklearn_is_fitted__():  # type: ignore[attr-defined]
         raise NotFittedError(f"This {name} is not fitted yet. Call `fit` before saving it.")
     return name
 

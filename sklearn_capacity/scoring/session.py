@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -149,6 +150,13 @@ class Session:
         encoded = encode_targets(self.subject, y, self.loss, len(X), network.n_outputs)
         return X, torch.from_numpy(encoded).to(network.device)
 
+    def renewed(self) -> Session:
+        """This session after the weights of its network were changed in place: the trace is kept."""
+        twin = copy.copy(self)
+        twin.network = self.network.renewed()
+        twin.batch = self.batch.renewed(twin.network)
+        return twin
+
     def why_not(self, measure: Measure) -> str | None:
         """Why a measure cannot be taken here, as far as its record says."""
         task = "classification" if self.loss == "cross_entropy" else "regression"
@@ -188,14 +196,36 @@ def _network(subject: Subject, X: Any, device: Any) -> Network:
     dtype = torch.float64 if small or not floats else floats[0]
     if dtype in (torch.float16, torch.bfloat16):
         dtype = torch.float32
-    return Network(
+    shape = _input_shape(subject, X)
+    network = Network(
         subject.module,
-        _input_shape(subject, X),
+        shape,
         output=subject.output,
         initial_state=subject.initial_state,
         dtype=dtype,
-        device=device,
+        device=_checked_device(device),
     )
+    _check_forward(network, shape)
+    return network
+
+
+def _checked_device(device: Any) -> torch.device | None:
+    try:
+        return None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f'`device` must be None or a device of torch such as "cpu", got {device!r}.') from error
+
+
+def _check_forward(network: Network, shape: tuple[int, ...]) -> None:
+    """One small pass now, so that data of a wrong shape are told as such and not by some operator inside."""
+    try:
+        n_outputs = network.n_outputs
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise ValueError(f"The network failed on samples of shape {shape}, those of `X`: {error}") from error
+    if n_outputs < 1:
+        raise NotDefinedError("The network has no outputs.")
 
 
 def _input_shape(subject: Subject, X: Any) -> tuple[int, ...]:

@@ -4,15 +4,18 @@ from sklearn_capacity.training.batches import Batch, TensorBatches, TensorData
 from sklearn_capacity.training.callbacks import DivergenceCheck, EpochProgress, StopBelow
 from sklearn_capacity.training.checkpoints import CheckpointFolder, CheckpointWriter, resumable_fit
 from sklearn_capacity.training.devices import resolve_device
+from sklearn_capacity.training.kfac import KFAC
 from sklearn_capacity.training.losses import CRITERIA
 from sklearn_capacity.training.net import PenalizedClassifier, PenalizedNet, PenalizedRegressor
 from sklearn_capacity.training.optimizers import OPTIMIZERS, resolve_optimizer
+from sklearn_capacity.training.path_sgd import PathSGD
 from sklearn_capacity.training.regime import NuSchedule, SlowLearning
 from sklearn_capacity.training.schedules import LearningRateSchedule, TorchSchedule, make_schedule, set_learning_rates
 from sklearn_capacity.training.seeding import seeded
 
 __all__ = [
     "CRITERIA",
+    "KFAC",
     "OPTIMIZERS",
     "Batch",
     "CheckpointFolder",
@@ -21,6 +24,7 @@ __all__ = [
     "EpochProgress",
     "LearningRateSchedule",
     "NuSchedule",
+    "PathSGD",
     "PenalizedClassifier",
     "PenalizedNet",
     "PenalizedRegressor",

@@ -23,6 +23,7 @@ __all__ = ["CheckpointFolder", "CheckpointWriter", "resumable_fit"]
 FORMAT = 1
 _NAME = re.compile(r"(?:epoch-(\d{8})|(finished))\.safetensors")
 _TEMPORARY = re.compile(r"[^.]+\.safetensors\.(?P<host>.+)\.(?P<pid>\d+)\.\d+\.tmp")
+_CHOSEN_BY_CODE = (type, types.FunctionType, types.BuiltinFunctionType)
 _KEPT = 2  # the newest, and the one before it in case that the newest is damaged
 _LAST = 10**8  # a finished fit comes after every epoch
 
@@ -178,21 +179,19 @@ def _unsaved_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
 def _callback_state(callback: Callback) -> dict[str, Any]:
     """A callback's attributes that are no parameters: what it has learnt so far.
 
-    Functions and classes are left out, since a callback's own code chooses them again, and so is what has no form
-    as text and tensors if its ``__getstate__`` leaves it out when it is pickled.
+    Functions and classes are left out, since a callback's own code chooses them again, and so is what its
+    ``__getstate__`` leaves out when it is pickled.
     """
     parameters = callback.get_params(deep=False)
     pickled = callback.__getstate__() or {}
     state = {}
     for key, value in vars(callback).items():
-        if key in parameters or isinstance(value, type | types.FunctionType | types.BuiltinFunctionType):
+        if key in parameters or key not in pickled or isinstance(value, _CHOSEN_BY_CODE):
             continue
         value = value.state_dict() if hasattr(value, "state_dict") else value
         try:
             encode(value, {}, name=f"{type(callback).__name__}.{key}")
         except TypeError as error:
-            if key not in pickled:
-                continue
             raise TypeError(
                 f"{error} So `checkpoint_dir` cannot resume the callback: let its `__getstate__` leave out {key!r}, "
                 "or fit with checkpoint_dir=None."
@@ -245,20 +244,20 @@ def resumable_fit(
     """
     folder.clear()
     found = folder.latest()
+    finished = found is not None and found.finished
     if found is not None:
         net.history.extend({**row, "batches": []} for row in found.history)
-    if found is not None and found.finished:
-        restore(net, found.state, generator)
-        return
-    if found is not None:  # schedulers want to see it as they begin; the writer puts it back once they have
-        _restore_optimizer(net.optimizer_, found.state["optimizer"])
+        for group in net.optimizer_.param_groups:  # schedulers that begin later than at the first epoch ask for it
+            group.setdefault("initial_lr", group["lr"])
     writer = CheckpointWriter(folder, generator, every, found)
     net.callbacks_.append(("checkpoints", writer))
     try:
-        net.partial_fit(data, None, epochs=epochs - len(net.history))
+        # also for a finished fit, of no epochs then: callbacks may divide the optimiser's groups as training begins
+        net.partial_fit(data, None, epochs=0 if finished else epochs - len(net.history))
     finally:
         net.callbacks_.pop()
-    if len(net.history) >= epochs or any(_has_stopped(callback) for _, callback in net.callbacks_):
+    ended = len(net.history) >= epochs or any(_has_stopped(callback) for _, callback in net.callbacks_)
+    if ended and not finished:
         folder.write(net.history, capture(net, generator), finished=True)
 
 

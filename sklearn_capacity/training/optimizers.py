@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from sklearn_capacity._validation import check_option
+from sklearn_capacity.training.kfac import KFAC
+from sklearn_capacity.training.path_sgd import PathSGD
 
 __all__ = ["OPTIMIZERS", "resolve_optimizer"]
 
@@ -18,8 +20,10 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
+    "kfac": KFAC,
     "lbfgs": torch.optim.LBFGS,
     "nadam": torch.optim.NAdam,
+    "path_sgd": PathSGD,
     "rmsprop": torch.optim.RMSprop,
     "sgd": torch.optim.SGD,
 }

@@ -10,7 +10,10 @@ from skorch.callbacks import Callback
 
 from sklearn_capacity.layers import generalization_parameters, nu_schedule, set_nu, slow_learning_factor
 
-__all__ = ["NuSchedule", "SlowLearning"]
+__all__ = ["SLOW", "NuSchedule", "SlowLearning"]
+
+#: marks a parameter group of generalization layers' own weights
+SLOW = "slow"
 
 
 class NuSchedule(Callback):
@@ -101,7 +104,8 @@ class SlowLearning(Callback):
         self.after = after
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        self.factor_, self.rates_ = 1.0, []
+        self.factor_ = 1.0
+        self.rates_: list[tuple[dict[str, Any], float]] = []
         slow = {id(parameter) for parameter in generalization_parameters(net.module_)}
         _split_groups(net.optimizer_, slow)
         self.handles_ = [
@@ -120,6 +124,9 @@ class SlowLearning(Callback):
             handle.remove()
         del self.handles_, self.rates_
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key not in ("handles_", "rates_")}
+
     def _slow_down(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         groups = [group for group in optimizer.param_groups if _is_slow(group)]
         self.rates_ = [(group, group["lr"]) for group in groups]
@@ -133,7 +140,7 @@ class SlowLearning(Callback):
 
 
 def _is_slow(group: dict[str, Any]) -> bool:
-    return group.get("slow", False)
+    return group.get(SLOW, False)
 
 
 def _split_groups(optimizer: torch.optim.Optimizer, slow: set[int]) -> None:
@@ -144,7 +151,7 @@ def _split_groups(optimizer: torch.optim.Optimizer, slow: set[int]) -> None:
             continue
         others = [parameter for parameter in group["params"] if id(parameter) not in slow]
         if not others:
-            group["slow"] = True
+            group[SLOW] = True
             continue
         group["params"] = others
-        optimizer.param_groups.append({**group, "params": inside, "slow": True})
+        optimizer.param_groups.append({**group, "params": inside, SLOW: True})

@@ -1,0 +1,136 @@
+"""Distributions of the weights of networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .._validation import check_integer
+from ..scoring.landscape import network_weights
+
+__all__ = ["WeightHistogramDisplay"]
+
+
+class WeightHistogramDisplay:
+    """Densities of the weights of one or more networks on a common axis.
+
+    Networks that fitted random labels have heavier tails than those that learned: the legend has the standard deviation
+    and the excess kurtosis (0 for a Gaussian) of each.
+
+    Parameters
+    ----------
+    weights : dict of str to array-like of shape (n_weights,)
+        By label; not changed.
+
+    Attributes
+    ----------
+    patches_ : dict of str to matplotlib Polygon
+        The outline of each histogram.
+    edges_ : ndarray
+        The bins, which all share.
+    ax_ : Axes
+    figure_ : Figure
+
+    References
+    ----------
+    Generalization by design: learning in the manifold of distributions, figure 1.
+
+    Examples
+    --------
+    >>> import matplotlib
+    >>> matplotlib.use("Agg")
+    >>> import numpy as np
+    >>> from sklearn_capacity.displays import WeightHistogramDisplay
+    >>> rng = np.random.default_rng(0)
+    >>> display = WeightHistogramDisplay({"before": rng.normal(size=900), "after": rng.laplace(size=900)}).plot()
+    >>> list(display.patches_)
+    ['before', 'after']
+    """
+
+    def __init__(self, weights: Mapping[str, Any]):
+        self.weights = weights
+
+    @classmethod
+    def from_estimator(cls, estimator: Any, *, label: str = "trained", initial: bool = True) -> WeightHistogramDisplay:
+        """The weights of a fitted model, beside those before training.
+
+        Parameters
+        ----------
+        estimator : fitted estimator, skorch net, nn.Module or scikit-learn network
+        label : str, default="trained"
+        initial : bool, default=True
+            Whether to show the weights before training too, which estimators of this package keep.
+
+        Returns
+        -------
+        WeightHistogramDisplay
+        """
+        weights = {"initialization": network_weights(estimator, initial=True)} if initial else {}
+        return cls({**weights, label: network_weights(estimator)})
+
+    @classmethod
+    def from_estimators(cls, estimators: Mapping[str, Any]) -> WeightHistogramDisplay:
+        """The weights of several fitted models.
+
+        Parameters
+        ----------
+        estimators : dict of label to model
+
+        Returns
+        -------
+        WeightHistogramDisplay
+        """
+        return cls({label: network_weights(estimator) for label, estimator in estimators.items()})
+
+    def plot(self, ax: Any = None, *, bins: int = 100, log: bool = True) -> WeightHistogramDisplay:
+        """Draw the densities.
+
+        Parameters
+        ----------
+        ax : Axes, default=None
+            None makes a figure.
+        bins : int >= 1, default=100
+            Of equal width over the range of all weights together.
+        log : bool, default=True
+            Logarithmic densities, which show the tails.
+
+        Returns
+        -------
+        WeightHistogramDisplay
+            Itself, with the artists in its attributes.
+        """
+        import matplotlib.pyplot as plt
+
+        check_integer("bins", bins, 1)
+        arrays = {label: _checked(label, values) for label, values in self.weights.items()}
+        if not arrays:
+            raise ValueError("`weights` must hold at least one network's weights, got none.")
+        if ax is None:
+            _, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+        self.ax_, self.figure_ = ax, ax.figure
+        self.edges_ = np.histogram_bin_edges(np.concatenate(list(arrays.values())), bins=bins)
+        self.patches_: dict[str, Any] = {}
+        for label, values in arrays.items():
+            shown = f"{label} (sd {values.std():.3g}, excess kurtosis {_excess_kurtosis(values):.2g})"
+            _, _, (self.patches_[label],) = ax.hist(
+                values, bins=self.edges_, density=True, histtype="step", log=log, label=shown
+            )
+        ax.set(xlabel="weight", ylabel="density")
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)  # above: the tails fill the axes
+        return self
+
+
+def _checked(label: str, values: Any) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64).ravel()
+    if not len(array) or not np.isfinite(array).all():
+        raise ValueError(f"`weights` of {label!r} must be finite numbers, at least one.")
+    return array
+
+
+def _excess_kurtosis(values: np.ndarray) -> float:
+    """Fourth moment over the squared variance, less 3; 0 for a Gaussian and where all are equal."""
+    centred = values - values.mean()
+    variance = np.mean(centred**2)
+    return float(np.mean(centred**4) / variance**2 - 3) if variance > 0 else 0.0

@@ -1,0 +1,71 @@
+"""What `torch.export` keeps of every trace for the rest of the process, set free again.
+
+A shape environment holds fake tensors, whose symbolic sizes hold the environment from C++, where no garbage collector
+looks; class-wide caches of its methods hold it too. The source text of every intermediate graph stays in `linecache`.
+Together that is about 75 kB per trace: a search over hundreds of networks would grow by tens of megabytes.
+"""
+
+from __future__ import annotations
+
+import linecache
+import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch.fx.graph_module
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+__all__ = ["no_leftovers"]
+
+_SOURCE = "<eval_with_key>"
+_LOGGER = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+
+
+@contextmanager
+def no_leftovers() -> Iterator[list[Any]]:
+    """Free what the tracing inside leaves behind; the caller puts the exported programs into the list it gets.
+
+    A failed export is quiet: its error tells what the pages in torch's log would.
+    """
+    before, level = set(linecache.cache), _LOGGER.level
+    programs: list[Any] = []
+    modes: list[FakeTensorMode] = []
+    _LOGGER.setLevel(logging.ERROR)
+    try:
+        yield programs
+        modes += [mode for program in programs for mode in _modes_of(program)]
+    except Exception as error:
+        modes += _modes_behind(error)
+        raise
+    finally:
+        _LOGGER.setLevel(level)
+        for mode in modes:
+            if mode.shape_env is not None:
+                mode.shape_env.tracked_fakes = None
+                mode.shape_env.fake_tensor_cache.clear()
+        for method in vars(ShapeEnv).values():  # the keys hold the environment
+            if hasattr(method, "cache_clear"):
+                method.cache_clear()
+        for name in set(linecache.cache) - before:
+            if name.startswith(_SOURCE):
+                linecache.cache.pop(name, None)
+                torch.fx.graph_module._loader.eval_cache.pop(name, None)
+
+
+def _modes_of(program: Any) -> list[FakeTensorMode]:
+    """The modes that an exported program's values were made in."""
+    values = [node.meta.get("val") for node in program.graph_module.graph.nodes]
+    return [value.fake_mode for value in values if hasattr(value, "fake_mode")]
+
+
+def _modes_behind(error: BaseException | None) -> list[FakeTensorMode]:
+    """The modes among the local variables of the frames in which tracing failed."""
+    found: list[FakeTensorMode] = []
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            found += [value for value in frame.f_locals.values() if isinstance(value, FakeTensorMode)]
+        error = error.__cause__ or error.__context__
+    return found

@@ -1,0 +1,136 @@
+"""Capacity during training: measures in the history of any skorch net."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from skorch import NeuralNet
+from skorch.callbacks import Callback
+
+from .._validation import NotDefinedError, check_integer
+from .capacity import measure_capacity
+
+__all__ = ["CapacityCallback"]
+
+
+class CapacityCallback(Callback):
+    """Record capacity measures in a skorch net's history after each epoch.
+
+    The network is measured with its weights of that moment: no cached prediction takes part, and neither the
+    training nor its random numbers change. The values stand in the history under the measures' labels, not negated,
+    so skorch's TensorBoard and MlflowLogger callbacks, if they come after this one, log them too.
+
+    Parameters
+    ----------
+    measures : str, list of str or dict, default="cheap"
+        As in `measure_capacity`.
+    X, y : array-like, default=None
+        What to measure on, with labels as the net gets them (class indices in this package's estimators). None: the
+        training data of the fit.
+    every : int, default=1
+        Epochs between two measurements; those in between get nan.
+    prefix : str, default=""
+        Goes before the labels.
+    loss, log, max_samples, batch_size, device, random_state
+        As in `measure_capacity`; of the training data at most `max_samples` are measured on, default=1000.
+
+    Raises
+    ------
+    ValueError
+        In training, as `measure_capacity`, if a measure that is named does not apply.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_capacity import CapacityCallback, NetworkClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> callback = CapacityCallback(["l2_path_norm", "margin"])
+    >>> model = NetworkClassifier((8,), max_epochs=3, callbacks=[callback], random_state=0).fit(X, y)
+    >>> len(model.history_[:, "l2_path_norm"])
+    3
+    """
+
+    def __init__(
+        self,
+        measures: Any = "cheap",
+        *,
+        X: Any = None,
+        y: Any = None,
+        every: int = 1,
+        prefix: str = "",
+        loss: str | None = None,
+        log: bool = False,
+        max_samples: int | None = 1000,
+        batch_size: int | None = None,
+        device: Any = None,
+        random_state: int = 0,
+    ) -> None:
+        self.measures = measures
+        self.X = X
+        self.y = y
+        self.every = every
+        self.prefix = prefix
+        self.loss = loss
+        self.log = log
+        self.max_samples = max_samples
+        self.batch_size = batch_size
+        self.device = device
+        self.random_state = random_state
+
+    def on_train_begin(self, net: NeuralNet, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        check_integer("every", self.every, 1)
+        self._labels: list[str] = []
+        given = (self.X, self.y) if self.X is not None else _arrays(X, y, self.max_samples, self.random_state)
+        self._data: Any = given
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        if len(net.history) % self.every:
+            values = dict.fromkeys(self._labels, float("nan"))
+        else:
+            values = self._measure(net)
+            self._labels = list(values)
+        for label, value in values.items():
+            net.history.record(f"{self.prefix}{label}", value)
+
+    def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        self._data = None  # type: ignore[assignment]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_data"}  # the training data do not travel
+
+    def _measure(self, net: NeuralNet) -> dict[str, float]:
+        module = net.module_
+        modes = {part: part.training for part in module.modules()}
+        try:
+            X, y = self._data
+            return measure_capacity(
+                net,
+                X,
+                y,
+                self.measures,
+                loss=self.loss,
+                log=self.log,
+                max_samples=self.max_samples,
+                batch_size=self.batch_size,
+                device=self.device,
+                random_state=self.random_state,
+            )
+        finally:
+            for part, training in modes.items():
+                part.training = training
+
+
+def _arrays(X: Any, y: Any, max_samples: int | None, random_state: int) -> tuple[Any, Any]:
+    """The training data of a fit, which skorch hands on as arrays or as a dataset."""
+    if not isinstance(X, torch.utils.data.Dataset):
+        return X, y
+    rows = np.arange(len(X))  # type: ignore[arg-type]
+    if max_samples is not None and len(rows) > max_samples:
+        rows = np.sort(np.random.default_rng(random_state).choice(rows, max_samples, replace=False))
+    pairs = [X[int(row)] for row in rows]
+    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        raise NotDefinedError("CapacityCallback cannot read (X, y) from this dataset: pass `X` and `y` to it.")
+    inputs, targets = zip(*pairs, strict=True)
+    return torch.stack([torch.as_tensor(x) for x in inputs]), torch.stack([torch.as_tensor(t) for t in targets])

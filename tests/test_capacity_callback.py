@@ -1,0 +1,123 @@
+"""Measures per epoch in the history of any skorch net."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from skorch import NeuralNetClassifier
+from skorch.callbacks import Callback, EpochScoring
+from torch import nn
+
+from sklearn_capacity import CapacityCallback, NetworkClassifier, NetworkRegressor, measure_capacity
+
+rng = np.random.default_rng(0)
+X, y = rng.normal(size=(40, 4)).astype("float32"), np.arange(40) % 3
+MEASURES = ["l2_path_norm", "margin"]
+
+
+def recorded(history, names=MEASURES):
+    return {name: history[:, name] for name in names}
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3))
+
+
+def skorch_net(callbacks=(), **params):
+    options = {"criterion": nn.CrossEntropyLoss, "max_epochs": 3, "verbose": 0, "train_split": None, "lr": 0.1}
+    torch.manual_seed(0)
+    return NeuralNetClassifier(network(), callbacks=list(callbacks), **{**options, **params})
+
+
+class Keeps(Callback):
+    """Measures by hand as the epochs end."""
+
+    def on_epoch_end(self, net, **kwargs):
+        kept.append(measure_capacity(net.module_, X, y, MEASURES, loss="cross_entropy"))
+
+
+kept: list[dict] = []
+
+
+@pytest.fixture(autouse=True)
+def none_kept():
+    kept.clear()
+
+
+def test_any_skorch_net_is_measured_as_it_is_then():
+    # EpochScoring caches predictions of the training data: none of them may be used
+    callbacks = [EpochScoring("accuracy", on_train=True, use_caching=True), CapacityCallback(MEASURES), Keeps()]
+    net = skorch_net(callbacks).fit(X, y)
+    for name in MEASURES:
+        np.testing.assert_array_equal(net.history[:, name], [values[name] for values in kept])
+    assert len({values["margin"] for values in kept}) == 3
+    last = measure_capacity(net.module_, X, y, MEASURES, loss="cross_entropy")
+    assert last == {name: net.history[-1, name] for name in MEASURES}
+
+
+def test_training_is_not_changed():
+    watched = [CapacityCallback([*MEASURES, "fisher_rao_norm"])]
+    plain, measured = (skorch_net(callbacks).fit(X, y) for callbacks in ([], watched))
+    for a, b in zip(plain.module_.state_dict().values(), measured.module_.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert plain.history[:, "train_loss"] == measured.history[:, "train_loss"]
+
+
+def test_estimators_of_this_package():
+    model = NetworkClassifier((5,), max_epochs=4, random_state=0, callbacks=[CapacityCallback(MEASURES, prefix="c_")])
+    model.fit(X, np.array(["a", "b", "c"])[y])
+    values = measure_capacity(model, X, np.array(["a", "b", "c"])[y], MEASURES)
+    assert {name: model.history_[-1, f"c_{name}"] for name in MEASURES} == values
+    assert len(model.history_[:, "c_margin"]) == 4
+    regressor = NetworkRegressor((5,), max_epochs=2, random_state=0, callbacks=[CapacityCallback("fisher_rao_norm")])
+    regressor.fit(X, X[:, 0])
+    assert regressor.history_[-1, "fisher_rao_norm"] == measure_capacity(regressor, X, X[:, 0], "fisher_rao_norm")[
+        "fisher_rao_norm"
+    ]
+
+
+def test_own_data_every_other_epoch_and_pickles():
+    callback = CapacityCallback(["margin"], X=X[:10], y=y[:10], every=2, max_samples=None)
+    model = NetworkClassifier((5,), max_epochs=4, random_state=0, callbacks=[callback]).fit(X, y)
+    values = np.array(model.history_[1:, "margin"])
+    np.testing.assert_array_equal(np.isnan(values), [False, True, False])
+    assert values[-1] == measure_capacity(model, X[:10], y[:10], "margin")["margin"]
+    (inner,) = [cb for _, cb in model.net_.callbacks_ if isinstance(cb, CapacityCallback)]
+    assert inner._data is None and not hasattr(callback, "_data")
+
+
+def test_subset_of_the_training_data():
+    model = NetworkClassifier((5,), max_epochs=2, random_state=0, callbacks=[CapacityCallback("margin", max_samples=7)])
+    first = clone(model).fit(X, y).history_[:, "margin"]
+    assert first == model.fit(X, y).history_[:, "margin"]
+    net = skorch_net([CapacityCallback("margin", max_samples=7)]).fit(X, y)
+    assert np.isfinite(net.history[:, "margin"]).all()
+
+
+def test_with_checkpoints(tmp_path):
+    model = NetworkClassifier((5,), max_epochs=3, random_state=0, callbacks=[CapacityCallback(MEASURES)])
+    model.set_params(checkpoint_dir=tmp_path)
+    first = recorded(clone(model).fit(X, y).history_)
+    assert recorded(model.fit(X, y).history_) == first
+    sizes = [path.stat().st_size for path in tmp_path.rglob("*.safetensors")]
+    assert len(sizes) == 2 and max(sizes) < 20_000  # the training data are not in it
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="`every` must be at least 1"):
+        skorch_net([CapacityCallback(every=0)]).fit(X, y)
+    with pytest.raises(ValueError, match="Did you mean 'margin'"):
+        skorch_net([CapacityCallback("margn")]).fit(X, y)
+
+    class Odd(torch.utils.data.Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return X[index]
+
+    with pytest.raises(ValueError, match="cannot read .* from this dataset: pass `X` and `y`"):
+        CapacityCallback().on_train_begin(None, Odd())

@@ -1,0 +1,130 @@
+"""Searches on a Dask cluster of two real processes: the serial scores, one transfer of the data, workers that die."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+
+import cloudpickle
+import numpy as np
+import pytest
+from joblib import parallel_config
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+
+from sklearn_capacity import CapacityScorer, NetworkClassifier, model_selection
+
+distributed = pytest.importorskip("dask.distributed", reason="needs the `distributed` extra")
+
+rng = np.random.default_rng(0)
+X, y = rng.normal(size=(300, 12)), np.arange(300) % 3
+
+
+class Pause(TransformerMixin, BaseEstimator):
+    """Leaves X as it is, and says that a task runs by a file of its own; the first one waits to be killed."""
+
+    def __init__(self, folder=None):
+        self.folder = folder
+
+    def fit(self, X, y=None):
+        if self.folder is not None:
+            try:
+                with open(os.path.join(self.folder, "pid"), "x") as file:
+                    file.write(str(os.getpid()))
+                time.sleep(60)
+            except FileExistsError:
+                self.ran_ = True
+        return self
+
+    def __sklearn_is_fitted__(self):
+        return True
+
+    def transform(self, X):
+        return X
+
+
+def search(folder=None):
+    network = NetworkClassifier((8,), max_epochs=3, random_state=0)
+    return GridSearchCV(
+        make_pipeline(Pause(folder), network),
+        {"networkclassifier__weight_decay": [0.0, 0.1]},
+        scoring=CapacityScorer(["accuracy", "l2_path_norm", "fisher_rao_norm"]),
+        refit=False,
+        cv=2,
+        return_train_score=True,
+    )
+
+
+def assert_equal_scores(parallel, serial):
+    columns = [key for key in serial if "_test_" in key or "_train_" in key]
+    assert len(columns) == 3 * 2 * 4 + 3  # per measure and kind: 2 splits, mean, std; ranks
+    assert np.isfinite([serial[key] for key in columns]).all()
+    for key in columns:
+        np.testing.assert_array_equal(parallel[key], serial[key], err_msg=key)
+
+
+@pytest.fixture(scope="module")
+def serial():
+    return search().fit(X, y).cv_results_
+
+
+@pytest.fixture(scope="module")
+def client():
+    # the functions of this file are known here only
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+def test_backend_needs_a_client():
+    with pytest.raises(ValueError, match="`client` must be a Dask client, as there is no current one"):
+        model_selection.dask_backend()
+
+
+def test_scores_equal_the_serial_ones_and_data_travel_once(client, serial, monkeypatch):
+    sizes, submit = [], client.submit
+
+    def noted(function, *args, **kwargs):
+        sizes.append(len(pickle.dumps(kwargs.get("tasks"), protocol=5)))
+        return submit(function, *args, **kwargs)
+
+    monkeypatch.setattr(client, "submit", noted)
+    pids = client.run(os.getpid)
+    assert len(set(pids.values()) | {os.getpid()}) == 3
+    with parallel_config(backend="dask", scatter=[X, y]):
+        assert_equal_scores(clone(search()).fit(X, y).cv_results_, serial)
+    assert sum(sizes) and max(sizes) < X.nbytes / 2  # tasks name the data and do not hold them
+
+
+def test_a_dying_worker_costs_its_task_only(client, serial, tmp_path):
+    died = []
+
+    def kill():
+        for _ in range(600):
+            time.sleep(0.1)
+            if (tmp_path / "pid").exists() and (tmp_path / "pid").read_text():
+                died.append(int((tmp_path / "pid").read_text()))
+                os.kill(died[0], signal.SIGKILL)
+                return
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with model_selection.dask_backend(client, scatter=[X, y]):
+        results = search(str(tmp_path)).fit(X, y).cv_results_
+    killer.join()
+    assert len(died) == 1
+    assert_equal_scores(results, serial)
+
+
+def test_backend_needs_dask(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dask.distributed", None)
+    with pytest.raises(ImportError, match="needs Dask: pip install"):
+        model_selection.dask_backend()

@@ -1,0 +1,144 @@
+"""The Fisher-Rao norm: definition, lemma 2.1, theorem 3.1, invariance, losses and errors."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import reference_fisher as reference
+from networks import CHAINS, NETWORKS
+from pretend_device import pretend_device
+from sklearn_capacity import NotDefinedError, measure_capacity
+from sklearn_capacity.graph import Network
+from sklearn_capacity.measures import MEASURES, Batch
+
+CASES = ["mlp", "mlp_no_bias", "mlp_tanh", "mlp_batch_norm", "tied", "conv_batch_norm", "conv_max_pool", "residual"]
+
+
+@functools.cache
+def network(name):
+    module, X, y = NETWORKS[name]()
+    output = "one_logit" if name == "binary" else "logits"
+    return Network(module, tuple(X.shape[1:]), output=output), X, y, reference.folded(name, module)
+
+
+def norm(name, y=None, *, loss="cross_entropy", batch_size=None, **params):
+    net, X, labels, _ = network(name)
+    batch = Batch(net, X, labels if y is None else y, loss=loss, batch_size=batch_size)
+    return MEASURES["fisher_rao_norm"](net, batch, **params).value
+
+
+def targets(name):
+    net, X, _, _ = network(name)
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(len(X), net.n_outputs, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("parameters", ["all", "weights"])
+@pytest.mark.parametrize("distribution", ["empirical", "model"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
+@pytest.mark.parametrize("name", ["mlp", "mlp_tanh", "conv_batch_norm", "tied"])
+def test_is_the_quadratic_form_of_gradients_of_the_log_likelihood(name, loss, distribution, parameters):
+    _, X, y, by_hand = network(name)
+    y = y if loss == "cross_entropy" else targets(name)
+    expected = reference.fisher_rao(by_hand, X, y, loss, distribution, parameters == "weights")
+    value = norm(name, y, loss=loss, distribution=distribution, parameters=parameters)
+    assert value == pytest.approx(math.sqrt(expected), rel=1e-10)
+
+
+@pytest.mark.parametrize("name", [*CASES, "binary"])
+def test_default_is_the_empirical_one_over_all_parameters(name):
+    _, X, y, by_hand = network(name)
+    expected = reference.fisher_rao(by_hand, X, y, "cross_entropy", "empirical", False)
+    assert norm(name) == pytest.approx(math.sqrt(expected), rel=1e-10)
+    assert norm(name, squared=True) == pytest.approx(expected, rel=1e-10)
+    assert norm(name, batch_size=3) == pytest.approx(math.sqrt(expected), rel=1e-10)
+
+
+def test_absolute_loss_of_one_output():
+    _, X, _, by_hand = network("one_output")
+    y = targets("one_output")
+    expected = math.sqrt(reference.fisher_rao(by_hand, X, y, "absolute", "empirical", False))
+    assert norm("one_output", y, loss="absolute") == pytest.approx(expected, rel=1e-10)
+    # theorem 3.1 for this loss: the norm is the number of layers times the root mean square of f
+    root = float((by_hand(X) ** 2).mean().sqrt())
+    assert norm("one_output", y, loss="absolute", per_layer=True) == pytest.approx(root, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_theorem_3_1(name):
+    """|theta|_fr^2 = d^2 E <dl/df, f>^2 for bias-free homogeneous chains, whatever the loss."""
+    net, X, y, by_hand = network(name)
+    d = len(net.graph.layers)
+    f = by_hand(X).detach()
+    t = targets(name)
+    squared = float((((f - t) * f).sum(1) ** 2).mean())
+    assert norm(name, t, loss="squared", squared=True) == pytest.approx(d**2 * squared, rel=1e-12)
+    assert norm(name, t, loss="squared", per_layer=True) == pytest.approx(math.sqrt(squared), rel=1e-12)
+    if f.shape[1] > 1:
+        p = f.softmax(1)
+        inner = (p * f).sum(1) - f.gather(1, y[:, None])[:, 0]
+        assert norm(name, squared=True) == pytest.approx(d**2 * float((inner**2).mean()), rel=1e-12)
+
+
+def test_theorem_3_1_fails_with_biases():
+    net, X, y, by_hand = network("mlp")
+    f = by_hand(X).detach()
+    inner = (f.softmax(1) * f).sum(1) - f.gather(1, y[:, None])[:, 0]
+    assert norm("mlp") != pytest.approx(len(net.graph.layers) * float((inner**2).mean().sqrt()), rel=0.01)
+
+
+def test_model_distribution_needs_no_labels():
+    module, X, y = NETWORKS["mlp"]()
+    request = {"fr": ("fisher_rao_norm", {"distribution": "model"})}
+    assert measure_capacity(module, X, None, request, loss="cross_entropy") == measure_capacity(module, X, y, request)
+
+
+def test_frozen_parameters_take_no_part():
+    net = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).double()
+    X, y = torch.randn(6, 4, dtype=torch.float64), torch.arange(6) % 3
+    net[0].requires_grad_(False)
+    expected = reference.fisher_rao(net, X, y, "cross_entropy", "empirical", False)
+    assert measure_capacity(net, X, y, "fisher_rao_norm")["fisher_rao_norm"] ** 2 == pytest.approx(expected, rel=1e-10)
+    net[2].requires_grad_(False)
+    assert measure_capacity(net, X, y, "fisher_rao_norm") == {"fisher_rao_norm": 0.0}
+
+
+@pytest.mark.parametrize("parameters", ["all", "weights"])
+def test_networks_without_a_tangent_rule_take_two_reverse_sweeps(parameters):
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm, self.head = nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(self.norm(self.first(x)).relu())
+
+    net = Normed().double()
+    X, y = torch.randn(6, 4, dtype=torch.float64), torch.arange(6) % 3
+    expected = reference.fisher_rao(net, X, y, "cross_entropy", "empirical", parameters == "weights")
+    request = {"fr": ("fisher_rao_norm", {"parameters": parameters})}
+    assert measure_capacity(net, X, y, request, batch_size=4)["fr"] ** 2 == pytest.approx(expected, rel=1e-9)
+
+
+def test_runs_on_an_accelerator():
+    module, X, y = NETWORKS["conv_max_pool"]()
+    expected = measure_capacity(module, X, y, "fisher_rao_norm")
+    with pretend_device() as device:
+        assert measure_capacity(module, X, y, "fisher_rao_norm", device=device.device) == pytest.approx(expected)
+
+
+def test_refusals():
+    module, X, y = NETWORKS["mlp"]()
+    with pytest.raises(NotDefinedError, match="absolute loss is defined for one output, got 3"):
+        measure_capacity(module, X, torch.zeros(7, 3, dtype=torch.float64), "fisher_rao_norm", loss="absolute")
+    with pytest.raises(ValueError, match="`distribution` must be one of 'empirical', 'model', got 'true'"):
+        measure_capacity(module, X, y, {"fr": ("fisher_rao_norm", {"distribution": "true"})})
+    with pytest.raises(ValueError, match="`parameters` must be one of 'all', 'weights', got 'biases'"):
+        measure_capacity(module, X, y, {"fr": ("fisher_rao_norm", {"parameters": "biases"})})
+    with pytest.raises(NotDefinedError, match="needs labels"):
+        measure_capacity(module, X, None, "fisher_rao_norm", loss="cross_entropy")

@@ -1,0 +1,76 @@
+"""Tracing leaves nothing behind in the process, whether it works or fails."""
+
+from __future__ import annotations
+
+import gc
+import linecache
+import logging
+
+import pytest
+import torch
+from torch import nn
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from sklearn_capacity.graph import UnsupportedLayerError, trace
+
+
+class DependsOnData(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.linear(x) if x.sum() > 0 else -self.linear(x)
+
+
+def trace_and_drop(module, shape, fails):
+    if fails:
+        with pytest.raises(UnsupportedLayerError, match="cannot be traced"):
+            trace(module, shape)
+    else:
+        trace(module, shape)
+
+
+def held() -> tuple[int, int, int]:
+    """Shape environments, fake tensors and source texts that are alive."""
+    gc.collect()
+    things = gc.get_objects()
+    environments = sum(type(thing) is ShapeEnv for thing in things)
+    fakes = sum(type(thing).__name__ == "FakeTensor" for thing in things)
+    return environments, fakes, sum(name.startswith("<eval_with_key>") for name in linecache.cache)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "fails"),
+    [
+        (nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)), (5,), False),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(inplace=True)), (1, 4, 4), False),
+        (DependsOnData(), (4,), True),
+    ],
+    ids=["mlp", "in place", "refused"],
+)
+def test_traces_are_freed(module, shape, fails):
+    trace_and_drop(module, shape, fails)
+    before = held()
+    for _ in range(3):
+        trace_and_drop(module, shape, fails)
+    assert all(now <= then for now, then in zip(held(), before, strict=True))
+
+
+def test_torch_alone_leaves_them():
+    """The check above can fail: without the cleaning each trace stays."""
+    net, x = nn.Linear(5, 4), torch.zeros(2, 5)
+    spec = ({0: torch.export.Dim.AUTO},)
+    before = held()
+    for _ in range(3):
+        torch.export.export(net, (x,), dynamic_shapes=spec, strict=False)
+    after = held()
+    assert after[0] >= before[0] + 3
+    assert after[2] >= before[2] + 3
+
+
+def test_the_log_level_comes_back():
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    before = logger.level
+    trace_and_drop(DependsOnData(), (4,), True)
+    assert logger.level == before

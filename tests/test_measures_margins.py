@@ -1,0 +1,289 @@
+"""Margins, Jacobian norms and pull-back curvature against loops over samples and dense matrices in float64."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import reference_margins as reference
+from networks import CHAINS, NETWORKS
+from sklearn_capacity import NotDefinedError, measure_capacity
+from sklearn_capacity.graph import Network
+from sklearn_capacity.measures import MEASURES, Batch
+from sklearn_capacity.measures.companion import fisher_norm
+from sklearn_capacity.measures.normalized_margins import normalized
+
+CLASSIFIERS = [name for name in NETWORKS if name not in ("binary", "one_output")]
+REDUCE = {"mean": np.mean, "max": np.max}
+
+
+@functools.cache
+def network(case):
+    """Traced once for all tests; its operator norms are computed once."""
+    module, X, _ = NETWORKS[case]()
+    return Network(module, tuple(X.shape[1:]))
+
+
+@functools.cache
+def batch(case, loss, scale):
+    module, X, y = NETWORKS[case]()
+    return Batch(network(case), scale * X, y if loss == "cross_entropy" else module(X).detach(), loss=loss)
+
+
+def value_of(case, name, loss="cross_entropy", scale=1.0, **params):
+    return MEASURES[name](network(case), batch(case, loss, scale), **params).value
+
+
+def value(module, X, y, name, loss="cross_entropy", **params):
+    return measure_capacity(module, X, y, {name: (name, params)}, loss=loss)[name]
+
+
+# -- margins -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["mlp", "conv_1d", "residual", "concatenated"])
+def test_margins_keep_their_sign(case):
+    module, X, y = NETWORKS[case]()
+    expected = reference.margins(module, X, y)
+    assert min(expected) < 0  # labels are arbitrary
+    assert value_of(case, "min_margin") == pytest.approx(min(expected), rel=1e-12)
+    for q in (0, 5, 50, 100):
+        assert value_of(case, "margin", percentile=q) == pytest.approx(np.percentile(expected, q), rel=1e-12)
+
+
+@pytest.mark.parametrize("case", ["mlp", "conv_1d"])
+def test_softmax_score_is_that_of_equation_33(case):
+    module, X, y = NETWORKS[case]()
+    scores = []
+    for x, label in zip(X, y.tolist(), strict=True):
+        z = reference.softmax(module(x[None])[0].detach().numpy())
+        delta = np.eye(len(z))
+        scores.append(min(math.sqrt(2) * (delta[label] - delta[j]) @ z for j in range(len(z)) if j != label))
+    assert value_of(case, "softmax_score") == pytest.approx(min(scores), rel=1e-12)
+
+
+def spectral_complexity(matrices):
+    norms = [reference.norm_l2(W) for W in matrices]
+    ratios = [sum(np.linalg.norm(row) for row in W) / s for W, s in zip(matrices, norms, strict=True)]
+    return math.prod(norms) * sum(r ** (2 / 3) for r in ratios) ** 1.5
+
+
+def matrices_of(case, module, X):
+    """Weight matrices as operators: batch norm goes with the convolution, a shared map has a block per token."""
+    parts = {
+        "mlp": [[0], [2], [4]],
+        "conv_batch_norm": [[0, 1], [5]],
+        "conv_strided_grouped": [[0], [2], [5]],
+        "mlp_batch_norm": [[0, 1], [3, 4]],
+        "weight_norm": [[0], [2]],
+    }[case]
+    out, x, last = [], X[:1], 0
+    for part in parts:
+        x = module[last : part[0]](x)
+        linear = module[part[0] : part[-1] + 1]
+        out.append(reference.dense(linear, tuple(x.shape[1:])))
+        x, last = linear(x), part[-1] + 1
+    return out
+
+
+@pytest.mark.parametrize("case", ["mlp", "conv_batch_norm", "conv_strided_grouped", "mlp_batch_norm", "weight_norm"])
+def test_spectrally_normalized_margin_on_dense_operators(case):
+    module, X, y = NETWORKS[case]()
+    R = spectral_complexity(matrices_of(case, module, X))
+    margins = reference.margins(module, X, y)
+    got = value_of(case, "spectrally_normalized_margin", percentile=40)
+    assert got == pytest.approx(np.percentile(margins, 40) / R, rel=1e-6)
+
+
+def test_spectrally_normalized_margin_counts_every_token():
+    module, X, y = NETWORKS["tokens"]()
+    first, second = (reference.dense(layer, (4, k)) for layer, k in ((module.first, 3), (module.second, 5)))
+    R = spectral_complexity([first, second, module.head.weight.detach().numpy()])
+    expected = min(reference.margins(module, X, y)) / R
+    assert value(module, X, y, "spectrally_normalized_margin", percentile=0) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("case", [case for case in CHAINS if case != "one_output"])
+def test_fisher_rao_normalized_margin_of_a_homogeneous_chain(case):
+    module, X, y = NETWORKS[case]()
+    d = sum(isinstance(layer, nn.Linear | nn.Conv2d) for layer in module)
+    squares = []
+    for x, label in zip(X, y.tolist(), strict=True):
+        f = module(x[None])[0].detach().numpy()  # lemma 2.1 of [FR]: the tangent along theta is d f
+        residual = reference.softmax(f) - np.eye(len(f))[label]
+        squares.append((residual @ (d * f)) ** 2)
+    expected = np.percentile(reference.margins(module, X, y), 5) / math.sqrt(np.mean(squares))
+    assert value_of(case, "fisher_rao_normalized_margin") == pytest.approx(expected, rel=1e-9)
+
+
+def test_margin_over_nothing_is_infinite_with_its_sign():
+    assert normalized(2.0, -math.inf) == math.inf
+    assert normalized(-2.0, -math.inf) == -math.inf
+    assert normalized(0.0, -math.inf) == 0.0
+    module = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).double()
+    module[0].weight.data.zero_()
+    module[2].weight.data.zero_()
+    module[2].bias.data.copy_(torch.tensor([1.0, 0.0]))
+    X, y = torch.ones(3, 2, dtype=torch.float64), torch.zeros(3, dtype=torch.long)
+    assert value(module, X, y, "spectrally_normalized_margin") == math.inf
+
+
+@pytest.mark.parametrize("name", ["margin", "spectrally_normalized_margin", "fisher_rao_normalized_margin"])
+def test_percentile_is_checked(name):
+    with pytest.raises(ValueError, match=r"`percentile` must lie in \[0, 100\], got 150"):
+        value(*NETWORKS["mlp"](), name, percentile=150)
+
+
+@pytest.mark.parametrize("name", ["softmax_score", "input_margin_bound", "spectrally_normalized_margin"])
+def test_margins_are_for_classification(name):
+    module, X, _ = NETWORKS["mlp"]()
+    with pytest.raises(NotDefinedError, match="classification only"):
+        value(module, X, module(X).detach(), name, loss="squared")
+
+
+def test_margin_needs_two_logits():
+    from sklearn_capacity.measures.margins import margins_of
+
+    with pytest.raises(NotDefinedError, match="at least two logits, got 1"):
+        margins_of(torch.zeros(3, 1), torch.zeros(3, dtype=torch.long))
+
+
+# -- Jacobians ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("output", ["logits", "softmax"])
+@pytest.mark.parametrize("case", CLASSIFIERS)
+def test_jacobian_norms_against_each_samples_dense_jacobian(case, output):
+    module, X, _ = NETWORKS[case]()
+    function = nn.Sequential(module, nn.Softmax(1)) if output == "softmax" else module
+    singular = [np.linalg.svd(reference.jacobian(function, x), compute_uv=False) for x in X]
+    frobenius = np.mean([(s**2).sum() for s in singular])
+    assert value_of(case, "jacobian_frobenius", output=output) == pytest.approx(frobenius, rel=1e-9)
+    for reduction, reduce in REDUCE.items():
+        got = value_of(case, "jacobian_spectral", output=output, reduction=reduction)
+        assert got == pytest.approx(reduce([s[0] for s in singular]), rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared"])
+@pytest.mark.parametrize("case", CLASSIFIERS)
+def test_pullback_against_the_whole_metric(case, loss):
+    module, X, _ = NETWORKS[case]()
+    spectra = [reference.curvature(module, x, loss) for x in X]
+    for reduction, reduce in REDUCE.items():
+        got = value_of(case, "pullback_curvature", loss, reduction=reduction)
+        assert got == pytest.approx(reduce([s[-1] for s in spectra]), rel=1e-8)
+        got = value_of(case, "pullback_trace", loss, reduction=reduction)
+        assert got == pytest.approx(reduce([s.sum() for s in spectra]), rel=1e-8)
+
+
+def many_outputs(seed=0):
+    """More outputs than a Gram matrix is formed for."""
+    generator = torch.Generator().manual_seed(seed)
+    module = nn.Sequential(nn.Linear(130, 40), nn.Tanh(), nn.Linear(40, 100)).double()
+    for parameter in module.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 6)
+    X = torch.randn(5, 130, generator=generator, dtype=torch.float64)
+    return module, X, torch.arange(5)
+
+
+@pytest.mark.parametrize("output", ["logits", "softmax"])
+def test_many_outputs_go_by_lanczos(output):
+    module, X, y = many_outputs()
+    function = nn.Sequential(module, nn.Softmax(1)) if output == "softmax" else module
+    singular = [np.linalg.svd(reference.jacobian(function, x), compute_uv=False) for x in X]
+    got = measure_capacity(
+        module,
+        X,
+        y,
+        {
+            "spectral": ("jacobian_spectral", {"output": output}),
+            "frobenius": ("jacobian_frobenius", {"output": output}),
+        },
+    )
+    assert got["spectral"] == pytest.approx(max(s[0] for s in singular), rel=1e-6)
+    assert got["frobenius"] == pytest.approx(np.mean([(s**2).sum() for s in singular]), rel=1e-9)
+
+
+def test_many_outputs_pull_back_by_lanczos():
+    module, X, y = many_outputs()
+    spectra = [reference.curvature(module, x, "cross_entropy") for x in X]
+    assert value(module, X, y, "pullback_curvature") == pytest.approx(np.mean([s[-1] for s in spectra]), rel=1e-6)
+    assert value(module, X, y, "pullback_trace") == pytest.approx(np.mean([s.sum() for s in spectra]), rel=1e-9)
+
+
+def test_layer_norm_and_attention_have_jacobians_too():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+        module = nn.Sequential(encoder, nn.Flatten(), nn.Linear(24, 90)).double().eval()
+    X, y = torch.randn(3, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), torch.arange(3)
+    expected = max(reference.norm_l2(reference.jacobian(module, x)) for x in X)
+    assert value(module, X, y, "jacobian_spectral") == pytest.approx(expected, rel=1e-6)
+
+
+def test_jacobians_are_formed_in_bounded_pieces(monkeypatch):
+    from sklearn_capacity.measures import companion
+
+    module, X, y = NETWORKS["conv_1d"]()
+    names = ["jacobian_spectral", "jacobian_frobenius", "pullback_trace"]
+    expected = measure_capacity(module, X, y, names)
+    seen = []
+    rows = companion.jacobian_rows
+    monkeypatch.setattr(companion, "ROW_BYTES", 2 * 3 * 16 * 8)  # two samples of 3 classes and 16 inputs
+    monkeypatch.setattr(companion, "jacobian_rows", lambda net, some: seen.append(len(some)) or rows(net, some))
+    assert measure_capacity(module, X, y, names) == pytest.approx(expected, rel=1e-12)
+    assert seen == [2, 2, 2, 1]
+
+
+# -- the spectral product bound ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+@pytest.mark.parametrize("case", CLASSIFIERS)
+def test_spectral_product_bounds_the_curvature(case, scale):
+    for loss in ("cross_entropy", "squared"):
+        for reduction in REDUCE:
+            bound = value_of(case, "spectral_product_bound", loss, scale, reduction=reduction)
+            assert bound >= value_of(case, "pullback_curvature", loss, scale, reduction=reduction) > 0
+
+
+def test_spectral_product_bound_is_reached_by_orthogonal_weights():
+    module = nn.Linear(2, 2, bias=False).double()
+    module.weight.data.copy_(torch.tensor([[0.6, -0.8], [0.8, 0.6]], dtype=torch.float64))
+    X, y = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([0])
+    assert value(module, X, y, "spectral_product_bound") == pytest.approx(0.5, rel=1e-8)  # diag p - p p^T at p = 1/2
+    assert value(module, X, y, "pullback_curvature") == pytest.approx(0.5, rel=1e-12)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 10, 150])
+@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0, 10.0, 100.0])
+def test_norm_of_the_softmax_fisher_matrix(n_classes, spread):
+    generator = torch.Generator().manual_seed(n_classes)
+    logits = spread * torch.randn(20, n_classes, generator=generator, dtype=torch.float64)
+    p = logits.softmax(1)
+    # With diag sqrt(p) - p sqrt(p)^T as its factor nothing cancels, also where one p is all but 1.
+    factor = torch.diag_embed(p.sqrt()) - p[:, :, None] * p.sqrt()[:, None, :]
+    expected = torch.linalg.svdvals(factor)[:, 0] ** 2
+    assert torch.allclose(fisher_norm(logits), expected, rtol=1e-12, atol=0.0)
+    direct = torch.linalg.eigvalsh(torch.diag_embed(p) - p[:, :, None] * p[:, None, :])[:, -1]
+    assert torch.allclose(expected, direct, rtol=1e-12, atol=1e-14)
+    assert bool((expected <= 0.5 + 1e-14).all())  # softmax halves what it is given, at least
+
+
+@pytest.mark.parametrize("name", ["pullback_curvature", "pullback_trace", "spectral_product_bound"])
+def test_pull_back_needs_a_loss(name):
+    module, X, _ = NETWORKS["mlp"]()
+    with pytest.raises(NotDefinedError, match="needs a loss"):
+        measure_capacity(module, X, measures=name)
+    with pytest.raises(ValueError, match="`reduction` must be one of 'max', 'mean', got 'men'. Did you mean 'mean'"):
+        measure_capacity(module, X, measures={name: (name, {"reduction": "men"})}, loss="squared")
+
+
+def test_jacobian_output_is_checked():
+    with pytest.raises(ValueError, match="`output` must be one of 'logits', 'softmax', got 'soft'"):
+        value(*NETWORKS["mlp"](), "jacobian_frobenius", output="soft")
