@@ -6,8 +6,8 @@ A residual MLP of 17 units a layer learns 100 noisy values of a function that is
 right, and is then compared with the function without the noise. Its twin has generalization layers in the place of its
 last three residual blocks: the skips over them weaken from 1 to 0.1 in the first half of the training, their own
 weights learn with a tenth of the learning rate, and nothing else regularises. A small version of [GL] figure 7: 20
-residual blocks for 45, and Adam for plain gradient descent, whose published rate of 1e-7 needs many more epochs than an
-example has.
+residual blocks for 45, and Adam for plain gradient descent, whose published rate of 1e-7 needs many more epochs
+than an example has.
 """
 
 from __future__ import annotations

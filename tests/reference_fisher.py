@@ -93,8 +93,8 @@ def jacobian(net: nn.Module, X: Tensor) -> Tensor:
         rows = []
         for value in f:
             parts = torch.autograd.grad(value, theta, retain_graph=True, allow_unused=True)
-            pairs = zip(theta, parts, strict=True)
-            rows.append(torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in pairs]))
+            found = zip(theta, parts, strict=True)
+            rows.append(torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in found]))
         samples.append(torch.stack(rows))
     return torch.stack(samples)
 

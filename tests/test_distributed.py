@@ -22,7 +22,7 @@ from sklearn_capacity import CapacityScorer, NetworkClassifier, model_selection
 distributed = pytest.importorskip("dask.distributed", reason="needs the `distributed` extra")
 
 rng = np.random.default_rng(0)
-X, y = rng.normal(size=(300, 6)), np.arange(300) % 3
+X, y = rng.normal(size=(300, 12)), np.arange(300) % 3
 
 
 class Pause(TransformerMixin, BaseEstimator):

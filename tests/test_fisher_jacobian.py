@@ -122,8 +122,8 @@ def grouped() -> nn.Module:
 
 def two_convolutions() -> nn.Module:
     """Few positions and many channels: gradients stay products."""
-    convolutions = nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 24, 1), nn.ReLU()
-    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(96, 3))
+    head = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(96, 3))
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 24, 1), *head)
 
 
 OTHERS = {
@@ -170,8 +170,8 @@ def test_every_parameter_counts_once(name):
 
 def test_views_of_one_matrix_share_a_group_only_where_they_overlap():
     apart = parameter_jacobian(case("slices")[0]).groups
-    found = [(group.size, len(group.uses), group.plain) for group in apart]
-    assert found == [(9, 1, True)] * 2 + [(6, 1, True), (2, 1, True)]
+    sizes = [(group.size, len(group.uses), group.plain) for group in apart]
+    assert sizes == [(9, 1, True)] * 2 + [(6, 1, True), (2, 1, True)]
     (joined,) = [group for group in parameter_jacobian(case("overlapping_slices")[0]).groups if not group.plain]
     assert joined.size == 15 and len(joined.uses) == 2
 

@@ -155,7 +155,8 @@ def test_binary_logistic_regression_has_its_textbook_information():
 
 def test_pipelines_and_networks_of_scikit_learn_are_measured():
     X = np.random.default_rng(3).normal(size=(20, 3)) * 5
-    model = make_pipeline(StandardScaler(), MLPRegressor((6,), max_iter=400, tol=1e-3, random_state=0))
+    perceptron = MLPRegressor(hidden_layer_sizes=(6,), max_iter=400, tol=1e-3, random_state=0)
+    model = make_pipeline(StandardScaler(), perceptron)
     model.fit(X, X[:, 0])
     spectrum = fisher_spectrum(model, X)
     assert len(spectrum) == 20

@@ -68,6 +68,19 @@ class Tape:
         weight = node.weight
         return one_channel_last(weight) if weight is not None and node.op == "conv" and weight.is_cpu else weight
 
+    def part(self, samples: slice) -> Tape:
+        """The tape of some of the samples; views, but for the logits' graph."""
+        slopes = {name: None if slope is None else slope[samples] for name, slope in self.slopes.items()}
+        selections = {
+            name: Selection(
+                None if chosen.indices is None else chosen.indices[samples],
+                [(place, mask[samples]) for place, mask in chosen.masks],
+            )
+            for name, chosen in self.selections.items()
+        }
+        smooth = {name: z[samples] for name, z in self.smooth.items()}
+        return Tape(self.graph, self.logits[samples], slopes, selections, smooth)
+
     def input_shape(self, node: Node) -> tuple[int, ...]:
         """Shape of one sample of the node's (first) input."""
         return self.graph[node.inputs[0]].shape
@@ -183,11 +196,12 @@ def _gathered(node: Node, g: Tensor, shape: tuple[int, ...]) -> Tensor:
         (rows, columns), p["stride"], p["dilation"], weight.shape[2:], strict=True)]
     size = [max(m, need + a + b) for m, need, (a, b) in zip(reach, shape[2:], p["padding"], strict=True)]
     out = torch.zeros(n, *size, dtype=g.dtype, device=g.device)
+    sy, sx = p["stride"]
     for i in range(weight.shape[2]):
         for j in range(weight.shape[3]):
             y, x = i * p["dilation"][0], j * p["dilation"][1]
-            window = out[:, y : y + p["stride"][0] * rows : p["stride"][0], x : x + p["stride"][1] * columns : p["stride"][1]]
-            window += patches[i * weight.shape[3] + j]
+            across, down = slice(x, x + sx * columns, sx), slice(y, y + sy * rows, sy)
+            out[:, down, across] += patches[i * weight.shape[3] + j]
     return out[:, None, top : top + shape[2], left : left + shape[3]].contiguous()
 
 
@@ -291,7 +305,7 @@ def weight_gradient(node: Node, t: Tensor, g: Tensor, total: Tensor | None) -> T
         rows, columns = g.reshape(-1, g.shape[-1]).t(), t.reshape(-1, t.shape[-1])
         return rows @ columns if total is None else total.addmm_(rows, columns)
     if node.op == "diagonal":
-        grad = (g * t).sum_to_size(*broadcast(node, weight, t).shape).reshape(weight.shape)
+        grad = (g * t).sum_to_size(broadcast(node, weight, t).shape).reshape(weight.shape)
     else:
         x = t if _plain_padding(node) else pad_input(node, t)
         grad = _convolution_backward(node, g, one_channel_last(x) if x.is_cpu else x, (False, True, False))[1]

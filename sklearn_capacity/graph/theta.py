@@ -129,6 +129,7 @@ def _groups(family: list[Use]) -> list[ParameterGroup]:
 
 def _places(tensor: Tensor) -> Tensor:
     """Where the elements of a view lie in the memory of what it views."""
-    last = int(tensor.storage_offset()) + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    last = int(tensor.storage_offset()) + sum((int(n) - 1) * int(step) for n, step in steps)
     memory = torch.arange(last + 1, device="cpu")
     return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).flatten()

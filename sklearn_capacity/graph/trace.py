@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import logging
 import operator
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +70,14 @@ class Program:
         """The name of a submodule as the user knows it."""
         return "" if scope + "." == self.inside else scope.removeprefix(self.inside)
 
+    @property
+    def norm_scales(self) -> frozenset[str]:
+        """Names of the tensors that scale a batch norm's output."""
+        norms = (torch.ops.aten.batch_norm.default, torch.ops.aten._native_batch_norm_legit_no_training.default)
+        weights = [node.args[1] for node in self.nodes if node.op == "call_function" and node.target in norms]
+        found = (self.tensor_names.get(w.name) for w in weights if isinstance(w, torch.fx.Node))
+        return frozenset(name for name in found if name is not None)
+
     def bind(self, tensors: Mapping[str, Tensor], *, folded: bool = True) -> NetworkGraph:
         """The graph with effective weights: parametrisations applied, batch norm folded.
 
@@ -118,7 +128,7 @@ def trace(
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(SAMPLES, *input_shape, dtype=dtype, device="cpu", generator=generator)
     dim = torch.export.Dim
-    with _LOCK, no_leftovers() as traced, warnings.catch_warnings():
+    with _LOCK, no_leftovers() as traced, _quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             spec = (dict.fromkeys(range(1, sample.dim()), dim.STATIC) | {0: dim.AUTO},)
@@ -142,6 +152,25 @@ def trace(
     placeholder = next(node for node in nodes if node.name == input_name)
     batch = str(placeholder.meta["val"].shape[0])
     return Program(nodes, names, constants, input_name, tuple(input_shape), batch, inside)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch logs of a trace that fails; the error that is raised says it."""
+    own = threading.get_ident()
+    names = [name for name in list(logging.root.manager.loggerDict) if name.split(".")[0] == "torch"]
+    handlers = {handler for name in names for handler in logging.getLogger(name).handlers}
+
+    def others(record: logging.LogRecord) -> bool:
+        return record.thread != own
+
+    for handler in handlers:
+        handler.addFilter(others)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(others)
 
 
 def _mutates(graph: torch.fx.Graph) -> bool:

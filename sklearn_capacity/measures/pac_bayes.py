@@ -238,7 +238,7 @@ def _check_learned_parts(network: Network, prior: str) -> None:
         for part, (now, then) in enumerate(((node.weight, start.weight), (node.bias, start.bias))):
             if now is None or then is None or node.trainable[part]:
                 continue
-            if node.sources[part] & statistics or not torch.equal(now, then):
+            if node.sources[part] & statistics or then is None or not torch.equal(now, then):
                 raise node.refuse(
                     "A PAC-Bayes bound",
                     "it has numbers that were learned from the data (statistics, or weights that are frozen now) but "

@@ -1,9 +1,10 @@
-"""The parameter vector that measures move: the folded one of the graph, or the module's own where these are the same."""
+"""The parameters that measures move: the folded ones of the graph, or the module's own where these are the same."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +83,7 @@ def _folded(network: Network) -> ParameterVector:
     turned = {place: _is_turned(graph, places[0], place) for places in groups for place in places}
 
     def bind(tensors: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
-        parts: list[dict[str, Tensor]] = [{} for _ in graph.nodes]
+        parts: list[dict[str, Any]] = [{} for _ in graph.nodes]
         for places, tensor in zip(groups, tensors, strict=True):
             for place in places:
                 index, part = place
@@ -142,8 +143,8 @@ def _root(tensor: Tensor) -> Tensor:
 
 
 def _reach(tensor: Tensor) -> tuple[int, int]:
-    first = tensor.storage_offset()
-    return first, first + 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    first = int(tensor.storage_offset())
+    return first, first + 1 + sum((int(n) - 1) * int(s) for n, s in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _is_turned(graph: NetworkGraph, first: Place, other: Place) -> bool:

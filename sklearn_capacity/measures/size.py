@@ -184,6 +184,7 @@ def _moved_layers(network: Network) -> list[tuple[Node, Tensor, tuple[int, ...]]
         _refuse_hidden_matrix(node)
         if node.weight is None or node.op not in MATRICES or not node.trainable[0]:
             continue
+        assert node.weight is not None
         key = (node.sources[0], node.weight.numel(), node.weight.storage_offset())
         if key not in seen:
             seen.add(key)

@@ -57,8 +57,9 @@ def rank_measures(
     DataFrame
         One row per measure, best first: ``measure``, ``better`` ("lower" or "higher"), ``tau``, ``tau_low`` and
         ``tau_high`` (bootstrap interval), ``n_models`` (rows without a nan), then ``sign_error_<h>`` and
-        ``n_pairs_<h>`` for each hyper-parameter. nan where nothing can be ordered. A name of `list_measures`
-        knows its direction, and of any other column lower is taken to be better.
+        ``n_pairs_<h>`` for each hyper-parameter. nan where nothing can be ordered. A name of `list_measures` knows its
+        direction, and
+        of any other column lower is taken to be better.
 
     Raises
     ------

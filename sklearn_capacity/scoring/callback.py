@@ -82,7 +82,8 @@ class CapacityCallback(Callback):
     def on_train_begin(self, net: NeuralNet, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         check_integer("every", self.every, 1)
         self._labels: list[str] = []
-        self._data = (self.X, self.y) if self.X is not None else _arrays(X, y, self.max_samples, self.random_state)
+        given = (self.X, self.y) if self.X is not None else _arrays(X, y, self.max_samples, self.random_state)
+        self._data: Any = given
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         if len(net.history) % self.every:
@@ -103,10 +104,12 @@ class CapacityCallback(Callback):
         module = net.module_
         modes = {part: part.training for part in module.modules()}
         try:
+            X, y = self._data
             return measure_capacity(
                 net,
-                *self._data,
-                measures=self.measures,
+                X,
+                y,
+                self.measures,
                 loss=self.loss,
                 log=self.log,
                 max_samples=self.max_samples,

@@ -125,7 +125,6 @@ class SlowLearning(Callback):
         del self.handles_, self.rates_
 
     def __getstate__(self) -> dict[str, Any]:
-        # both hold on to the optimiser, and are made anew when training begins
         return {key: value for key, value in vars(self).items() if key not in ("handles_", "rates_")}
 
     def _slow_down(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
