@@ -87,7 +87,8 @@ def _one_round(turn: int) -> None:
     elif kind == 1:
         model = NetworkClassifier(module=conv_net, input_shape=(1, 4, 4), max_epochs=2, random_state=turn).fit(X, y)
         drawn = {"sharpness": ("expected_sharpness", {"n_draws": 10})}
-        measure_capacity(model, X, y, {name: name for name in ("spectral_norm", "path_norm", "fisher_rao_norm")} | drawn)
+        plain = {name: name for name in ("spectral_norm", "path_norm", "fisher_rao_norm")}
+        measure_capacity(model, X, y, plain | drawn)
     elif kind == 2:
         X, y = make_regression(60, 16, n_targets=2, random_state=turn)
         model = JacobianRegularizedRegressor((8,), "tanh", max_epochs=2, random_state=turn).fit(X, y / y.std())
