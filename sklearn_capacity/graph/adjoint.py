@@ -6,6 +6,7 @@ along the first axis, (k n, ...), one block per direction, all with the same mas
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -188,21 +189,24 @@ def _gathered(node: Node, g: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The transposed convolution to one channel: one matrix product, then a sum over the places of the kernel."""
     weight, p = node.weight, node.params
     assert weight is not None
-    n, _, rows, columns = g.shape
-    patches = weight.reshape(len(weight), -1).t() @ g.permute(0, 2, 3, 1).reshape(-1, g.shape[1]).t()
-    patches = patches.view(-1, n, rows, columns)
-    (top, _), (left, _) = p["padding"]
-    reach = [(m - 1) * s + d * (k - 1) + 1 for m, s, d, k in zip(
-        (rows, columns), p["stride"], p["dilation"], weight.shape[2:], strict=True)]
-    size = [max(m, need + a + b) for m, need, (a, b) in zip(reach, shape[2:], p["padding"], strict=True)]
+    n, channels, *grid = g.shape
+    kernel = weight.shape[2:]
+    patches = weight.reshape(channels, -1).t() @ g.permute(0, 2, 3, 1).reshape(-1, channels).t()
+    patches = patches.view(*kernel, n, *grid)
+    pads = [before for before, _ in p["padding"]]
+    size = [
+        max((m - 1) * s + d * (k - 1) + 1, side + a + b)
+        for m, s, d, k, side, (a, b) in zip(
+            grid, p["stride"], p["dilation"], kernel, shape[2:], p["padding"], strict=True
+        )
+    ]
     out = torch.zeros(n, *size, dtype=g.dtype, device=g.device)
-    sy, sx = p["stride"]
-    for i in range(weight.shape[2]):
-        for j in range(weight.shape[3]):
-            y, x = i * p["dilation"][0], j * p["dilation"][1]
-            across, down = slice(x, x + sx * columns, sx), slice(y, y + sy * rows, sy)
-            out[:, down, across] += patches[i * weight.shape[3] + j]
-    return out[:, None, top : top + shape[2], left : left + shape[3]].contiguous()
+    for place in itertools.product(*(range(k) for k in kernel)):
+        firsts = [i * d for i, d in zip(place, p["dilation"], strict=True)]
+        window = tuple(slice(f, f + s * m, s) for f, s, m in zip(firsts, p["stride"], grid, strict=True))
+        out[(slice(None), *window)] += patches[place]
+    inner = tuple(slice(a, a + side) for a, side in zip(pads, shape[2:], strict=True))
+    return out[(slice(None), None, *inner)].contiguous()
 
 
 def _adjoint_diagonal(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:

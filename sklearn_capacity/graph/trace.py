@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import logging
 import operator
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,7 +126,7 @@ def trace(
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(SAMPLES, *input_shape, dtype=dtype, device="cpu", generator=generator)
     dim = torch.export.Dim
-    with _LOCK, no_leftovers() as traced, _quiet(), warnings.catch_warnings():
+    with _LOCK, no_leftovers() as traced, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             spec = (dict.fromkeys(range(1, sample.dim()), dim.STATIC) | {0: dim.AUTO},)
@@ -152,25 +150,6 @@ def trace(
     placeholder = next(node for node in nodes if node.name == input_name)
     batch = str(placeholder.meta["val"].shape[0])
     return Program(nodes, names, constants, input_name, tuple(input_shape), batch, inside)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torch logs of a trace that fails; the error that is raised says it."""
-    own = threading.get_ident()
-    names = [name for name in list(logging.root.manager.loggerDict) if name.split(".")[0] == "torch"]
-    handlers = {handler for name in names for handler in logging.getLogger(name).handlers}
-
-    def others(record: logging.LogRecord) -> bool:
-        return record.thread != own
-
-    for handler in handlers:
-        handler.addFilter(others)
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            handler.removeFilter(others)
 
 
 def _mutates(graph: torch.fx.Graph) -> bool:
