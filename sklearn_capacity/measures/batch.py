@@ -71,10 +71,6 @@ class Batch:
         return self._y
 
     @property
-    def has_labels(self) -> bool:
-        return self._y is not None
-
-    @property
     def n_samples(self) -> int:
         return self.X.shape[0]
 
@@ -118,7 +114,7 @@ class Batch:
         while start < self.n_samples:
             stop = min(start + self.chunk_size, self.n_samples)
             try:
-                results.append(function(_laid_out(self.X[start:stop]), *(t[start:stop] for t in aligned)))
+                results.append(function(self.X[start:stop], *(t[start:stop] for t in aligned)))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.chunk_size == 1:
                     raise

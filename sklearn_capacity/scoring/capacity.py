@@ -10,6 +10,7 @@ import pandas as pd
 
 from .._validation import NotDefinedError
 from ..measures import MEASURES, Measured
+from ..measures.margins import sample_margins
 from .session import Request, Session, parse_measures
 
 __all__ = ["capacity_report", "list_measures", "measure_capacity"]
@@ -220,8 +221,6 @@ def _shown(info: dict[str, Any]) -> str:
 
 
 def _class_rows(session: Session) -> list[dict[str, Any]]:
-    from ..measures.margins import sample_margins
-
     margins, index = sample_margins(session.batch), session.batch.classes.cpu().numpy()
     known = session.subject.classes
     rows = []

@@ -101,7 +101,8 @@ class CapacityScorer(TransformerMixin, BaseEstimator):
             check_option("refit_measure", self.refit_measure, keys)
             capacities = [r for r in capacities if _key(r) == self.refit_measure]
             scorers = {k: s for k, s in scorers.items() if k == self.refit_measure}
-        session, values = self._capacities(estimator, X, y, capacities)
+        session, measured = self._capacities(estimator, X, y, capacities)
+        values = {_key(r): -measured[r.label] if r.measure.lower_is_better else measured[r.label] for r in capacities}
         if scorers:
             values |= self._others(session, estimator, X, y, scorers, sample_weight)
         if self.refit_measure is not None:
@@ -151,11 +152,12 @@ class CapacityScorer(TransformerMixin, BaseEstimator):
     def _capacities(
         self, estimator: Any, X: Any, y: Any, requests: list[Request]
     ) -> tuple[Session | None, dict[str, float]]:
-        values = {_key(request): math.nan for request in requests}
+        """The session, and the values under their labels, not signed; nan for those that failed."""
+        values = {request.label: math.nan for request in requests}
         try:
             session = self._session(estimator, X, y) if requests else None
         except Exception as error:
-            self._failed(list(values), error)
+            self._failed([_key(request) for request in requests], error)
             return None, values
         failures: dict[str, list[str]] = {}
         for request in requests:
@@ -169,8 +171,7 @@ class CapacityScorer(TransformerMixin, BaseEstimator):
                     raise
                 failures.setdefault(f"{type(error).__name__}: {error}", []).append(_key(request))
                 continue
-            value = measured.log() if self.log else measured.value
-            values[_key(request)] = -value if request.measure.lower_is_better else value
+            values[request.label] = measured.log() if self.log else measured.value
         for message, keys in failures.items():
             _warn(keys, message)
         return session, values
@@ -242,8 +243,8 @@ class CapacityScorer(TransformerMixin, BaseEstimator):
 
     def _row(self, model: Any) -> list[float]:
         requests, _ = self._parsed()
-        session, values = self._capacities(model, self.X_reference_, self.y_reference_, requests)
-        return [-values[_key(r)] if r.measure.lower_is_better else values[_key(r)] for r in requests]
+        _, values = self._capacities(model, self.X_reference_, self.y_reference_, requests)
+        return list(values.values())
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Labels of the measures, the columns of `transform`."""
@@ -277,7 +278,7 @@ def _with_known_outputs(session: Session | None, estimator: Any, max_samples: in
     """
     if session is None or not session.subject.own or session.loss != "cross_entropy" or max_samples is not None:
         return estimator
-    if "logits" not in session.batch._memo or not hasattr(type(estimator), "predict"):
+    if "logits" not in session.batch.known or not hasattr(type(estimator), "predict"):
         return estimator
     logits, classes = session.batch.logits.cpu().numpy(), session.subject.classes
     if classes is None or not hasattr(estimator, "__dict__"):
