@@ -116,7 +116,7 @@ def _by_chain(
             if node.op not in LAYER_OPERATORS:
                 return
             weighted = part if weights is None else part * weights.reshape(-1, *(1,) * (part.dim() - 1))
-            totals.append((part * weighted).sum())
+            totals.append(torch.linalg.vector_norm(part).square() if weights is None else (part * weighted).sum())
             if node.name in trained:
                 sums.add_weight(batch.graph[node.name], weighted, g)
 
