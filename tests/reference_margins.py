@@ -84,7 +84,9 @@ def max_pool_overlap(module: nn.Module, shape: tuple[int, ...]) -> int:
 
 def composed_lipschitz(modules: nn.Sequential, shape: tuple[int, ...], norm: Callable[[np.ndarray], float]) -> float:
     """Product over the modules of a chain: dense matrices, spikes through max pooling, slopes scanned on a grid."""
-    total, grid = 1.0, torch.linspace(-40, 40, 800_001, dtype=torch.float64)
+    fine = torch.logspace(-7, -3, 100, dtype=torch.float64)  # some are steepest as they come to 0
+    grid = torch.cat([torch.linspace(-40, 40, 800_001, dtype=torch.float64), fine, -fine]).unique()
+    total = 1.0
     x = torch.zeros(1, *shape, dtype=torch.float64)
     for module in modules:
         if isinstance(module, nn.MaxPool1d | nn.MaxPool2d):
