@@ -7,11 +7,11 @@ CPU time of one thread, so that neighbours on the machine matter less; the peers
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -144,7 +144,9 @@ def peers(case: Case, kernel: str) -> dict[str, Callable[[], None]]:
     return {"layer by layer": layer_by_layer(case)} if kernel == "per layer" else {}
 
 
-def row(name: str, ours: Callable, base: Callable, *, target: float | None = None, note: str = "", repeats: int) -> dict:
+def row(
+    name: str, ours: Callable, base: Callable, *, target: float | None = None, note: str = "", repeats: int
+) -> dict:
     """Our time over the base's, in CPU time of this thread."""
     times = paired_medians(ours, base, repeats, clock=time.thread_time)
     parts = {"ours": times.first, "peer": times.second, "ratio": times.ratio}
@@ -156,7 +158,8 @@ def case_rows(case: Case, position: int) -> Iterator[dict]:
     step, repeats = plain(case), REPEATS[case.name]
     for kernel, (norm, options, targets) in KERNELS.items():
         ours = penalized(case, norm, **options)
-        yield row(f"{case.name}, {kernel}", ours, step, target=targets[position], note="over a plain step", repeats=repeats)
+        target = targets[position]
+        yield row(f"{case.name}, {kernel}", ours, step, target=target, note="over a plain step", repeats=repeats)
         for name, peer in peers(case, kernel).items():
             slow = max(3, repeats // 2)
             yield row(f"{case.name}, {kernel}: {name}", peer, step, note="a peer, over a plain step", repeats=slow)
@@ -201,19 +204,20 @@ def measure_peak(position: int, kernel: str) -> float:
     make = {"plain": plain, "loop": double_backward}.get(kernel, lambda case: penalized(case, norm, **options))
     make(small)()
     case.module.zero_grad(set_to_none=True)
-    before = _resident()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
+    before = _resident("VmRSS")
     step = make(case)
     for _ in range(3):
         step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+    return _resident("VmHWM") - before
 
 
-def _resident() -> float:
-    """MB resident now; the high-water mark starts from here."""
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+def _resident(field: str) -> float:
+    """MB resident now (VmRSS) or at most so far (VmHWM), as Linux tells."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"The system does not tell {field}.")
 
 
 def run() -> list[dict]:
