@@ -109,16 +109,11 @@ def run() -> list[dict]:
             batch = Batch(network, *few, loss="cross_entropy")
             MEASURES["max_sharpness"](network, batch, steps=STEPS, check_every=STEPS)
 
-        most = f"max sharpness, {name}"
         expected(), largest()  # traced once, outside the time
-        rows += [
-            measure_row(
-                f"expected sharpness, {name}", expected, draws(module, X), target=1.2, note="forward + noise", repeats=5
-            ),
-            measure_row(
-                f"expected sharpness, {name}", expected, user_draws(module, X, y), note="tensor by tensor", repeats=3
-            ),
-            measure_row(most, largest, plain_steps(module, *few), target=1.2, note="no box", repeats=5),
-            measure_row(most, largest, user_steps(module, *few), note="tensor by tensor", repeats=3),
-        ]
+        title = f"expected sharpness, {name}"
+        rows.append(measure_row(title, expected, draws(module, X), target=1.2, note="forward + noise", repeats=5))
+        rows.append(measure_row(title, expected, user_draws(module, X, y), note="tensor by tensor", repeats=3))
+        title = f"max sharpness, {name}"
+        rows.append(measure_row(title, largest, plain_steps(module, *few), target=1.2, note="no box", repeats=5))
+        rows.append(measure_row(title, largest, user_steps(module, *few), note="tensor by tensor", repeats=3))
     return rows

@@ -55,7 +55,7 @@ def skip_foreign_members(app, what, name, member, skip, options):
 
 
 # `(n, *input_shape)` is how docstrings write shapes; to docutils it is the beginning of emphasis.
-STARRED = re.compile(r"(?<![\\\w*`])\*(\w*?)(_?)(?=[,)])")
+STARRED = re.compile(r"(?<![\\\w*`])\*([\w.]*?)(_?)(?=[,)])")
 
 
 def escape_starred_shapes(app, what, name, thing, options, lines):

@@ -225,3 +225,14 @@ def test_activations_have_their_values_and_slopes(activation):
     (slope,) = torch.autograd.grad(activation(z).sum(), z)
     torch.testing.assert_close(rule.derivative(z.detach(), *args), slope, rtol=1e-6, atol=1e-14)  # CELU's is single
     assert float(rule.derivative(z.detach(), *args).abs().max()) <= rule.lipschitz(*args)
+
+
+def test_networks_that_overwrite_their_input_are_traced_and_leave_the_data_alone():
+    module = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2)).double()
+    X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    before = X.clone()
+    network = Network(module, (4,))
+    logits = network.forward(X)
+    assert torch.equal(X, before) and torch.equal(logits, module[1](before.relu()))
+    assert torch.allclose(evaluate(network.graph, X), logits)
+    assert torch.autograd.functional.jacobian(network.forward, X).shape == (5, 2, 5, 4)  # also where X is a leaf

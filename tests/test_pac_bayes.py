@@ -14,7 +14,7 @@ from reference_sharpness import kl, layers_of, perceptron
 from sklearn_capacity import NetworkClassifier, NotDefinedError, UnsupportedLayerError, measure_capacity
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch
-from sklearn_capacity.measures.pac_bayes import SIGMAS, kl_inverse
+from sklearn_capacity.measures.pac_bayes import SIGMAS, kl_inverse, upper_limit
 
 
 def measured(module, X, y, *, seed=0, initial=None, **params):
@@ -70,15 +70,23 @@ def test_inverse_of_the_small_kl(q, budget):
     assert kl_inverse(q, 1e9) == 1.0
 
 
-def test_upper_limit_of_a_mean_covers():
-    """Of n coins with probability p the limit from the draws lies below p in at most a fraction delta of the cases."""
-    n, p, delta = 40, 0.2, 0.1
-    missed = sum(
-        math.comb(n, k) * p**k * (1 - p) ** (n - k)
-        for k in range(n + 1)
-        if kl_inverse(k / n, math.log(1 / delta) / n) < p
-    )
-    assert 0 < missed <= delta
+@pytest.mark.parametrize("p", [0.05, 0.4])
+def test_upper_limit_of_a_mean_covers(p):
+    """Of n coins with probability p the limit lies below p in at most a fraction delta of all cases, enumerated."""
+    n, delta = 60, 0.2
+    missed = 0.0
+    for k in range(n + 1):
+        limit = upper_limit(torch.tensor([1.0] * k + [0.0] * (n - k), dtype=torch.float64), delta)
+        missed += math.comb(n, k) * p**k * (1 - p) ** (n - k) * (limit < p)
+    assert missed <= delta
+
+
+def test_upper_limit_profits_from_small_variance():
+    values = torch.tensor([0.29, 0.31] * 500, dtype=torch.float64)
+    log = math.log(4 / 0.01)
+    bernstein = 0.3 + math.sqrt(2 * float(np.var(values.numpy(), ddof=1)) * log / 1000) + 7 * log / (3 * 999)
+    assert upper_limit(values, 0.01) == pytest.approx(bernstein) and bernstein < kl_inverse(0.3, math.log(200) / 1000)
+    assert upper_limit(values[:1], 0.01) == kl_inverse(0.29, math.log(200))
 
 
 # -- the bound ---------------------------------------------------------------------------------------------------------
@@ -86,12 +94,11 @@ def test_upper_limit_of_a_mean_covers():
 
 def test_forms_by_hand():
     module, X, y = networks.mlp()
-    sigma, delta, n_draws, m = 0.2, 0.1, 30, 7
+    sigma, delta, m = 0.2, 0.1, 7
     weights = np.concatenate([t.ravel() for pair in layers_of(module) for t in pair])
     divergence = float((weights**2).sum()) / (2 * sigma**2)
-    results = {f: measured(module, X, y, form=f, sigmas=[sigma], delta=delta, n_draws=n_draws) for f in FORMS}
-    error = results["sqrt"].info["error"]
-    limit = kl_inverse(error, math.log(1 / (0.1 * delta)) / n_draws)
+    results = {f: measured(module, X, y, form=f, sigmas=[sigma], delta=delta, n_draws=30) for f in FORMS}
+    limit = results["sqrt"].info["error_limit"]
     share = 0.9 * delta
     k = 2 * (divergence + math.log(2 * m / share)) / (m - 1)
     assert results["sqrt"].value == pytest.approx(limit + 4 * math.sqrt((divergence + math.log(2 * m / share)) / m))
@@ -114,7 +121,7 @@ def test_error_is_that_of_independent_draws():
         moved = [tuple(t + 0.5 * rng.standard_normal(t.shape) for t in pair) for pair in layers_of(module)]
         errors.append(np.mean(perceptron(moved, X.numpy()).argmax(1) != y.numpy()))
     assert abs(result.info["error"] - np.mean(errors)) < 4 * math.sqrt(2) * np.std(errors) / math.sqrt(2000)
-    assert result.info["error_limit"] > result.info["error"]
+    assert result.info["error"] < result.info["error_limit"] < result.info["error"] + 0.05
 
 
 def test_every_sigma_of_the_grid_is_paid_for():

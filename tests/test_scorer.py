@@ -333,6 +333,7 @@ def test_bad_data_and_options(model, iris):
         CapacityScorer(["margin"], refit_measure="accuracy")(model, X, y)
 
 
+@pytest.mark.filterwarnings("ignore::sklearn_capacity._validation.CapacityWarning")
 def test_report_and_list(model, iris):
     report = capacity_report(model, *iris, "all", per_layer=True, per_class=True)
     assert set(report["measure"]) >= set(MEASURES)
@@ -342,6 +343,7 @@ def test_report_and_list(model, iris):
     assert set(list_measures()["name"]) == set(MEASURES)
 
 
+@pytest.mark.filterwarnings("ignore::sklearn_capacity._validation.CapacityWarning")
 def test_cheap_leaves_out_what_does_not_apply(model, iris):
     values = measure_capacity(model, *iris)
     assert "margin" in values and all(MEASURES[name].cheap for name in values)

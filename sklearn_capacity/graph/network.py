@@ -118,10 +118,19 @@ class Network:
 
     def forward(self, X: Tensor) -> Tensor:
         """Logits (n, C) of the module itself; differentiable with respect to X."""
-        logits = self.module(X)
+        logits = self.module(X.clone() if self._overwrites_input else X)
         if isinstance(logits, tuple | list):
             logits = logits[0]
         return logits.reshape(len(X), -1) if logits.dim() != 2 else logits
+
+    @cached_property
+    def _overwrites_input(self) -> bool:
+        """Whether the module works in place on what it is given, as one that begins with an in-place ReLU does."""
+        with torch.no_grad():
+            X = torch.zeros(2, *self.input_shape, dtype=self.dtype, device=self.device)
+            before = X._version  # counted by torch for a tensor and all its views
+            self.module(X)
+            return X._version != before
 
     @property
     def program(self) -> Program:

@@ -62,6 +62,7 @@ class Program:
     input_name: str
     input_shape: tuple[int, ...]
     batch: str
+    output_name: str
     inside: str = ""
 
     def shown(self, scope: str) -> str:
@@ -149,7 +150,8 @@ def trace(
     (input_name,) = signature.user_inputs
     placeholder = next(node for node in nodes if node.name == input_name)
     batch = str(placeholder.meta["val"].shape[0])
-    return Program(nodes, names, constants, input_name, tuple(input_shape), batch, inside)
+    output_name = str(signature.user_outputs[0])
+    return Program(nodes, names, constants, input_name, tuple(input_shape), batch, output_name, inside)
 
 
 def _mutates(graph: torch.fx.Graph) -> bool:
@@ -196,7 +198,7 @@ class _Binder:
             if node.op == "placeholder":
                 self.env[node.name] = self._placeholder(node)
             elif node.op == "output":
-                output = self._output(node)
+                output = self._output()
             else:
                 self.env[node.name] = self._call(node)
         live = {output}
@@ -221,10 +223,9 @@ class _Binder:
         constant = self.program.constants[node.name].to(self.device)
         return Weight(constant.to(self.dtype) if constant.is_floating_point() else constant, False, frozenset())
 
-    def _output(self, node: torch.fx.Node) -> str:
-        (outputs,) = node.args
-        first = outputs[0] if isinstance(outputs, tuple | list) else outputs
-        value = self.env[first.name]
+    def _output(self) -> str:
+        # By name: inputs and buffers that the forward pass overwrites stand before it among the outputs.
+        value = self.env.get(self.program.output_name)
         if not isinstance(value, Ref):
             raise UnsupportedLayerError("The network's output does not depend on its input.")
         return value.name

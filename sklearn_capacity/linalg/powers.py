@@ -51,7 +51,7 @@ def power_product(operator: ConvOperator, p: float, x: Tensor) -> Tensor:
         sets = [group[i] for group, i in zip(patterns, choice, strict=True)]
         if any(selection.sum(axis=0).max() > 1 for selection in sets):
             places = [np.flatnonzero(index == i) for index, i in zip(indices, choice, strict=True)]
-            at = tuple(torch.as_tensor(place, device=y.device) for place in np.ix_(*places))
+            at: tuple = tuple(torch.as_tensor(place, device=y.device) for place in np.ix_(*places))
             y[(slice(None), slice(None), *at)] = _merged_product(operator, p, x, sets, places)  # type: ignore[index]
     return y
 

@@ -323,7 +323,7 @@ def _iterated(fisher: FisherMatrix, k: int, random_state: int) -> tuple[Tensor, 
         info = {"products": found.n_products, "residual": found.residual, "error": found.error}
         value = torch.tensor([max(found.value, 0.0)], dtype=torch.float64)
         return value, {"way": "Lanczos on the dual", "size": size, **info}
-    block = max(2, min(fisher.n_outputs, 16))
+    block = min(k, fisher.n_outputs) if fisher.n_outputs > 1 else 2
     several = _retried(fisher, lambda: block_lanczos(fisher.product, size, k=k, block=block, **options))
     info = {"products": several.n_products, "residual": float(several.residuals.max())}
     return several.values.clamp_min(0), {"way": "block Lanczos on the dual", "size": size, **info}

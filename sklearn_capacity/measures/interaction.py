@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -84,7 +83,8 @@ def interaction_conditions(network: Network, batch: Batch, *, deltas: Sequence[f
         Columns ``condition``, ``layers``, ``sample``, ``value``.
     """
     table = _layer_table(network, batch, deltas)
-    rows: list[tuple[str, tuple[int, ...], Any]] = [("C1", triple, table.c1(*triple)) for triple in table.triples()]
+    rows: list[tuple[str, tuple[int, ...], Tensor]] = []
+    rows += [("C1", triple, table.c1(*triple)) for triple in table.triples()]
     rows += [("C2", (k,), table.c2(k)) for k in range(1, table.depth)]
     rows += [("C3", (i,), table.c3(i)) for i in range(1, table.depth + 1)]
     n = batch.n_samples

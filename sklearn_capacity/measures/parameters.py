@@ -1,4 +1,4 @@
-"""The parameters that measures move: the folded ones of the graph, or the module's own where these are the same."""
+"""The parameter vector that measures move: the folded one of the graph, or the module's own where folding is void."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ..graph import Network, NetworkGraph, UnsupportedLayerError, evaluate, raw_parameters
+from ..graph.theta import parameter_groups
 
 __all__ = ["ParameterVector", "parameter_vector"]
-
-#: Index of a node and part of it: 0 for the weight, 1 for the bias.
-Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -79,15 +77,20 @@ def _raw(network: Network, reason: Exception) -> ParameterVector:
 
 def _folded(network: Network) -> ParameterVector:
     graph = network.graph
-    groups = _tied_places(graph)
-    turned = {place: _is_turned(graph, places[0], place) for places in groups for place in places}
+    groups = parameter_groups(graph)
+    for group in groups:
+        if not group.plain:
+            raise group.uses[0].node.refuse(
+                "The vector of folded parameters", "another layer reads the same parameter turned or in part."
+            )
+    order = {node.name: i for i, node in enumerate(graph.nodes)}
+    places = [[(order[use.node.name], use.part) for use in group.uses] for group in groups]
 
     def bind(tensors: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
         parts: list[dict[str, Any]] = [{} for _ in graph.nodes]
-        for places, tensor in zip(groups, tensors, strict=True):
-            for place in places:
-                index, part = place
-                parts[index]["bias" if part else "weight"] = tensor.mT if turned[place] else tensor
+        for uses, tensor in zip(places, tensors, strict=True):
+            for index, part in uses:
+                parts[index][part] = tensor
         nodes = tuple(replace(node, **new) for node, new in zip(graph.nodes, parts, strict=True))
         moved = NetworkGraph(nodes, graph.output)
 
@@ -99,60 +102,6 @@ def _folded(network: Network) -> ParameterVector:
     def initial() -> list[Tensor]:
         with torch.no_grad():
             before = network.program.bind(network.initial_tensors())
-        return [_tensor(before, places[0]).detach() for places in groups]
+        return [getattr(before.nodes[index], part).detach() for (index, part), *_ in places]
 
-    return ParameterVector([_tensor(graph, places[0]).detach() for places in groups], bind, initial)
-
-
-def _tensor(graph: NetworkGraph, place: Place) -> Tensor:
-    node = graph.nodes[place[0]]
-    tensor = node.bias if place[1] else node.weight
-    assert tensor is not None
-    return tensor
-
-
-def _tied_places(graph: NetworkGraph) -> list[list[Place]]:
-    """Where every folded trainable parameter stands, in the order of `graph.parameters`."""
-    groups: dict[tuple, list[Place]] = {}
-    for index, node in enumerate(graph.nodes):
-        if node.op == "opaque" and node.params["trained"]:
-            raise node.refuse("The vector of folded parameters", "it has parameters, and there is no rule for it.")
-        for part, tensor in enumerate((node.weight, node.bias)):
-            if tensor is not None and node.trainable[part]:
-                key = (part, node.sources[part], tensor.numel(), tensor.storage_offset())
-                groups.setdefault(key, []).append((index, part))
-    found = list(groups.values())
-    _check_apart(graph, found)
-    return found
-
-
-def _check_apart(graph: NetworkGraph, groups: Sequence[list[Place]]) -> None:
-    """Raise if one parameter is read both whole and in part: these would move apart."""
-    for i, places in enumerate(groups):
-        mine = _tensor(graph, places[0])
-        for others in groups[:i]:
-            theirs = _tensor(graph, others[0])
-            overlap = _reach(mine)[0] < _reach(theirs)[1] and _reach(theirs)[0] < _reach(mine)[1]
-            if overlap and _root(mine) is _root(theirs):
-                node = graph.nodes[places[0][0]]
-                raise node.refuse("The vector of folded parameters", "it shares part of a parameter with another.")
-
-
-def _root(tensor: Tensor) -> Tensor:
-    return tensor if tensor._base is None else tensor._base
-
-
-def _reach(tensor: Tensor) -> tuple[int, int]:
-    first = int(tensor.storage_offset())
-    return first, first + 1 + sum((int(n) - 1) * int(s) for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-
-
-def _is_turned(graph: NetworkGraph, first: Place, other: Place) -> bool:
-    """Whether a tied tensor is the transpose of the first one."""
-    a, b = _tensor(graph, first), _tensor(graph, other)
-    if a.shape == b.shape and a.stride() == b.stride() and torch.equal(a, b):
-        return False
-    if a.dim() == 2 and a.mT.shape == b.shape and torch.equal(a.mT, b):
-        return True
-    node = graph.nodes[other[0]]
-    raise node.refuse("The vector of folded parameters", "it is computed from a parameter of another layer.")
+    return ParameterVector([group.uses[0].tensor.detach() for group in groups], bind, initial)

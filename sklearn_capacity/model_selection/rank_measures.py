@@ -58,8 +58,7 @@ def rank_measures(
         One row per measure, best first: ``measure``, ``better`` ("lower" or "higher"), ``tau``, ``tau_low`` and
         ``tau_high`` (bootstrap interval), ``n_models`` (rows without a nan), then ``sign_error_<h>`` and
         ``n_pairs_<h>`` for each hyper-parameter. nan where nothing can be ordered. A name of `list_measures` knows its
-        direction, and
-        of any other column lower is taken to be better.
+        direction; of any other column lower is taken to be better.
 
     Raises
     ------

@@ -80,11 +80,11 @@ def bicriteria_curve(
     >>> bool(curve[0, 0] < curve[1, 0]), bool(curve[0, 1] > curve[1, 1])
     (True, True)
     """
-    scales = np.atleast_1d(np.asarray(alphas, dtype=np.float64))
-    if scales.ndim != 1 or not len(scales):
-        raise ValueError(f"`alphas` must hold at least one number, got shape {scales.shape}.")
-    if not (np.isfinite(scales) & (scales > 0)).all():
-        raise ValueError(f"`alphas` must lie in (0, inf), got {scales.tolist()}.")
+    strengths = np.atleast_1d(np.asarray(alphas, dtype=np.float64))
+    if strengths.ndim != 1 or not len(strengths):
+        raise ValueError(f"`alphas` must hold at least one number, got shape {strengths.shape}.")
+    if not (np.isfinite(strengths) & (strengths > 0)).all():
+        raise ValueError(f"`alphas` must lie in (0, inf), got {strengths.tolist()}.")
     check_integer("n_draws", n_draws, 2)
     session = Session(
         model,
@@ -98,7 +98,7 @@ def bicriteria_curve(
         verbose=verbose,
     )
     points = []
-    for alpha in scales.tolist():
+    for alpha in strengths.tolist():
         noise = {"alpha": alpha}
         entries = {"sharpness": ("expected_sharpness", {**noise, "n_draws": n_draws}), "kl": ("kl_divergence", noise)}
         requests, _ = parse_measures(entries)
