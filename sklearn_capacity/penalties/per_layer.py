@@ -84,7 +84,7 @@ def per_layer_penalty(
     >>> from sklearn_capacity.penalties import per_layer_penalty
     >>> linear = torch.nn.Linear(2, 1, bias=False)
     >>> _ = torch.nn.init.constant_(linear.weight, 3.0)
-    >>> float(per_layer_penalty(linear, torch.randn(5, 2)).detach())
+    >>> round(float(per_layer_penalty(linear, torch.randn(5, 2)).detach()), 3)
     18.0
     """
     check_option("output", output, OUTPUTS)
