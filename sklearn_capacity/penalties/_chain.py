@@ -23,8 +23,8 @@ class _WithGradient(torch.autograd.Function):
     """A value whose gradients are known already. It cannot be differentiated twice."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *tensors: Tensor) -> Tensor:
-        ctx.gradients = gradients
+    def forward(ctx: Any, value: Tensor, factor: float, gradients: list[Tensor], *tensors: Tensor) -> Tensor:
+        ctx.gradients, ctx.factor = gradients, factor
         return value
 
     @staticmethod
@@ -35,10 +35,11 @@ class _WithGradient(torch.autograd.Function):
                 "The penalty's gradient was asked for a second time, after its memory was handed on. "
                 "Call backward with `retain_graph=True` the first time."
             )
+        grad = grad * ctx.factor
         if _graph_is_kept():
-            return (None, None, *(grad * g for g in ctx.gradients))
+            return (None, None, None, *(grad * g for g in ctx.gradients))
         gradients, ctx.gradients = ctx.gradients, None
-        return (None, None, *(g.mul_(grad) for g in gradients))  # fresh memory costs more than the product
+        return (None, None, None, *(g.mul_(grad) for g in gradients))  # fresh memory costs more than the product
 
 
 def _graph_is_kept() -> bool:
@@ -79,8 +80,8 @@ class Gradients:
         if not self.tensors:
             return value
         keys = list(self.tensors)
-        gradients = [self.sums[key] if factor == 1 else self.sums[key].mul_(factor) for key in keys]
-        return _WithGradient.apply(value, gradients, *(self.tensors[key] for key in keys))
+        gradients = [self.sums[key] for key in keys]
+        return _WithGradient.apply(value, factor, gradients, *(self.tensors[key] for key in keys))
 
 
 def chain_products(batch: Linearized, directions: Directions, scale: Tensor, output: str) -> Tensor:
