@@ -37,6 +37,8 @@ def small_conv(n_outputs: int) -> nn.Module:
 
 CASES = [(kind, params) for kind in KINDS for params in ({}, {"batch_norm": True}, {"early_stopping": True})] + [
     (JacobianRegularizedClassifier, {"jacobian_norm": "projection", "n_projections": 2}),
+    (JacobianRegularizedClassifier, {"jacobian_norm": "spectral", "activation": "tanh"}),
+    (JacobianRegularizedClassifier, {"jacobian_norm": "per_layer", "module": small_conv, "input_shape": (1, 4, 4)}),
     (JacobianRegularizedClassifier, {"jacobian_output": "softmax", "weight_norm": True}),
     (JacobianRegularizedClassifier, {"module": small_conv, "input_shape": (1, 4, 4)}),
     (NetworkClassifier, {"class_weight": "balanced", "optimizer": "sgd", "learning_rate_schedule": "cosine"}),

@@ -18,10 +18,11 @@ from torch import Tensor
 from .evaluate import LINEAR_RULES, apply_linear, avg_pool, broadcast, pad_input
 from .nodes import NetworkGraph, Node
 
-__all__ = ["ADJOINT", "TANGENT", "WEIGHT_OPERATORS", "Selection", "Tape", "weight_gradient"]
+__all__ = ["ADJOINT", "FRESH", "TANGENT", "Selection", "Tape", "bend", "one_channel_last", "weight_gradient"]
 
-#: Operators that a tape knows how to linearise and that carry weights.
-WEIGHT_OPERATORS = ("linear", "conv", "conv_transpose", "diagonal")
+_WEIGHTED = ("linear", "conv", "conv_transpose", "diagonal")
+#: Operators whose tangents and cotangents are always new tensors, so that what follows may work in place.
+FRESH = ("linear", "conv", "conv_transpose")
 
 
 @dataclass(frozen=True)
@@ -95,21 +96,24 @@ def one_channel_last(x: Tensor) -> Tensor:
     return x.as_strided(x.shape, (height * width, 1, width, 1), x.storage_offset())
 
 
-def times(stacked: Tensor, factor: Tensor) -> Tensor:
+def times(stacked: Tensor, factor: Tensor, *, in_place: bool = False) -> Tensor:
     """(k n, ...) times (n, ...), the same factor for every block."""
     n = len(factor)
-    if len(stacked) == n:
-        return stacked * factor
-    return (stacked.unflatten(0, (-1, n)) * factor).flatten(0, 1)
+    blocks = stacked if len(stacked) == n else stacked.unflatten(0, (-1, n))
+    if in_place:
+        blocks.mul_(factor)
+        return stacked
+    return (blocks * factor).reshape_as(stacked)
 
 
 def _tangent_affine(tape: Tape, node: Node, t: Tensor) -> Tensor:
     return apply_linear(node, t, tape.weight(node), None)
 
 
-def _slope(tape: Tape, node: Node, t: Tensor) -> Tensor:
+def bend(tape: Tape, node: Node, t: Tensor, *, in_place: bool = False) -> Tensor:
+    """An activation's tangent or cotangent: it is its own transpose."""
     slope = tape.slopes[node.name]
-    return t if slope is None else times(t, slope)
+    return t if slope is None else times(t, slope, in_place=in_place)
 
 
 def _tangent_max_pool(tape: Tape, node: Node, t: Tensor) -> Tensor:
@@ -132,8 +136,8 @@ def _linear(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
 #: What each operator does to tangents of its inputs: rule(tape, node, *tangents) -> tangent.
 TANGENT: dict[str, Callable[..., Tensor]] = {
     **{op: _linear(rule) for op, rule in LINEAR_RULES.items()},
-    **dict.fromkeys(WEIGHT_OPERATORS, _tangent_affine),
-    "activation": _slope,
+    **dict.fromkeys(_WEIGHTED, _tangent_affine),
+    "activation": bend,
     "max_pool": _tangent_max_pool,
 }
 
@@ -214,7 +218,7 @@ def _adjoint_diagonal(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
 
 
 def _adjoint_slope(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
-    return (_slope(tape, node, g),)
+    return (bend(tape, node, g),)
 
 
 def _adjoint_max_pool(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:

@@ -17,14 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import activation_of
-from .adjoint import ADJOINT, TANGENT, Selection, Tape, one_channel_last
+from .adjoint import ADJOINT, FRESH, TANGENT, Selection, Tape, bend, one_channel_last
 from .evaluate import EVALUATE, apply_linear
 from .nodes import NetworkGraph, Node, interpret
 
-__all__ = ["chain_refusal", "jacobian_rows", "linearize", "pull", "push", "stacks"]
+__all__ = ["chain_refusal", "channels_last", "jacobian_rows", "linearize", "pull", "push", "stacks"]
 
 #: Windows with more places keep indices.
 LARGEST_TILE = 16
+#: Operators whose cotangents are views of what they get.
+ALIASES = ("view", "permute")
 _POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
@@ -43,6 +45,7 @@ def linearize(graph: NetworkGraph, X: Tensor) -> Tape:
     Differentiable: logits and smooth pre-activations carry a graph where gradients are enabled and the weights
     require them; slopes and selections are constants.
     """
+    X = channels_last(X)
     tape = Tape(graph, X)
     readers = graph.consumers()
 
@@ -75,6 +78,11 @@ def linearize(graph: NetworkGraph, X: Tensor) -> Tape:
     return tape
 
 
+def channels_last(X: Tensor) -> Tensor:
+    """Images with the channels as the last axis in memory: on a CPU, convolutions are faster so."""
+    return X.contiguous(memory_format=torch.channels_last) if X.dim() == 4 and X.is_cpu else X
+
+
 def _masks(
     node: Node, x: Tensor, indices: Tensor, slope: Tensor | None
 ) -> list[tuple[tuple[slice, ...], Tensor]]:
@@ -102,7 +110,7 @@ def pull(tape: Tape, vectors: Tensor, keep: Callable[[Node, Tensor, Tensor], Non
     vectors : Tensor of shape (k n, C)
         k blocks of one direction per sample.
     keep : callable(node, g, contribution), default=None
-        Called at weights and activations with the cotangent g of the node's output and what it contributes to the
+        Called at weights and smooth activations with the cotangent g of the node's output and what it adds to the
         cotangent of its input.
 
     Returns
@@ -110,13 +118,25 @@ def pull(tape: Tape, vectors: Tensor, keep: Callable[[Node, Tensor, Tensor], Non
     Tensor of shape (k n, ...)
     """
     cotangents: dict[str, Tensor] = {tape.graph.output: vectors}
+    own: set[str] = set()  # cotangents that nobody else holds
     for node in reversed(tape.graph.nodes[1:]):
         g = cotangents.pop(node.name)
-        parts = ADJOINT[node.op](tape, node, g)
-        if keep is not None and (node.weight is not None or node.op == "activation"):
+        if node.op == "activation" and node.name in own and node.name not in tape.smooth:
+            parts: tuple[Tensor, ...] = (bend(tape, node, g, in_place=True),)
+            fresh = True
+        else:
+            parts = ADJOINT[node.op](tape, node, g)
+            fresh = node.op in FRESH or (node.op in ALIASES and node.name in own)
+        if keep is not None and (node.weight is not None or node.name in tape.smooth):
             keep(node, g, parts[0])
         for name, part in zip(node.inputs, parts, strict=True):
-            cotangents[name] = cotangents[name] + part if name in cotangents else part
+            if name in cotangents:
+                cotangents[name] = part.add_(cotangents[name]) if fresh else cotangents[name] + part
+                own.add(name)
+            else:
+                cotangents[name] = part
+                if fresh:
+                    own.add(name)
     return cotangents[tape.graph.input.name]
 
 
@@ -126,20 +146,24 @@ def push(tape: Tape, tangents: Tensor, keep: Callable[[Node, Tensor], None], sto
     Parameters
     ----------
     keep : callable(node, t)
-        Called at weights and activations with the tangent of the node's input.
+        Called at weights and smooth activations with the tangent of the node's input.
     stop : str, default=None
         Name of a node whose output nobody wants; the walk ends there and returns None.
     """
     graph = tape.graph
-    remaining = {name: len(readers) for name, readers in graph.consumers().items()}
+    readers = {name: len(nodes) for name, nodes in graph.consumers().items()}
+    remaining = dict(readers)
     values = {graph.input.name: tangents}
     for node in graph.nodes[1:]:
         inputs = [values[name] for name in node.inputs]
-        if node.weight is not None or node.op == "activation":
+        if node.weight is not None or node.name in tape.smooth:
             keep(node, inputs[0])
         if node.name == stop:
             return None
-        values[node.name] = TANGENT[node.op](tape, node, *inputs)
+        if node.op == "activation" and graph[node.inputs[0]].op in FRESH and readers[node.inputs[0]] == 1:
+            values[node.name] = bend(tape, node, inputs[0], in_place=True)
+        else:
+            values[node.name] = TANGENT[node.op](tape, node, *inputs)
         for name in node.inputs:
             remaining[name] -= 1
             if not remaining[name]:

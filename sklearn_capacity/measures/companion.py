@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..graph import Network
+from ..graph import Network, NetworkGraph, UnsupportedLayerError, chain
 from ..linalg import lanczos
 from ..products.jacobian import gram_product, jacobian_products
 from .batch import Batch
@@ -26,8 +26,19 @@ ROW_BYTES = 2**25
 
 
 def jacobian_rows(network: Network, X: Tensor) -> Tensor:
-    """J(x) of every sample, (n, C, D), from one backward pass per class."""
+    """J(x) of every sample, (n, C, D), from one backward pass per class: of the graph where the network has one."""
+    graph = network.once("jacobian_chain", lambda: _chain(network))
+    if graph is not None:
+        return chain.jacobian_rows(graph, X)
     return torch.stack([row.flatten(1) for row in jacobian_products(network.forward, X)], dim=1)
+
+
+def _chain(network: Network) -> NetworkGraph | None:
+    """The network's graph if Jacobians can be walked along it."""
+    try:
+        return None if chain.chain_refusal(network.graph) else network.graph
+    except UnsupportedLayerError:
+        return None
 
 
 def jacobian_gram(network: Network, batch: Batch) -> Tensor:

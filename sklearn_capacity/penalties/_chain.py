@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,14 +23,29 @@ class _WithGradient(torch.autograd.Function):
     """A value whose gradients are known already. It cannot be differentiated twice."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, gradients: Sequence[Tensor | None], *tensors: Tensor) -> Tensor:
-        ctx.gradients = gradients
+    def forward(ctx: Any, value: Tensor, factor: float, gradients: list[Tensor], *tensors: Tensor) -> Tensor:
+        ctx.gradients, ctx.factor = gradients, factor
         return value
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, None, *(None if g is None else grad * g for g in ctx.gradients))
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "The penalty's gradient was asked for a second time, after its memory was handed on. "
+                "Call backward with `retain_graph=True` the first time."
+            )
+        grad = grad * ctx.factor
+        if _graph_is_kept():
+            return (None, None, None, *(grad * g for g in ctx.gradients))
+        gradients, ctx.gradients = ctx.gradients, None
+        return (None, None, None, *(g.mul_(grad) for g in gradients))  # fresh memory costs more than the product
+
+
+def _graph_is_kept() -> bool:
+    """Whether the backward pass that is running was told to retain its graph; yes where torch does not say."""
+    kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return True if kept is None else kept()
 
 
 def softmax_jacobian(p: Tensor, a: Tensor) -> Tensor:
@@ -65,8 +80,8 @@ class Gradients:
         if not self.tensors:
             return value
         keys = list(self.tensors)
-        gradients = [self.sums[key] if factor == 1 else self.sums[key].mul_(factor) for key in keys]
-        return _WithGradient.apply(value, gradients, *(self.tensors[key] for key in keys))
+        gradients = [self.sums[key] for key in keys]
+        return _WithGradient.apply(value, factor, gradients, *(self.tensors[key] for key in keys))
 
 
 def chain_products(batch: Linearized, directions: Directions, scale: Tensor, output: str) -> Tensor:
@@ -108,7 +123,7 @@ class _Walk:
         """Value for directions u of shape (k, n, C)."""
         v = u if self.p is None else softmax_jacobian(self.p, u)
         rows = pull(self.tape, v.flatten(0, 1), self._keep).unflatten(0, u.shape[:2])
-        value = (rows.flatten(2).square().sum(2) * self.scale).sum()
+        value = (rows.square().sum(tuple(range(2, rows.dim()))) * self.scale).sum()
         if self.trained or self.to_the_end:
             t = rows.mul(2 * self.scale.reshape(-1, *(1,) * (rows.dim() - 2))).flatten(0, 1)
             out = push(self.tape, t, self._collect, stop=self.last)

@@ -84,7 +84,7 @@ def per_layer_penalty(
     >>> from sklearn_capacity.penalties import per_layer_penalty
     >>> linear = torch.nn.Linear(2, 1, bias=False)
     >>> _ = torch.nn.init.constant_(linear.weight, 3.0)
-    >>> float(per_layer_penalty(linear, torch.randn(5, 2)).detach())
+    >>> round(float(per_layer_penalty(linear, torch.randn(5, 2)).detach()), 3)
     18.0
     """
     check_option("output", output, OUTPUTS)
@@ -116,7 +116,7 @@ def _by_chain(
             if node.op not in LAYER_OPERATORS:
                 return
             weighted = part if weights is None else part * weights.reshape(-1, *(1,) * (part.dim() - 1))
-            totals.append((part * weighted).sum())
+            totals.append(torch.linalg.vector_norm(part).square() if weights is None else (part * weighted).sum())
             if node.name in trained:
                 sums.add_weight(batch.graph[node.name], weighted, g)
 

@@ -1,0 +1,237 @@
+"""A training step with each Jacobian penalty against the plain step, beside what a user would write instead.
+
+CPU time of one thread, so that neighbours on the machine matter less; the peers are a loop of double backward passes
+(`double_backward`) and, for the exact penalty, ``vmap(jacrev)``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from benchmarks.timing import paired_medians
+from sklearn_capacity.architectures import make_network
+from sklearn_capacity.graph import Network
+from sklearn_capacity.graph.chain import jacobian_rows
+from sklearn_capacity.penalties import JacobianPenalty
+
+STRENGTH, CLASSES = 0.01, 10
+#: Kernel -> (norm, options, largest ratio to a plain step for the MLP, the conv net and the ResNet).
+KERNELS = {
+    "exact": ("frobenius", {}, (13.5, 13.5, 11.0)),
+    "projection n=1": ("projection", {"n_projections": 1}, (2.3, 2.3, 2.3)),
+    "projection n=3": ("projection", {"n_projections": 3}, (4.9, 4.9, 4.9)),
+    "spectral": ("spectral", {}, (None, None, None)),
+    "per layer": ("per_layer", {}, (1.85, 1.85, 1.85)),
+}
+REPEATS = {"MLP": 9, "conv": 7, "ResNet-20": 5}
+
+
+class Case(NamedTuple):
+    """A network in the mode it trains in, and a batch."""
+
+    name: str
+    module: nn.Module
+    X: Tensor
+    y: Tensor
+
+
+def cases() -> Iterator[Case]:
+    """The three networks that the targets are set for. The ResNet has its batch norm in eval mode."""
+    torch.manual_seed(0)
+    images, small = torch.randn(128, 1, 28, 28), torch.randn(64, 3, 32, 32)
+    y = torch.randint(CLASSES, (128,))
+    yield Case("MLP", make_network("mlp", 784, CLASSES, hidden_layer_sizes=(784, 784)), images.flatten(1), y)
+    yield Case("conv", make_network("conv", (1, 28, 28), CLASSES), images, y)
+    yield Case("ResNet-20", make_network("resnet20", (3, 32, 32), CLASSES).eval(), small, y[:64])
+
+
+def plain(case: Case) -> Callable[[], None]:
+    """Forward, loss, backward."""
+
+    def step() -> None:
+        case.module.zero_grad()
+        cross_entropy(case.module(case.X), case.y).backward()
+
+    return step
+
+
+def penalized(case: Case, norm: str, **options: int) -> Callable[[], None]:
+    """The same with one of our penalties, as the estimators take the step."""
+    penalty = JacobianPenalty(norm, **options)
+
+    def step() -> None:
+        case.module.zero_grad()
+        logits = penalty.forward(case.module, case.X)
+        logits = case.module(case.X) if logits is None else logits
+        (cross_entropy(logits, case.y) + STRENGTH * penalty(case.module, case.X)).backward()
+
+    return step
+
+
+def double_backward(case: Case, n: int | None = None) -> Callable[[], None]:
+    """The textbook penalty: one differentiated backward pass per class or random vector, one forward pass for all."""
+
+    def step() -> None:
+        case.module.zero_grad()
+        X = case.X.detach().requires_grad_(True)
+        logits = case.module(X)
+        if n is None:
+            vectors = torch.eye(CLASSES)[:, None, :].expand(-1, len(X), -1)
+        else:
+            vectors = torch.nn.functional.normalize(torch.randn(n, len(X), CLASSES), dim=2) * (CLASSES / n) ** 0.5
+        rows = [torch.autograd.grad(logits, X, v, create_graph=True)[0] for v in vectors]
+        penalty = sum(row.square().sum() for row in rows) / len(X)
+        (cross_entropy(logits, case.y) + STRENGTH * penalty).backward()
+
+    return step
+
+
+def functional(case: Case) -> Callable[[], None]:
+    """The Jacobian by torch.func."""
+
+    def single(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(case.module, parameters, (x[None],))[0]
+
+    def step() -> None:
+        case.module.zero_grad()
+        parameters = dict(case.module.named_parameters())
+        jacobian = torch.func.vmap(torch.func.jacrev(single, argnums=1), (None, 0))(parameters, case.X)
+        penalty = jacobian.square().sum() / len(case.X)
+        (cross_entropy(case.module(case.X), case.y) + STRENGTH * penalty).backward()
+
+    return step
+
+
+def layer_by_layer(case: Case) -> Callable[[], None]:
+    """Equation 52 one layer at a time: a backward pass for each, g detached, then W^T g differentiated."""
+    layers = [m for m in case.module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+
+    def step() -> None:
+        case.module.zero_grad()
+        calls: list[tuple[Tensor, Tensor]] = []
+        handles = [m.register_forward_hook(lambda _, a, y: calls.append((a[0], y))) for m in layers]
+        logits = case.module(case.X)
+        for handle in handles:
+            handle.remove()
+        chosen = logits.gather(1, torch.randint(CLASSES, (len(logits), 1))).sum()
+        penalty = logits.new_zeros(())
+        for layer, (a, y) in zip(layers, calls, strict=True):
+            (g,) = torch.autograd.grad(chosen, y, retain_graph=True)
+            a = a.detach().requires_grad_(True)
+            (t,) = torch.autograd.grad(layer(a), a, g, create_graph=True)
+            penalty = penalty + t.square().sum() / len(logits)
+        (cross_entropy(logits, case.y) + STRENGTH * penalty).backward()
+
+    return step
+
+
+def peers(case: Case, kernel: str) -> dict[str, Callable[[], None]]:
+    """What a user would take instead of a kernel."""
+    if kernel == "exact":
+        return {"loop": double_backward(case), "vmap(jacrev)": functional(case)}
+    if kernel.startswith("projection"):
+        return {"loop": double_backward(case, int(kernel[-1]))}
+    return {"layer by layer": layer_by_layer(case)} if kernel == "per layer" else {}
+
+
+def row(
+    name: str, ours: Callable, base: Callable, *, target: float | None = None, note: str = "", repeats: int
+) -> dict:
+    """Our time over the base's, in CPU time of this thread."""
+    times = paired_medians(ours, base, repeats, clock=time.thread_time)
+    parts = {"ours": times.first, "peer": times.second, "ratio": times.ratio}
+    return {"kernel": name, **parts, "target": target, "note": note}
+
+
+def case_rows(case: Case, position: int) -> Iterator[dict]:
+    """All kernels on one network: ours over the plain step, then each peer over the plain step."""
+    step, repeats = plain(case), REPEATS[case.name]
+    for kernel, (norm, options, targets) in KERNELS.items():
+        ours = penalized(case, norm, **options)
+        target = targets[position]
+        yield row(f"{case.name}, {kernel}", ours, step, target=target, note="over a plain step", repeats=repeats)
+        for name, peer in peers(case, kernel).items():
+            slow = max(3, repeats // 2)
+            yield row(f"{case.name}, {kernel}: {name}", peer, step, note="a peer, over a plain step", repeats=slow)
+
+
+def row_kernel(case: Case) -> dict:
+    """All rows of the Jacobian without gradients, over one forward pass."""
+    module = case.module.eval()
+    graph = Network(module, tuple(case.X.shape[1:])).graph
+
+    def forward() -> None:
+        with torch.no_grad():
+            module(case.X)
+
+    name = f"{case.name}, Jacobian rows, C={CLASSES}"
+    return row(name, lambda: jacobian_rows(graph, case.X), forward, target=12.0, note="over a forward pass", repeats=9)
+
+
+def peak_rows(case: Case, position: int) -> Iterator[dict]:
+    """Peak memory above what torch itself takes, each step in a process of its own."""
+    base = _peak(position, "plain")
+    for kernel in KERNELS:
+        ours = _peak(position, kernel)
+        parts = {"ours": ours / 1e3, "peer": base / 1e3, "ratio": ours / base, "target": 3.0}
+        yield {"kernel": f"{case.name}, {kernel}: peak memory", **parts, "note": "MB, over a plain step"}
+    loop = _peak(position, "loop")
+    parts = {"ours": loop / 1e3, "peer": base / 1e3, "ratio": loop / base, "target": None}
+    yield {"kernel": f"{case.name}, exact: loop's peak memory", **parts, "note": "MB, over a plain step"}
+
+
+def _peak(position: int, kernel: str) -> float:
+    command = [sys.executable, "-m", "benchmarks.bench_penalties", "--peak", str(position), kernel]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def measure_peak(position: int, kernel: str) -> float:
+    """MB that three steps add to the largest resident size; tracing comes before, with a batch of two."""
+    torch.set_num_threads(1)
+    case = list(cases())[position]
+    small = case._replace(X=case.X[:2], y=case.y[:2])
+    norm, options, _ = KERNELS.get(kernel, ("", {}, ()))
+    make = {"plain": plain, "loop": double_backward}.get(kernel, lambda case: penalized(case, norm, **options))
+    make(small)()
+    case.module.zero_grad(set_to_none=True)
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
+    before = _resident("VmRSS")
+    step = make(case)
+    for _ in range(3):
+        step()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    """MB resident now (VmRSS) or at most so far (VmHWM), as Linux tells."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"The system does not tell {field}.")
+
+
+def run() -> list[dict]:
+    """Rows for each network: the kernels, their peers, the rows of the Jacobian, peak memory."""
+    rows = []
+    for position, case in enumerate(cases()):
+        rows += case_rows(case, position)
+        rows += peak_rows(case, position)
+        rows.append(row_kernel(case))
+    return rows
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--peak", nargs=2, metavar=("network", "kernel"))
+    chosen = parser.parse_args().peak
+    print(measure_peak(int(chosen[0]), chosen[1]))
