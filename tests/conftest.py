@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("bounded", max_examples=25, derandomize=True, deadline=None, database=None)
 hypothesis.settings.register_profile(
     "fuzz",
-    max_examples=int(os.environ.get("FUZZ_CASES", "10000")),
+    max_examples=int(os.environ.get("FUZZ_CASES", "2500")),
     deadline=None,
     suppress_health_check=list(hypothesis.HealthCheck),
 )

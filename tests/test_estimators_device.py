@@ -9,6 +9,8 @@ from torch import nn
 
 from pretend_device import DeviceMismatchError, pretend_device
 from sklearn_capacity import (
+    GeneralizationLayerClassifier,
+    GeneralizationLayerRegressor,
     JacobianRegularizedClassifier,
     JacobianRegularizedRegressor,
     NetworkClassifier,
@@ -17,7 +19,14 @@ from sklearn_capacity import (
 
 rng = np.random.default_rng(0)
 X, y = rng.normal(size=(40, 16)), np.arange(40) % 3
-KINDS = [NetworkClassifier, NetworkRegressor, JacobianRegularizedClassifier, JacobianRegularizedRegressor]
+KINDS = [
+    NetworkClassifier,
+    NetworkRegressor,
+    JacobianRegularizedClassifier,
+    JacobianRegularizedRegressor,
+    GeneralizationLayerClassifier,
+    GeneralizationLayerRegressor,
+]
 
 
 def small_conv(n_outputs: int) -> nn.Module:
@@ -31,6 +40,10 @@ CASES = [(kind, params) for kind in KINDS for params in ({}, {"batch_norm": True
     (JacobianRegularizedClassifier, {"jacobian_output": "softmax", "weight_norm": True}),
     (JacobianRegularizedClassifier, {"module": small_conv, "input_shape": (1, 4, 4)}),
     (NetworkClassifier, {"class_weight": "balanced", "optimizer": "sgd", "learning_rate_schedule": "cosine"}),
+    (GeneralizationLayerClassifier, {"jacobian_penalty": 0.1, "layer_form": "block", "slow_after": 0}),
+    (NetworkClassifier, {"module": small_conv, "input_shape": (1, 4, 4), "augmentation": "crop_flip"}),
+    (NetworkClassifier, {"optimizer": "path_sgd"}),
+    # not "kfac": curvlinops tells parameters apart by their address, which is 0 for all of the pretend device's
     (NetworkRegressor, {"loss": "absolute", "optimizer": "lbfgs", "stop_below": 0.01}),
 ]
 

@@ -5,6 +5,7 @@ from .capacity_gap import CapacityGapDisplay
 from .capacity_path import CapacityPathDisplay
 from .fisher_spectrum import FisherSpectrumDisplay
 from .learning_rate_map import LearningRateMapDisplay
+from .margin import MarginDisplay
 from .norm_geometry import NormGeometryDisplay
 from .weight_histogram import WeightHistogramDisplay
 
@@ -14,6 +15,7 @@ __all__ = [
     "CapacityPathDisplay",
     "FisherSpectrumDisplay",
     "LearningRateMapDisplay",
+    "MarginDisplay",
     "NormGeometryDisplay",
     "WeightHistogramDisplay",
 ]

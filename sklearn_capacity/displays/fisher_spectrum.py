@@ -102,7 +102,7 @@ class FisherSpectrumDisplay:
         ax.set(xscale="log", yscale="log", xlabel="rank", ylabel="eigenvalue of the Fisher information")
         ax.grid(alpha=0.3)
         if self.mean_field is not None or any(spectra):
-            ax.legend(fontsize="small", loc="lower left")
+            ax.legend(fontsize="small", loc="upper right")
         self.ax_, self.figure_ = ax, ax.figure
         return self
 

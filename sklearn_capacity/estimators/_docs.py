@@ -99,9 +99,12 @@ checkpoint_every : int >= 1, default=1
 _JACOBIAN = """
 jacobian_penalty : float >= 0, default=0.01
     Strength of the penalty; the training minimises ``loss + jacobian_penalty * R``. 0 is the plain network.
-jacobian_norm : {"frobenius", "projection"}, default="frobenius"
-    R. "frobenius": the mean of ||J(x)||_F^2, exact, one backward pass per output. "projection": an unbiased
-    estimate of it from `n_projections` random directions.
+jacobian_norm : {"frobenius", "projection", "spectral", "per_layer"}, default="frobenius"
+    R. "frobenius": the mean of ||J(x)||_F^2, exact; a step costs about as much as n_outputs plain ones. "projection":
+    an unbiased estimate of it from `n_projections` random directions, each about as much as a plain step. "spectral":
+    the mean of the squared spectral norm ||J(x)||_2^2, about half as much as "frobenius". "per_layer": another and
+    cheaper penalty, which sees one layer and one random output at a time, see
+    :func:`sklearn_capacity.penalties.per_layer_penalty`; strengths do not carry over to it.
 n_projections : int in [1, n_outputs], default=1
     With ``jacobian_norm="projection"`` only.
 jacobian_output : {"logits", "softmax"}, default="logits"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +11,7 @@ from sklearn_capacity.estimators import _constraints
 from sklearn_capacity.estimators._classifier import NetworkClassifier
 from sklearn_capacity.estimators._docs import documented
 from sklearn_capacity.estimators._regressor import NetworkRegressor
-from sklearn_capacity.penalties import PENALTIES
+from sklearn_capacity.penalties import PENALTIES, JacobianPenalty
 from sklearn_capacity.products.jacobian import OUTPUTS
 
 __all__ = ["JacobianRegularizedClassifier", "JacobianRegularizedRegressor"]
@@ -42,11 +41,9 @@ class JacobianPenaltyMixin:
             return None, 0.0
         if self.jacobian_norm == "projection":
             check_integer("n_projections", self.n_projections, 1, self._n_outputs, cure=TOO_MANY)
-        penalty = PENALTIES[self.jacobian_norm]
-        options = {name: getattr(self, name) for name in penalty.options}
-        if penalty.random:
-            options["generator"] = generator
-        return functools.partial(penalty.function, output=self.jacobian_output, **options), self.jacobian_penalty
+        options = {name: getattr(self, name) for name in PENALTIES[self.jacobian_norm].options}
+        penalty = JacobianPenalty(self.jacobian_norm, output=self.jacobian_output, generator=generator, **options)
+        return penalty, self.jacobian_penalty
 
 
 @documented("classifier", jacobian=True)

@@ -6,6 +6,7 @@ along the first axis, (k n, ...), one block per direction, all with the same mas
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,6 +68,19 @@ class Tape:
         """
         weight = node.weight
         return one_channel_last(weight) if weight is not None and node.op == "conv" and weight.is_cpu else weight
+
+    def part(self, samples: slice) -> Tape:
+        """The tape of some of the samples; views, but for the logits' graph."""
+        slopes = {name: None if slope is None else slope[samples] for name, slope in self.slopes.items()}
+        selections = {
+            name: Selection(
+                None if chosen.indices is None else chosen.indices[samples],
+                [(place, mask[samples]) for place, mask in chosen.masks],
+            )
+            for name, chosen in self.selections.items()
+        }
+        smooth = {name: z[samples] for name, z in self.smooth.items()}
+        return Tape(self.graph, self.logits[samples], slopes, selections, smooth)
 
     def input_shape(self, node: Node) -> tuple[int, ...]:
         """Shape of one sample of the node's (first) input."""
@@ -175,20 +189,24 @@ def _gathered(node: Node, g: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The transposed convolution to one channel: one matrix product, then a sum over the places of the kernel."""
     weight, p = node.weight, node.params
     assert weight is not None
-    n, _, rows, columns = g.shape
-    patches = weight.reshape(len(weight), -1).t() @ g.permute(0, 2, 3, 1).reshape(-1, g.shape[1]).t()
-    patches = patches.view(-1, n, rows, columns)
-    (top, _), (left, _) = p["padding"]
-    reach = [(m - 1) * s + d * (k - 1) + 1 for m, s, d, k in zip(
-        (rows, columns), p["stride"], p["dilation"], weight.shape[2:], strict=True)]
-    size = [max(m, need + a + b) for m, need, (a, b) in zip(reach, shape[2:], p["padding"], strict=True)]
+    n, channels, *grid = g.shape
+    kernel = weight.shape[2:]
+    patches = weight.reshape(channels, -1).t() @ g.permute(0, 2, 3, 1).reshape(-1, channels).t()
+    patches = patches.view(*kernel, n, *grid)
+    pads = [before for before, _ in p["padding"]]
+    size = [
+        max((m - 1) * s + d * (k - 1) + 1, side + a + b)
+        for m, s, d, k, side, (a, b) in zip(
+            grid, p["stride"], p["dilation"], kernel, shape[2:], p["padding"], strict=True
+        )
+    ]
     out = torch.zeros(n, *size, dtype=g.dtype, device=g.device)
-    for i in range(weight.shape[2]):
-        for j in range(weight.shape[3]):
-            y, x = i * p["dilation"][0], j * p["dilation"][1]
-            window = out[:, y : y + p["stride"][0] * rows : p["stride"][0], x : x + p["stride"][1] * columns : p["stride"][1]]
-            window += patches[i * weight.shape[3] + j]
-    return out[:, None, top : top + shape[2], left : left + shape[3]].contiguous()
+    for place in itertools.product(*(range(k) for k in kernel)):
+        firsts = [i * d for i, d in zip(place, p["dilation"], strict=True)]
+        window = tuple(slice(f, f + s * m, s) for f, s, m in zip(firsts, p["stride"], grid, strict=True))
+        out[(slice(None), *window)] += patches[place]
+    inner = tuple(slice(a, a + side) for a, side in zip(pads, shape[2:], strict=True))
+    return out[(slice(None), None, *inner)].contiguous()
 
 
 def _adjoint_diagonal(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
@@ -291,7 +309,7 @@ def weight_gradient(node: Node, t: Tensor, g: Tensor, total: Tensor | None) -> T
         rows, columns = g.reshape(-1, g.shape[-1]).t(), t.reshape(-1, t.shape[-1])
         return rows @ columns if total is None else total.addmm_(rows, columns)
     if node.op == "diagonal":
-        grad = (g * t).sum_to_size(*broadcast(node, weight, t).shape).reshape(weight.shape)
+        grad = (g * t).sum_to_size(broadcast(node, weight, t).shape).reshape(weight.shape)
     else:
         x = t if _plain_padding(node) else pad_input(node, t)
         grad = _convolution_backward(node, g, one_channel_last(x) if x.is_cpu else x, (False, True, False))[1]

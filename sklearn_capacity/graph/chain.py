@@ -21,7 +21,7 @@ from .adjoint import ADJOINT, TANGENT, Selection, Tape, one_channel_last
 from .evaluate import EVALUATE, apply_linear
 from .nodes import NetworkGraph, Node, interpret
 
-__all__ = ["blocks", "chain_refusal", "jacobian_rows", "linearize", "pull", "push"]
+__all__ = ["chain_refusal", "jacobian_rows", "linearize", "pull", "push", "stacks"]
 
 #: Windows with more places keep indices.
 LARGEST_TILE = 16
@@ -147,11 +147,16 @@ def push(tape: Tape, tangents: Tensor, keep: Callable[[Node, Tensor], None], sto
     return values[graph.output]
 
 
-def blocks(graph: NetworkGraph, n_samples: int, n_directions: int, dtype: torch.dtype, limit: int) -> int:
-    """How many directions to stack so that no tensor exceeds `limit` bytes."""
-    sizes = (int(torch.Size(node.shape).numel()) for node in graph.nodes)
-    largest = max(sizes) * n_samples * torch.finfo(dtype).bits // 8
-    return max(1, min(n_directions, limit // max(largest, 1)))
+def stacks(graph: NetworkGraph, n_samples: int, dtype: torch.dtype) -> tuple[int, int]:
+    """How many samples to take at a time, and how many directions to stack on them.
+
+    So many that the largest tensor stays in the cache, where element-wise operators cost little.
+    """
+    largest = max(math.prod(node.shape) for node in graph.nodes) * torch.finfo(dtype).bits // 8
+    rows = max(1, STACK_BYTES // max(largest, 1))
+    if rows >= n_samples:
+        return n_samples, rows // n_samples
+    return math.ceil(n_samples / math.ceil(n_samples / rows)), 1
 
 
 def jacobian_rows(graph: NetworkGraph, X: Tensor, vectors: Tensor | None = None) -> Tensor:
@@ -169,18 +174,22 @@ def jacobian_rows(graph: NetworkGraph, X: Tensor, vectors: Tensor | None = None)
     Tensor of shape (n, k, D)
         D is the number of features of a sample.
     """
+    if vectors is None:
+        vectors = torch.eye(graph[graph.output].shape[0], dtype=X.dtype, device=X.device)
+    if vectors.dim() == 2:
+        vectors = vectors[:, None, :].expand(-1, len(X), -1)
+    n, k = stacks(graph, len(X), X.dtype)
+    rows = torch.empty(len(X), len(vectors), X[0].numel(), dtype=X.dtype, device=X.device)
     with torch.no_grad():
-        tape = linearize(graph, X)
-        n, n_outputs = tape.logits.shape
-        if vectors is None:
-            vectors = torch.eye(n_outputs, dtype=X.dtype, device=X.device)
-        if vectors.dim() == 2:
-            vectors = vectors[:, None, :].expand(-1, n, -1)
-        size = blocks(graph, n, len(vectors), X.dtype, STACK_BYTES)
-        rows = [pull(tape, part.flatten(0, 1)).reshape(len(part), n, -1) for part in vectors.split(size)]
-    return torch.cat(rows).transpose(0, 1)
+        for start in range(0, len(X), n):
+            samples = slice(start, start + n)
+            tape = linearize(graph, X[samples])
+            for first in range(0, len(vectors), k):
+                v = vectors[first : first + k, samples]
+                pulled = pull(tape, v.flatten(0, 1)).reshape(v.shape[0], v.shape[1], -1)
+                rows[samples, first : first + k] = pulled.transpose(0, 1)
+    return rows
 
 
-#: Larger stacks leave the cache and cost page faults.
-STACK_BYTES = 1 << 22
-
+#: Bytes of the largest tensor in a stack.
+STACK_BYTES = 3 << 20

@@ -68,6 +68,14 @@ class Program:
         """The name of a submodule as the user knows it."""
         return "" if scope + "." == self.inside else scope.removeprefix(self.inside)
 
+    @property
+    def norm_scales(self) -> frozenset[str]:
+        """Names of the tensors that scale a batch norm's output."""
+        norms = (torch.ops.aten.batch_norm.default, torch.ops.aten._native_batch_norm_legit_no_training.default)
+        weights = [node.args[1] for node in self.nodes if node.op == "call_function" and node.target in norms]
+        found = (self.tensor_names.get(w.name) for w in weights if isinstance(w, torch.fx.Node))
+        return frozenset(name for name in found if name is not None)
+
     def bind(self, tensors: Mapping[str, Tensor], *, folded: bool = True) -> NetworkGraph:
         """The graph with effective weights: parametrisations applied, batch norm folded.
 

@@ -236,7 +236,7 @@ def _check_learned_parts(network: Network, prior: str) -> None:
         before = graph.nodes
     for node, start in zip(nodes, before, strict=True):
         for part, (now, then) in enumerate(((node.weight, start.weight), (node.bias, start.bias))):
-            if now is None or node.trainable[part]:
+            if now is None or then is None or node.trainable[part]:
                 continue
             if node.sources[part] & statistics or then is None or not torch.equal(now, then):
                 raise node.refuse(

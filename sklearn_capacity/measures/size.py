@@ -182,7 +182,7 @@ def _moved_layers(network: Network) -> list[tuple[Node, Tensor, tuple[int, ...]]
     found, seen = [], set()
     for node, start in zip(now.nodes, before.nodes, strict=True):
         _refuse_hidden_matrix(node)
-        if node.op not in MATRICES or not node.trainable[0]:
+        if node.weight is None or node.op not in MATRICES or not node.trainable[0]:
             continue
         assert node.weight is not None
         key = (node.sources[0], node.weight.numel(), node.weight.storage_offset())

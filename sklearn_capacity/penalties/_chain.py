@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,9 +10,13 @@ from torch import Tensor
 
 from sklearn_capacity.graph import Node, activation_of
 from sklearn_capacity.graph.adjoint import Tape, weight_gradient
-from sklearn_capacity.graph.chain import STACK_BYTES, blocks, pull, push
+from sklearn_capacity.graph.chain import pull, push, stacks
+from sklearn_capacity.penalties._tapes import Linearized
 
-__all__ = ["chain_products", "softmax_jacobian"]
+__all__ = ["Directions", "Gradients", "chain_products", "softmax_jacobian", "wants"]
+
+
+Directions = Callable[[slice, Tape], Tensor]
 
 
 class _WithGradient(torch.autograd.Function):
@@ -34,16 +38,17 @@ def softmax_jacobian(p: Tensor, a: Tensor) -> Tensor:
     return p * a - p * (p * a).sum(-1, keepdim=True)
 
 
-class _Gradients:
+def wants(tensor: Tensor | None) -> bool:
+    """Whether somebody asks for the gradient with respect to the tensor."""
+    return tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
+
+
+class Gradients:
     """Sums gradients per tensor, in place, and hands the value over to autograd with them."""
 
-    def __init__(self, tape: Tape):
-        self.tape = tape
+    def __init__(self) -> None:
         self.tensors: dict[int, Tensor] = {}
         self.sums: dict[int, Tensor] = {}
-
-    def wants(self, tensor: Tensor | None) -> bool:
-        return tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
 
     def add(self, tensor: Tensor, gradient: Tensor) -> None:
         self.tensors[id(tensor)] = tensor
@@ -55,64 +60,75 @@ class _Gradients:
         self.tensors[id(node.weight)] = node.weight
         self.sums[id(node.weight)] = weight_gradient(node, t, g, self.sums.get(id(node.weight)))
 
-    def attach(self, value: Tensor) -> Tensor:
+    def attach(self, value: Tensor, factor: float = 1.0) -> Tensor:
+        """The value with the sums, times a factor, as its gradients."""
         if not self.tensors:
             return value
         keys = list(self.tensors)
-        gradients = [self.sums[key] for key in keys]
+        gradients = [self.sums[key] if factor == 1 else self.sums[key].mul_(factor) for key in keys]
         return _WithGradient.apply(value, gradients, *(self.tensors[key] for key in keys))
 
 
-def chain_products(tape: Tape, directions: Tensor, scale: Tensor, output: str) -> Tensor:
+def chain_products(batch: Linearized, directions: Directions, scale: Tensor, output: str) -> Tensor:
     """``sum_i scale_i sum_j |v_ij^T J(x_i)|^2``, differentiable once.
 
     Parameters
     ----------
-    tape : Tape
-        Its logits, and the smooth pre-activations, carry a graph if the penalty's gradient goes through them.
-    directions : Tensor of shape (k, n, C)
-        Constant vectors in the space of the output.
+    batch : Linearized
+    directions : callable(samples, tape) -> Tensor of shape (k, n', C)
+        Makes constant vectors in the space of the output, for some of the samples.
     scale : Tensor of shape (n,)
     output : "logits" or "softmax"
     """
-    sums = _Gradients(tape)
-    trained = [node for node in tape.graph.nodes if sums.wants(node.weight) or sums.wants(tape.smooth.get(node.name))]
-    softmax = output == "softmax"
-    last = None if softmax and sums.wants(tape.logits) else trained[-1].name if trained else ""
-    names = {node.name for node in trained}
+    sums = Gradients()
     values = []
-    with torch.no_grad():
-        p = tape.logits.softmax(1)
-        size = blocks(tape.graph, len(scale), len(directions), scale.dtype, STACK_BYTES)
-        curvatures = {name: _curvature(tape.graph[name], tape.smooth[name]) for name in names & tape.smooth.keys()}
-    for u in directions.split(size):
-        cotangents: dict[str, Tensor] = {}
-
-        def keep(node: Node, g: Tensor, part: Tensor, cotangents: dict[str, Tensor] = cotangents) -> None:
-            if node.name in names:
-                cotangents[node.name] = g
-
-        def collect(node: Node, t: Tensor, cotangents: dict[str, Tensor] = cotangents) -> None:
-            if node.name not in names:
-                return
-            g = cotangents.pop(node.name)
-            if node.weight is not None:
-                sums.add_weight(node, t, g)
-            else:
-                bent = (g * t).unflatten(0, (-1, len(scale))).sum(0) * curvatures[node.name]
-                sums.add(tape.smooth[node.name], bent)
-
-        with torch.no_grad():
-            v = softmax_jacobian(p, u) if softmax else u
-            rows = pull(tape, v.flatten(0, 1), keep).unflatten(0, (len(u), -1))
-            values.append((rows.flatten(2).square().sum(2) * scale).sum())
-            if last == "":
-                continue
-            t = rows.mul(2 * scale.reshape(-1, *(1,) * (rows.dim() - 2))).flatten(0, 1)
-            out = push(tape, t, collect, stop=last)
-            if last is None:
-                sums.add(tape.logits, _through_softmax(p, u, out.unflatten(0, (len(u), -1))))
+    n, k = stacks(batch.graph, len(scale), scale.dtype)
+    for samples, tape in batch.parts(n, output):
+        walk = _Walk(tape, sums, scale[samples], output)
+        for u in directions(samples, tape).split(k):
+            values.append(walk(u))
     return sums.attach(torch.stack(values).sum())
+
+
+class _Walk:
+    """Adds one stack of directions to the value and the gradients."""
+
+    def __init__(self, tape: Tape, sums: Gradients, scale: Tensor, output: str):
+        self.tape, self.sums, self.scale = tape, sums, scale
+        nodes = tape.graph.nodes
+        self.trained = {n.name for n in nodes if wants(n.weight) or wants(tape.smooth.get(n.name))}
+        self.p = tape.logits.detach().softmax(1) if output == "softmax" else None
+        self.to_the_end = self.p is not None and wants(tape.logits)
+        self.last = None if self.to_the_end else next((n.name for n in reversed(nodes) if n.name in self.trained), None)
+        self.curvatures = {name: _curvature(tape.graph[name], z) for name, z in tape.smooth.items()}
+        self.cotangents: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def __call__(self, u: Tensor) -> Tensor:
+        """Value for directions u of shape (k, n, C)."""
+        v = u if self.p is None else softmax_jacobian(self.p, u)
+        rows = pull(self.tape, v.flatten(0, 1), self._keep).unflatten(0, u.shape[:2])
+        value = (rows.flatten(2).square().sum(2) * self.scale).sum()
+        if self.trained or self.to_the_end:
+            t = rows.mul(2 * self.scale.reshape(-1, *(1,) * (rows.dim() - 2))).flatten(0, 1)
+            out = push(self.tape, t, self._collect, stop=self.last)
+            if self.to_the_end and out is not None and self.p is not None:
+                self.sums.add(self.tape.logits, _through_softmax(self.p, u, out.unflatten(0, u.shape[:2])))
+        return value
+
+    def _keep(self, node: Node, g: Tensor, part: Tensor) -> None:
+        if node.name in self.trained:
+            self.cotangents[node.name] = g
+
+    def _collect(self, node: Node, t: Tensor) -> None:
+        if node.name not in self.trained:
+            return
+        g = self.cotangents.pop(node.name)
+        if node.weight is not None:
+            self.sums.add_weight(node, t, g)
+        else:
+            bent = (g * t).unflatten(0, (-1, len(self.scale))).sum(0) * self.curvatures[node.name]
+            self.sums.add(self.tape.smooth[node.name], bent)
 
 
 def _curvature(node: Node, z: Tensor) -> Tensor:

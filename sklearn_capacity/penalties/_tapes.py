@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,13 +15,22 @@ from sklearn_capacity.graph import NetworkGraph, Program, activation_of, evaluat
 from sklearn_capacity.graph.chain import Tape, chain_refusal, linearize
 from sklearn_capacity.penalties._modes import evaluating
 
-__all__ = ["graph_of", "shared_tape", "tape_of"]
+__all__ = ["Linearized", "graph_of", "linearized", "shared_forward"]
 
 #: A module whose attributes change more often than this is left to the loop.
 MANY_TRACES = 20
 
 _LOCK = threading.Lock()
 _SCALARS = (int, float, bool, str, bytes, complex, type(None))
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A forward pass that the loss has made and the penalty may use, if neither data nor weights have changed."""
+
+    source: weakref.ref
+    versions: int
+    batch: Linearized
 
 
 @dataclass
@@ -35,38 +44,80 @@ class _Traced:
     mode_free: bool | None = None
     bound_to: tuple = ()
     graph: NetworkGraph | None = field(default=None, repr=False)
+    waiting: _Waiting | None = field(default=None, repr=False)
 
 
 _TRACED: dict[int, _Traced] = {}
 
 
-def tape_of(module: Any, X: Tensor, output: str = "logits") -> Tape | None:
-    """The module's eval forward pass linearised at X, or None where there is no chain for it.
+@dataclass(frozen=True)
+class Linearized:
+    """A module's graph and a batch; `tape` is there if the loss's own forward pass recorded it."""
 
-    Weights are differentiable functions of the module's parameters. Logits and smooth pre-activations are so where
-    the Jacobian depends on them: with the softmax, and with activations that are not piecewise linear.
+    graph: NetworkGraph
+    X: Tensor
+    tape: Tape | None = None
+
+    @property
+    def outputs(self) -> Tensor:
+        """A tensor (n, C) without content, to draw directions for."""
+        shape = (len(self.X), *self.graph[self.graph.output].shape)
+        return torch.empty(shape, dtype=self.X.dtype, device=self.X.device)
+
+    def parts(self, size: int, output: str = "logits") -> Iterator[tuple[slice, Tape]]:
+        """Tapes of `size` samples at a time.
+
+        Logits and smooth pre-activations are differentiable where the Jacobian depends on them: with the softmax,
+        and with activations that are not piecewise linear.
+        """
+        bent = any(n.op == "activation" and not activation_of(n)[0].piecewise_linear for n in self.graph.nodes)
+        for start in range(0, len(self.X), size):
+            samples = slice(start, min(start + size, len(self.X)))
+            if self.tape is not None:
+                yield samples, self.tape if size >= len(self.X) else self.tape.part(samples)
+                continue
+            with torch.set_grad_enabled((bent or output == "softmax") and torch.is_grad_enabled()):
+                tape = linearize(self.graph, self.X[samples])
+            yield samples, tape
+
+
+def linearized(module: Any, X: Tensor, *, fixed_norms: bool = False) -> Linearized | None:
+    """The module's eval forward pass at X for the chain, or None where there is no chain for it.
+
+    With `fixed_norms` the weights are no functions of the batch norms' scales that are folded into them.
     """
-    graph = graph_of(module, X)
+    graph = graph_of(module, X, fixed_norms)
     if graph is None:
         return None
-    bent = any(n.op == "activation" and not activation_of(n)[0].piecewise_linear for n in graph.nodes)
-    with torch.set_grad_enabled((bent or output == "softmax") and torch.is_grad_enabled()):
-        return linearize(graph, _channels_last(X.detach()))
+    entry = _TRACED[id(module)]
+    waiting, entry.waiting = entry.waiting, None
+    if waiting is not None and waiting.source() is X and waiting.versions == _versions(module):
+        return replace(waiting.batch, graph=graph)
+    return Linearized(graph, _channels_last(X.detach()))
 
 
-def shared_tape(module: Any, X: Tensor) -> Tape | None:
-    """A differentiable tape whose logits may serve the loss too: the module does in training what it does in eval.
+def shared_forward(module: Any, X: Tensor) -> Tensor | None:
+    """Outputs of the module for a loss, from a forward pass that the penalty of the same step uses again.
 
-    None where batch norm, dropout or the module's own code distinguish the two, or where hooks listen to the
-    module's forward pass.
+    None where batch norm, dropout or the module's own code does something else in training than in eval, or where
+    hooks listen to the module's forward pass.
     """
-    graph = graph_of(module, X)
+    graph = graph_of(module, X) if torch.is_grad_enabled() else None
     if graph is None or not _mode_free(module, X) or _watched(module):
         return None
-    return linearize(graph, _channels_last(X.detach()))
+    laid_out = _channels_last(X.detach())
+    tape = linearize(graph, laid_out)
+    waiting = _Waiting(weakref.ref(X), _versions(module), Linearized(graph, laid_out, tape))
+    _TRACED[id(module)].waiting = waiting
+    return tape.logits
 
 
-def graph_of(module: Any, X: Tensor) -> NetworkGraph | None:
+def _versions(module: nn.Module) -> int:
+    """A number that changes with every change of a parameter or buffer in place."""
+    return sum(t._version for t in module.parameters()) + sum(t._version for t in module.buffers())
+
+
+def graph_of(module: Any, X: Tensor, fixed_norms: bool = False) -> NetworkGraph | None:
     """The module's folded graph with its live tensors, or None if it cannot be traced or has no chain."""
     if not isinstance(module, nn.Module) or not X.is_floating_point():
         return None
@@ -74,6 +125,8 @@ def graph_of(module: Any, X: Tensor) -> NetworkGraph | None:
     if entry.program is None:
         return None
     tensors = named_tensors(module)
+    if fixed_norms and (scales := entry.program.norm_scales):
+        return entry.program.bind({name: t.detach() if name in scales else t for name, t in tensors.items()})
     state = tuple((id(t), t.requires_grad) for t in tensors.values())
     if entry.graph is not None and entry.bound_to == state:
         return entry.graph

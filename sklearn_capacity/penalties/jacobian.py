@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from sklearn_capacity._validation import check_integer, check_option
-from sklearn_capacity.graph.chain import Tape
 from sklearn_capacity.penalties._chain import chain_products
 from sklearn_capacity.penalties._modes import evaluating
-from sklearn_capacity.penalties._tapes import tape_of
+from sklearn_capacity.penalties._tapes import linearized
 from sklearn_capacity.products.jacobian import OUTPUTS, jacobian_products
 
 __all__ = ["frobenius_penalty", "orthonormal_directions", "projection_penalty"]
@@ -145,7 +144,6 @@ def squared_products(
     *,
     output: str = "logits",
     sample_weight: Tensor | None = None,
-    tape: Tape | None = None,
 ) -> Tensor:
     """Weighted mean over the samples of squared Jacobian products, summed over directions; differentiable.
 
@@ -153,15 +151,15 @@ def squared_products(
     with a graph takes the chain, anything else a loop of double backward passes, right for any function.
     """
     check_option("output", output, OUTPUTS)
-    tape = tape_of(function, X, output) if tape is None else tape
-    if tape is None:
+    batch = linearized(function, X)
+    if batch is None:
         with evaluating(function):
             products = list(jacobian_products(function, X, directions, output=output, create_graph=True))
         squares = torch.stack([product.flatten(1).square().sum(dim=1) for product in products]).sum(dim=0)
-        return _mean(squares, sample_weight)
-    values = tape.logits.detach()
+        return weighted_mean(squares, sample_weight)
+    values = batch.outputs
     vectors = unit_vectors(values) if directions is None else directions(values)
-    return chain_products(tape, vectors, sample_scale(values, sample_weight), output)
+    return chain_products(batch, lambda part, _: vectors[:, part], sample_scale(values, sample_weight), output)
 
 
 def sample_scale(values: Tensor, sample_weight: Tensor | None) -> Tensor:
@@ -195,5 +193,6 @@ def orthonormal_directions(k: int, values: Tensor, generator: torch.Generator) -
     return torch.stack(rows).to(device=values.device, dtype=values.dtype)
 
 
-def _mean(values: Tensor, sample_weight: Tensor | None) -> Tensor:
+def weighted_mean(values: Tensor, sample_weight: Tensor | None) -> Tensor:
+    """``(1/n) sum_i w_i values_i``."""
     return values.mean() if sample_weight is None else (values * sample_weight).mean()

@@ -95,7 +95,7 @@ class CapacityCallback(Callback):
             net.history.record(f"{self.prefix}{label}", value)
 
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        self._data = None
+        self._data = None  # type: ignore[assignment]
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "_data"}  # the training data do not travel

@@ -11,6 +11,7 @@ import pandas as pd
 from .._validation import check_integer
 from ..measures.interaction import DELTAS
 from ..measures.interaction import interaction_conditions as _conditions
+from ..measures.margins import sample_margins as margins_of_samples
 from .session import Session, parse_measures
 
 __all__ = ["bicriteria_curve", "interaction_conditions"]
@@ -179,3 +180,9 @@ def interaction_conditions(
     """
     session = Session(model, X, max_samples=max_samples, batch_size=batch_size, device=device)
     return _conditions(session.network, session.batch, deltas=deltas)
+
+
+def sample_margins(model: Any, X: Any, y: Any) -> np.ndarray:
+    """Margin f_y - max_{k != y} f_k of every sample, (n,), for any model that can be measured."""
+    session = Session(model, X, y)
+    return margins_of_samples(session.batch).copy()

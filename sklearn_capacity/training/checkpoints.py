@@ -244,21 +244,20 @@ def resumable_fit(
     """
     folder.clear()
     found = folder.latest()
+    finished = found is not None and found.finished
     if found is not None:
         net.history.extend({**row, "batches": []} for row in found.history)
-    if found is not None and found.finished:
-        restore(net, found.state, generator)
-        return
-    if found is not None:
         for group in net.optimizer_.param_groups:  # schedulers that begin later than at the first epoch ask for it
             group.setdefault("initial_lr", group["lr"])
     writer = CheckpointWriter(folder, generator, every, found)
     net.callbacks_.append(("checkpoints", writer))
     try:
-        net.partial_fit(data, None, epochs=epochs - len(net.history))
+        # also for a finished fit, of no epochs then: callbacks may divide the optimiser's groups as training begins
+        net.partial_fit(data, None, epochs=0 if finished else epochs - len(net.history))
     finally:
         net.callbacks_.pop()
-    if len(net.history) >= epochs or any(_has_stopped(callback) for _, callback in net.callbacks_):
+    ended = len(net.history) >= epochs or any(_has_stopped(callback) for _, callback in net.callbacks_)
+    if ended and not finished:
         folder.write(net.history, capture(net, generator), finished=True)
 
 

@@ -31,7 +31,8 @@ class PenalizedNet(NeuralNet):
     penalty : callable, default=None
         ``penalty(module, X, sample_weight=None)`` returns a differentiable scalar, for example
         :func:`sklearn_capacity.penalties.frobenius_penalty`, or a ``functools.partial`` of it. It is
-        evaluated on training batches only.
+        evaluated on training batches only. A :class:`sklearn_capacity.penalties.JacobianPenalty` shares its forward
+        pass with the loss.
     penalty_strength : float, default=0.0
     iterator_train, iterator_valid : default=TensorBatches
         They gather batches from tensors that stay on the device.
@@ -122,7 +123,7 @@ class PenalizedNet(NeuralNet):
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         self._set_training(True)
         X = batch[0].to(self.device)
-        prediction = self.infer(X, **fit_params)
+        prediction = self._prediction(X, **fit_params)
         loss = self._loss(prediction, batch)
         step = {"loss": loss, "y_pred": prediction}
         objective = loss
@@ -131,6 +132,14 @@ class PenalizedNet(NeuralNet):
             objective = loss + self.penalty_strength * step["penalty"]
         objective.backward()
         return step
+
+    def _prediction(self, X: Tensor, **fit_params: Any) -> Tensor:
+        """The module's output for the loss, from the penalty's own forward pass where the two can share it."""
+        shared = getattr(self.penalty, "forward", None) if self.penalty_strength and not fit_params else None
+        if shared is None or type(self).infer is not NeuralNet.infer:
+            return self.infer(X, **fit_params)
+        prediction = shared(self.module_, X)
+        return self.infer(X) if prediction is None else prediction
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         if self._observed_:

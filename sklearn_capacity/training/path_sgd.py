@@ -92,11 +92,12 @@ class PathSGD(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Compute the gradient by `closure`, if there is one, and move the parameters."""
         loss = None if closure is None else closure()
-        if getattr(self, "_sample", None) is None:
+        sample: Tensor | None = getattr(self, "_sample", None)
+        if sample is None:
             raise RuntimeError("PathSGD needs `attach(module, criterion)` and `observe(X, y)` before a step.")
         first = self.param_groups[0]
         if not self._scales or first["n_steps"] % first["update_interval"] == 0:
-            self._scales = path_scales(self._module, self._sample)  # type: ignore[arg-type]
+            self._scales = path_scales(self._module, sample)
         first["n_steps"] += 1
         with torch.no_grad():
             for group in self.param_groups:

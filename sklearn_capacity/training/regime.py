@@ -105,7 +105,7 @@ class SlowLearning(Callback):
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         self.factor_ = 1.0
-        self.rates_: list[Any] = []
+        self.rates_: list[tuple[dict[str, Any], float]] = []
         slow = {id(parameter) for parameter in generalization_parameters(net.module_)}
         _split_groups(net.optimizer_, slow)
         self.handles_ = [
@@ -125,7 +125,6 @@ class SlowLearning(Callback):
         del self.handles_, self.rates_
 
     def __getstate__(self) -> dict[str, Any]:
-        # both hold on to the optimiser, and are made anew when training begins
         return {key: value for key, value in vars(self).items() if key not in ("handles_", "rates_")}
 
     def _slow_down(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

@@ -1,0 +1,136 @@
+"""Distributions of margins, one curve per network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .._validation import check_interval
+from ..scoring.curves import sample_margins
+
+__all__ = ["MarginDisplay"]
+
+
+class MarginDisplay:
+    """Share of samples whose margin is at most m, against m: of two networks the lower curve has the larger margins.
+
+    Parameters
+    ----------
+    margins : dict of str to ndarray of shape (n_samples,), or one such array
+        Margins f_y - max_{k != y} f_k of the samples under the names in the legend; not changed.
+    percentile : float in [0, 100], default=5
+        Marked on every curve, as in the measure `margin`.
+
+    Attributes
+    ----------
+    lines_ : dict of str to Line2D
+    ax_ : Axes
+    figure_ : Figure
+
+    References
+    ----------
+    Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, section 2.1.
+
+    Examples
+    --------
+    >>> import matplotlib
+    >>> matplotlib.use("Agg")
+    >>> import numpy as np
+    >>> from sklearn_capacity.displays import MarginDisplay
+    >>> display = MarginDisplay({"plain": np.array([-1.0, 2.0, 3.0]), "penalised": np.array([1.0, 1.5, 2.0])}).plot()
+    >>> sorted(display.lines_)
+    ['penalised', 'plain']
+    """
+
+    def __init__(self, margins: Mapping[str, Any] | Any, *, percentile: float = 5.0):
+        self.margins = margins
+        self.percentile = percentile
+
+    @classmethod
+    def from_estimator(cls, estimator: Any, X: Any, y: Any, *, name: str = "", **params: Any) -> MarginDisplay:
+        """Display of one model.
+
+        Parameters
+        ----------
+        estimator, X, y
+            As in `measure_capacity`.
+        name : str, default=""
+            In the legend.
+        **params
+            Parameters of the display.
+
+        Returns
+        -------
+        MarginDisplay
+            Not drawn yet: call `plot`.
+        """
+        return cls({name: sample_margins(estimator, X, y)}, **params)
+
+    @classmethod
+    def from_models(cls, models: Mapping[str, tuple[Any, Any, Any]], **params: Any) -> MarginDisplay:
+        """Display of several models, each on its own data.
+
+        Parameters
+        ----------
+        models : dict of str to (model, X, y)
+        **params
+            Parameters of the display.
+
+        Returns
+        -------
+        MarginDisplay
+            Not drawn yet: call `plot`.
+        """
+        return cls({name: sample_margins(*entry) for name, entry in models.items()}, **params)
+
+    def plot(self, ax: Any = None) -> MarginDisplay:
+        """Draw the curves.
+
+        Parameters
+        ----------
+        ax : Axes, default=None
+            None makes a figure.
+
+        Returns
+        -------
+        MarginDisplay
+            Itself, with the artists in its attributes.
+
+        Raises
+        ------
+        ValueError
+            If there are no margins, or some are not finite.
+        """
+        import matplotlib.pyplot as plt
+
+        check_interval("percentile", self.percentile, 0, 100)
+        margins = self._checked()
+        if ax is None:
+            _, ax = plt.subplots(layout="constrained")
+        self.ax_, self.figure_ = ax, ax.figure
+        self.lines_: dict[str, Any] = {}
+        for name, values in margins.items():
+            share = np.arange(1, len(values) + 1) / len(values)
+            (line,) = ax.step(values, share, where="post", label=name or None)
+            place = np.percentile(values, self.percentile)
+            ax.plot([place], [self.percentile / 100], "o", color=line.get_color())
+            self.lines_[name] = line
+        ax.axvline(0, color="black", lw=0.8)
+        ax.axhline(self.percentile / 100, color="grey", ls=":", lw=1)
+        ax.set_xlabel("margin of the logits")
+        ax.set_ylabel("share of samples with a smaller margin")
+        if any(margins):
+            ax.legend()
+        return self
+
+    def _checked(self) -> dict[str, np.ndarray]:
+        given = self.margins if isinstance(self.margins, Mapping) else {"": self.margins}
+        sorted_margins = {name: np.sort(np.asarray(values, dtype=float).ravel()) for name, values in given.items()}
+        for name, values in sorted_margins.items():
+            if not len(values) or not np.isfinite(values).all():
+                raise ValueError(f"`margins` must hold finite numbers, got {len(values)} values for {name!r}.")
+        if not sorted_margins:
+            raise ValueError("`margins` must hold at least one network's margins, got none.")
+        return sorted_margins

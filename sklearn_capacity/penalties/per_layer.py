@@ -1,0 +1,169 @@
+"""The cheap penalty on one row of each layer's Jacobian ([JR] eq. 52)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sklearn_capacity._validation import check_option
+from sklearn_capacity.graph import Node
+from sklearn_capacity.graph.chain import pull, stacks
+from sklearn_capacity.penalties._chain import Gradients, softmax_jacobian, wants
+from sklearn_capacity.penalties._modes import evaluating
+from sklearn_capacity.penalties._tapes import Linearized, linearized
+from sklearn_capacity.penalties.jacobian import sample_scale
+from sklearn_capacity.products.jacobian import OUTPUTS, apply_output
+
+__all__ = ["per_layer_penalty"]
+
+LAYER_OPERATORS = ("linear", "conv", "conv_transpose")
+LAYER_MODULES = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+def per_layer_penalty(
+    function: nn.Module,
+    X: Tensor,
+    *,
+    generator: torch.Generator | None = None,
+    output: str = "logits",
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Sum over the layers of the mean squared gradient of one random output with respect to the layer's input.
+
+    .. math:: R = \sum_l \frac{1}{n} \sum_{i=1}^{n} \|W_l^T g_{l,i}\|^2, \qquad
+              g_{l,i} = \partial f_{\pi(i)} / \partial \hat z_l \,(x_i), \quad \hat z_l = W_l z_{l-1} + b_l
+
+    with a random output :math:`\pi(i)` for each sample. Every g is held fixed, so that the gradient is
+    :math:`\nabla_{W_l} R = \frac{2}{n} \sum_i g_{l,i} g_{l,i}^T W_l`.
+
+    **This is another penalty than the exact one** (:func:`frobenius_penalty`): its value was 0.15 to 4.3 times as
+    large, and its gradient had a cosine of .69 to .91 with the exact one's. It also grows with the number of layers.
+    Strengths do not carry over.
+
+    Parameters
+    ----------
+    function : nn.Module, (n, ...) -> (n, C)
+        Evaluated in eval mode: batch norm with its running statistics, no dropout. The layers are its linear maps and
+        convolutions; what stands between them, batch norms too, is in g and held fixed. In a residual network the
+        gradient with respect to a layer's input is the part that goes through the layer. A module that cannot be
+        traced as a graph must have ``nn.Linear`` and ``nn.Conv*d`` as its layers.
+    X : Tensor of shape (n, ...)
+    generator : torch.Generator on the CPU, default=None
+        Source of the outputs' indices; None makes one with torch's default seed.
+    output : {"logits", "softmax"}, default="logits"
+        Whether f is the output itself or its softmax, as [JR] writes it.
+    sample_weight : Tensor of shape (n,), default=None
+        Weights in the mean over the samples.
+
+    Returns
+    -------
+    Tensor of shape ()
+
+    Raises
+    ------
+    ValueError
+        If `output` is not one of the two.
+
+    Notes
+    -----
+    One backward pass for all layers together, which also gives the gradient; it can be differentiated once.
+
+    References
+    ----------
+    Sokolic, Giryes, Sapiro, Rodrigues: Robust large margin deep neural networks, 2017, eq. 52.
+
+    Examples
+    --------
+    With one layer and one output it is the squared norm of the weight:
+
+    >>> import torch
+    >>> from sklearn_capacity.penalties import per_layer_penalty
+    >>> linear = torch.nn.Linear(2, 1, bias=False)
+    >>> _ = torch.nn.init.constant_(linear.weight, 3.0)
+    >>> float(per_layer_penalty(linear, torch.randn(5, 2)).detach())
+    18.0
+    """
+    check_option("output", output, OUTPUTS)
+    generator = torch.Generator() if generator is None else generator
+    batch = linearized(function, X, fixed_norms=True)
+    if batch is None:
+        return _by_hooks(function, X, generator, output, sample_weight)
+    return _by_chain(batch, generator, output, sample_weight)
+
+
+def _drawn(values: Tensor, generator: torch.Generator) -> Tensor:
+    """A unit vector of a random output for each sample, (n, C)."""
+    index = torch.randint(values.shape[1], (len(values), 1), generator=generator).to(values.device)
+    return torch.zeros_like(values).scatter_(1, index, 1.0)
+
+
+def _by_chain(
+    batch: Linearized, generator: torch.Generator, output: str, sample_weight: Tensor | None
+) -> Tensor:
+    values = batch.outputs
+    vectors, scale = _drawn(values, generator), sample_scale(values, sample_weight)
+    trained = {node.name for node in batch.graph.nodes if wants(node.weight)}
+    sums, totals = Gradients(), []
+    n, _ = stacks(batch.graph, len(values), values.dtype)
+    for samples, tape in batch.parts(n):
+        weights = None if sample_weight is None else scale[samples]
+
+        def keep(node: Node, g: Tensor, part: Tensor, weights: Tensor | None = weights) -> None:
+            if node.op not in LAYER_OPERATORS:
+                return
+            weighted = part if weights is None else part * weights.reshape(-1, *(1,) * (part.dim() - 1))
+            totals.append((part * weighted).sum())
+            if node.name in trained:
+                sums.add_weight(batch.graph[node.name], weighted, g)
+
+        with torch.no_grad():
+            v = vectors[samples]
+            v = softmax_jacobian(tape.logits.softmax(1), v) if output == "softmax" else v
+            pull(tape, v, keep)
+    factor = 1 / len(values) if sample_weight is None else 1.0
+    return sums.attach(torch.stack(totals).sum() * factor, 2 * factor)
+
+
+def _by_hooks(
+    function: Any, X: Tensor, generator: torch.Generator, output: str, sample_weight: Tensor | None
+) -> Tensor:
+    """The same for a module without a graph: the layers' own inputs and outputs, caught in a forward pass."""
+    with evaluating(function), torch.enable_grad():
+        with _caught(function) as calls:
+            values = apply_output(function(X.detach().requires_grad_(True)), output)
+        # The root of the weights goes in with g: sum_i w_i |W^T g_i|^2 = sum_i |W^T sqrt(w_i) g_i|^2.
+        v = _drawn(values.detach(), generator) * sample_scale(values.detach(), sample_weight)[:, None].sqrt()
+        gradients = torch.autograd.grad(values, [y for _, _, y in calls], v, allow_unused=True, retain_graph=True)
+        totals = []
+        for (layer, x, _), g in zip(calls, gradients, strict=True):
+            if g is not None:
+                x = x.detach().requires_grad_(True)
+                (t,) = torch.autograd.grad(layer(x), x, g, create_graph=True)
+                totals.append(t.square().sum())
+    return torch.stack(totals).sum()
+
+
+@contextmanager
+def _caught(module: Any) -> Iterator[list[tuple[nn.Module, Tensor, Tensor]]]:
+    """Collect (layer, input, output) of every call of a linear or convolutional layer."""
+    layers = [m for m in module.modules() if isinstance(m, LAYER_MODULES)] if isinstance(module, nn.Module) else []
+    if not layers:
+        raise ValueError(
+            "The per-layer penalty is a sum over linear and convolutional layers, and the function has none that can "
+            'be found. Use the "frobenius" or the "projection" norm.'
+        )
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+
+    def catch(layer: nn.Module, args: tuple[Any, ...], result: Tensor) -> None:
+        calls.append((layer, args[0], result))
+
+    handles = [layer.register_forward_hook(catch) for layer in layers]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()

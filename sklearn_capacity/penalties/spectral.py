@@ -1,0 +1,110 @@
+"""Penalty on the squared spectral norm of the input-output Jacobian ([JR] eq. 48)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sklearn_capacity._validation import check_option
+from sklearn_capacity.graph.adjoint import Tape
+from sklearn_capacity.graph.chain import pull, stacks
+from sklearn_capacity.penalties._chain import chain_products, softmax_jacobian
+from sklearn_capacity.penalties._modes import evaluating
+from sklearn_capacity.penalties._tapes import linearized
+from sklearn_capacity.penalties.jacobian import sample_scale, unit_vectors, weighted_mean
+from sklearn_capacity.products.jacobian import OUTPUTS, jacobian_products
+
+__all__ = ["spectral_penalty"]
+
+
+def spectral_penalty(
+    function: Callable[[Tensor], Tensor],
+    X: Tensor,
+    *,
+    output: str = "logits",
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Mean squared spectral norm of the Jacobian, exact and differentiable.
+
+    .. math:: R = \frac{1}{n} \sum_{i=1}^{n} \|J(x_i)\|_2^2, \qquad J(x) = \partial f / \partial x
+
+    Parameters
+    ----------
+    function : nn.Module or callable, (n, ...) -> (n, C)
+        As in :func:`frobenius_penalty`.
+    X : Tensor of shape (n, ...)
+    output : {"logits", "softmax"}, default="logits"
+        Whether f is the output itself or its softmax, as [JR] writes it.
+    sample_weight : Tensor of shape (n,), default=None
+        The mean becomes ``(1/n) sum_i w_i ||J(x_i)||_2^2``.
+
+    Returns
+    -------
+    Tensor of shape ()
+        Between 1/min(C, D) and 1 times the Frobenius penalty.
+
+    Raises
+    ------
+    ValueError
+        If `output` is not one of the two.
+
+    Notes
+    -----
+    The largest eigenvalue of J J^T is ``|u^T J|^2`` for its eigenvector u, and its derivative is that of
+    ``|u^T J|^2`` with u held fixed. So the C rows of J are computed without gradients, and one direction with:
+    about half the cost of the Frobenius penalty. Where the largest singular value is not simple, the gradient is
+    one of several subgradients.
+
+    References
+    ----------
+    Sokolic, Giryes, Sapiro, Rodrigues: Robust large margin deep neural networks, 2017, eq. 48.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_capacity.penalties import spectral_penalty
+    >>> linear = torch.nn.Linear(2, 2, bias=False)
+    >>> _ = linear.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+    >>> round(float(spectral_penalty(linear, torch.randn(5, 2)).detach()), 4)
+    16.0
+    """
+    check_option("output", output, OUTPUTS)
+    batch = linearized(function, X)
+    if batch is None:
+        return _by_loop(function, X, output, sample_weight)
+
+    def directions(samples: slice, tape: Tape) -> Tensor:
+        return _top_directions(tape, output)
+
+    return chain_products(batch, directions, sample_scale(batch.outputs, sample_weight), output)
+
+
+@torch.no_grad()
+def _top_directions(tape: Tape, output: str) -> Tensor:
+    """For every sample the unit vector u with the largest ``|u^T J|``: (1, n, C)."""
+    logits = tape.logits.detach()
+    _, k = stacks(tape.graph, len(logits), logits.dtype)
+    pulled = [pull(tape, v.flatten(0, 1)).reshape(len(v), len(logits), -1) for v in unit_vectors(logits).split(k)]
+    rows = torch.cat(pulled).transpose(0, 1)
+    gram = (rows @ rows.transpose(1, 2)).double()
+    if output == "softmax":  # its Jacobian S is symmetric: S J J^T S
+        p = logits.double().softmax(1)[:, None, :]
+        gram = softmax_jacobian(p, softmax_jacobian(p, gram).transpose(1, 2))
+    return _top_eigenvectors(gram).to(logits.dtype)
+
+
+def _top_eigenvectors(gram: Tensor) -> Tensor:
+    return torch.linalg.eigh(gram).eigenvectors[:, :, -1][None]
+
+
+def _by_loop(
+    function: Callable[[Tensor], Tensor], X: Tensor, output: str, sample_weight: Tensor | None
+) -> Tensor:
+    """The same for any function, by backward passes."""
+    with evaluating(function):
+        rows = torch.stack([row.flatten(1) for row in jacobian_products(function, X, output=output)], dim=1)
+        u = _top_eigenvectors((rows @ rows.transpose(1, 2)).double()).to(rows.dtype)
+        (product,) = jacobian_products(function, X, u, output=output, create_graph=True)
+    return weighted_mean(product.flatten(1).square().sum(1), sample_weight)

@@ -1,0 +1,100 @@
+"""Penalties by name, and as a training loop calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sklearn_capacity._validation import check_option
+from sklearn_capacity.penalties._tapes import shared_forward
+from sklearn_capacity.penalties.jacobian import frobenius_penalty, projection_penalty
+from sklearn_capacity.penalties.per_layer import per_layer_penalty
+from sklearn_capacity.penalties.spectral import spectral_penalty
+from sklearn_capacity.products.jacobian import OUTPUTS
+
+__all__ = ["PENALTIES", "JacobianPenalty", "Penalty"]
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A penalty function and the options that it takes besides ``output`` and ``sample_weight``.
+
+    ``random`` says that it draws numbers, from the CPU generator that it gets as ``generator``;
+    ``options`` are the names of estimator parameters that are handed on.
+    """
+
+    function: Callable[..., Tensor]
+    random: bool = False
+    options: tuple[str, ...] = ()
+
+
+PENALTIES = {
+    "frobenius": Penalty(frobenius_penalty),
+    "projection": Penalty(projection_penalty, random=True, options=("n_projections",)),
+    "spectral": Penalty(spectral_penalty),
+    "per_layer": Penalty(per_layer_penalty, random=True),
+}
+
+
+class JacobianPenalty:
+    """A Jacobian penalty for a training loop that lets it share the loss's forward pass.
+
+    Parameters
+    ----------
+    norm : {"frobenius", "projection", "spectral", "per_layer"}, default="frobenius"
+        Which of the penalty functions.
+    output : {"logits", "softmax"}, default="logits"
+        What is differentiated with respect to the input.
+    generator : torch.Generator on the CPU, default=None
+        For the random norms; None makes one with torch's default seed, here and once.
+    **options
+        Further options of the penalty function: ``n_projections``.
+
+    Raises
+    ------
+    ValueError
+        If `norm` or `output` is not one of those listed.
+
+    Examples
+    --------
+    A training step:
+
+    >>> import torch
+    >>> from sklearn_capacity.penalties import JacobianPenalty
+    >>> module, X, y = torch.nn.Linear(4, 3), torch.randn(10, 4), torch.arange(10) % 3
+    >>> penalty = JacobianPenalty("projection", n_projections=2)
+    >>> logits = penalty.forward(module, X)
+    >>> if logits is None:  # a module that does something else in training than in evaluation
+    ...     logits = module(X)
+    >>> loss = torch.nn.functional.cross_entropy(logits, y) + 0.1 * penalty(module, X)
+    >>> loss.backward()
+    """
+
+    def __init__(
+        self,
+        norm: str = "frobenius",
+        *,
+        output: str = "logits",
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> None:
+        self.norm = check_option("norm", norm, PENALTIES)
+        self.options = {"output": check_option("output", output, OUTPUTS), **options}
+        if PENALTIES[norm].random:
+            self.options["generator"] = torch.Generator() if generator is None else generator
+
+    def __call__(self, module: nn.Module, X: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """The penalty at a batch, ()."""
+        return PENALTIES[self.norm].function(module, X, sample_weight=sample_weight, **self.options)
+
+    def forward(self, module: nn.Module, X: Tensor) -> Tensor | None:
+        """Outputs of the module for the loss, from a pass that the next call with the same X uses again.
+
+        None where the module does something else in training than in eval (batch norm, dropout), where it cannot be
+        traced as a graph, or where hooks listen to its forward pass. Then the loss needs the module's own.
+        """
+        return shared_forward(module, X)
