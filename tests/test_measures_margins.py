@@ -240,6 +240,16 @@ def test_jacobians_are_formed_in_bounded_pieces(monkeypatch):
     assert seen == [2, 2, 2, 1]
 
 
+@pytest.mark.parametrize("case", ["mlp_batch_norm", "residual_preactivation", "binary"])
+def test_jacobians_of_the_folded_graph_are_those_of_the_module(case, monkeypatch):
+    module, X, y = NETWORKS[case]()
+    names = ["jacobian_spectral", "jacobian_frobenius", "pullback_trace"]
+    of_module = measure_capacity(module, X, y, names, loss="squared" if case == "binary" else None)
+    monkeypatch.setattr("sklearn_capacity.measures.companion.TRACE_PAYS", 0)
+    of_graph = measure_capacity(module, X, y, names, loss="squared" if case == "binary" else None)
+    assert of_graph == pytest.approx(of_module, rel=1e-12)
+
+
 # -- the spectral product bound ----------------------------------------------------------------------------------------
 
 

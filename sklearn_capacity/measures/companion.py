@@ -6,55 +6,86 @@ The non-zero eigenvalues of both products agree, and C is small where the input 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from ..graph import Network, NetworkGraph, UnsupportedLayerError, chain
+from ..graph import Network, NetworkGraph, UnsupportedLayerError, chain, evaluate
 from ..linalg import lanczos
 from ..products.jacobian import gram_product, jacobian_products
 from .batch import Batch
 
-__all__ = ["METRICS", "fisher_norm", "jacobian_gram", "jacobian_rows", "largest_eigenvalues", "traces"]
+__all__ = [
+    "METRICS",
+    "fisher_norm",
+    "jacobian_gram",
+    "jacobian_rows",
+    "largest_eigenvalues",
+    "logits_function",
+    "piece_size",
+    "traces",
+]
 
 METRICS = ("logits", "softmax", "fisher")
 # Up to here the C backward passes for the whole Gram matrix cost less than the two dozen products of Lanczos.
 FULL_GRAM = 80
 # Relative residual of Lanczos: the eigenvalue lies within it, and mostly within its square.
 TOLERANCE = 1e-6
+# Numbers that pass through the largest layer, from where on a trace of the network costs less than it saves.
+TRACE_PAYS = 2**21
 # Rows of J that are held at once.
 ROW_BYTES = 2**25
 
 
-def jacobian_rows(network: Network, X: Tensor) -> Tensor:
-    """J(x) of every sample, (n, C, D), from one backward pass per class: of the graph where the network has one."""
-    graph = network.once("jacobian_chain", lambda: _chain(network))
-    if graph is not None:
-        return chain.jacobian_rows(graph, X)
-    return torch.stack([row.flatten(1) for row in jacobian_products(network.forward, X)], dim=1)
+class FoldedLogits:
+    """The logits of a traced network: without its batch norms it is differentiated in less of the time."""
+
+    def __init__(self, graph: NetworkGraph):
+        self.graph = graph
+        self.walkable = chain.chain_refusal(graph) is None
+
+    def __call__(self, X: Tensor) -> Tensor:
+        return evaluate(self.graph, X).reshape(len(X), -1)
 
 
-def _chain(network: Network) -> NetworkGraph | None:
-    """The network's graph if Jacobians can be walked along it."""
+def logits_function(network: Network, batch: Batch) -> Callable[[Tensor], Tensor]:
+    """The logits as a function to differentiate: the folded graph's where there is enough work to pay for the trace."""
+    if batch.n_samples * network.activation_size < TRACE_PAYS:
+        return network.forward
     try:
-        return None if chain.chain_refusal(network.graph) else network.graph
+        return FoldedLogits(network.graph)
     except UnsupportedLayerError:
-        return None
+        return network.forward
+
+
+def jacobian_rows(function: Callable[[Tensor], Tensor], X: Tensor) -> Tensor:
+    """J(x) of every sample, (n, C, D), from one backward pass per class: along the graph where it can be walked."""
+    if isinstance(function, FoldedLogits) and function.walkable:
+        return chain.jacobian_rows(function.graph, X)
+    return torch.stack([row.flatten(1) for row in jacobian_products(function, X)], dim=1)
 
 
 def jacobian_gram(network: Network, batch: Batch) -> Tensor:
     """J(x) J(x)^T of every sample, (n, C, C), float64; kept for the call."""
 
+    function = logits_function(network, batch)
+
     def gram(X: Tensor) -> Tensor:
-        rows = jacobian_rows(network, X).double()
+        rows = jacobian_rows(function, X).double()
         return rows @ rows.transpose(1, 2)
 
     return batch.once("jacobian_gram", lambda: batch.cat(lambda X: in_pieces(gram, X, network.n_outputs)))
 
 
-def in_pieces(function, X: Tensor, n_outputs: int) -> Tensor:  # type: ignore[no-untyped-def]
+def in_pieces(function: Callable[[Tensor], Tensor], X: Tensor, n_outputs: int) -> Tensor:
     """`function` on so few samples at once that their Jacobians stay small."""
-    size = max(1, ROW_BYTES // (8 * n_outputs * max(1, X[0].numel())))
-    return torch.cat([function(piece) for piece in X.split(size)])
+    return torch.cat([function(piece) for piece in X.split(piece_size(X, n_outputs))])
+
+
+def piece_size(X: Tensor, n_outputs: int) -> int:
+    """How many samples' Jacobians are held at once."""
+    return max(1, ROW_BYTES // (8 * n_outputs * max(1, X[0].numel())))
 
 
 def traces(network: Network, batch: Batch, metric: str) -> Tensor:
@@ -62,9 +93,11 @@ def traces(network: Network, batch: Batch, metric: str) -> Tensor:
     if network.n_outputs <= FULL_GRAM:
         return batch.once(("companion", metric), lambda: _companion(network, batch, metric)).diagonal(0, 1, 2).sum(1)
 
+    function = logits_function(network, batch)
+
     def squares(X: Tensor) -> Tensor:
         vectors = None if metric == "logits" else lambda values: _columns(values, metric)
-        rows = jacobian_products(network.forward, X, vectors)
+        rows = jacobian_products(function, X, vectors)
         return sum(row.flatten(1).double().square().sum(1) for row in rows)  # type: ignore[return-value]
 
     return batch.once(("traces", metric), lambda: batch.cat(lambda X: in_pieces(squares, X, network.n_outputs)))
@@ -75,7 +108,8 @@ def largest_eigenvalues(network: Network, batch: Batch, metric: str) -> Tensor:
 
     def compute() -> Tensor:
         if network.n_outputs > FULL_GRAM:
-            return batch.cat(lambda X: _by_lanczos(network, X, metric))
+            function = logits_function(network, batch)
+            return batch.cat(lambda X: _by_lanczos(function, X, metric))
         companion = batch.once(("companion", metric), lambda: _companion(network, batch, metric))
         # Many small symmetric problems: a GPU solves them one after the other.
         return torch.linalg.eigvalsh(companion.cpu())[:, -1].clamp_min(0)
@@ -91,10 +125,10 @@ def _companion(network: Network, batch: Batch, metric: str) -> Tensor:
     return B.transpose(1, 2) @ gram @ B
 
 
-def _by_lanczos(network: Network, X: Tensor, metric: str) -> Tensor:
+def _by_lanczos(function: Callable[[Tensor], Tensor], X: Tensor, metric: str) -> Tensor:
     with torch.no_grad():
-        p = network.forward(X).double().softmax(1)
-    product = gram_product(network.forward, X)
+        p = function(X).double().softmax(1)
+    product = gram_product(function, X)
 
     def companion(v: Tensor) -> Tensor:
         image = product(_apply(p, v, metric).to(X.dtype)).double()

@@ -7,7 +7,7 @@ o / s, s the Lipschitz constant, no logit overtakes that of the label.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,12 +17,13 @@ from tqdm.auto import tqdm
 
 from ..graph import Network
 from .batch import Batch
-from .companion import ROW_BYTES, jacobian_rows
+from .companion import jacobian_rows, logits_function, piece_size
 from .lipschitz import log_lipschitz
 from .margins import margins_of
 
 __all__ = ["CERTIFIED", "METHODS", "sample_radii"]
 
+Logits = Callable[[Tensor], Tensor]
 METHODS = ("spectral", "frobenius", "jacobian", "hull")
 # Steps of ascent, over the radius, and where each ends: its share of the way from o / S to the radius so far.
 STEPS = ((1.0, 0.5), (0.5, 0.75), (0.25, 0.5), (0.125, 0.25))
@@ -67,7 +68,8 @@ class _BallSearch:
     """For every sample the radius so far, and the steepest point known inside it."""
 
     def __init__(self, network: Network, batch: Batch, scores: Tensor):
-        self.network, self.batch, self.scores = network, batch, scores
+        self.function, self.n_outputs = logits_function(network, batch), network.n_outputs
+        self.batch, self.scores = batch, scores
         self.X = self.best = batch.X
         # Where the network is flat at the sample any radius may do: look no further than the data reach.
         self.horizon = float((self.X - self.X.mean(0)).flatten(1).norm(dim=1).max().double()) or 1.0
@@ -98,7 +100,8 @@ class _BallSearch:
 
         The fixed point lies between o over the largest slope known and the radius so far, so there the step ends.
         """
-        gradient = torch.cat(self.batch.map(lambda _, best: _slope_gradient(self.network, best), self.best))
+        parts = self.batch.map(lambda _, some: _slope_gradient(self.function, some, self.n_outputs), self.best)
+        gradient = torch.cat(parts)
         flat = _lengths(gradient) == 0
         direction = torch.where(flat.reshape(-1, *(1,) * (noise.dim() - 1)), noise, gradient)
         reach = self.reach()
@@ -107,14 +110,14 @@ class _BallSearch:
         self.look_at(self.X + _scaled(offset, least + share * (reach - least)))
 
     def _slopes(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        parts = self.batch.map(lambda _, some: _top_singular(self.network, some), points)
+        parts = self.batch.map(lambda _, some: _top_singular(self.function, some, self.n_outputs), points)
         slopes, directions, _ = (torch.cat(part) for part in zip(*parts, strict=True))
         return slopes, directions
 
 
 def _hull_slope(network: Network, batch: Batch, n_draws: int) -> float:
     """The largest slope at the samples and at random convex combinations of two or four of them."""
-    X, generator = batch.X, batch.generator()
+    X, generator, function = batch.X, batch.generator(), logits_function(network, batch)
 
     def points() -> Iterator[Tensor]:
         yield X
@@ -128,18 +131,17 @@ def _hull_slope(network: Network, batch: Batch, n_draws: int) -> float:
                 total = total + weight.reshape(-1, *(1,) * (X.dim() - 1)) * X[order]
             yield total
 
-    return max(
-        max(float(part[0].max()) for part in batch.map(lambda _, some: _top_singular(network, some), candidates))
-        for candidates in points()
-    )
+    def slope(_: Tensor, some: Tensor) -> float:
+        return float(_top_singular(function, some, network.n_outputs)[0].max())
+
+    return max(max(batch.map(slope, candidates)) for candidates in points())
 
 
-def _top_singular(network: Network, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _top_singular(function: Logits, points: Tensor, n_outputs: int) -> tuple[Tensor, Tensor, Tensor]:
     """||J||_2 in float64, (n,), with its singular vectors at the input, (n, ...), and at the output, (n, C)."""
     parts = []
-    size = max(1, ROW_BYTES // (8 * network.n_outputs * max(1, points[0].numel())))
-    for piece in points.split(size):
-        rows = jacobian_rows(network, piece).double()
+    for piece in points.split(piece_size(points, n_outputs)):
+        rows = jacobian_rows(function, piece).double()
         values, vectors = torch.linalg.eigh((rows @ rows.transpose(1, 2)).cpu())
         slope, out = values[:, -1].clamp_min(0).sqrt().to(points.device), vectors[:, :, -1].to(points.device)
         parts.append((slope, (out[:, None, :] @ rows).reshape(piece.shape).to(piece.dtype), out.to(piece.dtype)))
@@ -147,13 +149,13 @@ def _top_singular(network: Network, points: Tensor) -> tuple[Tensor, Tensor, Ten
     return slopes, inner, outer
 
 
-def _slope_gradient(network: Network, points: Tensor) -> Tensor:
+def _slope_gradient(function: Logits, points: Tensor, n_outputs: int) -> Tensor:
     """A multiple of the gradient of ||J(x)||_2 = u^T J v with u and v held; 0 for piecewise linear networks."""
-    _, inner, outer = _top_singular(network, points)
+    _, inner, outer = _top_singular(function, points, n_outputs)
     # The fused attention kernels have no second derivative.
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         x = points.detach().requires_grad_(True)
-        (pulled,) = torch.autograd.grad(network.forward(x), x, outer, create_graph=True)
+        (pulled,) = torch.autograd.grad(function(x), x, outer, create_graph=True)
         if not pulled.requires_grad:
             return torch.zeros_like(points)
         (gradient,) = torch.autograd.grad(pulled, x, inner, allow_unused=True)
