@@ -16,7 +16,6 @@ from typing import Any
 
 import torch.fx.graph_module
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 __all__ = ["no_leftovers"]
 
@@ -46,6 +45,9 @@ def no_leftovers() -> Iterator[list[Any]]:
             if mode.shape_env is not None:
                 mode.shape_env.tracked_fakes = None
                 mode.shape_env.fake_tensor_cache.clear()
+        # Here, since it brings sympy: a second that whoever imports the package to train should not wait.
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
         for method in vars(ShapeEnv).values():  # the keys hold the environment
             if hasattr(method, "cache_clear"):
                 method.cache_clear()
