@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sklearn_capacity._validation import check_integer, check_option
+from sklearn_capacity._validation import NotDefinedError, check_integer, check_option
 
 from .entries import Taps, entry_norms, stable_norm
 from .golub_kahan import OperatorNorm, operator_norm
@@ -278,7 +278,7 @@ def _within_range(operator: ConvOperator) -> tuple[ConvOperator, float]:
     """The operator over a power of two, such that the squares of its weights neither overflow nor vanish."""
     largest = float(operator.weight.abs().max())
     if not math.isfinite(largest):
-        raise ValueError("`weight` must be finite. Check it for nan and inf.")
+        raise NotDefinedError("`weight` must be finite. Check it for nan and inf.")
     if largest == 0 or 1e-100 < largest < 1e100:
         return operator, 1.0
     factor = 2.0 ** math.frexp(largest)[1]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sklearn_capacity._validation import check_interval
+from sklearn_capacity._validation import NotDefinedError, check_interval
 
 from .certificate import ROUNDING, certified_norm
 from .entries import stable_norm
@@ -170,5 +170,5 @@ def linear_norm(weight: Tensor) -> float:
     """
     value = MatrixOperator(weight).norm_lower().value
     if not math.isfinite(value):
-        raise ValueError("`weight` must be finite. Check it for nan and inf.")
+        raise NotDefinedError("`weight` must be finite. Check it for nan and inf.")
     return value

@@ -67,6 +67,12 @@ def encode_targets(subject: Subject, y: Any, loss: str | None, n_samples: int, n
     if y.shape[:1] != (n_samples,):
         raise ValueError(f"`y` must have one entry per sample, got shape {y.shape} for {n_samples} samples.")
     if loss == "cross_entropy":
+        if n_outputs < 2:
+            raise NotDefinedError(
+                "A classifier must return at least two logits, got a network with one output. For regression pass "
+                'loss="squared"; a binary model of one logit z is the module that returns [-z/2, z/2] (models of '
+                "scikit-learn and skorch's NeuralNetBinaryClassifier are taken so)."
+            )
         return _encode_labels(subject, y, n_outputs)
     if y.dtype.kind not in "fiub":
         raise ValueError(f"`y` must be numeric under the {loss} loss, got dtype {y.dtype}.")
