@@ -43,8 +43,11 @@ class MatrixOperator:
     output_shape: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.weight.dim() != 2:
-            raise ValueError(f"`weight` must have 2 axes (out, in), got shape {tuple(self.weight.shape)}.")
+        if not isinstance(self.weight, Tensor) or self.weight.dim() != 2 or self.weight.is_complex():
+            got = f"{type(self.weight).__name__} of shape {tuple(getattr(self.weight, 'shape', ()))}"
+            raise ValueError(
+                f"`weight` must be a real tensor of 2 axes (out, in), got {got}."
+            )
         object.__setattr__(self, "weight", self.weight.detach().to(torch.float64))
         object.__setattr__(self, "input_shape", (self.weight.shape[1],))
         object.__setattr__(self, "output_shape", (self.weight.shape[0],))

@@ -93,8 +93,8 @@ def probe(network: Network, X: Any, loss: str | None) -> None:
         If two passes over the same samples differ, or the outputs of a sample depend on the others.
     """
     samples = _samples(network, X)
-    # Global random numbers are left as they were, even by a network that draws some.
-    with torch.random.fork_rng(devices=[network.device] if network.device.type == "cuda" else []), torch.no_grad():
+    states = _random_states(network.device)
+    with torch.no_grad():
         try:
             shape = network.output_shape(samples)
             first, again, fewer = (network.forward(some) for some in (samples, samples, samples[: SAMPLES - 1]))
@@ -111,6 +111,7 @@ def probe(network: Network, X: Any, loss: str | None) -> None:
             "logits. Pool or flatten it in the forward pass."
         )
     if not _equal(first, again):
+        _restore(network.device, states)  # and only here: another thread may be drawing numbers
         raise UnsupportedLayerError(
             "The network draws random numbers in eval mode: two passes over the same samples differ. Make it "
             "deterministic there; `torch.nn.functional.dropout`, say, needs `training=self.training`."
@@ -120,6 +121,16 @@ def probe(network: Network, X: Any, loss: str | None) -> None:
             "The network mixes its samples in eval mode: the outputs of one depend on the others in its batch, so it "
             "is no function of one input. Build batch normalisation with `track_running_stats=True`."
         )
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _restore(device: torch.device, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state, device)
 
 
 def _samples(network: Network, X: Any) -> Tensor:

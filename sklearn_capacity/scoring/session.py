@@ -91,6 +91,8 @@ def _request(label: str, name: str, params: Mapping[str, Any]) -> Request:
             known = ", ".join(measure.parameters) or "none"
             hint = closest(key, measure.parameters)
             raise ValueError(f"Measure {name!r} has no parameter {key!r}. {hint + ' ' if hint else ''}It has: {known}.")
+        if isinstance(measure.parameters[key], bool) and not isinstance(params[key], bool | np.bool_):
+            raise TypeError(f"`{key}` must be True or False, got {params[key]!r}.")
     return Request(label, measure, params)
 
 
@@ -118,11 +120,15 @@ class Session:
     ):
         if batch_size is not None:
             check_integer("batch_size", batch_size, 1)
-        check_integer("random_state", random_state, 0, cure="A measurement is repeatable: give it an integer seed.")
+        seed = "A measurement is repeatable: give it an integer seed."
+        check_integer("random_state", random_state, 0, 2**63 - 1, cure=seed)
         self.subject = resolve(model)
         self.subject = replace(self.subject, module=measurable(self.subject.module))
         if X is None and y is not None:
             raise ValueError("`y` was given without `X`.")
+        for name, data in (("X", X), ("y", y)):
+            if data is not None and (not hasattr(data, "__len__") or getattr(data, "shape", None) == ()):
+                raise ValueError(f"`{name}` must hold one entry per sample, got {data!r}.")
         if X is not None and y is not None and _length(X) != _length(y):
             raise ValueError(f"`X` and `y` must have the same length, got {_length(X)} and {_length(y)}.")
         if X is not None:
