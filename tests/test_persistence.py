@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import zipfile
 
@@ -267,6 +268,14 @@ def test_foreign_and_damaged_files(saved, content, message):
     assert str(saved) in str(caught.value)
 
 
+def test_what_is_no_regular_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "endless"):
+        with pytest.raises(ValueError, match="is no regular file"):
+            load(path)
+
+
 def test_files_of_safetensors_itself(saved, tmp_path):
     save_file(load_file(saved), tmp_path / "bare")
     with pytest.raises(ValueError, match="of another program"):
@@ -330,6 +339,8 @@ PARAM = {"hidden_layer_sizes": {"tuple": [10**6, 10**6]}}
         ({"params": PARAM}, "describe a network (larger than|that cannot be made)"),
         ({"params": {"hidden_layer_sizes": {"tuple": [10**15]}}}, "that cannot be made"),
         ({"params": {"hidden_layer_sizes": {"tuple": [1000] * 5000}}}, "larger than"),
+        ({"params": {"hidden_layer_sizes": {"tuple": [1] * 10**5}}}, "larger than"),
+        ({"params": {"checkpoint_dir": "/etc"}}, r"no parameters \['checkpoint_dir'\]"),
         ({"fitted": {}}, r"fitted attributes \['input_shape_'"),
         ({"fitted": {"predict": 1}}, "the fitted attribute 'predict' is none of"),
         ({"fitted": {"__class__": 1}}, "the fitted attribute '__class__' is none of"),
@@ -351,10 +362,16 @@ def test_wrong_documents(saved, changes, message):
         ("_dtype", {"dtype": "<i8"}, "neither float32 nor float64"),
         ("_dtype", {"dtype": "<U99999999"}, "no dtype of labels"),
         ("_dtype", {"dtype": "what"}, "is no dtype"),
-        ("classes_", {"array": [0, 1], "dtype": "<i8", "shape": [2]}, r"`classes_` has shape \(2,\) for 3 outputs"),
+        ("classes_", {"array": [0, 1], "dtype": "<i8", "shape": [2]}, r"`classes_` must .* shape \(3,\), got \(2,\)"),
         ("classes_", {"array": [0, 1], "dtype": "<i8", "shape": [3]}, "has 2 entries"),
         ("classes_", {"array": ["a"], "dtype": "<i8", "shape": [1]}, "does not hold int64"),
         ("classes_", {"array": [2**70], "dtype": "<i8", "shape": [1]}, "does not hold int64"),
+        ("classes_", {"list": [0, 1, 2]}, r"`classes_` must be an array of shape \(3,\), got list"),
+        ("feature_names_in_", {"array": ["a"], "dtype": "|O", "shape": [1]}, "`feature_names_in_` must be an array"),
+        ("input_shape_", {"tuple": [2**32, 2**32, 4]}, "`n_features_in_` is 16, but samples"),
+        ("n_iter_", {"float": "nan"}, "`n_iter_` is nan, no whole number"),
+        ("x_", {"list": [{"array": [""] * 999, "dtype": "<U262144", "shape": [999]}] * 999}, "more than 256 MiB"),
+        ("x_", {"array": [], "dtype": "<f8", "shape": [10**4000] * 2000 + [0]}, "has 2001 dimensions"),
         ("loss_name_", "hinge", "cannot be loaded"),
         ("x_", {"dict": [[1]]}, "something else than pairs"),
         ("x_", {"dict": [[{"list": []}, 1]]}, "a bad key"),

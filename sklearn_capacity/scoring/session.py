@@ -14,6 +14,7 @@ import torch
 from .._validation import NotDefinedError, check_integer, closest
 from ..graph import Network
 from ..measures import MEASURES, Batch, Measure, Measured, measure_named
+from ..training import resolve_device
 from .data import checked_X, encode_targets, resolve_loss, subsample
 from .subject import Subject, resolve
 
@@ -203,17 +204,10 @@ def _network(subject: Subject, X: Any, device: Any) -> Network:
         output=subject.output,
         initial_state=subject.initial_state,
         dtype=dtype,
-        device=_checked_device(device),
+        device=None if device is None else resolve_device(device),
     )
     _check_forward(network, shape)
     return network
-
-
-def _checked_device(device: Any) -> torch.device | None:
-    try:
-        return None if device is None else torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f'`device` must be None or a device of torch such as "cpu", got {device!r}.') from error
 
 
 def _check_forward(network: Network, shape: tuple[int, ...]) -> None:
