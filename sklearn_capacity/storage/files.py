@@ -77,9 +77,11 @@ def write_file(path: str | os.PathLike[str], document: Mapping[str, Any], tensor
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename is None:  # a full disk does not say where it is
+            error.filename = str(path)
         raise
     _sync_folder(path.parent)
 
