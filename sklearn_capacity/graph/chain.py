@@ -53,7 +53,7 @@ def linearize(graph: NetworkGraph, X: Tensor) -> Tape:
         row, args = activation_of(node)
         y = row.value(z, *args)
         with torch.no_grad():
-            # The rectifier's slope is its output's sign: one pass over what is in the cache, for a comparison and a cast.
+            # The rectifier's slope is its output's sign: one pass over what the cache holds.
             tape.slopes[node.name] = y.sign() if node.params["kind"] == "relu" else row.derivative(z, *args)
         if not row.piecewise_linear:
             tape.smooth[node.name] = z

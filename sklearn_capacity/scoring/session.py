@@ -15,6 +15,7 @@ import torch
 from .._validation import NotDefinedError, check_integer, closest
 from ..graph import Network
 from ..measures import MEASURES, Batch, Measure, Measured, measure_named
+from ..training import resolve_device
 from .data import checked_X, encode_targets, resolve_loss, subsample
 from .probe import measurable, probe, torch_refusals
 from .subject import Subject, resolve
@@ -207,7 +208,7 @@ def _length(data: Any) -> int:
 
 
 def _network(subject: Subject, X: Any, loss: str | None, device: Any) -> Network:
-    device = _checked_device(device)
+    device = None if device is None else resolve_device(device)
     floats = [p.dtype for p in subject.module.parameters() if p.is_floating_point()]
     small = sum(p.numel() for p in subject.module.parameters()) <= FLOAT64_PARAMETERS
     own = floats[0] if floats else torch.float64
@@ -235,13 +236,6 @@ def _network(subject: Subject, X: Any, loss: str | None, device: Any) -> Network
         raise
     except ValueError:  # perhaps since the forward pass itself casts to another dtype
         return made(own)
-
-
-def _checked_device(device: Any) -> torch.device | None:
-    try:
-        return None if device is None else torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f'`device` must be None or a device of torch such as "cpu", got {device!r}.') from error
 
 
 def _input_shape(subject: Subject, X: Any) -> tuple[int, ...]:
