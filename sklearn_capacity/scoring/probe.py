@@ -66,7 +66,7 @@ def measurable(module: nn.Module) -> nn.Module:
     for key, tensor in (*module.named_parameters(), *module.named_buffers()):
         if is_lazy(tensor):
             raise NotDefinedError(f"`{key}` of `{name}` has no values yet. Run a batch through the lazy module first.")
-        if tensor.is_meta:
+        if tensor.device.type == "meta":  # not `is_meta`, which wrapped tensors of other devices are too
             raise NotDefinedError(f"`{key}` of `{name}` is on the meta device and has no values. Load them first.")
         if tensor.is_complex() or tensor.is_quantized:
             raise NotDefinedError(f"`{key}` of `{name}` is of dtype {tensor.dtype}; weights must be real numbers.")

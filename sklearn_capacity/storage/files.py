@@ -80,7 +80,7 @@ def write_file(path: str | os.PathLike[str], document: Mapping[str, Any], tensor
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and error.filename is None:  # a full disk does not say where it is
+        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk does not say where it is
             error.filename = str(path)
         raise
     _sync_folder(path.parent)
