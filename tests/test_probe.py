@@ -103,11 +103,12 @@ def test_weights_without_a_finite_measure_leave_the_others(value):
     with torch.no_grad():
         net[0].weight[0, 0] = value
     # Without the measures that draw or ascend.
-    names = ["parameter_count", "margin", "jacobian_spectral", "fisher_max_eigenvalue", "fisher_second_moment"]
+    certified = ["input_margin_bound", "spectral_product_bound"]
+    names = ["parameter_count", "margin", *certified, "jacobian_spectral", "fisher_max_eigenvalue", "fisher_second_moment"]
     report = capacity_report(net, X, Y, names).set_index("measure")
     assert report.loc["parameter_count", "value"] == 51
     missing = report[report["value"].isna()]
-    assert len(missing) >= (4 if math.isnan(value) else 1) and all(missing["reason"])
+    assert len(missing) >= (6 if math.isnan(value) else 1) and all(missing["reason"])
 
 
 def test_a_failed_trace_is_quiet_and_made_once(capfd, monkeypatch):

@@ -33,8 +33,7 @@ def sample_margins(batch: Batch) -> np.ndarray:
 def margin_percentile(batch: Batch, percentile: float) -> float:
     """Percentile of the samples' margins, linear between them."""
     check_interval("percentile", percentile, 0, 100)
-    with np.errstate(invalid="ignore"):  # between infinite margins
-        return float(np.percentile(sample_margins(batch), percentile))
+    return float(np.percentile(sample_margins(batch), percentile))
 
 
 def margin(network: Network, batch: Batch, *, percentile: float = 5.0) -> Measured:
