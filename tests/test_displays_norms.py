@@ -126,8 +126,12 @@ def test_network_weights_are_matrices_and_kernels(fitted):
     assert len(network_weights(NETWORKS["tied"]()[0])) == 16 + 12  # the tied matrix once
     normed = parametrizations.weight_norm(nn.Linear(3, 2))
     np.testing.assert_allclose(network_weights(normed), normed.weight.detach().numpy().ravel())
-    with pytest.raises(NotDefinedError, match="known for estimators of this package only"):
+    with pytest.raises(NotDefinedError, match="known for estimators of this package only. Pass initial=False"):
         network_weights(normed, initial=True)
+    iterating = parametrizations.spectral_norm(nn.Linear(3, 2)).train()
+    before = {name: value.clone() for name, value in iterating.state_dict().items()}
+    network_weights(iterating)
+    assert all(torch.equal(value, before[name]) for name, value in iterating.state_dict().items())
     with pytest.raises(NotDefinedError, match="`ReLU` has no matrix or kernel"):
         network_weights(nn.ReLU())
 

@@ -218,6 +218,7 @@ def test_frozen_parameters_are_no_part_of_theta():
 ACTIVATED = [
     *(nn.ReLU(), nn.LeakyReLU(0.3), nn.RReLU(), nn.ReLU6(), nn.Hardtanh(-0.5, 0.25), nn.Tanh(), nn.Sigmoid()),
     *(nn.Softplus(2.0), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.ELU(), nn.ELU(1.7), nn.SELU(), nn.CELU(0.4)),
+    *(nn.Hardsigmoid(), nn.Hardswish(), nn.Mish(), nn.LogSigmoid()),
 ]
 
 

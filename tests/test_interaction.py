@@ -239,8 +239,8 @@ def test_curve_leaves_numpy_as_it_was():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"alphas": []}, "`alphas` must hold at least one number"),
-        ({"alphas": [0.1, 0.0]}, r"`alphas` must lie in \(0, inf\), got \[0.1, 0.0\]"),
+        ({"alphas": []}, "`alphas` must be a sequence of at least one number"),
+        ({"alphas": [0.1, 0.0]}, r"`alphas` must lie in \(0, inf\), got 0"),
         ({"n_draws": 1}, "`n_draws` must be at least 2, got 1"),
         ({"random_state": -1}, "`random_state` must be at least 0, got -1"),
     ],

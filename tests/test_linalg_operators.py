@@ -166,7 +166,7 @@ def test_certificate_finds_the_largest_of_a_batch_and_leaves_early():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: MatrixOperator(torch.ones(3)), "`weight` must have 2 axes"),
+        (lambda: MatrixOperator(torch.ones(3)), "`weight` must be a real tensor of 2 axes"),
         (lambda: linear_norm(torch.tensor([[math.inf]])), "`weight` must be finite"),
         (lambda: MatrixOperator(torch.ones(2, 2)).row_norms(-1), "`p` must lie in"),
         (lambda: DiagonalOperator(torch.ones(3), (2, 2)), "`diagonal` must have one factor per number or channel"),

@@ -129,13 +129,29 @@ class Batch:
 
     @property
     def logits(self) -> Tensor:
-        """Logits of all samples, (n, C), float64; one forward pass for all measures."""
+        """Logits of all samples, (n, C), float64; one forward pass for all measures.
+
+        Raises
+        ------
+        NotDefinedError
+            If some of them are infinite or no numbers.
+        """
 
         def forward() -> Tensor:
             with torch.no_grad():
                 return self.cat(lambda X: self.network.forward(X).double())
 
-        return self.once("logits", forward)
+        def checked() -> Tensor:
+            logits = self.once("outputs", forward)
+            missing = int((~logits.isfinite()).any(1).sum())
+            if missing:
+                raise NotDefinedError(
+                    f"The logits of {missing} of {len(logits)} samples are not finite: the weights or X are too large, "
+                    "or the training has diverged."
+                )
+            return logits
+
+        return self.once("logits", checked)
 
     @property
     def classes(self) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from .._validation import NotDefinedError, check_integer, check_interval, closest
+from ..graph import private_copy
 from .session import Session, parse_measures
 from .subject import resolve
 
@@ -159,11 +159,12 @@ def network_weights(model: Any, *, initial: bool = False) -> np.ndarray:
     (6,)
     """
     subject = resolve(model)
-    module = subject.module
+    module = private_copy(subject.module)  # in eval mode: a spectral normalisation iterates in train mode
     if initial:
         if subject.initial_state is None:
-            raise NotDefinedError("The weights before training are known for estimators of this package only.")
-        module = copy.deepcopy(module)
+            raise NotDefinedError(
+                "The weights before training are known for estimators of this package only. Pass initial=False."
+            )
         module.load_state_dict(subject.initial_state)
     found: dict[int, Tensor] = {}
     with torch.no_grad():

@@ -1,0 +1,203 @@
+"""What a network is asked before it is measured, and what a measure says of one that it cannot handle."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sklearn_capacity import NotDefinedError, UnsupportedLayerError, capacity_report, measure_capacity
+
+X = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(6) % 3
+MEASURES = ["spectral_norm", "l2_path_norm", "lipschitz_l2", "margin", "jacobian_spectral", "fisher_rao_norm"]
+
+
+def perceptron() -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+
+
+class Function(nn.Module):
+    """A perceptron whose forward pass is the function given."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.net, self.function = perceptron(), function
+
+    def forward(self, x):
+        return self.function(self.net, x)
+
+
+@pytest.mark.parametrize("wrap", [lambda module: torch.compile(module, backend="eager"), nn.DataParallel])
+def test_wrappers_are_seen_through(wrap):
+    assert measure_capacity(wrap(perceptron()), X, Y, MEASURES) == measure_capacity(perceptron(), X, Y, MEASURES)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda net, x: net(x.float()),
+        lambda net, x: net(x.to(torch.float32)),
+        lambda net, x: net(x.type_as(net[0].weight)),
+        lambda net, x: net(x.to(net[0].weight.dtype)),
+    ],
+    ids=["float", "to", "type_as", "own dtype"],
+)
+def test_a_forward_pass_that_casts(function):
+    got = measure_capacity(Function(function), X, Y, MEASURES)
+    assert got == pytest.approx(measure_capacity(perceptron(), X, Y, MEASURES), rel=1e-5)
+
+
+def test_inference_mode():
+    expected = measure_capacity(perceptron(), X, Y, MEASURES)
+    with torch.inference_mode():
+        inside = X.clone()
+        assert measure_capacity(perceptron(), inside, Y, MEASURES) == expected
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.Sequential(nn.LazyLinear(3)), "`0.weight` of `Sequential` has no values yet"),
+        (nn.Linear(4, 3, device="meta"), "`weight` of `Linear` is on the meta device"),
+        (nn.Linear(4, 3, dtype=torch.complex64), "of dtype torch.complex64; weights must be real"),
+        (nn.Linear(4, 1), 'at least two logits, got a network with one output. For regression pass loss="squared"'),
+        (nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 1)), r"an array of shape \(3, 2, 2\) for one"),
+        (Function(lambda net, x: {"logits": net(x)}), "returns dict and no tensor"),
+    ],
+    ids=["lazy", "meta", "complex", "one output", "image", "dict"],
+)
+def test_refused_with_the_cure(module, message):
+    with pytest.raises(ValueError, match=message):
+        measure_capacity(module, X, Y, "margin")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripts_are_refused_with_the_cure():
+    with pytest.raises(NotDefinedError, match="compiled to TorchScript. Pass the module that it was made from"):
+        measure_capacity(torch.jit.trace(perceptron(), torch.zeros(2, 4)), X, Y, "margin")
+
+
+def test_what_torch_cannot_differentiate_is_left_out_with_its_reason():
+    def overwrites(net, x):
+        h = torch.sigmoid(net[0](x))
+        out = net[2](h)
+        h.add_(1)
+        return out
+
+    report = capacity_report(Function(overwrites), X, Y, ["margin", "jacobian_spectral"]).set_index("measure")
+    assert math.isfinite(report.loc["margin", "value"])
+    assert "modified by an inplace operation" in report.loc["jacobian_spectral", "reason"]
+    with pytest.raises(NotDefinedError, match="'jacobian_spectral' cannot be computed for this network; torch says"):
+        measure_capacity(Function(overwrites), X, Y, "jacobian_spectral")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e200])
+def test_weights_without_a_finite_measure_leave_the_others(value):
+    net = perceptron().double()
+    with torch.no_grad():
+        net[0].weight[0, 0] = value
+    # Without the measures that draw or ascend.
+    names = ["parameter_count", "margin", "input_margin_bound", "spectral_product_bound", "jacobian_spectral"]
+    names += ["fisher_max_eigenvalue", "fisher_second_moment"]
+    report = capacity_report(net, X, Y, names).set_index("measure")
+    assert report.loc["parameter_count", "value"] == 51
+    missing = report[report["value"].isna()]
+    assert len(missing) >= (6 if math.isnan(value) else 1) and all(missing["reason"])
+
+
+def test_a_failed_trace_is_quiet_and_made_once(capfd, monkeypatch):
+    import sklearn_capacity.graph.network as module
+
+    calls, trace = [], module.trace
+    monkeypatch.setattr(module, "trace", lambda *args, **kwargs: calls.append(1) or trace(*args, **kwargs))
+    branching = Function(lambda net, x: net(x) if x.sum() > 0 else -net(x))
+    with pytest.raises(UnsupportedLayerError, match="cannot be traced"):
+        measure_capacity(branching, X, Y, "spectral_norm")
+    report = capacity_report(branching, X, Y, MEASURES).set_index("measure")
+    assert len(calls) == 2  # one for each call
+    assert report["value"].isna().tolist() == [True, True, True, False, False, False]
+    assert capfd.readouterr().err == ""
+
+
+def test_a_number_of_samples_that_is_fixed_in_the_trace_is_told():
+    def recurrent(net, x):  # `torch.zeros(len(x), ...)` has the two samples of the trace
+        return net(x) + net[2](torch.zeros(len(x), 6, dtype=x.dtype))
+
+    report = capacity_report(Function(recurrent), X, Y, ["spectral_norm", "margin"]).set_index("measure")
+    assert "fix the number of samples" in report.loc["spectral_norm", "reason"]
+    assert math.isfinite(report.loc["margin", "value"])
+
+
+# -- operators that need more than one rule ---------------------------------------------------------------------------
+
+
+def maxout(net, x):
+    return net[2](torch.cat([torch.maximum(*net[0](x).chunk(2, 1)), net[0](x)[:, :3]], 1))
+
+
+def indices(net, x):
+    values, where = net[0](x).topk(3, dim=1)
+    return net[2](torch.cat([values, torch.zeros_like(where.to(x.dtype))], 1))
+
+
+@pytest.mark.parametrize("function", [maxout, indices], ids=["chunk", "topk"])
+def test_operators_with_several_results(function):
+    """The Fisher-Rao norm by central differences along the parameters."""
+    module = Function(function).double()
+    got = measure_capacity(module, X, Y, "fisher_rao_norm")["fisher_rao_norm"]
+
+    def logits(t):
+        theta = {name: p.detach() * (1 + t) for name, p in module.named_parameters()}
+        return torch.func.functional_call(module, theta, (X,)).detach()
+
+    u = (logits(1e-5) - logits(-1e-5)) / 2e-5
+    rows = torch.arange(6)
+    values = (logits(0).softmax(1) * u).sum(1) - u[rows, Y]
+    assert got == pytest.approx(values.square().mean().sqrt().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("function", "paths"),
+    [
+        (lambda net, x: net[2](torch.cat(net[0](x).relu().split(2, 1), 1)), lambda a, b: b @ a),
+        (
+            lambda net, x: net[2](torch.cat(net[0](x).relu().chunk(3, dim=-1)[::-1], 1)),
+            lambda a, b: b[:, [4, 5, 2, 3, 0, 1]] @ a,
+        ),
+        (lambda net, x: net[2](1 - 2 * net[0](x).relu()), lambda a, b: b @ (2 * a)),
+        (lambda net, x: net[2](torch.rsub(net[0](x).relu(), 3.0, alpha=2)), lambda a, b: b @ (2 * a)),
+        (lambda net, x: net[2](torch.ones(6, dtype=x.dtype) - net[0](x).relu()), lambda a, b: b @ a),
+        (lambda net, x: net[2](torch.zeros_like(net[0](x)) + net[0](x).relu()), lambda a, b: b @ a),
+    ],
+    ids=["split", "chunk", "rsub", "rsub alpha", "tensor minus", "zeros_like"],
+)
+def test_pieces_and_differences_have_paths(function, paths):
+    module = Function(function).double()
+    a, b = module.net[0].weight.detach().abs(), module.net[2].weight.detach().abs()
+    assert measure_capacity(module, X, measures="l1_path_norm")["l1_path_norm"] == pytest.approx(
+        paths(a, b).sum().item(), rel=1e-12
+    )
+
+
+def test_uneven_adaptive_max_pooling_is_refused_by_the_graph_alone():
+    module = nn.Sequential(nn.Unflatten(1, (1, 4)), nn.AdaptiveMaxPool1d(3), nn.Flatten(), nn.Linear(3, 3)).double()
+    report = capacity_report(module, X, Y, MEASURES).set_index("measure")
+    assert "adaptive_max_pool1d" in report.loc["spectral_norm", "reason"]
+    assert all(report["value"].notna()[["margin", "jacobian_spectral", "fisher_rao_norm"]])
+    J = torch.autograd.functional.jacobian(lambda x: module(x).sum(0), X).permute(1, 0, 2).detach()
+    largest = torch.linalg.svdvals(J).max().item()
+    assert report.loc["jacobian_spectral", "value"] == pytest.approx(largest, rel=1e-9)
+
+
+def test_dropout_that_is_always_on_is_refused_and_global_random_numbers_stay():
+    module = Function(lambda net, x: F.dropout(net(x), 0.5))
+    before = torch.get_rng_state()
+    with pytest.raises(UnsupportedLayerError, match="draws random numbers in eval mode"):
+        measure_capacity(module, X, Y, "margin")
+    assert torch.equal(torch.get_rng_state(), before)
