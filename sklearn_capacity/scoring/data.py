@@ -11,6 +11,7 @@ from sklearn.utils import check_array, check_random_state
 from torch import Tensor
 
 from .._validation import NotDefinedError, check_integer, check_option
+from .probe import is_hollow
 from .subject import Subject
 
 __all__ = ["LOSSES", "checked_X", "encode_targets", "resolve_loss", "subsample"]
@@ -29,7 +30,7 @@ def checked_X(subject: Subject, X: Any) -> Any:
         X = X.toarray()  # what the pipeline's own last step would see is its affair; a network sees dense rows
     if isinstance(X, Tensor):
         X = X.detach()
-        if X.layout != torch.strided or X.device.type == "meta" or X.is_complex():
+        if X.layout != torch.strided or is_hollow(X) or X.is_complex():
             kind = f"{X.layout}, {X.dtype}, on {X.device.type}"
             raise TypeError(f"`X` must be a dense real tensor with values, got one of {kind}.")
         if X.dim() < 2 or not len(X):

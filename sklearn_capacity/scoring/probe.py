@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from .._validation import NotDefinedError
 from ..graph import Network, UnsupportedLayerError
 
-__all__ = ["measurable", "probe", "torch_refusals"]
+__all__ = ["is_hollow", "measurable", "probe", "torch_refusals"]
 
 #: Samples of the probe, and how far two passes over them may differ, relative to the largest logit: far more than
 #: rounding, far less than other random numbers or another batch make of it.
@@ -66,11 +66,16 @@ def measurable(module: nn.Module) -> nn.Module:
     for key, tensor in (*module.named_parameters(), *module.named_buffers()):
         if is_lazy(tensor):
             raise NotDefinedError(f"`{key}` of `{name}` has no values yet. Run a batch through the lazy module first.")
-        if tensor.device.type == "meta":  # not `is_meta`, which wrapped tensors of other devices are too
+        if is_hollow(tensor):
             raise NotDefinedError(f"`{key}` of `{name}` is on the meta device and has no values. Load them first.")
         if tensor.is_complex() or tensor.is_quantized:
             raise NotDefinedError(f"`{key}` of `{name}` is of dtype {tensor.dtype}; weights must be real numbers.")
     return module
+
+
+def is_hollow(tensor: Tensor) -> bool:
+    """Whether a tensor is on the meta device; a subclass there may hold values of its own."""
+    return tensor.is_meta and type(tensor.data) is Tensor
 
 
 def probe(network: Network, X: Any, loss: str | None) -> None:
