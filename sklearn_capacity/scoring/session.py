@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -181,6 +182,11 @@ class Session:
             raise NotDefinedError(f"The measure {request.measure.name!r} {reason}.")
         start = time.perf_counter()
         measured = request.measure(self.network, self.batch, **request.params)
+        if math.isnan(measured.value):
+            raise NotDefinedError(
+                f"The measure {request.measure.name!r} came out as nan. Check the weights and X for nan and inf. "
+                "Did the training diverge?"
+            )
         info = {**measured.info, "seconds": time.perf_counter() - start}
         return Measured(measured.value, measured.log_value, measured.standard_error, measured.per_layer, info)
 
