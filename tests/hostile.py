@@ -97,7 +97,8 @@ def _mixed_frame(X: np.ndarray) -> Any:
 
 def _nullable_frame(X: np.ndarray) -> Any:
     frame = _frame(X)
-    return frame.convert_dtypes() if isinstance(frame, pd.DataFrame) else frame
+    # pandas 2 cannot convert complex numbers
+    return frame.convert_dtypes() if isinstance(frame, pd.DataFrame) and X.dtype.kind != "c" else frame
 
 
 def _tensor(X: np.ndarray) -> Any:

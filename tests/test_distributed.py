@@ -90,18 +90,25 @@ def test_backend_needs_a_client():
 
 
 def test_scores_equal_the_serial_ones_and_data_travel_once(client, serial, monkeypatch):
-    sizes, submit = [], client.submit
+    sizes, sent, submit, scatter = [], [], client.submit, client.scatter
 
-    def noted(function, *args, **kwargs):
-        sizes.append(len(pickle.dumps(kwargs.get("tasks"), protocol=5)))
+    def noted_task(function, *args, **kwargs):
+        if "tasks" in kwargs:
+            sizes.append(len(pickle.dumps(kwargs["tasks"], protocol=5)))
         return submit(function, *args, **kwargs)
 
-    monkeypatch.setattr(client, "submit", noted)
+    def noted_data(data, **kwargs):
+        sent.extend(kwargs.get("broadcast", False) for item in data if item is X)
+        return scatter(data, **kwargs)
+
+    monkeypatch.setattr(client, "submit", noted_task)
+    monkeypatch.setattr(client, "scatter", noted_data)
     pids = client.run(os.getpid)
     assert len(set(pids.values()) | {os.getpid()}) == 3
     with parallel_config(backend="dask", scatter=[X, y]):
         assert_equal_scores(clone(search()).fit(X, y).cv_results_, serial)
-    assert sum(sizes) and max(sizes) < X.nbytes / 2  # tasks name the data and do not hold them
+    assert len(sizes) > 1 and max(sizes) < X.nbytes / 2  # tasks name the data and do not hold them
+    assert sent == [True]  # which went to every worker at once, and never again
 
 
 def test_a_dying_worker_costs_its_task_only(client, serial, tmp_path):

@@ -50,6 +50,7 @@ BAD_PARAMETERS = [
     ({"dtype": object()}, ValueError, "`dtype` must be one of"),
     ({"device": "gpu"}, ValueError, '`device` must be "auto" or a device of torch'),
     ({"device": "cuda:7"}, ValueError, "`device` is 'cuda:7', but torch sees"),
+    ({"device": "meta"}, ValueError, "`device` is 'meta', which torch cannot use here"),
     ({"input_shape": (1, 2, 2)}, ValueError, "`input_shape` must describe the 6 features of X"),
     ({"input_shape": 6}, TypeError, "`input_shape` must be a tuple"),
     ({"module_params": {"a": 1}}, ValueError, "`module_params` must be None without `module`"),

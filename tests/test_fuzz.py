@@ -150,7 +150,7 @@ OPTIONS = {
     "max_samples": [None, 1, 5, 0, -1, 2.5, "many"],
     "batch_size": [None, 1, 7, 0, 2.5],
     "random_state": [0, 1, -1, None, "seed", 2**70],
-    "device": [None, "cpu", "nowhere", 3],
+    "device": [None, "cpu", "nowhere", 3, "cuda:99", "mps"],
 }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import numbers
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -21,8 +23,10 @@ __all__ = ["Restoring", "as_history"]
 
 #: what every fitted estimator has beside its network
 REQUIRED = ("input_shape_", "n_features_in_", "n_iter_", "n_samples_fit_", "loss_name_", "_dtype", "_n_outputs")
+#: among all attributes, those that count something
+WHOLE = ("n_features_in_", "n_iter_", "n_samples_fit_", "_n_outputs", "_seed", "_n_runs")
 #: a module may make some parameters only to throw them away
-_SLACK, _SMALL = 4, 1_000_000
+_SLACK, _SMALL, _FEW = 4, 1_000_000, 1000
 
 
 class Restoring:
@@ -54,7 +58,7 @@ class Restoring:
         self._restore_attributes(attributes)
         device = self._usable_device()
         dtype = torch.from_numpy(np.empty(0, self._dtype)).dtype
-        with seeded(0, torch.device("cpu")), _at_most(sum(t.numel() for t in state.values())):
+        with seeded(0, torch.device("cpu")), _at_most(len(state), sum(t.numel() for t in state.values())):
             module = self._make_module(self.input_shape_, self._n_outputs).to(dtype=dtype)
         _load(module, state)
         _check_state(initial_state, state, "initial state")
@@ -73,16 +77,22 @@ class Restoring:
         missing = [name for name in wanted if name not in attributes]
         if missing:
             raise ValueError(f"the fitted attributes {missing} are missing")
+        for name in WHOLE:
+            value = attributes.get(name, 0)
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 0:
+                raise ValueError(f"`{name}` is {value!r}, no whole number")
         shape = self.input_shape_
         if not (isinstance(shape, tuple) and shape and all(type(n) is int and n > 0 for n in shape)):
             raise ValueError(f"`input_shape_` is {shape!r}, not a tuple of positive integers")
-        if attributes["n_features_in_"] != int(np.prod(shape)):
+        if attributes["n_features_in_"] != math.prod(shape):
             raise ValueError(f"`n_features_in_` is {attributes['n_features_in_']!r}, but samples have shape {shape}")
         if self._dtype not in (np.float32, np.float64):
             raise ValueError(f"the precision is {self._dtype!r}, neither float32 nor float64")
-        classes = attributes.get("classes_")
-        if classes is not None and np.shape(classes) != (self._n_outputs,):
-            raise ValueError(f"`classes_` has shape {np.shape(classes)} for {self._n_outputs!r} outputs")
+        for name, size in (("classes_", self._n_outputs), ("feature_names_in_", math.prod(shape))):
+            value = attributes.get(name)
+            if name in attributes and not (isinstance(value, np.ndarray) and value.shape == (size,)):
+                got = getattr(value, "shape", type(value).__name__)
+                raise ValueError(f"`{name}` must be an array of shape ({size},), got {got}")
 
     def _usable_device(self) -> torch.device:
         try:
@@ -95,10 +105,7 @@ class Restoring:
 def as_history(rows: list[dict[str, Any]]) -> History:
     """skorch's History of epochs, without entries per batch."""
     history = History()
-    for row in rows:
-        history.new_epoch()
-        for key, value in row.items():
-            history.record(key, value)
+    history.extend({**row, "batches": []} for row in rows)  # `record` takes time that grows with the history
     return history
 
 
@@ -130,20 +137,21 @@ def _check_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor], what: s
 
 
 @contextlib.contextmanager
-def _at_most(n_saved: int) -> Iterator[None]:
+def _at_most(n_tensors: int, n_saved: int) -> Iterator[None]:
     """Stop a module under construction that outgrows the weights which it is made for.
 
-    So a short file that asks for a network of a billion weights costs nothing: parameters are refused as they are
-    registered, before anything writes to their memory.
+    So a short file that asks for a network of a billion weights, or of a million layers, costs nothing: parameters
+    are refused as they are registered, before anything writes to their memory.
     """
-    thread, made = threading.get_ident(), 0
+    thread, n_made, made = threading.get_ident(), 0, 0
 
     def count(module: nn.Module, name: str, parameter: Any) -> None:
-        nonlocal made
+        nonlocal n_made, made
         if threading.get_ident() != thread or parameter is None or nn.parameter.is_lazy(parameter):
             return
+        n_made += 1
         made += parameter.numel()
-        if made > _SLACK * n_saved + _SMALL:
+        if made > _SLACK * n_saved + _SMALL or n_made > _SLACK * n_tensors + _FEW:
             raise ValueError(f"the parameters describe a network larger than the {n_saved} saved weights")
 
     handle = register_module_parameter_registration_hook(count)

@@ -113,7 +113,9 @@ def lanczos(
     >>> lanczos(lambda x: d * x, (2, 3)).values.round(decimals=9).flatten().tolist()
     [5.0, 4.0]
     """
-    shape = tuple(shape)
+    shape = tuple(check_integer("shape", size, 1) for size in shape)
+    if not shape:
+        raise ValueError("`shape` must hold at least one size, got none.")
     k = check_integer("k", k, 1, shape[-1])
     tol = check_interval("tol", tol, 0, 1, closed="neither")
     max_steps = min(check_integer("max_steps", max_steps, k), shape[-1])

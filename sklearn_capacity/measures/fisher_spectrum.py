@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .._validation import check_integer, check_interval, check_option
+from .._validation import NotDefinedError, check_integer, check_interval, check_option
 from ..graph import Network
 from ..graph.dual import LOSSES, FisherMatrix
 from ..graph.jacobian import parameter_jacobian
 from ..linalg import block_lanczos, largest_eigenvalue
 from .batch import Batch, is_out_of_memory
-from .record import Measure, Measured, NotDefinedError
+from .record import Measure, Measured
 
 __all__ = [
     "MEASURES",

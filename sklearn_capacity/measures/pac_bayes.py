@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .._validation import check_integer, check_interval, check_option
+from .._validation import check_integer, check_interval, check_numbers, check_option
 from ..graph import Network, UnsupportedLayerError
 from ..graph.theta import parameter_groups
 from ..products.perturbation import FlatParameters, displacements
@@ -193,12 +193,7 @@ def _check_noise(noise: str) -> None:
 
 
 def _check_sigmas(sigmas: Sequence[float]) -> list[float]:
-    if not isinstance(sigmas, Iterable):
-        raise TypeError(f"`sigmas` must be a sequence of numbers, got {sigmas!r}. Put a single one into a list.")
-    grid = [check_interval("sigmas", sigma, 0, math.inf, closed="neither") for sigma in sigmas]
-    if not grid:
-        raise ValueError("`sigmas` must hold at least one standard deviation, got none.")
-    return grid
+    return check_numbers("sigmas", sigmas, 0, math.inf, closed="neither")
 
 
 def _squared_distance(network: Network, prior: str) -> float:

@@ -229,10 +229,10 @@ def _checked_class(path: Any, document: dict[str, Any]) -> type:
 
 def _restored(cls: type, stored: Stored, module: Any) -> Any:
     document = stored.document
-    params = {key: decode(value) for key, value in document["params"].items()}
-    unknown = sorted(set(params) - set(inspect.signature(cls).parameters))
+    unknown = sorted(set(document["params"]) - set(inspect.signature(cls).parameters).difference(_PLACES))
     if unknown:
-        raise ValueError(f"{cls.__name__} has no parameters {unknown}")
+        raise ValueError(f"{cls.__name__} has no parameters {unknown}" + " in a file" * (unknown == [*_PLACES]))
+    params = _decoded(document["params"])
     if module is not None:
         params["module"] = module
     elif not (params.get("module") is None or isinstance(params["module"], str)):
@@ -246,6 +246,10 @@ def _restored(cls: type, stored: Stored, module: Any) -> Any:
     history = decode(document["history"])
     if not (isinstance(history, list) and all(isinstance(row, dict) for row in history)):
         raise ValueError("the history is no list of epochs")
-    attributes = {key: decode(value) for key, value in document["fitted"].items()}
-    estimator._restore(attributes, parts["module"], parts["initial"], history)
+    estimator._restore(_decoded(document["fitted"]), parts["module"], parts["initial"], history)
     return estimator
+
+
+def _decoded(values: dict[str, Any]) -> dict[str, Any]:
+    """Named values, as one document: what bounds the size of one bounds them all."""
+    return decode({"dict": [[key, value] for key, value in values.items()]})

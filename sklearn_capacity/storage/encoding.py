@@ -16,6 +16,8 @@ _PLAIN = (type(None), bool, int, str)
 _FLOAT_NAMES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _ARRAY_KINDS = "biufUSmM"
 _MAX_DEPTH = 50
+_MAX_DIMENSIONS = 32
+_MAX_BYTES = 2**28  # of the arrays in one document: a line of text may ask for gigabytes of padded strings
 
 
 def encode(value: Any, tensors: dict[str, Tensor] | None = None, *, name: str = "value") -> Any:
@@ -88,15 +90,31 @@ def _encode_array(array: np.ndarray, name: str) -> dict[str, Any]:
     return {"array": items, "dtype": array.dtype.str, "shape": list(array.shape)}
 
 
-def decode(data: Any, tensors: Mapping[str, Tensor] | None = None, *, _depth: int = 0) -> Any:
+def decode(data: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
     """What `encode` was given.
 
     Raises
     ------
     ValueError
-        If `data` is not something that `encode` returns.
+        If `data` is not something that `encode` returns, or would take far more memory than it has text.
     """
-    if _depth > _MAX_DEPTH:
+    return _decode(data, tensors or {}, _Budget(_MAX_BYTES), 0)
+
+
+class _Budget:
+    """Bytes that the arrays of a document may still take."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self.n_bytes = n_bytes
+
+    def take(self, n_bytes: int) -> None:
+        self.n_bytes -= n_bytes
+        if self.n_bytes < 0:
+            raise ValueError(f"its arrays take more than {_MAX_BYTES >> 20} MiB of memory")
+
+
+def _decode(data: Any, tensors: Mapping[str, Tensor], budget: _Budget, depth: int) -> Any:
+    if depth > _MAX_DEPTH:
         raise ValueError(f"values are nested more than {_MAX_DEPTH} deep")
     if type(data) in (*_PLAIN, float):
         return data
@@ -104,7 +122,7 @@ def decode(data: Any, tensors: Mapping[str, Tensor] | None = None, *, _depth: in
         raise ValueError(f"{_shown(data)} is no encoded value")
 
     def inner(item: Any) -> Any:
-        return decode(item, tensors, _depth=_depth + 1)
+        return _decode(item, tensors, budget, depth + 1)
 
     match data:
         case {"float": str(text)} if text in _FLOAT_NAMES:
@@ -118,8 +136,8 @@ def decode(data: Any, tensors: Mapping[str, Tensor] | None = None, *, _depth: in
         case {"scalar": array}:
             return inner(array)[()]
         case {"array": list(items), "dtype": str(dtype), "shape": list(shape)}:
-            return _decode_array([inner(item) for item in items], dtype, shape)
-        case {"tensor": str(name)} if tensors is not None and name in tensors:
+            return _decode_array([inner(item) for item in items], dtype, shape, budget)
+        case {"tensor": str(name)} if name in tensors:
             return tensors[name]
         case {"dtype": str(text)}:
             return _dtype(text)
@@ -147,12 +165,13 @@ def _dtype(text: str) -> np.dtype:
     return dtype
 
 
-def _decode_array(items: list[Any], dtype_name: str, shape: list[Any]) -> np.ndarray:
+def _decode_array(items: list[Any], dtype_name: str, shape: list[Any], budget: _Budget) -> np.ndarray:
     dtype = _dtype(dtype_name)
+    if len(shape) > _MAX_DIMENSIONS:
+        raise ValueError(f"an array has {len(shape)} dimensions")
     if not all(type(size) is int and size >= 0 for size in shape) or math.prod(shape) != len(items):
         raise ValueError(f"an array of shape {shape} has {len(items)} entries")
-    if dtype.itemsize * len(items) > 2**30:
-        raise ValueError(f"an array of {len(items)} {dtype} is too large")
+    budget.take(dtype.itemsize * len(items))
     try:
         if dtype.kind == "O":
             array = np.empty(len(items), object)

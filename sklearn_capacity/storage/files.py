@@ -67,6 +67,8 @@ def write_file(path: str | os.PathLike[str], document: Mapping[str, Any], tensor
     text = json.dumps(document, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     held = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     data = save(held, metadata={_KEY: text, _DIGEST: _digest(text, held)})
+    if int.from_bytes(data[:8], "little") > _MAX_HEADER:  # nobody could read it
+        raise ValueError(f"{path} would need a header of more than {_MAX_HEADER // 10**6} MB for what is no tensor.")
     # a name of its own for each thread of each process, so that two that write the same file never share one
     temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
@@ -75,9 +77,11 @@ def write_file(path: str | os.PathLike[str], document: Mapping[str, Any], tensor
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename is None:  # a full disk does not say where it is
+            error.filename = str(path)
         raise
     _sync_folder(path.parent)
 
@@ -113,6 +117,8 @@ def read_file(path: str | os.PathLike[str]) -> Stored:
         If it is of another kind, or was cut off.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # a pipe would never end, nor would a device
+        raise FileError(f"{path} is no regular file.")
     data = path.read_bytes()
     text, digest = _metadata(path, data)
     try:

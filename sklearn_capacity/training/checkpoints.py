@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -24,6 +25,7 @@ FORMAT = 1
 _NAME = re.compile(r"(?:epoch-(\d{8})|(finished))\.safetensors")
 _TEMPORARY = re.compile(r"[^.]+\.safetensors\.(?P<host>.+)\.(?P<pid>\d+)\.\d+\.tmp")
 _CHOSEN_BY_CODE = (type, types.FunctionType, types.BuiltinFunctionType)
+_PARTS = {"module", "buffers", "optimizer", "callbacks", "default_rng", "generator", "cuda_rng"}  # of a state
 _KEPT = 2  # the newest, and the one before it in case that the newest is damaged
 _LAST = 10**8  # a finished fit comes after every epoch
 
@@ -97,7 +99,8 @@ class CheckpointFolder:
         for path in self.path.glob("*.tmp"):
             match = _TEMPORARY.fullmatch(path.name)
             if match and match["host"] == socket.gethostname() and not _is_alive(int(match["pid"])):
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # somebody else's, or a folder that is only read
+                    path.unlink()
 
 
 def _is_alive(pid: int) -> bool:
@@ -119,9 +122,13 @@ def _read(path: Path) -> Checkpoint:
         raise FileError(f"{path} is no checkpoint of format {FORMAT}.")
     try:
         history, state = decode(document["history"]), decode(document["state"], stored.tensors)
-        return Checkpoint(history, state, bool(document["finished"]))
-    except (ValueError, KeyError) as error:
+        finished = bool(document["finished"])
+    except (ValueError, KeyError, TypeError) as error:
         raise FileError(f"{path} is damaged: {error}.") from error
+    rows = history if isinstance(history, list) else [None]
+    if not all(isinstance(part, dict) for part in (state, *rows)) or _PARTS - set(state):
+        raise FileError(f"{path} is damaged: it holds no history and state.")
+    return Checkpoint(history, state, finished)
 
 
 # ---- the state of a run ----------------------------------------------------------------------------------------------

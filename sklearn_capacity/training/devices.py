@@ -33,7 +33,7 @@ def resolve_device(device: Any) -> torch.device:
     Raises
     ------
     ValueError
-        If torch does not know the device, or it is a GPU that is not there.
+        If torch does not know the device, or it is not there.
 
     Examples
     --------
@@ -49,4 +49,9 @@ def resolve_device(device: Any) -> torch.device:
         raise ValueError(f'`device` must be "auto" or a device of torch such as "cpu", got {device!r}.') from error
     if resolved.type == "cuda" and (resolved.index or 0) >= n_gpus:
         raise ValueError(f"`device` is {device!r}, but torch sees {n_gpus} GPUs. Use device=\"auto\".")
+    if resolved.type not in ("cpu", "cuda"):
+        try:
+            torch.empty(0, device=resolved).cpu()
+        except (RuntimeError, AssertionError, ImportError) as error:
+            raise ValueError(f"`device` is {device!r}, which torch cannot use here. Use device=\"auto\".") from error
     return resolved

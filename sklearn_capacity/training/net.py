@@ -231,6 +231,12 @@ class PenalizedClassifier(PenalizedNet, NeuralNetClassifier):
     def __init__(self, module: Any, *, criterion: Any = CrossEntropyLoss, **kwargs: Any) -> None:
         super().__init__(module, criterion=criterion, **kwargs)
 
+    def check_data(self, X: Any, y: Any) -> None:
+        if y is None and isinstance(X, TensorData) and X.y is not None:
+            self.classes_inferred_ = X.y.unique().cpu().numpy()  # skorch < 1.4 reads CUDA and MPS devices only
+        else:
+            super().check_data(X, y)
+
 
 class PenalizedRegressor(PenalizedNet, NeuralNetRegressor):
     """:class:`PenalizedNet` for regression; the module returns (n, n_outputs).
