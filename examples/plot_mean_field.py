@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sklearn_capacity import fisher_spectrum
 from sklearn_capacity.displays.learning_rate_map import LearningRateMapDisplay
 from sklearn_capacity.theory import initialize_mean_field, mean_field
 
@@ -19,9 +20,9 @@ from sklearn_capacity.theory import initialize_mean_field, mean_field
 # Mean and second moment of the eigenvalues
 # -----------------------------------------
 # Three weight layers of width M and one activated output, as in the paper. A network's Fisher matrix is far too large
-# to build (P x P), but its non-zero eigenvalues are those of a T x T matrix of inner products of gradients.
+# to build (P x P), but its non-zero eigenvalues are those of a T x T matrix, which ``fisher_spectrum`` takes.
 
-n_samples, n_draws, widths = 150, 30, [25, 50, 100, 200]
+n_samples, n_draws, widths = 150, 15, [25, 50, 100, 200]
 settings = {"tanh": (nn.Tanh, 3.0, 0.64), "relu": (nn.ReLU, 2.0, 0.5), "linear": (nn.Identity, 1.0, 0.5)}
 
 
@@ -32,22 +33,6 @@ def network(width, activation):
     return nn.Sequential(*layers)
 
 
-def eigenvalue_moments(module, X):
-    """sum lambda / P and sum lambda^2 / P."""
-    h, inputs, signals = X, [], []
-    for layer in module:
-        if isinstance(layer, nn.Linear):
-            inputs.append(h)
-            h = layer(h)
-            signals.append(h)
-        else:
-            h = layer(h)
-    deltas = torch.autograd.grad(h.sum(), signals)
-    dual = sum((d @ d.T) * (a @ a.T + 1) for d, a in zip(deltas, inputs, strict=True)).detach() / len(X)
-    n_parameters = sum(parameter.numel() for parameter in module.parameters())
-    return dual.trace().item() / n_parameters, dual.square().sum().item() / n_parameters
-
-
 def simulate(name, width):
     activation, sigma_w2, sigma_b2 = settings[name]
     generator = torch.Generator().manual_seed(width)
@@ -55,7 +40,9 @@ def simulate(name, width):
     for seed in range(n_draws):
         X = torch.randn(n_samples, width, generator=generator, dtype=torch.float64)
         module = initialize_mean_field(network(width, activation), sigma_w2, sigma_b2, random_state=seed)
-        moments.append(eigenvalue_moments(module, X))
+        eigenvalues = fisher_spectrum(module, X)
+        moments.append([eigenvalues.sum(), np.square(eigenvalues).sum()])
+    moments = np.array(moments) / sum(parameter.numel() for parameter in module.parameters())
     return np.mean(moments, axis=0), np.std(moments, axis=0, ddof=1) / np.sqrt(n_draws)
 
 

@@ -44,6 +44,13 @@ def test_spectrum_of_a_model_with_mean_field_lines():
     assert display.ax_.get_xscale() == display.ax_.get_yscale() == "log"
 
 
+def test_a_lower_bound_of_zero_leaves_the_axis_alone():
+    theory = mean_field("linear", 1.0, 0.0, 3, 20)
+    display = FisherSpectrumDisplay([100.0, 1.0, 0.1], theory).plot()
+    assert theory.max_eigenvalue_bounds[0] == 0
+    assert display.ax_.get_ylim()[0] > 1e-3
+
+
 def test_several_spectra_on_given_axes():
     data = {"trained": [4.0, 1.0, 0.0], "initial": np.array([1.0, 2.0])}
     _, ax = plt.subplots()

@@ -16,7 +16,7 @@ from torch import nn
 import reference_fisher as reference
 from networks import NETWORKS
 from pretend_device import pretend_device
-from sklearn_capacity import NotDefinedError, capacity_report, fisher_spectrum, measure_capacity
+from sklearn_capacity import NotDefinedError, capacity_report, fisher_spectrum, list_measures, measure_capacity
 from sklearn_capacity.graph import Network, dual
 from sklearn_capacity.measures import MEASURES, Batch
 from sklearn_capacity.measures import fisher_spectrum as family
@@ -306,6 +306,16 @@ def test_a_network_that_no_parameter_moves_has_no_critical_rate():
         "critical_learning_rate": float("inf")
     }
     assert fisher_spectrum(net, torch.ones(2, 3)).tolist() == [0.0, 0.0]
+
+
+def test_a_diverged_network_has_a_report_with_reasons(monkeypatch):
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    net[0].weight.data[0, 0] = float("nan")
+    monkeypatch.setattr(family, "SMALL", 0)
+    table = list_measures()
+    names = table[table.family.isin(["fisher", "jacobian", "margin"])].name.tolist()
+    report = capacity_report(net, torch.ones(4, 3), torch.arange(4) % 2, names)
+    assert report.value.isna().all() and (report.reason != "").all()
 
 
 def test_weights_that_are_not_finite_are_named():

@@ -235,6 +235,25 @@ def test_statistics_without_noise_are_refused():
     assert math.isfinite(measured(fine, X, y, n_draws=10).value)
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_statistics_that_are_not_folded_are_refused(affine):
+    def build():
+        norm = nn.InstanceNorm1d(2, affine=affine, track_running_stats=True)
+        return nn.Sequential(nn.Conv1d(1, 2, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+
+    module, X, y = networks.make(build, (1, 6))
+    with pytest.raises(UnsupportedLayerError, match=r"`1\.running_mean` was learned from the data"):
+        measured(module, X, y, n_draws=10)
+
+
+def test_a_frozen_raw_parameter_must_not_have_moved():
+    module, X, y = networks.make(lambda: nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)), (4,))
+    initial = {name: t + 0.1 for name, t in module.state_dict().items()}
+    module[0].bias.requires_grad_(False)
+    with pytest.raises(UnsupportedLayerError, match=r"`0\.bias` was learned from the data"):
+        measured(module, X, y, initial=initial, prior="initial", n_draws=10)
+
+
 def test_a_frozen_layer_must_not_have_moved():
     module, X, y = networks.mlp()
     initial = {name: t.clone() for name, t in module.state_dict().items()}
@@ -279,6 +298,7 @@ def test_regression_is_refused():
         ({"n_draws": 0}, "`n_draws` must be at least 1, got 0"),
         ({"sigmas": []}, "`sigmas` must be a sequence of at least one number"),
         ({"sigmas": [0.1, -0.1]}, r"`sigmas` must lie in \(0, inf\), got -0.1"),
+        ({"sigmas": 0.1}, "`sigmas` must be a sequence of at least one number, got 0.1"),
     ],
 )
 def test_parameters_out_of_range(params, message):

@@ -57,7 +57,7 @@ def test_a_loop_that_breaks_off_leaves_the_centre():
 # -- which parameters move ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", ["mlp", "conv_batch_norm", "residual_preactivation", "tied", "weight_norm", "binary"])
+@pytest.mark.parametrize("case", ["mlp", "conv_batch_norm", "residual_preactivation", "tied", "weight_norm"])
 def test_the_vector_is_that_of_the_graph_and_binds_to_the_network(case):
     module, X, _ = networks.NETWORKS[case]()
     network = Network(module, tuple(X.shape[1:]))
@@ -65,6 +65,15 @@ def test_the_vector_is_that_of_the_graph_and_binds_to_the_network(case):
     expected = network.graph.parameters()
     assert all(torch.equal(a, b) for a, (_, b) in zip(vector.tensors, expected, strict=True))
     assert torch.allclose(vector.bind(vector.tensors)(X), module(X))
+
+
+def test_one_logit_moves_as_one():
+    module, X, _ = networks.NETWORKS["binary"]()
+    vector = parameter_vector(Network(module, (5,), output="one_logit"))
+    assert [t.shape for t in vector.tensors] == [p.shape for p in module.parameters()]
+    moved = [t + 0.1 for t in vector.tensors]
+    logit = nn.functional.linear(nn.functional.linear(X, *moved[:2]).relu(), *moved[2:])
+    assert torch.allclose(vector.bind(moved)(X), torch.cat([-logit, logit], dim=1) / 2)
 
 
 class _Autoencoder(nn.Module):
@@ -108,6 +117,13 @@ def test_raw_parameters_where_the_graph_has_no_rule():
     vector = parameter_vector(Network(module, (4,)))
     assert sum(t.numel() for t in vector.tensors) == sum(p.numel() for p in module.parameters())
     assert torch.allclose(vector.bind(vector.tensors)(X), module(X))
+
+
+def test_raw_parameters_that_nothing_reads_are_left_out():
+    module, _, _ = networks.make(lambda: nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6)), (4,))
+    expected = [p.shape for p in module.parameters()]
+    module[0].spare = nn.Linear(9, 9).double()
+    assert [t.shape for t in parameter_vector(Network(module, (4,))).tensors] == expected
 
 
 def test_refusals_name_the_layer():

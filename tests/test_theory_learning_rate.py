@@ -78,7 +78,16 @@ def weight_normed():
     return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)))
 
 
+class Scaled(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 3)
+        self.scale = nn.Parameter(torch.ones(3))
+
+
 BAD_MODULES = [
+    (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, affine=False)), 1.0, 0.1, TypeError, "but '1' is a BatchNorm1d."),
+    (nn.Sequential(Scaled()), 1.0, 0.1, TypeError, "but '0' is a Scaled."),
+    ("mlp", 1.0, 0.1, TypeError, "`module` must be an nn.Module, got str."),
     (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), 1.0, 0.1, TypeError, "but '1' is a BatchNorm1d."),
     (lazy(), 1.0, 0.1, TypeError, "layer '0' is lazy. Run one forward pass first."),
     (weight_normed(), 1.0, 0.1, TypeError, "layer '0' is parametrised"),

@@ -1,6 +1,7 @@
 """Order parameters and the theorems of Karakida et al. against quadrature by another route and simulated networks."""
 
 import dataclasses
+import math
 import re
 import warnings
 
@@ -312,6 +313,7 @@ BAD = [
     ({"activation": ["tanh", "tanh", np.tanh]}, "`activation[2]` must be one of"),
     ({"activation": ["tanh"] * 3, "output": "linear"}, "`activation` must have 2 entries"),
     ({"activation": (np.tanh, np.tanh)}, "the integral of the second misses the first by"),
+    ({"activation": (math.tanh, math.cos)}, "work element by element: its function took no array"),
     ({"activation": (np.sign, np.zeros_like)}, "a function that jumps has none."),
     ({"activation": (np.zeros_like, np.zeros_like)}, "`activation` must not be constant"),
     ({"activation": (lambda u: u[:3], np.ones_like)}, "`activation` must hold functions which work element by element"),

@@ -90,15 +90,15 @@ class FisherSpectrumDisplay:
         if ax is None:
             _, ax = plt.subplots(layout="constrained")
         self.lines_: dict[str, Any] = {}
-        longest = 1
+        longest, smallest = 1, np.inf
         for name, values in spectra.items():
             shown = values[values > 1e-12 * values.max()]
-            longest = max(longest, len(shown))
+            longest, smallest = max(longest, len(shown)), min(smallest, shown[-1])
             ranks = np.arange(1, len(shown) + 1)
             (self.lines_[name],) = ax.plot(ranks, shown, marker=".", ms=4, lw=1, label=name or "eigenvalues")
         self.mean_ = self.largest_ = self.bound_ = None
         if self.mean_field is not None:
-            self._plot_theory(ax, longest)
+            self._plot_theory(ax, longest, smallest)
         ax.set(xscale="log", yscale="log", xlabel="rank", ylabel="eigenvalue of the Fisher information")
         ax.grid(alpha=0.3)
         if self.mean_field is not None or any(spectra):
@@ -106,15 +106,15 @@ class FisherSpectrumDisplay:
         self.ax_, self.figure_ = ax, ax.figure
         return self
 
-    def _plot_theory(self, ax: Any, longest: int) -> None:
+    def _plot_theory(self, ax: Any, longest: int, smallest: float) -> None:
         theory = self.mean_field
         low, high = theory.max_eigenvalue_bounds
         self.mean_ = ax.axhline(
             theory.mean_eigenvalue, color="0.3", ls=":", label=f"mean over all {theory.n_parameters} (theorem 1)"
         )
-        # At rank 1 alone, since it is an interval for the largest eigenvalue.
-        label = "largest (theorem 4)"
-        self.largest_ = ax.fill_between([0.85, 1.18], max(low, 1e-300), high, color="C1", alpha=0.3, label=label)
+        # At rank 1 alone, since it is an interval for the largest eigenvalue; a bound of 0 has no place on the axis.
+        bottom, label = low or min(smallest, high), "largest (theorem 4)"
+        self.largest_ = ax.fill_between([0.85, 1.18], bottom, high, color="C1", alpha=0.3, label=label)
         ranks = np.geomspace(1, max(longest, 2), 50)
         bound = theory.alpha * theory.K1 * theory.width / ranks
         (self.bound_,) = ax.plot(ranks, bound, color="C3", ls="--", lw=1, label="upper bound (corollary 2)")

@@ -161,7 +161,7 @@ class _GraphPoint(Point):
 
 
 def raw_parameters(network: Network, reason: Exception) -> dict[str, Tensor]:
-    """The module's trainable parameters, where they are the folded ones: no batch norm, no parametrisation.
+    """The trainable parameters that a module uses, where they are the folded ones: no batch norm, no parametrisation.
 
     Parameters
     ----------
@@ -172,7 +172,18 @@ def raw_parameters(network: Network, reason: Exception) -> dict[str, Tensor]:
     for name, submodule in network.module.named_modules():
         if isinstance(submodule, nn.modules.batchnorm._BatchNorm) or parametrize.is_parametrized(submodule):
             raise UnsupportedLayerError(f"{reason} Without a graph, layer `{name}` cannot be folded.") from reason
-    return {name: p for name, p in network.module.named_parameters() if p.requires_grad}
+    theta: dict[str, Tensor] = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
+    try:
+        _ = network.graph
+    except UnsupportedLayerError:
+        return theta  # which ones are used may depend on the data
+    X = torch.zeros(2, *network.input_shape, dtype=network.dtype, device=network.device)
+    with torch.enable_grad():
+        logits = network.forward(X).sum()
+    if not logits.requires_grad:
+        return {}
+    found = torch.autograd.grad(logits, list(theta.values()), allow_unused=True)
+    return {name: p for (name, p), g in zip(theta.items(), found, strict=True) if g is not None}
 
 
 class RawJacobian(ParameterJacobian):

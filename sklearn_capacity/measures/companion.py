@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .._validation import NotDefinedError
 from ..graph import Network, NetworkGraph, UnsupportedLayerError, chain, evaluate
 from ..linalg import lanczos
 from ..products.jacobian import gram_product, jacobian_products
@@ -111,6 +112,8 @@ def largest_eigenvalues(network: Network, batch: Batch, metric: str) -> Tensor:
             function = logits_function(network, batch)
             return batch.cat(lambda X: _by_lanczos(function, X, metric))
         companion = batch.once(("companion", metric), lambda: _companion(network, batch, metric))
+        if not bool(torch.isfinite(companion).all()):
+            raise NotDefinedError("The Jacobian is not finite. Check the weights and X for nan and inf.")
         # Many small symmetric problems: a GPU solves them one after the other.
         return torch.linalg.eigvalsh(companion.cpu())[:, -1].clamp_min(0)
 

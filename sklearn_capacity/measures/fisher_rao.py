@@ -55,7 +55,7 @@ def fisher_rao_norm(
     Raises
     ------
     NotDefinedError
-        For the absolute loss with several outputs.
+        For the absolute loss with several outputs, or if nothing is trained.
 
     Notes
     -----
@@ -83,6 +83,8 @@ def fisher_rao_norm(
     """
     check_option("distribution", distribution, DISTRIBUTIONS)
     check_option("parameters", parameters, PARAMETERS)
+    if not network.parameters:
+        raise NotDefinedError("The Fisher-Rao norm needs trainable parameters, and all are frozen.")
     biases = parameters == "all"
     f, u = batch.once(("tangent", biases), lambda: _tangents(network, batch, biases))
     form = quadratic_form(f, u, batch, distribution).mean().item()

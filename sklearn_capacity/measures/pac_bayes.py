@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from .._validation import check_integer, check_interval, check_numbers, check_option
 from ..graph import Network, UnsupportedLayerError
+from ..graph.theta import parameter_groups
 from ..products.perturbation import FlatParameters, displacements
 from .batch import Batch
 from .losses import mean_error
@@ -213,24 +214,29 @@ def _check_learned_parts(network: Network, prior: str) -> None:
 
     A batch norm that has no scale and shift leaves its running mean in a bias that is not trained.
     """
+    statistics = set()
+    for name, module in network.module.named_modules():
+        if isinstance(module, torch.nn.modules.batchnorm._NormBase) and module.running_mean is not None:
+            if not isinstance(module, torch.nn.modules.batchnorm._BatchNorm):  # which alone is folded
+                raise _learned(f"{name}.running_mean")
+            statistics |= {f"{name}.running_mean", f"{name}.running_var"}
     try:
         graph = network.graph
-    except UnsupportedLayerError:
-        return  # then the raw parameters are used, and there is no batch norm
-    statistics = {
-        f"{name}.{buffer}"
-        for name, module in network.module.named_modules()
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
-        for buffer in ("running_mean", "running_var")
-    }
-    nodes = list(graph.nodes)
+        parameter_groups(graph)
+    except UnsupportedLayerError:  # then the raw parameters are used
+        if prior == "initial":
+            first = network.initial_tensors()
+            for name, tensor in network.tensors().items():
+                if not tensor.requires_grad and not torch.equal(tensor, first[name]):
+                    raise _learned(name) from None
+        return
+    before = graph
     if prior == "initial":
         with torch.no_grad():
-            before = network.program.bind(network.initial_tensors()).nodes
-    else:
-        before = graph.nodes
-    for node, start in zip(nodes, before, strict=True):
-        for part, (now, then) in enumerate(((node.weight, start.weight), (node.bias, start.bias))):
+            before = network.program.bind(network.initial_tensors())
+    for node, start in zip(graph.nodes, before.nodes, strict=True):
+        pairs = ((node.weight, start.weight), (node.bias, start.bias))
+        for part, (now, then) in enumerate(pairs):
             if now is None or then is None or node.trainable[part]:
                 continue
             if node.sources[part] & statistics or not torch.equal(now, then):
@@ -239,6 +245,13 @@ def _check_learned_parts(network: Network, prior: str) -> None:
                     "it has numbers that were learned from the data (statistics, or weights that are frozen now) but "
                     "are no trained parameters, so they carry no noise.",
                 )
+
+
+def _learned(name: str) -> UnsupportedLayerError:
+    return UnsupportedLayerError(
+        f"A PAC-Bayes bound is not defined for this network: `{name}` was learned from the data but is no trained "
+        "parameter, so it carries no noise."
+    )
 
 
 class _NoisyErrors:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ..graph import Network, NetworkGraph, UnsupportedLayerError, evaluate, raw_parameters
+from ..graph.fold import split_head
 from ..graph.theta import parameter_groups
 
 __all__ = ["ParameterVector", "parameter_vector"]
@@ -19,6 +20,9 @@ __all__ = ["ParameterVector", "parameter_vector"]
 @dataclass(frozen=True)
 class ParameterVector:
     """The trainable parameters, each tied tensor once, and the network as a function of them.
+
+    A one-logit model has the parameters of its one logit z, though [-z/2, z/2] is what is measured: with noise of its
+    own on either half it would be another model.
 
     Attributes
     ----------
@@ -76,7 +80,7 @@ def _raw(network: Network, reason: Exception) -> ParameterVector:
 
 
 def _folded(network: Network) -> ParameterVector:
-    graph = network.graph
+    graph = split_head(network.graph)
     groups = parameter_groups(graph)
     for group in groups:
         if not group.plain:
@@ -101,7 +105,7 @@ def _folded(network: Network) -> ParameterVector:
 
     def initial() -> list[Tensor]:
         with torch.no_grad():
-            before = network.program.bind(network.initial_tensors())
+            before = split_head(network.program.bind(network.initial_tensors()))
         return [getattr(before.nodes[index], part).detach() for (index, part), *_ in places]
 
     return ParameterVector([group.uses[0].tensor.detach() for group in groups], bind, initial)

@@ -36,7 +36,7 @@ def noise_scale(weights: Tensor, alpha: float, noise: str, sigma: float | None) 
             f'`sigma` must be None with noise="magnitude", got {sigma!r}. Set `alpha`, or noise="spherical".'
         )
     check_interval("alpha", alpha, 0, math.inf, closed="neither")
-    return alpha * (10 * weights.abs() + 1)
+    return weights.abs().mul_(10).add_(1).mul_(alpha)
 
 
 def expected_sharpness(
@@ -238,7 +238,7 @@ class _Search:
         self.network, self.batch, self.y = network, batch, targets(batch)
         self.vector: ParameterVector = parameter_vector(network)
         self.theta = FlatParameters(self.vector.tensors)
-        self.radius = alpha * (self.theta.center.abs() + 1)
+        self.radius = self.theta.center.abs().add_(1).mul_(alpha)
         self.leaves = [view.detach().requires_grad_(True) for view in self.theta.views]
         self.forward = self.vector.bind(self.leaves)
         self.batch_size = min(batch_size, batch.n_samples)

@@ -90,6 +90,9 @@ def rank_measures(
     margin   higher  1.000               0.0               0.0
     path_norm  lower  0.667               0.0               0.0
     """
+    if not isinstance(table, pd.DataFrame):
+        raise TypeError(f"`table` must be a DataFrame, got {type(table).__name__}. `capacity_table` makes one.")
+    by, measures = ([names] if isinstance(names, str) else names for names in (by, measures))
     n_bootstrap = check_integer("n_bootstrap", n_bootstrap, 2)
     confidence = check_interval("confidence", confidence, 0, 1, closed="neither")
     gaps, used = generalization_gap(table, gap)
@@ -105,8 +108,8 @@ def rank_measures(
     pairs = {name: _pairs(table, name, by) for name in by}
     rows = []
     for name in names:
-        lower = _lower_is_better(name)
-        values = table[name].to_numpy(dtype=np.float64) * (1.0 if lower else -1.0)
+        lower = _lower_is_better(str(name))
+        values = _numbers(table, name) * (1.0 if lower else -1.0)
         kept = known & ~np.isnan(values)
         measure_signs, gap_signs = _signs(values[kept]), _signs(gaps[kept])
         low, high = _interval(measure_signs, gap_signs, n_bootstrap, confidence, generator)
@@ -132,9 +135,9 @@ def generalization_gap(table: pd.DataFrame, gap: str | tuple[str, str] | None) -
             )
         gap = (f"train_{scores[0]}", f"test_{scores[0]}")
     if isinstance(gap, str):
-        return table[_checked(table, gap)].to_numpy(dtype=np.float64), {gap}
+        return _numbers(table, _checked(table, gap)), {gap}
     train, test = (_checked(table, name) for name in gap)
-    return table[train].to_numpy(dtype=np.float64) - table[test].to_numpy(dtype=np.float64), {train, test}
+    return _numbers(table, train) - _numbers(table, test), {train, test}
 
 
 def hyperparameters(table: pd.DataFrame) -> list[str]:
@@ -148,6 +151,12 @@ def _checked(table: pd.DataFrame, name: str) -> str:
     if name not in table.columns:
         raise ValueError(f"The table has no column {name!r}. {closest(name, table.columns)}".rstrip())
     return name
+
+
+def _numbers(table: pd.DataFrame, name: str) -> np.ndarray:
+    if not pd.api.types.is_numeric_dtype(table[name]):
+        raise TypeError(f"Column {name!r} of `table` must hold numbers, got {table[name].dtype}.")
+    return table[name].to_numpy(dtype=np.float64)
 
 
 def _measures(table: pd.DataFrame, others: set[str]) -> list[str]:

@@ -55,12 +55,12 @@ class FlatParameters:
         pieces = vector.split([shape.numel() for shape in self.shapes])
         return [_shaped(piece, shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
-    def move(self, direction: Tensor, scale: Tensor | float) -> None:
-        """Put the values at center + scale * direction; `scale` is a number or one number per parameter."""
+    def move(self, direction: Tensor, scale: Tensor | float, sign: int = 1) -> None:
+        """Put the values at center + sign * scale * direction; `scale` is a number or one number per parameter."""
         if isinstance(scale, Tensor):
-            torch.addcmul(self.center, direction, scale, out=self.flat)
+            torch.addcmul(self.center, direction, scale, value=sign, out=self.flat)
         else:
-            torch.add(self.center, direction, alpha=scale, out=self.flat)
+            torch.add(self.center, direction, alpha=sign * scale, out=self.flat)
 
     def restore(self) -> None:
         """Put the values back at the centre."""
@@ -105,14 +105,15 @@ def displacements(
         scale = scale.to(theta.center)
     # Always float32, so that a network sees the same noise in either precision.
     drawn = torch.empty(len(theta), dtype=torch.float32, device="cpu")
-    noise = torch.empty_like(theta.center)
+    noise = drawn.to(theta.center)  # the same memory where that is float32 on the CPU too
     try:
         for draw in range(n_draws):
-            if antithetic and draw % 2:
-                noise.neg_()
-            else:
-                noise.copy_(drawn.normal_(generator=generator))
-            theta.move(noise, scale)
+            again = antithetic and draw % 2 == 1
+            if not again:
+                drawn.normal_(generator=generator)
+                if noise is not drawn:
+                    noise.copy_(drawn)
+            theta.move(noise, scale, -1 if again else 1)
             yield
     finally:
         theta.restore()

@@ -16,6 +16,7 @@ from sklearn_capacity.theory._mean_field import per_layer
 __all__ = ["draw_normal", "initialize_mean_field", "make_generator"]
 
 WEIGHT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 
 def initialize_mean_field(
@@ -47,8 +48,8 @@ def initialize_mean_field(
     Raises
     ------
     TypeError
-        A parameter outside Linear and Conv layers (batch norm rescales what the theory computes), a parametrised or a
-        lazy layer.
+        A parameter outside Linear and Conv layers, a normalisation layer even without parameters (it rescales what the
+        theory computes), a parametrised or a lazy layer, or no module.
     ValueError
         A variance outside its range, or a positive `sigma_b2` for a layer without a bias.
 
@@ -70,6 +71,9 @@ def initialize_mean_field(
     >>> round(drawn[0].weight.var().item() * 400, 2)
     3.02
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"`module` must be an nn.Module, got {type(module).__name__}.")
+    list(_weight_layers(module))  # all refusals, before torch's own of copying what it cannot
     module = copy.deepcopy(module)
     layers = list(_weight_layers(module))
     if not layers:
@@ -118,14 +122,17 @@ def _weight_layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
         kind = type(layer).__name__
         if any(isinstance(part, nn.UninitializedParameter) for part in layer.parameters(recurse=False)):
             raise TypeError(f"`module` must know its shapes, but layer {name!r} is lazy. Run one forward pass first.")
+        own = {part for part, _ in layer.named_parameters(recurse=False)}
         if isinstance(layer, WEIGHT_LAYERS):
             if not all(isinstance(part, nn.Parameter | None) for part in (layer.weight, layer.bias)):
                 raise TypeError(
                     f"`module` must hold plain weights, but layer {name!r} is parametrised (weight norm, spectral "
                     f"norm, pruning). Build the network without it."
                 )
-            yield name, layer
-        elif any(True for _ in layer.parameters(recurse=False)):
+            if own <= {"weight", "bias"}:
+                yield name, layer
+                continue
+        if own or isinstance(layer, NORMALISATIONS):
             raise TypeError(
                 f"`module` must have parameters in Linear and Conv layers only, but {name!r} is a {kind}. "
                 f"Mean-field theory does not describe it; build the network without it."

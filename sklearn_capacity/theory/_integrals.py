@@ -180,7 +180,13 @@ def _normalised(nodes: NDArray[Any], weights: NDArray[Any]) -> Rule:
 
 def evaluate(function: Callable[[Array], Array], u: Array, label: str) -> Array:
     """The user's function at u, checked: an array in, an array of the same shape out, all finite."""
-    values = np.asarray(function(u), dtype=np.float64)
+    try:
+        values = np.asarray(function(u), dtype=np.float64)
+    except TypeError as error:  # such as the functions of `math`, which take one number
+        raise TypeError(
+            f"`activation` must hold functions which work element by element: its {label} took no array ({error}). Use "
+            "numpy functions."
+        ) from error
     if values.shape == ():  # a constant derivative may be written as a number
         values = np.full_like(u, float(values))
     if values.shape != u.shape:

@@ -177,6 +177,10 @@ def learning_rate_map(
     rates = _increasing("learning_rates", learning_rates)
     grid = _increasing("values", values, zero=vary == "sigma_b2")
     inputs, targets = _check_data(X, y)
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f'`device` must be a device of torch such as "cpu", got {device!r}.') from error
     rho = input_correlation(inputs) if correlated_inputs else 0.0
     base: dict[str, Any] = {"depth": depth, "width": width, "sigma_w2": sigma_w2, "sigma_b2": sigma_b2}
     rows = [_Ensemble(activation, output, **{**base, vary: _as_given(vary, value)}) for value in grid]
