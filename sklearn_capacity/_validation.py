@@ -83,6 +83,13 @@ def check_option(name: str, value: Any, options: Iterable[Any]) -> Any:
     return value
 
 
+def check_instance(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> Any:
+    """Return `value` if it is of a kind, or raise and say what it must be."""
+    if not isinstance(value, kind):
+        raise TypeError(f"`{name}` must be {what}, got {type(value).__name__}.")
+    return value
+
+
 def closest(value: Any, options: Iterable[Any]) -> str:
     """A sentence naming the option most like `value`, or nothing."""
     names = [option for option in options if isinstance(option, str)]

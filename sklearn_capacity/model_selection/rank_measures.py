@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._validation import check_integer, check_interval, closest
+from .._validation import check_instance, check_integer, check_interval, closest
 from ..measures import MEASURES
 
 __all__ = ["generalization_gap", "hyperparameters", "rank_measures"]
@@ -90,6 +90,7 @@ def rank_measures(
     margin   higher  1.000               0.0               0.0
     path_norm  lower  0.667               0.0               0.0
     """
+    check_instance("table", table, pd.DataFrame, "a DataFrame, as `capacity_table` makes it")
     n_bootstrap = check_integer("n_bootstrap", n_bootstrap, 2)
     confidence = check_interval("confidence", confidence, 0, 1, closed="neither")
     gaps, used = generalization_gap(table, gap)
