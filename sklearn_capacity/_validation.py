@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import math
 import numbers
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["CapacityWarning", "NotDefinedError", "check_integer", "check_interval", "check_option", "closest"]
+__all__ = [
+    "CapacityWarning",
+    "NotDefinedError",
+    "check_integer",
+    "check_interval",
+    "check_numbers",
+    "check_option",
+    "closest",
+]
 
 
 class CapacityWarning(UserWarning):
@@ -55,12 +64,28 @@ def check_interval(
     where = f"{left}{_number(low)}, {_number(high)}{right}"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"`{name}` must be a number in {where}, got {value!r}.{_tail(cure)}")
-    value = float(value)
+    try:
+        value = float(value)
+    except OverflowError:  # an integer beyond every float
+        value = math.inf if value > 0 else -math.inf
     above = value >= low if left == "[" else value > low
     below = value <= high if right == "]" else value < high
     if not (above and below):  # NaN fails both comparisons
         raise ValueError(f"`{name}` must lie in {where}, got {_number(value)}.{_tail(cure)}")
     return value
+
+
+def check_numbers(
+    name: str, values: Any, low: float = float("-inf"), high: float = float("inf"), *, closed: str = "both"
+) -> list[float]:
+    """Return a sequence of at least one number between `low` and `high` as a list of floats, or raise."""
+    try:
+        numbers_ = [] if isinstance(values, str | bytes) else list(values)
+    except TypeError:
+        numbers_ = []
+    if not numbers_:
+        raise ValueError(f"`{name}` must be a sequence of at least one number, got {values!r}.")
+    return [check_interval(name, value, low, high, closed=closed) for value in numbers_]
 
 
 def check_integer(name: str, value: Any, low: int = 1, high: int | None = None, *, cure: str = "") -> int:

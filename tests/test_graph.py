@@ -149,10 +149,13 @@ def test_attention_is_refused_by_name_and_measured_where_it_can_be():
     assert all(v == v for v in values.values())
 
 
-def test_batch_statistics_in_eval_mode_are_refused():
+@pytest.mark.parametrize("measure", ["frobenius_norm", "margin", "jacobian_spectral"])
+def test_batch_statistics_in_eval_mode_are_refused(measure):
     module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 2))
     with pytest.raises(UnsupportedLayerError, match="track_running_stats=True"):
-        measure_capacity(module, torch.randn(4, 3), torch.tensor([0, 1, 0, 1]), "frobenius_norm")
+        measure_capacity(module, torch.randn(4, 3), torch.tensor([0, 1, 0, 1]), measure)
+    with pytest.raises(UnsupportedLayerError, match="track_running_stats=True"):
+        trace(module.eval(), (3,)).bind(named_tensors(module))
 
 
 def test_a_module_that_draws_numbers_in_eval_mode_is_noticed():
@@ -164,8 +167,12 @@ def test_a_module_that_draws_numbers_in_eval_mode_is_noticed():
         def forward(self, x):
             return self.fc(x) + torch.randn(2)
 
-    with pytest.raises(UnsupportedLayerError):
-        measure_capacity(Noisy(), torch.ones(2, 3), torch.tensor([0, 1]), "frobenius_norm")
+    module = Noisy()
+    before = torch.get_rng_state()
+    for measure in ("frobenius_norm", "margin"):
+        with pytest.raises(UnsupportedLayerError, match="random numbers in eval mode"):
+            measure_capacity(module, torch.ones(2, 3), torch.tensor([0, 1]), measure)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_eight_threads_trace_at_once():

@@ -194,7 +194,7 @@ def test_bad_input_is_refused():
         interaction_conditions(module, torch.cat([X, torch.zeros(1, 5)]))
     with pytest.raises(ValueError, match=r"`deltas` must lie in \(0, inf\), got 0"):
         interaction_conditions(module, X, deltas=[0.0])
-    with pytest.raises(ValueError, match="`deltas` must hold at least one size, got none"):
+    with pytest.raises(ValueError, match="`deltas` must be a sequence of at least one number"):
         interaction_conditions(module, X, deltas=[])
     for name, value in (("sigma", 0.0), ("loss_constant", -1.0), ("delta", 1.0)):
         with pytest.raises(ValueError, match=f"`{name}` must lie in"):

@@ -277,7 +277,7 @@ def test_regression_is_refused():
         ({"form": "sqr"}, "`form` must be one of 'sqrt', 'implicit', 'kl', got 'sqr'"),
         ({"prior": "normal"}, "`prior` must be one of 'zero', 'initial', got 'normal'"),
         ({"n_draws": 0}, "`n_draws` must be at least 1, got 0"),
-        ({"sigmas": []}, "`sigmas` must hold at least one standard deviation, got none"),
+        ({"sigmas": []}, "`sigmas` must be a sequence of at least one number"),
         ({"sigmas": [0.1, -0.1]}, r"`sigmas` must lie in \(0, inf\), got -0.1"),
     ],
 )

@@ -6,6 +6,8 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import subprocess
+import sys
 
 import pytest
 
@@ -266,3 +268,9 @@ def test_docstring_check_does_not_take_a_base_class_for_an_answer():
         "child: no Parameters entry for ['size']",
         "child: no Examples that run",
     ]
+
+
+def test_importing_the_package_loads_nothing_that_only_some_need():
+    code = "import sys, sklearn_capacity; print({'sympy', 'matplotlib', 'dask', 'curvlinops'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

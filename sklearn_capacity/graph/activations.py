@@ -59,6 +59,15 @@ def _silu_slope(z: Tensor) -> Tensor:
     return s * (1 + z * (1 - s))
 
 
+def _hardswish_slope(z: Tensor) -> Tensor:
+    return torch.where(z <= -3, torch.zeros_like(z), torch.where(z < 3, (2 * z + 3) / 6, torch.ones_like(z)))
+
+
+def _mish_slope(z: Tensor) -> Tensor:
+    t = torch.tanh(F.softplus(z))
+    return t + z * (1 - t**2) * torch.sigmoid(z)
+
+
 def _elu(z: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
     return scale * torch.where(z > 0, z, alpha * torch.expm1(input_scale * z.clamp(max=0)))
 
@@ -93,6 +102,13 @@ ACTIVATIONS: dict[str, Activation] = {
     ),
     "silu": Activation(F.silu, _silu_slope, lambda: 1.0998394),
     "elu": Activation(_elu, _elu_slope, _elu_lipschitz),
+    "hardsigmoid": Activation(
+        F.hardsigmoid, lambda z: ((z > -3) & (z < 3)).to(z.dtype) / 6, lambda: 1 / 6, piecewise_linear=True
+    ),
+    "hardswish": Activation(F.hardswish, _hardswish_slope, lambda: 1.5),  # the slope left of z = 3
+    # steepest at z = 1.4907, where the derivative is 1.088498..., rounded up
+    "mish": Activation(F.mish, _mish_slope, lambda: 1.0884982),
+    "log_sigmoid": Activation(F.logsigmoid, lambda z: torch.sigmoid(-z), lambda: 1.0),
     "erf": Activation(
         torch.erf, lambda z: 2 / math.sqrt(math.pi) * torch.exp(-(z**2)), lambda: 2 / math.sqrt(math.pi)
     ),

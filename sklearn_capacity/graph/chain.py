@@ -53,8 +53,8 @@ def linearize(graph: NetworkGraph, X: Tensor) -> Tape:
         row, args = activation_of(node)
         y = row.value(z, *args)
         with torch.no_grad():
-            # For the rectifier the output serves, which is in the cache.
-            tape.slopes[node.name] = row.derivative(y if node.params["kind"] == "relu" else z, *args)
+            # The rectifier's slope is its output's sign: one pass over what the cache holds.
+            tape.slopes[node.name] = y.sign() if node.params["kind"] == "relu" else row.derivative(z, *args)
         if not row.piecewise_linear:
             tape.smooth[node.name] = z
         return y

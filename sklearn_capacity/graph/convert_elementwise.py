@@ -20,6 +20,10 @@ _ACTIVATION_ARGS: dict[str, tuple[str, ...]] = {
     "silu.default": (),
     "elu.default": ("alpha", "scale", "input_scale"),
     "erf.default": (),
+    "hardsigmoid.default": (),
+    "hardswish.default": (),
+    "mish.default": (),
+    "log_sigmoid.default": (),
 }
 
 
@@ -64,6 +68,7 @@ def _clamp(call: Call) -> Draft | None:
 
 
 @rule("clone.default", "alias.default", "detach.default", "contiguous.default", "lift_fresh_copy.default")
+@rule("type_as.default")  # as a cast: `_cast`
 def _identity(call: Call) -> Ref:
     return call["self"]
 
@@ -121,16 +126,17 @@ def _neg(call: Call) -> Draft | None:
 def _sum(call: Call, signs: tuple[float, float]) -> Draft | None:
     a, b = call["self"], call["other"]
     alpha = call.get("alpha", 1)
-    signs = (signs[0], signs[1] * alpha)
+    signs = (signs[0] * alpha, signs[1]) if "rsub" in call.target.__name__ else (signs[0], signs[1] * alpha)
     if isinstance(a, Ref) and isinstance(b, Ref):
         same = call.shapes[a.name] == call.shapes[b.name]
         return Draft("add", (a, b), params={"signs": signs}) if same else None
     x, constant, sign, own = (a, b, signs[1], signs[0]) if isinstance(a, Ref) else (b, a, signs[0], signs[1])
     shift = _constant(constant, call)
-    if shift is None or (own != 1):
+    if shift is None:
         return None
+    factor = None if own == 1 else _constant(float(own), call)
     shift = Weight(shift.tensor * sign, shift.trainable, shift.sources)
-    return Draft("diagonal", (x,), None, shift, {"kind": "shift", "dim": None})
+    return Draft("diagonal", (x,), factor, shift, {"kind": "shift", "dim": None})
 
 
 @rule("add.Tensor", "add.Scalar")
@@ -141,3 +147,14 @@ def _add(call: Call) -> Draft | None:
 @rule("sub.Tensor", "sub.Scalar")
 def _sub(call: Call) -> Draft | None:
     return _sum(call, (1.0, -1.0))
+
+
+@rule("rsub.Tensor", "rsub.Scalar")  # other - alpha * self
+def _rsub(call: Call) -> Draft | None:
+    return _sum(call, (-1.0, 1.0))
+
+
+@rule("zeros_like.default")
+def _zeros_like(call: Call) -> Draft | None:
+    zero = _constant(0.0, call)
+    return None if zero is None else _scaled(call["self"], zero, call)

@@ -73,6 +73,19 @@ def _select(call: Call) -> Draft | None:
     return Draft("slice", (x,), params={"kind": "select", "dim": dim, "index": index % call.shapes[x.name][dim]})
 
 
+#: Operators that cut a tensor along one axis into consecutive pieces.
+SPLITS = (aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.tensor_split.sections)
+
+
+def split_piece(x: Ref, dim: int, shapes: Sequence[tuple[int, ...]], index: int) -> Draft | None:
+    """The piece at `index`, given the shapes of all of them, as a slice of what was cut."""
+    if dim == 0:
+        return None
+    index %= len(shapes)
+    start = sum(shape[dim] for shape in shapes[:index])
+    return Draft("slice", (x,), params={"kind": "slice", "dim": dim, "index": slice(start, start + shapes[index][dim])})
+
+
 @rule("cat.default")
 def _cat(call: Call) -> Draft | None:
     tensors, dim = call["tensors"], call.get("dim", 0) % len(call.shape)

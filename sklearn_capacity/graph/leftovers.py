@@ -7,8 +7,11 @@ Together that is about 75 kB per trace: a search over hundreds of networks would
 
 from __future__ import annotations
 
+import io
 import linecache
 import logging
+import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +19,6 @@ from typing import Any
 
 import torch.fx.graph_module
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 __all__ = ["no_leftovers"]
 
@@ -30,10 +32,11 @@ def no_leftovers() -> Iterator[list[Any]]:
 
     A failed export is quiet: its error tells what the pages in torch's log would.
     """
-    before, level = set(linecache.cache), _LOGGER.level
+    before, level, stream = set(linecache.cache), _LOGGER.level, sys.stderr
     programs: list[Any] = []
     modes: list[FakeTensorMode] = []
     _LOGGER.setLevel(logging.ERROR)
+    sys.stderr = _Quiet(stream)  # a failed export prints its graph there
     try:
         yield programs
         modes += [mode for program in programs for mode in _modes_of(program)]
@@ -41,11 +44,15 @@ def no_leftovers() -> Iterator[list[Any]]:
         modes += _modes_behind(error)
         raise
     finally:
+        sys.stderr = stream
         _LOGGER.setLevel(level)
         for mode in modes:
             if mode.shape_env is not None:
                 mode.shape_env.tracked_fakes = None
                 mode.shape_env.fake_tensor_cache.clear()
+        # Here, since it brings sympy: a second that whoever imports the package to train should not wait.
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
         for method in vars(ShapeEnv).values():  # the keys hold the environment
             if hasattr(method, "cache_clear"):
                 method.cache_clear()
@@ -53,6 +60,22 @@ def no_leftovers() -> Iterator[list[Any]]:
             if name.startswith(_SOURCE):
                 linecache.cache.pop(name, None)
                 torch.fx.graph_module._loader.eval_cache.pop(name, None)
+
+
+class _Quiet(io.TextIOBase):
+    """A stream that drops what this thread writes, and passes on what others do."""
+
+    def __init__(self, stream: Any):
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        if threading.get_ident() != self._thread and self._stream is not None:
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:
+            self._stream.flush()
 
 
 def _modes_of(program: Any) -> list[FakeTensorMode]:

@@ -113,15 +113,28 @@ class Network:
         self.input_shape = tuple(input_shape)
         self.initial_state = initial_state
         self._memo: dict[Any, Any] = {}
-        #: The trace, once it is made; one list for this network and all that it is renewed to.
-        self._traced: list[Program] = []
+        #: The trace, or why there is none, once that is known; one list for this network and all it is renewed to.
+        self._traced: list[Program | UnsupportedLayerError] = []
 
     def forward(self, X: Tensor) -> Tensor:
         """Logits (n, C) of the module itself; differentiable with respect to X."""
-        logits = self.module(X.clone() if self._overwrites_input else X)
-        if isinstance(logits, tuple | list):
-            logits = logits[0]
+        logits = self._outputs(X)
         return logits.reshape(len(X), -1) if logits.dim() != 2 else logits
+
+    def output_shape(self, X: Tensor) -> tuple[int, ...]:
+        """What the module returns for one sample, before it is laid out as a vector."""
+        return tuple(self._outputs(X).shape[1:]) or (1,)
+
+    def _outputs(self, X: Tensor) -> Tensor:
+        outputs = self.module(X.clone() if self._overwrites_input else X)
+        if isinstance(outputs, tuple | list):
+            outputs = outputs[0]
+        if not isinstance(outputs, Tensor):
+            raise TypeError(
+                f"its forward pass returns {type(outputs).__name__} and no tensor. Wrap it in a module that returns "
+                "the logits."
+            )
+        return outputs
 
     @cached_property
     def _overwrites_input(self) -> bool:
@@ -142,8 +155,15 @@ class Network:
             If the module cannot be traced.
         """
         if not self._traced:
-            self._traced.append(trace(self.module, self.input_shape, dtype=self.dtype, inside=self._inside))
-        return self._traced[0]
+            try:
+                self._traced.append(trace(self.module, self.input_shape, dtype=self.dtype, inside=self._inside))
+            except UnsupportedLayerError as error:
+                self._traced.append(error)
+                raise
+        (found,) = self._traced
+        if isinstance(found, UnsupportedLayerError):
+            raise UnsupportedLayerError(str(found)) from found
+        return found
 
     @property
     def _inside(self) -> str:
@@ -235,16 +255,24 @@ class Network:
         # Another number of samples than the trace had, so that one baked into the graph shows.
         X = torch.randn(3, *self.input_shape, dtype=torch.float64, device="cpu", generator=generator)
         X = X.to(device=self.device, dtype=self.dtype)
-        expected, got = self.forward(X), evaluate(graph, X)
-        got = got.reshape(len(X), -1)
+        try:
+            expected, got = self.forward(X), evaluate(graph, X)
+            got = got.reshape(len(X), -1)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            raise UnsupportedLayerError(
+                f"The traced graph cannot be compared with the module on {len(X)} random samples: {error} Does the "
+                "forward pass fix the number of samples, by `len(x)` in place of `x.shape[0]`, or read integers?"
+            ) from error
         tolerance = 1e-8 if self.dtype == torch.float64 else 1e-3 if self.dtype == torch.float32 else 5e-2
         if got.shape != expected.shape:
             raise UnsupportedLayerError(
                 f"The traced graph returns shape {tuple(got.shape)}, the module {tuple(expected.shape)}."
             )
-        error = (got - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(self.dtype).tiny)
-        if torch.isfinite(expected).all() and not bool(error <= tolerance):
+        gap = (got - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(self.dtype).tiny)
+        if torch.isfinite(expected).all() and not bool(gap <= tolerance):
             raise UnsupportedLayerError(
-                f"The traced graph does not reproduce the module: relative error {float(error):.1e}, tolerance "
+                f"The traced graph does not reproduce the module: relative error {float(gap):.1e}, tolerance "
                 f"{tolerance:g}. Does its forward pass draw random numbers or keep state in eval mode?"
             )

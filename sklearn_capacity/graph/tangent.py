@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -120,20 +121,34 @@ def _max_pool(node: Node, pair: Pair) -> Pair:
     return y, pick(where, dx)
 
 
-def opaque_tangent(node: Node, xs: Sequence[Any], dxs: Sequence[Tensor | float]) -> Tensor | float:
-    """Derivative of an operator without a rule, by two reverse sweeps over it alone."""
+def opaque_tangent(node: Node, xs: Sequence[Any], dxs: Sequence[Any]) -> Any:
+    """Derivative of an operator without a rule, by two reverse sweeps over it alone.
+
+    A number c stands for c times the value; an operator with several results gets a list with one entry for each.
+    """
+    if node.params["function"] is operator.getitem:
+        return dxs[0] if isinstance(dxs[0], float) else dxs[0][node.params["leaves"][1]]
     moving = [i for i, dx in enumerate(dxs) if not isinstance(dx, float) or dx != 0]
     if not moving:
         return 0.0
     with torch.enable_grad():
         points = {i: xs[i].detach().requires_grad_(True) for i in moving}
         value = EVALUATE["opaque"](node, *(points.get(i, x) for i, x in enumerate(xs)))
-        dual = torch.zeros_like(value, requires_grad=True)
-        pulled = torch.autograd.grad(value, list(points.values()), dual, create_graph=True, allow_unused=True)
-        inner = sum((g * _tensor(xs[i], dxs[i])).sum() for i, g in zip(moving, pulled, strict=True) if g is not None)
-        if not isinstance(inner, Tensor) or not inner.requires_grad:
-            return 0.0
-        (derivative,) = torch.autograd.grad(inner, dual)
+        along = [_tensor(xs[i], dxs[i]) for i in moving]
+        if isinstance(value, tuple | list):
+            return [_directional(part, list(points.values()), along) for part in value]
+        return _directional(value, list(points.values()), along)
+
+
+def _directional(value: Any, points: list[Tensor], along: list[Tensor]) -> Tensor | float:
+    if not isinstance(value, Tensor) or not value.requires_grad:  # a size, indices, a constant
+        return 0.0
+    dual = torch.zeros_like(value, requires_grad=True)
+    pulled = torch.autograd.grad(value, points, dual, create_graph=True, allow_unused=True)
+    inner = sum((g * dx).sum() for g, dx in zip(pulled, along, strict=True) if g is not None)
+    if not isinstance(inner, Tensor) or not inner.requires_grad:
+        return 0.0
+    (derivative,) = torch.autograd.grad(inner, dual)
     return derivative.detach()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .convert import CONVERSIONS, Call, Draft, Ref, Weight
+from .convert import CONVERSIONS, SPLITS, Call, Draft, Ref, Weight, split_piece
 from .fold import fold
 from .leftovers import no_leftovers
 from .nodes import NetworkGraph, Node, UnsupportedLayerError
@@ -191,6 +191,8 @@ class _Binder:
         self.env: dict[str, Any] = {}
         self.nodes: list[Node] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
+        #: Opaque operators that return several tensors.
+        self.several: set[str] = set()
 
     def graph(self) -> NetworkGraph:
         output = ""
@@ -235,10 +237,24 @@ class _Binder:
         leaves = [self.env[n.name] for n in node.all_input_nodes]
         if not any(isinstance(leaf, Ref) for leaf in leaves):
             return self._constant(node, *args)
-        if node.target is operator.getitem and args[0][1] == 0 and node.args[0].op == "call_function":
-            if node.args[0].target in CONVERSIONS:  # the first of several results: batch norm, pooling with indices
-                return args[0][0]
+        if node.target is operator.getitem and isinstance(args[0][0], Ref):
+            return self._part(node, args[0][0], args[0][1])
         return self._convert(node, *args)
+
+    def _part(self, node: torch.fx.Node, whole: Ref, index: int) -> Ref:
+        """One of the several results of an operator."""
+        producer = node.args[0]
+        assert isinstance(producer, torch.fx.Node)
+        if producer.target in CONVERSIONS and index == 0 and whole.name not in self.several:
+            return whole  # batch norm, pooling with indices: the rule stands for the first result
+        draft = None
+        if producer.target in SPLITS:
+            named: dict[str, Any] = {**dict(zip(("x", "sizes", "dim"), producer.args, strict=False)), **producer.kwargs}
+            x, full = self.env[named["x"].name], self._shape(node.meta["val"])
+            if self._batch_first(full, [x]):
+                shapes = [tuple(part.shape) for part in producer.meta["val"]]
+                draft = split_piece(x, named.get("dim", 0) % len(full), shapes, index)
+        return self._append(node, draft or self._opaque(node, (whole, index), {}), node.meta.get("val"))
 
     def _constant(self, node: torch.fx.Node, args: tuple, kwargs: dict) -> Any:
         """Run an operator of parameters, buffers and numbers: a parametrised weight, a table of indices."""
@@ -276,12 +292,18 @@ class _Binder:
             return draft
         if draft is None:
             draft = self._opaque(node, args, kwargs)
+            if isinstance(node.meta.get("val"), tuple | list):
+                self.several.add(node.name)
+        return self._append(node, draft, value)
+
+    def _append(self, node: torch.fx.Node, draft: Draft, value: Any) -> Ref:
+        full = self._shape(value) if isinstance(value, Tensor) else ()
         self.nodes.append(
             Node(
                 node.name,
                 draft.op,
                 tuple(ref.name for ref in draft.inputs),
-                scope,
+                self.program.shown(_scope(node)),
                 full[1:],
                 None if draft.weight is None else draft.weight.tensor,
                 None if draft.bias is None else draft.bias.tensor,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sklearn_capacity._validation import CapacityWarning, check_integer, check_interval
+from sklearn_capacity._validation import CapacityWarning, NotDefinedError, check_integer, check_interval
 from sklearn_capacity.linalg.lanczos import RitzValues
 
 __all__ = ["block_lanczos"]
@@ -100,7 +100,7 @@ def _ritz(basis: Tensor, images: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Largest Ritz values and relative residuals, on the CPU."""
     inner = basis.T @ images
     if not bool(torch.isfinite(inner).all()):
-        raise ValueError("`product` returned numbers that are not finite. Check the weights for nan and inf.")
+        raise NotDefinedError("`product` returned numbers that are not finite. Check the weights for nan and inf.")
     values, vectors = torch.linalg.eigh((inner + inner.T).cpu() / 2)
     values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]
     moved = vectors.to(basis.device)

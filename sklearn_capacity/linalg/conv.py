@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import numbers
+import operator as operators
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sklearn_capacity._validation import check_integer, check_option
+from sklearn_capacity._validation import NotDefinedError, check_integer, check_option
 
 from .entries import Taps, entry_norms, stable_norm
 from .golub_kahan import OperatorNorm, operator_norm
@@ -77,6 +79,11 @@ class ConvOperator:
     output_shape: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.weight, Tensor) or self.weight.is_complex() or not self.weight.numel():
+            got = f"{type(self.weight).__name__} of shape {tuple(getattr(self.weight, 'shape', ()))}"
+            raise ValueError(
+                f"`weight` must be a real tensor with at least one tap, got {got}."
+            )
         nd = self.weight.dim() - 2
         if nd not in CONVOLUTIONS:
             raise ValueError(f"`weight` must have 3, 4 or 5 axes, got shape {tuple(self.weight.shape)}.")
@@ -250,13 +257,14 @@ def conv_norm_upper(operator: ConvOperator, lower: float = 0.0) -> float:
     r"""A proven upper bound of the spectral norm of a convolution.
 
     The least of: the Frobenius norm; :math:`\sqrt{\|A\|_1 \|A\|_\infty}`; the bound on a torus (`torus`); and for small
-    operators the norm itself, certified by a Cholesky factorisation.
+    operators, or moderate ones whose bound is loose, the norm itself, certified by a Cholesky factorisation.
 
     Parameters
     ----------
     operator : ConvOperator
     lower : float, default=0.0
-        A lower bound of the norm, as `conv_norm_lower` gives; it saves work and changes nothing else.
+        A lower bound of the norm, as `conv_norm_lower` gives; it saves work, and a loose bound of a moderate operator
+        is certified down to it if it has converged.
 
     Returns
     -------
@@ -278,7 +286,7 @@ def _within_range(operator: ConvOperator) -> tuple[ConvOperator, float]:
     """The operator over a power of two, such that the squares of its weights neither overflow nor vanish."""
     largest = float(operator.weight.abs().max())
     if not math.isfinite(largest):
-        raise ValueError("`weight` must be finite. Check it for nan and inf.")
+        raise NotDefinedError("`weight` must be finite. Check it for nan and inf.")
     if largest == 0 or 1e-100 < largest < 1e100:
         return operator, 1.0
     factor = 2.0 ** math.frexp(largest)[1]
@@ -290,9 +298,16 @@ def _padding_pairs(padding, reach: tuple[int, ...]) -> tuple[tuple[int, int], ..
         if check_option("padding", padding, ["same", "valid"]) == "valid":
             return ((0, 0),) * len(reach)
         return tuple((total // 2, total - total // 2) for total in reach)
-    values = (padding,) * len(reach) if isinstance(padding, int) else tuple(padding)
-    if len(values) == 1:
-        values = values * len(reach)
-    if len(values) != len(reach):
+    try:
+        values = (padding,) * len(reach) if isinstance(padding, numbers.Integral) else tuple(padding)
+        values = values * len(reach) if len(values) == 1 else values
+        pairs = tuple(_integers((entry, entry) if isinstance(entry, numbers.Integral) else entry) for entry in values)
+    except (TypeError, ValueError):
+        pairs = ()
+    if len(pairs) != len(reach) or not all(len(pair) == 2 for pair in pairs):
         raise ValueError(f"`padding` must be an integer, or {len(reach)} integers or pairs, got {padding!r}.")
-    return tuple((entry, entry) if isinstance(entry, int) else (int(entry[0]), int(entry[1])) for entry in values)
+    return pairs  # type: ignore[return-value]
+
+
+def _integers(values: Any) -> tuple[int, ...]:
+    return tuple(operators.index(value) for value in values)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sklearn_capacity._validation import CapacityWarning, check_integer, check_interval
+from sklearn_capacity._validation import CapacityWarning, NotDefinedError, check_integer, check_interval
 
 __all__ = ["OperatorNorm", "dense_operator", "operator_norm"]
 
@@ -188,7 +188,7 @@ class _Bidiagonalisation:
         j = self.j
         packed = torch.cat([self.B[:j, :j].reshape(-1), self.beta.reshape(1)]).cpu()
         if not bool(torch.isfinite(packed).all()):
-            raise ValueError("`forward` returned numbers that are not finite. Check the weights for nan and inf.")
+            raise NotDefinedError("`forward` returned numbers that are not finite. Check the weights for nan and inf.")
         self.left, self.values, self.right = torch.linalg.svd(packed[:-1].reshape(j, j))
         self.coupling = packed[-1] * self.left[-1]
         value = float(self.values[0])

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sklearn_capacity._validation import CapacityWarning, check_integer, check_interval, check_option
+from sklearn_capacity._validation import CapacityWarning, NotDefinedError, check_integer, check_interval, check_option
 
 __all__ = ["Eigenvalue", "RitzValues", "lanczos", "largest_eigenvalue"]
 
@@ -113,7 +113,9 @@ def lanczos(
     >>> lanczos(lambda x: d * x, (2, 3)).values.round(decimals=9).flatten().tolist()
     [5.0, 4.0]
     """
-    shape = tuple(shape)
+    shape = tuple(check_integer("shape", size, 1) for size in shape)
+    if not shape:
+        raise ValueError("`shape` must hold at least one size, got none.")
     k = check_integer("k", k, 1, shape[-1])
     tol = check_interval("tol", tol, 0, 1, closed="neither")
     max_steps = min(check_integer("max_steps", max_steps, k), shape[-1])
@@ -200,7 +202,7 @@ class _Process:
         """Largest Ritz values, relative residuals and errors, on the CPU; the one place that waits for the device."""
         packed = torch.stack(self.alphas + self.betas).to("cpu", torch.float64)
         if not bool(torch.isfinite(packed).all()):
-            raise ValueError("`product` returned numbers that are not finite. Check the weights for nan and inf.")
+            raise NotDefinedError("`product` returned numbers that are not finite. Check the weights for nan and inf.")
         alphas, betas = packed.chunk(2)
         tridiagonal = torch.diag_embed(alphas.T)
         if len(alphas) > 1:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sklearn_capacity._validation import check_interval
+from sklearn_capacity._validation import NotDefinedError, check_interval
 
 from .certificate import ROUNDING, certified_norm
 from .entries import stable_norm
@@ -43,8 +43,11 @@ class MatrixOperator:
     output_shape: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.weight.dim() != 2:
-            raise ValueError(f"`weight` must have 2 axes (out, in), got shape {tuple(self.weight.shape)}.")
+        if not isinstance(self.weight, Tensor) or self.weight.dim() != 2 or self.weight.is_complex():
+            got = f"{type(self.weight).__name__} of shape {tuple(getattr(self.weight, 'shape', ()))}"
+            raise ValueError(
+                f"`weight` must be a real tensor of 2 axes (out, in), got {got}."
+            )
         object.__setattr__(self, "weight", self.weight.detach().to(torch.float64))
         object.__setattr__(self, "input_shape", (self.weight.shape[1],))
         object.__setattr__(self, "output_shape", (self.weight.shape[0],))
@@ -170,5 +173,5 @@ def linear_norm(weight: Tensor) -> float:
     """
     value = MatrixOperator(weight).norm_lower().value
     if not math.isfinite(value):
-        raise ValueError("`weight` must be finite. Check it for nan and inf.")
+        raise NotDefinedError("`weight` must be finite. Check it for nan and inf.")
     return value

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .banded import band_products, is_upper_end
 from .certificate import ROUNDING, certified_norm, largest_gram_root
 from .entries import dense_blocks
 from .padding import padding_norm
@@ -33,6 +34,8 @@ __all__ = ["convolution_bound", "torus_bound"]
 CHUNK = 2**20
 # Up to here (per group, and in all) the matrix itself is certified, in about a second: Gram and Cholesky factorisation.
 DENSE_SIDE, DENSE_PRODUCTS = 2048, 10**10
+# Beyond, where the torus leaves more than this, a banded factorisation of about as much work is tried.
+LOOSE, BAND_PRODUCTS = 1.05, 10**10
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,14 @@ def convolution_bound(operator, lower: float = 0.0) -> float:
         return certified_norm(dense_blocks(operator.blocks, operator.taps), lower)
     one, infinity = (float(norms.max()) for norms in (operator.column_norms(1), operator.row_norms(1)))
     simple = min(operator.frobenius_norm(), math.sqrt(one) * math.sqrt(infinity)) * (1 + ROUNDING)
-    return min(simple, torus_bound(operator, lower, simple)) if simple > 0 else 0.0
+    if simple == 0:
+        return 0.0
+    bound = min(simple, torus_bound(operator, lower, simple))
+    slack = 1 + 100 * ROUNDING  # as in `certified_norm`
+    if lower > 0 and bound > LOOSE * lower and band_products(operator) <= BAND_PRODUCTS:
+        if is_upper_end(operator, lower * slack):
+            return lower * slack * (1 + ROUNDING)
+    return bound
 
 
 def torus_bound(operator, lower: float = 0.0, ceiling: float = math.inf) -> float:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .._validation import check_integer, check_interval, check_option
+from .._validation import NotDefinedError, check_integer, check_interval, check_option
 from ..graph import Network
 from ..graph.dual import LOSSES, FisherMatrix
 from ..graph.jacobian import parameter_jacobian
 from ..linalg import block_lanczos, largest_eigenvalue
 from .batch import Batch, is_out_of_memory
-from .record import Measure, Measured, NotDefinedError
+from .record import Measure, Measured
 
 __all__ = [
     "MEASURES",
@@ -308,7 +308,7 @@ def _all_eigenvalues(fisher: FisherMatrix, size: int) -> tuple[Tensor, dict[str,
     way = "dual matrix" if dual <= direct and fisher.dual_size <= MATRIX_SIZE else "parameter matrix"
     matrix = _retried(fisher, fisher.dual if way == "dual matrix" else fisher.matrix)
     if not bool(torch.isfinite(matrix.diagonal()).all()):
-        raise ValueError("The Fisher information is not finite. Check the weights and X for nan and inf.")
+        raise NotDefinedError("The Fisher information is not finite. Check the weights and X for nan and inf.")
     values = torch.linalg.eigvalsh(matrix).flip(0)[:size].clamp_min(0).cpu()
     return values, {"way": way, "size": len(matrix)}
 

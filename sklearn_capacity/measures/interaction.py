@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .._validation import check_interval
+from .._validation import check_interval, check_numbers
 from ..graph import Network
 from .batch import CPU_BYTES, Batch
 from .record import Measure, Measured, NotDefinedError
@@ -192,9 +192,7 @@ def _log_expm1(x: Tensor) -> Tensor:
 
 
 def _layer_table(network: Network, batch: Batch, deltas: Sequence[float]) -> LayerTable:
-    grid = tuple(check_interval("deltas", delta, 0, math.inf, closed="neither") for delta in deltas)
-    if not grid:
-        raise ValueError("`deltas` must hold at least one size, got none.")
+    grid = tuple(check_numbers("deltas", deltas, 0, math.inf, closed="neither"))
     return batch.once(("layer_table", grid), lambda: _measure_layers(network, batch, grid))
 
 

@@ -7,6 +7,8 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from .._validation import check_interval
 from ..graph import Network, Node
 from ..linalg import induced_norm as operator_induced_norm
@@ -330,7 +332,7 @@ def check_exponents(exponents: Sequence[float] | None, n_layers: int) -> list[fl
     """The d + 1 exponents of a chain, each pair of neighbours computable."""
     if exponents is None:
         return [2.0] * (n_layers + 1)
-    if isinstance(exponents, str | numbers.Number) or not hasattr(exponents, "__len__"):
+    if isinstance(exponents, str | numbers.Number) or not hasattr(exponents, "__len__") or np.ndim(exponents) != 1:
         raise TypeError(f"`exponents` must be a sequence of {n_layers + 1} numbers, got {exponents!r}.")
     if len(exponents) != n_layers + 1:
         raise ValueError(

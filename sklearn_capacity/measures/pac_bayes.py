@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .._validation import check_integer, check_interval, check_option
+from .._validation import check_integer, check_interval, check_numbers, check_option
 from ..graph import Network, UnsupportedLayerError
 from ..products.perturbation import FlatParameters, displacements
 from .batch import Batch
@@ -192,10 +192,7 @@ def _check_noise(noise: str) -> None:
 
 
 def _check_sigmas(sigmas: Sequence[float]) -> list[float]:
-    grid = [check_interval("sigmas", sigma, 0, math.inf, closed="neither") for sigma in sigmas]
-    if not grid:
-        raise ValueError("`sigmas` must hold at least one standard deviation, got none.")
-    return grid
+    return check_numbers("sigmas", sigmas, 0, math.inf, closed="neither")
 
 
 def _squared_distance(network: Network, prior: str) -> float:

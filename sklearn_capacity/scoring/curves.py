@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from .._validation import check_integer
+from .._validation import check_integer, check_numbers
 from ..measures.interaction import DELTAS
 from ..measures.interaction import interaction_conditions as _conditions
 from ..measures.margins import sample_margins as margins_of_samples
@@ -80,11 +82,8 @@ def bicriteria_curve(
     >>> bool(curve[0, 0] < curve[1, 0]), bool(curve[0, 1] > curve[1, 1])
     (True, True)
     """
-    strengths = np.atleast_1d(np.asarray(alphas, dtype=np.float64))
-    if strengths.ndim != 1 or not len(strengths):
-        raise ValueError(f"`alphas` must hold at least one number, got shape {strengths.shape}.")
-    if not (np.isfinite(strengths) & (strengths > 0)).all():
-        raise ValueError(f"`alphas` must lie in (0, inf), got {strengths.tolist()}.")
+    strengths = [alphas] if isinstance(alphas, numbers.Real) else alphas
+    strengths = check_numbers("alphas", strengths, 0, math.inf, closed="neither")
     check_integer("n_draws", n_draws, 2)
     session = Session(
         model,
@@ -98,7 +97,7 @@ def bicriteria_curve(
         verbose=verbose,
     )
     points = []
-    for alpha in strengths.tolist():
+    for alpha in strengths:
         noise = {"alpha": alpha}
         entries = {"sharpness": ("expected_sharpness", {**noise, "n_draws": n_draws}), "kl": ("kl_divergence", noise)}
         requests, _ = parse_measures(entries)

@@ -29,6 +29,9 @@ def checked_X(subject: Subject, X: Any) -> Any:
         X = X.toarray()  # what the pipeline's own last step would see is its affair; a network sees dense rows
     if isinstance(X, Tensor):
         X = X.detach()
+        if X.layout != torch.strided or X.is_meta or X.is_complex():
+            kind = f"{X.layout}, {X.dtype}, on {X.device.type}"
+            raise TypeError(f"`X` must be a dense real tensor with values, got one of {kind}.")
         if X.dim() < 2 or not len(X):
             raise ValueError(f"`X` must be (n_samples, ...) with at least one sample, got shape {tuple(X.shape)}.")
         if not X.is_floating_point():
@@ -67,6 +70,12 @@ def encode_targets(subject: Subject, y: Any, loss: str | None, n_samples: int, n
     if y.shape[:1] != (n_samples,):
         raise ValueError(f"`y` must have one entry per sample, got shape {y.shape} for {n_samples} samples.")
     if loss == "cross_entropy":
+        if n_outputs < 2:
+            raise NotDefinedError(
+                "A classifier must return at least two logits, got a network with one output. For regression pass "
+                'loss="squared"; a binary model of one logit z is the module that returns [-z/2, z/2] (models of '
+                "scikit-learn and skorch's NeuralNetBinaryClassifier are taken so)."
+            )
         return _encode_labels(subject, y, n_outputs)
     if y.dtype.kind not in "fiub":
         raise ValueError(f"`y` must be numeric under the {loss} loss, got dtype {y.dtype}.")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..graph import Network
 from ..measures import MEASURES, Batch, Measure, Measured, measure_named
 from ..training import resolve_device
 from .data import checked_X, encode_targets, resolve_loss, subsample
+from .probe import measurable, probe, torch_refusals
 from .subject import Subject, resolve
 
 __all__ = ["Request", "Session", "parse_measures"]
@@ -90,6 +92,8 @@ def _request(label: str, name: str, params: Mapping[str, Any]) -> Request:
             known = ", ".join(measure.parameters) or "none"
             hint = closest(key, measure.parameters)
             raise ValueError(f"Measure {name!r} has no parameter {key!r}. {hint + ' ' if hint else ''}It has: {known}.")
+        if isinstance(measure.parameters[key], bool) and not isinstance(params[key], bool | np.bool_):
+            raise TypeError(f"`{key}` must be True or False, got {params[key]!r}.")
     return Request(label, measure, params)
 
 
@@ -117,18 +121,24 @@ class Session:
     ):
         if batch_size is not None:
             check_integer("batch_size", batch_size, 1)
-        check_integer("random_state", random_state, 0, cure="A measurement is repeatable: give it an integer seed.")
-        self.subject: Subject = resolve(model)
+        seed = "A measurement is repeatable: give it an integer seed."
+        check_integer("random_state", random_state, 0, 2**63 - 1, cure=seed)
+        self.subject = resolve(model)
+        self.subject = replace(self.subject, module=measurable(self.subject.module))
         if X is None and y is not None:
             raise ValueError("`y` was given without `X`.")
+        for name, data in (("X", X), ("y", y)):
+            if data is not None and (not hasattr(data, "__len__") or getattr(data, "shape", None) == ()):
+                raise ValueError(f"`{name}` must hold one entry per sample, got {data!r}.")
         if X is not None and y is not None and _length(X) != _length(y):
             raise ValueError(f"`X` and `y` must have the same length, got {_length(X)} and {_length(y)}.")
         if X is not None:
             X, y = subsample(X, y, max_samples, random_state)
             X = checked_X(self.subject, X)
         self.loss = resolve_loss(loss, self.subject, y)
-        self.network = _network(self.subject, X, device)
-        X_tensor, y_tensor = self._tensors(X, y)
+        with torch.inference_mode(False):  # where nothing can be differentiated
+            self.network = _network(self.subject, X, self.loss, device)
+            X_tensor, y_tensor = self._tensors(X, y)
         self.batch = Batch(
             self.network,
             X_tensor,
@@ -146,6 +156,7 @@ class Session:
         if not isinstance(X, torch.Tensor):
             X = torch.from_numpy(np.array(X, order="C"))
         X = X.to(device=network.device, dtype=network.dtype)
+        X = X.clone() if X.is_inference() else X
         if y is None:
             return X, None
         encoded = encode_targets(self.subject, y, self.loss, len(X), network.n_outputs)
@@ -181,7 +192,13 @@ class Session:
         if reason is not None:
             raise NotDefinedError(f"The measure {request.measure.name!r} {reason}.")
         start = time.perf_counter()
-        measured = request.measure(self.network, self.batch, **request.params)
+        with torch.inference_mode(False), torch_refusals(f"The measure {request.measure.name!r}"):
+            measured = request.measure(self.network, self.batch, **request.params)
+        if math.isnan(measured.value):
+            raise NotDefinedError(
+                f"The measure {request.measure.name!r} is not a number here: weights, logits or derivatives of the "
+                "network are not finite on these data."
+            )
         info = {**measured.info, "seconds": time.perf_counter() - start}
         return Measured(measured.value, measured.log_value, measured.standard_error, measured.per_layer, info)
 
@@ -190,36 +207,35 @@ def _length(data: Any) -> int:
     return data.shape[0] if hasattr(data, "shape") and len(data.shape) else len(data)
 
 
-def _network(subject: Subject, X: Any, device: Any) -> Network:
-    parameters = list(subject.module.parameters())
-    floats = [p.dtype for p in parameters if p.is_floating_point()]
-    small = sum(p.numel() for p in parameters) <= FLOAT64_PARAMETERS
-    dtype = torch.float64 if small or not floats else floats[0]
-    if dtype in (torch.float16, torch.bfloat16):
-        dtype = torch.float32
+def _network(subject: Subject, X: Any, loss: str | None, device: Any) -> Network:
+    device = None if device is None else resolve_device(device)
+    floats = [p.dtype for p in subject.module.parameters() if p.is_floating_point()]
+    small = sum(p.numel() for p in subject.module.parameters()) <= FLOAT64_PARAMETERS
+    own = floats[0] if floats else torch.float64
+    if own in (torch.float16, torch.bfloat16):
+        own = torch.float32
     shape = _input_shape(subject, X)
-    network = Network(
-        subject.module,
-        shape,
-        output=subject.output,
-        initial_state=subject.initial_state,
-        dtype=dtype,
-        device=None if device is None else resolve_device(device),
-    )
-    _check_forward(network, shape)
-    return network
 
+    def made(dtype: torch.dtype) -> Network:
+        network = Network(
+            subject.module,
+            shape,
+            output=subject.output,
+            initial_state=subject.initial_state,
+            dtype=dtype,
+            device=device,
+        )
+        probe(network, X, loss)
+        return network
 
-def _check_forward(network: Network, shape: tuple[int, ...]) -> None:
-    """One small pass now, so that data of a wrong shape are told as such and not by some operator inside."""
+    if not small or own == torch.float64:
+        return made(own)
     try:
-        n_outputs = network.n_outputs
-    except torch.OutOfMemoryError:
+        return made(torch.float64)
+    except NotDefinedError:
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"The network failed on samples of shape {shape}, those of `X`: {error}") from error
-    if n_outputs < 1:
-        raise NotDefinedError("The network has no outputs.")
+    except ValueError:  # perhaps since the forward pass itself casts to another dtype
+        return made(own)
 
 
 def _input_shape(subject: Subject, X: Any) -> tuple[int, ...]:

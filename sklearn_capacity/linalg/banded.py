@@ -1,0 +1,76 @@
+r"""Whether a number bounds a convolution's spectral norm, by a block-banded Cholesky factorisation.
+
+In :math:`A^T A` two rows of pixels meet only where one window holds both, so with the pixels ordered row by row it is a
+band of blocks, as wide as the kernel reaches, whatever the padding does at the borders. The factorisation of
+:math:`\sigma^2 I - A^T A` exists exactly if :math:`\|A\| < \sigma`, and costs n_rows (reach + 1)^2 products of blocks.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .entries import Taps, dense_blocks
+
+__all__ = ["band_products", "is_upper_end"]
+
+# Rows of the matrix that meet each other: with more, rounding could reach what `certificate.ROUNDING` covers.
+WIDEST = 2048
+
+
+def band_products(operator) -> float:
+    """Multiplications that `is_upper_end` takes for a `ConvOperator`; inf where its matrix is no narrow band."""
+    first, *rest = operator.taps
+    reach = _reach(first)
+    block = operator.blocks.shape[2] * math.prod(taps.inputs for taps in rest)
+    if (reach + 1) * block > WIDEST:
+        return math.inf
+    return operator.groups * first.inputs * (reach + 1) * (reach + 2) * float(block) ** 3
+
+
+def is_upper_end(operator, value: float) -> bool:
+    """Whether the spectral norm of a `ConvOperator` is proven to lie below `value`, up to rounding."""
+    first, *rest = operator.taps
+    gram = _gram_band(operator.blocks, first, rest)  # (rows, reach + 1, groups, block, block)
+    rows, width = gram.shape[:2]
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    band = -gram
+    band[:, 0] += value**2 * identity
+    for row in range(rows):
+        factor, failed = torch.linalg.cholesky_ex(band[row, 0])
+        if bool(failed.any()):
+            return False
+        below = range(1, min(width, rows - row))
+        solved = {i: torch.linalg.solve_triangular(factor, band[row, i].mT, upper=False).mT for i in below}
+        for i in below:
+            for j in range(i, below.stop):
+                band[row + i, j - i] -= solved[j] @ solved[i].mT
+    return True
+
+
+def _reach(taps: Taps) -> int:
+    """How far apart two pixels under one window lie at most."""
+    pixels = taps.pixels
+    highest = pixels.max(axis=1)
+    lowest = pixels.copy()
+    lowest[lowest < 0] = taps.inputs
+    return max(0, int((highest - lowest.min(axis=1)).max()))
+
+
+def _gram_band(blocks: Tensor, first: Taps, rest: list[Taps]) -> Tensor:
+    """Entry [r, i] is the block of A^T A between row r + i and row r of pixels."""
+    parts = [dense_blocks(blocks[:, :, :, t], rest) if rest else blocks[:, :, :, t] for t in range(first.kernel)]
+    pixels, reach, side = first.pixels, _reach(first), parts[0].shape[-1]
+    band = parts[0].new_zeros(first.inputs, reach + 1, len(blocks), side, side)
+    for s, upper in enumerate(parts):
+        for t, lower in enumerate(parts):
+            met = pixels[:, [s, t]]
+            met = met[(met[:, 0] >= met[:, 1]) & (met[:, 1] >= 0)]
+            if not len(met):
+                continue
+            product = upper.mT @ lower
+            for one, other in met:
+                band[other, one - other] += product
+    return band

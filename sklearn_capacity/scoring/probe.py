@@ -1,0 +1,151 @@
+"""A few samples through the network before anything is measured: what it returns, and whether it is a function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .._validation import NotDefinedError
+from ..graph import Network, UnsupportedLayerError
+
+__all__ = ["measurable", "probe", "torch_refusals"]
+
+#: Samples of the probe, and how far two passes over them may differ, relative to the largest logit: far more than
+#: rounding, far less than other random numbers or another batch make of it.
+SAMPLES, TOLERANCE = 3, 1e-3
+#: How torch says that something cannot be differentiated (so, or twice).
+REFUSALS = (
+    "derivative for",
+    "does not require grad",
+    "not have been used in the graph",
+    "modified by an inplace operation",
+    "not differentiable",
+    "donated buffers",
+    "not implemented for",
+)
+
+
+@contextmanager
+def torch_refusals(purpose: str) -> Iterator[None]:
+    """What torch cannot do with a network, as an error of this package; anything else passes."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if not isinstance(error, torch.linalg.LinAlgError) and not any(part in text for part in REFUSALS):
+            raise
+        raise NotDefinedError(f"{purpose} cannot be computed for this network; torch says: {text}") from error
+
+
+def measurable(module: nn.Module) -> nn.Module:
+    """The eager module inside wrappers that change no output.
+
+    Raises
+    ------
+    NotDefinedError
+        If it can neither be copied nor differentiated.
+    """
+    while True:
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            module = module.module
+        elif isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):  # torch.compile
+            module = inner
+        else:
+            break
+    name = type(module).__name__
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+        raise NotDefinedError(f"`{name}` is compiled to TorchScript. Pass the module that it was made from.")
+    for key, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise NotDefinedError(f"`{key}` of `{name}` has no values yet. Run a batch through the lazy module first.")
+        if tensor.is_meta:
+            raise NotDefinedError(f"`{key}` of `{name}` is on the meta device and has no values. Load them first.")
+        if tensor.is_complex() or tensor.is_quantized:
+            raise NotDefinedError(f"`{key}` of `{name}` is of dtype {tensor.dtype}; weights must be real numbers.")
+    return module
+
+
+def probe(network: Network, X: Any, loss: str | None) -> None:
+    """Raise if the network does not run on such samples, or is no function of one sample to a vector of logits.
+
+    Parameters
+    ----------
+    network : Network
+    X : array or Tensor of shape (n, ...) or None
+        None: random samples.
+    loss : str or None
+
+    Raises
+    ------
+    ValueError
+        If the forward pass fails.
+    NotDefinedError
+        If a classifier returns no vector of logits.
+    UnsupportedLayerError
+        If two passes over the same samples differ, or the outputs of a sample depend on the others.
+    """
+    samples = _samples(network, X)
+    states = _random_states(network.device)
+    with torch.no_grad():
+        try:
+            shape = network.output_shape(samples)
+            first, again, fewer = (network.forward(some) for some in (samples, samples, samples[: SAMPLES - 1]))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            shown = network.input_shape
+            raise ValueError(f"The network failed on samples of shape {shown}, those of `X`: {error}") from error
+    if not shape or 0 in shape:
+        raise NotDefinedError("The network has no outputs.")
+    if loss == "cross_entropy" and sum(size > 1 for size in shape) > 1:
+        raise NotDefinedError(
+            f"The network returns an array of shape {shape} for one sample, and a classifier must return one vector of "
+            "logits. Pool or flatten it in the forward pass."
+        )
+    if not _equal(first, again):
+        _restore(network.device, states)  # and only here: another thread may be drawing numbers
+        raise UnsupportedLayerError(
+            "The network draws random numbers in eval mode: two passes over the same samples differ. Make it "
+            "deterministic there; `torch.nn.functional.dropout`, say, needs `training=self.training`."
+        )
+    if not _equal(first[: SAMPLES - 1], fewer):
+        raise UnsupportedLayerError(
+            "The network mixes its samples in eval mode: the outputs of one depend on the others in its batch, so it "
+            "is no function of one input. Build batch normalisation with `track_running_stats=True`."
+        )
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _restore(device: torch.device, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state, device)
+
+
+def _samples(network: Network, X: Any) -> Tensor:
+    if X is None:
+        generator = torch.Generator().manual_seed(0)
+        samples = torch.randn(SAMPLES, *network.input_shape, generator=generator, dtype=torch.float64, device="cpu")
+    else:
+        samples = X[:SAMPLES] if isinstance(X, Tensor) else torch.from_numpy(np.array(X[:SAMPLES]))
+        # Fewer than three are made up by multiples, so that they differ; 0 is a valid index too.
+        missing = [samples[:1] * factor for factor in (0, 0.5)][: SAMPLES - len(samples)]
+        samples = torch.cat([samples, *missing])
+    return samples.to(device=network.device, dtype=network.dtype)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    finite = a.isfinite() & b.isfinite()
+    scale = a[finite].abs().max() if bool(finite.any()) else 0
+    return bool(((a - b)[finite].abs() <= TOLERANCE * scale).all())
