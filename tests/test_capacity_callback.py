@@ -124,9 +124,11 @@ class Log:
 
 def test_loggers_of_skorch_carry_it_further():
     run = SimpleNamespace(info=SimpleNamespace(run_id="1"))
-    for make in (TensorBoard, lambda log, **params: MlflowLogger(run, log, terminate_after_train=False)):
-        log = Log()
-        logger = make(log, close_after_train=False)
+    for log, kind, params in [
+        (Log(), TensorBoard, {"close_after_train": False}),
+        (Log(), MlflowLogger, {"terminate_after_train": False, "create_artifact": False, "run": run}),
+    ]:
+        logger = kind(**{"writer" if kind is TensorBoard else "client": log}, **params)
         model = NetworkClassifier((4,), max_epochs=2, random_state=0, callbacks=[CapacityCallback("margin"), logger])
         margins = model.fit(X, y).history_[:, "margin"]
         assert [value for key, value in log.seen if key == "margin"] == margins
