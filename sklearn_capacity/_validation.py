@@ -11,6 +11,7 @@ from typing import Any
 __all__ = [
     "CapacityWarning",
     "NotDefinedError",
+    "check_instance",
     "check_integer",
     "check_interval",
     "check_numbers",
@@ -105,6 +106,13 @@ def check_option(name: str, value: Any, options: Iterable[Any]) -> Any:
     if not any(value is option or (type(value) is type(option) and value == option) for option in options):
         shown = ", ".join(repr(option) for option in options)
         raise ValueError(f"`{name}` must be one of {shown}, got {value!r}.{_tail(closest(value, options))}")
+    return value
+
+
+def check_instance(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> Any:
+    """Return `value` if it is of a kind, or raise and say what it must be."""
+    if not isinstance(value, kind):
+        raise TypeError(f"`{name}` must be {what}, got {type(value).__name__}.")
     return value
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
 from skorch import NeuralNetClassifier
-from skorch.callbacks import Callback, EpochScoring
+from skorch.callbacks import Callback, EpochScoring, MlflowLogger, TensorBoard
 from torch import nn
 
 from sklearn_capacity import CapacityCallback, NetworkClassifier, NetworkRegressor, measure_capacity
@@ -104,6 +107,31 @@ def test_with_checkpoints(tmp_path):
     assert recorded(model.fit(X, y).history_) == first
     sizes = [path.stat().st_size for path in tmp_path.rglob("*.safetensors")]
     assert len(sizes) == 2 and max(sizes) < 20_000  # the training data are not in it
+
+
+class Log:
+    """As TensorBoard's writer and MLflow's client: open, so that it cannot be copied."""
+
+    def __init__(self):
+        self.lock, self.seen = threading.Lock(), []
+
+    def add_scalar(self, tag, scalar_value, global_step):
+        self.seen.append((tag, scalar_value))
+
+    def log_metric(self, run_id, key, value, step):
+        self.seen.append((key, value))
+
+
+def test_loggers_of_skorch_carry_it_further():
+    run = SimpleNamespace(info=SimpleNamespace(run_id="1"))
+    for log, kind, params in [
+        (Log(), TensorBoard, {"close_after_train": False}),
+        (Log(), MlflowLogger, {"terminate_after_train": False, "create_artifact": False, "run": run}),
+    ]:
+        logger = kind(**{"writer" if kind is TensorBoard else "client": log}, **params)
+        model = NetworkClassifier((4,), max_epochs=2, random_state=0, callbacks=[CapacityCallback("margin"), logger])
+        margins = model.fit(X, y).history_[:, "margin"]
+        assert [value for key, value in log.seen if key == "margin"] == margins
 
 
 def test_refusals():

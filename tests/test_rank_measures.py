@@ -113,7 +113,7 @@ def test_refusals():
         rank_measures(data, confidence=1.0)
     with pytest.raises(ValueError, match="`n_bootstrap` must be at least 2, got 1"):
         rank_measures(data, n_bootstrap=1)
-    with pytest.raises(TypeError, match="`table` must be a DataFrame, got dict"):
+    with pytest.raises(TypeError, match="`table` must be a DataFrame, as `capacity_table` makes it, got dict"):
         rank_measures({"gap": [0.1, 0.2]}, "gap")
     with pytest.raises(TypeError, match="Column 'kind' of `table` must hold numbers"):
         rank_measures(data.assign(kind="a"), measures="kind")

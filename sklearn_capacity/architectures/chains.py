@@ -64,7 +64,7 @@ class ConvNet(nn.Sequential):
         batch_norm: bool = False,
         weight_norm: bool = False,
     ) -> None:
-        kernel_size = check_integer("kernel_size", kernel_size)
+        n_outputs, kernel_size = check_integer("n_outputs", n_outputs), check_integer("kernel_size", kernel_size)
         padding = kernel_size // 2 if padding is None else check_integer("padding", padding, 0)
         shrink = kernel_size - 1 - 2 * padding
         smallest = 1
@@ -140,7 +140,7 @@ class AllConvNet(nn.Sequential):
         weight_norm: bool = False,
     ) -> None:
         channels, _, _ = check_image(input_shape, 4)
-        width = check_integer("width", width)
+        n_outputs, width = check_integer("n_outputs", n_outputs), check_integer("width", width)
         dropout = check_interval("dropout", dropout, 0.0, 1.0, closed="left")
         plan = [(width, 3, 1), (width, 3, 1), (width, 3, 2)]
         plan += [(2 * width, 3, 1), (2 * width, 3, 1), (2 * width, 3, 2), (2 * width, 3, 1), (2 * width, 1, 1)]
@@ -216,7 +216,7 @@ class VGG(nn.Sequential):
     ) -> None:
         width, _, _ = check_image(input_shape, 2 ** len(channels))
         dropout = check_interval("dropout", dropout, 0.0, 1.0, closed="left")
-        hidden_size = check_integer("hidden_size", hidden_size)
+        n_outputs, hidden_size = check_integer("n_outputs", n_outputs), check_integer("hidden_size", hidden_size)
         layers: list[nn.Module] = []
         for filters in channels:
             filters = check_integer("channels", filters)

@@ -112,7 +112,7 @@ class MLP(nn.Sequential):
         make_activation, gain = (activation, 1.0) if callable(activation) else ACTIVATIONS[activation]
         dropout = check_interval("dropout", dropout, 0, 1, closed="left")
         linear = RowNormalizedLinear if weight_norm else nn.Linear
-        sizes = [n_features, *check_layer_sizes(hidden_layer_sizes)]
+        sizes = [check_integer("n_features", n_features), *check_layer_sizes(hidden_layer_sizes)]
         layers: list[nn.Module] = [nn.Flatten()]
         for width_in, width_out in zip(sizes[:-1], sizes[1:], strict=True):
             layers.append(initialize_linear(linear(width_in, width_out, bias=bias), gain))
@@ -121,7 +121,7 @@ class MLP(nn.Sequential):
             layers.append(make_activation())
             if dropout:
                 layers.append(nn.Dropout(dropout))
-        layers.append(initialize_linear(linear(sizes[-1], n_outputs, bias=bias), 1.0))
+        layers.append(initialize_linear(linear(sizes[-1], check_integer("n_outputs", n_outputs), bias=bias), 1.0))
         super().__init__(*layers)
 
 

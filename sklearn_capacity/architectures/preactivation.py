@@ -76,12 +76,13 @@ class PreactResNet(nn.Module):
         smallest = 2 ** (len(channels) - 1) * (4 if stem == "imagenet" else 1)
         in_channels, _, _ = check_image(input_shape, smallest)
         widths = [check_integer("channels", width) for width in channels]
+        check_integer("len(channels)", len(widths))
         self.stem = _stem(stem, in_channels, widths[0], weight_norm)
         options = {"dropout": dropout, "batch_norm": batch_norm, "weight_norm": weight_norm}
         self.stages = _stages(widths[0], widths, n_blocks, options)
         self.norm, self.relu = normalization(widths[-1], batch_norm), nn.ReLU()
         self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        self.head = linear(widths[-1], n_outputs, weight_norm=weight_norm)
+        self.head = linear(widths[-1], check_integer("n_outputs", n_outputs), weight_norm=weight_norm)
         _initialize(self, batch_norm)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -147,7 +148,7 @@ class WideResNet(PreactResNet):
         self.stages = _stages(16, widths, (depth - 4) // 6, options)
         self.norm, self.relu = normalization(widths[-1], batch_norm), nn.ReLU()
         self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        self.head = linear(widths[-1], n_outputs, weight_norm=weight_norm)
+        self.head = linear(widths[-1], check_integer("n_outputs", n_outputs), weight_norm=weight_norm)
         _initialize(self, batch_norm)
 
 

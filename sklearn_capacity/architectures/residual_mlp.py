@@ -103,7 +103,7 @@ class ResidualMLP(nn.Sequential):
             layers += [nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
         for _ in range(n_left):
             layers += [*_hidden(width, width, **options), nn.ReLU()]
-        layers.append(linear(width, n_outputs, weight_norm=weight_norm))
+        layers.append(linear(width, check_integer("n_outputs", n_outputs), weight_norm=weight_norm))
         super().__init__(*layers)
         he_initialize(self)
         if not batch_norm and not weight_norm:

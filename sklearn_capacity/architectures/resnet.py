@@ -117,7 +117,7 @@ class CifarResNet(nn.Module):
         self.stage3 = _stage(2 * width, 4 * width, 2, n_blocks, options)
         self.generalization: nn.Module = nn.Identity()
         self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        self.head = linear(4 * width, n_outputs, weight_norm=weight_norm)
+        self.head = linear(4 * width, check_integer("n_outputs", n_outputs), weight_norm=weight_norm)
         self._initialize(batch_norm)
         if generalization_layer == "dropout":  # after the rest, so that one seed gives equal encoders with and without
             self.generalization = ConvGeneralizationDropout(4 * width, layer_dropout, form=layer_form or "conv3x3")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._validation import closest
+from .._validation import check_instance, closest
 from ..model_selection import capacity_table
 from ..model_selection.rank_measures import generalization_gap, rank_measures
 
@@ -60,7 +60,7 @@ class CapacityGapDisplay:
         measures: Sequence[str] | None = None,
         color: str | None = None,
     ):
-        self.table = table
+        self.table = check_instance("table", table, pd.DataFrame, "a DataFrame")
         self.gap = gap
         self.measures = measures
         self.color = color

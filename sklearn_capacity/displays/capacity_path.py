@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._validation import closest
+from .._validation import check_instance, closest
 from ..model_selection import capacity_table
 
 __all__ = ["CapacityPathDisplay"]
@@ -54,7 +54,7 @@ class CapacityPathDisplay:
         score: str = "accuracy",
         capacities: Sequence[str] | None = None,
     ):
-        self.table = table
+        self.table = check_instance("table", table, pd.DataFrame, "a DataFrame")
         self.strength = strength
         self.score = score
         self.capacities = capacities

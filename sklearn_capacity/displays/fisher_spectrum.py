@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from .._validation import check_instance
+from ..theory import MeanField
+
 __all__ = ["FisherSpectrumDisplay"]
 
 
@@ -48,7 +51,9 @@ class FisherSpectrumDisplay:
 
     def __init__(self, eigenvalues: Any, mean_field: Any = None):
         self.eigenvalues = eigenvalues
-        self.mean_field = mean_field
+        self.mean_field = check_instance(
+            "mean_field", mean_field, (MeanField, type(None)), "None or what `theory.mean_field` returns"
+        )
 
     @classmethod
     def from_model(cls, model: Any, X: Any, *, mean_field: Any = None, **params: Any) -> FisherSpectrumDisplay:

@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from .._validation import check_instance
+from ..theory import LearningRateMap
+
 __all__ = ["LearningRateMapDisplay"]
 
 LABELS = {"width": "width M", "depth": "depth L", "sigma_w2": r"$\sigma_w^2$", "sigma_b2": r"$\sigma_b^2$"}
@@ -43,7 +46,9 @@ class LearningRateMapDisplay:
     """
 
     def __init__(self, learning_rate_map: Any) -> None:
-        self.learning_rate_map = learning_rate_map
+        self.learning_rate_map = check_instance(
+            "learning_rate_map", learning_rate_map, LearningRateMap, "what `theory.learning_rate_map` returns"
+        )
 
     @classmethod
     def from_data(cls, X: Any, y: Any, learning_rates: Any, values: Any, **params: Any) -> LearningRateMapDisplay:

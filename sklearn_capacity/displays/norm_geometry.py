@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_integer
+from .._validation import check_instance, check_integer
 from ..scoring.landscape import MeasureLandscape, measure_landscape
 
 __all__ = ["NormGeometryDisplay"]
@@ -49,7 +49,7 @@ class NormGeometryDisplay:
     """
 
     def __init__(self, landscape: MeasureLandscape):
-        self.landscape = landscape
+        self.landscape = check_instance("landscape", landscape, MeasureLandscape, "what `from_estimator` measures")
 
     @classmethod
     def from_estimator(cls, estimator: Any, X: Any, y: Any = None, **params: Any) -> NormGeometryDisplay:

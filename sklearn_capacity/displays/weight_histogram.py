@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_integer
+from .._validation import check_instance, check_integer
 from ..scoring.landscape import network_weights
 
 __all__ = ["WeightHistogramDisplay"]
@@ -50,7 +50,7 @@ class WeightHistogramDisplay:
     """
 
     def __init__(self, weights: Mapping[str, Any]):
-        self.weights = weights
+        self.weights = check_instance("weights", weights, Mapping, "a dict of label to weights")
 
     @classmethod
     def from_estimator(cls, estimator: Any, *, label: str = "trained", initial: bool = True) -> WeightHistogramDisplay:
@@ -82,6 +82,7 @@ class WeightHistogramDisplay:
         -------
         WeightHistogramDisplay
         """
+        check_instance("estimators", estimators, Mapping, "a dict of label to model")
         return cls({label: network_weights(estimator) for label, estimator in estimators.items()})
 
     def plot(self, ax: Any = None, *, bins: int = 100, log: bool = True) -> WeightHistogramDisplay:

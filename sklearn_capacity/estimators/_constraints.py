@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from skorch.callbacks import Callback
 
-from sklearn_capacity._validation import check_integer, check_interval, check_option
+from sklearn_capacity._validation import check_instance, check_integer, check_interval, check_option
 from sklearn_capacity.architectures.mlp import ACTIVATIONS, check_layer_sizes
 from sklearn_capacity.layers import resolve_augmentation
 from sklearn_capacity.training.losses import CRITERIA
@@ -100,7 +101,16 @@ def path(name: str, value: Any) -> str:
     return os.fspath(value)
 
 
-#: parameters that all networks share; `module`, `callbacks`, `random_state` and `device` are checked where they act
+def skorch_callbacks(name: str, value: Any) -> Any:
+    """Callbacks, or pairs of a name and one, as skorch takes them."""
+    for item in check_instance(name, value, (list, tuple), "None or a list of skorch's callbacks"):
+        callback = item[1] if isinstance(item, tuple) and len(item) == 2 else item
+        if not (isinstance(callback, Callback) or (isinstance(callback, type) and issubclass(callback, Callback))):
+            raise TypeError(f"`{name}` must hold skorch's callbacks, got {callback!r}.")
+    return value
+
+
+#: parameters that all networks share; `module`, `random_state` and `device` are checked where they act
 COMMON: dict[str, Check] = {
     "hidden_layer_sizes": lambda name, value: check_layer_sizes(value),
     "activation": callable_or(option(ACTIVATIONS)),
@@ -118,6 +128,7 @@ COMMON: dict[str, Check] = {
     "weight_decay": interval(0, closed="left"),
     "max_epochs": integer(1),
     "batch_size": integer(1),
+    "callbacks": optional(skorch_callbacks),
     "augmentation": lambda name, value: resolve_augmentation(value),
     "stop_below": optional(interval(0, closed="left")),
     "early_stopping": boolean,

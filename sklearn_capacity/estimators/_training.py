@@ -251,7 +251,7 @@ class NetTraining:
         """The variant's, which may regroup the optimiser's parameters, the schedule, the user's, those that end."""
         schedule = make_schedule(self.learning_rate_schedule, self.max_epochs)
         callbacks = [DivergenceCheck(), *self._extra_callbacks(), *([schedule] if schedule else [])]
-        callbacks += copy.deepcopy(list(self.callbacks or []))  # skorch writes into them
+        callbacks += [copied(callback) for callback in self.callbacks or []]  # skorch writes into them
         if self.verbose:
             callbacks.append(EpochProgress())
         if self.stop_below is not None:
@@ -268,6 +268,14 @@ class NetTraining:
             )
         net.callbacks = callbacks
         net.initialize_callbacks()
+
+
+def copied(callback: Any) -> Any:
+    """A callback, or a pair of a name and one, to write into; what cannot be copied, as an open log, is shared."""
+    try:
+        return copy.deepcopy(callback)
+    except TypeError:
+        return (callback[0], copy.copy(callback[1])) if isinstance(callback, tuple) else copy.copy(callback)
 
 
 def same(a: Any, b: Any) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from sklearn_capacity._validation import check_integer, closest
+from sklearn_capacity._validation import check_instance, check_integer, closest
 
 __all__ = ["AUGMENTATIONS", "crop_flip", "random_crop", "random_flip", "resolve_augmentation"]
 
@@ -169,6 +169,7 @@ def resolve_augmentation(augmentation: str | Augmentation | None) -> Augmentatio
 
 
 def _check_images(X: Tensor) -> None:
+    check_instance("X", X, Tensor, "a tensor of images")
     if X.dim() != 4:
         raise ValueError(
             f"`X` must have shape (n_samples, channels, height, width) to be augmented, got {tuple(X.shape)}. "

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from sklearn_capacity._validation import check_integer, check_interval, check_option
+from sklearn_capacity._validation import check_instance, check_integer, check_interval, check_option
 from sklearn_capacity.layers.initialization import he_initialize
 
 __all__ = [
@@ -258,6 +258,7 @@ def generalization_layers(module: nn.Module) -> Iterator[SkipLayer]:
     >>> len(list(generalization_layers(nn.Sequential(GeneralizationLayer(2), nn.ReLU()))))
     1
     """
+    check_instance("module", module, nn.Module, "an nn.Module")
     return (layer for layer in module.modules() if isinstance(layer, SkipLayer))
 
 

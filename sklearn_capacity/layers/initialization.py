@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from sklearn_capacity._validation import check_instance
+
 __all__ = ["he_initialize", "scale_branches"]
 
 M = TypeVar("M", bound=nn.Module)
@@ -46,7 +48,7 @@ def he_initialize(module: M) -> M:
     >>> round(float(layer.weight.detach().std() * (1000 / 2) ** 0.5), 1)
     1.0
     """
-    for layer in module.modules():
+    for layer in check_instance("module", module, nn.Module, "an nn.Module").modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:

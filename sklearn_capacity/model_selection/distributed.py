@@ -6,6 +6,8 @@ from typing import Any
 
 from joblib import parallel_config
 
+from .._validation import check_instance
+
 __all__ = ["dask_backend"]
 
 
@@ -46,7 +48,7 @@ def dask_backend(client: Any = None, *, scatter: Any = None, **options: Any) -> 
     ...         return search.fit(X, y)
     """
     try:
-        from dask.distributed import get_client
+        from dask.distributed import Client, get_client
     except ImportError as error:
         raise ImportError("`dask_backend` needs Dask: pip install 'sklearn_capacity[distributed]'.") from error
     if client is None:
@@ -54,6 +56,7 @@ def dask_backend(client: Any = None, *, scatter: Any = None, **options: Any) -> 
             client = get_client()
         except ValueError as error:
             raise ValueError("`client` must be a Dask client, as there is no current one: create a Client.") from error
+    check_instance("client", client, Client, "a Dask client")
     return parallel_config(backend="dask", client=_Broadcasting(client), scatter=scatter, **options)
 
 

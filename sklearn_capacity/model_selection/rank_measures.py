@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._validation import check_integer, check_interval, closest
+from .._validation import check_instance, check_integer, check_interval, closest
 from ..measures import MEASURES
 
 __all__ = ["generalization_gap", "hyperparameters", "rank_measures"]
@@ -90,8 +90,7 @@ def rank_measures(
     margin   higher  1.000               0.0               0.0
     path_norm  lower  0.667               0.0               0.0
     """
-    if not isinstance(table, pd.DataFrame):
-        raise TypeError(f"`table` must be a DataFrame, got {type(table).__name__}. `capacity_table` makes one.")
+    check_instance("table", table, pd.DataFrame, "a DataFrame, as `capacity_table` makes it")
     by, measures = ([names] if isinstance(names, str) else names for names in (by, measures))
     n_bootstrap = check_integer("n_bootstrap", n_bootstrap, 2)
     confidence = check_interval("confidence", confidence, 0, 1, closed="neither")

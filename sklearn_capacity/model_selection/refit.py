@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import CapacityWarning, check_interval, closest
+from .._validation import CapacityWarning, check_instance, check_interval, closest
 
 __all__ = ["capacity_refit", "column", "standard_error"]
 
@@ -65,6 +65,7 @@ class capacity_refit:
 
     def __call__(self, cv_results: Mapping[str, Any]) -> int:
         """Index of the chosen candidate."""
+        check_instance("cv_results", cv_results, Mapping, "the `cv_results_` of a fitted search")
         width = 1.0 if self.rule == RULE else check_interval("rule", self.rule, 0, cure=f"Or use {RULE!r}.")
         score = column(cv_results, f"mean_test_{self.score}")
         capacity = capacity_column(cv_results, self.capacity)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import get_scorer_names
 
+from .._validation import check_instance
 from ..measures import MEASURES
 from .refit import capacity_column, column, standard_error
 
@@ -48,6 +49,7 @@ def capacity_table(cv_results: Mapping[str, Any]) -> pd.DataFrame:
        jacobian_penalty  test_accuracy  test_accuracy_se  path_norm
     0               0.0            0.9               0.0        2.0
     """
+    check_instance("cv_results", cv_results, Mapping, "the `cv_results_` of a fitted search")
     keys = [name.removeprefix("mean_test_") for name in cv_results if name.startswith("mean_test_")]
     if not keys:
         raise ValueError("`cv_results` must hold mean_test_ columns; pass the `cv_results_` of a fitted search.")

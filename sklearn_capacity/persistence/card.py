@@ -10,6 +10,7 @@ import pandas as pd
 import sklearn
 import torch
 
+from .._validation import check_instance
 from ..scoring import capacity_report
 
 __all__ = ["model_card"]
@@ -59,6 +60,8 @@ def model_card(
     >>> print(card.splitlines()[0])
     # Iris
     """
+    check_instance("title", title, (str, type(None)), "None or text")
+    check_instance("description", description, str, "text")
     report = capacity_report(model, X, y, measures, **report_options)
     inner = _inner(model)
     sections = [

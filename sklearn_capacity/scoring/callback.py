@@ -81,6 +81,8 @@ class CapacityCallback(Callback):
 
     def on_train_begin(self, net: NeuralNet, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         check_integer("every", self.every, 1)
+        if self.max_samples is not None:
+            check_integer("max_samples", self.max_samples, 1)
         self._labels: list[str] = []
         given = (self.X, self.y) if self.X is not None else _arrays(X, y, self.max_samples, self.random_state)
         self._data: Any = given

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sklearn_capacity._validation import check_integer
+from sklearn_capacity._validation import check_instance, check_integer
 from sklearn_capacity.theory._mean_field import per_layer
 
 __all__ = ["draw_normal", "initialize_mean_field", "make_generator"]
@@ -118,7 +118,7 @@ def draw_normal(shape: Sequence[int], variance: float, generator: torch.Generato
 
 def _weight_layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Linear and Conv layers by name; anything else that owns parameters is refused."""
-    for name, layer in module.named_modules():
+    for name, layer in check_instance("module", module, nn.Module, "an nn.Module").named_modules():
         kind = type(layer).__name__
         if any(isinstance(part, nn.UninitializedParameter) for part in layer.parameters(recurse=False)):
             raise TypeError(f"`module` must know its shapes, but layer {name!r} is lazy. Run one forward pass first.")

@@ -1,0 +1,52 @@
+"""Arguments of a wrong kind are refused by name, before any work."""
+
+from __future__ import annotations
+
+import pytest
+
+from sklearn_capacity import CapacityCallback, NetworkClassifier, architectures, displays, layers, model_card
+from sklearn_capacity import model_selection as selection
+from sklearn_capacity.theory import initialize_mean_field
+
+X, y = [[0.0], [1.0], [2.0], [3.0]], [0, 1, 0, 1]
+
+
+def watch(**params):
+    return NetworkClassifier((2,), max_epochs=1, callbacks=[CapacityCallback("parameter_count", **params)]).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("function", "args", "message"),
+    [
+        (layers.generalization_layers, [3], "`module` must be an nn.Module, got int"),
+        (layers.set_nu, [None, 0.5], "`module` must be an nn.Module, got NoneType"),
+        (layers.he_initialize, ["net"], "`module` must be an nn.Module, got str"),
+        (layers.random_flip, [X, None], "`X` must be a tensor of images, got list"),
+        (initialize_mean_field, [3, 1.0, 0.1], "`module` must be an nn.Module"),
+        (architectures.MLP, [None, 2], "`n_features` must be an integer"),
+        (architectures.MLP, [2, 0], "`n_outputs` must be at least 1"),
+        (architectures.MLP, [0, 2], "`n_features` must be at least 1"),
+        *((net, [(1, 16, 16), -1], "`n_outputs` must be at least 1") for net in (
+            architectures.ConvNet, architectures.AllConvNet, architectures.VGG, architectures.CifarResNet,
+            architectures.PreactResNet, architectures.WideResNet, architectures.ResidualMLP,
+        )),
+        (lambda: architectures.PreactResNet((1, 8, 8), 2, channels=()), [], r"`len\(channels\)` must be at least 1"),
+        (selection.capacity_table, [[1.0]], "`cv_results` must be the `cv_results_` of a fitted search, got list"),
+        (selection.capacity_refit(), [[1.0]], "`cv_results` must be the `cv_results_`"),
+        (selection.rank_measures, [{}], "`table` must be a DataFrame, as `capacity_table` makes it, got dict"),
+        (displays.CapacityGapDisplay, [{}], "`table` must be a DataFrame, got dict"),
+        (displays.CapacityPathDisplay, [None], "`table` must be a DataFrame"),
+        (displays.FisherSpectrumDisplay, [[1.0], 3], "`mean_field` must be None or what `theory.mean_field` returns"),
+        (displays.LearningRateMapDisplay, [3], "`learning_rate_map` must be what `theory.learning_rate_map` returns"),
+        (displays.NormGeometryDisplay, [3], "`landscape` must be what `from_estimator` measures"),
+        (displays.WeightHistogramDisplay, [[1.0]], "`weights` must be a dict of label to weights"),
+        (displays.WeightHistogramDisplay.from_estimators, [[1.0]], "`estimators` must be a dict of label to model"),
+        (lambda: model_card(None, description=3), [], "`description` must be text, got int"),
+        (lambda: watch(max_samples=2.5), [], "`max_samples` must be an integer"),
+        (lambda: NetworkClassifier(callbacks=[3]).fit(X, y), [], "`callbacks` must hold skorch's callbacks, got 3"),
+        (lambda: NetworkClassifier(callbacks=3).fit(X, y), [], "`callbacks` must be None or a list"),
+    ],
+)  # fmt: skip
+def test_wrong_kinds_are_refused_by_name(function, args, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        function(*args)
