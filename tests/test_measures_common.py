@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import warnings
 
@@ -186,3 +187,9 @@ def test_record_says_what_the_function_does(name):
     assert measure.summary.endswith(".") and len(measure.summary) < 130
     assert measure.source and measure.unit and measure.family
     assert set(measure.tasks) <= {"classification", "regression"} and measure.tasks
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_docstrings_tell_the_cost_and_the_source(name):
+    sections = set(inspect.getdoc(MEASURES[name].function).splitlines())
+    assert {"Notes", "References", "Examples"} <= sections

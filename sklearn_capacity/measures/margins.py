@@ -74,7 +74,15 @@ def min_margin(network: Network, batch: Batch) -> Measured:
 
     .. math:: \min_i \big( f_{y_i}(x_i) - \max_{k \ne y_i} f_k(x_i) \big)
 
-    Larger goes with better generalisation; negative if a sample is misclassified. One shared forward pass.
+    Larger goes with better generalisation; negative if a sample is misclassified.
+
+    Notes
+    -----
+    One shared forward pass.
+
+    References
+    ----------
+    Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, section 2.1.
 
     Examples
     --------

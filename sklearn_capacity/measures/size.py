@@ -31,6 +31,10 @@ def parameter_count(network: Network, batch: Batch) -> Measured:
     -----
     Weights only, at no cost.
 
+    References
+    ----------
+    Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, section 2.1.
+
     Examples
     --------
     >>> from torch import nn
@@ -150,6 +154,10 @@ def distance_from_initialization(network: Network, batch: Batch, *, norm: str = 
     Notes
     -----
     Weights only; spectral: as `spectral_norm`.
+
+    References
+    ----------
+    Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, section 2.2.
 
     Examples
     --------
