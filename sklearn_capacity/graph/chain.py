@@ -215,5 +215,6 @@ def jacobian_rows(graph: NetworkGraph, X: Tensor, vectors: Tensor | None = None)
     return rows
 
 
-#: Bytes of the largest tensor in a stack.
-STACK_BYTES = 3 << 20
+#: Bytes of the largest tensor in a stack: with 3 MB an exact penalty on ResNet-20 took 10.5 to 12.3 plain steps, with
+#: 1.5 MB 9.0 to 10.3, with 1 MB 10.2 to 11.6; an MLP and a small convolutional network hardly tell them apart.
+STACK_BYTES = 3 << 19
