@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 
+import psutil
 import pytest
 
 from benchmarks import soak
@@ -33,10 +35,12 @@ def test_growth_is_noticed(final, complaint):
 
 
 def test_planted_leaks_are_noticed(monkeypatch):
-    kept, stop = [], threading.Event()
+    kept, stop, size = [], threading.Event(), psutil.Process().memory_info().rss // 20
 
     def leak(turn):
-        kept.append((bytearray(20 * 2**20), os.open(os.devnull, os.O_RDONLY), threading.Thread(target=stop.wait)))
+        block = mmap.mmap(-1, size)  # from the system: an allocator may hold that much that other tests have freed
+        block.write(bytes([1]) * size)
+        kept.append((block, os.open(os.devnull, os.O_RDONLY), threading.Thread(target=stop.wait)))
         kept[-1][2].start()
 
     monkeypatch.setattr(soak, "one_round", leak)
