@@ -5,14 +5,13 @@ Times are CPU times of one thread: the medians of pairs of interleaved runs. Err
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
-from benchmarks.timing import paired_medians
+from benchmarks.timing import measure_row
 from sklearn_capacity.architectures import make_network
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import Batch
@@ -81,23 +80,17 @@ def run() -> list[dict]:
         exact = truth(module, X[:8])
         peers = {"forward": (forward, 12.0, 5), "vmap(jacrev)": (dense, None, 3), "power": (power_iteration, None, 3)}
         for peer_name, (peer, target, repeats) in peers.items():
-            times = paired_medians(
-                lambda: ours(network, X),  # noqa: B023
-                lambda: peer(network, X),  # noqa: B023
-                repeats,
-                clock=time.process_time,
-            )
             note = f"error {error(ours(network, X[:8]), exact):.0e}"
             if peer is not forward:
                 note += f", peer's {error(peer(network, X[:8]), exact):.0e}"
             rows.append(
-                {
-                    "kernel": f"Jacobian spectral norm, {name} / {peer_name}",
-                    "ours": times.first,
-                    "peer": times.second,
-                    "ratio": times.ratio,
-                    "target": target,
-                    "note": note,
-                }
+                measure_row(
+                    f"Jacobian spectral norm, {name} / {peer_name}",
+                    lambda: ours(network, X),  # noqa: B023
+                    lambda: peer(network, X),  # noqa: B023
+                    target=target,
+                    note=note,
+                    repeats=repeats,
+                )
             )
     return rows

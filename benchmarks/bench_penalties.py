@@ -7,9 +7,9 @@ CPU time of one thread, so that neighbours on the machine matter less; the peers
 from __future__ import annotations
 
 import argparse
+import functools
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.timing import paired_medians
+from benchmarks.timing import measure_row
 from sklearn_capacity.architectures import make_network
 from sklearn_capacity.graph import Network
 from sklearn_capacity.graph.chain import jacobian_rows
@@ -144,25 +144,17 @@ def peers(case: Case, kernel: str) -> dict[str, Callable[[], None]]:
     return {"layer by layer": layer_by_layer(case)} if kernel == "per layer" else {}
 
 
-def row(
-    name: str, ours: Callable, base: Callable, *, target: float | None = None, note: str = "", repeats: int
-) -> dict:
-    """Our time over the base's, in CPU time of this thread."""
-    times = paired_medians(ours, base, repeats, clock=time.thread_time)
-    parts = {"ours": times.first, "peer": times.second, "ratio": times.ratio}
-    return {"kernel": name, **parts, "target": target, "note": note}
-
-
 def case_rows(case: Case, position: int) -> Iterator[dict]:
     """All kernels on one network: ours over the plain step, then each peer over the plain step."""
     step, repeats = plain(case), REPEATS[case.name]
     for kernel, (norm, options, targets) in KERNELS.items():
         ours = penalized(case, norm, **options)
         target = targets[position]
-        yield row(f"{case.name}, {kernel}", ours, step, target=target, note="over a plain step", repeats=repeats)
+        note = "over a plain step"
+        yield measure_row(f"{case.name}, {kernel}", ours, step, target=target, note=note, repeats=repeats)
         for name, peer in peers(case, kernel).items():
             slow = max(3, repeats // 2)
-            yield row(f"{case.name}, {kernel}: {name}", peer, step, note="a peer, over a plain step", repeats=slow)
+            yield measure_row(f"{case.name}, {kernel}: {name}", peer, step, note=f"a peer, {note}", repeats=slow)
 
 
 def row_kernel(case: Case) -> dict:
@@ -175,7 +167,8 @@ def row_kernel(case: Case) -> dict:
             module(case.X)
 
     name = f"{case.name}, Jacobian rows, C={CLASSES}"
-    return row(name, lambda: jacobian_rows(graph, case.X), forward, target=12.0, note="over a forward pass", repeats=9)
+    rows = functools.partial(jacobian_rows, graph, case.X)
+    return measure_row(name, rows, forward, target=12.0, note="over a forward pass", repeats=9)
 
 
 def peak_rows(case: Case, position: int) -> Iterator[dict]:

@@ -21,7 +21,7 @@ from .adjoint import ADJOINT, FRESH, TANGENT, Selection, Tape, bend, one_channel
 from .evaluate import EVALUATE, apply_linear
 from .nodes import NetworkGraph, Node, interpret
 
-__all__ = ["chain_refusal", "channels_last", "jacobian_rows", "linearize", "pull", "push", "stacks"]
+__all__ = ["chain_refusal", "jacobian_rows", "linearize", "pull", "push", "stacks"]
 
 #: Windows with more places keep indices.
 LARGEST_TILE = 16
@@ -45,7 +45,7 @@ def linearize(graph: NetworkGraph, X: Tensor) -> Tape:
     Differentiable: logits and smooth pre-activations carry a graph where gradients are enabled and the weights
     require them; slopes and selections are constants.
     """
-    X = channels_last(X)
+    X = _channels_last(X)
     tape = Tape(graph, X)
     readers = graph.consumers()
 
@@ -78,7 +78,7 @@ def linearize(graph: NetworkGraph, X: Tensor) -> Tape:
     return tape
 
 
-def channels_last(X: Tensor) -> Tensor:
+def _channels_last(X: Tensor) -> Tensor:
     """Images with the channels as the last axis in memory: on a CPU, convolutions are faster so."""
     return X.contiguous(memory_format=torch.channels_last) if X.dim() == 4 and X.is_cpu else X
 

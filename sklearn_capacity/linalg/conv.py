@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sklearn_capacity._validation import NotDefinedError, check_integer, check_option
 
-from .entries import Taps, entry_norms, stable_norm
+from .entries import Taps, described, entry_norms, stable_norm
 from .golub_kahan import OperatorNorm, operator_norm
 from .padding import PADDING_MODES, pad, pad_adjoint, per_axis, source_index
 from .torus import convolution_bound
@@ -80,10 +80,7 @@ class ConvOperator:
 
     def __post_init__(self) -> None:
         if not isinstance(self.weight, Tensor) or self.weight.is_complex() or not self.weight.numel():
-            got = f"{type(self.weight).__name__} of shape {tuple(getattr(self.weight, 'shape', ()))}"
-            raise ValueError(
-                f"`weight` must be a real tensor with at least one tap, got {got}."
-            )
+            raise ValueError(f"`weight` must be a real tensor with at least one tap, got {described(self.weight)}.")
         nd = self.weight.dim() - 2
         if nd not in CONVOLUTIONS:
             raise ValueError(f"`weight` must have 3, 4 or 5 axes, got shape {tuple(self.weight.shape)}.")

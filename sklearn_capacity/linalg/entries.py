@@ -18,7 +18,12 @@ from torch import Tensor
 
 from sklearn_capacity._validation import check_interval
 
-__all__ = ["Taps", "dense_blocks", "entry_norms", "stable_norm"]
+__all__ = ["Taps", "dense_blocks", "described", "entry_norms", "stable_norm"]
+
+
+def described(weight: object) -> str:
+    """What came as a weight, for a message."""
+    return f"{type(weight).__name__} of shape {tuple(getattr(weight, 'shape', ()))}"
 
 
 @dataclass(frozen=True, eq=False)

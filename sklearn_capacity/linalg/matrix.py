@@ -12,7 +12,7 @@ from torch import Tensor
 from sklearn_capacity._validation import NotDefinedError, check_interval
 
 from .certificate import ROUNDING, certified_norm
-from .entries import stable_norm
+from .entries import described, stable_norm
 from .golub_kahan import OperatorNorm, operator_norm
 
 __all__ = ["DiagonalOperator", "MatrixOperator", "linear_norm"]
@@ -44,10 +44,7 @@ class MatrixOperator:
 
     def __post_init__(self) -> None:
         if not isinstance(self.weight, Tensor) or self.weight.dim() != 2 or self.weight.is_complex():
-            got = f"{type(self.weight).__name__} of shape {tuple(getattr(self.weight, 'shape', ()))}"
-            raise ValueError(
-                f"`weight` must be a real tensor of 2 axes (out, in), got {got}."
-            )
+            raise ValueError(f"`weight` must be a real tensor of 2 axes (out, in), got {described(self.weight)}.")
         object.__setattr__(self, "weight", self.weight.detach().to(torch.float64))
         object.__setattr__(self, "input_shape", (self.weight.shape[1],))
         object.__setattr__(self, "output_shape", (self.weight.shape[0],))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_capacity.graph import NetworkGraph, Program, activation_of, evaluate, named_tensors, trace
-from sklearn_capacity.graph.chain import Tape, chain_refusal, channels_last, linearize
+from sklearn_capacity.graph.chain import Tape, chain_refusal, linearize
 from sklearn_capacity.penalties._modes import evaluating
 
 __all__ = ["Linearized", "graph_of", "linearized", "shared_forward"]
@@ -93,7 +93,7 @@ def linearized(module: Any, X: Tensor, *, fixed_norms: bool = False) -> Lineariz
     waiting, entry.waiting = entry.waiting, None
     if waiting is not None and waiting.source() is X and waiting.versions == _versions(module):
         return replace(waiting.batch, graph=graph)
-    return Linearized(graph, channels_last(X.detach()))
+    return Linearized(graph, X.detach())
 
 
 def shared_forward(module: Any, X: Tensor) -> Tensor | None:
@@ -105,9 +105,9 @@ def shared_forward(module: Any, X: Tensor) -> Tensor | None:
     graph = graph_of(module, X) if torch.is_grad_enabled() else None
     if graph is None or not _mode_free(module, X) or _watched(module):
         return None
-    laid_out = channels_last(X.detach())
-    tape = linearize(graph, laid_out)
-    waiting = _Waiting(weakref.ref(X), _versions(module), Linearized(graph, laid_out, tape))
+    data = X.detach()
+    tape = linearize(graph, data)
+    waiting = _Waiting(weakref.ref(X), _versions(module), Linearized(graph, data, tape))
     _TRACED[id(module)].waiting = waiting
     return tape.logits
 

@@ -71,8 +71,6 @@ def initialize_mean_field(
     >>> round(drawn[0].weight.var().item() * 400, 2)
     3.02
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"`module` must be an nn.Module, got {type(module).__name__}.")
     list(_weight_layers(module))  # all refusals, before torch's own of copying what it cannot
     module = copy.deepcopy(module)
     layers = list(_weight_layers(module))
