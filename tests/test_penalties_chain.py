@@ -18,6 +18,7 @@ from sklearn_capacity.graph.chain import jacobian_rows
 from sklearn_capacity.penalties import (
     PENALTIES,
     JacobianPenalty,
+    _joint,
     _tapes,
     frobenius_penalty,
     per_layer_penalty,
@@ -116,10 +117,15 @@ def test_per_layer_penalty_of_a_matrix_is_2_g_g_w():
     torch.testing.assert_close(second.weight.grad, 2 / 4 * v.T @ v @ second.weight)
 
 
-@pytest.mark.parametrize("name", ["mlp", "tanh", "max_pool", "one_channel", "residual", "conv_batch_norm"])
+SHARED = ["mlp", "tanh", "max_pool", "one_channel", "residual", "tied", "weight_norm", "conv_batch_norm"]
+
+
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("name", SHARED)
 @pytest.mark.parametrize("norm", PENALTIES)
 @pytest.mark.parametrize("output", ["logits", "softmax"])
-def test_sharing_the_forward_pass_changes_nothing(name, norm, output):
+def test_sharing_the_forward_pass_changes_nothing(name, norm, output, joint, monkeypatch):
+    monkeypatch.setattr(_joint, "WIDE", 0 if joint else 1 << 30)
     module, X = built(name, 6)
     module.train(name != "residual")
     y = torch.arange(6) % 3
@@ -230,6 +236,61 @@ def test_gradients_are_handed_on_once_unless_the_graph_is_kept():
     torch.testing.assert_close(2 * torch.autograd.grad(value, parameter)[0], first)
     with pytest.raises(RuntimeError, match="asked for a second time.*retain_graph=True"):
         torch.autograd.grad(value, parameter)
+
+
+def test_a_gradient_in_closed_form_is_not_differentiated_again():
+    module, X = built("mlp")
+    with pytest.raises(RuntimeError, match="cannot be differentiated again.*lambda X: module"):
+        torch.autograd.grad(frobenius_penalty(module, X), module[0].weight, create_graph=True)
+    (once,) = torch.autograd.grad(frobenius_penalty(lambda X: module(X), X), module[0].weight, create_graph=True)
+    (expected,) = torch.autograd.grad(mean_squared_jacobian(module, X), module[0].weight, create_graph=True)
+    twice = [gradients(first.square().sum(), module) for first in (once, expected)]
+    assert_same(*twice)
+
+
+@pytest.mark.parametrize("n", [1, 40])  # few rows are kept, of many only their product
+@pytest.mark.parametrize("norm", ["projection", "frobenius", "per_layer"])
+def test_gradients_joined_to_the_loss_s_own(norm, n, monkeypatch):
+    """Of loss and penalty apart, again where the graph is kept, and together."""
+    monkeypatch.setattr(_joint, "WIDE", 0)
+    module, X = built("mlp", n)
+    weights = [p for p in module.parameters() if p.dim() == 2]
+    random = {} if norm == "frobenius" else {"generator": torch.Generator().manual_seed(2)}
+    loss, value = module(X).square().sum(), PENALTIES[norm].function(module, X, **random)
+    want = [torch.autograd.grad(loss, weights), torch.autograd.grad(value, weights)]
+
+    penalty = JacobianPenalty(norm, generator=torch.Generator().manual_seed(2))
+    loss = penalty.forward(module, X).square().sum()
+    value = penalty(module, X)
+    for _ in range(2):
+        for part, expected in zip((loss, value), want, strict=True):
+            for got, a in zip(torch.autograd.grad(part, weights, retain_graph=True), expected, strict=True):
+                assert_same(got, a)
+    for got, a, b in zip(torch.autograd.grad(loss + 3 * value, weights), *want, strict=True):
+        assert_same(got, a + 3 * b)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(value, weights)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_shared_pass_goes_with_its_loss(used, monkeypatch):
+    """Without a cycle that only the collector of garbage could break."""
+    monkeypatch.setattr(_joint, "WIDE", 0)
+    module, X = built("mlp")
+    penalty = JacobianPenalty()
+    gc.collect()
+    gc.disable()
+    try:
+        loss = penalty.forward(module, X).sum()
+        joints = _tapes._TRACED[id(module)].waiting.batch.joints
+        layers = [weakref.ref(joint) for joint, _ in joints.values()]
+        del joints
+        loss = loss + penalty(module, X if used else X[:2])
+        assert len(layers) == 3 and all(layer() is not None for layer in layers)
+        del loss
+        assert all(layer() is None for layer in layers)
+    finally:
+        gc.enable()
 
 
 def test_many_small_stacks_equal_one(monkeypatch):

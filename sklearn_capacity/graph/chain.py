@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -39,8 +39,8 @@ def chain_refusal(graph: NetworkGraph) -> str | None:
     return None if len(shape) == 1 else f"The output has shape {shape} per sample."
 
 
-def linearize(graph: NetworkGraph, X: Tensor) -> Tape:
-    """Run the network and keep what its Jacobians need.
+def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., Tensor]] | None = None) -> Tape:
+    """Run the network and keep what its Jacobians need; `rules` replace those of operators.
 
     Differentiable: logits and smooth pre-activations carry a graph where gradients are enabled and the weights
     require them; slopes and selections are constants.
@@ -74,7 +74,8 @@ def linearize(graph: NetworkGraph, X: Tensor) -> Tape:
     def conv(node: Node, x: Tensor) -> Tensor:
         return apply_linear(node, one_channel_last(x) if x.is_cpu else x, tape.weight(node), node.bias)
 
-    tape.logits = interpret(graph, {**EVALUATE, "activation": activation, "max_pool": max_pool, "conv": conv}, X)
+    own = {"activation": activation, "max_pool": max_pool, "conv": conv}
+    tape.logits = interpret(graph, {**EVALUATE, **own, **(rules or {})}, X)
     return tape
 
 
@@ -101,7 +102,13 @@ def _masks(
     return out
 
 
-def pull(tape: Tape, vectors: Tensor, keep: Callable[[Node, Tensor, Tensor], None] | None = None) -> Tensor:
+def pull(
+    tape: Tape,
+    vectors: Tensor,
+    keep: Callable[[Node, Tensor, Tensor], None] | None = None,
+    *,
+    lasting: bool = False,
+) -> Tensor:
     """``v^T J`` for stacked directions.
 
     Parameters
@@ -111,7 +118,9 @@ def pull(tape: Tape, vectors: Tensor, keep: Callable[[Node, Tensor, Tensor], Non
         k blocks of one direction per sample.
     keep : callable(node, g, contribution), default=None
         Called at weights and smooth activations with the cotangent g of the node's output and what it adds to the
-        cotangent of its input.
+        cotangent of its input. g stays as it is; the contribution may change after the call.
+    lasting : bool, default=False
+        Whether contributions stay as they are, too.
 
     Returns
     -------
@@ -126,7 +135,7 @@ def pull(tape: Tape, vectors: Tensor, keep: Callable[[Node, Tensor, Tensor], Non
             fresh = True
         else:
             parts = ADJOINT[node.op](tape, node, g)
-            fresh = node.op in FRESH or (node.op in ALIASES and node.name in own)
+            fresh = not lasting and (node.op in FRESH or (node.op in ALIASES and node.name in own))
         if keep is not None and (node.weight is not None or node.name in tape.smooth):
             keep(node, g, parts[0])
         for name, part in zip(node.inputs, parts, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import operator
 import threading
 import warnings
@@ -69,7 +70,7 @@ class Program:
         """The name of a submodule as the user knows it."""
         return "" if scope + "." == self.inside else scope.removeprefix(self.inside)
 
-    @property
+    @functools.cached_property
     def norm_scales(self) -> frozenset[str]:
         """Names of the tensors that scale a batch norm's output."""
         norms = (torch.ops.aten.batch_norm.default, torch.ops.aten._native_batch_norm_legit_no_training.default)

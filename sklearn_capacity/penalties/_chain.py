@@ -11,6 +11,7 @@ from torch import Tensor
 from sklearn_capacity.graph import Node, activation_of
 from sklearn_capacity.graph.adjoint import Tape, weight_gradient
 from sklearn_capacity.graph.chain import pull, push, stacks
+from sklearn_capacity.penalties._joint import Joints, graph_is_kept
 from sklearn_capacity.penalties._tapes import Linearized
 
 __all__ = ["Directions", "Gradients", "chain_products", "softmax_jacobian", "wants"]
@@ -20,32 +21,32 @@ Directions = Callable[[slice, Tape], Tensor]
 
 
 class _WithGradient(torch.autograd.Function):
-    """A value whose gradients are known already. It cannot be differentiated twice."""
+    """A value whose gradients are known already. After their tensors come tokens, whose gradient is the factor."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, factor: float, gradients: list[Tensor], *tensors: Tensor) -> Tensor:
-        ctx.gradients, ctx.factor = gradients, factor
+        ctx.gradients, ctx.factor, ctx.n_tokens = gradients, factor, len(tensors) - len(gradients)
         return value
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "The penalty's gradient is known in closed form and cannot be differentiated again, got "
+                "`create_graph=True`. Give the penalty a function in place of the module, `lambda X: module(X)`: "
+                "then it is made of differentiable operators, at a higher cost."
+            )
         if ctx.gradients is None:
             raise RuntimeError(
                 "The penalty's gradient was asked for a second time, after its memory was handed on. "
                 "Call backward with `retain_graph=True` the first time."
             )
         grad = grad * ctx.factor
-        if _graph_is_kept():
-            return (None, None, None, *(grad * g for g in ctx.gradients))
+        tokens = [grad] * ctx.n_tokens
+        if graph_is_kept():
+            return (None, None, None, *(grad * g for g in ctx.gradients), *tokens)
         gradients, ctx.gradients = ctx.gradients, None
-        return (None, None, None, *(g.mul_(grad) for g in gradients))  # fresh memory costs more than the product
-
-
-def _graph_is_kept() -> bool:
-    """Whether the backward pass that is running was told to retain its graph; yes where torch does not say."""
-    kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
-    return True if kept is None else kept()
+        return (None, None, None, *(g.mul_(grad) for g in gradients), *tokens)  # new memory costs more than the product
 
 
 def softmax_jacobian(p: Tensor, a: Tensor) -> Tensor:
@@ -59,9 +60,14 @@ def wants(tensor: Tensor | None) -> bool:
 
 
 class Gradients:
-    """Sums gradients per tensor, in place, and hands the value over to autograd with them."""
+    """Sums gradients per tensor, in place, and hands the value over to autograd with them.
 
-    def __init__(self) -> None:
+    Those of `joints`, layers of the loss's forward pass by node, are left to that pass's backward pass.
+    """
+
+    def __init__(self, joints: Joints) -> None:
+        self.joints = joints
+        self.tokens: dict[str, Tensor] = {}
         self.tensors: dict[int, Tensor] = {}
         self.sums: dict[int, Tensor] = {}
 
@@ -72,16 +78,20 @@ class Gradients:
 
     def add_weight(self, node: Node, t: Tensor, g: Tensor) -> None:
         assert node.weight is not None
+        joint, token = self.joints.get(node.name, (None, None))
+        if joint is not None and token is not None and joint.weight is node.weight:
+            joint.add(g, t)
+            self.tokens[node.name] = token
+            return
         self.tensors[id(node.weight)] = node.weight
         self.sums[id(node.weight)] = weight_gradient(node, t, g, self.sums.get(id(node.weight)))
 
     def attach(self, value: Tensor, factor: float = 1.0) -> Tensor:
         """The value with the sums, times a factor, as its gradients."""
-        if not self.tensors:
+        if not self.tensors and not self.tokens:
             return value
-        keys = list(self.tensors)
-        gradients = [self.sums[key] for key in keys]
-        return _WithGradient.apply(value, factor, gradients, *(self.tensors[key] for key in keys))
+        gradients = [self.sums[key] for key in self.tensors]
+        return _WithGradient.apply(value, factor, gradients, *self.tensors.values(), *self.tokens.values())
 
 
 def chain_products(batch: Linearized, directions: Directions, scale: Tensor, output: str) -> Tensor:
@@ -95,7 +105,7 @@ def chain_products(batch: Linearized, directions: Directions, scale: Tensor, out
     scale : Tensor of shape (n,)
     output : "logits" or "softmax"
     """
-    sums = Gradients()
+    sums = Gradients(batch.joints)
     values = []
     n, k = stacks(batch.graph, len(scale), scale.dtype)
     for samples, tape in batch.parts(n, output):

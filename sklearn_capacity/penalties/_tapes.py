@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from sklearn_capacity.graph import NetworkGraph, Program, activation_of, evaluate, named_tensors, trace
 from sklearn_capacity.graph.chain import Tape, chain_refusal, linearize
+from sklearn_capacity.penalties._joint import Joints, joint_linear
 from sklearn_capacity.penalties._modes import evaluating
 
 __all__ = ["Linearized", "graph_of", "linearized", "shared_forward"]
@@ -52,11 +54,15 @@ _TRACED: dict[int, _Traced] = {}
 
 @dataclass(frozen=True)
 class Linearized:
-    """A module's graph and a batch; `tape` is there if the loss's own forward pass recorded it."""
+    """A module's graph and a batch; `tape` is there if the loss's own forward pass recorded it.
+
+    `joints` are that pass's wide linear layers, by node.
+    """
 
     graph: NetworkGraph
     X: Tensor
     tape: Tape | None = None
+    joints: Joints = field(default_factory=dict)
 
     @property
     def outputs(self) -> Tensor:
@@ -86,14 +92,27 @@ def linearized(module: Any, X: Tensor, *, fixed_norms: bool = False) -> Lineariz
 
     With `fixed_norms` the weights are no functions of the batch norms' scales that are folded into them.
     """
+    batch = _take_waiting(module, X)
+    if batch is not None and not (fixed_norms and _norm_scales(module)):
+        return batch
     graph = graph_of(module, X, fixed_norms)
     if graph is None:
         return None
-    entry = _TRACED[id(module)]
+    return Linearized(graph, X.detach()) if batch is None else replace(batch, graph=graph)
+
+
+def _take_waiting(module: nn.Module, X: Tensor) -> Linearized | None:
+    """The forward pass that the loss has made, once, if it is of this X and the module is as it was."""
+    entry = _TRACED.get(id(module))
+    if entry is None or entry.owner() is not module or entry.waiting is None:
+        return None
     waiting, entry.waiting = entry.waiting, None
-    if waiting is not None and waiting.source() is X and waiting.versions == _versions(module):
-        return replace(waiting.batch, graph=graph)
-    return Linearized(graph, X.detach())
+    return waiting.batch if waiting.source() is X and waiting.versions == _versions(module) else None
+
+
+def _norm_scales(module: nn.Module) -> frozenset[str]:
+    program = _TRACED[id(module)].program
+    return frozenset() if program is None else program.norm_scales
 
 
 def shared_forward(module: Any, X: Tensor) -> Tensor | None:
@@ -106,8 +125,9 @@ def shared_forward(module: Any, X: Tensor) -> Tensor | None:
     if graph is None or not _mode_free(module, X) or _watched(module):
         return None
     data = X.detach()
-    tape = linearize(graph, data)
-    waiting = _Waiting(weakref.ref(X), _versions(module), Linearized(graph, data, tape))
+    joints: Joints = {}
+    tape = linearize(graph, data, {"linear": functools.partial(joint_linear, joints)})
+    waiting = _Waiting(weakref.ref(X), _versions(module), Linearized(graph, data, tape, joints))
     _TRACED[id(module)].waiting = waiting
     return tape.logits
 

@@ -107,7 +107,7 @@ def _by_chain(
     values = batch.outputs
     vectors, scale = _drawn(values, generator), sample_scale(values, sample_weight)
     trained = {node.name for node in batch.graph.nodes if wants(node.weight)}
-    sums, totals = Gradients(), []
+    sums, totals = Gradients(batch.joints), []
     n, _ = stacks(batch.graph, len(values), values.dtype)
     for samples, tape in batch.parts(n):
         weights = None if sample_weight is None else scale[samples]
@@ -123,7 +123,7 @@ def _by_chain(
         with torch.no_grad():
             v = vectors[samples]
             v = softmax_jacobian(tape.logits.softmax(1), v) if output == "softmax" else v
-            pull(tape, v, keep)
+            pull(tape, v, keep, lasting=bool(batch.joints))
     factor = 1 / len(values) if sample_weight is None else 1.0
     return sums.attach(torch.stack(totals).sum() * factor, 2 * factor)
 

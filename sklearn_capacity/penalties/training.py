@@ -96,5 +96,8 @@ class JacobianPenalty:
 
         None where the module does something else in training than in eval (batch norm, dropout), where it cannot be
         traced as a graph, or where hooks listen to its forward pass. Then the loss needs the module's own.
+
+        Loss and penalty share this pass backwards, too: take the gradient of their sum, or keep the graph
+        (``retain_graph=True``) for the second of the two.
         """
         return shared_forward(module, X)
