@@ -79,6 +79,7 @@ test: $(VENV)/.test
 
 lint: $(VENV)/.lint
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 
 docs: $(VENV)/.docs

@@ -51,8 +51,9 @@ for column, (name, (_, sigma_w2, sigma_b2)) in zip(axes.T, settings.items(), str
     measured, errors = (np.array(part) for part in zip(*(simulate(name, width) for width in widths), strict=True))
     theory = [mean_field(name, sigma_w2, sigma_b2, depth=3, width=width) for width in widths]
     column[0].plot(widths, [one.mean_eigenvalue for one in theory], label="theorem 1")
-    column[1].fill_between(widths, *zip(*(one.second_moment_bounds for one in theory), strict=True), alpha=0.3,
-                           label="theorem 3")
+    column[1].fill_between(
+        widths, *zip(*(one.second_moment_bounds for one in theory), strict=True), alpha=0.3, label="theorem 3"
+    )
     for i, ax in enumerate(column):
         ax.errorbar(widths, measured[:, i], 2 * errors[:, i], fmt="k.", label="simulated, 2 s.e.")
         ax.set(xscale="log", yscale="log", xticks=widths, xticklabels=widths)

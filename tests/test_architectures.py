@@ -121,8 +121,10 @@ def test_networks_pickle_and_follow_the_seed(name):
 
 
 @pytest.mark.parametrize("params", [{"batch_norm": True}, {"batch_norm": False}, {"weight_norm": True}])
-@pytest.mark.parametrize("name", ["mlp", "conv", "all_cnn_c", "vgg", "resnet20", "preact_resnet18", "wrn_22_5",
-                                  "residual_mlp", "residual_mlp_gl"])
+@pytest.mark.parametrize(
+    "name",
+    ["mlp", "conv", "all_cnn_c", "vgg", "resnet20", "preact_resnet18", "wrn_22_5", "residual_mlp", "residual_mlp_gl"],
+)
 def test_options_do_what_they_say(name, params):
     shape = EXPECTED[name][3]
     network = make_network(name, shape, 3, **params).eval()
@@ -147,11 +149,22 @@ def test_resnet_without_batch_norm_stays_of_order_one():
 # shapes
 
 
-@pytest.mark.parametrize(("name", "shape"), [
-    ("conv", (1, 4, 4)), ("conv", (2, 9, 13)), ("all_cnn_c", (3, 4, 7)), ("vgg", (3, 17, 30)), ("resnet20", (1, 4, 5)),
-    ("preact_resnet18", (3, 8, 8)), ("preact_resnet18", (3, 64, 64)), ("wrn_22_5", (2, 4, 4)), ("mlp", (2, 3, 4)),
-    ("residual_mlp", (2, 3)), ("residual_mlp", 5),
-])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("conv", (1, 4, 4)),
+        ("conv", (2, 9, 13)),
+        ("all_cnn_c", (3, 4, 7)),
+        ("vgg", (3, 17, 30)),
+        ("resnet20", (1, 4, 5)),
+        ("preact_resnet18", (3, 8, 8)),
+        ("preact_resnet18", (3, 64, 64)),
+        ("wrn_22_5", (2, 4, 4)),
+        ("mlp", (2, 3, 4)),
+        ("residual_mlp", (2, 3)),
+        ("residual_mlp", 5),
+    ],
+)
 @pytest.mark.parametrize("n_outputs", [1, 7])
 def test_any_reasonable_shape(name, shape, n_outputs):
     network = make_network(name, shape, n_outputs).eval()
@@ -166,37 +179,43 @@ def test_unpadded_conv_net_knows_its_smallest_image():
     assert ConvNet((1, 28, 28), 10, padding=0)[-1].in_features == 32 * 4 * 4
 
 
-@pytest.mark.parametrize(("name", "shape", "message"), [
-    ("resnet20", (64,), r"`input_shape` must be \(channels, height, width\) for this architecture, got \(64,\)"),
-    ("resnet20", (1, 3, 8), "at least 4 for this architecture"),
-    ("vgg", DIGIT, "a height and a width of at least 16 .* Take one with less pooling, or enlarge"),
-    ("conv", (1, 3, 3), "at least 4"),
-    ("all_cnn_c", (1, 3, 3), "at least 4"),
-    ("preact_resnet18", (1, 7, 7), "at least 8"),
-    ("wrn_22_5", (1, 3, 3), "at least 4"),
-    ("resnet20", (0, 8, 8), "`input_shape` must be at least 1, got 0"),
-    ("resnet-20", IMAGE, "`name` must be one of .* Did you mean 'resnet20'"),
-])
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("resnet20", (64,), r"`input_shape` must be \(channels, height, width\) for this architecture, got \(64,\)"),
+        ("resnet20", (1, 3, 8), "at least 4 for this architecture"),
+        ("vgg", DIGIT, "a height and a width of at least 16 .* Take one with less pooling, or enlarge"),
+        ("conv", (1, 3, 3), "at least 4"),
+        ("all_cnn_c", (1, 3, 3), "at least 4"),
+        ("preact_resnet18", (1, 7, 7), "at least 8"),
+        ("wrn_22_5", (1, 3, 3), "at least 4"),
+        ("resnet20", (0, 8, 8), "`input_shape` must be at least 1, got 0"),
+        ("resnet-20", IMAGE, "`name` must be one of .* Did you mean 'resnet20'"),
+    ],
+)
 def test_shape_and_name_errors(name, shape, message):
     with pytest.raises(ValueError, match=message):
         make_network(name, shape, 10)
 
 
-@pytest.mark.parametrize(("name", "params", "message"), [
-    ("resnet20", {"depth": 21}, r"`depth` must be 6 n \+ 2"),
-    ("wrn_22_5", {"depth": 20}, r"`depth` must be 6 n \+ 4"),
-    ("resnet20", {"shortcut": "padding"}, "`shortcut` must be one of 'pad', 'projection'"),
-    ("resnet20", {"generalization_layer": "skips"}, "`generalization_layer` must be one of .* Did you mean 'skip'"),
-    ("resnet20_gl", {"layer_form": "conv5x5"}, "`layer_form` must be one of"),
-    ("resnet20_gl", {"nu": 0.0}, "`nu` must lie in"),
-    ("preact_resnet18", {"stem": "big"}, "`stem` must be one of"),
-    ("preact_resnet18", {"n_blocks": (2, 2)}, "`n_blocks` must be one number or one for each of 4 stages"),
-    ("preact_resnet18", {"dropout": 1.0}, r"`dropout` must lie in \[0, 1\)"),
-    ("vgg", {"dropout": -1.0}, r"`dropout` must lie in \[0, 1\)"),
-    ("residual_mlp", {"skip": 119}, "`skip` must be between 1 and 118"),
-    ("residual_mlp", {"generalization_blocks": (59,)}, "`generalization_blocks` must be between -59 and 58"),
-    ("residual_mlp", {"branch_scale": 0.0}, r"`branch_scale` must lie in \(0, inf\)"),
-])
+@pytest.mark.parametrize(
+    ("name", "params", "message"),
+    [
+        ("resnet20", {"depth": 21}, r"`depth` must be 6 n \+ 2"),
+        ("wrn_22_5", {"depth": 20}, r"`depth` must be 6 n \+ 4"),
+        ("resnet20", {"shortcut": "padding"}, "`shortcut` must be one of 'pad', 'projection'"),
+        ("resnet20", {"generalization_layer": "skips"}, "`generalization_layer` must be one of .* Did you mean 'skip'"),
+        ("resnet20_gl", {"layer_form": "conv5x5"}, "`layer_form` must be one of"),
+        ("resnet20_gl", {"nu": 0.0}, "`nu` must lie in"),
+        ("preact_resnet18", {"stem": "big"}, "`stem` must be one of"),
+        ("preact_resnet18", {"n_blocks": (2, 2)}, "`n_blocks` must be one number or one for each of 4 stages"),
+        ("preact_resnet18", {"dropout": 1.0}, r"`dropout` must lie in \[0, 1\)"),
+        ("vgg", {"dropout": -1.0}, r"`dropout` must lie in \[0, 1\)"),
+        ("residual_mlp", {"skip": 119}, "`skip` must be between 1 and 118"),
+        ("residual_mlp", {"generalization_blocks": (59,)}, "`generalization_blocks` must be between -59 and 58"),
+        ("residual_mlp", {"branch_scale": 0.0}, r"`branch_scale` must lie in \(0, inf\)"),
+    ],
+)
 def test_parameter_errors(name, params, message):
     shape = POINT if name == "residual_mlp" else IMAGE
     with pytest.raises(ValueError, match=message):
@@ -215,10 +234,13 @@ def test_unknown_parameter_and_bad_number_of_outputs():
 # structure
 
 
-@pytest.mark.parametrize(("make", "x"), [
-    (lambda: linear(5, 3, weight_norm=True), torch.randn(4, 5, dtype=torch.float64)),
-    (lambda: convolution(2, 3, bias=True, weight_norm=True), torch.randn(2, 2, 6, 6, dtype=torch.float64)),
-])
+@pytest.mark.parametrize(
+    ("make", "x"),
+    [
+        (lambda: linear(5, 3, weight_norm=True), torch.randn(4, 5, dtype=torch.float64)),
+        (lambda: convolution(2, 3, bias=True, weight_norm=True), torch.randn(2, 2, 6, 6, dtype=torch.float64)),
+    ],
+)
 def test_weight_norm_ignores_the_scale_of_the_rows(make, x):
     layer = make().double()
     plain = copy.deepcopy(layer)
@@ -245,8 +267,17 @@ def test_padding_shortcut_is_option_a():
     assert count(make_network("resnet20", IMAGE, 10, shortcut="projection")) == 269_722 + 16 * 32 + 64 + 32 * 64 + 128
 
 
-@pytest.mark.parametrize(("name", "layers"), [("resnet20", 20), ("resnet110", 110), ("resnet20_gld", 22),
-                                              ("resnet56_gld", 58), ("wrn_22_5", 22), ("preact_resnet18", 18)])
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("resnet20", 20),
+        ("resnet110", 110),
+        ("resnet20_gld", 22),
+        ("resnet56_gld", 58),
+        ("wrn_22_5", 22),
+        ("preact_resnet18", 18),
+    ],
+)
 def test_depth_is_the_number_in_the_name(name, layers):
     maps = [m for m in make_network(name, IMAGE, 10).modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     shortcuts = [m for m in maps if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
@@ -330,8 +361,17 @@ def test_vgg_and_all_cnn_are_the_printed_sequences():
     assert kinds == stack * 4 + ["AdaptiveAvgPool2d", "Flatten", "Linear", "ReLU", "Linear"]
     plain = make_network("all_cnn_c", IMAGE, 10, batch_norm=False, dropout=0.5)
     convs = [(m.out_channels, m.kernel_size[0], m.stride[0]) for m in plain if isinstance(m, nn.Conv2d)]
-    assert convs == [(96, 3, 1), (96, 3, 1), (96, 3, 2), (192, 3, 1), (192, 3, 1), (192, 3, 2), (192, 3, 1),
-                     (192, 1, 1), (10, 1, 1)]
+    assert convs == [
+        (96, 3, 1),
+        (96, 3, 1),
+        (96, 3, 2),
+        (192, 3, 1),
+        (192, 3, 1),
+        (192, 3, 2),
+        (192, 3, 1),
+        (192, 1, 1),
+        (10, 1, 1),
+    ]
     assert [m.p for m in plain if isinstance(m, nn.Dropout)] == [0.2, 0.5, 0.5] and count(plain) == 1_369_738
 
 

@@ -77,9 +77,10 @@ def test_estimators_of_this_package():
     assert len(model.history_[:, "c_margin"]) == 4
     regressor = NetworkRegressor((5,), max_epochs=2, random_state=0, callbacks=[CapacityCallback("fisher_rao_norm")])
     regressor.fit(X, X[:, 0])
-    assert regressor.history_[-1, "fisher_rao_norm"] == measure_capacity(regressor, X, X[:, 0], "fisher_rao_norm")[
-        "fisher_rao_norm"
-    ]
+    assert (
+        regressor.history_[-1, "fisher_rao_norm"]
+        == measure_capacity(regressor, X, X[:, 0], "fisher_rao_norm")["fisher_rao_norm"]
+    )
 
 
 def test_own_data_every_other_epoch_and_pickles():

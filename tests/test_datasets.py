@@ -154,19 +154,25 @@ def test_no_network_is_a_clear_error(monkeypatch, fetch):
         fetch()
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: make_noisy_quadratic(noise=-1), r"`noise` must lie in \[0, inf\), got -1"),
-    (lambda: make_noisy_quadratic(0), "`n_samples` must be at least 1"),
-    (lambda: make_noisy_cubic(interval=(1, 1)), "`interval` must have finite ends in rising order"),
-    (lambda: make_noisy_cubic(interval=(0, np.inf)), "`interval` must have finite ends"),
-    (lambda: make_piecewise_linear_curves(2, n_points=3, n_pieces=4), "`n_pieces` must be between 1 and 3, got 4"),
-    (lambda: randomize_labels([0, 1], 1.1), r"`fraction` must lie in \[0, 1\], got 1.1"),
-    (lambda: randomize_labels([], 0.5), r"`y` must have shape \(n_samples,\) with at least one sample"),
-    (lambda: randomize_labels([[0, 1]], 0.5), r"`y` must have shape \(n_samples,\)"),
-    (lambda: make_confusion_set(np.zeros((5, 2)), np.zeros(4), 2, 2), "`X` and `y` must have one label for each"),
-    (lambda: make_confusion_set(np.zeros((5, 2)), np.zeros(5), 3, 3), r"`n_train` \+ `n_confusion` must be at most 5"),
-    (lambda: fetch_mnist(subset="tests"), "`subset` must be one of .* Did you mean 'test'"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: make_noisy_quadratic(noise=-1), r"`noise` must lie in \[0, inf\), got -1"),
+        (lambda: make_noisy_quadratic(0), "`n_samples` must be at least 1"),
+        (lambda: make_noisy_cubic(interval=(1, 1)), "`interval` must have finite ends in rising order"),
+        (lambda: make_noisy_cubic(interval=(0, np.inf)), "`interval` must have finite ends"),
+        (lambda: make_piecewise_linear_curves(2, n_points=3, n_pieces=4), "`n_pieces` must be between 1 and 3, got 4"),
+        (lambda: randomize_labels([0, 1], 1.1), r"`fraction` must lie in \[0, 1\], got 1.1"),
+        (lambda: randomize_labels([], 0.5), r"`y` must have shape \(n_samples,\) with at least one sample"),
+        (lambda: randomize_labels([[0, 1]], 0.5), r"`y` must have shape \(n_samples,\)"),
+        (lambda: make_confusion_set(np.zeros((5, 2)), np.zeros(4), 2, 2), "`X` and `y` must have one label for each"),
+        (
+            lambda: make_confusion_set(np.zeros((5, 2)), np.zeros(5), 3, 3),
+            r"`n_train` \+ `n_confusion` must be at most 5",
+        ),
+        (lambda: fetch_mnist(subset="tests"), "`subset` must be one of .* Did you mean 'test'"),
+    ],
+)
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -84,8 +84,9 @@ def test_three_by_three_form_is_conv_norm_relu_conv_norm():
     conv1, norm1, _, conv2, norm2 = layer.body
     norm1.running_mean.normal_(), norm2.weight.data.normal_()
     x = draw(2, 3, 9, 9)
-    hidden = torch.relu((nn.functional.conv2d(x, conv1.weight, None, 2, 1) - norm1.running_mean[:, None, None])
-                        / (1 + norm1.eps) ** 0.5)
+    hidden = torch.relu(
+        (nn.functional.conv2d(x, conv1.weight, None, 2, 1) - norm1.running_mean[:, None, None]) / (1 + norm1.eps) ** 0.5
+    )
     hidden = nn.functional.conv2d(hidden, conv2.weight, None, 1, 1) / (1 + norm2.eps) ** 0.5
     hidden = hidden * norm2.weight[:, None, None]
     skip = torch.einsum("oi,nihw->nohw", layer.shortcut.weight[:, :, 0, 0], x[:, :, ::2, ::2])
@@ -126,13 +127,16 @@ def test_dropout_layer_for_maps():
     assert (big.eval()(x.float()) >= 0).all()
 
 
-@pytest.mark.parametrize("make", [
-    lambda: GeneralizationLayer(4, depth=2, nu=0.2),
-    lambda: ConvGeneralizationLayer(4, 6, 2, form="conv3x3", nu=0.2),
-    lambda: GeneralizationWrap(nn.Linear(4, 2), nn.Linear(4, 4), nn.Linear(4, 2, bias=False), nu=0.2),
-    lambda: GeneralizationDropout(4),
-    lambda: ConvGeneralizationDropout(4, form="conv3x3"),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GeneralizationLayer(4, depth=2, nu=0.2),
+        lambda: ConvGeneralizationLayer(4, 6, 2, form="conv3x3", nu=0.2),
+        lambda: GeneralizationWrap(nn.Linear(4, 2), nn.Linear(4, 4), nn.Linear(4, 2, bias=False), nu=0.2),
+        lambda: GeneralizationDropout(4),
+        lambda: ConvGeneralizationDropout(4, form="conv3x3"),
+    ],
+)
 def test_layers_copy_pickle_save_and_export(make):
     layer = make().double().eval()
     x = draw(2, 4, 6, 6) if "Conv" in type(layer).__name__ else draw(2, 4)
@@ -199,13 +203,16 @@ def test_slow_group_moves_a_tenth_as_far():
         torch.testing.assert_close(before[p] - p.detach(), rate * p.grad)
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: GeneralizationLayer(0), "`in_features` must be at least 1"),
-    (lambda: ConvGeneralizationLayer(2, stride=0), "`stride` must be at least 1"),
-    (lambda: ConvGeneralizationLayer(2, form="conv5x5"), "`form` must be one of 'conv1x1', 'conv3x3'"),
-    (lambda: ConvGeneralizationDropout(2, form="conv5x5"), "`form` must be one of"),
-    (lambda: GeneralizationDropout(2, -0.1), r"`p` must lie in \[0, 1\)"),
-])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GeneralizationLayer(0), "`in_features` must be at least 1"),
+        (lambda: ConvGeneralizationLayer(2, stride=0), "`stride` must be at least 1"),
+        (lambda: ConvGeneralizationLayer(2, form="conv5x5"), "`form` must be one of 'conv1x1', 'conv3x3'"),
+        (lambda: ConvGeneralizationDropout(2, form="conv5x5"), "`form` must be one of"),
+        (lambda: GeneralizationDropout(2, -0.1), r"`p` must lie in \[0, 1\)"),
+    ],
+)
 def test_layer_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
@@ -229,15 +236,18 @@ def test_slow_start_tells_epochs_from_fractions():
     assert slow_learning_factor(0, 10, 0) == 0.1  # [GL] figure 7: slow from the beginning
 
 
-@pytest.mark.parametrize(("call", "error", "message"), [
-    (lambda: nu_schedule(0, 10, end=0.0), ValueError, r"`end` must lie in \(0, inf\), got 0. 0 would cut"),
-    (lambda: nu_schedule(-1, 10), ValueError, "`epoch` must be at least 0"),
-    (lambda: nu_schedule(0, 10, decay_fraction=1.5), ValueError, r"`decay_fraction` must lie in \[0, 1\]"),
-    (lambda: slow_start(20.0, 100), ValueError, "`slow_after` must lie in .* pass an int for a number of epochs"),
-    (lambda: slow_start(-1, 100), ValueError, "`slow_after` must be at least 0"),
-    (lambda: slow_start("20", 100), TypeError, "`slow_after` must be a number"),
-    (lambda: slow_learning_factor(0, 10, slow_factor=-1), ValueError, "`slow_factor` must lie in"),
-])
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: nu_schedule(0, 10, end=0.0), ValueError, r"`end` must lie in \(0, inf\), got 0. 0 would cut"),
+        (lambda: nu_schedule(-1, 10), ValueError, "`epoch` must be at least 0"),
+        (lambda: nu_schedule(0, 10, decay_fraction=1.5), ValueError, r"`decay_fraction` must lie in \[0, 1\]"),
+        (lambda: slow_start(20.0, 100), ValueError, "`slow_after` must lie in .* pass an int for a number of epochs"),
+        (lambda: slow_start(-1, 100), ValueError, "`slow_after` must be at least 0"),
+        (lambda: slow_start("20", 100), TypeError, "`slow_after` must be a number"),
+        (lambda: slow_learning_factor(0, 10, slow_factor=-1), ValueError, "`slow_factor` must lie in"),
+    ],
+)
 def test_schedule_errors(call, error, message):
     with pytest.raises(error, match=message):
         call()

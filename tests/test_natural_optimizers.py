@@ -80,7 +80,12 @@ def test_kfac_trains_convolutions_and_counts_its_updates(monkeypatch):
     fits = {}
     for fisher in ("type-2", "mc", "empirical"):
         model = NetworkClassifier(
-            module=network, optimizer="kfac", max_epochs=25, batch_size=20, learning_rate=0.1, random_state=0,
+            module=network,
+            optimizer="kfac",
+            max_epochs=25,
+            batch_size=20,
+            learning_rate=0.1,
+            random_state=0,
             optimizer_params={"update_interval": 20, "fisher": fisher},
         )
         fits[fisher] = model.fit(images, y)
@@ -261,7 +266,11 @@ def test_path_sgd_trains_images_and_updates_at_its_interval():
     images[np.arange(40), 0, y, y] += 6
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3))
     model = NetworkClassifier(
-        module=network, optimizer="path_sgd", optimizer_params={"update_interval": 5}, learning_rate=0.2, max_epochs=60,
+        module=network,
+        optimizer="path_sgd",
+        optimizer_params={"update_interval": 5},
+        learning_rate=0.2,
+        max_epochs=60,
         random_state=0,
     )
     assert model.fit(images, y).score(images, y) > 0.9

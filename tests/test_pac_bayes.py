@@ -191,6 +191,7 @@ def test_the_initial_prior_folds_batch_norm_with_the_statistics_of_then():
 
     def fold(state):
         """Weights and biases by hand: the first norm goes backwards, the last forwards."""
+
         def affine(i):
             scale = state[f"{i}.weight"] / (state[f"{i}.running_var"] + module[i].eps).sqrt()
             return scale, state[f"{i}.bias"] - scale * state[f"{i}.running_mean"]

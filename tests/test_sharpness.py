@@ -42,9 +42,7 @@ def linear_case(n_outputs=1):
 
 def test_layer_norm_by_independent_draws():
     def build():
-        return networks.make(
-            lambda: nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 3)), (4,)
-        )
+        return networks.make(lambda: nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 3)), (4,))
 
     (module, X, y), twin = build(), build()[0]
     result = measured("expected_sharpness", module, X, y, alpha=0.01, n_draws=400)

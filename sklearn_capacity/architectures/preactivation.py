@@ -176,9 +176,7 @@ class _PreactBlock(nn.Module):
         return branch + (input if self.projection is None else self.projection(active))
 
 
-def _stages(
-    in_channels: int, widths: Sequence[int], n_blocks: int | Sequence[int], options: dict
-) -> nn.Sequential:
+def _stages(in_channels: int, widths: Sequence[int], n_blocks: int | Sequence[int], options: dict) -> nn.Sequential:
     check_interval("dropout", options["dropout"], 0.0, 1.0, closed="left")
     counts = [n_blocks] * len(widths) if isinstance(n_blocks, int) else list(n_blocks)
     if len(counts) != len(widths):

@@ -92,8 +92,9 @@ class ResidualMLP(nn.Sequential):
         width, skip = check_integer("width", width), check_integer("skip", skip, 1, n_layers)
         dropout = check_interval("dropout", dropout, 0.0, 1.0, closed="left")
         n_blocks, n_left = divmod(n_layers, skip)
-        slow = {check_integer("generalization_blocks", b, -n_blocks, n_blocks - 1) % n_blocks
-                for b in generalization_blocks}
+        slow = {
+            check_integer("generalization_blocks", b, -n_blocks, n_blocks - 1) % n_blocks for b in generalization_blocks
+        }
         options = {"batch_norm": batch_norm, "weight_norm": weight_norm}
         n_features = prod(check_integer("input_shape", size) for size in input_shape)
         layers: list[nn.Module] = [nn.Flatten(), *_hidden(n_features, width, **options), nn.ReLU()]

@@ -29,8 +29,7 @@ def make_module(module: Any, module_params: Mapping[str, Any] | None, input_shap
     if isinstance(module, nn.Module):
         if params:
             raise ValueError(
-                f"`module_params` must be None when `module` is an instance, got {params!r}. "
-                "Give the class instead."
+                f"`module_params` must be None when `module` is an instance, got {params!r}. Give the class instead."
             )
         return copy.deepcopy(module)
     if not callable(module):

@@ -109,9 +109,7 @@ ACTIVATIONS: dict[str, Activation] = {
     # steepest at z = 1.4907, where the derivative is 1.088498..., rounded up
     "mish": Activation(F.mish, _mish_slope, lambda: 1.0884982),
     "log_sigmoid": Activation(F.logsigmoid, lambda z: torch.sigmoid(-z), lambda: 1.0),
-    "erf": Activation(
-        torch.erf, lambda z: 2 / math.sqrt(math.pi) * torch.exp(-(z**2)), lambda: 2 / math.sqrt(math.pi)
-    ),
+    "erf": Activation(torch.erf, lambda z: 2 / math.sqrt(math.pi) * torch.exp(-(z**2)), lambda: 2 / math.sqrt(math.pi)),
 }
 
 

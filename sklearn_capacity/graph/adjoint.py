@@ -169,8 +169,17 @@ def _convolution_backward(node: Node, g: Tensor, x: Tensor, want: tuple[bool, bo
     p = node.params
     padding = [a for a, _ in p["padding"]] if _plain_padding(node) else [0] * p["nd"]
     return torch.ops.aten.convolution_backward(
-        g, x, node.weight, None, p["stride"], padding, p["dilation"], node.op == "conv_transpose",
-        p["output_padding"], p["groups"], want,
+        g,
+        x,
+        node.weight,
+        None,
+        p["stride"],
+        padding,
+        p["dilation"],
+        node.op == "conv_transpose",
+        p["output_padding"],
+        p["groups"],
+        want,
     )
 
 

@@ -84,9 +84,7 @@ def _channels_last(X: Tensor) -> Tensor:
     return X.contiguous(memory_format=torch.channels_last) if X.dim() == 4 and X.is_cpu else X
 
 
-def _masks(
-    node: Node, x: Tensor, indices: Tensor, slope: Tensor | None
-) -> list[tuple[tuple[slice, ...], Tensor]]:
+def _masks(node: Node, x: Tensor, indices: Tensor, slope: Tensor | None) -> list[tuple[tuple[slice, ...], Tensor]]:
     """A tiling max-pooling as one mask for every place in its windows, with the slope of what stands before it."""
     p = node.params
     plain = not any(p["padding"]) and set(p["dilation"]) == {1} and not p["ceil_mode"]

@@ -144,4 +144,3 @@ class Linearization:
 
 
 _NONLINEAR = ("activation", "max_pool", "opaque")
-

@@ -331,9 +331,7 @@ class _Binder:
         return all(shape[:1] == (-1,) and -2 not in shape for shape in shapes)
 
     def _opaque(self, node: torch.fx.Node, args: tuple, kwargs: dict) -> Draft:
-        leaves, spec = torch.utils._pytree.tree_flatten(
-            (args, kwargs), is_leaf=lambda v: isinstance(v, Ref | Weight)
-        )
+        leaves, spec = torch.utils._pytree.tree_flatten((args, kwargs), is_leaf=lambda v: isinstance(v, Ref | Weight))
         refs = tuple(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Ref)))
         trained = any(isinstance(leaf, Weight) and leaf.trainable for leaf in leaves)
         values = [leaf.tensor if isinstance(leaf, Weight) else leaf for leaf in leaves]

@@ -175,6 +175,7 @@ def _watch(module: nn.Module, input_shape: Sequence[int]) -> _Flow:
     left: dict[str, tuple] = {}
     handles = []
     for name, layer in module.named_modules():
+
         def enter(_layer, inputs, name=name):
             if name not in entered and inputs and isinstance(inputs[0], Tensor):
                 entered[name] = tuple(inputs[0].shape[1:])

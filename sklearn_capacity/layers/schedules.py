@@ -98,9 +98,7 @@ def slow_start(slow_after: int | float, max_epochs: int) -> int:
     return round(check_interval("slow_after", slow_after, 0.0, 1.0, cure=cure) * max_epochs)
 
 
-def slow_learning_factor(
-    epoch: int, max_epochs: int, slow_after: int | float = 20, slow_factor: float = 0.1
-) -> float:
+def slow_learning_factor(epoch: int, max_epochs: int, slow_after: int | float = 20, slow_factor: float = 0.1) -> float:
     """Return the factor of the learning rate for the generalization layer's own weights in an epoch.
 
     Parameters

@@ -199,9 +199,7 @@ def fisher_max_eigenvalue(network: Network, batch: Batch, *, loss: str = "square
     return Measured(float(values[0]), info=info)
 
 
-def critical_learning_rate(
-    network: Network, batch: Batch, *, momentum: float = 0.0, loss: str = "squared"
-) -> Measured:
+def critical_learning_rate(network: Network, batch: Batch, *, momentum: float = 0.0, loss: str = "squared") -> Measured:
     r"""Learning rate above which gradient descent leaves a minimum with this Fisher matrix.
 
     .. math:: \eta_c = 2 (1 + \mu) / \lambda_{\max}
@@ -255,9 +253,7 @@ def fisher_matrix(network: Network, batch: Batch, loss: str) -> FisherMatrix:
         def progress(steps: Iterable) -> Iterable:
             return tqdm(steps, desc="Fisher information", disable=not batch.verbose, leave=False)
 
-        return FisherMatrix(
-            jacobian, batch.X, network.n_outputs, loss, samples=batch.chunk_size, progress=progress
-        )
+        return FisherMatrix(jacobian, batch.X, network.n_outputs, loss, samples=batch.chunk_size, progress=progress)
 
     return batch.once(("fisher", loss), build)
 

@@ -61,9 +61,7 @@ def jacobian_frobenius(network: Network, batch: Batch, *, output: str = "logits"
     return Measured(reduce_samples(traces(network, batch, output), "mean"))
 
 
-def jacobian_spectral(
-    network: Network, batch: Batch, *, reduction: str = "max", output: str = "logits"
-) -> Measured:
+def jacobian_spectral(network: Network, batch: Batch, *, reduction: str = "max", output: str = "logits") -> Measured:
     r"""Largest singular value of the input-output Jacobian over the data.
 
     .. math:: \max_i \|J(x_i)\|_2

@@ -101,9 +101,7 @@ def _drawn(values: Tensor, generator: torch.Generator) -> Tensor:
     return torch.zeros_like(values).scatter_(1, index, 1.0)
 
 
-def _by_chain(
-    batch: Linearized, generator: torch.Generator, output: str, sample_weight: Tensor | None
-) -> Tensor:
+def _by_chain(batch: Linearized, generator: torch.Generator, output: str, sample_weight: Tensor | None) -> Tensor:
     values = batch.outputs
     vectors, scale = _drawn(values, generator), sample_scale(values, sample_weight)
     trained = {node.name for node in batch.graph.nodes if wants(node.weight)}

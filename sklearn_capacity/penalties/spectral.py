@@ -99,9 +99,7 @@ def _top_eigenvectors(gram: Tensor) -> Tensor:
     return torch.linalg.eigh(gram).eigenvectors[:, :, -1][None]
 
 
-def _by_loop(
-    function: Callable[[Tensor], Tensor], X: Tensor, output: str, sample_weight: Tensor | None
-) -> Tensor:
+def _by_loop(function: Callable[[Tensor], Tensor], X: Tensor, output: str, sample_weight: Tensor | None) -> Tensor:
     """The same for any function, by backward passes."""
     with evaluating(function):
         rows = torch.stack([row.flatten(1) for row in jacobian_products(function, X, output=output)], dim=1)

@@ -268,5 +268,3 @@ def list_measures() -> pd.DataFrame:
         for m in MEASURES.values()
     ]
     return pd.DataFrame(rows)
-
-

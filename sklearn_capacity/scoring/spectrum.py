@@ -88,8 +88,6 @@ def fisher_spectrum(
     check_option("loss", loss, LOSSES)
     if X is None:
         raise ValueError("`X` must hold samples, got None. The Fisher information is an average over data.")
-    session = Session(
-        model, X, None, batch_size=batch_size, device=device, random_state=random_state, verbose=verbose
-    )
+    session = Session(model, X, None, batch_size=batch_size, device=device, random_state=random_state, verbose=verbose)
     values, _ = largest_eigenvalues(session.network, session.batch, loss, n_largest)
     return values.numpy().copy()

@@ -96,8 +96,10 @@ def resolve(model: Any) -> Subject:
 def _check_fitted(model: Any) -> None:
     if not hasattr(model, "fit"):
         return
-    fitted = model.__sklearn_is_fitted__() if hasattr(model, "__sklearn_is_fitted__") else any(
-        name.endswith("_") and not name.startswith("__") for name in vars(model)
+    fitted = (
+        model.__sklearn_is_fitted__()
+        if hasattr(model, "__sklearn_is_fitted__")
+        else any(name.endswith("_") and not name.startswith("__") for name in vars(model))
     )
     if not fitted:
         raise NotFittedError(f"This {type(model).__name__} is not fitted yet. Call `fit` before measuring it.")

@@ -48,10 +48,10 @@ def resolve_device(device: Any) -> torch.device:
     except (RuntimeError, TypeError) as error:
         raise ValueError(f'`device` must be "auto" or a device of torch such as "cpu", got {device!r}.') from error
     if resolved.type == "cuda" and (resolved.index or 0) >= n_gpus:
-        raise ValueError(f"`device` is {device!r}, but torch sees {n_gpus} GPUs. Use device=\"auto\".")
+        raise ValueError(f'`device` is {device!r}, but torch sees {n_gpus} GPUs. Use device="auto".')
     if resolved.type not in ("cpu", "cuda"):
         try:
             torch.empty(0, device=resolved).cpu()
         except (RuntimeError, AssertionError, ImportError) as error:
-            raise ValueError(f"`device` is {device!r}, which torch cannot use here. Use device=\"auto\".") from error
+            raise ValueError(f'`device` is {device!r}, which torch cannot use here. Use device="auto".') from error
     return resolved

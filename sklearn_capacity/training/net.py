@@ -171,9 +171,7 @@ class PenalizedNet(NeuralNet):
             or any(getattr(type(callback), event) is not getattr(Callback, event) for event in _BATCH_EVENTS)
             for _, callback in self.callbacks_
         )
-        return listens or any(
-            getattr(type(self), event) is not getattr(PenalizedNet, event) for event in _BATCH_EVENTS
-        )
+        return listens or any(getattr(type(self), event) is not getattr(PenalizedNet, event) for event in _BATCH_EVENTS)
 
     def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> PenalizedNet:
         self._listens_ = self._callbacks_listen()
