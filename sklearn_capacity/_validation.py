@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import sys
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,6 +19,7 @@ __all__ = [
     "check_numbers",
     "check_option",
     "closest",
+    "warn",
 ]
 
 
@@ -29,6 +32,14 @@ class CapacityWarning(UserWarning):
     >>> from sklearn_capacity import CapacityWarning
     >>> warnings.simplefilter("error", CapacityWarning)  # take every such remark as an error
     """
+
+
+def warn(message: str) -> None:
+    """Give a `CapacityWarning` that shows the line that called this package."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("sklearn_capacity."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, CapacityWarning, stacklevel=level)
 
 
 class NotDefinedError(ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 
 from reference_penalties import CASES, FALLBACKS, built, mean_squared_jacobian, mean_squared_norm, per_layer
 from sklearn_capacity import JacobianRegularizedClassifier
-from sklearn_capacity.graph import Network
+from sklearn_capacity.graph import Network, chain
 from sklearn_capacity.graph.chain import jacobian_rows
 from sklearn_capacity.penalties import (
     PENALTIES,
@@ -172,6 +173,23 @@ def test_hooks_keep_the_module_s_own_forward_pass(register):
         assert penalty.forward(module, X) is None
 
 
+@pytest.mark.parametrize("norm", PENALTIES)
+@pytest.mark.parametrize("name", ["mlp", "max_pool", "conv_batch_norm", "normalised"])
+def test_autocast_is_for_the_loss_alone(name, norm):
+    module, X = built(name)
+    module, X = module.float(), X.float()
+    results = []
+    for mixed in (False, True):
+        penalty = JacobianPenalty(norm, generator=torch.Generator().manual_seed(2))
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            if mixed:
+                assert penalty.forward(module, X) is None
+            value = penalty(module, X)
+        assert value.dtype == torch.float32
+        results.append(torch.cat([value.detach()[None], gradients(value, module)]))
+    assert torch.equal(*results)
+
+
 def test_a_module_is_traced_once_and_forgotten_with_it(monkeypatch):
     module, X = built("residual")
     traces = []
@@ -302,6 +320,19 @@ def test_many_small_stacks_equal_one(monkeypatch):
             value = penalty(module, X, output="softmax")
             result = torch.cat([value.detach()[None], gradients(value, module)])
             assert_same(result, values.setdefault(penalty, result))
+
+
+def test_stacks_fill_the_cache_of_a_cpu_and_a_share_of_a_gpu_s_memory(monkeypatch):
+    graph = Network(nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)), (8,)).graph
+    cpu = SimpleNamespace(device=torch.device("cpu"), element_size=lambda: 4)
+    gpu = SimpleNamespace(device=torch.device("cuda", 1), element_size=lambda: 4)
+    monkeypatch.setattr(chain, "STACK_BYTES", 100 * 32 * 4)
+    assert chain.stacks(graph, 10, cpu) == (10, 10) and chain.stacks(graph, 150, cpu) == (75, 1)
+    memory = {torch.device("cuda", 1): SimpleNamespace(total_memory=16 * 500 * (8 + 32 + 32 + 4) * 4)}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", memory.__getitem__)
+    assert chain.stacks(graph, 50, gpu) == (50, 10) and chain.stacks(graph, 600, gpu) == (300, 1)
+    memory[torch.device("cuda", 1)].total_memory = 1
+    assert chain.stacks(graph, 600, gpu) == (1, 1)
 
 
 @pytest.mark.parametrize("name", ["residual", "max_pool", "tanh"])

@@ -118,8 +118,9 @@ def test_a_failure_gives_nan_for_every_declared_name(iris):
     assert np.isnan(scores["neg_path_norm"]) and np.isfinite(scores["margin"]) and np.isfinite(scores["accuracy"])
     with pytest.raises(ValueError, match="A path norm is not defined"):
         scorer.set_params(on_error="raise")(fitted, *iris)
-    with pytest.warns(CapacityWarning, match="not fitted yet"):
+    with pytest.warns(CapacityWarning, match="not fitted yet") as shown:
         scores = CapacityScorer(["spectral_norm", "margin"])(NetworkClassifier(), *iris)
+    assert [warning.filename for warning in shown] == [__file__]  # the user's line, not one of ours
     assert list(scores) == ["neg_spectral_norm", "margin"] and all(np.isnan(list(scores.values())))
 
 

@@ -6,7 +6,6 @@ import contextlib
 import math
 import numbers
 import threading
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from skorch.history import History
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from sklearn_capacity._validation import CapacityWarning
+from sklearn_capacity._validation import warn
 from sklearn_capacity.training import PenalizedNet, resolve_device, seeded
 
 __all__ = ["Restoring", "as_history"]
@@ -98,7 +97,7 @@ class Restoring:
         try:
             return resolve_device(self.device)
         except ValueError as error:
-            warnings.warn(f"{error} The network is put on the CPU.", CapacityWarning, stacklevel=4)
+            warn(f"{error} The network is put on the CPU.")
             return torch.device("cpu")
 
 

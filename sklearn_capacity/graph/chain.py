@@ -178,16 +178,21 @@ def push(tape: Tape, tangents: Tensor, keep: Callable[[Node, Tensor], None], sto
     return values[graph.output]
 
 
-def stacks(graph: NetworkGraph, n_samples: int, dtype: torch.dtype) -> tuple[int, int]:
-    """How many samples to take at a time, and how many directions to stack on them.
+def stacks(graph: NetworkGraph, n_samples: int, like: Tensor) -> tuple[int, int]:
+    """How many samples to take at a time, and how many directions to stack on them, on the device of `like`.
 
-    So many that the largest tensor stays in the cache, where element-wise operators cost little.
+    On a CPU so many that the largest tensor stays in the cache, where element-wise operators cost little; on a GPU so
+    many that all tensors together take a share of its memory.
     """
-    largest = max(math.prod(node.shape) for node in graph.nodes) * torch.finfo(dtype).bits // 8
-    rows = max(1, STACK_BYTES // max(largest, 1))
+    sizes = [math.prod(node.shape) * like.element_size() for node in graph.nodes]
+    if like.device.type == "cuda":
+        total = torch.cuda.get_device_properties(like.device).total_memory
+        rows = total // GPU_SHARE // max(sum(sizes), 1)
+    else:
+        rows = STACK_BYTES // max(max(sizes), 1)
     if rows >= n_samples:
         return n_samples, rows // n_samples
-    return math.ceil(n_samples / math.ceil(n_samples / rows)), 1
+    return math.ceil(n_samples / math.ceil(n_samples / max(rows, 1))), 1
 
 
 def jacobian_rows(graph: NetworkGraph, X: Tensor, vectors: Tensor | None = None) -> Tensor:
@@ -209,7 +214,7 @@ def jacobian_rows(graph: NetworkGraph, X: Tensor, vectors: Tensor | None = None)
         vectors = torch.eye(graph[graph.output].shape[0], dtype=X.dtype, device=X.device)
     if vectors.dim() == 2:
         vectors = vectors[:, None, :].expand(-1, len(X), -1)
-    n, k = stacks(graph, len(X), X.dtype)
+    n, k = stacks(graph, len(X), X)
     rows = torch.empty(len(X), len(vectors), X[0].numel(), dtype=X.dtype, device=X.device)
     with torch.no_grad():
         for start in range(0, len(X), n):
@@ -225,3 +230,5 @@ def jacobian_rows(graph: NetworkGraph, X: Tensor, vectors: Tensor | None = None)
 #: Bytes of the largest tensor in a stack: with 3 MB an exact penalty on ResNet-20 took 10.5 to 12.3 plain steps, with
 #: 1.5 MB 9.0 to 10.3, with 1 MB 10.2 to 11.6; an MLP and a small convolutional network hardly tell them apart.
 STACK_BYTES = 3 << 19
+#: Part of the memory of a GPU that the values of one stack may take; two sweeps keep theirs at once.
+GPU_SHARE = 16

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from sklearn_capacity._validation import CapacityWarning, NotDefinedError, check_integer, check_interval
+from sklearn_capacity._validation import NotDefinedError, check_integer, check_interval, warn
 from sklearn_capacity.linalg.lanczos import RitzValues
 
 __all__ = ["block_lanczos"]
@@ -84,11 +83,9 @@ def block_lanczos(
         if fresh.shape[1] == 0 or (basis.shape[1] >= k and bool((residuals <= tol).all())):
             break
     if bool((residuals > tol).any()) and fresh.shape[1]:
-        warnings.warn(
+        warn(
             f"The largest eigenvalues have a relative residual of {float(residuals.max()):.1e} after {n_products} "
             "products; they are lower bounds that may not have converged. Raise `max_steps`.",
-            CapacityWarning,
-            stacklevel=2,
         )
     missing = k - len(values)
     return RitzValues(

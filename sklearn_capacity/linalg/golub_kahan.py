@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sklearn_capacity._validation import CapacityWarning, NotDefinedError, check_integer, check_interval
+from sklearn_capacity._validation import NotDefinedError, check_integer, check_interval, warn
 
 __all__ = ["OperatorNorm", "dense_operator", "operator_norm"]
 
@@ -126,11 +125,9 @@ def operator_norm(
                 if process.full:
                     process.restart()
     if residual > tol:
-        warnings.warn(
+        warn(
             f"The operator norm {value:.6g} has a relative residual of {residual:.1e} after {max_steps} steps; it is a "
             "lower bound that may not have converged. Raise `max_steps`.",
-            CapacityWarning,
-            stacklevel=2,
         )
     return OperatorNorm(value, residual, step)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sklearn_capacity._validation import CapacityWarning, NotDefinedError, check_integer, check_interval, check_option
+from sklearn_capacity._validation import (
+    NotDefinedError,
+    check_integer,
+    check_interval,
+    check_option,
+    warn,
+)
 
 __all__ = ["Eigenvalue", "RitzValues", "lanczos", "largest_eigenvalue"]
 
@@ -133,11 +138,9 @@ def lanczos(
                 if not bool(missed.any()):
                     break
     if bool(missed.any()):
-        warnings.warn(
+        warn(
             f"The largest eigenvalues have a relative residual of {float(residuals.max()):.1e} after {step} products; "
             "they are lower bounds that may not have converged. Raise `max_steps`.",
-            CapacityWarning,
-            stacklevel=2,
         )
     full = (*shape[:-1], k)
     return RitzValues(values.reshape(full), residuals.reshape(full), step, errors.reshape(full))

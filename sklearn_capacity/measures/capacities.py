@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import numpy as np
 
-from .._validation import CapacityWarning, check_interval
+from .._validation import check_interval, warn
 from ..graph import Network
 from .batch import Batch
 from .layers import weight_layers
@@ -261,7 +260,7 @@ def _margin(batch: Batch, percentile: float) -> float:
             f"The data are not separated at the percentile {percentile:g} of the margins, which is {margin:.3g}: "
             "capacities, norms over margins, are infinite there. Raise `margin_percentile`, or train longer."
         )
-        batch.once(message, lambda: warnings.warn(message, CapacityWarning, stacklevel=4))
+        batch.once(message, lambda: warn(message))
     return margin
 
 

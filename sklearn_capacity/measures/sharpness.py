@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .._validation import CapacityWarning, check_integer, check_interval, check_option
+from .._validation import check_integer, check_interval, check_option, warn
 from ..graph import Network
 from ..products.perturbation import FlatParameters, ProjectedAscent, displacements
 from .batch import Batch
@@ -216,11 +215,9 @@ def max_sharpness(
     rises = [loss - search.start for loss, _ in found]
     best = max(range(n_restarts), key=lambda i: rises[i])
     if rises[best] <= 0:
-        warnings.warn(
+        warn(
             f"No step of the ascent raised the loss above {search.start:.6g}: the sharpness of 0 says that none was "
             "found, not that there is none. Try a larger `learning_rate`, or more `steps`.",
-            CapacityWarning,
-            stacklevel=2,
         )
     factor = 1 / (1 + search.start) if normalize else 1.0
     spread = float(torch.tensor(rises, dtype=torch.float64, device="cpu").std()) if n_restarts > 1 else None

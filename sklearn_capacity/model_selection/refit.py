@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from .._validation import CapacityWarning, check_instance, check_interval, closest
+from .._validation import check_instance, check_interval, closest, warn
 
 __all__ = ["capacity_refit", "column", "standard_error"]
 
@@ -95,10 +94,8 @@ def capacity_column(cv_results: Mapping[str, Any], key: str) -> np.ndarray:
     if f"mean_train_{key}" in cv_results:
         return column(cv_results, f"mean_train_{key}")
     values = column(cv_results, f"mean_test_{key}")
-    warnings.warn(
+    warn(
         f"{key!r} is read from the test folds, as there are no train scores. Search with return_train_score=True.",
-        CapacityWarning,
-        stacklevel=3,
     )
     return values
 

@@ -107,7 +107,7 @@ def chain_products(batch: Linearized, directions: Directions, scale: Tensor, out
     """
     sums = Gradients(batch.joints)
     values = []
-    n, k = stacks(batch.graph, len(scale), scale.dtype)
+    n, k = stacks(batch.graph, len(scale), scale)
     for samples, tape in batch.parts(n, output):
         walk = _Walk(tape, sums, scale[samples], output)
         for u in directions(samples, tape).split(k):

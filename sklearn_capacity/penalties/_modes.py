@@ -1,14 +1,35 @@
-"""The mode in which a penalty sees a module."""
+"""The mode and the precision in which a penalty sees a module."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-__all__ = ["evaluating"]
+__all__ = ["autocasts", "evaluating", "in_full_precision"]
+
+
+def autocasts(X: Tensor) -> bool:
+    """Whether operators on this tensor's device run in mixed precision."""
+    device = X.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def in_full_precision(penalty: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Evaluate a penalty, ``(function, X, ...)``, in the precision of X where autocast is on around it."""
+
+    @functools.wraps(penalty)
+    def wrapped(function: Any, X: Tensor, *args: Any, **options: Any) -> Tensor:
+        if not autocasts(X):
+            return penalty(function, X, *args, **options)
+        with torch.autocast(X.device.type, enabled=False):
+            return penalty(function, X, *args, **options)
+
+    return wrapped
 
 
 @contextmanager

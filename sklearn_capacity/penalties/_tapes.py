@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sklearn_capacity.graph import NetworkGraph, Program, activation_of, evaluate, named_tensors, trace
 from sklearn_capacity.graph.chain import Tape, chain_refusal, linearize
 from sklearn_capacity.penalties._joint import Joints, joint_linear
-from sklearn_capacity.penalties._modes import evaluating
+from sklearn_capacity.penalties._modes import autocasts, evaluating
 
 __all__ = ["Linearized", "graph_of", "linearized", "shared_forward"]
 
@@ -118,10 +118,10 @@ def _norm_scales(module: nn.Module) -> frozenset[str]:
 def shared_forward(module: Any, X: Tensor) -> Tensor | None:
     """Outputs of the module for a loss, from a forward pass that the penalty of the same step uses again.
 
-    None where batch norm, dropout or the module's own code does something else in training than in eval, or where
-    hooks listen to the module's forward pass.
+    None where batch norm, dropout or the module's own code does something else in training than in eval, where hooks
+    listen to the module's forward pass, or where the loss's is in mixed precision and the penalty's is not.
     """
-    graph = graph_of(module, X) if torch.is_grad_enabled() else None
+    graph = graph_of(module, X) if torch.is_grad_enabled() and not autocasts(X) else None
     if graph is None or not _mode_free(module, X) or _watched(module):
         return None
     data = X.detach()

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from sklearn_capacity._validation import check_integer, check_option
 from sklearn_capacity.penalties._chain import chain_products
-from sklearn_capacity.penalties._modes import evaluating
+from sklearn_capacity.penalties._modes import evaluating, in_full_precision
 from sklearn_capacity.penalties._tapes import linearized
 from sklearn_capacity.products.jacobian import OUTPUTS, jacobian_products
 
 __all__ = ["frobenius_penalty", "orthonormal_directions", "projection_penalty"]
 
 
+@in_full_precision
 def frobenius_penalty(
     function: Callable[[Tensor], Tensor],
     X: Tensor,
@@ -72,6 +73,7 @@ def frobenius_penalty(
     return squared_products(function, X, None, output=output, sample_weight=sample_weight)
 
 
+@in_full_precision
 def projection_penalty(
     function: Callable[[Tensor], Tensor],
     X: Tensor,

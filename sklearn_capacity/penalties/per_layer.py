@@ -13,7 +13,7 @@ from sklearn_capacity._validation import check_option
 from sklearn_capacity.graph import Node
 from sklearn_capacity.graph.chain import pull, stacks
 from sklearn_capacity.penalties._chain import Gradients, softmax_jacobian, wants
-from sklearn_capacity.penalties._modes import evaluating
+from sklearn_capacity.penalties._modes import evaluating, in_full_precision
 from sklearn_capacity.penalties._tapes import Linearized, linearized
 from sklearn_capacity.penalties.jacobian import sample_scale
 from sklearn_capacity.products.jacobian import OUTPUTS, apply_output
@@ -24,6 +24,7 @@ LAYER_OPERATORS = ("linear", "conv", "conv_transpose")
 LAYER_MODULES = (nn.Linear, nn.modules.conv._ConvNd)
 
 
+@in_full_precision
 def per_layer_penalty(
     function: nn.Module,
     X: Tensor,
@@ -106,7 +107,7 @@ def _by_chain(batch: Linearized, generator: torch.Generator, output: str, sample
     vectors, scale = _drawn(values, generator), sample_scale(values, sample_weight)
     trained = {node.name for node in batch.graph.nodes if wants(node.weight)}
     sums, totals = Gradients(batch.joints), []
-    n, _ = stacks(batch.graph, len(values), values.dtype)
+    n, _ = stacks(batch.graph, len(values), values)
     for samples, tape in batch.parts(n):
         weights = None if sample_weight is None else scale[samples]
 

@@ -11,7 +11,7 @@ from sklearn_capacity._validation import check_option
 from sklearn_capacity.graph.adjoint import Tape
 from sklearn_capacity.graph.chain import pull, stacks
 from sklearn_capacity.penalties._chain import chain_products, softmax_jacobian
-from sklearn_capacity.penalties._modes import evaluating
+from sklearn_capacity.penalties._modes import evaluating, in_full_precision
 from sklearn_capacity.penalties._tapes import linearized
 from sklearn_capacity.penalties.jacobian import sample_scale, unit_vectors, weighted_mean
 from sklearn_capacity.products.jacobian import OUTPUTS, jacobian_products
@@ -19,6 +19,7 @@ from sklearn_capacity.products.jacobian import OUTPUTS, jacobian_products
 __all__ = ["spectral_penalty"]
 
 
+@in_full_precision
 def spectral_penalty(
     function: Callable[[Tensor], Tensor],
     X: Tensor,
@@ -85,7 +86,7 @@ def spectral_penalty(
 def _top_directions(tape: Tape, output: str) -> Tensor:
     """For every sample the unit vector u with the largest ``|u^T J|``: (1, n, C)."""
     logits = tape.logits.detach()
-    _, k = stacks(tape.graph, len(logits), logits.dtype)
+    _, k = stacks(tape.graph, len(logits), logits)
     pulled = [pull(tape, v.flatten(0, 1)).reshape(len(v), len(logits), -1) for v in unit_vectors(logits).split(k)]
     rows = torch.cat(pulled).transpose(0, 1)
     gram = (rows @ rows.transpose(1, 2)).double()

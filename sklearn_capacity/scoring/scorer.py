@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.metrics import check_scoring, get_scorer_names
 from sklearn.utils.validation import check_is_fitted
 
-from .._validation import CapacityWarning, check_option
+from .._validation import check_option, warn
 from .session import Request, Session, parse_measures
 
 __all__ = ["CapacityScorer"]
@@ -267,7 +266,7 @@ def _is_sklearn(entry: Any) -> bool:
 
 
 def _warn(keys: list[str], message: str) -> None:
-    warnings.warn(f"No score for {', '.join(keys)}: {message}", CapacityWarning, stacklevel=4)
+    warn(f"No score for {', '.join(keys)}: {message}")
 
 
 def _with_known_outputs(session: Session | None, estimator: Any, max_samples: int | None) -> Any:

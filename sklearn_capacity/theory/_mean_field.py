@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from sklearn_capacity._validation import CapacityWarning, check_integer, check_interval, check_option
+from sklearn_capacity._validation import check_integer, check_interval, check_option, warn
 from sklearn_capacity.theory._integrals import (
     CLOSED_FORMS,
     QUADRATURE_PAIRS,
@@ -151,11 +150,9 @@ def mean_field(
 
     results, error = _converged(specs, n_nodes, tolerance, slope, (w2, b2, rho))
     if error > tolerance:
-        warnings.warn(
+        warn(
             f"The quadrature of the activation is accurate to {error:.1g} only, `tolerance` is {tolerance:g}. "
             f"Use a smoother activation, smaller variances or a closed form.",
-            CapacityWarning,
-            stacklevel=2,
         )
     values = {name: value * n_outputs if name.startswith("fisher") else value for name, value in results.items()}
     return MeanField(depth, width, n_outputs, ratios, w2, b2, quadrature_error=error, **values)

@@ -7,7 +7,6 @@ import os
 import re
 import socket
 import types
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from skorch import NeuralNet
 from skorch.callbacks import Callback
 from torch import nn
 
-from sklearn_capacity._validation import CapacityWarning
+from sklearn_capacity._validation import warn
 from sklearn_capacity.storage import FileError, decode, encode, read_file, write_file
 
 __all__ = ["CheckpointFolder", "CheckpointWriter", "resumable_fit"]
@@ -68,7 +67,7 @@ class CheckpointFolder:
             except FileNotFoundError:  # another process has made a newer one meanwhile
                 continue
             except FileError as error:
-                warnings.warn(f"{error} The checkpoint before it is used.", CapacityWarning, stacklevel=2)
+                warn(f"{error} The checkpoint before it is used.")
         return None
 
     def write(self, history: Any, state: dict[str, Any], *, finished: bool = False) -> None:
