@@ -160,6 +160,21 @@ def test_a_shared_pass_is_used_for_the_same_batch_and_weights_only():
     assert_same(penalty(module, X).detach(), mean_squared_jacobian(module, X).detach())
 
 
+def test_a_shared_pass_is_not_used_for_data_or_logits_that_changed_in_place():
+    module, X = built("tanh")
+    penalty = JacobianPenalty(output="softmax")
+    penalty.forward(module, X)
+    X.add_(1)
+    assert penalty(module, X).item() == penalty(copy.deepcopy(module), X).item()
+    penalty.forward(module, X).mul_(3)  # as by a criterion that works in place
+    assert penalty(module, X).item() == penalty(copy.deepcopy(module), X).item()
+
+
+def test_who_asks_for_the_loss_s_gradient_at_the_data_gets_the_module_s_own_pass():
+    module, X = built("mlp")
+    assert JacobianPenalty().forward(module, X.requires_grad_(True)) is None
+
+
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
 def test_hooks_keep_the_module_s_own_forward_pass(register):
     module, X = built("mlp")
@@ -169,6 +184,9 @@ def test_hooks_keep_the_module_s_own_forward_pass(register):
     assert penalty.forward(module, X) is None
     handle.remove()
     assert penalty.forward(module, X) is not None
+    handle = getattr(nn.modules.module, register.replace("register_", "register_module_"))(lambda *args: None)
+    assert penalty.forward(module, X) is None  # it listens to all modules
+    handle.remove()
     with torch.no_grad():
         assert penalty.forward(module, X) is None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,7 @@ _SCALARS = (int, float, bool, str, bytes, complex, type(None))
 
 @dataclass(frozen=True)
 class _Waiting:
-    """A forward pass that the loss has made and the penalty may use, if neither data nor weights have changed."""
+    """A forward pass that the loss has made and the penalty may use, if no tensor in it has changed since."""
 
     source: weakref.ref
     versions: int
@@ -107,7 +108,9 @@ def _take_waiting(module: nn.Module, X: Tensor) -> Linearized | None:
     if entry is None or entry.owner() is not module or entry.waiting is None:
         return None
     waiting, entry.waiting = entry.waiting, None
-    return waiting.batch if waiting.source() is X and waiting.versions == _versions(module) else None
+    if waiting.source() is not X or waiting.batch.tape is None:
+        return None
+    return waiting.batch if waiting.versions == _versions(module, X, waiting.batch.tape.logits) else None
 
 
 def _norm_scales(module: nn.Module) -> frozenset[str]:
@@ -119,22 +122,23 @@ def shared_forward(module: Any, X: Tensor) -> Tensor | None:
     """Outputs of the module for a loss, from a forward pass that the penalty of the same step uses again.
 
     None where batch norm, dropout or the module's own code does something else in training than in eval, where hooks
-    listen to the module's forward pass, or where the loss's is in mixed precision and the penalty's is not.
+    listen to the module's forward pass, where the loss's is in mixed precision and the penalty's is not, or where the
+    loss has a gradient with respect to X, too.
     """
-    graph = graph_of(module, X) if torch.is_grad_enabled() and not autocasts(X) else None
+    graph = graph_of(module, X) if torch.is_grad_enabled() and not (autocasts(X) or X.requires_grad) else None
     if graph is None or not _mode_free(module, X) or _watched(module):
         return None
     data = X.detach()
     joints: Joints = {}
     tape = linearize(graph, data, {"linear": functools.partial(joint_linear, joints)})
-    waiting = _Waiting(weakref.ref(X), _versions(module), Linearized(graph, data, tape, joints))
+    waiting = _Waiting(weakref.ref(X), _versions(module, X, tape.logits), Linearized(graph, data, tape, joints))
     _TRACED[id(module)].waiting = waiting
     return tape.logits
 
 
-def _versions(module: nn.Module) -> int:
-    """A number that changes with every change of a parameter or buffer in place."""
-    return sum(t._version for t in module.parameters()) + sum(t._version for t in module.buffers())
+def _versions(module: nn.Module, *others: Tensor) -> int:
+    """A number that changes with every change of a parameter, a buffer or another tensor in place."""
+    return sum(t._version for t in itertools.chain(module.parameters(), module.buffers(), others))
 
 
 def graph_of(module: Any, X: Tensor, fixed_norms: bool = False) -> NetworkGraph | None:
@@ -235,4 +239,5 @@ _MODAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 def _watched(module: nn.Module) -> bool:
     tables = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(m, table, None) for m in module.modules() for table in tables)
+    of_all = any(getattr(nn.modules.module, f"_global{table}", None) for table in tables)
+    return of_all or any(getattr(m, table, None) for m in module.modules() for table in tables)
