@@ -8,6 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from skorch.callbacks import Callback
 from torch import nn
 
 from sklearn_capacity import NetworkClassifier, NetworkRegressor
@@ -111,6 +112,26 @@ def test_max_kl_bounds_the_step_in_the_metric():
     assert float(step @ fisher @ step.T) == pytest.approx(1e-4, rel=1e-5)
 
 
+def test_max_kl_bounds_the_step_where_groups_have_their_own_rates():
+    torch.manual_seed(0)
+    inputs, target = torch.randn(30, 4, dtype=torch.float64), torch.randn(30, 1, dtype=torch.float64)
+    first, last = nn.Linear(4, 2, bias=False).double(), nn.Linear(2, 1, bias=False).double()
+    network = nn.Sequential(first, last)
+    groups = [{"params": first.parameters(), "lr": 0.1}, {"params": last.parameters(), "lr": 1.0}]
+    optimizer = KFAC(groups, damping=1e-9, max_kl=1e-4)
+    optimizer.attach(network, nn.MSELoss())
+    before = [layer.weight.detach().clone() for layer in network]
+    hidden = first(inputs).detach()
+    nn.MSELoss()(network(inputs), target).backward()
+    optimizer.observe(inputs, target)
+    optimizer.step()
+    steps = [(layer.weight - old).detach() for layer, old in zip(network, before, strict=True)]
+    outer = [2 * before[1].T @ before[1], 2 * torch.eye(1, dtype=torch.float64)]  # of gradients at the layers' outputs
+    inner = [x.T @ x / 30 for x in (inputs, hidden)]
+    moved = sum((B @ step @ A * step).sum() for step, A, B in zip(steps, inner, outer, strict=True))
+    assert float(moved) == pytest.approx(1e-4, rel=1e-4)
+
+
 def test_kfac_does_not_move_frozen_layers_and_takes_momentum_and_decay():
     network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).double()
     network[0].requires_grad_(False)
@@ -178,6 +199,40 @@ def test_a_step_needs_to_know_the_module_and_the_batch(kind):
     layer = nn.Linear(2, 2)
     with pytest.raises(RuntimeError, match=r"needs `attach\(module, criterion\)` and `observe\(X, y\)` before a step"):
         kind(layer.parameters()).step()
+
+
+break_in = []  # the epoch to end in
+
+
+class Breaks(Callback):
+    def on_epoch_begin(self, net, **kwargs):
+        if len(net.history) in break_in:
+            raise InterruptedError
+
+
+@pytest.mark.parametrize("optimizer", ["kfac", "path_sgd"])
+def test_a_metric_that_lasts_for_several_steps_goes_on_from_a_checkpoint(optimizer, tmp_path):
+    """Four steps an epoch, a new metric in every seventh: a fit that was broken off ends at the same bits."""
+    params = {"optimizer": optimizer, "learning_rate": 0.05, "momentum": 0.5 if optimizer == "kfac" else 0.9}
+    params |= {"optimizer_params": {"update_interval": 7}, "callbacks": [Breaks()], "random_state": 0}
+    model = NetworkClassifier((8,), batch_size=10, max_epochs=6, **params)
+    whole = model.fit(X, y).predict_proba(X)
+    model.set_params(checkpoint_dir=tmp_path)
+    break_in.append(4)  # after twelve steps
+    with pytest.raises(InterruptedError):
+        model.fit(X, y)
+    break_in.clear()
+    np.testing.assert_array_equal(model.fit(X, y).predict_proba(X), whole)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict_proba(X), whole)
+
+
+def test_a_kept_metric_is_not_taken_for_other_parameters():
+    model = NetworkClassifier((8,), optimizer="kfac", optimizer_params={"update_interval": 7}, random_state=0)
+    model.set_params(max_epochs=1, warm_start=True).fit(X, y)
+    model.module_[1].bias.requires_grad_(False)
+    before = model.module_[1].bias.detach().clone()
+    model.fit(X, y)
+    assert torch.equal(model.module_[1].bias, before)
 
 
 BAD = [

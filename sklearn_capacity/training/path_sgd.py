@@ -95,10 +95,8 @@ class PathSGD(torch.optim.Optimizer):
         sample: Tensor | None = getattr(self, "_sample", None)
         if sample is None:
             raise RuntimeError("PathSGD needs `attach(module, criterion)` and `observe(X, y)` before a step.")
-        first = self.param_groups[0]
-        if not self._scales or first["n_steps"] % first["update_interval"] == 0:
-            self._scales = path_scales(self._module, sample)
-        first["n_steps"] += 1
+        self._scales = self._current_scales(sample)
+        self.param_groups[0]["n_steps"] += 1
         with torch.no_grad():
             for group in self.param_groups:
                 for parameter in group["params"]:
@@ -106,6 +104,20 @@ class PathSGD(torch.optim.Optimizer):
                         parameter.sub_(parameter.grad * self._scales[id(parameter)], alpha=group["lr"])
         self._sample = None
         return loss
+
+    def _current_scales(self, sample: Tensor) -> dict[int, Tensor]:
+        """1 / kappa as of now, or of an earlier step; where they last, a checkpoint has them in the state."""
+        steps, interval = (self.param_groups[0][key] for key in ("n_steps", "update_interval"))
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        if steps % interval and self._scales:
+            return self._scales
+        if steps % interval and all("scale" in self.state[parameter] for parameter in parameters):
+            return {id(parameter): self.state[parameter]["scale"] for parameter in parameters}
+        scales = path_scales(self._module, sample)
+        if interval > 1:
+            for parameter in parameters:
+                self.state[parameter]["scale"] = scales[id(parameter)]
+        return scales
 
 
 def path_scales(module: nn.Module, sample: Tensor) -> dict[int, Tensor]:
