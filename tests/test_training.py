@@ -209,6 +209,19 @@ def test_schedule_and_its_continuation(schedule, expected):
     np.testing.assert_allclose(rates(parts), 0.02 * np.array(expected))
 
 
+def test_a_schedule_may_change_between_calls_of_partial_fit():
+    model = NetworkClassifier(max_epochs=4, learning_rate_schedule=[1.0, 0.5], callbacks=[Log()])
+    model.partial_fit(X, y, classes=[0, 1, 2]).partial_fit(X, y)
+    own = dict(model.net_.callbacks_)["Log"]
+    model.partial_fit(X, y)
+    assert dict(model.net_.callbacks_)["Log"] is own  # as long as nothing changes
+    rates = []
+    for schedule in (None, [0.25]):
+        model.set_params(learning_rate_schedule=schedule).partial_fit(X, y)
+        rates.append(model.net_.optimizer_.param_groups[0]["lr"])
+    assert rates == [0.01, 0.0025]
+
+
 def test_an_array_may_be_a_schedule():
     settings = {"callbacks": [Log()], "warm_start": True, "max_epochs": 2}
     model = NetworkClassifier(learning_rate_schedule=np.array([1.0, 0.5]), **settings)
