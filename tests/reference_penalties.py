@@ -12,7 +12,16 @@ from torch.nn.utils import parametrizations
 from sklearn_capacity.architectures import CifarResNet, PreactResNet
 from sklearn_capacity.architectures.mlp import RowNormalizedLinear
 
-__all__ = ["CASES", "FALLBACKS", "built", "dense_jacobian", "mean_squared_jacobian", "mean_squared_norm", "per_layer"]
+__all__ = [
+    "CASES",
+    "FALLBACKS",
+    "Widened",
+    "built",
+    "dense_jacobian",
+    "mean_squared_jacobian",
+    "mean_squared_norm",
+    "per_layer",
+]
 
 
 def dense_jacobian(module: nn.Module, x: Tensor, output: str) -> Tensor:
@@ -65,6 +74,20 @@ class _Tied(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = torch.relu(self.inner(torch.relu(self.inner(x))))
         return self.head(torch.relu(h @ self.inner.weight))
+
+
+class Widened(nn.Module):
+    """A grey image that a shift makes three channels of, and one feature that a scale makes five of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.one, self.head = nn.Conv2d(3, 4, 3), nn.Linear(16, 1), nn.Linear(5, 3)
+        self.register_buffer("mean", torch.tensor([0.1, 0.2, -0.3]).reshape(1, 3, 1, 1))
+        self.scale = nn.Parameter(torch.tensor([1.0, -2.0, 0.5, 0.3, 1.5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.conv(x - self.mean)).flatten(1)
+        return self.head(torch.relu(self.one(h) * self.scale))
 
 
 class _Branches(nn.Module):
@@ -175,6 +198,7 @@ CASES: dict[str, Case] = {
     "weight_norm": (_weight_norm, (5,)),
     "tied": (_Tied, (5,)),
     "branches": (_Branches, (2, 8, 8)),
+    "widened": (Widened, (1, 4, 4)),
     "residual": (lambda: CifarResNet((3, 8, 8), 3, depth=8, width=2), (3, 8, 8)),
     "preactivation": (lambda: PreactResNet((3, 8, 8), 3, channels=(2, 4), n_blocks=1), (3, 8, 8)),
 }

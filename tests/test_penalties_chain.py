@@ -246,6 +246,54 @@ def test_a_changed_attribute_is_traced_again():
     assert not chained(module, X)
 
 
+class _Scaled(nn.Module):
+    """A factor that is a tensor but no buffer, one in a list, and notes of the forward pass."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.factor, self.factors, self.calls, self.seen = module, torch.tensor(2.0), [1.0], 0, None
+
+    def forward(self, x):
+        self.calls, self.seen = self.calls + 1, x.detach().clone()
+        return self.module(x) * self.factor * self.factors[0]
+
+
+def test_what_the_forward_pass_reads_is_traced_again_and_what_it_notes_down_is_not(monkeypatch):
+    module, X = built("mlp")
+    scaled = _Scaled(module)
+    traces = []
+    original = _tapes.trace
+    monkeypatch.setattr(_tapes, "trace", lambda *args, **kwargs: traces.append(1) or original(*args, **kwargs))
+
+    def check(factor):
+        for _ in range(3):
+            want = factor**2 * mean_squared_jacobian(module, X).detach()
+            assert_same(frobenius_penalty(scaled, X).detach(), want)
+            scaled(X)  # the note changes
+
+    check(2.0)
+    assert len(traces) == 2  # once to see that the notes do not matter
+    scaled.factor.mul_(2)
+    check(4.0)
+    scaled.factor = torch.tensor(1.0)
+    check(1.0)
+    scaled.factors[0] = 3.0
+    check(3.0)
+    assert len(traces) == 5 and chained(scaled, X)
+
+
+def test_the_modes_of_the_submodules_decide_about_the_shared_pass():
+    module = nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.Linear(4, 3)).double()
+    X = torch.randn(6, 5, dtype=torch.float64)
+    penalty = JacobianPenalty()
+    module.train()
+    module[1].eval()
+    assert penalty.forward(module, X) is not None
+    module[1].train()
+    assert penalty.forward(module, X) is None
+    assert penalty.forward(module.eval(), X) is not None
+
+
 def test_frozen_parameters_and_no_grad():
     module, X = built("residual")
     parameters = list(module.parameters())

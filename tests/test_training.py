@@ -248,6 +248,27 @@ def test_every_optimizer_lowers_the_loss(name):
     assert model.history_[-1]["train_loss"] < 0.97 * model.history_[0]["train_loss"]
 
 
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_line_search_minimises_loss_and_penalty(listens):
+    """On a linear model it is ridge regression."""
+    targets = (X @ rng.normal(size=(5, 1)) + 1).astype(np.float32)
+    torch.manual_seed(0)
+    net = PenalizedRegressor(
+        nn.Linear(5, 1, bias=False),
+        penalty=frobenius_penalty,
+        penalty_strength=3.0,
+        batch_size=-1,
+        max_epochs=3,
+        optimizer=torch.optim.LBFGS,
+        optimizer__line_search_fn="strong_wolfe",
+        lr=1.0,
+        verbose=0,
+        callbacks=[GradientNormClipping(1e9)] if listens else None,
+    ).fit(X.astype(np.float32), targets)
+    exact = np.linalg.solve(X.T @ X / 90 + 3.0 * np.eye(5), X.T @ targets / 90)
+    np.testing.assert_allclose(net.module_.weight.detach().numpy().T, exact, rtol=1e-4, atol=1e-6)
+
+
 def test_optimizer_settings_reach_the_optimizer():
     def group(**params):
         return NetworkClassifier(max_epochs=1, **params).fit(X, y).net_.optimizer_.param_groups[0]

@@ -223,7 +223,8 @@ def _gathered(node: Node, g: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _adjoint_diagonal(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
-    return (g if node.weight is None else g * broadcast(node, node.weight, g),)
+    part = g if node.weight is None else g * broadcast(node, node.weight, g)
+    return (part.sum_to_size(len(g), *tape.input_shape(node)),)  # a scale, or a shift, may be wider than its input
 
 
 def _adjoint_slope(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:

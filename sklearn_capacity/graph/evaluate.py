@@ -57,7 +57,8 @@ def apply_linear(node: Node, x: Tensor, weight: Tensor | None, bias: Tensor | No
         more = (p["stride"], padding, p["output_padding"], p["groups"], p["dilation"])
         return _CONV_TRANSPOSE[p["nd"]](x, weight, bias, *more)  # type: ignore[arg-type]
     y = x if weight is None else x * broadcast(node, weight, x)
-    return y if bias is None else y + broadcast(node, bias, x)
+    y = y if bias is None else y + broadcast(node, bias, x)
+    return y if y.shape[1:] == node.shape else y.expand(len(y), *node.shape)  # by a bias that is left out here
 
 
 def broadcast(node: Node, tensor: Tensor, x: Tensor) -> Tensor:

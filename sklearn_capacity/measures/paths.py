@@ -73,8 +73,8 @@ def path_norm(network: Network, batch: Batch, *, p: float = 2.0) -> Measured:
 def _rules(network: Network, p: float) -> dict[str, Callable[..., Paths]]:
     def affine(node: Node, paths: Paths) -> Paths:
         values, log_scale = paths
-        if node.weight is None:  # a shift: nothing but a bias
-            return paths
+        if node.weight is None:  # a shift: nothing but a bias, which may be wider than what it shifts
+            return values.expand(len(values), *node.shape), log_scale
         # Divided by its largest entry, so that the power of no weight overflows.
         top = max(abs(float(end)) for end in node.weight.aminmax()) or 1.0
         weight = node.weight.detach().to(torch.float64, copy=True).div_(top)

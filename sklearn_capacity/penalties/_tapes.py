@@ -6,7 +6,7 @@ import functools
 import itertools
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,9 +22,12 @@ __all__ = ["Linearized", "graph_of", "linearized", "shared_forward"]
 
 #: A module whose attributes change more often than this is left to the loop.
 MANY_TRACES = 20
+#: Longer lists and dicts are no settings of a forward pass, and are not read at every step.
+MANY_ENTRIES = 100
 
 _LOCK = threading.Lock()
 _SCALARS = (int, float, bool, str, bytes, complex, type(None))
+_OF_TORCH = frozenset(vars(nn.Module()))
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,9 @@ class _Traced:
     key: tuple
     program: Program | None
     traces: int = 1
-    mode_free: bool | None = None
+    volatile: frozenset[tuple[str, str]] = frozenset()
+    modes: tuple[bool, ...] = ()
+    mode_free: bool = False
     bound_to: tuple = ()
     graph: NetworkGraph | None = field(default=None, repr=False)
     waiting: _Waiting | None = field(default=None, repr=False)
@@ -161,17 +166,32 @@ def graph_of(module: Any, X: Tensor, fixed_norms: bool = False) -> NetworkGraph 
 
 
 def _entry(module: nn.Module, X: Tensor) -> _Traced:
-    key = (tuple(X.shape[1:]), X.dtype, X.device, tuple(_settings(module)))
+    """The trace for samples like X, made anew where something that it bakes in has changed."""
     entry = _TRACED.get(id(module))
-    if entry is not None and entry.owner() is module and entry.key == key:
+    entry = entry if entry is not None and entry.owner() is module else None
+    key = (tuple(X.shape[1:]), X.dtype, X.device, _settings(module, entry.volatile if entry else frozenset()))
+    if entry is not None and entry.key == key:
         return entry
     number = id(module)
     owner = weakref.ref(module, lambda _: _TRACED.pop(number, None))
-    traces = 1 if entry is None or entry.owner() is not module else entry.traces + 1
-    entry = _Traced(owner, key, None if traces > MANY_TRACES else _program(module, X), traces)
+    traces = 1 if entry is None else entry.traces + 1
+    new = _Traced(owner, key, None if traces > MANY_TRACES else _program(module, X), traces)
+    if entry is not None:
+        new.volatile = entry.volatile | _without_effect(entry, new)
+        new.key = (*key[:3], {name: value for name, value in key[3].items() if name not in new.volatile})
     with _LOCK:
-        _TRACED[number] = entry
-    return entry
+        _TRACED[number] = new
+    return new
+
+
+def _without_effect(old: _Traced, new: _Traced) -> frozenset[tuple[str, str]]:
+    """Attributes that have changed and left the trace as it was: counters, what a forward pass notes down."""
+    before, now = old.key[3], new.key[3]
+    if old.key[:3] != new.key[:3] or old.program is None or new.program is None:
+        return frozenset()
+    if not _same(old.program, new.program):
+        return frozenset()
+    return frozenset(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 
 def _program(module: nn.Module, X: Tensor) -> Program | None:
@@ -183,6 +203,8 @@ def _program(module: nn.Module, X: Tensor) -> Program | None:
             if chain_refusal(graph) is not None:
                 return None
             expected, got = module(X), evaluate(graph, X)
+    except torch.OutOfMemoryError:
+        raise
     except Exception:  # whatever a user's module raises here, the loop of double backward passes may still serve it
         return None
     if not isinstance(expected, Tensor) or expected.shape != got.shape:
@@ -192,18 +214,28 @@ def _program(module: nn.Module, X: Tensor) -> Program | None:
     return program if error < 1e3 * torch.finfo(expected.dtype).eps ** 0.8 else None
 
 
-def _settings(module: nn.Module) -> Iterator[Any]:
-    """What a trace bakes in: types and plain attributes of all submodules. The mode is not among them."""
+def _settings(module: nn.Module, volatile: Collection[tuple[str, str]]) -> dict[tuple[str, str], Any]:
+    """What a trace bakes in: types and attributes of all submodules. The mode is not among them."""
+    found: dict[tuple[str, str], Any] = {}
     for name, submodule in module.named_modules():
-        yield name
-        yield type(submodule)
+        found[name, ""] = type(submodule)
         for attribute, value in vars(submodule).items():
-            if attribute != "training" and _is_plain(value):
-                yield value
+            if attribute not in _OF_TORCH and (name, attribute) not in volatile:
+                found[name, attribute] = value if isinstance(value, _SCALARS) else _state(value)
+    return found
 
 
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, _SCALARS) or (isinstance(value, tuple) and all(isinstance(v, _SCALARS) for v in value))
+def _state(value: Any) -> Any:
+    """Something that differs when the value has changed, for scalars, tensors and containers of these."""
+    if isinstance(value, _SCALARS):
+        return value
+    if isinstance(value, Tensor):
+        return id(value), value._version
+    if isinstance(value, (dict, list, tuple)) and len(value) <= MANY_ENTRIES:
+        return tuple(
+            (key, _state(part)) for key, part in (value.items() if isinstance(value, dict) else enumerate(value))
+        )
+    return id(value)
 
 
 def _holds_only(graph: NetworkGraph, tensors: Mapping[str, Tensor]) -> bool:
@@ -214,11 +246,11 @@ def _holds_only(graph: NetworkGraph, tensors: Mapping[str, Tensor]) -> bool:
 
 def _mode_free(module: nn.Module, X: Tensor) -> bool:
     """Whether the forward pass is the same in training as in eval, by comparing the two traces."""
-    if not module.training:
-        return not any(m.training for m in module.modules())
-    entry = _entry(module, X)
-    if entry.mode_free is None:
-        entry.mode_free = entry.program is not None and _same_traced(module, entry.program, X.dtype)
+    modes = tuple(m.training for m in module.modules())
+    entry = _TRACED[id(module)]
+    if entry.modes != modes:
+        entry.modes = modes
+        entry.mode_free = not any(modes) or (entry.program is not None and _same_traced(module, entry.program, X.dtype))
     return entry.mode_free
 
 
@@ -229,9 +261,14 @@ def _same_traced(module: nn.Module, program: Program, dtype: torch.dtype) -> boo
         other = trace(module, program.input_shape, dtype=dtype, training=True)
     except Exception:  # a forward pass that only eval mode can trace
         return False
-    same = [node.format_node() for node in other.nodes] == [node.format_node() for node in program.nodes]
-    pairs = zip(other.constants.values(), program.constants.values(), strict=False)
-    return same and all(a.shape == b.shape and bool(torch.equal(a, b)) for a, b in pairs)
+    return _same(program, other)
+
+
+def _same(a: Program, b: Program) -> bool:
+    """Whether two traces hold the same operators and constants."""
+    same = [node.format_node() for node in a.nodes] == [node.format_node() for node in b.nodes]
+    pairs = zip(a.constants.values(), b.constants.values(), strict=False)
+    return same and all(c.shape == d.shape and bool(torch.equal(c, d)) for c, d in pairs)
 
 
 _MODAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
