@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from math import prod
+from numbers import Integral
 from types import MappingProxyType
 from typing import Any
 
@@ -83,7 +84,7 @@ def make_network(name: str, input_shape: Sequence[int] | int, n_outputs: int, **
     'CifarResNet'
     """
     check_option("name", name, ARCHITECTURES)
-    shape = (input_shape,) if isinstance(input_shape, int) else tuple(input_shape)
+    shape = (input_shape,) if isinstance(input_shape, Integral) else tuple(input_shape)
     shape = tuple(check_integer("input_shape", size) for size in shape)
     n_outputs = check_integer("n_outputs", n_outputs)
     factory, fixed = ARCHITECTURES[name]
