@@ -13,6 +13,7 @@ from torch import nn
 
 from sklearn_capacity import NetworkClassifier, NetworkRegressor
 from sklearn_capacity.datasets import make_piecewise_linear_curves
+from sklearn_capacity.layers import GeneralizationLayer
 from sklearn_capacity.training import CRITERIA, KFAC, PathSGD, PenalizedClassifier, PenalizedRegressor
 from sklearn_capacity.training.path_sgd import path_scales
 
@@ -139,6 +140,13 @@ def test_kfac_does_not_move_frozen_layers_and_takes_momentum_and_decay():
     model.fit(X, y)
     assert torch.equal(model.module_[0].weight, network[0].weight)
     assert not torch.equal(model.module_[2].weight, network[2].weight)
+
+
+def test_kfac_names_a_layer_without_a_part_in_the_loss():
+    network = nn.Sequential(nn.Linear(6, 3))
+    network[0].spare = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="'kfac' needs a gradient of all that it trains, but 0.spare.weight has none"):
+        NetworkClassifier(module=network, optimizer="kfac").fit(X, y)
 
 
 class Tied(nn.Module):
@@ -316,6 +324,16 @@ def test_path_scales_count_all_inputs_of_a_pooling_window_and_leave_dead_weights
     assert path_scales(network, torch.zeros(1, 1, 4, 4))[id(network[3].weight)].tolist() == [[0.0] * 4]
 
 
+def test_path_scales_square_the_strength_of_a_skip():
+    torch.manual_seed(0)
+    layer = GeneralizationLayer(3, nu=0.1)
+    network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), layer, nn.ReLU(), nn.Linear(3, 1)).double()
+    scales = path_scales(network, torch.zeros(1, 2, dtype=torch.float64))
+    W, out = layer.body[0].weight.detach() ** 2, network[4].weight.detach()[0] ** 2
+    onward = [sum(out[k] * (W[k, i] + 0.1**2 * (k == i)) for k in range(3)) for i in range(3)]
+    torch.testing.assert_close(1 / scales[id(network[0].weight)], torch.stack(onward)[:, None].expand(3, 2))
+
+
 def test_path_sgd_trains_images_and_updates_at_its_interval():
     images = rng.normal(size=(40, 1, 4, 4))
     images[np.arange(40), 0, y, y] += 6
@@ -331,10 +349,30 @@ def test_path_sgd_trains_images_and_updates_at_its_interval():
     assert model.fit(images, y).score(images, y) > 0.9
 
 
+class Between(nn.Module):
+    """A function between two layers that is no submodule."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.last, self.function = nn.Linear(6, 4), nn.LazyLinear(3), function
+
+    def forward(self, input):
+        return self.last(self.function(self.first(input)))
+
+
 def test_path_sgd_refuses_what_is_no_rectifier_chain():
     with pytest.raises(ValueError, match="'path_sgd' takes chains of .* is a Tanh"):
         NetworkClassifier(activation="tanh", optimizer="path_sgd").fit(X, y)
     with pytest.raises(ValueError, match="is a BatchNorm1d"):
         NetworkClassifier(batch_norm=True, optimizer="path_sgd").fit(X, y)
+    for function, text in [
+        (torch.tanh, "but the module computes `tanh`"),
+        (lambda x: x.unflatten(1, (2, 2)).mean(2), "but the module computes `mean`"),
+        (lambda x: nn.functional.max_pool1d(x[:, None], 2)[:, 0], "but the module computes `max_pool`"),
+    ]:
+        with pytest.raises(ValueError, match=f"'path_sgd' takes .*, {text}"):
+            NetworkClassifier(module=Between, module_params={"function": function}, optimizer="path_sgd").fit(X, y)
+    network = Between(torch.relu)
+    assert NetworkClassifier(module=network, optimizer="path_sgd", max_epochs=1).fit(X, y).n_iter_ == 1
     with pytest.raises(ValueError, match="`weight_decay` must be 0 with PathSGD, which has none"):
         NetworkClassifier(weight_decay=0.1, optimizer="path_sgd").fit(X, y)

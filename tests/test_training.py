@@ -73,6 +73,24 @@ def test_batches_are_transformed_with_the_same_generator():
     assert len(set(drawn()[0][0] + drawn()[1][0])) == 6 and (data.X == 0).all()
 
 
+@pytest.mark.parametrize("params", [{}, {"batch_size": 30}, {"early_stopping": True}])
+def test_a_module_or_an_augmentation_that_works_in_place_leaves_the_data_alone(params):
+    module = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(X.shape[1], 3))
+    data = X.copy()
+    model = NetworkClassifier(module=module, max_epochs=3, **params).fit(data, y)
+    model.predict(data)
+    np.testing.assert_array_equal(data, X)
+    images = X.reshape(-1, 1, 1, X.shape[1]).copy()
+    NetworkClassifier((4,), augmentation=lambda batch, generator: batch.add_(1), max_epochs=3, **params).fit(images, y)
+    np.testing.assert_array_equal(images.reshape(X.shape), X)
+
+
+def test_no_penalty_is_evaluated_where_the_module_has_overwritten_its_input():
+    module = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(X.shape[1], 4), nn.Dropout(0.1), nn.Linear(4, 3))
+    with pytest.raises(ValueError, match="`module` works in place on its input.*inplace=False"):
+        JacobianRegularizedClassifier(module=module, max_epochs=1).fit(X, y)
+
+
 def test_data_copies_what_is_read_only():
     array = np.zeros((3, 2))
     array.flags.writeable = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor, nn
 
 from sklearn_capacity._validation import check_integer, check_interval, check_option
@@ -178,7 +179,7 @@ class _PreactBlock(nn.Module):
 
 def _stages(in_channels: int, widths: Sequence[int], n_blocks: int | Sequence[int], options: dict) -> nn.Sequential:
     check_interval("dropout", options["dropout"], 0.0, 1.0, closed="left")
-    counts = [n_blocks] * len(widths) if isinstance(n_blocks, int) else list(n_blocks)
+    counts = [n_blocks] * len(widths) if isinstance(n_blocks, int | np.integer) else list(n_blocks)
     if len(counts) != len(widths):
         raise ValueError(f"`n_blocks` must be one number or one for each of {len(widths)} stages, got {n_blocks}.")
     stages = []

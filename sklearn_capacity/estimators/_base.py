@@ -214,4 +214,5 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
 
 
 def _chunks(X: np.ndarray, device: torch.device, size: int) -> list[Tensor]:
-    return [TensorData(X[start : start + size], device=device).X for start in range(0, len(X), size)]
+    # clones, as a module may work in place, and a tensor on the CPU may share its memory with the user's array
+    return [TensorData(X[start : start + size], device=device).X.clone() for start in range(0, len(X), size)]

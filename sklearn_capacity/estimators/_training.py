@@ -169,7 +169,7 @@ class NetTraining:
         """An untrained skorch net around a new module."""
         dtype = torch.from_numpy(np.empty(0, X.dtype)).dtype
         module = self._make_module(self.input_shape_, self._n_outputs).to(device=device, dtype=dtype)
-        sample = TensorData(X[:1], device=device, dtype=dtype).X
+        sample = TensorData(X[:1], device=device, dtype=dtype).X.clone()
         check_output(module, sample, self._n_outputs, self._output_meaning)
         self.initial_state_ = {name: t.detach().cpu().clone() for name, t in module.state_dict().items()}
         return self._net_around(module, device)
@@ -310,7 +310,7 @@ def check_finite(net: PenalizedNet, data: TensorData) -> None:
 
     Buffers are left out: a mask may hold infinities. Those of batch norm show in the outputs.
     """
-    sample = data.X[: net.batch_size]
+    sample = data.X[: net.batch_size].clone()
     net._set_training(False)
     with torch.no_grad():
         tensors = [*net.module_.parameters(), net.module_(sample)]

@@ -132,6 +132,7 @@ class KFAC(torch.optim.Optimizer):
         loss = None if closure is None else closure()
         if getattr(self, "_batch", None) is None:
             raise RuntimeError("KFAC needs `attach(module, criterion)` and `observe(X, y)` before a step.")
+        self._check_gradients()
         first = self.param_groups[0]
         if self._inverse is None or first["n_steps"] % first["update_interval"] == 0:
             self._inverse = self._damped_inverse()
@@ -144,6 +145,15 @@ class KFAC(torch.optim.Optimizer):
     def _parameters(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
         for group in self.param_groups:
             yield from ((group, parameter) for parameter in group["params"] if parameter.requires_grad)
+
+    def _check_gradients(self) -> None:
+        unused = {id(parameter) for _, parameter in self._parameters() if parameter.grad is None}
+        for name, parameter in self._module.named_parameters():
+            if id(parameter) in unused:
+                raise ValueError(
+                    f"`optimizer` 'kfac' needs a gradient of all that it trains, but {name} has none: it has no part "
+                    "in the loss. Freeze it, or take another optimiser."
+                )
 
     def _damped_inverse(self) -> Callable[[list[Tensor]], list[Tensor]]:
         """Multiplication of tensors, shaped as the parameters are, by the inverse of F + damping."""
@@ -189,8 +199,7 @@ class KFAC(torch.optim.Optimizer):
         pairs = list(self._parameters())
         gradients = []
         for group, parameter in pairs:
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            gradients.append(gradient + group["weight_decay"] * parameter)
+            gradients.append(parameter.grad + group["weight_decay"] * parameter)
         directions = inverse(gradients)
         first = self.param_groups[0]
         if first["max_kl"] is not None:

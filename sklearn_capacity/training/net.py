@@ -123,10 +123,16 @@ class PenalizedNet(NeuralNet):
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         self._set_training(True)
         X = batch[0].to(self.device)
+        version = X._version
         prediction = self._prediction(X, **fit_params)
         loss = self._loss(prediction, batch)
         step = {"loss": loss, "y_pred": prediction, "objective": loss}
         if self.penalty is not None and self.penalty_strength:
+            if X._version != version:
+                raise ValueError(
+                    "`module` works in place on its input, which the penalty needs as it was. "
+                    "Let the first operation make a new tensor, as nn.ReLU(inplace=False) does."
+                )
             step["penalty"] = self.penalty(self.module_, X, sample_weight=getattr(batch, "sample_weight", None))
             step["objective"] = loss + self.penalty_strength * step["penalty"]
         step["objective"].backward()
