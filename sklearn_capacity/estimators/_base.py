@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import numbers
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import cloudpickle
@@ -213,6 +214,6 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
         super().__setstate__(cloudpickle.loads(state["by_value"]))
 
 
-def _chunks(X: np.ndarray, device: torch.device, size: int) -> list[Tensor]:
+def _chunks(X: np.ndarray, device: torch.device, size: int) -> Iterator[Tensor]:
     # clones, as a module may work in place, and a tensor on the CPU may share its memory with the user's array
-    return [TensorData(X[start : start + size], device=device).X.clone() for start in range(0, len(X), size)]
+    return (TensorData(X[start : start + size], device=device).X.clone() for start in range(0, len(X), size))
