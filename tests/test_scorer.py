@@ -334,6 +334,37 @@ def test_bad_data_and_options(model, iris):
         CapacityScorer(["margin"], refit_measure="accuracy")(model, X, y)
 
 
+def test_columns_are_those_of_the_fit(iris):
+    X, y = iris
+    frame = pd.DataFrame(X, columns=list("abcd"))
+    turned = frame[list("dcba")]
+    for estimator in (NetworkClassifier((3,), max_epochs=2, random_state=0), linear_model.LogisticRegression()):
+        plain, piped = estimator.fit(frame, y), make_pipeline(StandardScaler(), clone(estimator))
+        piped.set_output(transform="pandas").fit(frame, y)
+        for model in (plain, piped):
+            assert np.isfinite(measure_capacity(model, frame, y, "margin")["margin"])
+            with pytest.raises(ValueError, match="must be in the same order|`X` must have 'a' as its column 0"):
+                measure_capacity(model, turned, y, "margin")
+
+
+def test_labels_of_a_plain_module(iris):
+    X, y = iris
+    net = nn.Linear(4, 3)
+    expected = measure_capacity(net, X, np.unique(y, return_inverse=True)[1], "margin")
+    assert measure_capacity(net, X, y, "margin") == expected
+    few = y != "setosa"
+    with pytest.raises(ValueError, match="has 2 different labels, but the network has 3 outputs.*class indices"):
+        measure_capacity(net, X[few], y[few], "margin")
+    two, ones = nn.Linear(4, 2), np.ones(20)  # True is class 1, also where there is nothing else
+    assert measure_capacity(two, X[:20], ones > 0, "margin") == measure_capacity(two, X[:20], ones.astype(int), "margin")
+    with pytest.raises(ValueError, match='3 columns, one per output.*got 1.*loss="cross_entropy"'):
+        measure_capacity(net, X, ones[:1].repeat(len(X)))
+    with pytest.raises(NotDefinedError, match='`y` holds floats.*loss="cross_entropy"'):
+        measure_capacity(net, X, np.eye(3)[:1].repeat(len(X), 0), "margin")
+    with pytest.raises(NotDefinedError, match=r"`y.argmax\(axis=1\)`"):
+        measure_capacity(net, X, np.eye(3, dtype=int)[:1].repeat(len(X), 0), "margin")
+
+
 @pytest.mark.filterwarnings("ignore::sklearn_capacity._validation.CapacityWarning")
 def test_report_and_list(model, iris):
     report = capacity_report(model, *iris, "all", per_layer=True, per_class=True)

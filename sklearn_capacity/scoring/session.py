@@ -136,6 +136,10 @@ class Session:
             X, y = subsample(X, y, max_samples, random_state)
             X = checked_X(self.subject, X)
         self.loss = resolve_loss(loss, self.subject, y)
+        #: What to add where the loss that the dtype of y stands for is the wrong one.
+        self._loss_from_y = ""
+        if loss is None and self.subject.loss is None and self.loss == "squared":
+            self._loss_from_y = ', since `y` holds floats. For a classifier pass integers, or loss="cross_entropy"'
         with torch.inference_mode(False):  # where nothing can be differentiated
             self.network = _network(self.subject, X, self.loss, device)
             X_tensor, y_tensor = self._tensors(X, y)
@@ -173,7 +177,8 @@ class Session:
         """Why a measure cannot be taken here, as far as its record says."""
         task = "classification" if self.loss == "cross_entropy" else "regression"
         if self.loss is not None and task not in measure.tasks:
-            return f"is defined for {measure.tasks[0]} only, and the loss is {self.loss!r}"
+            why = f"is defined for {measure.tasks[0]} only, and the loss is {self.loss!r}"
+            return f"{why}{self._loss_from_y}"
         if "loss" in measure.needs and self.loss is None:
             return f"needs a loss: pass loss= one of {', '.join(map(repr, ('cross_entropy', 'squared', 'absolute')))}"
         if "initial_state" in measure.needs and self.network.initial_state is None:

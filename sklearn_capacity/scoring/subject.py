@@ -33,6 +33,8 @@ class Subject:
         The model's own loss.
     classes : ndarray or None
         Labels in the order of the logits, where the model knows them.
+    columns : ndarray of str or None
+        Names of the features, where the model was fitted on a data frame.
     input_shape : tuple or None
         Shape of one sample, where rows of X are to be reshaped.
     transform_X, transform_y : callable
@@ -46,6 +48,7 @@ class Subject:
     output: str = "logits"
     loss: str | None = None
     classes: np.ndarray | None = None
+    columns: np.ndarray | None = None
     input_shape: tuple[int, ...] | None = None
     transform_X: Callable[[Any], Any] = _unchanged
     transform_y: Callable[[Any], Any] = _unchanged
@@ -80,8 +83,9 @@ def resolve(model: Any) -> Subject:
             return inner
     if isinstance(model, skorch.NeuralNet):
         return _skorch_net(model)
+    columns = getattr(model, "feature_names_in_", None)
     if hasattr(model, "loss_name_") and "net_" in vars(model):
-        return _own_estimator(model)
+        return replace(_own_estimator(model), columns=columns)
     _check_fitted(model)
     converted = convert(model)
     if converted is None:
@@ -90,7 +94,7 @@ def resolve(model: Any) -> Subject:
             f"model of scikit-learn, or a Pipeline or fitted search that ends in one; got {type(model).__name__}."
         )
     module, output, loss = converted
-    return Subject(module, output, loss, getattr(model, "classes_", None))
+    return Subject(module, output, loss, getattr(model, "classes_", None), columns)
 
 
 def _check_fitted(model: Any) -> None:
@@ -148,7 +152,7 @@ def _own_estimator(model: Any) -> Subject:
         "logits",
         model.loss_name_,
         getattr(model, "classes_", None),
-        tuple(model.input_shape_),
+        input_shape=tuple(model.input_shape_),
         initial_state=model.initial_state_,
         own=True,
     )
