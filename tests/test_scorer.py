@@ -13,14 +13,17 @@ from sklearn import linear_model, svm
 from sklearn.base import clone
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.datasets import load_iris
+from sklearn.ensemble import VotingClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, cross_val_score, cross_validate, learning_curve
+from sklearn.naive_bayes import GaussianNB
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegressor
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from sklearn_capacity import (
     CapacityScorer,
@@ -34,6 +37,7 @@ from sklearn_capacity import (
     measure_capacity,
 )
 from sklearn_capacity.measures import MEASURES
+from sklearn_capacity.model_selection import capacity_refit
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -90,6 +94,24 @@ def test_searches_that_need_one_number(model, iris):
     X, y = iris[0][order], iris[1][order]
     _, train, _ = learning_curve(model, X, y, scoring=CapacityScorer("spectral_norm"), cv=2, train_sizes=[30, 60])
     assert np.isfinite(train).all() and (train < 0).all()
+
+
+def test_capacity_refit_in_a_search_and_around_it(iris):
+    X, y = iris
+    refit = capacity_refit("accuracy", "neg_l2_path_norm", rule=1000.0)
+    search = GridSearchCV(
+        NetworkClassifier((4,), max_epochs=3, random_state=0),
+        {"weight_decay": [0.0, 0.1, 1.0]},
+        scoring=CapacityScorer(["accuracy", "l2_path_norm"]),
+        refit=refit,
+        cv=2,
+        return_train_score=True,
+    )
+    fitted = pickle.loads(pickle.dumps(clone(search).fit(X, y)))
+    assert fitted.best_index_ == fitted.cv_results_["mean_train_neg_l2_path_norm"].argmax()
+    assert fitted.score(X, y) == fitted.best_estimator_.score(X, y)
+    assert np.isfinite(cross_val_score(search, X, y, cv=2, error_score="raise")).all()
+    assert refit == clone(search).refit != capacity_refit("accuracy", "margin")
 
 
 def test_clone_repr_and_nested_parameters():
@@ -306,6 +328,7 @@ def test_bad_measures(model, iris, measures, error, message):
 
 def test_bad_data_and_options(model, iris):
     X, y = iris
+    pairs = TensorDataset(torch.from_numpy(X), torch.zeros(len(X)))
     cases = [
         ((model, X, y[:-1]), {}, ValueError, "same length"),
         ((model, np.where(X == X[0, 0], np.nan, X), y), {}, ValueError, "NaN"),
@@ -319,6 +342,11 @@ def test_bad_data_and_options(model, iris):
         ((NetworkClassifier(), X, y), {}, NotFittedError, "not fitted yet"),
         ((NetworkClassifier, X, y), {}, TypeError, "got the class"),
         ((object(), X, y), {}, TypeError, "must hold a network"),
+        ((VotingClassifier([("a", GaussianNB())]).fit(X, y), X, y), {}, TypeError, "several models: measure each"),
+        ((model, {"X": X}, y), {}, TypeError, "got a dict: networks of several inputs"),
+        ((model, DataLoader(pairs)), {}, TypeError, r"got a DataLoader. Collect its batches: `X, y = map\(torch.cat"),
+        ((model, pairs, y), {}, TypeError, "got a TensorDataset. Collect it"),
+        ((model, pairs.tensors), {}, TypeError, "got a tuple. Pass its parts one by one, as `X` and `y`"),
     ]
     for args, options, error, message in cases:
         with pytest.raises(error, match=message):
@@ -356,7 +384,8 @@ def test_labels_of_a_plain_module(iris):
     with pytest.raises(ValueError, match="has 2 different labels, but the network has 3 outputs.*class indices"):
         measure_capacity(net, X[few], y[few], "margin")
     two, ones = nn.Linear(4, 2), np.ones(20)  # True is class 1, also where there is nothing else
-    assert measure_capacity(two, X[:20], ones > 0, "margin") == measure_capacity(two, X[:20], ones.astype(int), "margin")
+    expected = measure_capacity(two, X[:20], ones.astype(int), "margin")
+    assert measure_capacity(two, X[:20], ones > 0, "margin") == expected
     with pytest.raises(ValueError, match='3 columns, one per output.*got 1.*loss="cross_entropy"'):
         measure_capacity(net, X, ones[:1].repeat(len(X)))
     with pytest.raises(NotDefinedError, match='`y` holds floats.*loss="cross_entropy"'):

@@ -16,7 +16,7 @@ from .._validation import NotDefinedError, check_integer, closest
 from ..graph import Network
 from ..measures import MEASURES, Batch, Measure, Measured, measure_named
 from ..training import resolve_device
-from .data import checked_X, encode_targets, resolve_loss, subsample
+from .data import checked_X, encode_targets, refuse_containers, resolve_loss, subsample
 from .probe import measurable, probe, torch_refusals
 from .subject import Subject, resolve
 
@@ -127,6 +127,7 @@ class Session:
         self.subject = replace(self.subject, module=measurable(self.subject.module))
         if X is None and y is not None:
             raise ValueError("`y` was given without `X`.")
+        refuse_containers(X)
         for name, data in (("X", X), ("y", y)):
             if data is not None and (not hasattr(data, "__len__") or getattr(data, "shape", None) == ()):
                 raise ValueError(f"`{name}` must hold one entry per sample, got {data!r}.")

@@ -89,9 +89,12 @@ def resolve(model: Any) -> Subject:
     _check_fitted(model)
     converted = convert(model)
     if converted is None:
+        several = hasattr(model, "estimators_") or hasattr(model, "calibrated_classifiers_")
         raise TypeError(
             f"`model` must hold a network: an estimator of this package, a skorch net, an nn.Module, an MLP or linear "
             f"model of scikit-learn, or a Pipeline or fitted search that ends in one; got {type(model).__name__}."
+            + " It holds several models: measure each by itself."
+            * several
         )
     module, output, loss = converted
     return Subject(module, output, loss, getattr(model, "classes_", None), columns)
