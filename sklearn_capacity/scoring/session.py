@@ -231,7 +231,7 @@ def _network(subject: Subject, X: Any, loss: str | None, device: Any) -> Network
             dtype=dtype,
             device=device,
         )
-        probe(network, X, loss)
+        probe(network, X, loss, subject.output)
         return network
 
     if not small or own == torch.float64:
