@@ -91,6 +91,8 @@ def test_probabilities_and_logits_that_are_taken_for_each_other_are_told():
     right = NeuralNetClassifier(probabilities, **options).initialize()
     with warnings.catch_warnings():
         warnings.simplefilter("error", CapacityWarning)
+        with pytest.raises(UnsupportedLayerError, match="`softmax.int`.* measure the module before it"):
+            measure_capacity(right, X.float(), Y, "l2_path_norm")
         for model in (right, perceptron(), nn.Sequential(perceptron(), nn.LogSoftmax(1))):
             measure_capacity(model, X.float(), Y, "margin")
         measure_capacity(probabilities, X, measures="jacobian_frobenius")
@@ -128,6 +130,9 @@ def test_weights_without_a_finite_measure_leave_the_others(value):
     assert report.loc["parameter_count", "value"] == 51
     missing = report[report["value"].isna()]
     assert len(missing) >= (6 if math.isnan(value) else 1) and all(missing["reason"])
+    if not math.isfinite(value):
+        with pytest.warns(CapacityWarning, match="`0.weight` of the network is not finite"):
+            assert "margin" not in measure_capacity(net, X, Y)
 
 
 def test_a_failed_trace_is_quiet_and_made_once(capfd, monkeypatch):

@@ -16,7 +16,15 @@ from sklearn.datasets import load_iris
 from sklearn.ensemble import VotingClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
-from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, cross_val_score, cross_validate, learning_curve
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import (
+    GridSearchCV,
+    HalvingGridSearchCV,
+    TunedThresholdClassifierCV,
+    cross_val_score,
+    cross_validate,
+    learning_curve,
+)
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
@@ -328,6 +336,7 @@ def test_bad_measures(model, iris, measures, error, message):
 
 def test_bad_data_and_options(model, iris):
     X, y = iris
+    tuned = TunedThresholdClassifierCV(GaussianNB(), cv=2)
     pairs = TensorDataset(torch.from_numpy(X), torch.zeros(len(X)))
     cases = [
         ((model, X, y[:-1]), {}, ValueError, "same length"),
@@ -343,6 +352,7 @@ def test_bad_data_and_options(model, iris):
         ((NetworkClassifier, X, y), {}, TypeError, "got the class"),
         ((object(), X, y), {}, TypeError, "must hold a network"),
         ((VotingClassifier([("a", GaussianNB())]).fit(X, y), X, y), {}, TypeError, "several models: measure each"),
+        ((tuned.fit(X, y == "setosa"), X, y), {}, TypeError, "TunedThresholdClassifierCV. Measure its `estimator_`."),
         ((model, {"X": X}, y), {}, TypeError, "got a dict: networks of several inputs"),
         ((model, DataLoader(pairs)), {}, TypeError, r"got a DataLoader. Collect its batches: `X, y = map\(torch.cat"),
         ((model, pairs, y), {}, TypeError, "got a TensorDataset. Collect it"),
@@ -369,7 +379,7 @@ def test_columns_are_those_of_the_fit(iris):
     for estimator in (NetworkClassifier((3,), max_epochs=2, random_state=0), linear_model.LogisticRegression()):
         plain, piped = estimator.fit(frame, y), make_pipeline(StandardScaler(), clone(estimator))
         piped.set_output(transform="pandas").fit(frame, y)
-        for model in (plain, piped):
+        for model in (plain, piped, FrozenEstimator(plain)):
             assert np.isfinite(measure_capacity(model, frame, y, "margin")["margin"])
             with pytest.raises(ValueError, match="must be in the same order|`X` must have 'a' as its column 0"):
                 measure_capacity(model, turned, y, "margin")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import skorch
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from torch import Tensor, nn
 
 from .convert import convert
@@ -73,6 +74,8 @@ def resolve(model: Any) -> Subject:
     NotDefinedError
         If there is one that cannot be measured; the message says why.
     """
+    if isinstance(model, FrozenEstimator):
+        model = model.estimator
     if isinstance(model, nn.Module):
         return Subject(model)
     if isinstance(model, type):
@@ -89,15 +92,20 @@ def resolve(model: Any) -> Subject:
     _check_fitted(model)
     converted = convert(model)
     if converted is None:
-        several = hasattr(model, "estimators_") or hasattr(model, "calibrated_classifiers_")
         raise TypeError(
             f"`model` must hold a network: an estimator of this package, a skorch net, an nn.Module, an MLP or linear "
             f"model of scikit-learn, or a Pipeline or fitted search that ends in one; got {type(model).__name__}."
-            + " It holds several models: measure each by itself."
-            * several
+            + _inside(model)
         )
     module, output, loss = converted
     return Subject(module, output, loss, getattr(model, "classes_", None), columns)
+
+
+def _inside(model: Any) -> str:
+    """Where a model that is no network may hold one, as a sentence."""
+    if hasattr(model, "estimators_") or hasattr(model, "calibrated_classifiers_"):
+        return " It holds several models: measure each by itself."
+    return " Measure its `estimator_`." * hasattr(model, "estimator_")
 
 
 def _check_fitted(model: Any) -> None:
@@ -119,7 +127,7 @@ def _search(model: Any) -> Subject | None:
         return resolve(model.best_estimator_)
     if hasattr(model, "cv_results_"):
         raise NotFittedError(f"This {type(model).__name__} has no best estimator; fit it with refit=True.")
-    if hasattr(model, "refit"):
+    if hasattr(model, "refit") and not hasattr(model, "estimator_"):  # those that tune a threshold have that
         raise NotFittedError(f"This {type(model).__name__} is not fitted yet. Call `fit` before measuring it.")
     return None
 
