@@ -14,7 +14,7 @@ from skorch.callbacks import Callback, EpochScoring, GradientNormClipping
 from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, ReduceLROnPlateau
 
-from sklearn_capacity import JacobianRegularizedClassifier, NetworkClassifier, NetworkRegressor
+from sklearn_capacity import CapacityWarning, JacobianRegularizedClassifier, NetworkClassifier, NetworkRegressor
 from sklearn_capacity.penalties import frobenius_penalty
 from sklearn_capacity.training import (
     OPTIMIZERS,
@@ -184,7 +184,9 @@ def test_keyboard_interrupt_keeps_what_was_learnt():
             if len(net.history) == 3:
                 raise KeyboardInterrupt
 
-    model = NetworkClassifier(callbacks=[Interrupt()], max_epochs=50, batch_size=30).fit(X, y)
+    with pytest.warns(CapacityWarning, match="interrupted in epoch 3,") as seen:
+        model = NetworkClassifier(callbacks=[Interrupt()], max_epochs=50, batch_size=30).fit(X, y)
+    assert seen[0].filename == __file__
     assert model.n_iter_ == 3
     assert model.predict(X).shape == (90,)
 

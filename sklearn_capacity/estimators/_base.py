@@ -62,6 +62,27 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
 
     # ---- public methods ---------------------------------------------------------------------
 
+    def set_params(self, **params: Any) -> BaseNetwork:
+        """Set parameters by name.
+
+        Parameters
+        ----------
+        **params
+            Names and values, as in the constructor.
+
+        Returns
+        -------
+        self
+        """
+        for key, value in params.items():
+            owner, nested, name = key.partition("__")
+            if nested and owner in ("module", "optimizer"):  # as skorch has it
+                raise ValueError(
+                    f"`{key}` must be an entry of `{owner}_params`, got a parameter of its own. Set "
+                    f"{owner}_params={{{name!r}: {value!r}}}."
+                )
+        return super().set_params(**params)
+
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> BaseNetwork:
         """Train the network.
 

@@ -31,6 +31,9 @@ def make_module(module: Any, module_params: Mapping[str, Any] | None, input_shap
             raise ValueError(
                 f"`module_params` must be None when `module` is an instance, got {params!r}. Give the class instead."
             )
+        hollow = next((name for name, tensor in module.named_parameters() if tensor.is_meta), None)
+        if hollow is not None:
+            raise ValueError(f"`module` must hold values, got {hollow!r} on the meta device. Give the class instead.")
         return copy.deepcopy(module)
     if not callable(module):
         raise TypeError(

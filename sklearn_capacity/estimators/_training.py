@@ -14,6 +14,7 @@ from skorch.helper import predefined_split
 from skorch.utils import noop
 from torch import nn
 
+from sklearn_capacity._validation import warn
 from sklearn_capacity.estimators._data import split_validation
 from sklearn_capacity.estimators._modules import check_output
 from sklearn_capacity.layers import resolve_augmentation
@@ -236,6 +237,7 @@ class NetTraining:
                 net.partial_fit(data, None, epochs=epochs)
             else:
                 resumable_fit(net, data, epochs, folder, generator, self.checkpoint_every)
+            tell_interrupt(net)
             check_finite(net, data)
         except Exception:
             vars(self).pop("net_", None)  # a diverged network is no network
@@ -303,6 +305,15 @@ def check_batch_norm(module: nn.Module, batch_size: int) -> None:
     """Refuse batches of one sample where batch norm would divide by a variance of nothing."""
     if batch_size == 1 and any(isinstance(m, nn.BatchNorm1d) for m in module.modules()):
         raise ValueError("Batch norm needs batches of at least 2 samples, got 1 sample.")
+
+
+def tell_interrupt(net: PenalizedNet) -> None:
+    """Warn if Ctrl-C has ended the training, which skorch takes for its end: in a search it would pass unseen."""
+    if net.history and "dur" not in net.history[-1]:  # the time of an epoch is taken at its end, before any stop
+        warn(
+            f"Training was interrupted in epoch {net.history[-1, 'epoch']}, and the network is kept as it "
+            "was then; a search goes on with its next fit. Fit again for a network that is trained to its end."
+        )
 
 
 def check_finite(net: PenalizedNet, data: TensorData) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import skorch
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from torch import Tensor, nn
 
 from .convert import convert
@@ -33,6 +34,8 @@ class Subject:
         The model's own loss.
     classes : ndarray or None
         Labels in the order of the logits, where the model knows them.
+    columns : ndarray of str or None
+        Names of the features, where the model was fitted on a data frame.
     input_shape : tuple or None
         Shape of one sample, where rows of X are to be reshaped.
     transform_X, transform_y : callable
@@ -46,6 +49,7 @@ class Subject:
     output: str = "logits"
     loss: str | None = None
     classes: np.ndarray | None = None
+    columns: np.ndarray | None = None
     input_shape: tuple[int, ...] | None = None
     transform_X: Callable[[Any], Any] = _unchanged
     transform_y: Callable[[Any], Any] = _unchanged
@@ -70,6 +74,8 @@ def resolve(model: Any) -> Subject:
     NotDefinedError
         If there is one that cannot be measured; the message says why.
     """
+    if isinstance(model, FrozenEstimator):
+        model = model.estimator
     if isinstance(model, nn.Module):
         return Subject(model)
     if isinstance(model, type):
@@ -80,17 +86,26 @@ def resolve(model: Any) -> Subject:
             return inner
     if isinstance(model, skorch.NeuralNet):
         return _skorch_net(model)
+    columns = getattr(model, "feature_names_in_", None)
     if hasattr(model, "loss_name_") and "net_" in vars(model):
-        return _own_estimator(model)
+        return replace(_own_estimator(model), columns=columns)
     _check_fitted(model)
     converted = convert(model)
     if converted is None:
         raise TypeError(
             f"`model` must hold a network: an estimator of this package, a skorch net, an nn.Module, an MLP or linear "
             f"model of scikit-learn, or a Pipeline or fitted search that ends in one; got {type(model).__name__}."
+            + _inside(model)
         )
     module, output, loss = converted
-    return Subject(module, output, loss, getattr(model, "classes_", None))
+    return Subject(module, output, loss, getattr(model, "classes_", None), columns)
+
+
+def _inside(model: Any) -> str:
+    """Where a model that is no network may hold one, as a sentence."""
+    if hasattr(model, "estimators_") or hasattr(model, "calibrated_classifiers_"):
+        return " It holds several models: measure each by itself."
+    return " Measure its `estimator_`." * hasattr(model, "estimator_")
 
 
 def _check_fitted(model: Any) -> None:
@@ -112,7 +127,7 @@ def _search(model: Any) -> Subject | None:
         return resolve(model.best_estimator_)
     if hasattr(model, "cv_results_"):
         raise NotFittedError(f"This {type(model).__name__} has no best estimator; fit it with refit=True.")
-    if hasattr(model, "refit"):
+    if hasattr(model, "refit") and not hasattr(model, "estimator_"):  # those that tune a threshold have that
         raise NotFittedError(f"This {type(model).__name__} is not fitted yet. Call `fit` before measuring it.")
     return None
 
@@ -148,7 +163,7 @@ def _own_estimator(model: Any) -> Subject:
         "logits",
         model.loss_name_,
         getattr(model, "classes_", None),
-        tuple(model.input_shape_),
+        input_shape=tuple(model.input_shape_),
         initial_state=model.initial_state_,
         own=True,
     )
