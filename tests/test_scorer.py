@@ -149,6 +149,14 @@ def test_a_failure_gives_nan_for_every_declared_name(iris):
     assert list(scores) == ["neg_spectral_norm", "margin"] and all(np.isnan(list(scores.values())))
 
 
+@pytest.mark.parametrize("on_error", ["nan", "raise"])
+def test_the_default_measures_are_those_that_apply(iris, on_error, recwarn):
+    fitted = NetworkClassifier(max_epochs=30, learning_rate=0.03, random_state=0).fit(*iris)
+    scores = CapacityScorer(on_error=on_error)(fitted, *iris)
+    assert np.isnan(scores["neg_data_path_norm"]) and np.isfinite(scores["neg_l2_path_norm"])  # it has biases
+    assert not [str(w.message) for w in recwarn if "No score" in str(w.message)]
+
+
 def test_a_failing_scorer_does_not_stop_cross_validation(iris):
     X, y = iris
     scorer = CapacityScorer(["accuracy", "fisher_rao_norm"])

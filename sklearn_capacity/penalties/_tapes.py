@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklearn_capacity.graph import NetworkGraph, Program, activation_of, evaluate, named_tensors, trace
+from sklearn_capacity.graph import NetworkGraph, Program, activation_of, evaluate, named_tensors, private_copy, trace
 from sklearn_capacity.graph.chain import Tape, chain_refusal, linearize
 from sklearn_capacity.penalties._joint import Joints, joint_linear
-from sklearn_capacity.penalties._modes import autocasts, evaluating
+from sklearn_capacity.penalties._modes import autocasts
 
 __all__ = ["Linearized", "graph_of", "linearized", "shared_forward"]
 
@@ -41,11 +41,15 @@ class _Waiting:
 
 @dataclass
 class _Traced:
-    """What is known of one module: its program, or that it has none, and the graph of the last step."""
+    """What is known of one module: its program, or that it has none, and the graph of the last step.
+
+    `writes` says that a forward pass changes the module's buffers or attributes.
+    """
 
     owner: weakref.ref
     key: tuple
     program: Program | None
+    writes: bool = False
     traces: int = 1
     volatile: frozenset[tuple[str, str]] = frozenset()
     modes: tuple[bool, ...] = ()
@@ -127,11 +131,11 @@ def shared_forward(module: Any, X: Tensor) -> Tensor | None:
     """Outputs of the module for a loss, from a forward pass that the penalty of the same step uses again.
 
     None where batch norm, dropout or the module's own code does something else in training than in eval, where hooks
-    listen to the module's forward pass, where the loss's is in mixed precision and the penalty's is not, or where the
-    loss has a gradient with respect to X, too.
+    listen to the module's forward pass or it writes into the module, where the loss's is in mixed precision and the
+    penalty's is not, or where the loss has a gradient with respect to X, too.
     """
     graph = graph_of(module, X) if torch.is_grad_enabled() and not (autocasts(X) or X.requires_grad) else None
-    if graph is None or not _mode_free(module, X) or _watched(module):
+    if graph is None or _TRACED[id(module)].writes or not _mode_free(module, X) or _watched(module):
         return None
     data = X.detach()
     joints: Joints = {}
@@ -175,7 +179,8 @@ def _entry(module: nn.Module, X: Tensor) -> _Traced:
     number = id(module)
     owner = weakref.ref(module, lambda _: _TRACED.pop(number, None))
     traces = 1 if entry is None else entry.traces + 1
-    new = _Traced(owner, key, None if traces > MANY_TRACES else _program(module, X), traces)
+    program, writes = (None, False) if traces > MANY_TRACES else _program(module, X)
+    new = _Traced(owner, key, program, writes, traces)
     if entry is not None:
         new.volatile = entry.volatile | _without_effect(entry, new)
         new.key = (*key[:3], {name: value for name, value in key[3].items() if name not in new.volatile})
@@ -194,24 +199,33 @@ def _without_effect(old: _Traced, new: _Traced) -> frozenset[tuple[str, str]]:
     return frozenset(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 
-def _program(module: nn.Module, X: Tensor) -> Program | None:
-    """The traced program if it has a chain and reproduces the module at X."""
+def _program(module: nn.Module, X: Tensor) -> tuple[Program | None, bool]:
+    """The traced program, if it has a chain and reproduces the module at X, and whether the module writes in itself."""
     try:
         program = trace(module, tuple(X.shape[1:]), dtype=X.dtype)
-        with torch.no_grad(), evaluating(module):
+        twin = private_copy(module)  # what a forward pass leaves behind is left in the copy
+        before = _contents(twin)
+        with torch.no_grad():
             graph = program.bind(named_tensors(module))
             if chain_refusal(graph) is not None:
-                return None
-            expected, got = module(X), evaluate(graph, X)
+                return None, False
+            expected, got = twin(X), evaluate(graph, X)
     except torch.OutOfMemoryError:
         raise
     except Exception:  # whatever a user's module raises here, the loop of double backward passes may still serve it
-        return None
+        return None, False
     if not isinstance(expected, Tensor) or expected.shape != got.shape:
-        return None
+        return None, False
     scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
     error = float((got - expected).abs().max() / scale)
-    return program if error < 1e3 * torch.finfo(expected.dtype).eps ** 0.8 else None
+    if error >= 1e3 * torch.finfo(expected.dtype).eps ** 0.8:
+        return None, False
+    return program, before != _contents(twin)
+
+
+def _contents(module: nn.Module) -> tuple:
+    """What a forward pass may have written: attributes, parameters and buffers of all submodules."""
+    return _settings(module, ()), [(id(t), t._version) for t in named_tensors(module).values()]
 
 
 def _settings(module: nn.Module, volatile: Collection[tuple[str, str]]) -> dict[tuple[str, str], Any]:
