@@ -11,13 +11,17 @@ from torch.nn.utils import parametrizations
 
 from sklearn_capacity.architectures import CifarResNet, PreactResNet
 from sklearn_capacity.architectures.mlp import RowNormalizedLinear
+from sklearn_capacity.penalties import _tapes
 
 __all__ = [
     "CASES",
     "FALLBACKS",
     "Widened",
+    "assert_same",
     "built",
+    "chained",
     "dense_jacobian",
+    "gradients",
     "mean_squared_jacobian",
     "mean_squared_norm",
     "per_layer",
@@ -59,6 +63,22 @@ def per_layer(module: nn.Module, x: Tensor, index: int, output: str = "logits") 
         matrix = torch.autograd.functional.jacobian(layer, a.detach(), create_graph=True)
         total = total + (g @ matrix.reshape(len(g), -1)).square().sum()
     return total
+
+
+def gradients(value, module):
+    """The gradient with respect to all parameters as one vector; 0 where there is no influence."""
+    parameters = list(module.parameters())
+    found = torch.autograd.grad(value, parameters, allow_unused=True, retain_graph=True)
+    filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    return torch.cat([g.flatten() for g in filled])
+
+
+def assert_same(got, want):
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11 * float(want.abs().max()))
+
+
+def chained(module, X) -> bool:
+    return _tapes.graph_of(module, X) is not None
 
 
 # ---- networks ---------------------------------------------------------------------------------------------------
