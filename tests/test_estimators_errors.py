@@ -199,7 +199,7 @@ class NeedsDepth(nn.Linear):
         (lambda: 3, None, TypeError, "`module` must return an nn.Module, got 3"),
         (nn.Linear(6, 3, device="meta"), None, ValueError, "must hold values, got 'weight' on the meta device"),
         (3, None, TypeError, "`module` must be None, the name of an architecture"),
-        ("resnet2000", None, ValueError, "`module` must name one of .*got 'resnet2000'"),
+        ("resnet2000", None, ValueError, "`module` must be one of .*got 'resnet2000'"),
     ],
 )
 def test_bad_module(module, params, error, message):
