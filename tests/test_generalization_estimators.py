@@ -214,6 +214,12 @@ def test_save_and_load(tmp_path):
     np.testing.assert_array_equal(load(tmp_path / "model.safetensors").predict_proba(X), fitted.predict_proba(X))
 
 
+def test_saving_without_the_callbacks_that_were_there_in_fit(tmp_path):
+    fitted = model(callbacks=[Callback()]).fit(X, y).set_params(callbacks=None)
+    save(fitted, tmp_path / "model.safetensors")
+    assert load(tmp_path / "model.safetensors").partial_fit(X, y).n_iter_ == 11
+
+
 def test_dropout_variant():
     fitted = model(variant="dropout", layer_dropout=0.75).fit(X, y)
     (layer,) = (m for m in fitted.module_.modules() if isinstance(m, GeneralizationDropout))

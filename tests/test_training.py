@@ -191,6 +191,16 @@ def test_keyboard_interrupt_keeps_what_was_learnt():
     assert model.predict(X).shape == (90,)
 
 
+def test_training_goes_on_after_an_interrupted_epoch_under_a_scheduler_that_reads_the_loss():
+    class Interrupt(Callback):
+        def on_batch_end(self, net, **kwargs):
+            if len(net.history) == 3:
+                raise KeyboardInterrupt
+
+    model = NetworkClassifier(callbacks=[Interrupt()], learning_rate_schedule=ReduceLROnPlateau, batch_size=30)
+    assert model.fit(X, y).partial_fit(X, y).n_iter_ == 4
+
+
 def test_progress_bar_shows_epochs_and_losses(capsys):
     model = JacobianRegularizedClassifier(verbose=1, max_epochs=4).fit(X, y)
     shown = capsys.readouterr().err
