@@ -12,7 +12,15 @@ from torch import nn
 
 from networks import NETWORKS
 from sklearn_capacity import UnsupportedLayerError, measure_capacity
-from sklearn_capacity.graph import Network, activation_of, evaluate, named_tensors, parameter_tangent, trace
+from sklearn_capacity.graph import (
+    Network,
+    activation_of,
+    evaluate,
+    named_tensors,
+    parameter_jacobian,
+    parameter_tangent,
+    trace,
+)
 
 
 def network_of(module, X, **options):
@@ -244,3 +252,36 @@ def test_networks_that_overwrite_their_input_are_traced_and_leave_the_data_alone
     assert torch.equal(X, before) and torch.equal(logits, module[1](before.relu()))
     assert torch.allclose(evaluate(network.graph, X), logits)
     assert torch.autograd.functional.jacobian(network.forward, X).shape == (5, 2, 5, 4)  # also where X is a leaf
+
+
+class ShiftsItsInput(nn.Module):
+    """Writes into what it is given, and has an operator (layer norm) that only the raw parameters cover."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x.sub_(1.0))).relu())
+
+
+@pytest.mark.parametrize("name, params", [("expected_sharpness", {"n_draws": 4}), ("max_sharpness", {"steps": 3})])
+def test_moved_weights_leave_the_data_alone_too(name, params):
+    generator = torch.Generator().manual_seed(0)
+    module = ShiftsItsInput().double()
+    X = torch.randn(9, 4, generator=generator, dtype=torch.float64)
+    before, y = X.clone(), torch.arange(9) % 3
+    measured = measure_capacity(module, X, y, {"m": (name, params)})["m"]
+    assert torch.equal(X, before)
+    honest = nn.Sequential(copy.deepcopy(module.first), copy.deepcopy(module.norm), nn.ReLU(), module.last)
+    assert measured == pytest.approx(measure_capacity(honest, X - 1, y, {"m": (name, params)})["m"], rel=1e-9)
+
+
+def test_products_with_the_jacobian_leave_the_data_alone_too():
+    module = ShiftsItsInput().double()
+    X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    before = X.clone()
+    jacobian = parameter_jacobian(network_of(module, X))
+    assert jacobian.way == "autograd"
+    point, direction = jacobian.at(X), [torch.ones(size, dtype=X.dtype) for size in jacobian.sizes]
+    assert torch.equal(point.push(direction), point.push(direction)) and torch.equal(X, before)
