@@ -57,8 +57,8 @@ def _ball_radii(network: Network, batch: Batch, scores: Tensor, n_draws: int) ->
     for sign in (0.75, -0.75):
         search.look_at(search.X + _scaled(search.direction, reach) * sign)
     for draw in _progress(range(n_draws), batch, "radii"):
-        noise = torch.randn(search.X.shape, generator=generator, dtype=search.X.dtype).to(search.X.device)
-        share = torch.rand(len(noise), generator=generator, dtype=torch.float64).to(search.X.device)
+        noise = torch.randn(search.X.shape, generator=generator, dtype=search.X.dtype, device="cpu").to(search.X.device)
+        share = torch.rand(len(noise), generator=generator, dtype=torch.float64, device="cpu").to(search.X.device)
         search.look_at(search.X + _scaled(noise, share * search.reach()))
         search.climb(noise, *STEPS[draw % len(STEPS)])
     return search.radii
@@ -123,11 +123,11 @@ def _hull_slope(network: Network, batch: Batch, n_draws: int) -> float:
         yield X
         for draw in _progress(range(n_draws), batch, "convex hull"):
             corners = 2 if draw % 2 == 0 else 4
-            weights = -torch.rand(corners, len(X), generator=generator, dtype=torch.float64).neg().log1p()
+            weights = -torch.rand(corners, len(X), generator=generator, dtype=torch.float64, device="cpu").neg().log1p()
             weights = (weights / weights.sum(0)).to(X)  # uniform on the simplex
             total = torch.zeros_like(X)
             for weight in weights:
-                order = torch.randperm(len(X), generator=generator).to(X.device)
+                order = torch.randperm(len(X), generator=generator, device="cpu").to(X.device)
                 total = total + weight.reshape(-1, *(1,) * (X.dim() - 1)) * X[order]
             yield total
 

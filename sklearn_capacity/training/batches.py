@@ -125,6 +125,6 @@ class TensorBatches:
             for start, stop in bounds:
                 yield data[start:stop]
             return
-        order = torch.randperm(len(data), generator=self.generator).to(data.X.device)
+        order = torch.randperm(len(data), generator=self.generator, device="cpu").to(data.X.device)
         for start, stop in bounds:
             yield data.take(order[start:stop])
