@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 
 from networks import NETWORKS
 from sklearn_capacity import UnsupportedLayerError, measure_capacity
@@ -156,6 +157,31 @@ def test_attention_is_refused_by_name_and_measured_where_it_can_be():
         measure_capacity(module, X, y, "path_norm")
     values = measure_capacity(module, X, y, ["margin", "jacobian_spectral", "fisher_rao_norm"])
     assert all(v == v for v in values.values())
+
+
+class Heads(nn.Module):
+    """Attention over separate heads, for which torch takes a fused kernel; no operator has parameters of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps, self.last = nn.ModuleList(nn.Linear(8, 8) for _ in range(3)), nn.Linear(8, 3)
+
+    def forward(self, x):
+        q, k, v = (one(x).unflatten(-1, (2, 4)).transpose(1, 2) for one in self.maps)
+        return self.last(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).mean(1))
+
+
+def test_the_tangent_goes_through_fused_attention():
+    X = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    module = Heads().double()
+    f, u = parameter_tangent(network_of(module, X).graph, X)
+    step = 1e-5
+    ends = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            ends.append(functional_call(module, {n: (1 + sign * step) * p for n, p in module.named_parameters()}, (X,)))
+    torch.testing.assert_close(f.detach(), module(X).detach())
+    torch.testing.assert_close(u.detach(), (ends[0] - ends[1]) / (2 * step), rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("measure", ["frobenius_norm", "margin", "jacobian_spectral"])

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from ..graph import Network
+from ..products.tangent import twice_differentiable
 from .batch import Batch
 from .companion import jacobian_rows, logits_function, piece_size
 from .lipschitz import log_lipschitz
@@ -152,8 +152,7 @@ def _top_singular(function: Logits, points: Tensor, n_outputs: int) -> tuple[Ten
 def _slope_gradient(function: Logits, points: Tensor, n_outputs: int) -> Tensor:
     """A multiple of the gradient of ||J(x)||_2 = u^T J v with u and v held; 0 for piecewise linear networks."""
     _, inner, outer = _top_singular(function, points, n_outputs)
-    # The fused attention kernels have no second derivative.
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with twice_differentiable():
         x = points.detach().requires_grad_(True)
         (pulled,) = torch.autograd.grad(function(x), x, outer, create_graph=True)
         if not pulled.requires_grad:
