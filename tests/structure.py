@@ -105,6 +105,19 @@ def star_faults(source: str, module: str) -> list[str]:
     ]
 
 
+def generator_faults(source: str, module: str) -> list[str]:
+    """Random tensors drawn by a generator, all of which are on the CPU, on whatever the default device is."""
+    return [
+        f'{module}:{node.lineno}: `torch.{node.func.attr}` with a generator needs device="cpu"'
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value) == "torch"
+        and {"generator"} <= {keyword.arg for keyword in node.keywords}
+        and "'cpu'" not in {ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "device"}
+    ]
+
+
 def length_faults(source: str, module: str, *, file_limit: int = 400, function_limit: int = 60) -> list[str]:
     """Files too long to hold one idea, and functions too long for a screen (docstring and signature not counted)."""
     faults = []

@@ -9,10 +9,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 
 from networks import NETWORKS
 from sklearn_capacity import UnsupportedLayerError, measure_capacity
-from sklearn_capacity.graph import Network, activation_of, evaluate, named_tensors, parameter_tangent, trace
+from sklearn_capacity.graph import (
+    Network,
+    activation_of,
+    evaluate,
+    named_tensors,
+    parameter_jacobian,
+    parameter_tangent,
+    trace,
+)
+from sklearn_capacity.graph.theta import parameter_groups
 
 
 def network_of(module, X, **options):
@@ -149,6 +159,31 @@ def test_attention_is_refused_by_name_and_measured_where_it_can_be():
     assert all(v == v for v in values.values())
 
 
+class Heads(nn.Module):
+    """Attention over separate heads, for which torch takes a fused kernel; no operator has parameters of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.maps, self.last = nn.ModuleList(nn.Linear(8, 8) for _ in range(3)), nn.Linear(8, 3)
+
+    def forward(self, x):
+        q, k, v = (one(x).unflatten(-1, (2, 4)).transpose(1, 2) for one in self.maps)
+        return self.last(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).mean(1))
+
+
+def test_the_tangent_goes_through_fused_attention():
+    X = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    module = Heads().double()
+    f, u = parameter_tangent(network_of(module, X).graph, X)
+    step = 1e-5
+    ends = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            ends.append(functional_call(module, {n: (1 + sign * step) * p for n, p in module.named_parameters()}, (X,)))
+    torch.testing.assert_close(f.detach(), module(X).detach())
+    torch.testing.assert_close(u.detach(), (ends[0] - ends[1]) / (2 * step), rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize("measure", ["frobenius_norm", "margin", "jacobian_spectral"])
 def test_batch_statistics_in_eval_mode_are_refused(measure):
     module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 2))
@@ -209,10 +244,10 @@ def test_one_logit_is_the_two_logit_net():
 
 def test_frozen_parameters_are_no_part_of_theta():
     module, X, _ = NETWORKS["mlp"]()
-    whole = sum(t.numel() for _, t in network_of(module, X).graph.parameters())
+    whole = sum(g.size for g in parameter_groups(network_of(module, X).graph))
     next(module.parameters()).requires_grad_(False)
     frozen = next(module.parameters()).numel()
-    assert sum(t.numel() for _, t in network_of(module, X).graph.parameters()) == whole - frozen
+    assert sum(g.size for g in parameter_groups(network_of(module, X).graph)) == whole - frozen
 
 
 ACTIVATED = [
@@ -244,3 +279,36 @@ def test_networks_that_overwrite_their_input_are_traced_and_leave_the_data_alone
     assert torch.equal(X, before) and torch.equal(logits, module[1](before.relu()))
     assert torch.allclose(evaluate(network.graph, X), logits)
     assert torch.autograd.functional.jacobian(network.forward, X).shape == (5, 2, 5, 4)  # also where X is a leaf
+
+
+class ShiftsItsInput(nn.Module):
+    """Writes into what it is given, and has an operator (layer norm) that only the raw parameters cover."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.last(self.norm(self.first(x.sub_(1.0))).relu())
+
+
+@pytest.mark.parametrize("name, params", [("expected_sharpness", {"n_draws": 4}), ("max_sharpness", {"steps": 3})])
+def test_moved_weights_leave_the_data_alone_too(name, params):
+    generator = torch.Generator().manual_seed(0)
+    module = ShiftsItsInput().double()
+    X = torch.randn(9, 4, generator=generator, dtype=torch.float64)
+    before, y = X.clone(), torch.arange(9) % 3
+    measured = measure_capacity(module, X, y, {"m": (name, params)})["m"]
+    assert torch.equal(X, before)
+    honest = nn.Sequential(copy.deepcopy(module.first), copy.deepcopy(module.norm), nn.ReLU(), module.last)
+    assert measured == pytest.approx(measure_capacity(honest, X - 1, y, {"m": (name, params)})["m"], rel=1e-9)
+
+
+def test_products_with_the_jacobian_leave_the_data_alone_too():
+    module = ShiftsItsInput().double()
+    X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    before = X.clone()
+    jacobian = parameter_jacobian(network_of(module, X))
+    assert jacobian.way == "autograd"
+    point, direction = jacobian.at(X), [torch.ones(size, dtype=X.dtype) for size in jacobian.sizes]
+    assert torch.equal(point.push(direction), point.push(direction)) and torch.equal(X, before)

@@ -24,7 +24,9 @@ from sklearn_capacity.linalg import (
     linear_norm,
     norm_bounds,
 )
+from sklearn_capacity.linalg.block_lanczos import block_lanczos
 from sklearn_capacity.linalg.certificate import certified_norm, largest_gram_root
+from sklearn_capacity.linalg.powers import power_product
 
 INF = math.inf
 
@@ -45,6 +47,22 @@ def _check_interface(operator, A: torch.Tensor) -> None:
         rows, columns = torch.linalg.vector_norm(A, p, dim=1), torch.linalg.vector_norm(A, p, dim=0)
         torch.testing.assert_close(operator.row_norms(p), rows.reshape(operator.output_shape))
         torch.testing.assert_close(operator.column_norms(p), columns.reshape(operator.input_shape))
+
+
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+def test_nothing_depends_on_the_default_device(mode):
+    """As under ``torch.set_default_device("cuda")``; "meta" holds no numbers, so that whatever lands there is seen."""
+
+    def values(weight, x):
+        operator = ConvOperator(weight, (2, 5, 5), padding=1, padding_mode=mode)
+        bounds = norm_bounds(operator)
+        block = block_lanczos(lambda v: weight[0, 0, 0] * v, 3, k=1, block=1)
+        return bounds.lower, bounds.upper, float(power_product(operator, 1.5, x).sum()), float(block.values[0])
+
+    weight, x = _random(2, 2, 3, 3), _random(1, 2, 5, 5)
+    expected = values(weight, x)
+    with torch.device("meta"):
+        assert values(weight, x) == expected
 
 
 @pytest.mark.parametrize("direct", [1024, 0])

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import reference
@@ -72,6 +73,35 @@ def test_slices_of_a_parameter_are_told_apart_and_a_transpose_is_not():
     expected = math.hypot(float(module.parts.detach().norm()), float(module.tied.detach().norm()))
     assert measure_module(module, X, "parameter_norm").value == pytest.approx(expected, rel=1e-12)
     assert measure_module(module, X, "vc_dimension").value == 4 * 32
+
+
+class _Overlapping(_Sliced):
+    """The first three rows of one parameter, then the last three; so the middle two are read twice."""
+
+    def forward(self, x):
+        hidden = nn.functional.linear(x, self.parts[:3]).relu()
+        return nn.functional.linear(hidden, self.parts[1:, :3])
+
+
+def test_what_two_slices_share_counts_once():
+    module, X = _Overlapping().double(), torch.ones(2, 4, dtype=torch.float64)
+    read = module.parts.detach().clone()
+    read[3, 3] = 0.0
+    assert measure_module(module, X, "parameter_norm").value == pytest.approx(float(read.norm()), rel=1e-12)
+    assert measure_module(module, X, "vc_dimension").value == 2 * 15
+
+
+def test_a_model_of_one_logit_has_the_parameters_of_one():
+    """And not those of the two-logit net by which it is measured, whose rows are tied."""
+    X = np.random.default_rng(0).normal(size=(40, 4))
+    model = LogisticRegression().fit(X, X[:, 0] > 0.3)
+    theta = np.append(model.coef_, model.intercept_)
+    spherical = ("kl_divergence", {"noise": "spherical", "sigma": 1.0})
+    wanted = {"vc": "vc_dimension", "norm": "parameter_norm", "kl": spherical}
+    values = measure_capacity(model, measures=wanted)
+    assert values["vc"] == 5
+    assert values["norm"] == pytest.approx(float(np.linalg.norm(theta)), rel=1e-12)
+    assert values["norm"] ** 2 / 2 == pytest.approx(values["kl"], rel=1e-9)
 
 
 def test_parameter_norm_takes_the_effective_weight():

@@ -15,6 +15,7 @@ import networks
 from reference_sharpness import layers_of, mean_loss, perceptron, sharpness_by_draws
 from sklearn_capacity import CapacityWarning, NotDefinedError, measure_capacity
 from sklearn_capacity.graph import Network
+from sklearn_capacity.graph.theta import parameter_groups
 from sklearn_capacity.measures import MEASURES, Batch, losses, sharpness
 
 
@@ -278,7 +279,7 @@ def test_out_of_memory_halves_the_chunk(name, monkeypatch):
 def test_an_interruption_leaves_the_network_as_it_was(name, monkeypatch):
     module, X, y = networks.mlp()
     network, batch = batch_of(module, X, y)
-    before = [t.clone() for _, t in network.graph.parameters()]
+    before = [g.values.clone() for g in parameter_groups(network.graph)]
     expected = MEASURES[name](network, batch, **SHORT[name]).value
     calls = itertools.count()
 
@@ -292,7 +293,7 @@ def test_an_interruption_leaves_the_network_as_it_was(name, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         MEASURES[name](network, batch, **SHORT[name])
     monkeypatch.undo()
-    assert all(torch.equal(a, b) for a, (_, b) in zip(before, network.graph.parameters(), strict=True))
+    assert all(torch.equal(a, g.values) for a, g in zip(before, parameter_groups(network.graph), strict=True))
     assert all(torch.equal(p, q) for p, q in zip(module.parameters(), networks.mlp()[0].parameters(), strict=True))
     assert MEASURES[name](network, batch, **SHORT[name]).value == expected
 

@@ -58,6 +58,12 @@ def test_no_star_imports(path):
 
 
 @pytest.mark.parametrize("path", PACKAGE_FILES, ids=id_of)
+def test_random_numbers_come_from_the_cpu(path):
+    """Under ``torch.set_default_device("cuda")`` too."""
+    assert structure.generator_faults(path.read_text(), id_of(path)) == []
+
+
+@pytest.mark.parametrize("path", PACKAGE_FILES, ids=id_of)
 def test_nothing_is_a_stub(path):
     assert structure.stub_faults(path.read_text(), id_of(path)) == []
 
@@ -134,6 +140,13 @@ def test_length_check_sees_planted_faults():
     assert structure.length_faults(documented, "m") == []
     assert "401 lines" in structure.length_faults("x = 1\n" * 401, "m")[0]
     assert structure.length_faults("x = 1\n" * 400, "m") == []
+
+
+def test_generator_check_sees_planted_faults():
+    for call in ("torch.randperm(3, generator=g)", "torch.rand(3, generator=self.g, device=device)"):
+        (fault,) = structure.generator_faults(f"x = {call}.to(device)", "m")
+        assert 'needs device="cpu"' in fault
+    assert structure.generator_faults('torch.rand(3, generator=g, device="cpu"); crop(X, generator=g)', "m") == []
 
 
 def test_star_check_sees_planted_fault():

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.utils import parametrize
 
 from ..products.tangent import directional_derivative
@@ -241,11 +240,6 @@ class _RawPoint(Point):
         return self._pull(self._logits, cotangent)
 
     def push(self, direction: Sequence[Tensor]) -> Tensor:
-        theta, module = self.jacobian.theta, self.jacobian.network.module
+        theta, network = self.jacobian.theta, self.jacobian.network
         along = {name: v.to(p.dtype).reshape(p.shape) for (name, p), v in zip(theta.items(), direction, strict=True)}
-
-        def logits(point):  # type: ignore[no-untyped-def]
-            out = functional_call(module, dict(point), (self.X,))
-            return (out[0] if isinstance(out, tuple | list) else out).reshape(len(self.X), -1)
-
-        return directional_derivative(logits, theta, along)[1]
+        return directional_derivative(lambda point: network.forward(self.X, point), theta, along)[1]

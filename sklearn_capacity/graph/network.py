@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from .evaluate import evaluate
 from .fold import HEAD
@@ -116,17 +117,26 @@ class Network:
         #: The trace, or why there is none, once that is known; one list for this network and all it is renewed to.
         self._traced: list[Program | UnsupportedLayerError] = []
 
-    def forward(self, X: Tensor) -> Tensor:
-        """Logits (n, C) of the module itself; differentiable with respect to X."""
-        logits = self._outputs(X)
+    def forward(self, X: Tensor, state: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Logits (n, C) of the module itself, or with other tensors in place of its own; differentiable in X and these.
+
+        Parameters
+        ----------
+        X : Tensor of shape (n, *input_shape)
+            Never written to, also by a module that works in place.
+        state : mapping of str to Tensor, default=None
+            Parameters and buffers to take the place of those of the same names.
+        """
+        logits = self._outputs(X, state)
         return logits.reshape(len(X), -1) if logits.dim() != 2 else logits
 
     def output_shape(self, X: Tensor) -> tuple[int, ...]:
         """What the module returns for one sample, before it is laid out as a vector."""
         return tuple(self._outputs(X).shape[1:]) or (1,)
 
-    def _outputs(self, X: Tensor) -> Tensor:
-        outputs = self.module(X.clone() if self._overwrites_input else X)
+    def _outputs(self, X: Tensor, state: Mapping[str, Tensor] | None = None) -> Tensor:
+        X = X.clone() if self._overwrites_input else X
+        outputs = functional_call(self.module, dict(state), (X,)) if state else self.module(X)
         if isinstance(outputs, tuple | list):
             outputs = outputs[0]
         if not isinstance(outputs, Tensor):

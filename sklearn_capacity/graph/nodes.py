@@ -122,22 +122,6 @@ class NetworkGraph:
                 table[name].append(node)
         return table
 
-    def parameters(self) -> list[tuple[str, Tensor]]:
-        """The folded trainable parameters theta, each tied tensor once, as (label, tensor)."""
-        seen: set[tuple] = set()
-        out = []
-        for node in self.nodes:
-            parts = zip(("weight", "bias"), (node.weight, node.bias), node.trainable, node.sources, strict=True)
-            for part, tensor, trained, sources in parts:
-                if tensor is None or not trained:
-                    continue
-                # Size and offset tell slices of one parameter apart; a transposed view has the same ones.
-                key = (part, sources, tensor.numel(), tensor.storage_offset())
-                if key not in seen:
-                    seen.add(key)
-                    out.append((f"{node.label}.{part}", tensor))
-        return out
-
 
 def interpret(
     graph: NetworkGraph,

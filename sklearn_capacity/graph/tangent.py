@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..products.tangent import pushed_forward, twice_differentiable
 from .activations import activation_of
 from .evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast, pick, pool_indices
 from .nodes import WEIGHT_OPS, NetworkGraph, Node, interpret
@@ -113,7 +114,7 @@ def opaque_tangent(node: Node, xs: Sequence[Any], dxs: Sequence[Any]) -> Any:
     moving = [i for i, dx in enumerate(dxs) if not isinstance(dx, float) or dx != 0]
     if not moving:
         return 0.0
-    with torch.enable_grad():
+    with twice_differentiable():
         points = {i: xs[i].detach().requires_grad_(True) for i in moving}
         value = EVALUATE["opaque"](node, *(points.get(i, x) for i, x in enumerate(xs)))
         along = [_tensor(xs[i], dxs[i]) for i in moving]
@@ -125,13 +126,8 @@ def opaque_tangent(node: Node, xs: Sequence[Any], dxs: Sequence[Any]) -> Any:
 def _directional(value: Any, points: list[Tensor], along: list[Tensor]) -> Tensor | float:
     if not isinstance(value, Tensor) or not value.requires_grad:  # a size, indices, a constant
         return 0.0
-    dual = torch.zeros_like(value, requires_grad=True)
-    pulled = torch.autograd.grad(value, points, dual, create_graph=True, allow_unused=True)
-    inner = sum((g * dx).sum() for g, dx in zip(pulled, along, strict=True) if g is not None)
-    if not isinstance(inner, Tensor) or not inner.requires_grad:
-        return 0.0
-    (derivative,) = torch.autograd.grad(inner, dual)
-    return derivative.detach()
+    derivative = pushed_forward(value, points, along)
+    return 0.0 if derivative is None else derivative
 
 
 def _opaque(node: Node, *pairs: Pair) -> Pair:

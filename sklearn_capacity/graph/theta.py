@@ -47,9 +47,15 @@ class ParameterGroup:
     size: int
 
     @property
-    def label(self) -> str:
-        use = self.uses[0]
-        return f"{use.node.label}.{use.part}"
+    def values(self) -> Tensor:
+        """The stretch itself, as one vector."""
+        if self.plain:
+            return self.uses[0].tensor.flatten()
+        vector = self.uses[0].tensor.new_zeros(self.size)
+        for use in self.uses:
+            where = slice(None) if use.index is None else use.index.to(vector.device)
+            vector[where] = use.tensor.flatten()
+        return vector
 
     @property
     def plain(self) -> bool:

@@ -70,7 +70,7 @@ def block_lanczos(
     block = min(check_integer("block", block, 1), size)
     tol = check_interval("tol", tol, 0, 1, closed="neither")
     generator = torch.Generator().manual_seed(check_integer("random_state", random_state, 0))
-    start = torch.randn((size, block), generator=generator, dtype=torch.float64).to(device)
+    start = torch.randn((size, block), generator=generator, dtype=torch.float64, device="cpu").to(device)
     basis, fresh = start.new_zeros((size, 0)), torch.linalg.qr(start).Q
     images = start.new_zeros((size, 0))
     n_products = 0

@@ -45,8 +45,8 @@ class Taps:
     @property
     def indicator(self) -> Tensor:
         """Ones where a tap of an output pixel meets an input pixel, of shape (kernel, outputs, inputs)."""
-        pixels = torch.as_tensor(self.pixels.T, dtype=torch.int64)
-        return (pixels[:, :, None] == torch.arange(self.inputs)).to(torch.float64)
+        pixels = torch.as_tensor(self.pixels.T, dtype=torch.int64, device="cpu")
+        return (pixels[:, :, None] == torch.arange(self.inputs, device="cpu")).to(torch.float64)
 
     def row_patterns(self) -> tuple[list[np.ndarray], np.ndarray]:
         """Sets of taps that meet one input pixel, as 0/1 arrays (kernel, sets), and the pattern of each output."""

@@ -112,7 +112,8 @@ def operator_norm(
     check_every = check_integer("check_every", check_every, 1)
     shape = (1, *input_shape)
     generator = torch.Generator().manual_seed(check_integer("random_state", random_state, 0))
-    start = torch.randn(math.prod(shape), generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)
+    start = torch.randn(math.prod(shape), generator=generator, dtype=torch.float64, device="cpu")
+    start = start.to(device=device, dtype=dtype)
     with torch.no_grad():
         process = _Bidiagonalisation(forward, adjoint, shape, start, max_basis)
         residual = math.inf

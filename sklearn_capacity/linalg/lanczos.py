@@ -127,7 +127,7 @@ def lanczos(
     check_every = check_integer("check_every", check_every, 1)
     check_option("until", until, ("vector", "value"))
     generator = torch.Generator().manual_seed(check_integer("random_state", random_state, 0))
-    start = torch.randn(shape, generator=generator, dtype=torch.float64).to(device=device, dtype=dtype)
+    start = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device=device, dtype=dtype)
     with torch.no_grad():
         process = _Process(product, start.reshape(-1, shape[-1]), shape)
         for step in range(1, max_steps + 1):

@@ -64,7 +64,9 @@ def _merged_product(operator: ConvOperator, p: float, x: Tensor, sets: Sequence,
         pixels = np.stack([np.unique(taps.pixels[i][taps.pixels[i] >= 0]) for i in place])
         index = torch.as_tensor(pixels, device=x.device)
         x = x.index_select(2 + 2 * axis, index.flatten()).unflatten(2 + 2 * axis, index.shape)
-        weight = torch.tensordot(weight, torch.as_tensor(selection).to(weight), dims=([3], [0]))
+        weight = torch.tensordot(
+            weight, torch.as_tensor(selection, dtype=weight.dtype, device=weight.device), dims=([3], [0])
+        )
     nd = len(sets)
     windows = x.permute(0, 1, *range(3, 3 + 2 * nd, 2), *range(2, 2 + 2 * nd, 2)).flatten(2, 1 + nd)
     windows = windows.unflatten(1, (operator.groups, -1)).flatten(4)

@@ -317,7 +317,7 @@ def _iterated(fisher: FisherMatrix, k: int, random_state: int) -> tuple[Tensor, 
         one = {**options, "max_steps": PRODUCTS, "check_every": 1, "until": "value"}
         found = _retried(fisher, lambda: largest_eigenvalue(fisher.product, size, **one))
         info = {"products": found.n_products, "residual": found.residual, "error": found.error}
-        value = torch.tensor([max(found.value, 0.0)], dtype=torch.float64)
+        value = torch.tensor([max(found.value, 0.0)], dtype=torch.float64, device="cpu")
         return value, {"way": "Lanczos on the dual", "size": size, **info}
     block = min(k, fisher.n_outputs) if fisher.n_outputs > 1 else 2
     several = _retried(fisher, lambda: block_lanczos(fisher.product, size, k=k, block=block, **options))

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from ..graph import Network, NetworkGraph, UnsupportedLayerError, evaluate, raw_parameters
 from ..graph.fold import split_head
@@ -65,12 +64,7 @@ def _raw(network: Network, reason: Exception) -> ParameterVector:
 
     def bind(tensors: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
         state = dict(zip(theta, tensors, strict=True))
-
-        def forward(X: Tensor) -> Tensor:
-            logits = functional_call(network.module, state, (X,))
-            return (logits[0] if isinstance(logits, tuple | list) else logits).reshape(len(X), -1)
-
-        return forward
+        return lambda X: network.forward(X, state)
 
     def initial() -> list[Tensor]:
         before = network.initial_tensors()

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from ..graph import Network
+from ..products.tangent import twice_differentiable
 from .batch import Batch
 from .companion import jacobian_rows, logits_function, piece_size
 from .lipschitz import log_lipschitz
@@ -57,8 +57,8 @@ def _ball_radii(network: Network, batch: Batch, scores: Tensor, n_draws: int) ->
     for sign in (0.75, -0.75):
         search.look_at(search.X + _scaled(search.direction, reach) * sign)
     for draw in _progress(range(n_draws), batch, "radii"):
-        noise = torch.randn(search.X.shape, generator=generator, dtype=search.X.dtype).to(search.X.device)
-        share = torch.rand(len(noise), generator=generator, dtype=torch.float64).to(search.X.device)
+        noise = torch.randn(search.X.shape, generator=generator, dtype=search.X.dtype, device="cpu").to(search.X.device)
+        share = torch.rand(len(noise), generator=generator, dtype=torch.float64, device="cpu").to(search.X.device)
         search.look_at(search.X + _scaled(noise, share * search.reach()))
         search.climb(noise, *STEPS[draw % len(STEPS)])
     return search.radii
@@ -123,11 +123,11 @@ def _hull_slope(network: Network, batch: Batch, n_draws: int) -> float:
         yield X
         for draw in _progress(range(n_draws), batch, "convex hull"):
             corners = 2 if draw % 2 == 0 else 4
-            weights = -torch.rand(corners, len(X), generator=generator, dtype=torch.float64).neg().log1p()
+            weights = -torch.rand(corners, len(X), generator=generator, dtype=torch.float64, device="cpu").neg().log1p()
             weights = (weights / weights.sum(0)).to(X)  # uniform on the simplex
             total = torch.zeros_like(X)
             for weight in weights:
-                order = torch.randperm(len(X), generator=generator).to(X.device)
+                order = torch.randperm(len(X), generator=generator, device="cpu").to(X.device)
                 total = total + weight.reshape(-1, *(1,) * (X.dim() - 1)) * X[order]
             yield total
 
@@ -152,8 +152,7 @@ def _top_singular(function: Logits, points: Tensor, n_outputs: int) -> tuple[Ten
 def _slope_gradient(function: Logits, points: Tensor, n_outputs: int) -> Tensor:
     """A multiple of the gradient of ||J(x)||_2 = u^T J v with u and v held; 0 for piecewise linear networks."""
     _, inner, outer = _top_singular(function, points, n_outputs)
-    # The fused attention kernels have no second derivative.
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with twice_differentiable():
         x = points.detach().requires_grad_(True)
         (pulled,) = torch.autograd.grad(function(x), x, outer, create_graph=True)
         if not pulled.requires_grad:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from .._validation import check_option
-from ..graph import Network, NetworkGraph, Node
+from ..graph import Network, Node
+from ..graph.fold import split_head
+from ..graph.theta import parameter_groups
 from ..linalg.entries import stable_norm
 from .batch import Batch
 from .layers import layer_weight, operator_of
@@ -51,7 +53,8 @@ def vc_dimension(network: Network, batch: Batch) -> Measured:
     .. math:: d \cdot \dim(w)
 
     d is the number of weight layers and dim(w) that of the trainable parameters, both after batch norm has been folded;
-    tied tensors count once in dim(w). Smaller goes with better generalisation in the classical view.
+    tied tensors count once in dim(w), and a model of one logit has the parameters of that one. Smaller goes with better
+    generalisation in the classical view.
 
     Raises
     ------
@@ -74,8 +77,8 @@ def vc_dimension(network: Network, batch: Batch) -> Measured:
     >>> measure_capacity(net, measures="vc_dimension")
     {'vc_dimension': 22.0}
     """
-    parameters = _folded(network, "The VC dimension").parameters()
-    return Measured(float(len(network.graph.layers) * sum(tensor.numel() for _, tensor in parameters)))
+    groups = parameter_groups(split_head(network.graph))
+    return Measured(float(len(network.graph.layers) * sum(group.size for group in groups)))
 
 
 def parameter_norm(network: Network, batch: Batch) -> Measured:
@@ -84,7 +87,8 @@ def parameter_norm(network: Network, batch: Batch) -> Measured:
     .. math:: \|\theta\|_2
 
     Trainable weights, biases and shifts, after batch norm has been folded and parametrisations applied; a tied tensor
-    counts once, a frozen one not. Smaller goes with better generalisation.
+    counts once, a frozen one not, and a model of one logit has the parameters of that one. Smaller goes with better
+    generalisation.
 
     Raises
     ------
@@ -109,19 +113,11 @@ def parameter_norm(network: Network, batch: Batch) -> Measured:
     >>> measure_capacity(net, measures="parameter_norm")
     {'parameter_norm': 5.0}
     """
-    parameters = _folded(network, "The parameter norm").parameters()
-    if not parameters:
+    groups = parameter_groups(split_head(network.graph))
+    if not groups:
         return Measured(0.0)
-    norms = torch.stack([stable_norm(tensor.detach().double().flatten(), 2) for _, tensor in parameters])
+    norms = torch.stack([stable_norm(group.values.detach().double(), 2) for group in groups])
     return Measured(float(stable_norm(norms, 2)))
-
-
-def _folded(network: Network, purpose: str) -> NetworkGraph:
-    """The graph, if all parameters stand in it."""
-    for node in network.graph.nodes:
-        if node.op == "opaque" and node.params["trained"]:
-            raise node.refuse(purpose, "its parameters are no weight and bias of a known layer.")
-    return network.graph
 
 
 def distance_from_initialization(network: Network, batch: Batch, *, norm: str = "frobenius") -> Measured:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .tangent import pulled_back, twice_differentiable
 
 __all__ = ["apply_output", "gram_product", "jacobian_products"]
 
@@ -63,8 +64,7 @@ def jacobian_products(
 def gram_product(function: Callable[[Tensor], Tensor], X: Tensor) -> Callable[[Tensor], Tensor]:
     """The map v -> J(x) J(x)^T v of every sample, without forming a row of J.
 
-    w -> J^T w is linear, so its own transpose is J: two backward passes per product, the second through the graph of
-    the first, which is built once (the double-backward trick of Townsend, 2017).
+    Two backward passes per product, the second through the graph of the first, which is built once.
 
     Parameters
     ----------
@@ -76,12 +76,11 @@ def gram_product(function: Callable[[Tensor], Tensor], X: Tensor) -> Callable[[T
     -------
     callable, Tensor of shape (n, C) -> Tensor of shape (n, C)
     """
-    # The fused attention kernels have no second derivative.
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with twice_differentiable():
         X = X.detach().requires_grad_(True)
         values = function(X)
-        dual = torch.zeros_like(values, requires_grad=True)
-        (pulled,) = torch.autograd.grad(values, X, dual, create_graph=True)
+        dual, (pulled,) = pulled_back(values, [X])
+    assert pulled is not None
 
     def product(v: Tensor) -> Tensor:
         (direction,) = torch.autograd.grad(values, X, v, retain_graph=True)

@@ -2,13 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["directional_derivative"]
+__all__ = ["directional_derivative", "pulled_back", "pushed_forward", "twice_differentiable"]
+
+
+@contextlib.contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Modes for a forward pass to be differentiated twice, which torch's fused attention kernels cannot be."""
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def pulled_back(value: Tensor, points: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """J^T w as a function of w: w itself, at 0, and the product for each point; None where the value does not move.
+
+    w -> J^T w is linear, so its own transpose is J: the derivative of <J^T w, v> with respect to w is J v (the
+    double-backward trick of Townsend, 2017).
+
+    Parameters
+    ----------
+    value : Tensor
+        Computed from the points within `twice_differentiable`.
+    points : sequence of Tensor
+    """
+    dual = torch.zeros_like(value, requires_grad=True)
+    return dual, torch.autograd.grad(value, points, dual, create_graph=True, allow_unused=True)
+
+
+def pushed_forward(value: Tensor, points: Sequence[Tensor], along: Sequence[Tensor]) -> Tensor | None:
+    """J v, the derivative of the value along a direction; None where the points do not move it.
+
+    Parameters
+    ----------
+    value : Tensor
+        Computed from the points within `twice_differentiable`.
+    points, along : sequence of Tensor
+        Of the same shapes.
+    """
+    dual, pulled = pulled_back(value, points)
+    inner = sum((g * v).sum() for g, v in zip(pulled, along, strict=True) if g is not None)
+    if not isinstance(inner, Tensor) or not inner.requires_grad:
+        return None
+    (derivative,) = torch.autograd.grad(inner, dual)
+    return derivative.detach()
 
 
 def directional_derivative(
@@ -16,8 +58,7 @@ def directional_derivative(
 ) -> tuple[Tensor, Tensor]:
     """Value f(theta) and J_theta f . v, without forward-mode automatic differentiation.
 
-    v -> J^T w is linear in w, so the derivative of <J^T w, v> with respect to w is J v (the double-backward trick of
-    Townsend, 2017). Costs about three forward passes more than the value; works for whatever torch can differentiate
+    Costs about three forward passes more than the value; works for whatever torch can differentiate
     twice.
 
     Parameters
@@ -30,14 +71,8 @@ def directional_derivative(
     -------
     value, derivative : Tensor
     """
-    # torch's fused attention kernels have no second derivative; the plain one has.
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with twice_differentiable():
         point = {name: p.detach().requires_grad_(True) for name, p in parameters.items()}
         value = function(point)
-        dual = torch.zeros_like(value, requires_grad=True)
-        pulled = torch.autograd.grad(value, list(point.values()), dual, create_graph=True, allow_unused=True)
-        inner = sum((g * along[name]).sum() for name, g in zip(point, pulled, strict=True) if g is not None)
-        if not isinstance(inner, Tensor):
-            return value.detach(), torch.zeros_like(value)
-        (derivative,) = torch.autograd.grad(inner, dual)
-    return value.detach(), derivative.detach()
+        derivative = pushed_forward(value, list(point.values()), [along[name] for name in point])
+    return value.detach(), torch.zeros_like(value) if derivative is None else derivative

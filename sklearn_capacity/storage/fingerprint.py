@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import types
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,14 +19,18 @@ from sklearn_capacity.storage.encoding import encode
 __all__ = ["fingerprint"]
 
 _MAX_DEPTH = 30
+_LIBRARIES = ("torch", "skorch", "sklearn", "numpy", "scipy", "builtins", "sklearn_capacity", "functools")
+_PLAIN = (types.FunctionType, int, float, str, bool, tuple, type(None))
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def fingerprint(**values: Any) -> str:
     """SHA-256 of named values, in hexadecimal.
 
     Plain values, arrays and tensors count by content; functions by their code and what it refers to in closures
-    and defaults; classes by name and their own methods; modules by structure and state; other objects by their
-    attributes. So the hash survives a new process, and changes with a lambda's text.
+    and defaults; classes by name, methods and bases; modules by state and by the class, attributes and hooks of each
+    submodule; other objects by their attributes. So the hash survives a new process, and changes with a lambda's text.
 
     Raises
     ------
@@ -94,15 +99,33 @@ def _update_other(digest: Any, value: Any, name: str, inner: Any) -> None:
     elif isinstance(value, types.CodeType):
         inner([value.co_code, value.co_names, value.co_varnames, list(value.co_consts)], "code")
     elif isinstance(value, type):
-        inner([f"{value.__module__}.{value.__qualname__}", _methods(value)], "class")
+        inner([f"{value.__module__}.{value.__qualname__}", _methods(value), value.__bases__], "class")
     elif isinstance(value, nn.Module):
-        inner([f"{type(value).__module__}.{type(value).__qualname__}", repr(value)], "module")
-        inner({**dict(value.named_parameters(remove_duplicate=False)), **dict(value.named_buffers())}, "state")
-        inner(type(value), "class")
+        _update_module(value, inner)
     elif isinstance(value, types.BuiltinFunctionType):
         digest.update(f"{value.__module__}.{value.__qualname__}".encode())
+    elif isinstance(value, property):
+        inner([value.fget, value.fset, value.fdel], "property")
+    elif isinstance(value, staticmethod | classmethod):
+        inner(value.__func__, "method")
+    elif isinstance(value, weakref.ReferenceType):
+        digest.update(b"reference")  # what it refers to counts where it is held, as an LSTM's weights do
     else:
         _update_object(digest, value, name, inner)
+
+
+def _update_module(module: nn.Module, inner: Any) -> None:
+    names: dict[int, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        tied = names.setdefault(id(parameter), name)  # equal values train otherwise if they are one tensor
+        inner([tied, parameter.requires_grad, parameter], f"parameter {name}")
+    inner(dict(module.named_buffers()), "buffers")
+    for path, part in module.named_modules(remove_duplicate=False):
+        own = {key: item for key, item in vars(part).items() if key not in _OF_EVERY_MODULE}
+        if _of_library(type(part)):  # what it keeps beside its settings is its own affair
+            own = {key: item for key, item in own.items() if isinstance(item, _PLAIN)}
+        hooks = [list(vars(part)[kind].values()) for kind in _HOOKS]
+        inner([type(part), dict(sorted(own.items())), hooks], f"module {path}")
 
 
 def _update_object(digest: Any, value: Any, name: str, inner: Any) -> None:
@@ -129,13 +152,18 @@ def _content(cell: types.CellType) -> Any:
         return None
 
 
+def _of_library(cls: type) -> bool:
+    """Whether a class is known by its name."""
+    return cls.__module__.partition(".")[0] in _LIBRARIES
+
+
 def _methods(cls: type) -> dict[str, Any]:
-    """Functions and plain values that a class itself defines; what libraries hold is known by its name."""
-    root = cls.__module__.partition(".")[0]
-    if root in ("torch", "skorch", "sklearn", "numpy", "scipy", "builtins", "sklearn_capacity", "functools"):
+    """Functions and plain values that a class itself defines, unless a library's name stands for them."""
+    if _of_library(cls):
         return {}
-    plain = (types.FunctionType, int, float, str, bool, tuple, type(None))
-    kept = {name: item for name, item in vars(cls).items() if isinstance(item, plain)}
-    for skipped in ("__module__", "__doc__", "__firstlineno__", "__static_attributes__"):
-        kept.pop(skipped, None)
-    return dict(sorted(kept.items()))
+    code = (types.FunctionType, property, staticmethod, classmethod)
+    return {
+        name: item
+        for name, item in sorted(vars(cls).items())
+        if isinstance(item, code) or (isinstance(item, _PLAIN) and not name.startswith("__"))
+    }

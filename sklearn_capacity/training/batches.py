@@ -127,6 +127,6 @@ class TensorBatches:
                 # a module or a transform that works in place must not reach the data, which may be the user's array
                 yield Batch(batch[0].clone(), batch[1], batch.sample_weight)
             return
-        order = torch.randperm(len(data), generator=self.generator).to(data.X.device)
+        order = torch.randperm(len(data), generator=self.generator, device="cpu").to(data.X.device)
         for start, stop in bounds:
             yield data.take(order[start:stop])
