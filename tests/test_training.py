@@ -198,7 +198,9 @@ def test_training_goes_on_after_an_interrupted_epoch_under_a_scheduler_that_read
                 raise KeyboardInterrupt
 
     model = NetworkClassifier(callbacks=[Interrupt()], learning_rate_schedule=ReduceLROnPlateau, batch_size=30)
-    assert model.fit(X, y).partial_fit(X, y).n_iter_ == 4
+    with pytest.warns(CapacityWarning, match="interrupted in epoch 3"):
+        model.fit(X, y)
+    assert model.partial_fit(X, y).n_iter_ == 4
 
 
 def test_progress_bar_shows_epochs_and_losses(capsys):
