@@ -263,6 +263,26 @@ def test_skorch_nets(iris):
     assert measure_capacity(regressor, X, X[:, :1], "fisher_rao_norm")["fisher_rao_norm"] > 0
 
 
+@pytest.mark.parametrize("params", [{"solver": "liblinear"}, {"multi_class": "ovr"}])
+def test_one_versus_rest_logistic_regression_is_refused(iris, params):
+    """As scikit-learn before 1.8 fits it; later ones have a row per class only for the softmax."""
+    X, y = iris
+    estimator = linear_model.LogisticRegression(max_iter=1000).fit(X, y)
+    assert np.isfinite(measure_capacity(estimator, X, y, "margin")["margin"])
+    vars(estimator).update(params)
+    with pytest.raises(NotDefinedError, match="LogisticRegression with 3 classes is one-versus-rest"):
+        measure_capacity(estimator, X, y, "margin")
+
+
+def test_two_classes_by_the_softmax_are_two_opposite_rows(iris):
+    """As `multi_class="multinomial"` of scikit-learn before 1.8: the logits are [-z, z]."""
+    X, y = iris[0][:100], iris[1][:100]
+    estimator = linear_model.LogisticRegression().fit(X, y)
+    own = measure_capacity(estimator, X, y, "min_margin")["min_margin"]
+    estimator.multi_class = "multinomial"
+    assert measure_capacity(estimator, X, y, "min_margin")["min_margin"] == pytest.approx(2 * own)
+
+
 def test_refused_models_are_named(iris):
     X, y = iris
     refusals = {

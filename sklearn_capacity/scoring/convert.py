@@ -37,6 +37,7 @@ REFUSED: dict[type, str] = {
 }
 #: Classifiers that train one binary problem per class when there are more than two.
 ONE_VERSUS_REST = (linear_model.SGDClassifier, linear_model.Perceptron, svm.LinearSVC)
+_LOGISTIC = (linear_model.LogisticRegression, linear_model.LogisticRegressionCV)
 
 _ACTIVATIONS = {"identity": nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh, "logistic": nn.Sigmoid}
 
@@ -63,15 +64,24 @@ def convert(model: Any) -> tuple[nn.Module, str, str | None] | None:
 def _linear(model: Any, loss: str | None) -> tuple[nn.Module, str, str | None]:
     coef = np.atleast_2d(np.asarray(model.coef_, dtype=np.float64))
     classes = getattr(model, "classes_", None)
-    if isinstance(model, ONE_VERSUS_REST) and len(coef) > 1:
-        if getattr(model, "multi_class", "ovr") != "crammer_singer":
-            raise NotDefinedError(
-                f"{type(model).__name__} with {len(coef)} classes is one-versus-rest: {len(coef)} separate models, "
-                "whose outputs are no logits of one network. Use LogisticRegression."
-            )
-    module = _layer(coef, np.atleast_1d(np.asarray(model.intercept_, dtype=np.float64)))
+    intercept = np.atleast_1d(np.asarray(model.intercept_, dtype=np.float64))
+    if classes is not None and len(coef) > 1 and _is_one_versus_rest(model):
+        raise NotDefinedError(
+            f"{type(model).__name__} with {len(coef)} classes is one-versus-rest: {len(coef)} separate models, "
+            "whose outputs are no logits of one network. Use LogisticRegression with a multinomial solver."
+        )
+    if len(coef) == 1 and isinstance(model, _LOGISTIC) and getattr(model, "multi_class", None) == "multinomial":
+        coef, intercept = 2 * coef, 2 * intercept  # scikit-learn before 1.8: softmax of [-z, z]
+    module = _layer(coef, intercept)
     one_logit = classes is not None and len(coef) == 1
     return module, "one_logit" if one_logit else "logits", loss
+
+
+def _is_one_versus_rest(model: Any) -> bool:
+    """Whether a linear classifier with a row per class was trained one class at a time."""
+    if isinstance(model, _LOGISTIC):  # only before scikit-learn 1.8, which refuses to fit such
+        return model.solver == "liblinear" or getattr(model, "multi_class", None) == "ovr"
+    return isinstance(model, ONE_VERSUS_REST) and getattr(model, "multi_class", "ovr") != "crammer_singer"
 
 
 def _layer(weight: np.ndarray, bias: np.ndarray) -> nn.Linear:
