@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import skorch
 from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from torch import Tensor, nn
 
 from .convert import convert
@@ -74,7 +75,7 @@ def resolve(model: Any) -> Subject:
         return Subject(model)
     if isinstance(model, type):
         raise TypeError(f"`model` must be a fitted model, got the class {model.__name__}. Create an object and fit it.")
-    for wrapper in (_search, _pipeline, _transformed_target):
+    for wrapper in (_search, _threshold, _pipeline, _transformed_target):
         inner = wrapper(model)
         if inner is not None:
             return inner
@@ -106,15 +107,21 @@ def _check_fitted(model: Any) -> None:
 
 
 def _search(model: Any) -> Subject | None:
-    if not (hasattr(model, "get_params") and hasattr(model, "cv") and hasattr(model, "estimator")):
+    if not (hasattr(model, "get_params") and hasattr(model, "estimator")):
         return None
     if hasattr(model, "best_estimator_"):
         return resolve(model.best_estimator_)
     if hasattr(model, "cv_results_"):
         raise NotFittedError(f"This {type(model).__name__} has no best estimator; fit it with refit=True.")
-    if hasattr(model, "refit"):
-        raise NotFittedError(f"This {type(model).__name__} is not fitted yet. Call `fit` before measuring it.")
     return None
+
+
+def _threshold(model: Any) -> Subject | None:
+    """The classifier whose threshold was tuned: its logits do not know of that."""
+    if not isinstance(model, FixedThresholdClassifier | TunedThresholdClassifierCV):
+        return None
+    _check_fitted(model)
+    return resolve(model.estimator_)
 
 
 def _pipeline(model: Any) -> Subject | None:
