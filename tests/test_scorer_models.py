@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn import linear_model, svm
+from sklearn.base import is_classifier
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError
@@ -18,6 +19,7 @@ from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegr
 from torch import nn
 
 from sklearn_capacity import NetworkRegressor, NotDefinedError, measure_capacity
+from sklearn_capacity.measures import MEASURES
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -70,6 +72,38 @@ def test_regressors(iris):
     u = line.predict(X)  # J theta . theta of a linear model with bias is the prediction
     expected = np.sqrt(np.mean(((line.predict(X) - y) * u) ** 2))
     assert measure_capacity(line, X, y, "fisher_rao_norm")["fisher_rao_norm"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "own"),
+    [
+        (linear_model.SGDClassifier(random_state=0), None),
+        (linear_model.SGDClassifier(loss="log_loss", random_state=0), "cross_entropy"),
+        (linear_model.Perceptron(), None),
+        (svm.LinearSVC(), None),
+        (linear_model.SGDRegressor(random_state=0), "squared"),
+        (linear_model.SGDRegressor(loss="huber", random_state=0), None),
+        (svm.LinearSVR(random_state=0), "absolute"),
+        (svm.LinearSVR(epsilon=0.1, random_state=0), None),
+        (svm.LinearSVR(loss="squared_epsilon_insensitive", random_state=0), None),
+    ],
+    ids=repr,
+)
+def test_a_loss_that_is_none_of_ours_has_to_be_named(iris, estimator, own):
+    X, y = iris[0][:100], iris[1][:100]
+    classifies = is_classifier(estimator)
+    y = y if classifies else X[:, 3]
+    estimator.fit(X, y)
+    named = own or ("cross_entropy" if classifies else "squared")
+    expected = measure_capacity(estimator, X, y, "fisher_rao_norm", loss=named)
+    if own is not None:
+        assert measure_capacity(estimator, X, y, "fisher_rao_norm") == expected
+        return
+    with pytest.raises(NotDefinedError, match="needs a loss, and is not defined for the model's own, '.*': pass loss"):
+        measure_capacity(estimator, X, y, "fisher_rao_norm")
+    cheap, all_cheap = measure_capacity(estimator, X, y), measure_capacity(estimator, X, y, loss=named)
+    assert all_cheap.keys() - cheap.keys() == {name for name in all_cheap if "loss" in MEASURES[name].needs}
+    assert cheap == {name: all_cheap[name] for name in cheap}
 
 
 def test_transformed_target(iris):
@@ -140,6 +174,7 @@ def test_refused_models_are_named(iris):
         linear_model.RidgeClassifier(): "targets -1 and 1",
         svm.LinearSVC(): "one-versus-rest",
         linear_model.SGDClassifier(): "one-versus-rest",
+        linear_model.SGDClassifier(loss="huber", epsilon=0.1): "targets -1 and 1",
     }
     for estimator, reason in refusals.items():
         with pytest.raises(NotDefinedError, match=reason):

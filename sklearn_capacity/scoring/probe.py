@@ -78,7 +78,7 @@ def is_hollow(tensor: Tensor) -> bool:
     return tensor.is_meta and type(tensor.data) is Tensor
 
 
-def probe(network: Network, X: Any, loss: str | None) -> None:
+def probe(network: Network, X: Any, task: str | None) -> None:
     """Raise if the network does not run on such samples, or is no function of one sample to a vector of logits.
 
     Parameters
@@ -86,7 +86,7 @@ def probe(network: Network, X: Any, loss: str | None) -> None:
     network : Network
     X : array or Tensor of shape (n, ...) or None
         None: random samples.
-    loss : str or None
+    task : "classification", "regression" or None
 
     Raises
     ------
@@ -110,7 +110,7 @@ def probe(network: Network, X: Any, loss: str | None) -> None:
             raise ValueError(f"The network failed on samples of shape {shown}, those of `X`: {error}") from error
     if not shape or 0 in shape:
         raise NotDefinedError("The network has no outputs.")
-    if loss == "cross_entropy" and sum(size > 1 for size in shape) > 1:
+    if task == "classification" and sum(size > 1 for size in shape) > 1:
         raise NotDefinedError(
             f"The network returns an array of shape {shape} for one sample, and a classifier must return one vector of "
             "logits. Pool or flatten it in the forward pass."

@@ -32,6 +32,8 @@ class Subject:
     output : "logits", "one_logit", "probabilities" or "one_probability"
     loss : str or None
         The model's own loss.
+    other_loss : str or None
+        Its name, where it is none of ours.
     classes : ndarray or None
         Labels in the order of the logits, where the model knows them.
     input_shape : tuple or None
@@ -52,6 +54,7 @@ class Subject:
     transform_y: Callable[[Any], Any] = _unchanged
     initial_state: Mapping[str, Tensor] | None = None
     own: bool = False
+    other_loss: str | None = None
 
 
 def resolve(model: Any) -> Subject:
@@ -90,8 +93,8 @@ def resolve(model: Any) -> Subject:
             f"`model` must hold a network: an estimator of this package, a skorch net, an nn.Module, an MLP or linear "
             f"model of scikit-learn, or a Pipeline or fitted search that ends in one; got {type(model).__name__}."
         )
-    module, output, loss = converted
-    return Subject(module, output, loss, getattr(model, "classes_", None))
+    module, output, loss, other = converted
+    return Subject(module, output, loss, getattr(model, "classes_", None), other_loss=other)
 
 
 def _check_fitted(model: Any) -> None:
