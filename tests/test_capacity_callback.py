@@ -50,6 +50,13 @@ def none_kept():
     kept.clear()
 
 
+def test_the_last_row_is_what_measure_capacity_gives():
+    """On the same samples: a fit hands on a dataset, and a call arrays."""
+    options = {"measures": ["margin"], "max_samples": 7, "random_state": 3}
+    model = NetworkClassifier((5,), max_epochs=2, random_state=0, callbacks=[CapacityCallback(**options)]).fit(X, y)
+    assert model.history_[-1, "margin"] == measure_capacity(model, X, y, **options)["margin"]
+
+
 def test_any_skorch_net_is_measured_as_it_is_then():
     # EpochScoring caches predictions of the training data: none of them may be used
     callbacks = [EpochScoring("accuracy", on_train=True, use_caching=True), CapacityCallback(MEASURES), Keeps()]

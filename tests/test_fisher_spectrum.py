@@ -17,9 +17,10 @@ import reference_fisher as reference
 from networks import NETWORKS
 from pretend_device import pretend_device
 from sklearn_capacity import NotDefinedError, capacity_report, fisher_spectrum, list_measures, measure_capacity
-from sklearn_capacity.graph import Network, dual
+from sklearn_capacity.graph import Network, dual, parameter_jacobian
 from sklearn_capacity.measures import MEASURES, Batch
 from sklearn_capacity.measures import fisher_spectrum as family
+from sklearn_capacity.products.jacobian import jacobian_products
 from sklearn_capacity.theory import initialize_mean_field, mean_field
 
 NAMES = [name for name in MEASURES if MEASURES[name].function.__module__ == family.__name__]
@@ -247,6 +248,18 @@ def test_runs_on_an_accelerator(name, monkeypatch):
         on_device = measure_capacity(module, X, measures=NAMES, loss="cross_entropy", device=device.device)
     assert on_device == pytest.approx(values, rel=1e-5)
     assert len(fisher_spectrum(module, X, n_largest=2)) == 2
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_an_unfinished_walk_leaves_the_gradient_mode_alone(mode):
+    """As one does that an interrupt from the keyboard ends: its traceback keeps the generator."""
+    module, X = nn.Linear(3, 2), torch.ones(4, 3)
+    jacobian = parameter_jacobian(Network(module, (3,)))
+    fisher = dual.FisherMatrix(jacobian, X, 2, "squared", samples=2)
+    with torch.set_grad_enabled(mode):
+        for walk in (fisher._tiles(), fisher._gradients(fisher._chunks()), jacobian_products(module, X)):
+            next(walk)
+            assert torch.is_grad_enabled() == mode
 
 
 def test_half_as_many_samples_when_memory_runs_out(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import matplotlib
@@ -163,6 +164,16 @@ def test_estimate_of_a_dead_network_is_infinite():
     assert measure_capacity(module, X, measures="sharpness_estimate", loss="squared")["sharpness_estimate"] == math.inf
 
 
+def test_biases_of_zero_are_none():
+    plain, X = chain()
+    module = copy.deepcopy(plain)
+    for layer in module:
+        if isinstance(layer, nn.Linear):
+            layer.bias = nn.Parameter(torch.zeros(layer.out_features, dtype=layer.weight.dtype))
+    expected = interaction_conditions(plain, X)["value"]
+    np.testing.assert_array_equal(interaction_conditions(module, X)["value"], expected)
+
+
 class _Branch(nn.Module):
     def __init__(self):
         super().__init__()
@@ -175,10 +186,11 @@ class _Branch(nn.Module):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: nn.Sequential(nn.Linear(4, 3)), "in layer `0`: it has a bias. Theorem 1 is about networks without"),
+        (lambda: nn.Sequential(nn.Linear(4, 3)), "in layer `0`: it has a bias. It needs a chain of bias-free"),
         (lambda: nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 3, bias=False)), "there is no ReLU between"),
         (lambda: nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU()), "the output must be that of a linear layer"),
-        (lambda: nn.Sequential(nn.Linear(4, 3, bias=False), nn.Tanh()), "only fully connected layers with ReLU"),
+        (lambda: nn.Sequential(nn.Linear(4, 3, bias=False), nn.Tanh()), "it is not positively homogeneous"),
+        (lambda: nn.Sequential(nn.Linear(4, 3, bias=False), nn.LeakyReLU()), "only fully connected layers with ReLU"),
         (_Branch, "the network is no chain"),
     ],
 )

@@ -49,6 +49,20 @@ def _check_interface(operator, A: torch.Tensor) -> None:
         torch.testing.assert_close(operator.column_norms(p), columns.reshape(operator.input_shape))
 
 
+def test_a_known_lower_end_spares_the_singular_values(monkeypatch):
+    operator = MatrixOperator(_random(30, 40))
+    lower, upper = operator.norm_lower().value, operator.norm_upper()
+    monkeypatch.delattr(torch.linalg, "matrix_norm")
+    assert lower < operator.norm_upper(lower) <= upper * (1 + 1e-8)
+
+
+@pytest.mark.parametrize("scale", [1e-250, 1e-120, 1.0, 1e120, 1e250])
+def test_the_ends_hold_where_squares_do_not(scale):
+    bounds = norm_bounds(MatrixOperator(scale * torch.tensor([[3.0, 0.0], [4.0, 0.0]], dtype=torch.float64)))
+    assert bounds.lower == pytest.approx(5 * scale, rel=1e-12)
+    assert 5 * scale < bounds.upper <= 5 * scale * (1 + 1e-8)
+
+
 @pytest.mark.parametrize("mode", ["zeros", "circular"])
 def test_nothing_depends_on_the_default_device(mode):
     """As under ``torch.set_default_device("cuda")``; "meta" holds no numbers, so that whatever lands there is seen."""

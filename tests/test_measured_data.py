@@ -72,7 +72,6 @@ def test_bad_data_and_options(model, iris):
         ((NetworkClassifier, X, y), {}, TypeError, "got the class"),
         ((object(), X, y), {}, TypeError, "must hold a network"),
         ((VotingClassifier([("a", GaussianNB())]).fit(X, y), X, y), {}, TypeError, "several models: measure each"),
-        ((tuned.fit(X, y == "setosa"), X, y), {}, TypeError, "TunedThresholdClassifierCV. Measure its `estimator_`."),
         ((model, {"X": X}, y), {}, TypeError, "got a dict: networks of several inputs"),
         ((model, DataLoader(pairs)), {}, TypeError, r"got a DataLoader. Collect its batches: `X, y = map\(torch.cat"),
         ((model, pairs, y), {}, TypeError, "got a TensorDataset. Collect it"),

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sklearn_capacity import CapacityWarning, NetworkClassifier, load, save
-from sklearn_capacity.storage import files
+from sklearn_capacity.storage import decode, encode, files
 
 X = np.random.default_rng(0).normal(size=(30, 16))
 
@@ -221,6 +221,17 @@ def test_missing_gpu_is_told(saved):
     rewrite(saved, params={**document(saved)["params"], "device": "cuda:63"})
     with pytest.warns(CapacityWarning, match="The network is put on the CPU"):
         assert load(saved).module_ is not None
+
+
+def test_tensors_are_copied_once_on_their_way_to_the_file(tmp_path):
+    """By the one who writes them: a checkpoint of a large network is made of little else."""
+    base, tensors = torch.arange(6.0).reshape(2, 3), {}
+    document = encode({"a": base, "part of it": base[0], "turned": base.T}, tensors)
+    assert all(tensor.untyped_storage().data_ptr() == base.untyped_storage().data_ptr() for tensor in tensors.values())
+    files.write_file(tmp_path / "file", {"value": document}, tensors)
+    stored = files.read_file(tmp_path / "file")
+    found = decode(stored.document["value"], stored.tensors)
+    assert stored.intact and [t.tolist() for t in found.values()] == [base.tolist(), [0, 1, 2], base.T.tolist()]
 
 
 def test_header_is_plain_json(saved):

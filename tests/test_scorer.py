@@ -1,31 +1,21 @@
-"""CapacityScorer in scikit-learn's searches, and measure_capacity on every kind of model."""
+"""CapacityScorer in scikit-learn's searches, and measure_capacity on what it must refuse."""
 
 from __future__ import annotations
 
 import pickle
-import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn import linear_model, svm
+from sklearn import linear_model
 from sklearn.base import clone
-from sklearn.compose import TransformedTargetRegressor
 from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
-from sklearn.model_selection import (
-    GridSearchCV,
-    HalvingGridSearchCV,
-    cross_val_score,
-    cross_validate,
-    learning_curve,
-)
-from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, cross_val_score, cross_validate, learning_curve
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegressor
 from torch import nn
 
 from sklearn_capacity import (
@@ -33,8 +23,6 @@ from sklearn_capacity import (
     CapacityWarning,
     JacobianRegularizedClassifier,
     NetworkClassifier,
-    NetworkRegressor,
-    NotDefinedError,
     capacity_report,
     list_measures,
     measure_capacity,
@@ -215,104 +203,6 @@ def test_transformer_of_models(model, iris):
         CapacityScorer("margin").transform(models)
     with pytest.raises(ValueError, match="must be capacity measures to transform"):
         CapacityScorer(["accuracy"]).fit(*iris)
-
-
-# -- models ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n_classes", [2, 3])
-@pytest.mark.parametrize("activation", ["relu", "tanh", "logistic", "identity"])
-def test_sklearn_mlp_has_its_own_margins(iris, n_classes, activation):
-    X, y = iris[0][: 50 * n_classes], iris[1][: 50 * n_classes]
-    mlp = MLPClassifier((5, 4), activation=activation, max_iter=30, random_state=0).fit(X, y)
-    log_p = mlp.predict_log_proba(X)
-    index = np.searchsorted(mlp.classes_, y)
-    own = log_p[np.arange(len(y)), index]
-    log_p[np.arange(len(y)), index] = -np.inf
-    got = measure_capacity(mlp, X, y, "min_margin")["min_margin"]
-    assert got == pytest.approx((own - log_p.max(1)).min(), rel=1e-6, abs=1e-9)
-
-
-@pytest.mark.parametrize(
-    "estimator",
-    [linear_model.LogisticRegression(), linear_model.SGDClassifier(random_state=0), svm.LinearSVC()],
-    ids=lambda e: type(e).__name__,
-)
-def test_binary_linear_models_are_two_opposite_rows(iris, estimator):
-    X, y = iris[0][:100], iris[1][:100]
-    estimator.fit(X, y)
-    w = np.linalg.norm(estimator.coef_)
-    values = measure_capacity(estimator, X, y, ["spectral_norm", "jacobian_spectral", "min_margin"])
-    assert values["spectral_norm"] == pytest.approx(w / np.sqrt(2))
-    z = estimator.decision_function(X) * np.where(y == estimator.classes_[1], 1, -1)
-    assert values["min_margin"] == pytest.approx(z.min())
-
-
-def test_regressors(iris):
-    X, y = iris[0][:, :3], iris[0][:, 3]
-    perceptron = MLPRegressor(hidden_layer_sizes=(4,), max_iter=50)
-    for estimator in (linear_model.LinearRegression(), linear_model.Ridge(), perceptron):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            estimator.fit(X, y)
-        value = measure_capacity(estimator, X, y, "fisher_rao_norm")["fisher_rao_norm"]
-        direct = measure_capacity(estimator, X, y, "fisher_rao_norm", loss="squared")["fisher_rao_norm"]
-        assert value == direct > 0
-    line = linear_model.LinearRegression().fit(X, y)
-    u = line.predict(X)  # J theta . theta of a linear model with bias is the prediction
-    expected = np.sqrt(np.mean(((line.predict(X) - y) * u) ** 2))
-    assert measure_capacity(line, X, y, "fisher_rao_norm")["fisher_rao_norm"] == pytest.approx(expected)
-
-
-def test_transformed_target(iris):
-    X, y = iris[0][:, :3], iris[0][:, 3]
-    inner = NetworkRegressor((4,), max_epochs=3, random_state=0)
-    whole = TransformedTargetRegressor(inner, transformer=StandardScaler()).fit(X, y)
-    scaled = whole.transformer_.transform(y[:, None])[:, 0]
-    got = measure_capacity(whole, X, y, "fisher_rao_norm")
-    assert got == measure_capacity(whole.regressor_, X, scaled, "fisher_rao_norm")
-
-
-def test_skorch_nets(iris):
-    X, y = iris[0].astype("float32"), np.searchsorted(["setosa", "versicolor", "virginica"], iris[1])
-    torch.manual_seed(0)
-    logits = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
-    options = {"max_epochs": 1, "verbose": 0, "train_split": None}
-    ce = NeuralNetClassifier(logits, criterion=nn.CrossEntropyLoss, **options).fit(X, y)
-    nll = NeuralNetClassifier(nn.Sequential(logits, nn.Softmax(1)), lr=0.0, **options).fit(X, y)
-    plain = ce.module_
-    expected = measure_capacity(plain, X, y, ["margin", "fisher_rao_norm"])
-    assert measure_capacity(ce, X, y, ["margin", "fisher_rao_norm"]) == expected
-    same = NeuralNetClassifier(nn.Sequential(plain, nn.Softmax(1)), **options).initialize()
-    got = measure_capacity(same, X, y, ["margin", "fisher_rao_norm"])
-    assert got == pytest.approx(expected, rel=1e-5)  # log softmax differs by a constant per sample
-    assert np.isfinite(measure_capacity(nll, X, y, "margin")["margin"])
-    two = y < 2
-    one = NeuralNetBinaryClassifier(nn.Sequential(nn.Linear(4, 1), nn.Flatten(0)), **options).fit(X[two], y[two] * 1.0)
-    w = one.module_[0].weight.detach().double().norm().item()
-    got = measure_capacity(one, X[two], y[two], "spectral_norm")["spectral_norm"]
-    assert got == pytest.approx(w / 2**0.5, rel=1e-6)
-    regressor = NeuralNetRegressor(nn.Linear(4, 1), **options).fit(X, X[:, :1])
-    assert measure_capacity(regressor, X, X[:, :1], "fisher_rao_norm")["fisher_rao_norm"] > 0
-
-
-def test_refused_models_are_named(iris):
-    X, y = iris
-    refusals = {
-        linear_model.RidgeClassifier(): "targets -1 and 1",
-        svm.LinearSVC(): "one-versus-rest",
-        linear_model.SGDClassifier(): "one-versus-rest",
-    }
-    for estimator, reason in refusals.items():
-        with pytest.raises(NotDefinedError, match=reason):
-            measure_capacity(estimator.fit(X, y), X, y, "margin")
-    multilabel = MLPClassifier((3,), max_iter=5, random_state=0)
-    Y = np.stack([y == "setosa", y != "virginica"], 1).astype(int)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        multilabel.fit(X, Y)
-    with pytest.raises(NotDefinedError, match="multilabel"):
-        measure_capacity(multilabel, X, Y, "margin")
 
 
 # -- reports -----------------------------------------------------------------------------------------------------------

@@ -123,7 +123,8 @@ class FisherMatrix:
         for chunk in chunks if inner else self.progress(chunks):
             point = self.jacobian.at(_laid_out(self.X[chunk]))
             with torch.no_grad():
-                yield chunk, point.gradients(cotangents(point.logits, self.loss))
+                gradients = point.gradients(cotangents(point.logits, self.loss))
+            yield chunk, gradients
 
     def _tiles(self) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice], Tensor]]:
         """(classes, samples) of rows and columns with the tile between them, (k, n, l, m), in the upper triangle."""

@@ -168,8 +168,8 @@ def largest_eigenvalue(product: Callable[[Tensor], Tensor], size: int, **options
     2.0
     """
     found = lanczos(product, (check_integer("size", size, 1),), **options)
-    errors = found.residuals if found.errors is None else found.errors
-    return Eigenvalue(float(found.values[0]), float(found.residuals[0]), found.n_products, float(errors[0]))
+    assert found.errors is not None
+    return Eigenvalue(float(found.values[0]), float(found.residuals[0]), found.n_products, float(found.errors[0]))
 
 
 class _Process:

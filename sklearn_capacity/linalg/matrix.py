@@ -66,8 +66,9 @@ class MatrixOperator:
         )
 
     def norm_upper(self, lower: float = 0.0) -> float:
-        """A proven upper end of the spectral norm: raised by `ROUNDING`, certified by Cholesky where it is large."""
-        if min(self.weight.shape) <= DIRECT_SIDE:
+        """A proven upper end of the spectral norm: by Cholesky from a lower end, else raised by `ROUNDING`."""
+        squares = 1e-100 < lower < 1e100  # those of weights beyond overflow or vanish
+        if min(self.weight.shape) <= DIRECT_SIDE and not squares:
             return float(torch.linalg.matrix_norm(self.weight, 2)) * (1 + ROUNDING)
         return certified_norm(self.weight[None], lower)
 

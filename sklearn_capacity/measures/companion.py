@@ -13,12 +13,12 @@ from torch import Tensor
 
 from .._validation import NotDefinedError
 from ..graph import Network, NetworkGraph, UnsupportedLayerError, chain, evaluate
+from ..graph.dual import cotangents
 from ..linalg import lanczos
 from ..products.jacobian import gram_product, jacobian_products
 from .batch import Batch
 
 __all__ = [
-    "METRICS",
     "fisher_norm",
     "jacobian_gram",
     "jacobian_rows",
@@ -28,7 +28,6 @@ __all__ = [
     "traces",
 ]
 
-METRICS = ("logits", "softmax", "fisher")
 # Up to here the C backward passes for the whole Gram matrix cost less than the two dozen products of Lanczos.
 FULL_GRAM = 80
 # Relative residual of Lanczos: the eigenvalue lies within it, and mostly within its square.
@@ -142,10 +141,11 @@ def _by_lanczos(function: Callable[[Tensor], Tensor], X: Tensor, metric: str) ->
 
 def _columns(logits: Tensor, metric: str) -> Tensor:
     """B e_k of every sample for every class k, (C, n, C); a sure network's small entries are kept."""
+    if metric == "fisher":
+        return cotangents(logits, "cross_entropy")
     p = logits.softmax(1)
     identity = torch.eye(p.shape[1], dtype=p.dtype, device=p.device)[:, None, :]
-    weight = p if metric == "softmax" else p.sqrt()
-    return weight.T[:, :, None] * (identity - p)
+    return p.T[:, :, None] * (identity - p)
 
 
 def _apply(p: Tensor, v: Tensor, metric: str) -> Tensor:

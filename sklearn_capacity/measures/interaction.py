@@ -14,6 +14,8 @@ from torch import Tensor
 from .._validation import check_interval, check_numbers
 from ..graph import Network
 from .batch import CPU_BYTES, Batch
+from .chains import rectifier_chain
+from .layers import layer_weight
 from .record import Measure, Measured, NotDefinedError
 
 __all__ = ["DELTAS", "MEASURES", "interaction_conditions", "sharpness_estimate"]
@@ -197,7 +199,7 @@ def _layer_table(network: Network, batch: Batch, deltas: Sequence[float]) -> Lay
 
 
 def _measure_layers(network: Network, batch: Batch, grid: tuple[float, ...]) -> LayerTable:
-    weights = _rectifier_chain(network)
+    weights = _weights(network)
     widths = [weights[0].shape[1], *(len(weight) for weight in weights)]
     # Only norms of the products matter, so a wide W_a may be replaced by the L of W_a = L Q.
     narrow = [torch.linalg.qr(w.mT).R.mT if w.shape[1] > w.shape[0] else w for w in weights]
@@ -239,28 +241,23 @@ def _chunk(
     return products, near_zero
 
 
-def _rectifier_chain(network: Network) -> list[Tensor]:
+def _weights(network: Network) -> list[Tensor]:
     """W_1 ... W_d, float64, of a chain of linear maps without biases, each but the last rectified."""
     purpose = "An interaction condition"
     weights: list[Tensor] = []
     rectified = True
-    graph = network.graph
-    for before, node in zip(graph.nodes, graph.nodes[1:], strict=False):
-        if node.inputs != (before.name,):
-            raise node.refuse(purpose, "the network is no chain.")
-        if node.op == "linear" and node.weight is not None and len(node.shape) == 1:
-            if node.bias is not None:
-                raise node.refuse(purpose, "it has a bias.", "Theorem 1 is about networks without biases.")
+    for node in rectifier_chain(network, purpose).nodes:
+        if node.op == "linear" and len(node.shape) == 1:
             if not rectified:
                 raise node.refuse(purpose, "there is no ReLU between it and the layer before.")
-            weights.append(node.weight.detach().double())
+            weights.append(layer_weight(node))
             rectified = False
-        elif node.op == "activation" and node.params["kind"] == "relu" and weights and not rectified:
+        elif node.op == "activation" and node.params["kind"] == "relu":
             rectified = True
         elif node.op != "view" or weights:
             raise node.refuse(purpose, "only fully connected layers with ReLU between them are covered.")
     if rectified:
-        node = graph[graph.output]
+        node = network.graph[network.graph.output]
         raise node.refuse(purpose, "the output must be that of a linear layer.")
     return weights
 

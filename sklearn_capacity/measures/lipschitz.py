@@ -14,7 +14,8 @@ from ..linalg import PoolOperator, adaptive_average_pool, average_pool
 from ..linalg.certificate import ROUNDING
 from ..linalg.padding import padding_norm
 from .batch import Batch
-from .layers import as_operator, layer_weight, operator_norm_uppers, operator_norms, repetitions, weight_layers
+from .layers import as_operator, layer_weight, operator_norm_uppers, operator_norms, weight_layers
+from .norms import layer_group_norm
 from .record import Measure, Measured, logarithm
 
 __all__ = ["MEASURES", "lipschitz_l2", "lipschitz_linf", "log_lipschitz"]
@@ -142,7 +143,7 @@ def _row_sum(network: Network, node: Node) -> float:
 
 
 def _frobenius(network: Network, node: Node) -> float:
-    return as_operator(network, node).frobenius_norm() * math.sqrt(repetitions(node))
+    return layer_group_norm(network, node, 2.0, 2.0, "operator")
 
 
 def _rules(network: Network, kind: str) -> dict[str, Callable[..., Log]]:

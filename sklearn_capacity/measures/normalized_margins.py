@@ -15,7 +15,6 @@ from .record import Measure, Measured, logarithm
 __all__ = [
     "MEASURES",
     "fisher_rao_normalized_margin",
-    "log_spectral_complexity",
     "normalized",
     "spectrally_normalized_margin",
 ]
@@ -112,13 +111,7 @@ def normalized(margin: float, log_norm: float) -> float:
     """The margin over a norm that is given by its logarithm; infinite with the margin's sign over 0."""
     if margin == 0:
         return 0.0
-    log = math.log(abs(margin)) - log_norm
-    return math.copysign(math.inf if log >= 709.78 else math.exp(log), margin)
-
-
-def log_spectral_complexity(network: Network) -> float:
-    """Logarithm of Bartlett, Foster and Telgarsky's R, with zero as the reference weights."""
-    return _log_complexity(_layer_rows(network))
+    return math.copysign(Measured.from_log(math.log(abs(margin)) - log_norm).value, margin)
 
 
 def _layer_rows(network: Network) -> list[dict]:
@@ -133,6 +126,7 @@ def _layer_rows(network: Network) -> list[dict]:
 
 
 def _log_complexity(rows: list[dict]) -> float:
+    """Logarithm of Bartlett, Foster and Telgarsky's R, with zero as the reference weights."""
     if any(row["value"] == 0 for row in rows):
         return -math.inf
     product = sum(math.log(row["value"]) for row in rows)

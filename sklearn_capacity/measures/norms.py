@@ -33,6 +33,7 @@ __all__ = [
     "group_norm",
     "induced_norm",
     "l1_inf_norm",
+    "layer_group_norm",
     "product_of",
     "spectral_norm",
 ]
@@ -124,10 +125,11 @@ def group_norm(network: Network, batch: Batch, *, p: float = 2.0, q: float = 2.0
     p, q = check_interval("p", p, 0, closed="right"), check_interval("q", q, 0, closed="right")
     check_view(view)
     layers = weight_layers(network)
-    return product_of(layers, [_group_norm(network, node, p, q, view) for node in layers])
+    return product_of(layers, [layer_group_norm(network, node, p, q, view) for node in layers])
 
 
-def _group_norm(network: Network, node: Node, p: float, q: float, view: str) -> float:
+def layer_group_norm(network: Network, node: Node, p: float, q: float, view: str) -> float:
+    """One factor of `group_norm`."""
     units = stable_norm(kernel_matrix(node), p) if view == "kernel" else as_operator(network, node).row_norms(p)
     value = float(stable_norm(units.flatten(), q))
     return value * repetitions(node) ** (1 / q) if view == "operator" else value

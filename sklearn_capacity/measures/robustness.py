@@ -11,7 +11,7 @@ from .._validation import check_integer, check_interval, check_option
 from ..graph import Network, activation_of
 from .batch import Batch
 from .chains import rectifier_chain
-from .layers import as_operator, repetitions
+from .norms import frobenius_norm
 from .radii import METHODS, sample_radii
 from .record import Measure, Measured, NotDefinedError, logarithm
 
@@ -212,17 +212,10 @@ def rademacher_bound(network: Network, batch: Batch) -> Measured:
             activation, args = activation_of(node)
             if activation.lipschitz(*args) > 1:
                 raise node.refuse(purpose, "its slope exceeds 1.")
-    rows: list[dict[str, Any]] = [
-        {
-            "layer": node.label,
-            "value": as_operator(network, node).frobenius_norm() * math.sqrt(repetitions(node)),
-        }
-        for node in network.graph.layers
-    ]
+    norms = frobenius_norm(network, batch, view="operator")
     largest = float(batch.X.flatten(1).double().norm(dim=1).max())
-    log_norms = sum(logarithm(row["value"]) for row in rows) + logarithm(largest)
-    log_factor = (len(rows) - 1) * math.log(2) - 0.5 * math.log(batch.n_samples)
-    return Measured.from_log(log_norms + log_factor, per_layer=rows)
+    log_factor = (len(norms.per_layer) - 1) * math.log(2) - 0.5 * math.log(batch.n_samples)
+    return Measured.from_log(norms.log() + logarithm(largest) + log_factor, per_layer=norms.per_layer)
 
 
 _ROBUSTNESS: dict[str, Any] = {

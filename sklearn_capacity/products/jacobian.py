@@ -54,11 +54,11 @@ def jacobian_products(
             vectors = vectors(values.detach())
         if vectors.dim() == 2:
             vectors = vectors[:, None, :].expand(-1, len(values), -1)
-        for i, vector in enumerate(vectors):
-            (row,) = torch.autograd.grad(
-                values, X, vector, create_graph=create_graph, retain_graph=create_graph or i + 1 < len(vectors)
-            )
-            yield row
+    for i, vector in enumerate(vectors):  # in the caller's mode, which a generator would change for as long as it lives
+        (row,) = torch.autograd.grad(
+            values, X, vector, create_graph=create_graph, retain_graph=create_graph or i + 1 < len(vectors)
+        )
+        yield row
 
 
 def gram_product(function: Callable[[Tensor], Tensor], X: Tensor) -> Callable[[Tensor], Tensor]:

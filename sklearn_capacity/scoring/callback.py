@@ -11,6 +11,7 @@ from skorch.callbacks import Callback
 
 from .._validation import NotDefinedError, check_integer
 from .capacity import measure_capacity
+from .data import subsample
 
 __all__ = ["CapacityCallback"]
 
@@ -128,9 +129,7 @@ def _arrays(X: Any, y: Any, max_samples: int | None, random_state: int) -> tuple
     """The training data of a fit, which skorch hands on as arrays or as a dataset."""
     if not isinstance(X, torch.utils.data.Dataset):
         return X, y
-    rows = np.arange(len(X))  # type: ignore[arg-type]
-    if max_samples is not None and len(rows) > max_samples:
-        rows = np.sort(np.random.default_rng(random_state).choice(rows, max_samples, replace=False))
+    rows, _ = subsample(np.arange(len(X)), None, max_samples, random_state)  # type: ignore[arg-type]
     pairs = [X[int(row)] for row in rows]
     if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
         raise NotDefinedError("CapacityCallback cannot read (X, y) from this dataset: pass `X` and `y` to it.")

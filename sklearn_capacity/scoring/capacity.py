@@ -45,6 +45,7 @@ def measure_capacity(
         "all" leave out what does not apply; `capacity_report` says what and why. `list_measures` shows all.
     loss : "cross_entropy", "squared", "absolute" or None, default=None
         None: the model's own; for a plain module cross-entropy if y is integer, boolean or string, squared if float.
+        A model whose own is none of these, such as one trained by a hinge loss, has no measures that need a loss.
     log : bool, default=False
         Natural logarithms. Products over many layers that overflow have finite ones.
     max_samples : int, default=None

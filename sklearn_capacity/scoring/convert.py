@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,46 +12,57 @@ from torch import nn
 
 from .._validation import NotDefinedError
 
-__all__ = ["LINEAR_MODELS", "REFUSED", "convert"]
+__all__ = ["Converted", "convert"]
 
-#: One linear map whose rows are the classes' logits, or a single row for two classes. The loss is the model's own
-#: where it is one of ours; hinge and epsilon losses have no Fisher information, so it has to be named there.
+#: One linear map whose rows are the classes' logits, or a single row for two classes; and scikit-learn's name of the
+#: loss, None where the parameter `loss` has it.
 LINEAR_MODELS: dict[type, str | None] = {
-    linear_model.LogisticRegression: "cross_entropy",
-    linear_model.LogisticRegressionCV: "cross_entropy",
-    linear_model.SGDClassifier: "cross_entropy",
-    linear_model.Perceptron: "cross_entropy",
-    svm.LinearSVC: "cross_entropy",
-    linear_model.LinearRegression: "squared",
-    linear_model.Ridge: "squared",
-    linear_model.RidgeCV: "squared",
-    linear_model.Lasso: "squared",
-    linear_model.ElasticNet: "squared",
-    linear_model.SGDRegressor: "squared",
-    svm.LinearSVR: "absolute",
+    linear_model.LogisticRegression: "log_loss",
+    linear_model.LogisticRegressionCV: "log_loss",
+    linear_model.SGDClassifier: None,
+    linear_model.Perceptron: "perceptron",
+    svm.LinearSVC: None,
+    linear_model.LinearRegression: "squared_error",
+    linear_model.Ridge: "squared_error",
+    linear_model.RidgeCV: "squared_error",
+    linear_model.Lasso: "squared_error",
+    linear_model.ElasticNet: "squared_error",
+    linear_model.SGDRegressor: None,
+    svm.LinearSVR: None,
 }
-#: Models that look like one linear map and are none.
-REFUSED: dict[type, str] = {
-    linear_model.RidgeClassifier: "it is trained on targets -1 and 1, so its outputs are no logits",
-    linear_model.RidgeClassifierCV: "it is trained on targets -1 and 1, so its outputs are no logits",
-}
+#: Those that are losses of ours. What needs a loss has to be told one for the others: hinge and epsilon losses have no
+#: Fisher information.
+LOSSES = {"log_loss": "cross_entropy", "squared_error": "squared"}
+_TARGETS = "it is trained on targets -1 and 1, so its outputs are no logits. Use LogisticRegression"
+#: Classifiers that look like one linear map and are none, and the losses with which others are like them.
+REFUSED = (linear_model.RidgeClassifier, linear_model.RidgeClassifierCV)
+_REGRESSION_LOSSES = ("squared_error", "huber", "epsilon_insensitive", "squared_epsilon_insensitive")
 #: Classifiers that train one binary problem per class when there are more than two.
 ONE_VERSUS_REST = (linear_model.SGDClassifier, linear_model.Perceptron, svm.LinearSVC)
+_LOGISTIC = (linear_model.LogisticRegression, linear_model.LogisticRegressionCV)
 
 _ACTIVATIONS = {"identity": nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh, "logistic": nn.Sigmoid}
 
 
-def convert(model: Any) -> tuple[nn.Module, str, str | None] | None:
-    """(module in float64, what it returns, loss) of a fitted scikit-learn model, or None if there is no rule for it.
+class Converted(NamedTuple):
+    """A module in float64, what it returns, and the model's loss: one of ours, or else by scikit-learn's name."""
+
+    module: nn.Module
+    output: str
+    loss: str | None
+    other_loss: str | None = None
+
+
+def convert(model: Any) -> Converted | None:
+    """The network that a fitted scikit-learn model is, or None if there is no rule for it.
 
     Raises
     ------
     NotDefinedError
         For models that are close to one that can be converted, with the reason.
     """
-    for kind, reason in REFUSED.items():
-        if isinstance(model, kind):
-            raise NotDefinedError(f"{type(model).__name__} cannot be measured: {reason}. Use LogisticRegression.")
+    if isinstance(model, REFUSED):
+        raise NotDefinedError(f"{type(model).__name__} cannot be measured: {_TARGETS}.")
     if isinstance(model, MLPClassifier | MLPRegressor):
         return _multilayer_perceptron(model)
     for kind, loss in LINEAR_MODELS.items():
@@ -60,18 +71,33 @@ def convert(model: Any) -> tuple[nn.Module, str, str | None] | None:
     return None
 
 
-def _linear(model: Any, loss: str | None) -> tuple[nn.Module, str, str | None]:
+def _linear(model: Any, loss: str | None) -> Converted:
+    loss = str(model.loss) if loss is None else loss
     coef = np.atleast_2d(np.asarray(model.coef_, dtype=np.float64))
     classes = getattr(model, "classes_", None)
-    if isinstance(model, ONE_VERSUS_REST) and len(coef) > 1:
-        if getattr(model, "multi_class", "ovr") != "crammer_singer":
-            raise NotDefinedError(
-                f"{type(model).__name__} with {len(coef)} classes is one-versus-rest: {len(coef)} separate models, "
-                "whose outputs are no logits of one network. Use LogisticRegression."
-            )
-    module = _layer(coef, np.atleast_1d(np.asarray(model.intercept_, dtype=np.float64)))
+    if classes is not None and loss in _REGRESSION_LOSSES:
+        raise NotDefinedError(f"{type(model).__name__}(loss={loss!r}) cannot be measured: {_TARGETS}.")
+    intercept = np.atleast_1d(np.asarray(model.intercept_, dtype=np.float64))
+    if classes is not None and len(coef) > 1 and _is_one_versus_rest(model):
+        raise NotDefinedError(
+            f"{type(model).__name__} with {len(coef)} classes is one-versus-rest: {len(coef)} separate models, "
+            "whose outputs are no logits of one network. Use LogisticRegression with a multinomial solver."
+        )
+    if len(coef) == 1 and isinstance(model, _LOGISTIC) and getattr(model, "multi_class", None) == "multinomial":
+        coef, intercept = 2 * coef, 2 * intercept  # scikit-learn before 1.8: softmax of [-z, z]
+    module = _layer(coef, intercept)
     one_logit = classes is not None and len(coef) == 1
-    return module, "one_logit" if one_logit else "logits", loss
+    own = LOSSES.get(loss)
+    if loss == "epsilon_insensitive" and model.epsilon == 0:
+        own = "absolute"
+    return Converted(module, "one_logit" if one_logit else "logits", own, None if own else loss)
+
+
+def _is_one_versus_rest(model: Any) -> bool:
+    """Whether a linear classifier with a row per class was trained one class at a time."""
+    if isinstance(model, _LOGISTIC):  # only before scikit-learn 1.8, which refuses to fit such
+        return model.solver == "liblinear" or getattr(model, "multi_class", None) == "ovr"
+    return isinstance(model, ONE_VERSUS_REST) and getattr(model, "multi_class", "ovr") != "crammer_singer"
 
 
 def _layer(weight: np.ndarray, bias: np.ndarray) -> nn.Linear:
@@ -82,7 +108,7 @@ def _layer(weight: np.ndarray, bias: np.ndarray) -> nn.Linear:
     return layer
 
 
-def _multilayer_perceptron(model: Any) -> tuple[nn.Module, str, str | None]:
+def _multilayer_perceptron(model: Any) -> Converted:
     name = type(model).__name__
     if isinstance(model, MLPClassifier):
         if model.out_activation_ == "logistic" and model.n_outputs_ > 1:
@@ -98,4 +124,4 @@ def _multilayer_perceptron(model: Any) -> tuple[nn.Module, str, str | None]:
     layers: list[nn.Module] = []
     for weight, bias in zip(model.coefs_, model.intercepts_, strict=True):
         layers += [_layer(weight.T, bias), _ACTIVATIONS[model.activation]()]
-    return nn.Sequential(*layers[:-1]), output, loss
+    return Converted(nn.Sequential(*layers[:-1]), output, loss)

@@ -81,10 +81,23 @@ def _check_columns(subject: Subject, X: Any) -> None:
             )
 
 
-def resolve_loss(loss: str | None, subject: Subject, y: Any) -> str | None:
-    """The loss to measure with: the one named, the model's own, or what the labels say."""
+def resolve_loss(loss: str | None, subject: Subject, y: Any) -> tuple[str | None, str | None]:
+    """The loss to measure with, and "classification" or "regression"; None where it is not known.
+
+    The loss is the one named, the model's own, or what the labels say; if the model's own is none of ours, none.
+    """
     if loss is not None:
-        return check_option("loss", loss, LOSSES)
+        loss = check_option("loss", loss, LOSSES)
+    elif subject.other_loss is not None:
+        return None, "regression" if subject.classes is None else "classification"
+    else:
+        loss = _own_loss(subject, y)
+    if loss is None:
+        return None, None
+    return loss, "classification" if loss == "cross_entropy" else "regression"
+
+
+def _own_loss(subject: Subject, y: Any) -> str | None:
     if subject.loss is not None or y is None:
         return subject.loss
     kind = y.dtype if isinstance(y, Tensor) else np.asarray(y).dtype
@@ -93,12 +106,12 @@ def resolve_loss(loss: str | None, subject: Subject, y: Any) -> str | None:
     return "squared" if kind.kind == "f" else "cross_entropy"
 
 
-def encode_targets(subject: Subject, y: Any, loss: str | None, n_samples: int, n_outputs: int) -> Any:
+def encode_targets(subject: Subject, y: Any, task: str | None, n_samples: int, n_outputs: int) -> Any:
     """Class indices (n,) int64, or targets (n, C) float64."""
     y = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
     if y.shape[:1] != (n_samples,):
         raise ValueError(f"`y` must have one entry per sample, got shape {y.shape} for {n_samples} samples.")
-    if loss == "cross_entropy":
+    if task == "classification":
         if n_outputs < 2:
             raise NotDefinedError(
                 "A classifier must return at least two logits, got a network with one output. For regression pass "
@@ -107,7 +120,7 @@ def encode_targets(subject: Subject, y: Any, loss: str | None, n_samples: int, n
             )
         return _encode_labels(subject, y, n_outputs)
     if y.dtype.kind not in "fiub":
-        raise ValueError(f"`y` must be numeric under the {loss} loss, got dtype {y.dtype}.")
+        raise ValueError(f"`y` must be numeric for regression, got dtype {y.dtype}.")
     y = np.asarray(subject.transform_y(y), dtype=np.float64)
     y = y.reshape(n_samples, -1)
     if not np.isfinite(y).all():

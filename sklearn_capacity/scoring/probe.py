@@ -78,7 +78,7 @@ def is_hollow(tensor: Tensor) -> bool:
     return tensor.is_meta and type(tensor.data) is Tensor
 
 
-def probe(network: Network, X: Any, loss: str | None, output: str = "logits") -> None:
+def probe(network: Network, X: Any, task: str | None, output: str = "logits") -> None:
     """Raise if the network does not run on such samples, or is no function of one sample to a vector of logits.
 
     Parameters
@@ -86,7 +86,7 @@ def probe(network: Network, X: Any, loss: str | None, output: str = "logits") ->
     network : Network
     X : array or Tensor of shape (n, ...) or None
         None: random samples.
-    loss : str or None
+    task : "classification", "regression" or None
     output : str, default="logits"
         What the module returns, as `Subject` has it.
 
@@ -114,7 +114,7 @@ def probe(network: Network, X: Any, loss: str | None, output: str = "logits") ->
             raise ValueError(f"The network failed on samples of shape {shown}, those of `X`: {error}{cure}") from error
     if not shape or 0 in shape:
         raise NotDefinedError("The network has no outputs.")
-    if loss == "cross_entropy" and sum(size > 1 for size in shape) > 1:
+    if task == "classification" and sum(size > 1 for size in shape) > 1:
         raise NotDefinedError(
             f"The network returns an array of shape {shape} for one sample, and a classifier must return one vector of "
             "logits. Pool or flatten it in the forward pass."
@@ -130,12 +130,12 @@ def probe(network: Network, X: Any, loss: str | None, output: str = "logits") ->
             "The network mixes its samples in eval mode: the outputs of one depend on the others in its batch, so it "
             "is no function of one input. Build batch normalisation with `track_running_stats=True`."
         )
-    _check_meaning(first, loss, output)
+    _check_meaning(first, task, output)
 
 
-def _check_meaning(logits: Tensor, loss: str | None, output: str) -> None:
+def _check_meaning(logits: Tensor, task: str | None, output: str) -> None:
     """Warn where probabilities are taken for logits, or logits for probabilities: the numbers are of another model."""
-    if loss != "cross_entropy" or logits.dim() != 2 or logits.shape[1] < 2 or not bool(logits.isfinite().all()):
+    if task != "classification" or logits.dim() != 2 or logits.shape[1] < 2 or not bool(logits.isfinite().all()):
         return
 
     def sum_to_one(values: Tensor) -> bool:

@@ -16,7 +16,7 @@ from .._validation import NotDefinedError, check_integer, closest
 from ..graph import Network
 from ..measures import MEASURES, Batch, Measure, Measured, measure_named
 from ..training import resolve_device
-from .data import checked_X, encode_targets, refuse_containers, resolve_loss, subsample
+from .data import LOSSES, checked_X, encode_targets, refuse_containers, resolve_loss, subsample
 from .probe import measurable, probe, torch_refusals
 from .subject import Subject, resolve
 
@@ -136,13 +136,13 @@ class Session:
         if X is not None:
             X, y = subsample(X, y, max_samples, random_state)
             X = checked_X(self.subject, X)
-        self.loss = resolve_loss(loss, self.subject, y)
+        self.loss, self.task = resolve_loss(loss, self.subject, y)
         #: What to add where the loss that the dtype of y stands for is the wrong one.
         self._loss_from_y = ""
         if loss is None and self.subject.loss is None and self.loss == "squared":
             self._loss_from_y = ', since `y` holds floats. For a classifier pass integers, or loss="cross_entropy"'
         with torch.inference_mode(False):  # where nothing can be differentiated
-            self.network = _network(self.subject, X, self.loss, device)
+            self.network = _network(self.subject, X, self.task, device)
             X_tensor, y_tensor = self._tensors(X, y)
         self.batch = Batch(
             self.network,
@@ -164,7 +164,7 @@ class Session:
         X = X.clone() if X.is_inference() else X
         if y is None:
             return X, None
-        encoded = encode_targets(self.subject, y, self.loss, len(X), network.n_outputs)
+        encoded = encode_targets(self.subject, y, self.task, len(X), network.n_outputs)
         return X, torch.from_numpy(encoded).to(network.device)
 
     def renewed(self) -> Session:
@@ -176,12 +176,13 @@ class Session:
 
     def why_not(self, measure: Measure) -> str | None:
         """Why a measure cannot be taken here, as far as its record says."""
-        task = "classification" if self.loss == "cross_entropy" else "regression"
-        if self.loss is not None and task not in measure.tasks:
-            why = f"is defined for {measure.tasks[0]} only, and the loss is {self.loss!r}"
+        other = self.subject.other_loss
+        if self.task is not None and self.task not in measure.tasks:
+            why = f"is defined for {measure.tasks[0]} only, and the loss is {self.loss or other!r}"
             return f"{why}{self._loss_from_y}"
         if "loss" in measure.needs and self.loss is None:
-            return f"needs a loss: pass loss= one of {', '.join(map(repr, ('cross_entropy', 'squared', 'absolute')))}"
+            but = "" if other is None else f", and is not defined for the model's own, {other!r}"
+            return f"needs a loss{but}: pass loss= one of {', '.join(map(repr, LOSSES))}"
         if "initial_state" in measure.needs and self.network.initial_state is None:
             return "needs the weights before training, which only estimators of this package keep"
         return None
@@ -213,7 +214,7 @@ def _length(data: Any) -> int:
     return data.shape[0] if hasattr(data, "shape") and len(data.shape) else len(data)
 
 
-def _network(subject: Subject, X: Any, loss: str | None, device: Any) -> Network:
+def _network(subject: Subject, X: Any, task: str | None, device: Any) -> Network:
     device = None if device is None else resolve_device(device)
     floats = [p.dtype for p in subject.module.parameters() if p.is_floating_point()]
     small = sum(p.numel() for p in subject.module.parameters()) <= FLOAT64_PARAMETERS
@@ -231,7 +232,7 @@ def _network(subject: Subject, X: Any, loss: str | None, device: Any) -> Network
             dtype=dtype,
             device=device,
         )
-        probe(network, X, loss, subject.output)
+        probe(network, X, task, subject.output)
         return network
 
     if not small or own == torch.float64:

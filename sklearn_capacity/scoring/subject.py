@@ -10,6 +10,7 @@ import numpy as np
 import skorch
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from torch import Tensor, nn
 
 from .convert import convert
@@ -32,6 +33,8 @@ class Subject:
     output : "logits", "one_logit", "probabilities" or "one_probability"
     loss : str or None
         The model's own loss.
+    other_loss : str or None
+        Its name, where it is none of ours.
     classes : ndarray or None
         Labels in the order of the logits, where the model knows them.
     columns : ndarray of str or None
@@ -55,6 +58,7 @@ class Subject:
     transform_y: Callable[[Any], Any] = _unchanged
     initial_state: Mapping[str, Tensor] | None = None
     own: bool = False
+    other_loss: str | None = None
 
 
 def resolve(model: Any) -> Subject:
@@ -80,7 +84,7 @@ def resolve(model: Any) -> Subject:
         return Subject(model)
     if isinstance(model, type):
         raise TypeError(f"`model` must be a fitted model, got the class {model.__name__}. Create an object and fit it.")
-    for wrapper in (_search, _pipeline, _transformed_target):
+    for wrapper in (_search, _threshold, _pipeline, _transformed_target):
         inner = wrapper(model)
         if inner is not None:
             return inner
@@ -97,8 +101,8 @@ def resolve(model: Any) -> Subject:
             f"model of scikit-learn, or a Pipeline or fitted search that ends in one; got {type(model).__name__}."
             + _inside(model)
         )
-    module, output, loss = converted
-    return Subject(module, output, loss, getattr(model, "classes_", None), columns)
+    module, output, loss, other = converted
+    return Subject(module, output, loss, getattr(model, "classes_", None), columns, other_loss=other)
 
 
 def _inside(model: Any) -> str:
@@ -121,15 +125,21 @@ def _check_fitted(model: Any) -> None:
 
 
 def _search(model: Any) -> Subject | None:
-    if not (hasattr(model, "get_params") and hasattr(model, "cv") and hasattr(model, "estimator")):
+    if not (hasattr(model, "get_params") and hasattr(model, "estimator")):
         return None
     if hasattr(model, "best_estimator_"):
         return resolve(model.best_estimator_)
     if hasattr(model, "cv_results_"):
         raise NotFittedError(f"This {type(model).__name__} has no best estimator; fit it with refit=True.")
-    if hasattr(model, "refit") and not hasattr(model, "estimator_"):  # those that tune a threshold have that
-        raise NotFittedError(f"This {type(model).__name__} is not fitted yet. Call `fit` before measuring it.")
     return None
+
+
+def _threshold(model: Any) -> Subject | None:
+    """The classifier whose threshold was tuned: its logits do not know of that."""
+    if not isinstance(model, FixedThresholdClassifier | TunedThresholdClassifierCV):
+        return None
+    _check_fitted(model)
+    return resolve(model.estimator_)
 
 
 def _pipeline(model: Any) -> Subject | None:

@@ -28,7 +28,7 @@ def encode(value: Any, tensors: dict[str, Tensor] | None = None, *, name: str = 
     value : None, bool, int, float, str, list, tuple, dict, numpy scalar or array, dtype or torch.device
         Arrays may hold numbers, strings, dates or, as objects, the values before.
     tensors : dict of str to Tensor, default=None
-        Receives the tensors in the value, copied; None refuses them.
+        Receives the tensors in the value, as they are: write them before they change. None refuses them.
     name : str
         Where the value stands, for messages.
 
@@ -56,7 +56,7 @@ def encode(value: Any, tensors: dict[str, Tensor] | None = None, *, name: str = 
     if isinstance(value, np.ndarray):
         return _encode_array(value, name)
     if isinstance(value, Tensor) and tensors is not None:
-        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        tensors[name] = value.detach()
         return {"tensor": name}
     if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
         return {"dtype": np.dtype(value).str}
