@@ -11,8 +11,9 @@ from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.ensemble import VotingClassifier
 from sklearn.exceptions import NotFittedError
+from sklearn.feature_selection import RFE
 from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection import TunedThresholdClassifierCV
+from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -56,7 +57,7 @@ def test_bad_measures(model, iris, measures, error, message):
 
 def test_bad_data_and_options(model, iris):
     X, y = iris
-    tuned = TunedThresholdClassifierCV(GaussianNB(), cv=2)
+    selected = RFE(LogisticRegression(), n_features_to_select=3)
     pairs = TensorDataset(torch.from_numpy(X), torch.zeros(len(X)))
     cases = [
         ((model, X, y[:-1]), {}, ValueError, "same length"),
@@ -72,6 +73,7 @@ def test_bad_data_and_options(model, iris):
         ((NetworkClassifier, X, y), {}, TypeError, "got the class"),
         ((object(), X, y), {}, TypeError, "must hold a network"),
         ((VotingClassifier([("a", GaussianNB())]).fit(X, y), X, y), {}, TypeError, "several models: measure each"),
+        ((selected.fit(X, y == "setosa"), X, y), {}, TypeError, "got RFE. Measure its `estimator_`."),
         ((model, {"X": X}, y), {}, TypeError, "got a dict: networks of several inputs"),
         ((model, DataLoader(pairs)), {}, TypeError, r"got a DataLoader. Collect its batches: `X, y = map\(torch.cat"),
         ((model, pairs, y), {}, TypeError, "got a TensorDataset. Collect it"),

@@ -178,8 +178,7 @@ class Session:
         """Why a measure cannot be taken here, as far as its record says."""
         other = self.subject.other_loss
         if self.task is not None and self.task not in measure.tasks:
-            why = f"is defined for {measure.tasks[0]} only, and the loss is {self.loss or other!r}"
-            return f"{why}{self._loss_from_y}"
+            return f"is defined for {measure.tasks[0]} only, and the loss is {self.loss or other!r}{self._loss_from_y}"
         if "loss" in measure.needs and self.loss is None:
             but = "" if other is None else f", and is not defined for the model's own, {other!r}"
             return f"needs a loss{but}: pass loss= one of {', '.join(map(repr, LOSSES))}"

@@ -102,7 +102,8 @@ def resolve(model: Any) -> Subject:
             + _inside(model)
         )
     module, output, loss, other = converted
-    return Subject(module, output, loss, getattr(model, "classes_", None), columns, other_loss=other)
+    classes = getattr(model, "classes_", None)
+    return Subject(module, output, loss, classes, columns, other_loss=other)
 
 
 def _inside(model: Any) -> str:
