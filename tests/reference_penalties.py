@@ -11,8 +11,21 @@ from torch.nn.utils import parametrizations
 
 from sklearn_capacity.architectures import CifarResNet, PreactResNet
 from sklearn_capacity.architectures.mlp import RowNormalizedLinear
+from sklearn_capacity.penalties import _tapes
 
-__all__ = ["CASES", "FALLBACKS", "built", "dense_jacobian", "mean_squared_jacobian", "mean_squared_norm", "per_layer"]
+__all__ = [
+    "CASES",
+    "FALLBACKS",
+    "Widened",
+    "assert_same",
+    "built",
+    "chained",
+    "dense_jacobian",
+    "gradients",
+    "mean_squared_jacobian",
+    "mean_squared_norm",
+    "per_layer",
+]
 
 
 def dense_jacobian(module: nn.Module, x: Tensor, output: str) -> Tensor:
@@ -52,6 +65,22 @@ def per_layer(module: nn.Module, x: Tensor, index: int, output: str = "logits") 
     return total
 
 
+def gradients(value, module):
+    """The gradient with respect to all parameters as one vector; 0 where there is no influence."""
+    parameters = list(module.parameters())
+    found = torch.autograd.grad(value, parameters, allow_unused=True, retain_graph=True)
+    filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    return torch.cat([g.flatten() for g in filled])
+
+
+def assert_same(got, want):
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11 * float(want.abs().max()))
+
+
+def chained(module, X) -> bool:
+    return _tapes.graph_of(module, X) is not None
+
+
 # ---- networks ---------------------------------------------------------------------------------------------------
 
 
@@ -65,6 +94,20 @@ class _Tied(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = torch.relu(self.inner(torch.relu(self.inner(x))))
         return self.head(torch.relu(h @ self.inner.weight))
+
+
+class Widened(nn.Module):
+    """A grey image that a shift makes three channels of, and one feature that a scale makes five of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.one, self.head = nn.Conv2d(3, 4, 3), nn.Linear(16, 1), nn.Linear(5, 3)
+        self.register_buffer("mean", torch.tensor([0.1, 0.2, -0.3]).reshape(1, 3, 1, 1))
+        self.scale = nn.Parameter(torch.tensor([1.0, -2.0, 0.5, 0.3, 1.5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.conv(x - self.mean)).flatten(1)
+        return self.head(torch.relu(self.one(h) * self.scale))
 
 
 class _Branches(nn.Module):
@@ -175,6 +218,7 @@ CASES: dict[str, Case] = {
     "weight_norm": (_weight_norm, (5,)),
     "tied": (_Tied, (5,)),
     "branches": (_Branches, (2, 8, 8)),
+    "widened": (Widened, (1, 4, 4)),
     "residual": (lambda: CifarResNet((3, 8, 8), 3, depth=8, width=2), (3, 8, 8)),
     "preactivation": (lambda: PreactResNet((3, 8, 8), 3, channels=(2, 4), n_blocks=1), (3, 8, 8)),
 }

@@ -172,6 +172,12 @@ def test_any_reasonable_shape(name, shape, n_outputs):
     assert network(torch.randn(2, *shape)).shape == (2, n_outputs)
 
 
+def test_numpy_s_integers_are_integers():
+    assert make_network("mlp", np.int64(6), np.int32(3))(torch.zeros(2, 6)).shape == (2, 3)
+    network = make_network("preact_resnet18", DIGIT, 3, channels=(2, 2), n_blocks=np.int64(1))
+    assert network(torch.zeros(2, *DIGIT)).shape == (2, 3)
+
+
 def test_unpadded_conv_net_knows_its_smallest_image():
     assert make_network("conv", (1, 16, 16), 2, padding=0)(torch.zeros(1, 1, 16, 16)).shape == (1, 2)
     with pytest.raises(ValueError, match=r"at least 16 .* got \(1, 15, 15\)"):

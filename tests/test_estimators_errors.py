@@ -197,13 +197,20 @@ class NeedsDepth(nn.Linear):
         (NeedsDepth, None, ValueError, "cannot be called with .*: missing a required argument: 'depth'"),
         (NeedsDepth, {"dept": 1}, ValueError, "cannot be called with"),
         (lambda: 3, None, TypeError, "`module` must return an nn.Module, got 3"),
+        (nn.Linear(6, 3, device="meta"), None, ValueError, "must hold values, got 'weight' on the meta device"),
         (3, None, TypeError, "`module` must be None, the name of an architecture"),
-        ("resnet2000", None, ValueError, "`module` must name one of .*got 'resnet2000'"),
+        ("resnet2000", None, ValueError, "`module` must be one of .*got 'resnet2000'"),
     ],
 )
 def test_bad_module(module, params, error, message):
     with pytest.raises(error, match=message):
         NetworkClassifier(module=module, module_params=params).fit(X, y)
+
+
+@pytest.mark.parametrize("name", ["module", "optimizer"])
+def test_parameters_in_the_form_of_skorch_are_told_where_they_go(name):
+    with pytest.raises(ValueError, match=rf"`{name}__depth` must be .* Set {name}_params=\{{'depth': 3\}}"):
+        NetworkClassifier(module=NeedsDepth).set_params(**{f"{name}__depth": 3})
 
 
 def test_regression_names_its_outputs_when_a_module_returns_a_vector():

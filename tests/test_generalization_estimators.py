@@ -135,6 +135,52 @@ def test_a_new_optimiser_with_momentum_keeps_going_where_it_was():
     np.testing.assert_array_equal(once.predict_proba(X), twice.predict_proba(X))
 
 
+class Stops(Callback):
+    """Ends the training in the middle of a step, as the keyboard or an error does."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def on_batch_begin(self, net, training, **kwargs):
+        net.module_.register_forward_pre_hook(self.stop)
+
+    def stop(self, module, inputs):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_step_that_was_broken_off_leaves_the_learning_rate_as_it_was(error):
+    torch.manual_seed(0)
+    network = nn.Sequential(GeneralizationLayer(6), nn.Linear(6, 1)).double()
+    net = NeuralNetRegressor(
+        network, lr=0.5, callbacks=[SlowLearning(after=0), ("stops", Stops(error))], train_split=None, verbose=0
+    )
+    net.initialize()
+    try:
+        net.partial_fit(X, y[:, None].astype(float), epochs=1)
+    except RuntimeError:
+        pass
+    net.module_._forward_pre_hooks.clear()
+    net.callbacks_ = [(name, callback) for name, callback in net.callbacks_ if name != "stops"]
+    net.partial_fit(X, y[:, None].astype(float), epochs=2)
+    assert len(net.history) == 3 and [group["lr"] for group in net.optimizer_.param_groups] == [0.5, 0.5]
+
+
+def test_parameters_of_the_regime_may_change_between_calls_of_partial_fit():
+    fitted = model().partial_fit(X, y, classes=[0, 1, 2])
+    fitted.set_params(nu_start=3.0, nu_end=3.0, slow_after=0, slow_factor=0.5).partial_fit(X, y)
+    assert (fitted.history_[-1, "nu"], fitted.history_[-1, "slow_factor"]) == (3.0, 0.5)
+    assert n_slow(fitted) == 2
+
+
+def test_lbfgs_has_one_rate_for_all_weights():
+    with pytest.raises(ValueError, match="LBFGS has one learning rate for all weights.*`slow_factor` to 1"):
+        model(optimizer="lbfgs").fit(X, y)
+    fitted = model(optimizer="lbfgs", slow_factor=1.0, batch_size=40, learning_rate=0.1, nu_decay_fraction=0.0)
+    fitted.fit(X, y)
+    assert len(fitted.net_.optimizer_.param_groups) == 1 and fitted.history_[-1, "nu"] == pytest.approx(0.1)
+
+
 class Interrupt(Callback):
     at = 0
 
@@ -166,6 +212,12 @@ def test_save_and_load(tmp_path):
     fitted = model(jacobian_penalty=0.01).fit(X, y)
     save(fitted, tmp_path / "model.safetensors")
     np.testing.assert_array_equal(load(tmp_path / "model.safetensors").predict_proba(X), fitted.predict_proba(X))
+
+
+def test_saving_without_the_callbacks_that_were_there_in_fit(tmp_path):
+    fitted = model(callbacks=[Callback()]).fit(X, y).set_params(callbacks=None)
+    save(fitted, tmp_path / "model.safetensors")
+    assert load(tmp_path / "model.safetensors").partial_fit(X, y).n_iter_ == 11
 
 
 def test_dropout_variant():

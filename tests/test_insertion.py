@@ -138,6 +138,19 @@ def test_head_is_the_last_executed_if_the_shape_is_known():
     assert isinstance(insert_generalization_layer(Backwards(), "head").first, GeneralizationWrap)
 
 
+def test_an_index_counts_as_a_sequence_does_where_a_layer_stands_twice():
+    relu = nn.ReLU()
+    network = nn.Sequential(nn.Linear(4, 4), relu, nn.Linear(4, 4), relu, nn.Linear(4, 2))
+    for index in (2, 4, -1):
+        longer = insert_generalization_layer(network, index)
+        assert isinstance(longer[index], GeneralizationWrap) and longer[index].layer.in_features == 4
+        assert longer[1] is longer[3]
+    network = nn.Sequential(nn.Linear(4, 8), relu, nn.Linear(8, 6), relu, nn.Linear(6, 2))
+    longer = insert_generalization_layer(network, 3, input_shape=(4,))
+    assert isinstance(longer[3], GeneralizationWrap) and isinstance(longer[1], nn.ReLU)
+    assert longer(torch.zeros(1, 4)).shape == (1, 2)
+
+
 def test_head_may_be_a_convolution_or_the_module_itself():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert isinstance(insert_generalization_layer(network)[2].body[0], nn.Conv2d)

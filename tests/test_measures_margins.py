@@ -128,7 +128,7 @@ def test_margin_over_nothing_is_infinite_with_its_sign():
     module = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2)).double()
     module[0].weight.data.zero_()
     module[2].weight.data.zero_()
-    module[2].bias.data.copy_(torch.tensor([1.0, 0.0]))
+    module[2].bias.data.copy_(torch.tensor([2.0, 0.0]))
     X, y = torch.ones(3, 2, dtype=torch.float64), torch.zeros(3, dtype=torch.long)
     assert value(module, X, y, "spectrally_normalized_margin") == math.inf
 

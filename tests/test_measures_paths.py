@@ -12,6 +12,7 @@ from torch import nn
 
 import reference
 from networks import NETWORKS, RECTIFIERS, make, measure, measure_again, measure_module, prepared
+from reference_penalties import Widened
 from sklearn_capacity import measure_capacity
 from sklearn_capacity._validation import CapacityWarning
 from sklearn_capacity.graph import Network, UnsupportedLayerError
@@ -42,6 +43,16 @@ def test_path_norm_enumerates_every_tuple_of_units(name):
         expected = reference.enumerated_paths(chain, p)
         assert reference.path_sum(name, module, X, p) == pytest.approx(expected, rel=1e-10)
         assert measure(name, "path_norm", p=p).value == pytest.approx(expected ** (1 / p), rel=1e-10)
+
+
+def test_paths_through_broadcasting_count_once_for_each_copy():
+    net = Widened().double()
+    repeated = torch.ones(1, 3, 4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        h = nn.functional.conv2d(repeated, net.conv.weight.abs()).flatten(1) @ net.one.weight.abs().T
+        want = float((h * net.scale.abs() @ net.head.weight.abs().T).sum())
+    X = torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    assert measure_capacity(net, X, measures="l1_path_norm")["l1_path_norm"] == pytest.approx(want, rel=1e-12)
 
 
 def test_one_logit_is_two_half_logits():

@@ -8,10 +8,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from skorch.callbacks import Callback
 from torch import nn
 
 from sklearn_capacity import NetworkClassifier, NetworkRegressor
 from sklearn_capacity.datasets import make_piecewise_linear_curves
+from sklearn_capacity.layers import GeneralizationLayer
 from sklearn_capacity.training import CRITERIA, KFAC, PathSGD, PenalizedClassifier, PenalizedRegressor
 from sklearn_capacity.training.path_sgd import path_scales
 
@@ -111,6 +113,26 @@ def test_max_kl_bounds_the_step_in_the_metric():
     assert float(step @ fisher @ step.T) == pytest.approx(1e-4, rel=1e-5)
 
 
+def test_max_kl_bounds_the_step_where_groups_have_their_own_rates():
+    torch.manual_seed(0)
+    inputs, target = torch.randn(30, 4, dtype=torch.float64), torch.randn(30, 1, dtype=torch.float64)
+    first, last = nn.Linear(4, 2, bias=False).double(), nn.Linear(2, 1, bias=False).double()
+    network = nn.Sequential(first, last)
+    groups = [{"params": first.parameters(), "lr": 0.1}, {"params": last.parameters(), "lr": 1.0}]
+    optimizer = KFAC(groups, damping=1e-9, max_kl=1e-4)
+    optimizer.attach(network, nn.MSELoss())
+    before = [layer.weight.detach().clone() for layer in network]
+    hidden = first(inputs).detach()
+    nn.MSELoss()(network(inputs), target).backward()
+    optimizer.observe(inputs, target)
+    optimizer.step()
+    steps = [(layer.weight - old).detach() for layer, old in zip(network, before, strict=True)]
+    outer = [2 * before[1].T @ before[1], 2 * torch.eye(1, dtype=torch.float64)]  # of gradients at the layers' outputs
+    inner = [x.T @ x / 30 for x in (inputs, hidden)]
+    moved = sum((B @ step @ A * step).sum() for step, A, B in zip(steps, inner, outer, strict=True))
+    assert float(moved) == pytest.approx(1e-4, rel=1e-4)
+
+
 def test_kfac_does_not_move_frozen_layers_and_takes_momentum_and_decay():
     network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)).double()
     network[0].requires_grad_(False)
@@ -118,6 +140,13 @@ def test_kfac_does_not_move_frozen_layers_and_takes_momentum_and_decay():
     model.fit(X, y)
     assert torch.equal(model.module_[0].weight, network[0].weight)
     assert not torch.equal(model.module_[2].weight, network[2].weight)
+
+
+def test_kfac_names_a_layer_without_a_part_in_the_loss():
+    network = nn.Sequential(nn.Linear(6, 3))
+    network[0].spare = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="'kfac' needs a gradient of all that it trains, but 0.spare.weight has none"):
+        NetworkClassifier(module=network, optimizer="kfac").fit(X, y)
 
 
 class Tied(nn.Module):
@@ -178,6 +207,40 @@ def test_a_step_needs_to_know_the_module_and_the_batch(kind):
     layer = nn.Linear(2, 2)
     with pytest.raises(RuntimeError, match=r"needs `attach\(module, criterion\)` and `observe\(X, y\)` before a step"):
         kind(layer.parameters()).step()
+
+
+break_in = []  # the epoch to end in
+
+
+class Breaks(Callback):
+    def on_epoch_begin(self, net, **kwargs):
+        if len(net.history) in break_in:
+            raise InterruptedError
+
+
+@pytest.mark.parametrize("optimizer", ["kfac", "path_sgd"])
+def test_a_metric_that_lasts_for_several_steps_goes_on_from_a_checkpoint(optimizer, tmp_path):
+    """Four steps an epoch, a new metric in every seventh: a fit that was broken off ends at the same bits."""
+    params = {"optimizer": optimizer, "learning_rate": 0.05, "momentum": 0.5 if optimizer == "kfac" else 0.9}
+    params |= {"optimizer_params": {"update_interval": 7}, "callbacks": [Breaks()], "random_state": 0}
+    model = NetworkClassifier((8,), batch_size=10, max_epochs=6, **params)
+    whole = model.fit(X, y).predict_proba(X)
+    model.set_params(checkpoint_dir=tmp_path)
+    break_in.append(4)  # after twelve steps
+    with pytest.raises(InterruptedError):
+        model.fit(X, y)
+    break_in.clear()
+    np.testing.assert_array_equal(model.fit(X, y).predict_proba(X), whole)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).predict_proba(X), whole)
+
+
+def test_a_kept_metric_is_not_taken_for_other_parameters():
+    model = NetworkClassifier((8,), optimizer="kfac", optimizer_params={"update_interval": 7}, random_state=0)
+    model.set_params(max_epochs=1, warm_start=True).fit(X, y)
+    model.module_[1].bias.requires_grad_(False)
+    before = model.module_[1].bias.detach().clone()
+    model.fit(X, y)
+    assert torch.equal(model.module_[1].bias, before)
 
 
 BAD = [
@@ -261,6 +324,16 @@ def test_path_scales_count_all_inputs_of_a_pooling_window_and_leave_dead_weights
     assert path_scales(network, torch.zeros(1, 1, 4, 4))[id(network[3].weight)].tolist() == [[0.0] * 4]
 
 
+def test_path_scales_square_the_strength_of_a_skip():
+    torch.manual_seed(0)
+    layer = GeneralizationLayer(3, nu=0.1)
+    network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), layer, nn.ReLU(), nn.Linear(3, 1)).double()
+    scales = path_scales(network, torch.zeros(1, 2, dtype=torch.float64))
+    W, out = layer.body[0].weight.detach() ** 2, network[4].weight.detach()[0] ** 2
+    onward = [sum(out[k] * (W[k, i] + 0.1**2 * (k == i)) for k in range(3)) for i in range(3)]
+    torch.testing.assert_close(1 / scales[id(network[0].weight)], torch.stack(onward)[:, None].expand(3, 2))
+
+
 def test_path_sgd_trains_images_and_updates_at_its_interval():
     images = rng.normal(size=(40, 1, 4, 4))
     images[np.arange(40), 0, y, y] += 6
@@ -276,10 +349,30 @@ def test_path_sgd_trains_images_and_updates_at_its_interval():
     assert model.fit(images, y).score(images, y) > 0.9
 
 
+class Between(nn.Module):
+    """A function between two layers that is no submodule."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.last, self.function = nn.Linear(6, 4), nn.LazyLinear(3), function
+
+    def forward(self, input):
+        return self.last(self.function(self.first(input)))
+
+
 def test_path_sgd_refuses_what_is_no_rectifier_chain():
     with pytest.raises(ValueError, match="'path_sgd' takes chains of .* is a Tanh"):
         NetworkClassifier(activation="tanh", optimizer="path_sgd").fit(X, y)
     with pytest.raises(ValueError, match="is a BatchNorm1d"):
         NetworkClassifier(batch_norm=True, optimizer="path_sgd").fit(X, y)
+    for function, text in [
+        (torch.tanh, "but the module computes `tanh`"),
+        (lambda x: x.unflatten(1, (2, 2)).mean(2), "but the module computes `mean`"),
+        (lambda x: nn.functional.max_pool1d(x[:, None], 2)[:, 0], "but the module computes `max_pool`"),
+    ]:
+        with pytest.raises(ValueError, match=f"'path_sgd' takes .*, {text}"):
+            NetworkClassifier(module=Between, module_params={"function": function}, optimizer="path_sgd").fit(X, y)
+    network = Between(torch.relu)
+    assert NetworkClassifier(module=network, optimizer="path_sgd", max_epochs=1).fit(X, y).n_iter_ == 1
     with pytest.raises(ValueError, match="`weight_decay` must be 0 with PathSGD, which has none"):
         NetworkClassifier(weight_decay=0.1, optimizer="path_sgd").fit(X, y)

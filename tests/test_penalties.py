@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from reference_penalties import mean_squared_jacobian
-from sklearn_capacity.penalties import PENALTIES, frobenius_penalty, projection_penalty
+from sklearn_capacity.penalties import PENALTIES, JacobianPenalty, frobenius_penalty, projection_penalty
 from sklearn_capacity.penalties.jacobian import orthonormal_directions
 
 
@@ -148,3 +148,27 @@ def test_bad_options_raise():
         projection_penalty(module, X, n_projections=4)
     with pytest.raises(ValueError, match="`n_projections` must be at least 1, got 0"):
         projection_penalty(module, X, n_projections=0)
+
+
+class Counts(nn.Module):
+    def __init__(self, counter: str) -> None:
+        super().__init__()
+        self.linear, self.counter, self.number = nn.Linear(5, 3), counter, 0
+        self.register_buffer("tensor", torch.zeros(()))
+
+    def forward(self, x):
+        if self.counter == "tensor":
+            self.tensor += 1
+        else:
+            self.number += 1
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("counter", ["tensor", "number"])
+def test_a_module_that_writes_in_itself_runs_its_own_forward_pass_for_the_loss_and_for_it_alone(counter):
+    module, X = Counts(counter), torch.randn(4, 5)
+    penalty = JacobianPenalty()
+    for _ in range(3):
+        assert penalty.forward(module, X) is None
+        penalty(module, X)
+    assert module.tensor == module.number == 0

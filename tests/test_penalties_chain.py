@@ -1,10 +1,8 @@
-"""The chain and the loop against dense Jacobians, on every kind of layer; what a training loop relies on."""
+"""The chain and the loop against dense Jacobians, on every kind of layer."""
 
 from __future__ import annotations
 
 import copy
-import gc
-import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,15 +10,23 @@ import pytest
 import torch
 from torch import nn
 
-from reference_penalties import CASES, FALLBACKS, built, mean_squared_jacobian, mean_squared_norm, per_layer
+from reference_penalties import (
+    CASES,
+    FALLBACKS,
+    assert_same,
+    built,
+    chained,
+    gradients,
+    mean_squared_jacobian,
+    mean_squared_norm,
+    per_layer,
+)
 from sklearn_capacity import JacobianRegularizedClassifier
 from sklearn_capacity.graph import Network, chain
 from sklearn_capacity.graph.chain import jacobian_rows
 from sklearn_capacity.penalties import (
     PENALTIES,
     JacobianPenalty,
-    _joint,
-    _tapes,
     frobenius_penalty,
     per_layer_penalty,
     projection_penalty,
@@ -31,22 +37,6 @@ from sklearn_capacity.penalties.jacobian import squared_products
 ALL = CASES | FALLBACKS
 # a second use of a matrix, or a layer of one dimension, is nothing that the reference sees as a layer
 LAYERED = sorted(ALL.keys() - {"tied", "one_dimensional"})
-
-
-def gradients(value, module):
-    """The gradient with respect to all parameters as one vector; 0 where there is no influence."""
-    parameters = list(module.parameters())
-    found = torch.autograd.grad(value, parameters, allow_unused=True, retain_graph=True)
-    filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
-    return torch.cat([g.flatten() for g in filled])
-
-
-def assert_same(got, want):
-    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11 * float(want.abs().max()))
-
-
-def chained(module, X) -> bool:
-    return _tapes.graph_of(module, X) is not None
 
 
 @pytest.mark.parametrize("output", ["logits", "softmax"])
@@ -118,116 +108,6 @@ def test_per_layer_penalty_of_a_matrix_is_2_g_g_w():
     torch.testing.assert_close(second.weight.grad, 2 / 4 * v.T @ v @ second.weight)
 
 
-SHARED = ["mlp", "tanh", "max_pool", "one_channel", "residual", "tied", "weight_norm", "conv_batch_norm"]
-
-
-@pytest.mark.parametrize("joint", [False, True])
-@pytest.mark.parametrize("name", SHARED)
-@pytest.mark.parametrize("norm", PENALTIES)
-@pytest.mark.parametrize("output", ["logits", "softmax"])
-def test_sharing_the_forward_pass_changes_nothing(name, norm, output, joint, monkeypatch):
-    monkeypatch.setattr(_joint, "WIDE", 0 if joint else 1 << 30)
-    module, X = built(name, 6)
-    module.train(name != "residual")
-    y = torch.arange(6) % 3
-    results = []
-    for share in (False, True):
-        penalty = JacobianPenalty(norm, output=output, generator=torch.Generator().manual_seed(2))
-        shared = penalty.forward(module, X) if share else None
-        if name == "conv_batch_norm":  # batch norm and dropout differ in training; the draw of dropout must not
-            assert shared is None
-            torch.manual_seed(0)
-        elif share:
-            assert shared is not None
-        logits = module(X) if shared is None else shared
-        loss = nn.functional.cross_entropy(logits, y) + 0.3 * penalty(module, X)
-        results.append((loss.detach(), gradients(loss, module)))
-        if name == "conv_batch_norm":  # the module's own pass has moved the running statistics
-            module, X = built(name, 6)
-    assert_same(results[1][0], results[0][0])
-    assert_same(results[1][1], results[0][1])
-
-
-def test_a_shared_pass_is_used_for_the_same_batch_and_weights_only():
-    module, X = built("mlp")
-    penalty = JacobianPenalty()
-    fresh = frobenius_penalty(copy.deepcopy(module), X[:2]).item()
-    penalty.forward(module, X)
-    assert penalty(module, X[:2]).item() == fresh  # another batch
-    penalty.forward(module, X)
-    with torch.no_grad():
-        module[0].weight.mul_(2)
-    assert_same(penalty(module, X).detach(), mean_squared_jacobian(module, X).detach())
-
-
-@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
-def test_hooks_keep_the_module_s_own_forward_pass(register):
-    module, X = built("mlp")
-    penalty = JacobianPenalty()
-    assert penalty.forward(module, X) is not None
-    handle = getattr(module[2], register)(lambda *args: None)
-    assert penalty.forward(module, X) is None
-    handle.remove()
-    assert penalty.forward(module, X) is not None
-    with torch.no_grad():
-        assert penalty.forward(module, X) is None
-
-
-@pytest.mark.parametrize("norm", PENALTIES)
-@pytest.mark.parametrize("name", ["mlp", "max_pool", "conv_batch_norm", "normalised"])
-def test_autocast_is_for_the_loss_alone(name, norm):
-    module, X = built(name)
-    module, X = module.float(), X.float()
-    results = []
-    for mixed in (False, True):
-        penalty = JacobianPenalty(norm, generator=torch.Generator().manual_seed(2))
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            if mixed:
-                assert penalty.forward(module, X) is None
-            value = penalty(module, X)
-        assert value.dtype == torch.float32
-        results.append(torch.cat([value.detach()[None], gradients(value, module)]))
-    assert torch.equal(*results)
-
-
-def test_a_module_is_traced_once_and_forgotten_with_it(monkeypatch):
-    module, X = built("residual")
-    traces = []
-    original = _tapes.trace
-    monkeypatch.setattr(_tapes, "trace", lambda *args, **kwargs: traces.append(1) or original(*args, **kwargs))
-    optimizer = torch.optim.SGD(module.parameters(), 0.01)
-    for step in range(4):
-        value = frobenius_penalty(module, X[: 4 - step])  # the last batch of an epoch is smaller
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        expected = mean_squared_jacobian(copy.deepcopy(module).eval(), X)
-        assert_same(frobenius_penalty(module, X).detach(), expected.detach())
-    assert len(traces) == 1
-    number, gone = id(module), weakref.ref(module)
-    assert number in _tapes._TRACED
-    del module, optimizer, value
-    gc.collect()
-    assert gone() is None and number not in _tapes._TRACED
-
-
-def test_a_changed_attribute_is_traced_again():
-    class Scaled(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear, self.factor = nn.Linear(5, 3).double(), 1.0
-
-        def forward(self, x):
-            return self.factor * self.linear(x)
-
-    module, (_, X) = Scaled(), built("mlp")
-    before = frobenius_penalty(module, X).item()
-    for factor in range(2, _tapes.MANY_TRACES + 5):  # in the end the loop takes over
-        module.factor = float(factor)
-        assert frobenius_penalty(module, X).item() == pytest.approx(factor**2 * before, rel=1e-12)
-    assert not chained(module, X)
-
-
 def test_frozen_parameters_and_no_grad():
     module, X = built("residual")
     parameters = list(module.parameters())
@@ -242,73 +122,6 @@ def test_frozen_parameters_and_no_grad():
     with torch.no_grad():
         assert not spectral_penalty(module, X, output="softmax").requires_grad
         assert_same(frobenius_penalty(module, X), expected)
-
-
-def test_gradients_are_handed_on_once_unless_the_graph_is_kept():
-    module, X = built("mlp")
-    value = 2 * frobenius_penalty(module, X)
-    parameter = module[0].weight
-    first, second = (torch.autograd.grad(value, parameter, retain_graph=True)[0] for _ in range(2))
-    assert torch.equal(first, second)
-    value = frobenius_penalty(module, X)
-    torch.testing.assert_close(2 * torch.autograd.grad(value, parameter)[0], first)
-    with pytest.raises(RuntimeError, match="asked for a second time.*retain_graph=True"):
-        torch.autograd.grad(value, parameter)
-
-
-def test_a_gradient_in_closed_form_is_not_differentiated_again():
-    module, X = built("mlp")
-    with pytest.raises(RuntimeError, match="cannot be differentiated again.*lambda X: module"):
-        torch.autograd.grad(frobenius_penalty(module, X), module[0].weight, create_graph=True)
-    (once,) = torch.autograd.grad(frobenius_penalty(lambda X: module(X), X), module[0].weight, create_graph=True)
-    (expected,) = torch.autograd.grad(mean_squared_jacobian(module, X), module[0].weight, create_graph=True)
-    twice = [gradients(first.square().sum(), module) for first in (once, expected)]
-    assert_same(*twice)
-
-
-@pytest.mark.parametrize("n", [1, 40])  # few rows are kept, of many only their product
-@pytest.mark.parametrize("norm", ["projection", "frobenius", "per_layer"])
-def test_gradients_joined_to_the_loss_s_own(norm, n, monkeypatch):
-    """Of loss and penalty apart, again where the graph is kept, and together."""
-    monkeypatch.setattr(_joint, "WIDE", 0)
-    module, X = built("mlp", n)
-    weights = [p for p in module.parameters() if p.dim() == 2]
-    random = {} if norm == "frobenius" else {"generator": torch.Generator().manual_seed(2)}
-    loss, value = module(X).square().sum(), PENALTIES[norm].function(module, X, **random)
-    want = [torch.autograd.grad(loss, weights), torch.autograd.grad(value, weights)]
-
-    penalty = JacobianPenalty(norm, generator=torch.Generator().manual_seed(2))
-    loss = penalty.forward(module, X).square().sum()
-    value = penalty(module, X)
-    for _ in range(2):
-        for part, expected in zip((loss, value), want, strict=True):
-            for got, a in zip(torch.autograd.grad(part, weights, retain_graph=True), expected, strict=True):
-                assert_same(got, a)
-    for got, a, b in zip(torch.autograd.grad(loss + 3 * value, weights), *want, strict=True):
-        assert_same(got, a + 3 * b)
-    with pytest.raises(RuntimeError, match="second time"):
-        torch.autograd.grad(value, weights)
-
-
-@pytest.mark.parametrize("used", [False, True])
-def test_a_shared_pass_goes_with_its_loss(used, monkeypatch):
-    """Without a cycle that only the collector of garbage could break."""
-    monkeypatch.setattr(_joint, "WIDE", 0)
-    module, X = built("mlp")
-    penalty = JacobianPenalty()
-    gc.collect()
-    gc.disable()
-    try:
-        loss = penalty.forward(module, X).sum()
-        joints = _tapes._TRACED[id(module)].waiting.batch.joints
-        layers = [weakref.ref(joint) for joint, _ in joints.values()]
-        del joints
-        loss = loss + penalty(module, X if used else X[:2])
-        assert len(layers) == 3 and all(layer() is not None for layer in layers)
-        del loss
-        assert all(layer() is None for layer in layers)
-    finally:
-        gc.enable()
 
 
 def test_many_small_stacks_equal_one(monkeypatch):

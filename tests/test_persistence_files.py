@@ -149,7 +149,7 @@ PARAM = {"hidden_layer_sizes": {"tuple": [10**6, 10**6]}}
         ({"params": {"optimiser": "adam"}}, r"no parameters \['optimiser'\]"),
         ({"params": {"learning_rate": -1}}, "`learning_rate` must lie in"),
         ({"params": {"activation": "os.system"}}, "`activation` must be one of"),
-        ({"params": {"module": "os"}}, "`module` must name one of"),
+        ({"params": {"module": "os"}}, "`module` must be one of"),
         ({"params": {"module": 3}}, "`module` is 3, no name"),
         ({"params": {"tol": {"object": "os.system"}}}, "no encoded value"),
         ({"params": {"tol": {"float": "1"}}}, "no encoded value"),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
+from skorch import NeuralNetClassifier
 from torch import nn
 
-from sklearn_capacity import NotDefinedError, UnsupportedLayerError, capacity_report, measure_capacity
+from sklearn_capacity import CapacityWarning, NotDefinedError, UnsupportedLayerError, capacity_report, measure_capacity
 
 X = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(6) % 3
@@ -69,12 +71,31 @@ def test_inference_mode():
         (nn.Linear(4, 1), 'at least two logits, got a network with one output. For regression pass loss="squared"'),
         (nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 1)), r"an array of shape \(3, 2, 2\) for one"),
         (Function(lambda net, x: {"logits": net(x)}), "returns dict and no tensor"),
+        (nn.Sequential(nn.Embedding(5, 3), nn.Flatten()), "given real numbers here, so measure the part behind"),
     ],
-    ids=["lazy", "meta", "complex", "one output", "image", "dict"],
+    ids=["lazy", "meta", "complex", "one output", "image", "dict", "embedding"],
 )
 def test_refused_with_the_cure(module, message):
     with pytest.raises(ValueError, match=message):
         measure_capacity(module, X, Y, "margin")
+
+
+def test_probabilities_and_logits_that_are_taken_for_each_other_are_told():
+    probabilities = nn.Sequential(perceptron(), nn.Softmax(1))
+    with pytest.warns(CapacityWarning, match="returns probabilities.*Leave out the final softmax"):
+        measure_capacity(probabilities, X, Y, "margin")
+    options = dict(criterion=nn.NLLLoss, train_split=None, verbose=0)
+    confused = NeuralNetClassifier(perceptron(), **options).initialize()
+    with pytest.warns(CapacityWarning, match="takes its outputs for probabilities.*criterion=nn.CrossEntropyLoss"):
+        measure_capacity(confused, X.float(), Y, "margin")
+    right = NeuralNetClassifier(probabilities, **options).initialize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CapacityWarning)
+        with pytest.raises(UnsupportedLayerError, match="`softmax.int`.* measure the module before it"):
+            measure_capacity(right, X.float(), Y, "l2_path_norm")
+        for model in (right, perceptron(), nn.Sequential(perceptron(), nn.LogSoftmax(1))):
+            measure_capacity(model, X.float(), Y, "margin")
+        measure_capacity(probabilities, X, measures="jacobian_frobenius")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -109,6 +130,9 @@ def test_weights_without_a_finite_measure_leave_the_others(value):
     assert report.loc["parameter_count", "value"] == 51
     missing = report[report["value"].isna()]
     assert len(missing) >= (6 if math.isnan(value) else 1) and all(missing["reason"])
+    if not math.isfinite(value):
+        with pytest.warns(CapacityWarning, match="`0.weight` of the network is not finite"):
+            assert "margin" not in measure_capacity(net, X, Y)
 
 
 def test_a_failed_trace_is_quiet_and_made_once(capfd, monkeypatch):

@@ -23,12 +23,12 @@ from sklearn_capacity import (
     CapacityWarning,
     JacobianRegularizedClassifier,
     NetworkClassifier,
-    NotDefinedError,
     capacity_report,
     list_measures,
     measure_capacity,
 )
 from sklearn_capacity.measures import MEASURES
+from sklearn_capacity.model_selection import capacity_refit
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -87,6 +87,24 @@ def test_searches_that_need_one_number(model, iris):
     assert np.isfinite(train).all() and (train < 0).all()
 
 
+def test_capacity_refit_in_a_search_and_around_it(iris):
+    X, y = iris
+    refit = capacity_refit("accuracy", "neg_l2_path_norm", rule=1000.0)
+    search = GridSearchCV(
+        NetworkClassifier((4,), max_epochs=3, random_state=0),
+        {"weight_decay": [0.0, 0.1, 1.0]},
+        scoring=CapacityScorer(["accuracy", "l2_path_norm"]),
+        refit=refit,
+        cv=2,
+        return_train_score=True,
+    )
+    fitted = pickle.loads(pickle.dumps(clone(search).fit(X, y)))
+    assert fitted.best_index_ == fitted.cv_results_["mean_train_neg_l2_path_norm"].argmax()
+    assert fitted.score(X, y) == fitted.best_estimator_.score(X, y)
+    assert np.isfinite(cross_val_score(search, X, y, cv=2, error_score="raise")).all()
+    assert refit == clone(search).refit != capacity_refit("accuracy", "margin")
+
+
 def test_clone_repr_and_nested_parameters():
     scorer = CapacityScorer(["accuracy", "margin"], max_samples=7)
     assert clone(scorer).get_params() == scorer.get_params()
@@ -117,6 +135,14 @@ def test_a_failure_gives_nan_for_every_declared_name(iris):
         scores = CapacityScorer(["spectral_norm", "margin"])(NetworkClassifier(), *iris)
     assert [warning.filename for warning in shown] == [__file__]  # the user's line, not one of ours
     assert list(scores) == ["neg_spectral_norm", "margin"] and all(np.isnan(list(scores.values())))
+
+
+@pytest.mark.parametrize("on_error", ["nan", "raise"])
+def test_the_default_measures_are_those_that_apply(iris, on_error, recwarn):
+    fitted = NetworkClassifier(max_epochs=30, learning_rate=0.03, random_state=0).fit(*iris)
+    scores = CapacityScorer(on_error=on_error)(fitted, *iris)
+    assert np.isnan(scores["neg_data_path_norm"]) and np.isfinite(scores["neg_l2_path_norm"])  # it has biases
+    assert not [str(w.message) for w in recwarn if "No score" in str(w.message)]
 
 
 def test_a_failing_scorer_does_not_stop_cross_validation(iris):
@@ -179,56 +205,7 @@ def test_transformer_of_models(model, iris):
         CapacityScorer(["accuracy"]).fit(*iris)
 
 
-# -- bad input ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("measures", "error", "message"),
-    [
-        ("fisher_rao_nrm", ValueError, "Did you mean 'fisher_rao_norm'"),
-        (["margin", "margin"], ValueError, "'margin' twice"),
-        ([], ValueError, "at least one measure"),
-        (3, TypeError, "`measures` must be a name"),
-        ([("path_norm", {})], TypeError, "as a list must hold names"),
-        ({"a": 3}, TypeError, r"must be a name or \(name, params\)"),
-        ({"a": ("path_norm", {"q": 1})}, ValueError, "no parameter 'q'"),
-        ({"a": ("path_norm", {"p": -1})}, ValueError, r"`p` must lie in \(0, inf\), got -1"),
-        ({"a": ("margin", {"percentile": 150})}, ValueError, r"`percentile` must lie in \[0, 100\], got 150"),
-    ],
-)
-def test_bad_measures(model, iris, measures, error, message):
-    with pytest.raises(error, match=message):
-        measure_capacity(model, *iris, measures)
-
-
-def test_bad_data_and_options(model, iris):
-    X, y = iris
-    cases = [
-        ((model, X, y[:-1]), {}, ValueError, "same length"),
-        ((model, np.where(X == X[0, 0], np.nan, X), y), {}, ValueError, "NaN"),
-        ((model, X, np.where(y == "setosa", "rose", y)), {}, ValueError, "does not know: 'rose'"),
-        ((model, X[:0], y[:0]), {}, ValueError, "0 sample"),
-        ((model, X, y), {"loss": "hinge"}, ValueError, "`loss` must be one of"),
-        ((model, X, y), {"random_state": None}, TypeError, "`random_state` must be an integer"),
-        ((model, X, y), {"max_samples": 0}, ValueError, "`max_samples` must be at least 1"),
-        ((model, X, y), {"batch_size": 0}, ValueError, "`batch_size` must be at least 1"),
-        ((model, None, y), {}, ValueError, "`y` was given without `X`"),
-        ((NetworkClassifier(), X, y), {}, NotFittedError, "not fitted yet"),
-        ((NetworkClassifier, X, y), {}, TypeError, "got the class"),
-        ((object(), X, y), {}, TypeError, "must hold a network"),
-    ]
-    for args, options, error, message in cases:
-        with pytest.raises(error, match=message):
-            measure_capacity(*args, measures="margin", **options)
-    with pytest.raises(ValueError, match="`log` must be False"):
-        measure_capacity(model, X, y, "margin", log=True)
-    fitted = NetworkClassifier((3,), max_epochs=1, random_state=0).fit(X, y)
-    with pytest.raises(ValueError, match="3 features per sample"):
-        measure_capacity(fitted, X[:, :3], y, "margin")
-    with pytest.raises(NotDefinedError, match="needs labels"):
-        measure_capacity(model, X, measures="margin")
-    with pytest.raises(ValueError, match="`refit_measure` must be one of"):
-        CapacityScorer(["margin"], refit_measure="accuracy")(model, X, y)
+# -- reports -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore::sklearn_capacity._validation.CapacityWarning")

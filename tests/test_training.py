@@ -14,7 +14,7 @@ from skorch.callbacks import Callback, EpochScoring, GradientNormClipping
 from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, ReduceLROnPlateau
 
-from sklearn_capacity import JacobianRegularizedClassifier, NetworkClassifier, NetworkRegressor
+from sklearn_capacity import CapacityWarning, JacobianRegularizedClassifier, NetworkClassifier, NetworkRegressor
 from sklearn_capacity.penalties import frobenius_penalty
 from sklearn_capacity.training import (
     OPTIMIZERS,
@@ -71,6 +71,24 @@ def test_batches_are_transformed_with_the_same_generator():
 
     assert drawn() == drawn()
     assert len(set(drawn()[0][0] + drawn()[1][0])) == 6 and (data.X == 0).all()
+
+
+@pytest.mark.parametrize("params", [{}, {"batch_size": 30}, {"early_stopping": True}])
+def test_a_module_or_an_augmentation_that_works_in_place_leaves_the_data_alone(params):
+    module = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(X.shape[1], 3))
+    data = X.copy()
+    model = NetworkClassifier(module=module, max_epochs=3, **params).fit(data, y)
+    model.predict(data)
+    np.testing.assert_array_equal(data, X)
+    images = X.reshape(-1, 1, 1, X.shape[1]).copy()
+    NetworkClassifier((4,), augmentation=lambda batch, generator: batch.add_(1), max_epochs=3, **params).fit(images, y)
+    np.testing.assert_array_equal(images.reshape(X.shape), X)
+
+
+def test_no_penalty_is_evaluated_where_the_module_has_overwritten_its_input():
+    module = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(X.shape[1], 4), nn.Dropout(0.1), nn.Linear(4, 3))
+    with pytest.raises(ValueError, match="`module` works in place on its input.*inplace=False"):
+        JacobianRegularizedClassifier(module=module, max_epochs=1).fit(X, y)
 
 
 def test_data_copies_what_is_read_only():
@@ -166,9 +184,23 @@ def test_keyboard_interrupt_keeps_what_was_learnt():
             if len(net.history) == 3:
                 raise KeyboardInterrupt
 
-    model = NetworkClassifier(callbacks=[Interrupt()], max_epochs=50, batch_size=30).fit(X, y)
+    with pytest.warns(CapacityWarning, match="interrupted in epoch 3,") as seen:
+        model = NetworkClassifier(callbacks=[Interrupt()], max_epochs=50, batch_size=30).fit(X, y)
+    assert seen[0].filename == __file__
     assert model.n_iter_ == 3
     assert model.predict(X).shape == (90,)
+
+
+def test_training_goes_on_after_an_interrupted_epoch_under_a_scheduler_that_reads_the_loss():
+    class Interrupt(Callback):
+        def on_batch_end(self, net, **kwargs):
+            if len(net.history) == 3:
+                raise KeyboardInterrupt
+
+    model = NetworkClassifier(callbacks=[Interrupt()], learning_rate_schedule=ReduceLROnPlateau, batch_size=30)
+    with pytest.warns(CapacityWarning, match="interrupted in epoch 3"):
+        model.fit(X, y)
+    assert model.partial_fit(X, y).n_iter_ == 4
 
 
 def test_progress_bar_shows_epochs_and_losses(capsys):
@@ -209,6 +241,19 @@ def test_schedule_and_its_continuation(schedule, expected):
     np.testing.assert_allclose(rates(parts), 0.02 * np.array(expected))
 
 
+def test_a_schedule_may_change_between_calls_of_partial_fit():
+    model = NetworkClassifier(max_epochs=4, learning_rate_schedule=[1.0, 0.5], callbacks=[Log()])
+    model.partial_fit(X, y, classes=[0, 1, 2]).partial_fit(X, y)
+    own = dict(model.net_.callbacks_)["Log"]
+    model.partial_fit(X, y)
+    assert dict(model.net_.callbacks_)["Log"] is own  # as long as nothing changes
+    rates = []
+    for schedule in (None, [0.25]):
+        model.set_params(learning_rate_schedule=schedule).partial_fit(X, y)
+        rates.append(model.net_.optimizer_.param_groups[0]["lr"])
+    assert rates == [0.01, 0.0025]
+
+
 def test_an_array_may_be_a_schedule():
     settings = {"callbacks": [Log()], "warm_start": True, "max_epochs": 2}
     model = NetworkClassifier(learning_rate_schedule=np.array([1.0, 0.5]), **settings)
@@ -233,6 +278,27 @@ def test_every_optimizer_lowers_the_loss(name):
     rate = {"adadelta": 1.0, "sgd": 0.1, "lbfgs": 0.1}.get(name, 0.01)
     model = NetworkClassifier(optimizer=name, learning_rate=rate, max_epochs=15, random_state=0).fit(X, y)
     assert model.history_[-1]["train_loss"] < 0.97 * model.history_[0]["train_loss"]
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_line_search_minimises_loss_and_penalty(listens):
+    """On a linear model it is ridge regression."""
+    targets = (X @ rng.normal(size=(5, 1)) + 1).astype(np.float32)
+    torch.manual_seed(0)
+    net = PenalizedRegressor(
+        nn.Linear(5, 1, bias=False),
+        penalty=frobenius_penalty,
+        penalty_strength=3.0,
+        batch_size=-1,
+        max_epochs=3,
+        optimizer=torch.optim.LBFGS,
+        optimizer__line_search_fn="strong_wolfe",
+        lr=1.0,
+        verbose=0,
+        callbacks=[GradientNormClipping(1e9)] if listens else None,
+    ).fit(X.astype(np.float32), targets)
+    exact = np.linalg.solve(X.T @ X / 90 + 3.0 * np.eye(5), X.T @ targets / 90)
+    np.testing.assert_allclose(net.module_.weight.detach().numpy().T, exact, rtol=1e-4, atol=1e-6)
 
 
 def test_optimizer_settings_reach_the_optimizer():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from sklearn_capacity._validation import check_integer, check_interval, check_option
@@ -14,7 +16,32 @@ from sklearn_capacity.layers.initialization import scale_branches
 __all__ = ["PreactResNet", "WideResNet"]
 
 
-class PreactResNet(nn.Module):
+class _PreactNetwork(nn.Module):
+    """A stem, stages of pre-activation blocks, and a linear head on the mean over the places."""
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        in_channels: int,
+        widths: Sequence[int],
+        n_blocks: int | Sequence[int],
+        n_outputs: int,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.stem, self.stages = stem, _stages(in_channels, widths, n_blocks, options)
+        self.norm, self.relu = normalization(widths[-1], options["batch_norm"]), nn.ReLU()
+        self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        self.head = linear(widths[-1], check_integer("n_outputs", n_outputs), weight_norm=options["weight_norm"])
+        _initialize(self, options["batch_norm"])
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return logits of shape (n_samples, n_outputs)."""
+        features = self.relu(self.norm(self.stages(self.stem(input))))
+        return self.head(self.flatten(self.pool(features)))
+
+
+class PreactResNet(_PreactNetwork):
     r"""Residual network with identity connections: batch norm and ReLU come before each convolution.
 
     .. math:: x^{(b+1)} = S x^{(b)} + F(x^{(b)}), \qquad F = \text{batch norm, ReLU, conv, batch norm, ReLU, conv};
@@ -71,27 +98,24 @@ class PreactResNet(nn.Module):
         batch_norm: bool = True,
         weight_norm: bool = False,
     ) -> None:
-        super().__init__()
         stem = _resolve_stem(stem, input_shape)
         smallest = 2 ** (len(channels) - 1) * (4 if stem == "imagenet" else 1)
         in_channels, _, _ = check_image(input_shape, smallest)
         widths = [check_integer("channels", width) for width in channels]
         check_integer("len(channels)", len(widths))
-        self.stem = _stem(stem, in_channels, widths[0], weight_norm)
-        options = {"dropout": dropout, "batch_norm": batch_norm, "weight_norm": weight_norm}
-        self.stages = _stages(widths[0], widths, n_blocks, options)
-        self.norm, self.relu = normalization(widths[-1], batch_norm), nn.ReLU()
-        self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        self.head = linear(widths[-1], check_integer("n_outputs", n_outputs), weight_norm=weight_norm)
-        _initialize(self, batch_norm)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return logits of shape (n_samples, n_outputs)."""
-        features = self.relu(self.norm(self.stages(self.stem(input))))
-        return self.head(self.flatten(self.pool(features)))
+        super().__init__(
+            _stem(stem, in_channels, widths[0], weight_norm),
+            widths[0],
+            widths,
+            n_blocks,
+            n_outputs,
+            dropout=dropout,
+            batch_norm=batch_norm,
+            weight_norm=weight_norm,
+        )
 
 
-class WideResNet(PreactResNet):
+class WideResNet(_PreactNetwork):
     """Wide residual network of depth 6n + 4: three stages, 16, 32 and 64 times `widen` channels.
 
     Parameters
@@ -137,19 +161,21 @@ class WideResNet(PreactResNet):
         batch_norm: bool = True,
         weight_norm: bool = False,
     ) -> None:
-        nn.Module.__init__(self)
         depth, widen = check_integer("depth", depth, 10), check_integer("widen", widen)
         if (depth - 4) % 6:
             raise ValueError(f"`depth` must be 6 n + 4 (10, 16, 22, 28, ...), got {depth}.")
         in_channels, _, _ = check_image(input_shape, 4)
-        widths = [16 * widen, 32 * widen, 64 * widen]
-        self.stem = _stem("small", in_channels, 16, weight_norm)
-        options = {"dropout": dropout, "batch_norm": batch_norm, "weight_norm": weight_norm}
-        self.stages = _stages(16, widths, (depth - 4) // 6, options)
-        self.norm, self.relu = normalization(widths[-1], batch_norm), nn.ReLU()
-        self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
-        self.head = linear(widths[-1], check_integer("n_outputs", n_outputs), weight_norm=weight_norm)
-        _initialize(self, batch_norm)
+        stem, widths = _stem("small", in_channels, 16, weight_norm), [16 * widen, 32 * widen, 64 * widen]
+        super().__init__(
+            stem,
+            16,
+            widths,
+            (depth - 4) // 6,
+            n_outputs,
+            dropout=dropout,
+            batch_norm=batch_norm,
+            weight_norm=weight_norm,
+        )
 
 
 class _PreactBlock(nn.Module):
@@ -178,7 +204,7 @@ class _PreactBlock(nn.Module):
 
 def _stages(in_channels: int, widths: Sequence[int], n_blocks: int | Sequence[int], options: dict) -> nn.Sequential:
     check_interval("dropout", options["dropout"], 0.0, 1.0, closed="left")
-    counts = [n_blocks] * len(widths) if isinstance(n_blocks, int) else list(n_blocks)
+    counts = [n_blocks] * len(widths) if isinstance(n_blocks, int | np.integer) else list(n_blocks)
     if len(counts) != len(widths):
         raise ValueError(f"`n_blocks` must be one number or one for each of {len(widths)} stages, got {n_blocks}.")
     stages = []

@@ -54,7 +54,7 @@ class CapacityPathDisplay:
         score: str = "accuracy",
         capacities: Sequence[str] | None = None,
     ):
-        self.table = check_instance("table", table, pd.DataFrame, "a DataFrame")
+        self.table = check_instance("table", table, pd.DataFrame, "a DataFrame (a search goes to `from_search`)")
         self.strength = strength
         self.score = score
         self.capacities = capacities
@@ -128,7 +128,8 @@ class CapacityPathDisplay:
 
     def _column(self, name: str) -> str:
         if name not in self.table.columns:
-            raise ValueError(f"The table has no column {name!r}. {closest(name, self.table.columns)}".rstrip())
+            known = ", ".join(map(str, self.table.columns))
+            raise ValueError(f"The table has no column {name!r}. {closest(name, self.table.columns)} It has: {known}.")
         return name
 
 

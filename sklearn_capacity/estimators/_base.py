@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import numbers
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import cloudpickle
@@ -60,6 +61,27 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
         return {}
 
     # ---- public methods ---------------------------------------------------------------------
+
+    def set_params(self, **params: Any) -> BaseNetwork:
+        """Set parameters by name.
+
+        Parameters
+        ----------
+        **params
+            Names and values, as in the constructor.
+
+        Returns
+        -------
+        self
+        """
+        for key, value in params.items():
+            owner, nested, name = key.partition("__")
+            if nested and owner in ("module", "optimizer"):  # as skorch has it
+                raise ValueError(
+                    f"`{key}` must be an entry of `{owner}_params`, got a parameter of its own. Set "
+                    f"{owner}_params={{{name!r}: {value!r}}}."
+                )
+        return super().set_params(**params)
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> BaseNetwork:
         """Train the network.
@@ -213,5 +235,6 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
         super().__setstate__(cloudpickle.loads(state["by_value"]))
 
 
-def _chunks(X: np.ndarray, device: torch.device, size: int) -> list[Tensor]:
-    return [TensorData(X[start : start + size], device=device).X for start in range(0, len(X), size)]
+def _chunks(X: np.ndarray, device: torch.device, size: int) -> Iterator[Tensor]:
+    # clones, as a module may work in place, and a tensor on the CPU may share its memory with the user's array
+    return (TensorData(X[start : start + size], device=device).X.clone() for start in range(0, len(X), size))

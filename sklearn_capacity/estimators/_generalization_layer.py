@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from typing import Any, ClassVar
 
+import torch
 from skorch.callbacks import Callback
 from torch import nn
 
@@ -13,6 +14,7 @@ from sklearn_capacity.estimators._classifier import NetworkClassifier
 from sklearn_capacity.estimators._docs import documented
 from sklearn_capacity.estimators._jacobian import JACOBIAN_CONSTRAINTS, JacobianPenaltyMixin
 from sklearn_capacity.estimators._regressor import NetworkRegressor
+from sklearn_capacity.estimators._training import CALLBACK_PARAMETERS
 from sklearn_capacity.layers import (
     generalization_layers,
     generalization_parameters,
@@ -60,6 +62,16 @@ class GeneralizationLayerMixin(JacobianPenaltyMixin):
     layer_depth: int
     layer_dropout: float
     max_epochs: int
+    optimizer: Any
+
+    _callback_parameters: ClassVar[tuple[str, ...]] = (
+        *CALLBACK_PARAMETERS,
+        "nu_start",
+        "nu_end",
+        "nu_decay_fraction",
+        "slow_factor",
+        "slow_after",
+    )
 
     def _make_module(self, input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
         module = super()._make_module(input_shape, n_outputs)  # type: ignore[misc]
@@ -83,6 +95,8 @@ class GeneralizationLayerMixin(JacobianPenaltyMixin):
         )
 
     def _parameter_groups(self, module: nn.Module) -> list[tuple[str, dict[str, Any]]]:
+        if self.optimizer in ("lbfgs", torch.optim.LBFGS):  # it takes one group; SlowLearning says what follows
+            return []
         # groups that are there from the beginning let a checkpoint find the optimiser as it left it
         slow = {id(parameter) for parameter in generalization_parameters(module)}
         names = [name for name, parameter in module.named_parameters() if id(parameter) in slow]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sklearn_capacity import architectures
-from sklearn_capacity._validation import closest
+from sklearn_capacity._validation import check_option
 
 __all__ = ["check_output", "make_module"]
 
@@ -25,12 +25,16 @@ def make_module(module: Any, module_params: Mapping[str, Any] | None, input_shap
     """
     params = dict(module_params or {})
     if isinstance(module, str):
-        return _make_named(module, params, input_shape, n_outputs)
+        name = check_option("module", module, architectures.ARCHITECTURES)
+        return architectures.make_network(name, input_shape, n_outputs, **params)
     if isinstance(module, nn.Module):
         if params:
             raise ValueError(
                 f"`module_params` must be None when `module` is an instance, got {params!r}. Give the class instead."
             )
+        hollow = next((name for name, tensor in module.named_parameters() if tensor.is_meta), None)
+        if hollow is not None:
+            raise ValueError(f"`module` must hold values, got {hollow!r} on the meta device. Give the class instead.")
         return copy.deepcopy(module)
     if not callable(module):
         raise TypeError(
@@ -41,15 +45,6 @@ def make_module(module: Any, module_params: Mapping[str, Any] | None, input_shap
     if not isinstance(made, nn.Module):
         raise TypeError(f"`module` must return an nn.Module, got {made!r}.")
     return made
-
-
-def _make_named(name: str, params: dict[str, Any], input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
-    known = getattr(architectures, "ARCHITECTURES", {})
-    if name not in known:
-        shown = ", ".join(repr(key) for key in known)
-        tail = closest(name, known)
-        raise ValueError(f"`module` must name one of {shown}, got {name!r}.{' ' + tail if tail else ''}")
-    return architectures.make_network(name, input_shape, n_outputs, **params)
 
 
 def _call(factory: Any, params: dict[str, Any], input_shape: tuple[int, ...], n_outputs: int) -> Any:

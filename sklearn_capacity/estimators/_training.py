@@ -14,6 +14,7 @@ from skorch.helper import predefined_split
 from skorch.utils import noop
 from torch import nn
 
+from sklearn_capacity._validation import warn
 from sklearn_capacity.estimators._data import split_validation
 from sklearn_capacity.estimators._modules import check_output
 from sklearn_capacity.layers import resolve_augmentation
@@ -46,6 +47,17 @@ OPTIMIZER_PARAMETERS = (
     "weight_decay",
 )
 
+#: a change of one of these between fits, or calls of `partial_fit`, makes new callbacks
+CALLBACK_PARAMETERS = (
+    "callbacks",
+    "early_stopping",
+    "learning_rate_schedule",
+    "max_epochs",
+    "n_iter_no_change",
+    "stop_below",
+    "tol",
+    "verbose",
+)
 
 #: parameters that do not change the result
 NOT_HASHED = ("checkpoint_dir", "checkpoint_every", "device", "verbose", "warm_start")
@@ -57,6 +69,7 @@ class NetTraining:
     _net_class: ClassVar[type[PenalizedNet]]
     _output_meaning: ClassVar[str]
     _silenced: ClassVar[tuple[str, ...]] = ("print_log",)  # default callbacks of the skorch net
+    _callback_parameters: ClassVar[tuple[str, ...]] = CALLBACK_PARAMETERS
 
     # parameters and methods of the estimators that this half reads
     augmentation: Any
@@ -129,7 +142,7 @@ class NetTraining:
         with seeded(seed, device) as generator:
             net = self._make_net(arrays[0], device) if reset else self.net_
             self._update_optimizer(net)
-            if reset or not partial:
+            if reset or not partial or self._changed("_callback_settings", self._callback_parameters):
                 self._update_callbacks(net)
             self._run(net, arrays, valid, 1 if partial else self.max_epochs, generator)
         self.net_ = net
@@ -157,14 +170,14 @@ class NetTraining:
         """An untrained skorch net around a new module."""
         dtype = torch.from_numpy(np.empty(0, X.dtype)).dtype
         module = self._make_module(self.input_shape_, self._n_outputs).to(device=device, dtype=dtype)
-        sample = TensorData(X[:1], device=device, dtype=dtype).X
+        sample = TensorData(X[:1], device=device, dtype=dtype).X.clone()
         check_output(module, sample, self._n_outputs, self._output_meaning)
         self.initial_state_ = {name: t.detach().cpu().clone() for name, t in module.state_dict().items()}
         return self._net_around(module, device)
 
     def _net_around(self, module: nn.Module, device: torch.device) -> PenalizedNet:
         """A skorch net that owns the module and a new optimiser."""
-        self._optimizer_settings = self._current_optimizer_settings()
+        self._optimizer_settings = self._current(OPTIMIZER_PARAMETERS)
         net = self._net_class(
             module,
             criterion=CRITERIA[self.loss_name_],
@@ -193,18 +206,21 @@ class NetTraining:
 
     def _update_optimizer(self, net: PenalizedNet) -> None:
         """A new optimiser if one of its parameters has changed since the last fit (warm start)."""
-        settings = self._current_optimizer_settings()
-        if all(same(*pair) for pair in zip(settings, self._optimizer_settings, strict=True)):
+        if not self._changed("_optimizer_settings", OPTIMIZER_PARAMETERS):
             return
-        self._optimizer_settings = settings
+        self._optimizer_settings = self._current(OPTIMIZER_PARAMETERS)
         for key in [key for key in vars(net) if key.startswith("optimizer__")]:
             delattr(net, key)
         for key, value in self._optimizer_options(net.module_, torch.device(net.device)).items():
             setattr(net, key, value)
         net._initialize_optimizer()
 
-    def _current_optimizer_settings(self) -> tuple[Any, ...]:
-        return tuple(copy.copy(getattr(self, name)) for name in OPTIMIZER_PARAMETERS)
+    def _current(self, names: tuple[str, ...]) -> tuple[Any, ...]:
+        return tuple(copy.copy(getattr(self, name)) for name in names)
+
+    def _changed(self, kept: str, names: tuple[str, ...]) -> bool:
+        """Whether one of the parameters differs from what the attribute `kept` has kept of them."""
+        return not all(same(*pair) for pair in zip(self._current(names), getattr(self, kept), strict=True))
 
     def _run(self, net: PenalizedNet, arrays: list, valid: list | None, epochs: int, generator: Any) -> None:
         """Train the net for some epochs with the current parameters."""
@@ -221,6 +237,7 @@ class NetTraining:
                 net.partial_fit(data, None, epochs=epochs)
             else:
                 resumable_fit(net, data, epochs, folder, generator, self.checkpoint_every)
+            tell_interrupt(net)
             check_finite(net, data)
         except Exception:
             vars(self).pop("net_", None)  # a diverged network is no network
@@ -249,6 +266,7 @@ class NetTraining:
 
     def _update_callbacks(self, net: PenalizedNet) -> None:
         """The variant's, which may regroup the optimiser's parameters, the schedule, the user's, those that end."""
+        self._callback_settings = self._current(self._callback_parameters)
         schedule = make_schedule(self.learning_rate_schedule, self.max_epochs)
         callbacks = [DivergenceCheck(), *self._extra_callbacks(), *([schedule] if schedule else [])]
         callbacks += [copied(callback) for callback in self.callbacks or []]  # skorch writes into them
@@ -289,12 +307,21 @@ def check_batch_norm(module: nn.Module, batch_size: int) -> None:
         raise ValueError("Batch norm needs batches of at least 2 samples, got 1 sample.")
 
 
+def tell_interrupt(net: PenalizedNet) -> None:
+    """Warn if Ctrl-C has ended the training, which skorch takes for its end: in a search it would pass unseen."""
+    if net.history and "dur" not in net.history[-1]:  # the time of an epoch is taken at its end, before any stop
+        warn(
+            f"Training was interrupted in epoch {net.history[-1, 'epoch']}, and the network is kept as it "
+            "was then; a search goes on with its next fit. Fit again for a network that is trained to its end."
+        )
+
+
 def check_finite(net: PenalizedNet, data: TensorData) -> None:
     """Raise if the weights, or the outputs for some training samples, are not finite after the last step.
 
     Buffers are left out: a mask may hold infinities. Those of batch norm show in the outputs.
     """
-    sample = data.X[: net.batch_size]
+    sample = data.X[: net.batch_size].clone()
     net._set_training(False)
     with torch.no_grad():
         tensors = [*net.module_.parameters(), net.module_(sample)]

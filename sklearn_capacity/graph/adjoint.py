@@ -15,12 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .evaluate import LINEAR_RULES, apply_linear, avg_pool, broadcast, pad_input
-from .nodes import NetworkGraph, Node
+from .evaluate import LINEAR_RULES, apply_linear, avg_pool, broadcast, pad_input, pick, plain_padding
+from .nodes import WEIGHT_OPS, NetworkGraph, Node
 
 __all__ = ["ADJOINT", "FRESH", "TANGENT", "Selection", "Tape", "bend", "one_channel_last", "weight_gradient"]
 
-_WEIGHTED = ("linear", "conv", "conv_transpose", "diagonal")
 #: Operators whose tangents and cotangents are always new tensors, so that what follows may work in place.
 FRESH = ("linear", "conv", "conv_transpose")
 
@@ -119,8 +118,7 @@ def bend(tape: Tape, node: Node, t: Tensor, *, in_place: bool = False) -> Tensor
 def _tangent_max_pool(tape: Tape, node: Node, t: Tensor) -> Tensor:
     chosen = tape.selections[node.name]
     if not chosen.masks:
-        indices = _stacked(chosen.indices, t)
-        return t.flatten(2).gather(2, indices.flatten(2)).reshape(indices.shape)
+        return pick(_stacked(chosen.indices, t), t)
     out: Tensor | None = None
     for place, mask in chosen.masks:
         t_here = t[place].unflatten(0, (-1, len(mask)))
@@ -136,7 +134,7 @@ def _linear(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
 #: What each operator does to tangents of its inputs: rule(tape, node, *tangents) -> tangent.
 TANGENT: dict[str, Callable[..., Tensor]] = {
     **{op: _linear(rule) for op, rule in LINEAR_RULES.items()},
-    **dict.fromkeys(_WEIGHTED, _tangent_affine),
+    **dict.fromkeys(WEIGHT_OPS, _tangent_affine),
     "activation": bend,
     "max_pool": _tangent_max_pool,
 }
@@ -160,14 +158,9 @@ def _adjoint_linear(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
     return (g @ node.weight,)
 
 
-def _plain_padding(node: Node) -> bool:
-    p = node.params
-    return p["padding_mode"] == "zeros" and all(a == b for a, b in p["padding"])
-
-
 def _convolution_backward(node: Node, g: Tensor, x: Tensor, want: tuple[bool, bool, bool]) -> tuple[Any, ...]:
     p = node.params
-    padding = [a for a, _ in p["padding"]] if _plain_padding(node) else [0] * p["nd"]
+    padding = [a for a, _ in p["padding"]] if plain_padding(node) else [0] * p["nd"]
     return torch.ops.aten.convolution_backward(
         g,
         x,
@@ -185,7 +178,7 @@ def _convolution_backward(node: Node, g: Tensor, x: Tensor, want: tuple[bool, bo
 
 def _adjoint_conv(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
     shape = (len(g), *tape.input_shape(node))
-    if not _plain_padding(node):
+    if not plain_padding(node):
         return (_transposed(lambda x: apply_linear(node, x, node.weight, None), shape, g),)
     if _gathers(node, g, shape):
         return (_gathered(node, g, shape),)
@@ -223,7 +216,8 @@ def _gathered(node: Node, g: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _adjoint_diagonal(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
-    return (g if node.weight is None else g * broadcast(node, node.weight, g),)
+    part = g if node.weight is None else g * broadcast(node, node.weight, g)
+    return (part.sum_to_size(len(g), *tape.input_shape(node)),)  # a scale, or a shift, may be wider than its input
 
 
 def _adjoint_slope(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
@@ -324,6 +318,6 @@ def weight_gradient(node: Node, t: Tensor, g: Tensor, total: Tensor | None) -> T
     if node.op == "diagonal":
         grad = (g * t).sum_to_size(broadcast(node, weight, t).shape).reshape(weight.shape)
     else:
-        x = t if _plain_padding(node) else pad_input(node, t)
+        x = t if plain_padding(node) else pad_input(node, t)
         grad = _convolution_backward(node, g, one_channel_last(x) if x.is_cpu else x, (False, True, False))[1]
     return grad if total is None else total.add_(grad)

@@ -13,12 +13,11 @@ import math
 from collections.abc import Callable, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import activation_of
 from .adjoint import ADJOINT, FRESH, TANGENT, Selection, Tape, bend, one_channel_last
-from .evaluate import EVALUATE, apply_linear
+from .evaluate import EVALUATE, apply_linear, pool_indices
 from .nodes import NetworkGraph, Node, interpret
 
 __all__ = ["chain_refusal", "jacobian_rows", "linearize", "pull", "push", "stacks"]
@@ -27,7 +26,6 @@ __all__ = ["chain_refusal", "jacobian_rows", "linearize", "pull", "push", "stack
 LARGEST_TILE = 16
 #: Operators whose cotangents are views of what they get.
 ALIASES = ("view", "permute")
-_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
 def chain_refusal(graph: NetworkGraph) -> str | None:
@@ -60,9 +58,7 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
         return y
 
     def max_pool(node: Node, x: Tensor) -> Tensor:
-        p = node.params
-        window = (p["kernel"], p["stride"], p["padding"], p["dilation"])
-        y, indices = _POOL[p["nd"]](x, *window, ceil_mode=p["ceil_mode"], return_indices=True)
+        y, indices = pool_indices(node, x)
         before = node.inputs[0]
         own = before in tape.slopes and before not in tape.smooth and len(readers[before]) == 1
         masks = _masks(node, x, indices, tape.slopes[before] if own else None)

@@ -31,6 +31,12 @@ def evaluate(graph: NetworkGraph, X: Tensor, keep: Callable[[Node, Any], None] |
     return interpret(graph, EVALUATE, X, purpose="Evaluation", keep=keep)
 
 
+def plain_padding(node: Node) -> bool:
+    """Whether a convolution pads with zeros, as many before as behind, so that torch's does it by itself."""
+    p = node.params
+    return p["padding_mode"] == "zeros" and all(a == b for a, b in p["padding"])
+
+
 def pad_input(node: Node, x: Tensor) -> Tensor:
     """The input of a convolution with the node's padding applied."""
     flat = [p for pair in reversed(node.params["padding"]) for p in pair]
@@ -47,17 +53,17 @@ def apply_linear(node: Node, x: Tensor, weight: Tensor | None, bias: Tensor | No
     if node.op == "linear":
         return F.linear(x, weight, bias)  # type: ignore[arg-type]
     if node.op == "conv":
-        pairs = p["padding"]
-        symmetric = p["padding_mode"] == "zeros" and all(a == b for a, b in pairs)
-        padding = [a for a, _ in pairs] if symmetric else 0
-        x = x if symmetric else pad_input(node, x)
+        plain = plain_padding(node)
+        padding = [a for a, _ in p["padding"]] if plain else 0
+        x = x if plain else pad_input(node, x)
         return _CONV[p["nd"]](x, weight, bias, p["stride"], padding, p["dilation"], p["groups"])  # type: ignore[arg-type]
     if node.op == "conv_transpose":
         padding = [a for a, _ in p["padding"]]
         more = (p["stride"], padding, p["output_padding"], p["groups"], p["dilation"])
         return _CONV_TRANSPOSE[p["nd"]](x, weight, bias, *more)  # type: ignore[arg-type]
     y = x if weight is None else x * broadcast(node, weight, x)
-    return y if bias is None else y + broadcast(node, bias, x)
+    y = y if bias is None else y + broadcast(node, bias, x)
+    return y if y.shape[1:] == node.shape else y.expand(len(y), *node.shape)  # by a bias that is left out here
 
 
 def broadcast(node: Node, tensor: Tensor, x: Tensor) -> Tensor:
@@ -78,6 +84,23 @@ def _activation(node: Node, x: Tensor) -> Tensor:
 def _max_pool(node: Node, x: Tensor) -> Tensor:
     p = node.params
     return _MAX_POOL[p["nd"]](x, p["kernel"], p["stride"], p["padding"], p["dilation"], p["ceil_mode"])
+
+
+def pool_indices(node: Node, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Maxima over the windows, and where they were found."""
+    p = node.params
+    window = (p["kernel"], p["stride"], p["padding"], p["dilation"])
+    return _MAX_POOL[p["nd"]](x, *window, ceil_mode=p["ceil_mode"], return_indices=True)
+
+
+def pick(where: Tensor, dx: Tensor) -> Tensor:
+    """Entries of dx (n, c, ...) at the indices of its flattened trailing axes."""
+    if dx.dim() == 4 and dx.is_contiguous(memory_format=torch.channels_last):
+        n, c = dx.shape[:2]
+        rows = dx.permute(0, 2, 3, 1).reshape(n, -1, c)  # views, where a flattened channel would be a copy
+        found = rows.gather(1, where.permute(0, 2, 3, 1).reshape(n, -1, c))
+        return found.reshape(n, *where.shape[2:], c).permute(0, 3, 1, 2)
+    return dx.flatten(2).gather(2, where.flatten(2)).reshape(where.shape)
 
 
 def avg_pool(node: Node, x: Tensor) -> Tensor:

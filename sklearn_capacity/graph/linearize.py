@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from .activations import activation_of
-from .evaluate import EVALUATE, LINEAR_RULES, apply_linear
-from .nodes import NetworkGraph, Node, interpret
-from .tangent import activation_tangent, opaque_tangent, pick, pool_indices, shaped_bias
+from .evaluate import EVALUATE, LINEAR_RULES, apply_linear, pick, pool_indices
+from .nodes import WEIGHT_OPS, NetworkGraph, Node, interpret
+from .tangent import activation_tangent, opaque_tangent, shaped_bias
 
 __all__ = ["Linearization"]
 
@@ -102,7 +102,7 @@ class Linearization:
                 moved = bias.new_zeros((len(self.logits), *node.shape))
             return moved + shaped_bias(node, bias, moved)
 
-        rules = {**self._rules(), **dict.fromkeys(("linear", "conv", "conv_transpose", "diagonal"), affine)}
+        rules = {**self._rules(), **dict.fromkeys(WEIGHT_OPS, affine)}
         pushed = interpret(self.graph, rules, None, purpose="A parameter tangent")
         return torch.zeros_like(self.logits) if pushed is None else pushed
 

@@ -7,15 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..products.tangent import pushed_forward, twice_differentiable
 from .activations import activation_of
-from .evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast
-from .nodes import NetworkGraph, Node, interpret
+from .evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast, pick, pool_indices
+from .nodes import WEIGHT_OPS, NetworkGraph, Node, interpret
 
-__all__ = ["activation_tangent", "opaque_tangent", "parameter_tangent", "pick", "pool_indices", "shaped_bias"]
+__all__ = ["activation_tangent", "opaque_tangent", "parameter_tangent", "shaped_bias"]
 
 #: A value x and its derivative dx along theta. A number c stands for dx = c x: that is how a rectifier network starts
 #: (lemma 2.1 of [FR]), and it costs nothing to carry on.
@@ -53,7 +52,7 @@ def parameter_tangent(graph: NetworkGraph, X: Tensor, *, biases: bool = True) ->
             return y, torch.add(shaped_bias(node, node.bias, y) * rest, y, alpha=factor)
         return y, apply_linear(node, x + dx if own_weight else dx, node.weight, node.bias if own_bias else None)
 
-    rules = {**_TANGENT, **dict.fromkeys(_AFFINE, affine)}
+    rules = {**_TANGENT, **dict.fromkeys(WEIGHT_OPS, affine)}
     f, u = interpret(graph, rules, (X, 0.0), purpose="A parameter tangent")
     return f, _tensor(f, u)
 
@@ -97,23 +96,6 @@ def _activation(node: Node, pair: Pair) -> Pair:
     return y, activation_tangent(node, x, _tensor(x, dx))
 
 
-def pool_indices(node: Node, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Maxima over the windows, and where they were found."""
-    p = node.params
-    pool = _POOL_WITH_INDICES[p["nd"]]
-    return pool(x, p["kernel"], p["stride"], p["padding"], p["dilation"], ceil_mode=p["ceil_mode"], return_indices=True)
-
-
-def pick(where: Tensor, dx: Tensor) -> Tensor:
-    """Entries of dx (n, c, ...) at the indices of its flattened trailing axes."""
-    if dx.dim() == 4 and dx.is_contiguous(memory_format=torch.channels_last):
-        n, c = dx.shape[:2]
-        rows = dx.permute(0, 2, 3, 1).reshape(n, -1, c)  # views, where a flattened channel would be a copy
-        found = rows.gather(1, where.permute(0, 2, 3, 1).reshape(n, -1, c))
-        return found.reshape(n, *where.shape[2:], c).permute(0, 3, 1, 2)
-    return dx.flatten(2).gather(2, where.flatten(2)).reshape(where.shape)
-
-
 def _max_pool(node: Node, pair: Pair) -> Pair:
     x, dx = pair
     if isinstance(dx, float):  # c >= 0: a maximum is positively homogeneous
@@ -155,12 +137,6 @@ def _opaque(node: Node, *pairs: Pair) -> Pair:
     return EVALUATE["opaque"](node, *xs), opaque_tangent(node, xs, dxs)
 
 
-_AFFINE = ("linear", "conv", "conv_transpose", "diagonal")
-_POOL_WITH_INDICES: dict[int, Callable[..., tuple[Tensor, Tensor]]] = {
-    1: F.max_pool1d,
-    2: F.max_pool2d,
-    3: F.max_pool3d,
-}
 _TANGENT: dict[str, Callable[..., Pair]] = {
     **{op: _linear(rule) for op, rule in LINEAR_RULES.items()},
     "activation": _activation,

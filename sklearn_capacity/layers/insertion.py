@@ -174,15 +174,21 @@ def _watch(module: nn.Module, input_shape: Sequence[int]) -> _Flow:
     entered: dict[str, tuple] = {}
     left: dict[str, tuple] = {}
     handles = []
-    for name, layer in module.named_modules():
+    names: dict[nn.Module, list[str]] = {}
+    for name, layer in module.named_modules(remove_duplicate=False):
+        names.setdefault(layer, []).append(name)
+    for layer, own in names.items():  # one with two names has its second call under the second
+        coming, going = iter(own), iter(own)
 
-        def enter(_layer, inputs, name=name):
-            if name not in entered and inputs and isinstance(inputs[0], Tensor):
+        def enter(_layer, inputs, names=coming):
+            name = next(names, None)
+            if name is not None and inputs and isinstance(inputs[0], Tensor):
                 entered[name] = tuple(inputs[0].shape[1:])
 
-        def leave(_layer, _inputs, output, name=name):
-            if isinstance(output, Tensor):
-                left.setdefault(name, tuple(output.shape[1:]))
+        def leave(_layer, _inputs, output, names=going):
+            name = next(names, None)
+            if name is not None and isinstance(output, Tensor):
+                left[name] = tuple(output.shape[1:])
 
         handles += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
     modes = [(layer, layer.training) for layer in module.modules()]
@@ -213,7 +219,7 @@ def _find(module: nn.Module, position: str | int, flow: _Flow | None) -> tuple[s
             hint = closest(position, by_name) or "See `module.named_modules()`."
             raise ValueError(f"`position` must be 'head', an index or a submodule's name, got {position!r}. {hint}")
         return position, by_name[position]
-    children = [name for name, _ in module.named_children()]
+    children = [name for name, child in module._modules.items() if child is not None]  # one that stands twice, twice
     check_integer("position", position, -len(children), len(children) - 1)
     return children[position], by_name[children[position]]
 

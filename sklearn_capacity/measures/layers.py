@@ -48,12 +48,17 @@ def weight_layers(network: Network, purpose: str = "A product of layer norms") -
     def checked() -> tuple[Node, ...]:
         for node in network.graph.nodes:
             if node.op == "opaque":
-                raise node.refuse(purpose, "it is not one of the weight layers and activations that are known.")
+                cure = "If it is the last step, measure the module before it, which returns logits." * _is_softmax(node)
+                raise node.refuse(purpose, "it is not one of the weight layers and activations that are known.", cure)
             if node.weight is not None and not bool(node.weight.isfinite().all()):
                 raise node.refuse(purpose, "its weights are not finite.", "The network has diverged.")
         return network.graph.layers
 
     return network.once("weight_layers", checked)
+
+
+def _is_softmax(node: Node) -> bool:
+    return "softmax" in str(node.params.get("target", ""))
 
 
 def layer_weight(node: Node) -> Tensor:

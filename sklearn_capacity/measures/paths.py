@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._validation import check_interval
 from ..graph import LINEAR_RULES, Network, Node, activation_of, apply_linear
-from ..graph.nodes import interpret
+from ..graph.nodes import WEIGHT_OPS, interpret
 from ..linalg import adaptive_average_pool, power_product
 from .batch import Batch
 from .layers import operator_of, weight_layers
@@ -73,8 +73,8 @@ def path_norm(network: Network, batch: Batch, *, p: float = 2.0) -> Measured:
 def _rules(network: Network, p: float) -> dict[str, Callable[..., Paths]]:
     def affine(node: Node, paths: Paths) -> Paths:
         values, log_scale = paths
-        if node.weight is None:  # a shift: nothing but a bias
-            return paths
+        if node.weight is None:  # a shift: nothing but a bias, which may be wider than what it shifts
+            return values.expand(len(values), *node.shape), log_scale
         # Divided by its largest entry, so that the power of no weight overflows.
         top = max(abs(float(end)) for end in node.weight.aminmax()) or 1.0
         weight = node.weight.detach().to(torch.float64, copy=True).div_(top)
@@ -102,7 +102,7 @@ def _rules(network: Network, p: float) -> dict[str, Callable[..., Paths]]:
         return _scaled(_average_power(node, paths[0], p), paths[1])
 
     return {
-        **dict.fromkeys(("linear", "conv", "conv_transpose", "diagonal"), affine),
+        **dict.fromkeys(WEIGHT_OPS, affine),
         **{op: _selection(op) for op in ("view", "permute", "slice", "pad")},
         "activation": _activation,
         "reduce": reduce,

@@ -62,6 +62,16 @@ class capacity_refit:
     def __repr__(self) -> str:
         return f"capacity_refit(score={self.score!r}, capacity={self.capacity!r}, rule={self.rule!r})"
 
+    # A search whose scorer has several scores looks up `scores[refit]` in its own `score`: these two make it the score
+    # that is named here, where scikit-learn knows a callable's choice for the refit only.
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, capacity_refit):
+            return vars(self) == vars(other)
+        return isinstance(other, str) and other == self.score
+
+    def __hash__(self) -> int:
+        return hash(self.score)
+
     def __call__(self, cv_results: Mapping[str, Any]) -> int:
         """Index of the chosen candidate."""
         check_instance("cv_results", cv_results, Mapping, "the `cv_results_` of a fitted search")

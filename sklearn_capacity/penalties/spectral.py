@@ -55,8 +55,8 @@ def spectral_penalty(
     -----
     The largest eigenvalue of J J^T is ``|u^T J|^2`` for its eigenvector u, and its derivative is that of
     ``|u^T J|^2`` with u held fixed. So the C rows of J are computed without gradients, and one direction with:
-    about half the cost of the Frobenius penalty. Where the largest singular value is not simple, the gradient is
-    one of several subgradients.
+    about half the cost of the Frobenius penalty. For a module with a graph it can be differentiated once. Where the
+    largest singular value is not simple, the gradient is one of several subgradients.
 
     References
     ----------

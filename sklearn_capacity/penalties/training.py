@@ -95,8 +95,9 @@ class JacobianPenalty:
         """Outputs of the module for the loss, from a pass that the next call with the same X uses again.
 
         None where the module does something else in training than in eval (batch norm, dropout), where it cannot be
-        traced as a graph, where hooks listen to its forward pass, or where autocast is on: penalties are evaluated in
-        the precision of X. Then the loss needs the module's own.
+        traced as a graph, where hooks listen to its forward pass or it writes into the module, where X requires a
+        gradient, or where autocast is on: penalties are evaluated in the precision of X. Then the loss
+        needs the module's own.
 
         Loss and penalty share this pass backwards, too: take the gradient of their sum, or keep the graph
         (``retain_graph=True``) for the second of the two.

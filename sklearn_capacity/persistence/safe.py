@@ -23,7 +23,14 @@ __all__ = ["load", "save"]
 FORMAT = 1
 _KIND = "estimator"
 #: attributes that are made anew: the net around the module, its optimiser, the state that has its own tensors
-_MADE = ("net_", "initial_state_", "_optimizer_settings", "_metadata_request", "_sklearn_output_config")
+_MADE = (
+    "net_",
+    "initial_state_",
+    "_callback_settings",
+    "_optimizer_settings",
+    "_metadata_request",
+    "_sklearn_output_config",
+)
 #: parameters that say where an estimator ran, which is nobody else's affair
 _PLACES = ("checkpoint_dir",)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._validation import NotDefinedError
+from .._validation import NotDefinedError, warn
 from ..measures import MEASURES, Measured
 from ..measures.margins import sample_margins
 from .session import Request, Session, parse_measures
@@ -103,7 +103,17 @@ def measure_capacity(
                 raise
             continue
         values[request.label] = measured.log() if log else measured.value
+    if not explicit:
+        _tell_weights_not_finite(session)
     return values
+
+
+def _tell_weights_not_finite(session: Session) -> None:
+    """Warn of weights for which nearly all that was asked for as "cheap" or "all" is left out."""
+    for name, parameter in session.network.parameters.items():
+        if not bool(parameter.isfinite().all()):
+            warn(f"`{name}` of the network is not finite: few measures are defined. Has its training diverged?")
+            return
 
 
 def _refuse_signed(requests: list[Request]) -> None:

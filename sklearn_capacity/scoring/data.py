@@ -9,23 +9,38 @@ import scipy.sparse
 import torch
 from sklearn.utils import check_array, check_random_state
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from .._validation import NotDefinedError, check_integer, check_option
 from .probe import is_hollow
 from .subject import Subject
 
-__all__ = ["LOSSES", "checked_X", "encode_targets", "resolve_loss", "subsample"]
+__all__ = ["LOSSES", "checked_X", "encode_targets", "refuse_containers", "resolve_loss", "subsample"]
 
 LOSSES = ("cross_entropy", "squared", "absolute")
+
+
+def refuse_containers(X: Any) -> None:
+    """Raise for what holds samples and is no array of them."""
+    if isinstance(X, dict):
+        raise TypeError("`X` must be one array or tensor, got a dict: networks of several inputs cannot be measured.")
+    if isinstance(X, DataLoader):
+        cure = "Collect its batches: `X, y = map(torch.cat, zip(*loader))`."
+    elif isinstance(X, Dataset):
+        cure = "Collect it: `X, y = next(iter(DataLoader(dataset, batch_size=len(dataset))))`."
+    elif isinstance(X, tuple) and all(hasattr(part, "shape") for part in X) and len({part.shape for part in X}) > 1:
+        cure = "Pass its parts one by one, as `X` and `y`."
+    else:
+        return
+    raise TypeError(f"`X` must be an array or tensor, got a {type(X).__name__}. {cure}")
 
 
 def checked_X(subject: Subject, X: Any) -> Any:
     """X as a numeric array or tensor of shape (n, *input_shape), finite."""
     if scipy.sparse.issparse(X):
         raise TypeError("`X` must be dense, got a sparse matrix. Use `X.toarray()`.")
-    if isinstance(X, dict):
-        raise TypeError("`X` must be one array or tensor, got a dict: networks of several inputs cannot be measured.")
     X = subject.transform_X(X)
+    _check_columns(subject, X)
     if scipy.sparse.issparse(X):
         X = X.toarray()  # what the pipeline's own last step would see is its affair; a network sees dense rows
     if isinstance(X, Tensor):
@@ -51,6 +66,19 @@ def checked_X(subject: Subject, X: Any) -> Any:
             )
         X = X.reshape(n, *subject.input_shape)
     return X
+
+
+def _check_columns(subject: Subject, X: Any) -> None:
+    """A frame's columns must be those of the fit: in another order they are other features."""
+    columns = getattr(X, "columns", None)
+    if subject.columns is None or columns is None:
+        return
+    for place, (fitted, got) in enumerate(zip(subject.columns, columns, strict=False)):
+        if fitted != got:
+            raise ValueError(
+                f"`X` must have {fitted!r} as its column {place}, as in `fit`, got {got!r}. Order them by "
+                "`X[model.feature_names_in_]`."
+            )
 
 
 def resolve_loss(loss: str | None, subject: Subject, y: Any) -> tuple[str | None, str | None]:
@@ -98,7 +126,8 @@ def encode_targets(subject: Subject, y: Any, task: str | None, n_samples: int, n
     if not np.isfinite(y).all():
         raise ValueError("`y` contains NaN or infinity.")
     if y.shape[1] != n_outputs:
-        raise ValueError(f"`y` must have {n_outputs} columns, one per output of the network, got {y.shape[1]}.")
+        cure = ' For the labels of a classifier pass integers, or loss="cross_entropy".' * (y.shape[1] == 1)
+        raise ValueError(f"`y` must have {n_outputs} columns, one per output of the network, got {y.shape[1]}.{cure}")
     return y
 
 
@@ -106,12 +135,18 @@ def _encode_labels(subject: Subject, y: np.ndarray, n_outputs: int) -> np.ndarra
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]
     if y.ndim != 1:
-        raise NotDefinedError(f"`y` must be one label per sample, got shape {y.shape}: multilabel is not defined here.")
+        raise NotDefinedError(
+            f"`y` must be one label per sample, got shape {y.shape}: multilabel is not defined here. Of one-hot rows "
+            "pass `y.argmax(axis=1)`."
+        )
     classes = subject.classes
     if classes is None:
-        classes = np.arange(n_outputs) if y.dtype.kind in "iuf" else np.unique(y)
-        if len(classes) > n_outputs:
-            raise ValueError(f"`y` has {len(classes)} different labels, but the network has {n_outputs} outputs.")
+        classes = np.arange(n_outputs) if y.dtype.kind in "iufb" else np.unique(y)
+        if len(classes) != n_outputs:  # which output is whose cannot be told
+            raise ValueError(
+                f"`y` has {len(classes)} different labels, but the network has {n_outputs} outputs. Pass class "
+                "indices: a plain module knows no labels."
+            )
     classes = np.asarray(classes)
     order = np.argsort(classes)
     place = np.searchsorted(classes[order], y).clip(max=len(classes) - 1)

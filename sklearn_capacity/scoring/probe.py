@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .._validation import NotDefinedError
+from .._validation import NotDefinedError, warn
 from ..graph import Network, UnsupportedLayerError
 
 __all__ = ["is_hollow", "measurable", "probe", "torch_refusals"]
@@ -78,7 +78,7 @@ def is_hollow(tensor: Tensor) -> bool:
     return tensor.is_meta and type(tensor.data) is Tensor
 
 
-def probe(network: Network, X: Any, task: str | None) -> None:
+def probe(network: Network, X: Any, task: str | None, output: str = "logits") -> None:
     """Raise if the network does not run on such samples, or is no function of one sample to a vector of logits.
 
     Parameters
@@ -87,6 +87,8 @@ def probe(network: Network, X: Any, task: str | None) -> None:
     X : array or Tensor of shape (n, ...) or None
         None: random samples.
     task : "classification", "regression" or None
+    output : str, default="logits"
+        What the module returns, as `Subject` has it.
 
     Raises
     ------
@@ -107,7 +109,9 @@ def probe(network: Network, X: Any, task: str | None) -> None:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             shown = network.input_shape
-            raise ValueError(f"The network failed on samples of shape {shown}, those of `X`: {error}") from error
+            embeds = any(isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in network.module.modules())
+            cure = ". It is given real numbers here, so measure the part behind its embedding." * embeds
+            raise ValueError(f"The network failed on samples of shape {shown}, those of `X`: {error}{cure}") from error
     if not shape or 0 in shape:
         raise NotDefinedError("The network has no outputs.")
     if task == "classification" and sum(size > 1 for size in shape) > 1:
@@ -125,6 +129,27 @@ def probe(network: Network, X: Any, task: str | None) -> None:
         raise UnsupportedLayerError(
             "The network mixes its samples in eval mode: the outputs of one depend on the others in its batch, so it "
             "is no function of one input. Build batch normalisation with `track_running_stats=True`."
+        )
+    _check_meaning(first, task, output)
+
+
+def _check_meaning(logits: Tensor, task: str | None, output: str) -> None:
+    """Warn where probabilities are taken for logits, or logits for probabilities: the numbers are of another model."""
+    if task != "classification" or logits.dim() != 2 or logits.shape[1] < 2 or not bool(logits.isfinite().all()):
+        return
+
+    def sum_to_one(values: Tensor) -> bool:
+        return bool(((values.sum(1) - 1).abs() <= TOLERANCE).all())
+
+    if output == "logits" and bool((logits >= 0).all()) and sum_to_one(logits):
+        warn(
+            "The network returns probabilities, outputs from 0 to 1 that sum to 1, and its measures take them for "
+            "logits. Leave out the final softmax."
+        )
+    elif output == "probabilities" and not sum_to_one(logits.exp()):
+        warn(
+            "skorch's NLLLoss takes its outputs for probabilities, and those of this network do not sum to 1. Train "
+            "logits with criterion=nn.CrossEntropyLoss, or end the module in a softmax."
         )
 
 

@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.metrics import check_scoring, get_scorer_names
 from sklearn.utils.validation import check_is_fitted
 
-from .._validation import check_option, warn
+from .._validation import NotDefinedError, check_option, warn
 from .session import Request, Session, parse_measures
 
 __all__ = ["CapacityScorer"]
@@ -33,6 +33,8 @@ class CapacityScorer(TransformerMixin, BaseEstimator):
         A key of the scores. The scorer then returns this one float, as HalvingGridSearchCV and cross_val_score need.
     on_error : "nan" or "raise", default="nan"
         "nan": a measure that fails gives nan for its key, with a `CapacityWarning`, so that every fold has every key.
+        In either case a measure of "cheap" or "all" that is not defined for the network gives nan without a word;
+        `capacity_report` tells the reason.
     max_samples, batch_size, device, random_state
         As in `measure_capacity`.
 
@@ -159,6 +161,7 @@ class CapacityScorer(TransformerMixin, BaseEstimator):
             self._failed([_key(request) for request in requests], error)
             return None, values
         failures: dict[str, list[str]] = {}
+        named = not isinstance(self.measures, str) or self.measures not in ("cheap", "all")
         for request in requests:
             if self.log and request.measure.signed:
                 continue  # of "cheap" and "all"; named ones were refused
@@ -166,6 +169,8 @@ class CapacityScorer(TransformerMixin, BaseEstimator):
                 assert session is not None
                 measured = session.run(request)
             except Exception as error:
+                if isinstance(error, NotDefinedError) and not named:
+                    continue
                 if self.on_error == "raise":
                     raise
                 failures.setdefault(f"{type(error).__name__}: {error}", []).append(_key(request))

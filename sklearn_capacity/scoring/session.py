@@ -16,7 +16,7 @@ from .._validation import NotDefinedError, check_integer, closest
 from ..graph import Network
 from ..measures import MEASURES, Batch, Measure, Measured, measure_named
 from ..training import resolve_device
-from .data import LOSSES, checked_X, encode_targets, resolve_loss, subsample
+from .data import LOSSES, checked_X, encode_targets, refuse_containers, resolve_loss, subsample
 from .probe import measurable, probe, torch_refusals
 from .subject import Subject, resolve
 
@@ -127,6 +127,7 @@ class Session:
         self.subject = replace(self.subject, module=measurable(self.subject.module))
         if X is None and y is not None:
             raise ValueError("`y` was given without `X`.")
+        refuse_containers(X)
         for name, data in (("X", X), ("y", y)):
             if data is not None and (not hasattr(data, "__len__") or getattr(data, "shape", None) == ()):
                 raise ValueError(f"`{name}` must hold one entry per sample, got {data!r}.")
@@ -136,6 +137,10 @@ class Session:
             X, y = subsample(X, y, max_samples, random_state)
             X = checked_X(self.subject, X)
         self.loss, self.task = resolve_loss(loss, self.subject, y)
+        #: What to add where the loss that the dtype of y stands for is the wrong one.
+        self._loss_from_y = ""
+        if loss is None and self.subject.loss is None and self.loss == "squared":
+            self._loss_from_y = ', since `y` holds floats. For a classifier pass integers, or loss="cross_entropy"'
         with torch.inference_mode(False):  # where nothing can be differentiated
             self.network = _network(self.subject, X, self.task, device)
             X_tensor, y_tensor = self._tensors(X, y)
@@ -173,7 +178,7 @@ class Session:
         """Why a measure cannot be taken here, as far as its record says."""
         other = self.subject.other_loss
         if self.task is not None and self.task not in measure.tasks:
-            return f"is defined for {measure.tasks[0]} only, and the loss is {self.loss or other!r}"
+            return f"is defined for {measure.tasks[0]} only, and the loss is {self.loss or other!r}{self._loss_from_y}"
         if "loss" in measure.needs and self.loss is None:
             but = "" if other is None else f", and is not defined for the model's own, {other!r}"
             return f"needs a loss{but}: pass loss= one of {', '.join(map(repr, LOSSES))}"
@@ -226,7 +231,7 @@ def _network(subject: Subject, X: Any, task: str | None, device: Any) -> Network
             dtype=dtype,
             device=device,
         )
-        probe(network, X, task)
+        probe(network, X, task, subject.output)
         return network
 
     if not small or own == torch.float64:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import skorch
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from torch import Tensor, nn
 
@@ -36,6 +37,8 @@ class Subject:
         Its name, where it is none of ours.
     classes : ndarray or None
         Labels in the order of the logits, where the model knows them.
+    columns : ndarray of str or None
+        Names of the features, where the model was fitted on a data frame.
     input_shape : tuple or None
         Shape of one sample, where rows of X are to be reshaped.
     transform_X, transform_y : callable
@@ -49,6 +52,7 @@ class Subject:
     output: str = "logits"
     loss: str | None = None
     classes: np.ndarray | None = None
+    columns: np.ndarray | None = None
     input_shape: tuple[int, ...] | None = None
     transform_X: Callable[[Any], Any] = _unchanged
     transform_y: Callable[[Any], Any] = _unchanged
@@ -74,6 +78,8 @@ def resolve(model: Any) -> Subject:
     NotDefinedError
         If there is one that cannot be measured; the message says why.
     """
+    if isinstance(model, FrozenEstimator):
+        model = model.estimator
     if isinstance(model, nn.Module):
         return Subject(model)
     if isinstance(model, type):
@@ -84,17 +90,27 @@ def resolve(model: Any) -> Subject:
             return inner
     if isinstance(model, skorch.NeuralNet):
         return _skorch_net(model)
+    columns = getattr(model, "feature_names_in_", None)
     if hasattr(model, "loss_name_") and "net_" in vars(model):
-        return _own_estimator(model)
+        return replace(_own_estimator(model), columns=columns)
     _check_fitted(model)
     converted = convert(model)
     if converted is None:
         raise TypeError(
             f"`model` must hold a network: an estimator of this package, a skorch net, an nn.Module, an MLP or linear "
             f"model of scikit-learn, or a Pipeline or fitted search that ends in one; got {type(model).__name__}."
+            + _inside(model)
         )
     module, output, loss, other = converted
-    return Subject(module, output, loss, getattr(model, "classes_", None), other_loss=other)
+    classes = getattr(model, "classes_", None)
+    return Subject(module, output, loss, classes, columns, other_loss=other)
+
+
+def _inside(model: Any) -> str:
+    """Where a model that is no network may hold one, as a sentence."""
+    if hasattr(model, "estimators_") or hasattr(model, "calibrated_classifiers_"):
+        return " It holds several models: measure each by itself."
+    return " Measure its `estimator_`." * hasattr(model, "estimator_")
 
 
 def _check_fitted(model: Any) -> None:
@@ -158,7 +174,7 @@ def _own_estimator(model: Any) -> Subject:
         "logits",
         model.loss_name_,
         getattr(model, "classes_", None),
-        tuple(model.input_shape_),
+        input_shape=tuple(model.input_shape_),
         initial_state=model.initial_state_,
         own=True,
     )

@@ -123,7 +123,9 @@ class TensorBatches:
         data, bounds = self.dataset, self._bounds()
         if not self.shuffle or len(bounds) == 1:  # the order inside a batch changes nothing
             for start, stop in bounds:
-                yield data[start:stop]
+                batch = data[start:stop]
+                # a module or a transform that works in place must not reach the data, which may be the user's array
+                yield Batch(batch[0].clone(), batch[1], batch.sample_weight)
             return
         order = torch.randperm(len(data), generator=self.generator, device="cpu").to(data.X.device)
         for start, stop in bounds:

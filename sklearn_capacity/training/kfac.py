@@ -15,6 +15,8 @@ from sklearn_capacity.penalties._modes import evaluating
 __all__ = ["KFAC"]
 
 FISHERS = ("type-2", "mc", "empirical")
+#: where the operator of curvlinops has its Kronecker factors, by layer
+FACTORS = ("_input_covariances", "_gradient_covariances")
 LOSSES = (nn.MSELoss, nn.CrossEntropyLoss, nn.BCEWithLogitsLoss)
 
 
@@ -61,7 +63,7 @@ class KFAC(torch.optim.Optimizer):
     -----
     The optimiser must know the module, the loss and the batch: :class:`PenalizedNet` calls `attach` and `observe`.
     F is that of the loss, of dropout-free outputs; penalties and sample weights act through the gradient alone.
-    After a pickle F is computed anew at the next step.
+    Factors that last for several steps are part of the optimiser's state, so that a checkpoint goes on with them.
 
     References
     ----------
@@ -107,6 +109,7 @@ class KFAC(torch.optim.Optimizer):
             "max_kl": None if max_kl is None else check_interval("max_kl", max_kl, 0.0, math.inf, closed="neither"),
             "random_state": check_integer("random_state", random_state, 0),
             "n_steps": 0,
+            "trained": [],
         }
         super().__init__(params, settings)
 
@@ -129,6 +132,7 @@ class KFAC(torch.optim.Optimizer):
         loss = None if closure is None else closure()
         if getattr(self, "_batch", None) is None:
             raise RuntimeError("KFAC needs `attach(module, criterion)` and `observe(X, y)` before a step.")
+        self._check_gradients()
         first = self.param_groups[0]
         if self._inverse is None or first["n_steps"] % first["update_interval"] == 0:
             self._inverse = self._damped_inverse()
@@ -141,6 +145,15 @@ class KFAC(torch.optim.Optimizer):
     def _parameters(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
         for group in self.param_groups:
             yield from ((group, parameter) for parameter in group["params"] if parameter.requires_grad)
+
+    def _check_gradients(self) -> None:
+        unused = {id(parameter) for _, parameter in self._parameters() if parameter.grad is None}
+        for name, parameter in self._module.named_parameters():
+            if id(parameter) in unused:
+                raise ValueError(
+                    f"`optimizer` 'kfac' needs a gradient of all that it trains, but {name} has none: it has no part "
+                    "in the loss. Freeze it, or take another optimiser."
+                )
 
     def _damped_inverse(self) -> Callable[[list[Tensor]], list[Tensor]]:
         """Multiplication of tensors, shaped as the parameters are, by the inverse of F + damping."""
@@ -156,21 +169,43 @@ class KFAC(torch.optim.Optimizer):
                 fisher_type=settings["fisher"],
                 separate_weight_and_bias=False,
             )
-            fisher.compute_kronecker_factors()
+            if not self._recall(fisher):
+                fisher.compute_kronecker_factors()
+                self._remember(fisher)
         inverse = operators.KFACInverseLinearOperator(fisher, damping=settings["damping"], use_exact_damping=True)
         return lambda tensors: inverse @ tensors
+
+    def _remember(self, fisher: Any) -> None:
+        """Keep factors that are to last for several steps in the state, where checkpoints and pickles find them."""
+        first = self.param_groups[0]
+        if first["update_interval"] > 1:
+            self.state[first["params"][0]]["factors"] = {key: dict(getattr(fisher, key)) for key in FACTORS}
+            first["trained"] = self._trained()
+
+    def _recall(self, fisher: Any) -> bool:
+        """Give kept factors to the operator, if they are of the same parameters and no new ones are due."""
+        first = self.param_groups[0]
+        kept = self.state[first["params"][0]].get("factors")
+        if first["n_steps"] % first["update_interval"] == 0 or not kept or first["trained"] != self._trained():
+            return False
+        for key in FACTORS:
+            setattr(fisher, key, kept[key])
+        return True
+
+    def _trained(self) -> list[str]:
+        return [name for name, parameter in self._module.named_parameters() if parameter.requires_grad]
 
     def _move(self, inverse: Callable[[list[Tensor]], list[Tensor]]) -> None:
         pairs = list(self._parameters())
         gradients = []
         for group, parameter in pairs:
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            gradients.append(gradient + group["weight_decay"] * parameter)
+            gradients.append(parameter.grad + group["weight_decay"] * parameter)
         directions = inverse(gradients)
         first = self.param_groups[0]
         if first["max_kl"] is not None:
-            change = torch.stack([(g * d).sum() for g, d in zip(gradients, directions, strict=True)]).sum()
-            scale = (first["max_kl"] / (first["lr"] ** 2 * change.clamp_min(torch.finfo(change.dtype).tiny))).sqrt()
+            moves = zip(pairs, gradients, directions, strict=True)
+            change = torch.stack([group["lr"] ** 2 * (g * d).sum() for (group, _), g, d in moves]).sum()
+            scale = (first["max_kl"] / change.clamp_min(torch.finfo(change.dtype).tiny)).sqrt()
             directions = [direction * scale.clamp_max(1.0) for direction in directions]
         for (group, parameter), direction in zip(pairs, directions, strict=True):
             if group["momentum"]:

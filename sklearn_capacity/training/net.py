@@ -9,7 +9,7 @@ import cloudpickle
 import torch
 from skorch import NeuralNet, NeuralNetClassifier, NeuralNetRegressor
 from skorch.callbacks import Callback, PassthroughScoring
-from skorch.utils import is_dataset
+from skorch.utils import TeeGenerator, is_dataset
 from torch import Tensor
 
 from sklearn_capacity.training.batches import TensorBatches, TensorData
@@ -123,14 +123,19 @@ class PenalizedNet(NeuralNet):
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         self._set_training(True)
         X = batch[0].to(self.device)
+        version = X._version
         prediction = self._prediction(X, **fit_params)
         loss = self._loss(prediction, batch)
-        step = {"loss": loss, "y_pred": prediction}
-        objective = loss
+        step = {"loss": loss, "y_pred": prediction, "objective": loss}
         if self.penalty is not None and self.penalty_strength:
+            if X._version != version:
+                raise ValueError(
+                    "`module` works in place on its input, which the penalty needs as it was. "
+                    "Let the first operation make a new tensor, as nn.ReLU(inplace=False) does."
+                )
             step["penalty"] = self.penalty(self.module_, X, sample_weight=getattr(batch, "sample_weight", None))
-            objective = loss + self.penalty_strength * step["penalty"]
-        objective.backward()
+            step["objective"] = loss + self.penalty_strength * step["penalty"]
+        step["objective"].backward()
         return step
 
     def _prediction(self, X: Tensor, **fit_params: Any) -> Tensor:
@@ -144,16 +149,18 @@ class PenalizedNet(NeuralNet):
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         if self._observed_:
             self.optimizer_.observe(*batch)
-        if self._listens_:
-            return super().train_step(batch, **fit_params)
         steps: list[dict[str, Any]] = []
 
-        def closure() -> Tensor:
-            self.optimizer_.zero_grad()
-            steps.append(self.train_step_single(batch, **fit_params))
-            return steps[-1]["loss"]
+        def closure() -> Tensor:  # as skorch's, but an optimiser that searches along lines sees the penalty, too
+            self._zero_grad_optimizer()
+            step = self.train_step_single(batch, **fit_params)
+            steps.append(step)
+            if self._listens_:
+                named = TeeGenerator(self.get_all_learnable_params())
+                self.notify("on_grad_computed", named_parameters=named, batch=batch, training=True)
+            return step.pop("objective", step["loss"])
 
-        self.optimizer_.step(closure)
+        self._step_optimizer(closure)
         return steps[0]
 
     def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:

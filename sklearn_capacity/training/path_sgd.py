@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sklearn_capacity._validation import check_integer, check_interval
+from sklearn_capacity.graph import named_tensors, trace
 
 __all__ = ["PathSGD"]
 
@@ -39,7 +40,8 @@ class PathSGD(torch.optim.Optimizer):
     Raises
     ------
     ValueError
-        In `attach`, for a layer that is no linear map, rectifier, max pooling, reshaping or dropout.
+        In `attach`, for a layer that is no linear map, rectifier, max pooling, reshaping or dropout; at the first
+        step for a function of that kind, or a mean or a max pooling, in the module's own code.
 
     Notes
     -----
@@ -81,6 +83,7 @@ class PathSGD(torch.optim.Optimizer):
                     f"`optimizer` 'path_sgd' takes chains of Linear, Conv2d, ReLU, max pooling and dropout only, but "
                     f"{name or 'the module'} is a {type(layer).__name__}. Take another optimiser."
                 )
+        self._is_checked = getattr(self, "_module", None) is module and self._is_checked
         self._module = module
         self._sample: Tensor | None = None
         self._scales: dict[int, Tensor] = {}
@@ -95,10 +98,8 @@ class PathSGD(torch.optim.Optimizer):
         sample: Tensor | None = getattr(self, "_sample", None)
         if sample is None:
             raise RuntimeError("PathSGD needs `attach(module, criterion)` and `observe(X, y)` before a step.")
-        first = self.param_groups[0]
-        if not self._scales or first["n_steps"] % first["update_interval"] == 0:
-            self._scales = path_scales(self._module, sample)
-        first["n_steps"] += 1
+        self._scales = self._current_scales(sample)
+        self.param_groups[0]["n_steps"] += 1
         with torch.no_grad():
             for group in self.param_groups:
                 for parameter in group["params"]:
@@ -106,6 +107,42 @@ class PathSGD(torch.optim.Optimizer):
                         parameter.sub_(parameter.grad * self._scales[id(parameter)], alpha=group["lr"])
         self._sample = None
         return loss
+
+    def _current_scales(self, sample: Tensor) -> dict[int, Tensor]:
+        """1 / kappa as of now, or of an earlier step; where they last, a checkpoint has them in the state."""
+        steps, interval = (self.param_groups[0][key] for key in ("n_steps", "update_interval"))
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        if steps % interval and self._scales:
+            return self._scales
+        if steps % interval and all("scale" in self.state[parameter] for parameter in parameters):
+            return {id(parameter): self.state[parameter]["scale"] for parameter in parameters}
+        if not self._is_checked:
+            check_functions(self._module, sample)
+            self._is_checked = True
+        scales = path_scales(self._module, sample)
+        if interval > 1:
+            for parameter in parameters:
+                self.state[parameter]["scale"] = scales[id(parameter)]
+        return scales
+
+
+def check_functions(module: nn.Module, sample: Tensor) -> None:
+    """Refuse what the module's own code computes between its layers, if that can be traced."""
+    try:
+        graph = trace(module, tuple(sample.shape[1:]), dtype=sample.dtype).bind(named_tensors(module))
+    except Exception:  # whatever a user's module raises here, its layers have been checked
+        return
+    for node in graph.nodes:
+        kind = node.params.get("kind", node.op)
+        owner = module.get_submodule(node.scope)
+        averages = node.op == "avg_pool" or (node.op == "reduce" and node.params["factor"] != 1)
+        functional = node.op == "max_pool" and not isinstance(owner, nn.MaxPool2d)
+        bent = node.op == "activation" and kind not in ("relu", "leaky_relu")
+        if averages or functional or bent or node.op == "opaque":
+            raise ValueError(
+                f"`optimizer` 'path_sgd' takes linear maps, rectifiers and nn.MaxPool2d only, but "
+                f"{node.scope or 'the module'} computes `{kind}`. Take another optimiser."
+            )
 
 
 def path_scales(module: nn.Module, sample: Tensor) -> dict[int, Tensor]:
@@ -118,7 +155,8 @@ def path_scales(module: nn.Module, sample: Tensor) -> dict[int, Tensor]:
     for name, parameter in module.named_parameters():
         squares[name] = parameter.detach().double().square().requires_grad_(True)
         originals[name] = parameter
-    buffers = {name: buffer.double() for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+    # the strength of a skip is an edge, too
+    buffers = {name: b.double().square() for name, b in module.named_buffers() if b.is_floating_point()}
     pools = [layer for layer in module.modules() if isinstance(layer, nn.MaxPool2d)]
     drops = [layer for layer in module.modules() if layer.training]
     handles = [pool.register_forward_hook(_sum_pool) for pool in pools]

@@ -76,6 +76,11 @@ class SlowLearning(Callback):
     after : int or float in [0, 1], default=20
         An integer counts epochs; a float is a fraction of `max_epochs`.
 
+    Raises
+    ------
+    ValueError
+        When training begins with LBFGS, which has one learning rate for all weights, and a `factor` other than 1.
+
     Notes
     -----
     The history keeps each epoch's ``slow_factor``. With Adam, whose steps do not depend on the scale of the gradient,
@@ -104,9 +109,14 @@ class SlowLearning(Callback):
         self.after = after
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        self._leave()  # a training that an error ended was not told of its end
         self.factor_ = 1.0
         self.rates_: list[tuple[dict[str, Any], float]] = []
         slow = {id(parameter) for parameter in generalization_parameters(net.module_)}
+        self.handles_ = []
+        if slow and isinstance(net.optimizer_, torch.optim.LBFGS):
+            _check_one_rate(self.factor)
+            return
         _split_groups(net.optimizer_, slow)
         self.handles_ = [
             net.optimizer_.register_step_pre_hook(self._slow_down),
@@ -120,9 +130,14 @@ class SlowLearning(Callback):
             net.history.record("slow_factor", self.factor_)
 
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        for handle in self.handles_:
+        self._leave()
+
+    def _leave(self) -> None:
+        """Take the hooks off; where the training was stopped within a step, give its rates back."""
+        for group, rate in vars(self).pop("rates_", []):
+            group["lr"] = rate
+        for handle in vars(self).pop("handles_", []):
             handle.remove()
-        del self.handles_, self.rates_
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key not in ("handles_", "rates_")}
@@ -137,6 +152,14 @@ class SlowLearning(Callback):
         for group, rate in self.rates_:
             group["lr"] = rate
         self.rates_ = []
+
+
+def _check_one_rate(factor: float) -> None:
+    if factor != 1:
+        raise ValueError(
+            f"LBFGS has one learning rate for all weights, but those of a generalization layer learn {factor:g} times "
+            "as fast as the others. Take another optimiser, or set `slow_factor` to 1."
+        )
 
 
 def _is_slow(group: dict[str, Any]) -> bool:

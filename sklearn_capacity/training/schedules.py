@@ -80,7 +80,9 @@ class TorchSchedule(Callback):
 
     def _step(self, epoch: dict[str, Any]) -> None:
         if isinstance(self.scheduler_, ReduceLROnPlateau):
-            self.scheduler_.step(epoch.get("valid_loss", epoch["train_loss"]))
+            loss = epoch.get("valid_loss", epoch.get("train_loss"))
+            if loss is not None:  # the epoch was not interrupted
+                self.scheduler_.step(loss)
         else:
             self.scheduler_.step()
 
