@@ -33,7 +33,7 @@ KERNELS = {
     "spectral": ("spectral", {}, (None, None, None)),
     "per layer": ("per_layer", {}, (1.85, 1.85, 1.85)),
 }
-REPEATS = {"MLP": 9, "conv": 7, "ResNet-20": 5}
+REPEATS = {"MLP": 31, "conv": 9, "ResNet-20": 5}
 
 
 class Case(NamedTuple):
