@@ -54,7 +54,7 @@ def frobenius_penalty(
     Notes
     -----
     For a module with a graph (linear layers, convolutions, pooling, element-wise activations) one sweep backwards, one
-    forwards and the gradients of the weights, for each of the C outputs and without a graph of a graph: 9 to 11 plain
+    forwards and the gradients of the weights, for each of the C outputs and without a graph of a graph: 9 to 12 plain
     steps for C = 10. Its gradient is in closed form; it can be differentiated once. For other functions C backward
     passes that are differentiated again, as often as you like, at 5 to 8 times the memory.
 
@@ -115,7 +115,7 @@ def projection_penalty(
 
     Notes
     -----
-    Made as the Frobenius penalty, from k directions in place of C: 2.0 to 2.3 plain steps for k = 1. Orthonormal
+    Made as the Frobenius penalty, from k directions in place of C: 1.8 to 2.3 plain steps for k = 1. Orthonormal
     directions spread less than independent ones at the same cost.
 
     References
