@@ -14,8 +14,14 @@ import ipaddress  # noqa: E402
 import socket  # noqa: E402
 
 import hypothesis  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from sklearn.datasets import load_iris  # noqa: E402
+from sklearn.pipeline import make_pipeline  # noqa: E402
+from sklearn.preprocessing import StandardScaler  # noqa: E402
+
+from sklearn_capacity import NetworkClassifier  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -63,3 +69,16 @@ def no_network():
         patch.setattr(socket.socket, name, guarded)
     yield
     patch.undo()
+
+
+@pytest.fixture(scope="module")
+def iris():
+    """Iris with its labels by name, (150, 4) and (150,)."""
+    X, y = load_iris(return_X_y=True)
+    return X, np.array(["setosa", "versicolor", "virginica"])[y]
+
+
+@pytest.fixture(scope="module")
+def model(iris):
+    """A small classifier of iris behind a scaler."""
+    return make_pipeline(StandardScaler(), NetworkClassifier((8,), max_epochs=10, random_state=0)).fit(*iris)

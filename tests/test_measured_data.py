@@ -8,7 +8,6 @@ import pytest
 import torch
 from sklearn import linear_model
 from sklearn.base import clone
-from sklearn.datasets import load_iris
 from sklearn.ensemble import VotingClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.feature_selection import RFE
@@ -23,17 +22,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from sklearn_capacity import CapacityScorer, NetworkClassifier, NotDefinedError, measure_capacity
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-
-
-@pytest.fixture(scope="module")
-def iris():
-    X, y = load_iris(return_X_y=True)
-    return X, np.array(["setosa", "versicolor", "virginica"])[y]
-
-
-@pytest.fixture(scope="module")
-def model(iris):
-    return make_pipeline(StandardScaler(), NetworkClassifier((8,), max_epochs=3, random_state=0)).fit(*iris)
 
 
 @pytest.mark.parametrize(

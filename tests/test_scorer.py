@@ -10,12 +10,9 @@ import pytest
 import torch
 from sklearn import linear_model
 from sklearn.base import clone
-from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, cross_val_score, cross_validate, learning_curve
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from sklearn_capacity import (
@@ -31,17 +28,6 @@ from sklearn_capacity.measures import MEASURES
 from sklearn_capacity.model_selection import capacity_refit
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-
-
-@pytest.fixture(scope="module")
-def iris():
-    X, y = load_iris(return_X_y=True)
-    return X, np.array(["setosa", "versicolor", "virginica"])[y]
-
-
-@pytest.fixture(scope="module")
-def model(iris):
-    return make_pipeline(StandardScaler(), NetworkClassifier((8,), max_epochs=10, random_state=0)).fit(*iris)
 
 
 # -- as a scorer -------------------------------------------------------------------------------------------------------

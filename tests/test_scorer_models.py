@@ -10,7 +10,6 @@ import torch
 from sklearn import linear_model, svm
 from sklearn.base import is_classifier
 from sklearn.compose import TransformedTargetRegressor
-from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from sklearn.neural_network import MLPClassifier, MLPRegressor
@@ -22,12 +21,6 @@ from sklearn_capacity import NetworkRegressor, NotDefinedError, measure_capacity
 from sklearn_capacity.measures import MEASURES
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-
-
-@pytest.fixture(scope="module")
-def iris():
-    X, y = load_iris(return_X_y=True)
-    return X, np.array(["setosa", "versicolor", "virginica"])[y]
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])

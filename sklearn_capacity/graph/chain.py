@@ -70,8 +70,8 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
     def conv(node: Node, x: Tensor) -> Tensor:
         return apply_linear(node, one_channel_last(x) if x.is_cpu else x, tape.weight(node), node.bias)
 
-    own = {"activation": activation, "max_pool": max_pool, "conv": conv}
-    tape.logits = interpret(graph, {**EVALUATE, **own, **(rules or {})}, X)
+    recording = {"activation": activation, "max_pool": max_pool, "conv": conv}
+    tape.logits = interpret(graph, {**EVALUATE, **recording, **(rules or {})}, X)
     return tape
 
 

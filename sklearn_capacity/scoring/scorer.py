@@ -11,7 +11,7 @@ from sklearn.metrics import check_scoring, get_scorer_names
 from sklearn.utils.validation import check_is_fitted
 
 from .._validation import NotDefinedError, check_option, warn
-from .session import Request, Session, parse_measures
+from .session import Request, Session, is_group, parse_measures
 
 __all__ = ["CapacityScorer"]
 
@@ -108,7 +108,7 @@ class CapacityScorer(TransformerMixin, BaseEstimator):
             values |= self._others(session, estimator, X, y, scorers, sample_weight)
         if self.refit_measure is not None:
             return values[self.refit_measure]
-        if isinstance(self.measures, str) and self.measures not in ("cheap", "all"):
+        if isinstance(self.measures, str) and not is_group(self.measures):
             return values[keys[0]]
         return {key: values[key] for key in self._ordered(keys)}
 
@@ -123,7 +123,7 @@ class CapacityScorer(TransformerMixin, BaseEstimator):
     def _parsed(self) -> tuple[list[Request], dict[str, str]]:
         """Capacity requests, and scikit-learn scorer names by label."""
         check_option("on_error", self.on_error, ("nan", "raise"))
-        if isinstance(self.measures, str) and self.measures in ("cheap", "all"):
+        if is_group(self.measures):
             return parse_measures(self.measures)[0], {}
         entries = self.measures
         if isinstance(entries, str):
@@ -161,7 +161,6 @@ class CapacityScorer(TransformerMixin, BaseEstimator):
             self._failed([_key(request) for request in requests], error)
             return None, values
         failures: dict[str, list[str]] = {}
-        named = not isinstance(self.measures, str) or self.measures not in ("cheap", "all")
         for request in requests:
             if self.log and request.measure.signed:
                 continue  # of "cheap" and "all"; named ones were refused
@@ -169,7 +168,7 @@ class CapacityScorer(TransformerMixin, BaseEstimator):
                 assert session is not None
                 measured = session.run(request)
             except Exception as error:
-                if isinstance(error, NotDefinedError) and not named:
+                if isinstance(error, NotDefinedError) and is_group(self.measures):
                     continue
                 if self.on_error == "raise":
                     raise

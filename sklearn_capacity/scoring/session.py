@@ -20,7 +20,7 @@ from .data import LOSSES, checked_X, encode_targets, refuse_containers, resolve_
 from .probe import measurable, probe, torch_refusals
 from .subject import Subject, resolve
 
-__all__ = ["Request", "Session", "parse_measures"]
+__all__ = ["Request", "Session", "is_group", "parse_measures"]
 
 #: Networks up to this many parameters are measured in float64 whatever they were trained in.
 FLOAT64_PARAMETERS = 20_000
@@ -35,6 +35,11 @@ class Request:
     params: Mapping[str, Any] = field(default_factory=dict)
 
 
+def is_group(measures: Any) -> bool:
+    """Whether a `measures` argument stands for all measures of a kind that apply."""
+    return isinstance(measures, str) and measures in ("cheap", "all")
+
+
 def parse_measures(measures: Any) -> tuple[list[Request], bool]:
     """The requests in a `measures` argument, and whether they were named one by one.
 
@@ -47,7 +52,7 @@ def parse_measures(measures: Any) -> tuple[list[Request], bool]:
     ValueError, TypeError
         For an unknown name (the closest is offered), an unknown parameter, or another type.
     """
-    if isinstance(measures, str) and measures in ("cheap", "all"):
+    if is_group(measures):
         chosen = [m for m in MEASURES.values() if measures == "all" or m.cheap]
         return [Request(m.name, m) for m in chosen], False
     if isinstance(measures, str):

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from sklearn_capacity._validation import check_integer, check_interval
 from sklearn_capacity.graph import named_tensors, trace
+from sklearn_capacity.penalties._modes import evaluating
 
 __all__ = ["PathSGD"]
 
@@ -158,18 +159,13 @@ def path_scales(module: nn.Module, sample: Tensor) -> dict[int, Tensor]:
     # the strength of a skip is an edge, too
     buffers = {name: b.double().square() for name, b in module.named_buffers() if b.is_floating_point()}
     pools = [layer for layer in module.modules() if isinstance(layer, nn.MaxPool2d)]
-    drops = [layer for layer in module.modules() if layer.training]
     handles = [pool.register_forward_hook(_sum_pool) for pool in pools]
     try:
-        for layer in drops:
-            layer.training = False
-        with torch.enable_grad():
+        with torch.enable_grad(), evaluating(module):
             ones = torch.ones_like(sample, dtype=torch.float64)
             total = torch.func.functional_call(module, {**squares, **buffers}, (ones,)).sum()
             kappas = torch.autograd.grad(total, list(squares.values()), allow_unused=True)
     finally:
-        for layer in drops:
-            layer.training = True
         for handle in handles:
             handle.remove()
     scales = {}
