@@ -22,6 +22,7 @@ from reference_penalties import (
     per_layer,
 )
 from sklearn_capacity import JacobianRegularizedClassifier
+from sklearn_capacity.architectures import make_network
 from sklearn_capacity.graph import Network, chain
 from sklearn_capacity.graph.chain import jacobian_rows
 from sklearn_capacity.penalties import (
@@ -160,6 +161,20 @@ def test_rows_are_the_jacobian(name):
     torch.testing.assert_close(jacobian_rows(graph, X, V), expected, rtol=1e-10, atol=1e-12)
     expected = torch.einsum("kc,ncd->nkd", V[:, 0], dense)
     torch.testing.assert_close(jacobian_rows(graph, X, V[:, 0]), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [*CASES, "resnet20"])
+def test_both_sweeps_keep_the_channels_last(name):
+    """In another layout than the slopes' an exact penalty on a ResNet-20 took a quarter longer."""
+    module, X = (make_network(name, (3, 8, 8), 3), torch.randn(2, 3, 8, 8)) if name == "resnet20" else built(name)
+    tape = chain.linearize(Network(module.eval(), tuple(X.shape[1:]), dtype=X.dtype).graph, X)
+    seen = [slope for slope in tape.slopes.values() if slope is not None]
+    with torch.no_grad():
+        rows = chain.pull(tape, torch.ones_like(tape.logits), lambda _, g, part: seen.extend((g, part)))
+        chain.push(tape, rows, lambda _, t: seen.append(t))
+    images = [t for t in seen if t.dim() == 4]
+    assert bool(images) == (X.dim() == 4)
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in images)
 
 
 @pytest.mark.parametrize("name", ["mlp", "residual", "one_channel", "gelu"])

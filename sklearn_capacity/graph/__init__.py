@@ -1,7 +1,7 @@
 """The graph of a network: trace, fold, interpret."""
 
 from .activations import ACTIVATIONS, Activation, activation_of
-from .evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast, evaluate
+from .evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast, channels_last, evaluate
 from .jacobian import RawJacobian, parameter_jacobian, raw_parameters
 from .network import Network
 from .nodes import NetworkGraph, Node, UnsupportedLayerError, interpret
@@ -22,6 +22,7 @@ __all__ = [
     "activation_of",
     "apply_linear",
     "broadcast",
+    "channels_last",
     "evaluate",
     "interpret",
     "named_tensors",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .activations import activation_of
 from .adjoint import ADJOINT, FRESH, TANGENT, Selection, Tape, bend, one_channel_last
-from .evaluate import EVALUATE, apply_linear, pool_indices
+from .evaluate import EVALUATE, apply_linear, channels_last, pool_indices
 from .nodes import NetworkGraph, Node, interpret
 
 __all__ = ["chain_refusal", "jacobian_rows", "linearize", "pull", "push", "stacks"]
@@ -43,13 +43,13 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
     Differentiable: logits and smooth pre-activations carry a graph where gradients are enabled and the weights
     require them; slopes and selections are constants.
     """
-    X = _channels_last(X)
+    X = channels_last(X)
     tape = Tape(graph, X)
     readers = graph.consumers()
 
     def activation(node: Node, z: Tensor) -> Tensor:
         row, args = activation_of(node)
-        y = row.value(z, *args)
+        y = channels_last(row.value(z, *args))
         with torch.no_grad():
             # The rectifier's slope is its output's sign: one pass over what the cache holds.
             tape.slopes[node.name] = y.sign() if node.params["kind"] == "relu" else row.derivative(z, *args)
@@ -68,16 +68,12 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
         return y
 
     def conv(node: Node, x: Tensor) -> Tensor:
+        x = channels_last(x)
         return apply_linear(node, one_channel_last(x) if x.is_cpu else x, tape.weight(node), node.bias)
 
     recording = {"activation": activation, "max_pool": max_pool, "conv": conv}
     tape.logits = interpret(graph, {**EVALUATE, **recording, **(rules or {})}, X)
     return tape
-
-
-def _channels_last(X: Tensor) -> Tensor:
-    """Images with the channels as the last axis in memory: on a CPU, convolutions are faster so."""
-    return X.contiguous(memory_format=torch.channels_last) if X.dim() == 4 and X.is_cpu else X
 
 
 def _masks(node: Node, x: Tensor, indices: Tensor, slope: Tensor | None) -> list[tuple[tuple[slice, ...], Tensor]]:
@@ -128,7 +124,7 @@ def pull(
             parts: tuple[Tensor, ...] = (bend(tape, node, g, in_place=True),)
             fresh = True
         else:
-            parts = ADJOINT[node.op](tape, node, g)
+            parts = tuple(channels_last(part) for part in ADJOINT[node.op](tape, node, g))
             fresh = not lasting and (node.op in FRESH or (node.op in ALIASES and node.name in own))
         if keep is not None and (node.weight is not None or node.name in tape.smooth):
             keep(node, g, parts[0])
@@ -166,7 +162,7 @@ def push(tape: Tape, tangents: Tensor, keep: Callable[[Node, Tensor], None], sto
         if node.op == "activation" and graph[node.inputs[0]].op in FRESH and readers[node.inputs[0]] == 1:
             values[node.name] = bend(tape, node, inputs[0], in_place=True)
         else:
-            values[node.name] = TANGENT[node.op](tape, node, *inputs)
+            values[node.name] = channels_last(TANGENT[node.op](tape, node, *inputs))
         for name in node.inputs:
             remaining[name] -= 1
             if not remaining[name]:

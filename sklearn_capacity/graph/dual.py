@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
+from .evaluate import channels_last
 from .gradients import Outer, Rows, SampleGradients
 from .jacobian import ParameterJacobian, Point
 
@@ -121,7 +122,7 @@ class FisherMatrix:
 
     def _gradients(self, chunks: list[slice], *, inner: bool = False) -> Iterator[tuple[slice, SampleGradients]]:
         for chunk in chunks if inner else self.progress(chunks):
-            point = self.jacobian.at(_laid_out(self.X[chunk]))
+            point = self.jacobian.at(channels_last(self.X[chunk]))
             with torch.no_grad():
                 gradients = point.gradients(cotangents(point.logits, self.loss))
             yield chunk, gradients
@@ -177,16 +178,12 @@ class FisherMatrix:
         keep = n * self.jacobian.floats_per_point * self.X.element_size() <= HELD_BYTES
         points = []
         for chunk in chunks:
-            point = self.jacobian.at(_laid_out(self.X[chunk]))
+            point = self.jacobian.at(channels_last(self.X[chunk]))
             if keep:
                 points.append(point)
             yield chunk, point
         if keep:
             self._points = points
-
-
-def _laid_out(X: Tensor) -> Tensor:
-    return X.contiguous(memory_format=torch.channels_last) if X.dim() == 4 else X
 
 
 def _kernel(f: Outer | Rows, g: Outer | Rows) -> Tensor | None:

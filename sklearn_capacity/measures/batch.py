@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._validation import NotDefinedError
-from ..graph import Network
+from ..graph import Network, channels_last
 
 __all__ = ["Batch", "is_out_of_memory"]
 
@@ -50,7 +50,7 @@ class Batch:
     ):
         self.network = network
         # Once, and not for every pass over the data.
-        self._X = None if X is None else _laid_out(X)
+        self._X = None if X is None else channels_last(X)
         self._y = y
         self.loss = loss
         self.random_state = random_state
@@ -173,8 +173,3 @@ def _budget(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return max(CPU_BYTES, free // 16)
     return CPU_BYTES
-
-
-def _laid_out(X: Tensor) -> Tensor:
-    """Images channels-last: convolutions take 0.2 to 0.8 of the time then, with the same result."""
-    return X.contiguous(memory_format=torch.channels_last) if X.dim() == 4 else X
