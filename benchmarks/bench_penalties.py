@@ -6,11 +6,9 @@ CPU time of one thread, so that neighbours on the machine matter less; the peers
 
 from __future__ import annotations
 
-import argparse
 import functools
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -144,21 +142,22 @@ def peers(case: Case, kernel: str) -> dict[str, Callable[[], None]]:
     return {"layer by layer": layer_by_layer(case)} if kernel == "per layer" else {}
 
 
-def case_rows(case: Case, position: int) -> Iterator[dict]:
-    """All kernels on one network: ours over the plain step, then each peer over the plain step."""
-    step, repeats = plain(case), REPEATS[case.name]
-    for kernel, (norm, options, targets) in KERNELS.items():
-        ours = penalized(case, norm, **options)
-        target = targets[position]
-        note = "over a plain step"
-        yield measure_row(f"{case.name}, {kernel}", ours, step, target=target, note=note, repeats=repeats)
-        for name, peer in peers(case, kernel).items():
-            slow = max(3, repeats // 2)
-            yield measure_row(f"{case.name}, {kernel}: {name}", peer, step, note=f"a peer, {note}", repeats=slow)
+def kernel_rows(position: int, kernel: str) -> list[dict]:
+    """A kernel on one network: ours over the plain step, then each peer over the plain step."""
+    case = list(cases())[position]
+    norm, options, targets = KERNELS[kernel]
+    step, ours, repeats = plain(case), penalized(case, norm, **options), REPEATS[case.name]
+    name, note = f"{case.name}, {kernel}", "over a plain step"
+    rows = [measure_row(name, ours, step, target=targets[position], note=note, repeats=repeats)]
+    for peer_name, peer in peers(case, kernel).items():
+        slow = max(3, repeats // 2)
+        rows.append(measure_row(f"{name}: {peer_name}", peer, step, note=f"a peer, {note}", repeats=slow))
+    return rows
 
 
-def row_kernel(case: Case) -> dict:
+def jacobian_row(position: int) -> list[dict]:
     """All rows of the Jacobian without gradients, over one forward pass."""
+    case = list(cases())[position]
     module = case.module.eval()
     graph = Network(module, tuple(case.X.shape[1:])).graph
 
@@ -168,29 +167,11 @@ def row_kernel(case: Case) -> dict:
 
     name = f"{case.name}, Jacobian rows, C={CLASSES}"
     rows = functools.partial(jacobian_rows, graph, case.X)
-    return measure_row(name, rows, forward, target=12.0, note="over a forward pass", repeats=9)
-
-
-def peak_rows(case: Case, position: int) -> Iterator[dict]:
-    """Peak memory above what torch itself takes, each step in a process of its own."""
-    base = _peak(position, "plain")
-    for kernel in KERNELS:
-        ours = _peak(position, kernel)
-        parts = {"ours": ours / 1e3, "peer": base / 1e3, "ratio": ours / base, "target": 3.0}
-        yield {"kernel": f"{case.name}, {kernel}: peak memory", **parts, "note": "MB, over a plain step"}
-    loop = _peak(position, "loop")
-    parts = {"ours": loop / 1e3, "peer": base / 1e3, "ratio": loop / base, "target": None}
-    yield {"kernel": f"{case.name}, exact: loop's peak memory", **parts, "note": "MB, over a plain step"}
-
-
-def _peak(position: int, kernel: str) -> float:
-    command = [sys.executable, "-m", "benchmarks.bench_penalties", "--peak", str(position), kernel]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return [measure_row(name, rows, forward, target=12.0, note="over a forward pass", repeats=9)]
 
 
 def measure_peak(position: int, kernel: str) -> float:
     """MB that three steps add to the largest resident size; tracing comes before, with a batch of two."""
-    torch.set_num_threads(1)
     case = list(cases())[position]
     small = case._replace(X=case.X[:2], y=case.y[:2])
     norm, options, _ = KERNELS.get(kernel, ("", {}, ()))
@@ -213,18 +194,25 @@ def _resident(field: str) -> float:
     raise RuntimeError(f"The system does not tell {field}.")
 
 
+def peak_row(name: str, kernel: str, peak: float, base: float) -> dict:
+    """Peak memory of a step above what torch itself takes, over a plain step's; MB in the columns of seconds."""
+    target = None if kernel == "loop" else 3.0
+    parts = {"ours": peak / 1e3, "peer": base / 1e3, "ratio": peak / base, "target": target}
+    return {"kernel": f"{name}, {kernel}: peak memory", **parts, "note": "MB, over a plain step"}
+
+
 def run() -> list[dict]:
-    """Rows for each network: the kernels, their peers, the rows of the Jacobian, peak memory."""
-    rows = []
-    for position, case in enumerate(cases()):
-        rows += case_rows(case, position)
-        rows += peak_rows(case, position)
-        rows.append(row_kernel(case))
+    """Rows for each network: the kernels and their peers, the rows of the Jacobian, peak memory.
+
+    Each is measured in a process of its own: what an earlier one left of the heap moved ratios by a tenth.
+    """
+    rows: list[dict] = []
+    with get_context("spawn").Pool(1, torch.set_num_threads, (1,), maxtasksperchild=1) as fresh:
+        for position, name in enumerate(REPEATS):
+            for kernel in KERNELS:
+                rows += fresh.apply(kernel_rows, (position, kernel))
+            rows += fresh.apply(jacobian_row, (position,))
+            peaks = {k: fresh.apply(measure_peak, (position, k)) for k in ("plain", *KERNELS, "loop")}
+            base = peaks.pop("plain")
+            rows += [peak_row(name, kernel, peak, base) for kernel, peak in peaks.items()]
     return rows
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--peak", nargs=2, metavar=("network", "kernel"))
-    chosen = parser.parse_args().peak
-    print(measure_peak(int(chosen[0]), chosen[1]))

@@ -219,10 +219,10 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
         """The module's outputs in eval mode, shape (n, n_outputs)."""
         check_is_fitted(self)
         X = self._check_X(X, reset=False)
-        module, device = self.net_.module_, torch.device(self.net_.device)
+        device = torch.device(self.net_.device)
         self.net_._set_training(False)
         with torch.no_grad():
-            chunks = [module(chunk) for chunk in _chunks(X, device, max(self.batch_size, _PREDICTION_CHUNK))]
+            chunks = [self.net_.infer(chunk) for chunk in _chunks(X, device, max(self.batch_size, _PREDICTION_CHUNK))]
         return torch.cat(chunks).cpu().numpy()
 
     # ---- pickling ---------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from torch import nn
 from sklearn_capacity._validation import warn
 from sklearn_capacity.estimators._data import split_validation
 from sklearn_capacity.estimators._modules import check_output
+from sklearn_capacity.graph import private_copy, takes_channels_last
 from sklearn_capacity.layers import resolve_augmentation
 from sklearn_capacity.storage import fingerprint
 from sklearn_capacity.training import (
@@ -186,7 +187,9 @@ class NetTraining:
             **dict[str, Any]({f"callbacks__{name}": None for name in self._silenced}),
             **self._optimizer_options(module, device),
         )
-        return net.initialize()
+        net.initialize()
+        net.images_last_ = len(self.input_shape_) == 3 and takes_channels_last(private_copy(module), self.input_shape_)
+        return net
 
     def _optimizer_options(self, module: nn.Module, device: torch.device) -> dict[str, Any]:
         """The optimiser's part of a net's parameters."""

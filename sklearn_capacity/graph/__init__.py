@@ -1,8 +1,9 @@
 """The graph of a network: trace, fold, interpret."""
 
 from .activations import ACTIVATIONS, Activation, activation_of
-from .evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast, channels_last, evaluate
+from .evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast, evaluate
 from .jacobian import RawJacobian, parameter_jacobian, raw_parameters
+from .layout import channels_first, channels_last, takes_channels_last
 from .network import Network
 from .nodes import NetworkGraph, Node, UnsupportedLayerError, interpret
 from .tangent import parameter_tangent
@@ -22,6 +23,7 @@ __all__ = [
     "activation_of",
     "apply_linear",
     "broadcast",
+    "channels_first",
     "channels_last",
     "evaluate",
     "interpret",
@@ -30,5 +32,6 @@ __all__ = [
     "parameter_tangent",
     "private_copy",
     "raw_parameters",
+    "takes_channels_last",
     "trace",
 ]

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .evaluate import LINEAR_RULES, apply_linear, avg_pool, broadcast, pad_input, pick, plain_padding
+from .layout import channels_last
 from .nodes import WEIGHT_OPS, NetworkGraph, Node
 
-__all__ = ["ADJOINT", "FRESH", "TANGENT", "Selection", "Tape", "bend", "one_channel_last", "weight_gradient"]
+__all__ = ["ADJOINT", "FRESH", "TANGENT", "Selection", "Tape", "bend", "weight_gradient"]
 
 #: Operators whose tangents and cotangents are always new tensors, so that what follows may work in place.
 FRESH = ("linear", "conv", "conv_transpose")
@@ -62,12 +63,10 @@ class Tape:
     smooth: dict[str, Tensor] = field(default_factory=dict)
 
     def weight(self, node: Node) -> Tensor | None:
-        """The node's weight, laid out as convolutions on images with one channel need it.
-
-        Such a tensor counts as contiguous either way, and the slow kernels would be taken.
-        """
+        """The node's weight; that of a convolution of one channel with the strides that its images have."""
         weight = node.weight
-        return one_channel_last(weight) if weight is not None and node.op == "conv" and weight.is_cpu else weight
+        one_channel = weight is not None and node.op == "conv" and weight.shape[1] == 1
+        return channels_last(weight) if weight is not None and one_channel else weight
 
     def part(self, samples: slice) -> Tape:
         """The tape of some of the samples; views, but for the logits' graph."""
@@ -85,14 +84,6 @@ class Tape:
     def input_shape(self, node: Node) -> tuple[int, ...]:
         """Shape of one sample of the node's (first) input."""
         return self.graph[node.inputs[0]].shape
-
-
-def one_channel_last(x: Tensor) -> Tensor:
-    """A contiguous (n, 1, h, w) with strides that say that its channels come last."""
-    n, channels, height, width = x.shape if x.dim() == 4 else (0, 0, 0, 0)
-    if channels != 1 or not x.is_contiguous():
-        return x
-    return x.as_strided(x.shape, (height * width, 1, width, 1), x.storage_offset())
 
 
 def times(stacked: Tensor, factor: Tensor, *, in_place: bool = False) -> Tensor:
@@ -319,5 +310,5 @@ def weight_gradient(node: Node, t: Tensor, g: Tensor, total: Tensor | None) -> T
         grad = (g * t).sum_to_size(broadcast(node, weight, t).shape).reshape(weight.shape)
     else:
         x = t if plain_padding(node) else pad_input(node, t)
-        grad = _convolution_backward(node, g, one_channel_last(x) if x.is_cpu else x, (False, True, False))[1]
+        grad = _convolution_backward(node, g, channels_last(x), (False, True, False))[1]
     return grad if total is None else total.add_(grad)

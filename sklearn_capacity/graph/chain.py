@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from .activations import activation_of
-from .adjoint import ADJOINT, FRESH, TANGENT, Selection, Tape, bend, one_channel_last
-from .evaluate import EVALUATE, apply_linear, channels_last, pool_indices
+from .adjoint import ADJOINT, FRESH, TANGENT, Selection, Tape, bend
+from .evaluate import EVALUATE, apply_linear, pool_indices
+from .layout import channels_last
 from .nodes import NetworkGraph, Node, interpret
 
 __all__ = ["chain_refusal", "jacobian_rows", "linearize", "pull", "push", "stacks"]
@@ -68,8 +69,7 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
         return y
 
     def conv(node: Node, x: Tensor) -> Tensor:
-        x = channels_last(x)
-        return apply_linear(node, one_channel_last(x) if x.is_cpu else x, tape.weight(node), node.bias)
+        return apply_linear(node, channels_last(x), tape.weight(node), node.bias)
 
     recording = {"activation": activation, "max_pool": max_pool, "conv": conv}
     tape.logits = interpret(graph, {**EVALUATE, **recording, **(rules or {})}, X)

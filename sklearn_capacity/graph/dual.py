@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from .evaluate import channels_last
 from .gradients import Outer, Rows, SampleGradients
 from .jacobian import ParameterJacobian, Point
+from .layout import channels_last
 
 __all__ = ["LOSSES", "FisherMatrix", "cotangents"]
 

@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from .evaluate import evaluate
 from .fold import HEAD
+from .layout import channels_first, takes_channels_last
 from .nodes import NetworkGraph, UnsupportedLayerError
 from .trace import Program, named_tensors, private_copy, trace
 
@@ -135,6 +136,8 @@ class Network:
         return tuple(self._outputs(X).shape[1:]) or (1,)
 
     def _outputs(self, X: Tensor, state: Mapping[str, Tensor] | None = None) -> Tensor:
+        if not self._takes_channels_last:
+            X, state = channels_first(X), {name: channels_first(t) for name, t in (state or {}).items()}
         X = X.clone() if self._overwrites_input else X
         outputs = functional_call(self.module, dict(state), (X,)) if state else self.module(X)
         if isinstance(outputs, tuple | list):
@@ -145,6 +148,10 @@ class Network:
                 "the logits."
             )
         return outputs
+
+    @cached_property
+    def _takes_channels_last(self) -> bool:
+        return takes_channels_last(self.module, self.input_shape)
 
     @cached_property
     def _overwrites_input(self) -> bool:

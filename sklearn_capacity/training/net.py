@@ -12,6 +12,7 @@ from skorch.callbacks import Callback, PassthroughScoring
 from skorch.utils import TeeGenerator, is_dataset
 from torch import Tensor
 
+from sklearn_capacity.graph import channels_last
 from sklearn_capacity.training.batches import TensorBatches, TensorData
 from sklearn_capacity.training.losses import CrossEntropyLoss, SquaredLoss
 
@@ -61,6 +62,7 @@ class PenalizedNet(NeuralNet):
 
     _mode_: bool | None = None  # what the module was last switched to: training or not
     _observed_ = False
+    images_last_ = False  # whether the module gets images with their channels last
 
     def __init__(
         self,
@@ -114,6 +116,9 @@ class PenalizedNet(NeuralNet):
             super()._set_training(training)
             self._mode_ = training
 
+    def infer(self, x: Any, **fit_params: Any) -> Any:
+        return super().infer(channels_last(x) if self.images_last_ and isinstance(x, Tensor) else x, **fit_params)
+
     def _loss(self, prediction: Tensor, batch: Any) -> Tensor:
         weight = getattr(batch, "sample_weight", None)
         if weight is None or not self.weighs_samples_:
@@ -141,7 +146,7 @@ class PenalizedNet(NeuralNet):
     def _prediction(self, X: Tensor, **fit_params: Any) -> Tensor:
         """The module's output for the loss, from the penalty's own forward pass where the two can share it."""
         shared = getattr(self.penalty, "forward", None) if self.penalty_strength and not fit_params else None
-        if shared is None or type(self).infer is not NeuralNet.infer:
+        if shared is None or type(self).infer is not PenalizedNet.infer:
             return self.infer(X, **fit_params)
         prediction = shared(self.module_, X)
         return self.infer(X) if prediction is None else prediction

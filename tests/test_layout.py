@@ -1,0 +1,96 @@
+"""Images with their channels last inside, for modules that can take them and for those that cannot."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from networks import measure_module
+from sklearn_capacity import JacobianRegularizedClassifier, NetworkClassifier
+from sklearn_capacity.architectures import make_network
+from sklearn_capacity.graph import channels_first, channels_last, takes_channels_last
+from sklearn_capacity.measures import MEASURES
+
+rng = np.random.default_rng(0)
+X, y = rng.normal(size=(30, 3, 6, 6)).astype(np.float32), np.arange(30) % 3
+#: Settings that make slow measures quick.
+QUICK = {"max_sharpness": {"steps": 5}, "expected_sharpness": {"n_draws": 8}, "pac_bayes_bound": {"n_draws": 8}}
+
+
+class Tutorial(nn.Module):
+    """Convolutions, and a flattening by `view`, which needs their output channels-first; or by `flatten`."""
+
+    def __init__(self, channels: int = 3, view: bool = True) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.conv1, self.conv2 = nn.Conv2d(channels, 4, 3), nn.Conv2d(4, 4, 3, padding=1)
+            self.fc = nn.Linear(64, 3)
+        self.flattened = (lambda x: x.view(x.shape[0], -1)) if view else (lambda x: x.flatten(1))
+
+    def forward(self, x):
+        return self.fc(self.flattened(torch.relu(self.conv2(torch.relu(self.conv1(x))))))
+
+
+class FromRows(nn.Module):
+    """A network for images that gets them as rows."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x.view(-1, 3, 6, 6))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_layouts_hold_the_same_numbers(channels):
+    x = torch.randn(2, channels, 4, 5)
+    last = channels_last(x)
+    assert torch.equal(last, x) and last.stride() == (20 * channels, 1, 5 * channels, channels)
+    assert channels_last(last) is last or torch.equal(channels_last(last), last)
+    first = channels_first(last)
+    assert torch.equal(first, x) and first.stride() == x.stride()
+    rows = torch.randn(2, 5)
+    assert channels_last(rows) is rows and channels_first(rows) is rows
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_modules_that_need_the_channels_first_are_found(channels):
+    shape = (channels, 6, 6)
+    assert takes_channels_last(Tutorial(channels, view=False).eval(), shape)
+    assert not takes_channels_last(Tutorial(channels).eval(), shape)
+    assert not takes_channels_last(nn.Sequential(nn.Flatten(), nn.Linear(channels * 36, 3)), shape)
+    assert takes_channels_last(make_network("resnet20", shape, 3).eval(), shape)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.parametrize("wrap", [lambda module: module, FromRows], ids=["images", "rows"])
+def test_measures_do_not_depend_on_how_the_module_flattens(name, wrap):
+    def value(view: bool) -> float:
+        module = wrap(Tutorial(view=view)).double()
+        data = torch.tensor(X, dtype=torch.float64).reshape(30, *(() if wrap is FromRows else (3, 6)), -1)
+        labels = module(data).argmax(1)  # separated, so that capacities are finite
+        return measure_module(module, data, name, y=labels, **QUICK.get(name, {})).value
+
+    try:
+        expected = value(view=False)
+    except ValueError as error:  # a measure that is not defined for it says so, of either module
+        with pytest.raises(type(error)):
+            value(view=True)
+    else:
+        assert value(view=True) == pytest.approx(expected, rel=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("estimator", [NetworkClassifier, JacobianRegularizedClassifier])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_fits_and_predictions_do_not_depend_on_it_either(estimator, channels):
+    fits = [
+        estimator(module=Tutorial(channels, view), max_epochs=3, batch_size=8, random_state=0).fit(X[:, :channels], y)
+        for view in (False, True)
+    ]
+    assert [fit.net_.images_last_ for fit in fits] == [True, False]
+    logits = [fit.decision_function(X[:, :channels]) for fit in fits]
+    np.testing.assert_allclose(*logits, rtol=1e-3, atol=1e-4)
