@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from reference_penalties import (
@@ -184,6 +185,31 @@ def test_single_precision_agrees_with_double(name):
         exact = gradients(penalty(module.double(), X), module)
         single = gradients(penalty(module.float(), X.float()), module)
         torch.testing.assert_close(single.double(), exact, rtol=1e-3, atol=1e-4 * float(exact.abs().max()))
+
+
+class Attention(nn.Module):
+    """One head, by torch's fused operator, whose fast kernels cannot be differentiated twice, or written out."""
+
+    def __init__(self, fused: bool):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.qkv, self.head = nn.Linear(4, 12), nn.Linear(4, 3)
+        self.fused = fused
+
+    def forward(self, x):
+        q, k, v = self.qkv(x)[:, None].chunk(3, dim=-1)
+        mixed = F.scaled_dot_product_attention(q, k, v) if self.fused else (q @ k.mT / 2).softmax(-1) @ v
+        return self.head(mixed.mean((1, 2)))
+
+
+@pytest.mark.parametrize("norm", PENALTIES)
+def test_fused_attention_is_penalised(norm):
+    X = torch.randn(3, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    fused, written_out = Attention(True).double(), Attention(False).double()
+    values = [JacobianPenalty(norm, generator=torch.Generator())(module, X) for module in (fused, written_out)]
+    assert_same(values[0].detach(), values[1].detach())
+    assert_same(gradients(values[0], fused), gradients(values[1], written_out))
 
 
 def test_bad_requests_raise():

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 __all__ = ["autocasts", "evaluating", "in_full_precision"]
 
@@ -38,13 +39,14 @@ def evaluating(function: Any) -> Iterator[None]:
 
     Under batch statistics a sample's output depends on its neighbours, and the Jacobian of one
     sample is not defined: up to 89 % of a penalty's gradient was wrong. A callable that is no
-    module is left alone.
+    module is left alone. Attention takes the kernel that can be differentiated twice.
     """
     training = [m for m in function.modules() if m.training] if isinstance(function, nn.Module) else []
     for module in training:  # flags, not train(): a user's train() may refuse frozen parts
         module.training = False
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         for module in training:
             module.training = True
