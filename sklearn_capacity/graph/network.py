@@ -13,59 +13,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .evaluate import evaluate
-from .fold import HEAD
 from .layout import channels_first, takes_channels_last
 from .nodes import NetworkGraph, UnsupportedLayerError
+from .outputs import LogProbabilities, Wrapper, as_logits
 from .trace import Program, named_tensors, private_copy, trace
 
 __all__ = ["Network"]
-
-
-class _Wrapper(nn.Module):
-    """A module around the user's, which it holds as `module`."""
-
-
-class _TwoLogits(_Wrapper):
-    """The one-logit model z as the two-logit model [-z/2, z/2]; [0, z] would have other margins and Jacobians."""
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
-        self.add_module(HEAD, nn.Linear(1, 2, bias=False))
-        head = getattr(self, HEAD)
-        with torch.no_grad():
-            head.weight.copy_(torch.tensor([[-0.5], [0.5]], device=head.weight.device))
-        head.weight.requires_grad_(False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return getattr(self, HEAD)(self.module(x).reshape(x.shape[0], 1))
-
-
-class _LogProbabilities(_Wrapper):
-    """Logarithms of the probabilities that a module returns, as logits."""
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _log(self.module(x))
-
-
-class _LogOdds(_Wrapper):
-    """The logit z = log p - log(1 - p) of the one probability that a module returns."""
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
-
-    def forward(self, x: Tensor) -> Tensor:
-        p = self.module(x)
-        return _log(p) - _log(1 - p)
-
-
-def _log(probabilities: Tensor) -> Tensor:
-    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
 
 
 class Network:
@@ -78,8 +31,9 @@ class Network:
     input_shape : tuple of int
         Shape of one sample.
     output : "logits", "one_logit", "probabilities" or "one_probability", default="logits"
-        What the module returns. One logit z becomes [-z/2, z/2]; of probabilities the logarithm is taken, of a single
-        one the log-odds.
+        What the module returns. One logit z becomes [-z/2, z/2]. Where a softmax, a log-softmax or, of one probability,
+        a sigmoid is the module's last step, the logits are what goes into it; of other probabilities the logarithm is
+        taken, of a single one the log-odds.
     initial_state : mapping of str to Tensor, default=None
         Raw parameters before training, for distances from the initialisation.
     dtype, device : default=None
@@ -105,14 +59,8 @@ class Network:
         #: Trainable raw parameters by name, before any head was put on.
         self.parameters = {name: p for name, p in twin.to(dtype=self.dtype).named_parameters() if p.requires_grad}
         self.parameter_count = sum(p.numel() for p in self.parameters.values())
-        if output == "one_probability":
-            twin = _LogOdds(twin)
-        if output in ("one_logit", "one_probability"):
-            twin = _TwoLogits(twin).to(dtype=self.dtype, device=self.device)
-        elif output == "probabilities":
-            twin = _LogProbabilities(twin)
-        self.module = twin.eval()
         self.input_shape = tuple(input_shape)
+        self.module = as_logits(twin.eval(), output, self._samples(2)).eval()
         self.initial_state = initial_state
         self._memo: dict[Any, Any] = {}
         #: The trace, or why there is none, once that is known; one list for this network and all it is renewed to.
@@ -157,10 +105,21 @@ class Network:
     def _overwrites_input(self) -> bool:
         """Whether the module works in place on what it is given, as one that begins with an in-place ReLU does."""
         with torch.no_grad():
-            X = torch.zeros(2, *self.input_shape, dtype=self.dtype, device=self.device)
+            X = self._samples(2)
             before = X._version  # counted by torch for a tensor and all its views
             self.module(X)
             return X._version != before
+
+    @property
+    def takes_logarithms(self) -> bool:
+        """Whether the module's outputs are taken for probabilities, and the logits are their logarithms."""
+        return isinstance(self.module, LogProbabilities)
+
+    def _samples(self, n: int) -> Tensor:
+        """Random ones, always the same."""
+        generator = torch.Generator().manual_seed(0)
+        X = torch.randn(n, *self.input_shape, dtype=torch.float64, device="cpu", generator=generator)
+        return X.to(device=self.device, dtype=self.dtype)
 
     @property
     def program(self) -> Program:
@@ -185,7 +144,7 @@ class Network:
     @property
     def _inside(self) -> str:
         """Path of the user's module within the wrappers around it."""
-        return "module." * sum(isinstance(module, _Wrapper) for module in self.module.modules())
+        return "module." * sum(isinstance(module, Wrapper) for module in self.module.modules())
 
     @cached_property
     def graph(self) -> NetworkGraph:
@@ -250,7 +209,7 @@ class Network:
         hooks = [submodule.register_forward_hook(note) for submodule in self.module.modules()]
         try:
             with torch.no_grad():
-                self.forward(torch.zeros(2, *self.input_shape, dtype=self.dtype, device=self.device))
+                self.forward(self._samples(2))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -265,13 +224,10 @@ class Network:
     @cached_property
     def n_outputs(self) -> int:
         with torch.no_grad():
-            return self.forward(torch.zeros(2, *self.input_shape, dtype=self.dtype, device=self.device)).shape[1]
+            return self.forward(self._samples(2)).shape[1]
 
     def _check(self, graph: NetworkGraph) -> None:
-        generator = torch.Generator().manual_seed(0)
-        # Another number of samples than the trace had, so that one baked into the graph shows.
-        X = torch.randn(3, *self.input_shape, dtype=torch.float64, device="cpu", generator=generator)
-        X = X.to(device=self.device, dtype=self.dtype)
+        X = self._samples(3)  # another number than the trace had, so that one baked into the graph shows
         try:
             expected, got = self.forward(X), evaluate(graph, X)
             got = got.reshape(len(X), -1)

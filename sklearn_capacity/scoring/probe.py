@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .._validation import NotDefinedError, warn
-from ..graph import Network, UnsupportedLayerError
+from ..graph import Network, UnsupportedLayerError, random_states, restore_random_states
 
 __all__ = ["is_hollow", "measurable", "probe", "torch_refusals"]
 
@@ -78,7 +78,7 @@ def is_hollow(tensor: Tensor) -> bool:
     return tensor.is_meta and type(tensor.data) is Tensor
 
 
-def probe(network: Network, X: Any, task: str | None, output: str = "logits") -> None:
+def probe(network: Network, X: Any, task: str | None) -> None:
     """Raise if the network does not run on such samples, or is no function of one sample to a vector of logits.
 
     Parameters
@@ -87,8 +87,6 @@ def probe(network: Network, X: Any, task: str | None, output: str = "logits") ->
     X : array or Tensor of shape (n, ...) or None
         None: random samples.
     task : "classification", "regression" or None
-    output : str, default="logits"
-        What the module returns, as `Subject` has it.
 
     Raises
     ------
@@ -100,7 +98,7 @@ def probe(network: Network, X: Any, task: str | None, output: str = "logits") ->
         If two passes over the same samples differ, or the outputs of a sample depend on the others.
     """
     samples = _samples(network, X)
-    states = _random_states(network.device)
+    states = random_states(network.device)
     with torch.no_grad():
         try:
             shape = network.output_shape(samples)
@@ -120,7 +118,7 @@ def probe(network: Network, X: Any, task: str | None, output: str = "logits") ->
             "logits. Pool or flatten it in the forward pass."
         )
     if not _equal(first, again):
-        _restore(network.device, states)  # and only here: another thread may be drawing numbers
+        restore_random_states(network.device, states)
         raise UnsupportedLayerError(
             "The network draws random numbers in eval mode: two passes over the same samples differ. Make it "
             "deterministic there; `torch.nn.functional.dropout`, say, needs `training=self.training`."
@@ -130,10 +128,10 @@ def probe(network: Network, X: Any, task: str | None, output: str = "logits") ->
             "The network mixes its samples in eval mode: the outputs of one depend on the others in its batch, so it "
             "is no function of one input. Build batch normalisation with `track_running_stats=True`."
         )
-    _check_meaning(first, task, output)
+    _check_meaning(first, task, network.takes_logarithms)
 
 
-def _check_meaning(logits: Tensor, task: str | None, output: str) -> None:
+def _check_meaning(logits: Tensor, task: str | None, logarithms: bool) -> None:
     """Warn where probabilities are taken for logits, or logits for probabilities: the numbers are of another model."""
     if task != "classification" or logits.dim() != 2 or logits.shape[1] < 2 or not bool(logits.isfinite().all()):
         return
@@ -141,26 +139,16 @@ def _check_meaning(logits: Tensor, task: str | None, output: str) -> None:
     def sum_to_one(values: Tensor) -> bool:
         return bool(((values.sum(1) - 1).abs() <= TOLERANCE).all())
 
-    if output == "logits" and bool((logits >= 0).all()) and sum_to_one(logits):
+    if bool((logits >= 0).all()) and sum_to_one(logits):
         warn(
             "The network returns probabilities, outputs from 0 to 1 that sum to 1, and its measures take them for "
             "logits. Leave out the final softmax."
         )
-    elif output == "probabilities" and not sum_to_one(logits.exp()):
+    elif logarithms and not sum_to_one(logits.exp()):
         warn(
             "skorch's NLLLoss takes its outputs for probabilities, and those of this network do not sum to 1. Train "
             "logits with criterion=nn.CrossEntropyLoss, or end the module in a softmax."
         )
-
-
-def _random_states(device: torch.device) -> list[Tensor]:
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def _restore(device: torch.device, states: list[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    for state in states[1:]:
-        torch.cuda.set_rng_state(state, device)
 
 
 def _samples(network: Network, X: Any) -> Tensor:

@@ -236,7 +236,7 @@ def _network(subject: Subject, X: Any, task: str | None, device: Any) -> Network
             dtype=dtype,
             device=device,
         )
-        probe(network, X, task, subject.output)
+        probe(network, X, task)
         return network
 
     if not small or own == torch.float64:
