@@ -1,9 +1,8 @@
 """`python -m benchmarks`: run every `bench_*.py` of this folder and print one table of ratios.
 
-Each file has ``run()``, which returns rows with the keys kernel, ours and peer (seconds), ratio, target (the largest
-ratio that is wanted, or None) and note, and which imports its peers itself, so that the table's other rows do not need
-them. Everything runs on one torch thread; milliseconds depend on the machine, ratios
-hardly do.
+Each file has ``run()``, which returns or yields rows with the keys kernel, ours and peer (seconds), ratio, target (the
+largest ratio that is wanted, or None) and note, and which imports its peers itself, so that the table's other rows do
+not need them. Everything runs on one torch thread; milliseconds depend on the machine, ratios hardly do.
 """
 
 from __future__ import annotations
@@ -67,7 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
     rows: list[dict] = []
     for name in options.only or benchmark_names():
         start = time.perf_counter()
-        rows += importlib.import_module(f"benchmarks.bench_{name}").run()
+        for row in importlib.import_module(f"benchmarks.bench_{name}").run():
+            rows.append(row)
+            print(f"{row['kernel']}: {row['ratio']:.2f}", file=sys.stderr, flush=True)
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread; ratios are ours / peer, medians of pairs\n")
     print(table(rows))

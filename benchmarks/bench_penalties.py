@@ -201,18 +201,16 @@ def peak_row(name: str, kernel: str, peak: float, base: float) -> dict:
     return {"kernel": f"{name}, {kernel}: peak memory", **parts, "note": "MB, over a plain step"}
 
 
-def run() -> list[dict]:
+def run() -> Iterator[dict]:
     """Rows for each network: the kernels and their peers, the rows of the Jacobian, peak memory.
 
     Each is measured in a process of its own: what an earlier one left of the heap moved ratios by a tenth.
     """
-    rows: list[dict] = []
     with get_context("spawn").Pool(1, torch.set_num_threads, (1,), maxtasksperchild=1) as fresh:
         for position, name in enumerate(REPEATS):
             for kernel in KERNELS:
-                rows += fresh.apply(kernel_rows, (position, kernel))
-            rows += fresh.apply(jacobian_row, (position,))
+                yield from fresh.apply(kernel_rows, (position, kernel))
+            yield from fresh.apply(jacobian_row, (position,))
             peaks = {k: fresh.apply(measure_peak, (position, k)) for k in ("plain", *KERNELS, "loop")}
             base = peaks.pop("plain")
-            rows += [peak_row(name, kernel, peak, base) for kernel, peak in peaks.items()]
-    return rows
+            yield from (peak_row(name, kernel, peak, base) for kernel, peak in peaks.items())

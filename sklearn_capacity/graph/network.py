@@ -84,7 +84,7 @@ class Network:
         return tuple(self._outputs(X).shape[1:]) or (1,)
 
     def _outputs(self, X: Tensor, state: Mapping[str, Tensor] | None = None) -> Tensor:
-        if not self._takes_channels_last:
+        if not self.takes_channels_last:
             X, state = channels_first(X), {name: channels_first(t) for name, t in (state or {}).items()}
         X = X.clone() if self._overwrites_input else X
         outputs = functional_call(self.module, dict(state), (X,)) if state else self.module(X)
@@ -98,7 +98,8 @@ class Network:
         return outputs
 
     @cached_property
-    def _takes_channels_last(self) -> bool:
+    def takes_channels_last(self) -> bool:
+        """Whether the module can be given images and kernels with their channels last."""
         return takes_channels_last(self.module, self.input_shape)
 
     @cached_property

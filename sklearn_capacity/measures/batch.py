@@ -50,7 +50,7 @@ class Batch:
     ):
         self.network = network
         # Once, and not for every pass over the data.
-        self._X = None if X is None else channels_last(X)
+        self._X = channels_last(X) if X is not None and network.takes_channels_last else X
         self._y = y
         self.loss = loss
         self.random_state = random_state
