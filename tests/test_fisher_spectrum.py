@@ -53,7 +53,7 @@ def test_statistics_agree_with_dense_matrices(name, loss):
     net, data = batch(name)
     eigenvalues = exact(name, loss)
     n = min(net.n_outputs * data.n_samples, len(eigenvalues))
-    spectrum, info = family.largest_eigenvalues(net, data, loss)
+    spectrum, info = family.fisher_eigenvalues(net, data, loss)
     assert len(spectrum) == n and info["way"] in ("dual matrix", "parameter matrix")
     assert bool((spectrum >= 0).all()) and bool((spectrum.diff() <= 0).all())
     assert torch.allclose(spectrum, eigenvalues[:n].clamp_min(0), rtol=1e-9, atol=1e-13)
@@ -104,7 +104,7 @@ def test_lanczos_finds_the_largest_eigenvalue(name, loss, monkeypatch):
     assert largest.value == pytest.approx(float(spectrum[0]), rel=1e-5)
     assert largest.info["way"] == "Lanczos on the dual"
     assert largest.info["products"] <= 16 and largest.info["error"] <= 1e-5
-    several, info = family.largest_eigenvalues(net, data, loss, 4)
+    several, info = family.fisher_eigenvalues(net, data, loss, 4)
     assert info["way"] == "block Lanczos on the dual"
     assert torch.allclose(several, spectrum[:4], rtol=1e-6)
 
@@ -126,7 +126,7 @@ def test_sixteen_products_suffice_for_a_wide_network():
 def test_a_spectrum_that_is_known_is_used_again(monkeypatch):
     monkeypatch.setattr(family, "SMALL", 0)
     net, data = batch("mlp")
-    family.largest_eigenvalues(net, data)
+    family.fisher_eigenvalues(net, data)
     assert MEASURES["fisher_max_eigenvalue"](net, data).info["way"] in ("dual matrix", "parameter matrix")
 
 

@@ -25,7 +25,7 @@ __all__ = [
     "fisher_mean_eigenvalue",
     "fisher_second_moment",
     "fisher_trace",
-    "largest_eigenvalues",
+    "fisher_eigenvalues",
 ]
 
 #: Largest matrix whose eigenvalues are all taken: 1.8 GB, and as much again while they are.
@@ -195,7 +195,7 @@ def fisher_max_eigenvalue(network: Network, batch: Batch, *, loss: str = "square
     >>> measure_capacity(nn.Linear(2, 1, bias=False), X, measures="fisher_max_eigenvalue")
     {'fisher_max_eigenvalue': 8.0}
     """
-    values, info = largest_eigenvalues(network, batch, loss, 1)
+    values, info = fisher_eigenvalues(network, batch, loss, 1)
     return Measured(float(values[0]), info=info)
 
 
@@ -258,7 +258,7 @@ def fisher_matrix(network: Network, batch: Batch, loss: str) -> FisherMatrix:
     return batch.once(("fisher", loss), build)
 
 
-def largest_eigenvalues(
+def fisher_eigenvalues(
     network: Network, batch: Batch, loss: str = "squared", n_largest: int | None = None
 ) -> tuple[Tensor, dict[str, Any]]:
     """Eigenvalues of the Fisher matrix, descending and clipped at 0, and how they were computed.

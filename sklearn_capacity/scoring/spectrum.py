@@ -8,7 +8,7 @@ import numpy as np
 
 from .._validation import check_option
 from ..graph.dual import LOSSES
-from ..measures.fisher_spectrum import largest_eigenvalues
+from ..measures.fisher_spectrum import fisher_eigenvalues
 from .session import Session
 
 __all__ = ["fisher_spectrum"]
@@ -89,5 +89,5 @@ def fisher_spectrum(
     if X is None:
         raise ValueError("`X` must hold samples, got None. The Fisher information is an average over data.")
     session = Session(model, X, None, batch_size=batch_size, device=device, random_state=random_state, verbose=verbose)
-    values, _ = largest_eigenvalues(session.network, session.batch, loss, n_largest)
+    values, _ = fisher_eigenvalues(session.network, session.batch, loss, n_largest)
     return values.numpy().copy()

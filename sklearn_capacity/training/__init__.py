@@ -1,6 +1,6 @@
 """Training loops: skorch nets with a penalty, and the parts around them."""
 
-from sklearn_capacity.training.batches import Batch, TensorBatches, TensorData
+from sklearn_capacity.training.batches import TensorBatch, TensorBatches, TensorData
 from sklearn_capacity.training.callbacks import DivergenceCheck, EpochProgress, StopBelow
 from sklearn_capacity.training.checkpoints import CheckpointFolder, CheckpointWriter, resumable_fit
 from sklearn_capacity.training.devices import resolve_device
@@ -17,7 +17,6 @@ __all__ = [
     "CRITERIA",
     "KFAC",
     "OPTIMIZERS",
-    "Batch",
     "CheckpointFolder",
     "CheckpointWriter",
     "DivergenceCheck",
@@ -30,6 +29,7 @@ __all__ = [
     "PenalizedRegressor",
     "SlowLearning",
     "StopBelow",
+    "TensorBatch",
     "TensorBatches",
     "TensorData",
     "TorchSchedule",

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "TensorBatches", "TensorData", "to_tensor"]
+__all__ = ["TensorBatch", "TensorBatches", "TensorData", "to_tensor"]
 
 
-class Batch(tuple):
+class TensorBatch(tuple):
     """A pair (X, y), as skorch's callbacks expect it, with the weights of its samples beside it."""
 
     sample_weight: Tensor | None
 
-    def __new__(cls, X: Tensor, y: Tensor | None, sample_weight: Tensor | None = None) -> Batch:
+    def __new__(cls, X: Tensor, y: Tensor | None, sample_weight: Tensor | None = None) -> TensorBatch:
         self = super().__new__(cls, (X, y))
         self.sample_weight = sample_weight
         return self
@@ -60,14 +60,14 @@ class TensorData(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.X)
 
-    def __getitem__(self, index: Any) -> Batch:
+    def __getitem__(self, index: Any) -> TensorBatch:
         y, weight = self.y, self.sample_weight
-        return Batch(self.X[index], y if y is None else y[index], weight if weight is None else weight[index])
+        return TensorBatch(self.X[index], y if y is None else y[index], weight if weight is None else weight[index])
 
-    def take(self, index: Tensor) -> Batch:
+    def take(self, index: Tensor) -> TensorBatch:
         """The samples of an index tensor; faster than ``self[index]``."""
         y, weight = (None if t is None else t.index_select(0, index) for t in (self.y, self.sample_weight))
-        return Batch(self.X.index_select(0, index), y, weight)
+        return TensorBatch(self.X.index_select(0, index), y, weight)
 
 
 class TensorBatches:
@@ -112,20 +112,20 @@ class TensorBatches:
     def __len__(self) -> int:
         return len(self._bounds())
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[TensorBatch]:
         for batch in self._batches():
             if self.transform is not None:
                 X, y = batch
-                batch = Batch(self.transform(X, self.generator), y, batch.sample_weight)
+                batch = TensorBatch(self.transform(X, self.generator), y, batch.sample_weight)
             yield batch
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[TensorBatch]:
         data, bounds = self.dataset, self._bounds()
         if not self.shuffle or len(bounds) == 1:  # the order inside a batch changes nothing
             for start, stop in bounds:
                 batch = data[start:stop]
                 # a module or a transform that works in place must not reach the data, which may be the user's array
-                yield Batch(batch[0].clone(), batch[1], batch.sample_weight)
+                yield TensorBatch(batch[0].clone(), batch[1], batch.sample_weight)
             return
         order = torch.randperm(len(data), generator=self.generator, device="cpu").to(data.X.device)
         for start, stop in bounds:
