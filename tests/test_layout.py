@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from networks import measure_module
-from sklearn_capacity import JacobianRegularizedClassifier, NetworkClassifier
+from sklearn_capacity import JacobianRegularizedClassifier, NetworkClassifier, measure_capacity
 from sklearn_capacity.architectures import make_network
 from sklearn_capacity.graph import channels_first, channels_last, takes_channels_last
 from sklearn_capacity.measures import MEASURES
@@ -82,6 +82,30 @@ def test_measures_do_not_depend_on_how_the_module_flattens(name, wrap):
             value(view=True)
     else:
         assert value(view=True) == pytest.approx(expected, rel=1e-9, nan_ok=True)
+
+
+class OnlyInTraining(Tutorial):
+    """Flattens by `view` in training only, as an auxiliary head might."""
+
+    def forward(self, x):
+        self.flattened = (lambda x: x.view(len(x), -1)) if self.training else (lambda x: x.flatten(1))
+        return super().forward(x)
+
+
+class Pixels(Tutorial):
+    """Refuses made-up samples."""
+
+    def forward(self, x):
+        assert x.min() >= 0, "no image"
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("module", [OnlyInTraining, Pixels])
+def test_modules_that_refuse_the_trial_are_left_alone(module):
+    state = torch.get_rng_state()
+    net = NetworkClassifier(module=module, max_epochs=2, random_state=0).fit(abs(X), y)
+    assert not net.net_.images_last_ and torch.equal(torch.get_rng_state(), state)
+    assert np.isfinite(measure_capacity(net, abs(X), y, "margin")["margin"])
 
 
 @pytest.mark.parametrize("estimator", [NetworkClassifier, JacobianRegularizedClassifier])

@@ -69,7 +69,7 @@ def test_the_last_softmax_is_left_out(end):
 
 @pytest.mark.parametrize("end", LOG_SOFTMAX)
 def test_the_last_log_softmax_is_left_out(end):
-    network = Network(Ended(LOG_SOFTMAX[end]), (4,))
+    network = Network(Ended(LOG_SOFTMAX[end]), (4,), output="log_probabilities")
     assert torch.equal(network.forward(X), Ended()(X))
     assert [node.op for node in network.graph.nodes] == ["input", "linear", "activation", "linear"]
 
@@ -82,14 +82,54 @@ def test_the_last_sigmoid_is_left_out():
         assert "opaque" not in {node.op for node in network.graph.nodes}
 
 
+def overwritten(z):
+    p = z.softmax(1)
+    return p.mul_(0.5)
+
+
 @pytest.mark.parametrize(
     "end",
-    [lambda z: z.softmax(0), lambda z: z.softmax(1).sqrt(), lambda z: z.exp() / z.exp().sum(1, keepdim=True)],
-    ids=["over the samples", "something behind it", "by hand"],
+    [
+        lambda z: z.softmax(0),
+        lambda z: z.softmax(1).sqrt(),
+        lambda z: z.softmax(1).clamp_min(1e-6),
+        overwritten,
+        lambda z: z.exp() / z.exp().sum(1, keepdim=True),
+        lambda z: torch.cat([part.softmax(1) for part in z.split(5)]),
+    ],
+    ids=["over the samples", "something behind it", "bounded", "in place", "by hand", "in parts"],
 )
 def test_anything_else_is_taken_as_it_is(end):
     network = Network(Ended(end), (4,), output="probabilities")
     torch.testing.assert_close(network.forward(X), end(Ended()(X)).log())
+
+
+def test_of_several_outputs_the_first_is_taken():
+    network = Network(Ended(lambda z: (z.softmax(1), z)), (4,), output="probabilities")
+    assert torch.equal(network.forward(X), Ended()(X))
+
+
+def test_each_forward_pass_has_its_own_last_softmax():
+    """An early exit: whether there is a second softmax depends on the data."""
+
+    def end(z):
+        p = z.softmax(1)
+        return p if p.max() > 0.9 else (2 * z).softmax(1)
+
+    network = Network(Ended(end), (4,), output="probabilities")
+    for scale in (0.1, 100.0):
+        expected = end(Ended()(scale * X))
+        torch.testing.assert_close(network.forward(scale * X).softmax(1), expected)
+
+
+def test_a_log_softmax_of_a_regression_is_part_of_its_function():
+    """To add a number to all outputs is another regression."""
+    module, targets = Ended(nn.LogSoftmax(1)), torch.zeros(12, 3)
+    written_out = Ended(lambda z: z - z.logsumexp(1, keepdim=True))
+    names = ["jacobian_frobenius", "fisher_rao_norm"]
+    got = measure_capacity(module, X, targets, names, loss="squared")
+    assert got == pytest.approx(measure_capacity(written_out, X, targets, names, loss="squared"), rel=1e-9)
+    assert got != pytest.approx(measure_capacity(Ended(), X, targets, names, loss="squared"), rel=1e-3)
 
 
 def test_a_softmax_inside_stays():

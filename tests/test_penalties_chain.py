@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -210,6 +211,13 @@ def test_fused_attention_is_penalised(norm):
     values = [JacobianPenalty(norm, generator=torch.Generator())(module, X) for module in (fused, written_out)]
     assert_same(values[0].detach(), values[1].detach())
     assert_same(gradients(values[0], fused), gradients(values[1], written_out))
+
+
+def test_attention_has_its_fast_kernels_back_after_penalties_in_threads():
+    X, flags = torch.randn(3, 5, 4), torch.backends.cuda
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: frobenius_penalty(Attention(True), X), range(30)))
+    assert flags.flash_sdp_enabled() and flags.mem_efficient_sdp_enabled() and flags.math_sdp_enabled()
 
 
 def test_bad_requests_raise():

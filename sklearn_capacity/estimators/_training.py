@@ -17,7 +17,7 @@ from torch import nn
 from sklearn_capacity._validation import warn
 from sklearn_capacity.estimators._data import split_validation
 from sklearn_capacity.estimators._modules import check_output
-from sklearn_capacity.graph import private_copy, takes_channels_last
+from sklearn_capacity.graph import takes_channels_last
 from sklearn_capacity.layers import resolve_augmentation
 from sklearn_capacity.storage import fingerprint
 from sklearn_capacity.training import (
@@ -188,7 +188,9 @@ class NetTraining:
             **self._optimizer_options(module, device),
         )
         net.initialize()
-        net.images_last_ = len(self.input_shape_) == 3 and takes_channels_last(private_copy(module), self.input_shape_)
+        if len(self.input_shape_) == 3 and device.type == "cpu":
+            with torch.random.fork_rng(devices=[]):
+                net.images_last_ = takes_channels_last(module, self.input_shape_, training=True)
         return net
 
     def _optimizer_options(self, module: nn.Module, device: torch.device) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from .jacobian import RawJacobian, parameter_jacobian, raw_parameters
 from .layout import channels_first, channels_last, takes_channels_last
 from .network import Network
 from .nodes import NetworkGraph, Node, UnsupportedLayerError, interpret
-from .random_states import random_states, restore_random_states
 from .tangent import parameter_tangent
 from .trace import Program, named_tensors, private_copy, trace
 
@@ -32,9 +31,7 @@ __all__ = [
     "parameter_jacobian",
     "parameter_tangent",
     "private_copy",
-    "random_states",
     "raw_parameters",
-    "restore_random_states",
     "takes_channels_last",
     "trace",
 ]

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from .evaluate import evaluate
 from .layout import channels_first, takes_channels_last
 from .nodes import NetworkGraph, UnsupportedLayerError
-from .outputs import LogProbabilities, Wrapper, as_logits
+from .outputs import Wrapper, as_logits, first_output
 from .trace import Program, named_tensors, private_copy, trace
 
 __all__ = ["Network"]
@@ -30,10 +30,10 @@ class Network:
         Copied; the original is never touched again.
     input_shape : tuple of int
         Shape of one sample.
-    output : "logits", "one_logit", "probabilities" or "one_probability", default="logits"
-        What the module returns. One logit z becomes [-z/2, z/2]. Where a softmax, a log-softmax or, of one probability,
-        a sigmoid is the module's last step, the logits are what goes into it; of other probabilities the logarithm is
-        taken, of a single one the log-odds.
+    output : "logits", "one_logit", "probabilities", "one_probability" or "log_probabilities", default="logits"
+        What the module returns. One logit z becomes [-z/2, z/2]. Where a softmax, for one probability a sigmoid, for
+        log-probabilities a log-softmax is the last step, the logits are what goes into it. Of other probabilities the
+        logarithm is taken, of a single one the log-odds; other log-probabilities are logits.
     initial_state : mapping of str to Tensor, default=None
         Raw parameters before training, for distances from the initialisation.
     dtype, device : default=None
@@ -60,7 +60,8 @@ class Network:
         self.parameters = {name: p for name, p in twin.to(dtype=self.dtype).named_parameters() if p.requires_grad}
         self.parameter_count = sum(p.numel() for p in self.parameters.values())
         self.input_shape = tuple(input_shape)
-        self.module = as_logits(twin.eval(), output, self._samples(2)).eval()
+        self.output = output
+        self.module = as_logits(twin, output).to(dtype=self.dtype, device=self.device).eval()
         self.initial_state = initial_state
         self._memo: dict[Any, Any] = {}
         #: The trace, or why there is none, once that is known; one list for this network and all it is renewed to.
@@ -88,8 +89,7 @@ class Network:
             X, state = channels_first(X), {name: channels_first(t) for name, t in (state or {}).items()}
         X = X.clone() if self._overwrites_input else X
         outputs = functional_call(self.module, dict(state), (X,)) if state else self.module(X)
-        if isinstance(outputs, tuple | list):
-            outputs = outputs[0]
+        outputs = first_output(outputs)
         if not isinstance(outputs, Tensor):
             raise TypeError(
                 f"its forward pass returns {type(outputs).__name__} and no tensor. Wrap it in a module that returns "
@@ -106,21 +106,17 @@ class Network:
     def _overwrites_input(self) -> bool:
         """Whether the module works in place on what it is given, as one that begins with an in-place ReLU does."""
         with torch.no_grad():
-            X = self._samples(2)
+            X = torch.zeros(2, *self.input_shape, dtype=self.dtype, device=self.device)
             before = X._version  # counted by torch for a tensor and all its views
             self.module(X)
             return X._version != before
 
-    @property
-    def takes_logarithms(self) -> bool:
-        """Whether the module's outputs are taken for probabilities, and the logits are their logarithms."""
-        return isinstance(self.module, LogProbabilities)
-
-    def _samples(self, n: int) -> Tensor:
-        """Random ones, always the same."""
-        generator = torch.Generator().manual_seed(0)
-        X = torch.randn(n, *self.input_shape, dtype=torch.float64, device="cpu", generator=generator)
-        return X.to(device=self.device, dtype=self.dtype)
+    def returned(self, X: Tensor) -> Tensor:
+        """What the user's own module returns, before it is made logits."""
+        module = self.module
+        while isinstance(module, Wrapper):
+            module = module.module
+        return first_output(module(X.clone()))
 
     @property
     def program(self) -> Program:
@@ -210,7 +206,7 @@ class Network:
         hooks = [submodule.register_forward_hook(note) for submodule in self.module.modules()]
         try:
             with torch.no_grad():
-                self.forward(self._samples(2))
+                self.forward(torch.zeros(2, *self.input_shape, dtype=self.dtype, device=self.device))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -225,10 +221,13 @@ class Network:
     @cached_property
     def n_outputs(self) -> int:
         with torch.no_grad():
-            return self.forward(self._samples(2)).shape[1]
+            return self.forward(torch.zeros(2, *self.input_shape, dtype=self.dtype, device=self.device)).shape[1]
 
     def _check(self, graph: NetworkGraph) -> None:
-        X = self._samples(3)  # another number than the trace had, so that one baked into the graph shows
+        generator = torch.Generator().manual_seed(0)
+        # Another number of samples than the trace had, so that one baked into the graph shows.
+        X = torch.randn(3, *self.input_shape, dtype=torch.float64, device="cpu", generator=generator)
+        X = X.to(device=self.device, dtype=self.dtype)
         try:
             expected, got = self.forward(X), evaluate(graph, X)
             got = got.reshape(len(X), -1)

@@ -11,49 +11,33 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .fold import HEAD
-from .random_states import random_states, restore_random_states
 
-__all__ = ["LogProbabilities", "Wrapper", "as_logits"]
+__all__ = ["Wrapper", "as_logits", "first_output"]
 
-#: What a module returns -> torch's functions that return it from logits, and one of them with its dimension.
-_ENDINGS: dict[str, tuple[frozenset[Callable[..., Any]], Callable[[Tensor], Tensor]]] = {
-    "probabilities": (
-        frozenset({torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax}),
-        lambda z: z.softmax(-1),
-    ),
-    "one_probability": (
-        frozenset({torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.special.expit}),
-        torch.sigmoid,
-    ),
-    "logits": (
-        frozenset({torch.log_softmax, Tensor.log_softmax, F.log_softmax, torch.special.log_softmax}),
-        lambda z: z.log_softmax(-1),
-    ),
+#: What a module returns -> torch's functions that make it of logits.
+_ENDINGS: dict[str, frozenset[Callable[..., Any]]] = {
+    "probabilities": frozenset({torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax}),
+    "one_probability": frozenset({torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.special.expit}),
+    "log_probabilities": frozenset({torch.log_softmax, Tensor.log_softmax, F.log_softmax, torch.special.log_softmax}),
+}
+#: What a module returns -> logits made of that.
+_INVERSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "probabilities": lambda p: _log(p),
+    "one_probability": lambda p: _log(p) - _log(1 - p),
+    "log_probabilities": lambda log_p: log_p,
 }
 
 
-def as_logits(module: nn.Module, output: str, X: Tensor) -> nn.Module:
-    """A module that returns two logits or more.
+def as_logits(module: nn.Module, output: str) -> nn.Module:
+    """A module that returns two logits or more, for one with such an output, as `Network` lists them."""
+    if output in _ENDINGS:
+        module = _BeforeEnding(module, output)
+    return _TwoLogits(module) if output in ("one_logit", "one_probability") else module
 
-    Logits that differ by a constant per sample are the same model. So what makes probabilities, or their logarithms, at
-    the end of a module is left out where it can be; what remains is a graph of layers more often.
 
-    Parameters
-    ----------
-    module : nn.Module
-        In eval mode.
-    output : "logits", "one_logit", "probabilities" or "one_probability"
-        What the module returns.
-    X : Tensor of shape (n, ...)
-        Samples to try it on.
-    """
-    if last := _last_call(module, output, X):
-        module = _WithoutEnding(module, output, last)
-    elif output == "probabilities":
-        module = LogProbabilities(module)
-    elif output == "one_probability":
-        module = _LogOdds(module)
-    return _TwoLogits(module).to(X) if output in ("one_logit", "one_probability") else module
+def first_output(returned: Any) -> Any:
+    """The first of several outputs."""
+    return returned[0] if isinstance(returned, tuple | list) else returned
 
 
 class Wrapper(nn.Module):
@@ -79,74 +63,51 @@ class _TwoLogits(Wrapper):
         return getattr(self, HEAD)(self.module(x).reshape(x.shape[0], 1))
 
 
-class LogProbabilities(Wrapper):
-    """Logarithms of the probabilities that a module returns, as logits."""
+class _BeforeEnding(Wrapper):
+    """What goes into the softmax, log-softmax or sigmoid whose result a module returns; else the inverse of its output.
 
-    def forward(self, x: Tensor) -> Tensor:
-        return _log(self.module(x))
+    Logits that differ by a constant per sample are the same model, and these are a graph of layers more often.
+    """
+
+    def __init__(self, module: nn.Module, output: str):
+        super().__init__(module)
+        self.output = output
+
+    def forward(self, x: Tensor) -> Any:
+        with _LastCall(_ENDINGS[self.output]) as last:
+            returned = first_output(self.module(x))
+        logits = last.argument_of(returned)
+        return _INVERSES[self.output](returned) if logits is None else logits
 
 
-class _LogOdds(Wrapper):
-    """The logit z = log p - log(1 - p) of the one probability that a module returns."""
+class _LastCall(TorchFunctionMode):
+    """Remembers the last call of some functions, of a sample's values each."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        p = self.module(x)
-        return _log(p) - _log(1 - p)
+    def __init__(self, functions: frozenset[Callable[..., Any]]):
+        super().__init__()
+        self.functions = functions
+        self.argument: Tensor | None = None
+        self.result: Any = None
+        self.version = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)  # None: a sigmoid, or the one axis of a sample
+        if func in self.functions and dim in (None, -1, result.dim() - 1):
+            self.argument, self.result = args[0] if args else kwargs["input"], result
+            self.version = result._version
+        return result
+
+    def argument_of(self, returned: Any) -> Tensor | None:
+        """The last call's argument, if what is returned is its result as it was, or all of it in another shape."""
+        if self.argument is None or not isinstance(returned, Tensor) or self.result._version != self.version:
+            return None
+        if returned is self.result:
+            return self.argument
+        whole = returned._base is self.result and returned.numel() == self.result.numel()
+        return self.argument.reshape(returned.shape) if whole else None
 
 
 def _log(probabilities: Tensor) -> Tensor:
     return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
-
-
-class _WithoutEnding(Wrapper):
-    """A module without the call that makes probabilities, or their logarithms, of its logits: the last of `n_calls`."""
-
-    def __init__(self, module: nn.Module, output: str, n_calls: int):
-        super().__init__(module)
-        self.output, self.n_calls = output, n_calls
-
-    def forward(self, x: Tensor) -> Any:
-        with _Calls(self.output, leave_out=self.n_calls):
-            return self.module(x)
-
-
-class _Calls(TorchFunctionMode):
-    """Counts the calls of the functions that return such outputs, and leaves one of them out."""
-
-    def __init__(self, output: str, leave_out: int = 0):
-        super().__init__()
-        self.functions, _ = _ENDINGS[output]
-        self.leave_out, self.count = leave_out, 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func not in self.functions:
-            return func(*args, **kwargs)
-        self.count += 1
-        if self.count != self.leave_out:
-            return func(*args, **kwargs)
-        return args[0] if args else kwargs["input"]
-
-
-@torch.no_grad()
-def _last_call(module: nn.Module, output: str, X: Tensor) -> int:
-    """How often such functions are called if one is the last step, judged by the outputs without it; else 0."""
-    if output not in _ENDINGS:
-        return 0
-    states = random_states(X.device)
-    try:
-        with _Calls(output) as calls:
-            returned = module(X.clone())
-        drew = not all(map(torch.equal, states, random_states(X.device)))  # or another thread did
-        if drew and not torch.equal(returned, module(X.clone())):
-            restore_random_states(X.device, states)
-            return 0
-        if not calls.count:
-            return 0
-        _, function = _ENDINGS[output]
-        logits = _WithoutEnding(module, output, calls.count)(X.clone())
-        return calls.count * torch.allclose(function(logits), returned, rtol=1e-4, atol=1e-6)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # what is wrong with the forward pass is told where the module is used
-        return 0

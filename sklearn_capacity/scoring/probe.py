@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .._validation import NotDefinedError, warn
-from ..graph import Network, UnsupportedLayerError, random_states, restore_random_states
+from ..graph import Network, UnsupportedLayerError
 
 __all__ = ["is_hollow", "measurable", "probe", "torch_refusals"]
 
@@ -98,7 +98,7 @@ def probe(network: Network, X: Any, task: str | None) -> None:
         If two passes over the same samples differ, or the outputs of a sample depend on the others.
     """
     samples = _samples(network, X)
-    states = random_states(network.device)
+    states = _random_states(network.device)
     with torch.no_grad():
         try:
             shape = network.output_shape(samples)
@@ -118,7 +118,7 @@ def probe(network: Network, X: Any, task: str | None) -> None:
             "logits. Pool or flatten it in the forward pass."
         )
     if not _equal(first, again):
-        restore_random_states(network.device, states)
+        _restore(network.device, states)  # and only here: another thread may be drawing numbers
         raise UnsupportedLayerError(
             "The network draws random numbers in eval mode: two passes over the same samples differ. Make it "
             "deterministic there; `torch.nn.functional.dropout`, say, needs `training=self.training`."
@@ -128,27 +128,37 @@ def probe(network: Network, X: Any, task: str | None) -> None:
             "The network mixes its samples in eval mode: the outputs of one depend on the others in its batch, so it "
             "is no function of one input. Build batch normalisation with `track_running_stats=True`."
         )
-    _check_meaning(first, task, network.takes_logarithms)
+    if task == "classification" and first.dim() == 2 and first.shape[1] > 1:
+        _check_meaning(network, samples)
 
 
-def _check_meaning(logits: Tensor, task: str | None, logarithms: bool) -> None:
+@torch.no_grad()
+def _check_meaning(network: Network, samples: Tensor) -> None:
     """Warn where probabilities are taken for logits, or logits for probabilities: the numbers are of another model."""
-    if task != "classification" or logits.dim() != 2 or logits.shape[1] < 2 or not bool(logits.isfinite().all()):
+    returned = network.returned(samples)
+    if not bool(returned.isfinite().all()):
         return
-
-    def sum_to_one(values: Tensor) -> bool:
-        return bool(((values.sum(1) - 1).abs() <= TOLERANCE).all())
-
-    if bool((logits >= 0).all()) and sum_to_one(logits):
+    sum_to_one = bool(((returned.sum(-1) - 1).abs() <= TOLERANCE).all())
+    if network.output in ("logits", "log_probabilities") and bool((returned >= 0).all()) and sum_to_one:
         warn(
             "The network returns probabilities, outputs from 0 to 1 that sum to 1, and its measures take them for "
             "logits. Leave out the final softmax."
         )
-    elif logarithms and not sum_to_one(logits.exp()):
+    elif network.output == "probabilities" and not sum_to_one:
         warn(
             "skorch's NLLLoss takes its outputs for probabilities, and those of this network do not sum to 1. Train "
             "logits with criterion=nn.CrossEntropyLoss, or end the module in a softmax."
         )
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _restore(device: torch.device, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state, device)
 
 
 def _samples(network: Network, X: Any) -> Tensor:

@@ -226,12 +226,14 @@ def _network(subject: Subject, X: Any, task: str | None, device: Any) -> Network
     if own in (torch.float16, torch.bfloat16):
         own = torch.float32
     shape = _input_shape(subject, X)
+    # To add a number to all logits changes nothing for a classifier, only.
+    output = "log_probabilities" if subject.output == "logits" and task != "regression" else subject.output
 
     def made(dtype: torch.dtype) -> Network:
         network = Network(
             subject.module,
             shape,
-            output=subject.output,
+            output=output,
             initial_state=subject.initial_state,
             dtype=dtype,
             device=device,
