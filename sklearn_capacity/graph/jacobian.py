@@ -170,7 +170,9 @@ def raw_parameters(network: Network, reason: Exception) -> dict[str, Tensor]:
     """
     for name, submodule in network.module.named_modules():
         if isinstance(submodule, nn.modules.batchnorm._BatchNorm) or parametrize.is_parametrized(submodule):
-            raise UnsupportedLayerError(f"{reason} Without a graph, layer `{name}` cannot be folded.") from reason
+            raise UnsupportedLayerError(
+                f"{reason} Without a graph, layer `{network.shown(name)}` cannot be folded."
+            ) from reason
     theta: dict[str, Tensor] = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
     try:
         _ = network.graph

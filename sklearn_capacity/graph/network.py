@@ -143,6 +143,10 @@ class Network:
         """Path of the user's module within the wrappers around it."""
         return "module." * sum(isinstance(module, Wrapper) for module in self.module.modules())
 
+    def shown(self, name: str) -> str:
+        """The name of a tensor or a submodule of `module` as the user knows it."""
+        return name.removeprefix(self._inside)
+
     @cached_property
     def graph(self) -> NetworkGraph:
         """The folded graph, checked against the module.
@@ -181,7 +185,7 @@ class Network:
                     f"{tuple(parameter.shape)}."
                 )
         for name, tensor in tensors.items():
-            initial = self.initial_state.get(name.removeprefix(self._inside))
+            initial = self.initial_state.get(self.shown(name))
             if initial is not None and tensor.is_floating_point():
                 moved = initial.to(device=self.device, dtype=self.dtype)
                 tensors[name] = nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved

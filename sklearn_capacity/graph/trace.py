@@ -138,8 +138,9 @@ def trace(
                 exported = exported.run_decompositions({})
             traced.append(exported)
         except Exception as error:
+            name = type(module.get_submodule(inside[:-1])).__name__
             raise UnsupportedLayerError(
-                f"The forward pass of `{type(module).__name__}` cannot be traced as a graph of operators "
+                f"The forward pass of `{name}` cannot be traced as a graph of operators "
                 f"({_first_line(error)}). Measures of the graph need control flow that depends on shapes only; "
                 "margins, Jacobians and the Fisher-Rao norm work without it."
             ) from error

@@ -218,7 +218,7 @@ def _check_learned_parts(network: Network, prior: str) -> None:
     for name, module in network.module.named_modules():
         if isinstance(module, torch.nn.modules.batchnorm._NormBase) and module.running_mean is not None:
             if not isinstance(module, torch.nn.modules.batchnorm._BatchNorm):  # which alone is folded
-                raise _learned(f"{name}.running_mean")
+                raise _learned(network.shown(f"{name}.running_mean"))
             statistics |= {f"{name}.running_mean", f"{name}.running_var"}
     try:
         graph = network.graph
@@ -228,7 +228,7 @@ def _check_learned_parts(network: Network, prior: str) -> None:
             first = network.initial_tensors()
             for name, tensor in network.tensors().items():
                 if not tensor.requires_grad and not torch.equal(tensor, first[name]):
-                    raise _learned(name) from None
+                    raise _learned(network.shown(name)) from None
         return
     before = graph
     if prior == "initial":
