@@ -84,6 +84,11 @@ def test_probabilities_and_logits_that_are_taken_for_each_other_are_told():
     probabilities = nn.Sequential(perceptron(), nn.Softmax(1))
     with pytest.warns(CapacityWarning, match="returns probabilities.*Leave out the final softmax"):
         measure_capacity(probabilities, X, Y, "margin")
+    with (
+        pytest.warns(CapacityWarning, match="returns probabilities"),
+        pytest.raises(UnsupportedLayerError, match="`softmax.int`.* measure the module before it"),
+    ):
+        measure_capacity(probabilities, X, Y, "l2_path_norm")
     options = dict(criterion=nn.NLLLoss, train_split=None, verbose=0)
     confused = NeuralNetClassifier(perceptron(), **options).initialize()
     with pytest.warns(CapacityWarning, match="takes its outputs for probabilities.*criterion=nn.CrossEntropyLoss"):

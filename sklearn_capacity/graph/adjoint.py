@@ -65,8 +65,9 @@ class Tape:
     def weight(self, node: Node) -> Tensor | None:
         """The node's weight; that of a convolution of one channel with the strides that its images have."""
         weight = node.weight
-        one_channel = weight is not None and node.op == "conv" and weight.shape[1] == 1
-        return channels_last(weight) if weight is not None and one_channel else weight
+        if weight is None or node.op != "conv" or weight.shape[1] != 1:
+            return weight
+        return channels_last(weight)
 
     def part(self, samples: slice) -> Tape:
         """The tape of some of the samples; views, but for the logits' graph."""

@@ -113,10 +113,7 @@ class Network:
 
     def returned(self, X: Tensor) -> Tensor:
         """What the user's own module returns, before it is made logits."""
-        module = self.module
-        while isinstance(module, Wrapper):
-            module = module.module
-        return first_output(module(X.clone()))
+        return first_output(self.module.get_submodule(self._inside[:-1])(X.clone()))
 
     @property
     def program(self) -> Program:
