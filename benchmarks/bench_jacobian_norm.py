@@ -13,10 +13,10 @@ from torch.func import jacrev, vmap
 
 from benchmarks.timing import measure_row
 from sklearn_capacity.architectures import make_network
+from sklearn_capacity.derivatives.input_jacobian import gram_product
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import Batch
-from sklearn_capacity.measures.companion import largest_eigenvalues
-from sklearn_capacity.products.jacobian import gram_product
+from sklearn_capacity.measures.output_gram import largest_eigenvalues
 
 #: Name -> (module, shape of a sample, samples): the sizes of the papers' networks.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {

@@ -18,8 +18,8 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.timing import measure_row
 from sklearn_capacity.architectures import make_network
+from sklearn_capacity.derivatives.input_sweeps import jacobian_rows
 from sklearn_capacity.graph import Network
-from sklearn_capacity.graph.chain import jacobian_rows
 from sklearn_capacity.penalties import JacobianPenalty
 
 STRENGTH, CLASSES = 0.01, 10

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 from sklearn_capacity.architectures import CifarResNet, PreactResNet
 from sklearn_capacity.architectures.mlp import RowNormalizedLinear
-from sklearn_capacity.penalties import _tapes
+from sklearn_capacity.penalties import shared_pass as _tapes
 
 __all__ = [
     "CASES",

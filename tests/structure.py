@@ -20,7 +20,7 @@ LAYERS: dict[str, int] = {
     "_validation": 0,
     "linalg": 0,
     "storage": 0,
-    "products": 1,
+    "derivatives": 2,
     "layers": 1,
     "datasets": 1,
     "graph": 2,

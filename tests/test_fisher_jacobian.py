@@ -12,10 +12,11 @@ from torch import Tensor, nn
 import reference_fisher as reference
 from networks import NETWORKS, make
 from sklearn_capacity import UnsupportedLayerError
-from sklearn_capacity.graph import Network, RawJacobian, parameter_jacobian, parameter_tangent
-from sklearn_capacity.graph.gradients import Outer, sample_gradients
-from sklearn_capacity.graph.jacobian import GraphJacobian
-from sklearn_capacity.graph.linearize import Linearization
+from sklearn_capacity.derivatives.parameter_jacobian import GraphJacobian, RawJacobian, parameter_jacobian
+from sklearn_capacity.derivatives.parameter_linearization import Linearization
+from sklearn_capacity.derivatives.parameter_tangent import parameter_tangent
+from sklearn_capacity.derivatives.sample_gradients import Outer, sample_gradients
+from sklearn_capacity.graph import Network
 
 
 def network_of(name, module, X):

@@ -17,10 +17,12 @@ import reference_fisher as reference
 from networks import NETWORKS
 from pretend_device import pretend_device
 from sklearn_capacity import NotDefinedError, capacity_report, fisher_spectrum, list_measures, measure_capacity
-from sklearn_capacity.graph import Network, dual, parameter_jacobian
+from sklearn_capacity.derivatives import fisher_matrix as dual
+from sklearn_capacity.derivatives.input_jacobian import jacobian_products
+from sklearn_capacity.derivatives.parameter_jacobian import parameter_jacobian
+from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch
 from sklearn_capacity.measures import fisher_spectrum as family
-from sklearn_capacity.products.jacobian import jacobian_products
 from sklearn_capacity.theory import initialize_mean_field, mean_field
 
 NAMES = [name for name in MEASURES if MEASURES[name].function.__module__ == family.__name__]

@@ -13,16 +13,10 @@ from torch.func import functional_call
 
 from networks import NETWORKS
 from sklearn_capacity import UnsupportedLayerError, measure_capacity
-from sklearn_capacity.graph import (
-    Network,
-    activation_of,
-    evaluate,
-    named_tensors,
-    parameter_jacobian,
-    parameter_tangent,
-    trace,
-)
-from sklearn_capacity.graph.theta import parameter_groups
+from sklearn_capacity.derivatives.parameter_groups import parameter_groups
+from sklearn_capacity.derivatives.parameter_jacobian import parameter_jacobian
+from sklearn_capacity.derivatives.parameter_tangent import parameter_tangent
+from sklearn_capacity.graph import Network, activation_of, evaluate, named_tensors, trace
 
 
 def network_of(module, X, **options):

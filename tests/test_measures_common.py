@@ -16,7 +16,7 @@ from networks import NETWORKS
 from sklearn_capacity import CapacityWarning, NetworkClassifier, NotDefinedError, measure_capacity
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch
-from sklearn_capacity.scoring.session import Session, parse_measures
+from sklearn_capacity.scoring.measurement import Session, parse_measures
 
 #: Cheap settings for measures that draw or ascend, and parameters that have no default.
 SHORT = {

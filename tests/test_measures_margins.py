@@ -15,8 +15,8 @@ from networks import CHAINS, NETWORKS
 from sklearn_capacity import NotDefinedError, measure_capacity
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch
-from sklearn_capacity.measures.companion import fisher_norm
 from sklearn_capacity.measures.normalized_margins import normalized
+from sklearn_capacity.measures.output_gram import fisher_norm
 
 CLASSIFIERS = [name for name in NETWORKS if name not in ("binary", "one_output")]
 REDUCE = {"mean": np.mean, "max": np.max}
@@ -227,7 +227,7 @@ def test_layer_norm_and_attention_have_jacobians_too():
 
 
 def test_jacobians_are_formed_in_bounded_pieces(monkeypatch):
-    from sklearn_capacity.measures import companion
+    from sklearn_capacity.measures import output_gram as companion
 
     module, X, y = NETWORKS["conv_1d"]()
     names = ["jacobian_spectral", "jacobian_frobenius", "pullback_trace"]
@@ -245,7 +245,7 @@ def test_jacobians_of_the_folded_graph_are_those_of_the_module(case, monkeypatch
     module, X, y = NETWORKS[case]()
     names = ["jacobian_spectral", "jacobian_frobenius", "pullback_trace"]
     of_module = measure_capacity(module, X, y, names, loss="squared" if case == "binary" else None)
-    monkeypatch.setattr("sklearn_capacity.measures.companion.TRACE_PAYS", 0)
+    monkeypatch.setattr("sklearn_capacity.measures.output_gram.TRACE_PAYS", 0)
     of_graph = measure_capacity(module, X, y, names, loss="squared" if case == "binary" else None)
     assert of_graph == pytest.approx(of_module, rel=1e-12)
 

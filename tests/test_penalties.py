@@ -8,7 +8,7 @@ from torch import nn
 
 from reference_penalties import mean_squared_jacobian
 from sklearn_capacity.penalties import PENALTIES, JacobianPenalty, frobenius_penalty, projection_penalty
-from sklearn_capacity.penalties.jacobian import orthonormal_directions
+from sklearn_capacity.penalties.frobenius import orthonormal_directions
 
 
 def mlp() -> tuple[nn.Module, tuple[int, ...]]:

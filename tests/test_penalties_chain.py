@@ -25,8 +25,9 @@ from reference_penalties import (
 )
 from sklearn_capacity import JacobianRegularizedClassifier
 from sklearn_capacity.architectures import make_network
-from sklearn_capacity.graph import Network, chain
-from sklearn_capacity.graph.chain import jacobian_rows
+from sklearn_capacity.derivatives import input_sweeps as chain
+from sklearn_capacity.derivatives.input_sweeps import jacobian_rows
+from sklearn_capacity.graph import Network
 from sklearn_capacity.penalties import (
     PENALTIES,
     JacobianPenalty,
@@ -35,7 +36,7 @@ from sklearn_capacity.penalties import (
     projection_penalty,
     spectral_penalty,
 )
-from sklearn_capacity.penalties.jacobian import squared_products
+from sklearn_capacity.penalties.frobenius import squared_products
 
 ALL = CASES | FALLBACKS
 # a second use of a matrix, or a layer of one dimension, is nothing that the reference sees as a layer
@@ -131,7 +132,7 @@ def test_many_small_stacks_equal_one(monkeypatch):
     module, X = built("max_pool", 5)
     values = {}
     for size in (1, 3000, 1 << 30):
-        monkeypatch.setattr("sklearn_capacity.graph.chain.STACK_BYTES", size)
+        monkeypatch.setattr("sklearn_capacity.derivatives.input_sweeps.STACK_BYTES", size)
         for penalty in (frobenius_penalty, spectral_penalty, per_layer_penalty):
             value = penalty(module, X, output="softmax")
             result = torch.cat([value.detach()[None], gradients(value, module)])

@@ -17,13 +17,9 @@ from reference_penalties import (
     gradients,
     mean_squared_jacobian,
 )
-from sklearn_capacity.penalties import (
-    PENALTIES,
-    JacobianPenalty,
-    _joint,
-    _tapes,
-    frobenius_penalty,
-)
+from sklearn_capacity.penalties import PENALTIES, JacobianPenalty, frobenius_penalty
+from sklearn_capacity.penalties import joint_weights as _joint
+from sklearn_capacity.penalties import shared_pass as _tapes
 
 SHARED = ["mlp", "tanh", "max_pool", "one_channel", "residual", "tied", "weight_norm", "conv_batch_norm"]
 

@@ -10,10 +10,10 @@ from torch import nn
 
 import networks
 from sklearn_capacity import UnsupportedLayerError, measure_capacity
+from sklearn_capacity.derivatives.parameter_groups import parameter_groups
+from sklearn_capacity.derivatives.perturbation import FlatParameters, displacements
 from sklearn_capacity.graph import Network
-from sklearn_capacity.graph.theta import parameter_groups
 from sklearn_capacity.measures.parameters import parameter_vector
-from sklearn_capacity.products.perturbation import FlatParameters, displacements
 
 # -- the flat buffer ---------------------------------------------------------------------------------------------------
 

@@ -14,8 +14,8 @@ from torch import nn
 import networks
 from reference_sharpness import layers_of, mean_loss, perceptron, sharpness_by_draws
 from sklearn_capacity import CapacityWarning, NotDefinedError, measure_capacity
+from sklearn_capacity.derivatives.parameter_groups import parameter_groups
 from sklearn_capacity.graph import Network
-from sklearn_capacity.graph.theta import parameter_groups
 from sklearn_capacity.measures import MEASURES, Batch, losses, sharpness
 
 

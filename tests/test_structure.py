@@ -99,8 +99,8 @@ def test_every_layer_exists():
     ("module", "source", "complaint"),
     [
         ("linalg.lanczos", "from sklearn.utils import check_array", "never import sklearn"),
-        ("products.fisher", "import skorch", "never import skorch"),
-        ("products.fisher", "def f():\n    from skorch.callbacks import Callback", "never import skorch"),
+        ("derivatives.fisher_matrix", "import skorch", "never import skorch"),
+        ("derivatives.fisher_matrix", "def f():\n    from skorch.callbacks import Callback", "never import skorch"),
         ("penalties.jacobian", "from sklearn_capacity.measures import path_norm", "from above"),
         ("graph.trace", "from ..measures._record import Measure", "from above"),
         ("measures.margins", "from sklearn.metrics import accuracy_score", "never import sklearn"),

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import torch
 
 from sklearn_capacity._validation import check_integer
+from sklearn_capacity.derivatives.input_jacobian import OUTPUTS
 from sklearn_capacity.estimators import _constraints
 from sklearn_capacity.estimators._classifier import NetworkClassifier
 from sklearn_capacity.estimators._docs import documented
 from sklearn_capacity.estimators._regressor import NetworkRegressor
 from sklearn_capacity.penalties import PENALTIES, JacobianPenalty
-from sklearn_capacity.products.jacobian import OUTPUTS
 
 __all__ = ["JacobianRegularizedClassifier", "JacobianRegularizedRegressor"]
 

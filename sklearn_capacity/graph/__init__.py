@@ -1,12 +1,17 @@
-"""The graph of a network: trace, fold, interpret."""
+"""The graph of a network: trace, fold, interpret.
+
+`trace` turns a module into a `Program` by the table in `rules`; `fold` removes batch norms; binding tensors gives a
+`NetworkGraph` of `nodes`, which `evaluate` and every other interpreter walk in order. `Network` is what measures get:
+a module with its program, its graph and its checks. Read `nodes`, then `trace`, then `network`.
+
+Data flow: module -> trace -> Program.bind(tensors) -> fold -> NetworkGraph -> interpret(rules).
+"""
 
 from .activations import ACTIVATIONS, Activation, activation_of
 from .evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast, evaluate
-from .jacobian import RawJacobian, parameter_jacobian, raw_parameters
-from .layout import channels_first, channels_last, takes_channels_last
+from .memory_layout import channels_first, channels_last, takes_channels_last
 from .network import Network
 from .nodes import NetworkGraph, Node, UnsupportedLayerError, interpret
-from .tangent import parameter_tangent
 from .trace import Program, named_tensors, private_copy, trace
 
 __all__ = [
@@ -18,7 +23,6 @@ __all__ = [
     "NetworkGraph",
     "Node",
     "Program",
-    "RawJacobian",
     "UnsupportedLayerError",
     "activation_of",
     "apply_linear",
@@ -28,10 +32,7 @@ __all__ = [
     "evaluate",
     "interpret",
     "named_tensors",
-    "parameter_jacobian",
-    "parameter_tangent",
     "private_copy",
-    "raw_parameters",
     "takes_channels_last",
     "trace",
 ]

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import activation_of
-from .convert import Ref
 from .nodes import NetworkGraph, Node, interpret
+from .rules import Ref
 
 __all__ = ["EVALUATE", "LINEAR_RULES", "apply_linear", "broadcast", "evaluate"]
 

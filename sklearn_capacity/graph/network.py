@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .evaluate import evaluate
-from .layout import channels_first, takes_channels_last
+from .memory_layout import channels_first, takes_channels_last
 from .nodes import NetworkGraph, UnsupportedLayerError
 from .outputs import Wrapper, as_logits, first_output
 from .trace import Program, named_tensors, private_copy, trace

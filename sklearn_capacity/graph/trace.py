@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .convert import CONVERSIONS, SPLITS, Call, Draft, Ref, Weight, split_piece
+from .export_cleanup import no_leftovers
 from .fold import fold
-from .leftovers import no_leftovers
 from .nodes import NetworkGraph, Node, UnsupportedLayerError
+from .rules import CONVERSIONS, SPLITS, Call, Draft, Ref, Weight, split_piece
 
 __all__ = ["Program", "named_tensors", "private_copy", "trace"]
 

@@ -8,9 +8,9 @@ from typing import Any
 from .._validation import NotDefinedError, check_option
 from ..graph import Network
 from .batch import Batch
-from .companion import fisher_norm, largest_eigenvalues, traces
 from .jacobians import REDUCTIONS, reduce_samples
 from .lipschitz import log_lipschitz
+from .output_gram import fisher_norm, largest_eigenvalues, traces
 from .record import Measure, Measured
 
 __all__ = ["MEASURES", "pullback_curvature", "pullback_trace", "spectral_product_bound"]

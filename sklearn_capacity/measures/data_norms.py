@@ -17,10 +17,10 @@ from ..graph import Network
 from ..linalg import dual_exponent
 from ..linalg.entries import stable_norm
 from .batch import Batch
-from .chains import Chain, rectifier_chain
 from .norms import chain_norm, check_exponents, check_pair, group_norm, induced_norm, spectral_norm
 from .paths import path_norm
 from .record import Measure, Measured
+from .rectifier_chain import Chain, rectifier_chain
 
 __all__ = [
     "MEASURES",

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from .._validation import check_option
-from ..graph import Network, RawJacobian, UnsupportedLayerError, parameter_tangent
+from ..derivatives.parameter_jacobian import RawJacobian
+from ..derivatives.parameter_tangent import parameter_tangent
+from ..graph import Network, UnsupportedLayerError
 from .batch import Batch
 from .record import Measure, Measured, NotDefinedError
 

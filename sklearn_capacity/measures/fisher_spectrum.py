@@ -11,9 +11,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .._validation import NotDefinedError, check_integer, check_interval, check_option
+from ..derivatives.fisher_matrix import LOSSES, FisherMatrix
+from ..derivatives.parameter_jacobian import parameter_jacobian
 from ..graph import Network
-from ..graph.dual import LOSSES, FisherMatrix
-from ..graph.jacobian import parameter_jacobian
 from ..linalg import block_lanczos, largest_eigenvalue
 from .batch import Batch, is_out_of_memory
 from .record import Measure, Measured

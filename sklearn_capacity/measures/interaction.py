@@ -14,9 +14,9 @@ from torch import Tensor
 from .._validation import check_interval, check_numbers
 from ..graph import Network
 from .batch import CPU_BYTES, Batch
-from .chains import rectifier_chain
 from .layers import layer_weight
 from .record import Measure, Measured, NotDefinedError
+from .rectifier_chain import rectifier_chain
 
 __all__ = ["DELTAS", "MEASURES", "interaction_conditions", "sharpness_estimate"]
 

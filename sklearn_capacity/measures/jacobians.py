@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from .._validation import check_option
+from ..derivatives.input_jacobian import OUTPUTS
 from ..graph import Network
-from ..products.jacobian import OUTPUTS
 from .batch import Batch
-from .companion import largest_eigenvalues, traces
+from .output_gram import largest_eigenvalues, traces
 from .record import Measure, Measured
 
 __all__ = ["MEASURES", "REDUCTIONS", "jacobian_frobenius", "jacobian_spectral", "reduce_samples"]

@@ -10,9 +10,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .._validation import check_integer, check_interval, check_numbers, check_option
+from ..derivatives.parameter_groups import parameter_groups
+from ..derivatives.perturbation import FlatParameters, displacements
 from ..graph import Network, UnsupportedLayerError
-from ..graph.theta import parameter_groups
-from ..products.perturbation import FlatParameters, displacements
 from .batch import Batch
 from .losses import mean_error
 from .parameters import parameter_vector

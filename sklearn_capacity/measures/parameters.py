@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..graph import Network, NetworkGraph, UnsupportedLayerError, evaluate, raw_parameters
+from ..derivatives.parameter_groups import parameter_groups
+from ..derivatives.parameter_jacobian import raw_parameters
+from ..graph import Network, NetworkGraph, UnsupportedLayerError, evaluate
 from ..graph.fold import split_head
-from ..graph.theta import parameter_groups
 
 __all__ = ["ParameterVector", "parameter_vector"]
 

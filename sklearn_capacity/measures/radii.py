@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..derivatives.double_backward import twice_differentiable
 from ..graph import Network
-from ..products.tangent import twice_differentiable
 from .batch import Batch
-from .companion import jacobian_rows, logits_function, piece_size
 from .lipschitz import log_lipschitz
 from .margins import margins_of
+from .output_gram import jacobian_rows, logits_function, piece_size
 
 __all__ = ["CERTIFIED", "METHODS", "sample_radii"]
 

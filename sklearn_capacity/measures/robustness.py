@@ -10,10 +10,10 @@ import numpy as np
 from .._validation import check_integer, check_interval, check_option
 from ..graph import Network, activation_of
 from .batch import Batch
-from .chains import rectifier_chain
 from .norms import frobenius_norm
 from .radii import METHODS, sample_radii
 from .record import Measure, Measured, NotDefinedError, logarithm
+from .rectifier_chain import rectifier_chain
 
 __all__ = ["MEASURES", "input_margin_bound", "rademacher_bound", "robustness_bound"]
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .._validation import check_integer, check_interval, check_option, warn
+from ..derivatives.perturbation import FlatParameters, ProjectedAscent, displacements
 from ..graph import Network
-from ..products.perturbation import FlatParameters, ProjectedAscent, displacements
 from .batch import Batch
 from .losses import mean_loss, sample_losses, targets
 from .parameters import ParameterVector, parameter_vector

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .._validation import check_option
+from ..derivatives.parameter_groups import parameter_groups
 from ..graph import Network, Node
 from ..graph.fold import split_head
-from ..graph.theta import parameter_groups
 from ..linalg.entries import stable_norm
 from .batch import Batch
 from .layers import layer_weight, operator_of

@@ -7,10 +7,10 @@ differentiated twice by autograd, slower and with the same result.
 
 from __future__ import annotations
 
-from sklearn_capacity.penalties.jacobian import frobenius_penalty, projection_penalty
+from sklearn_capacity.penalties.frobenius import frobenius_penalty, projection_penalty
+from sklearn_capacity.penalties.jacobian_penalty import PENALTIES, JacobianPenalty, Penalty
 from sklearn_capacity.penalties.per_layer import per_layer_penalty
 from sklearn_capacity.penalties.spectral import spectral_penalty
-from sklearn_capacity.penalties.training import PENALTIES, JacobianPenalty, Penalty
 
 __all__ = [
     "PENALTIES",

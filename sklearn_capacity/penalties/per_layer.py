@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_capacity._validation import check_option
+from sklearn_capacity.derivatives.input_jacobian import OUTPUTS, apply_output
+from sklearn_capacity.derivatives.input_sweeps import pull, stacks
+from sklearn_capacity.derivatives.modes import evaluating, in_full_precision
 from sklearn_capacity.graph import Node
-from sklearn_capacity.graph.chain import pull, stacks
-from sklearn_capacity.penalties._chain import Gradients, softmax_jacobian, wants
-from sklearn_capacity.penalties._modes import evaluating, in_full_precision
-from sklearn_capacity.penalties._tapes import Linearized, linearized
-from sklearn_capacity.penalties.jacobian import sample_scale
-from sklearn_capacity.products.jacobian import OUTPUTS, apply_output
+from sklearn_capacity.penalties.frobenius import sample_scale
+from sklearn_capacity.penalties.shared_pass import Linearized, linearized
+from sklearn_capacity.penalties.sweep_gradients import Gradients, softmax_jacobian, wants
 
 __all__ = ["per_layer_penalty"]
 

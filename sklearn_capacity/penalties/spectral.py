@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from sklearn_capacity._validation import check_option
-from sklearn_capacity.graph.adjoint import Tape
-from sklearn_capacity.graph.chain import pull, stacks
-from sklearn_capacity.penalties._chain import chain_products, softmax_jacobian
-from sklearn_capacity.penalties._modes import evaluating, in_full_precision
-from sklearn_capacity.penalties._tapes import linearized
-from sklearn_capacity.penalties.jacobian import sample_scale, unit_vectors, weighted_mean
-from sklearn_capacity.products.jacobian import OUTPUTS, jacobian_products
+from sklearn_capacity.derivatives.input_jacobian import OUTPUTS, jacobian_products
+from sklearn_capacity.derivatives.input_sweeps import pull, stacks
+from sklearn_capacity.derivatives.modes import evaluating, in_full_precision
+from sklearn_capacity.derivatives.sweep_rules import Tape
+from sklearn_capacity.penalties.frobenius import sample_scale, unit_vectors, weighted_mean
+from sklearn_capacity.penalties.shared_pass import linearized
+from sklearn_capacity.penalties.sweep_gradients import chain_products, softmax_jacobian
 
 __all__ = ["spectral_penalty"]
 

@@ -11,7 +11,7 @@ import pandas as pd
 from .._validation import NotDefinedError, warn
 from ..measures import MEASURES, Measured
 from ..measures.margins import sample_margins
-from .session import Request, Session, parse_measures
+from .measurement import Request, Session, parse_measures
 
 __all__ = ["capacity_report", "list_measures", "measure_capacity"]
 

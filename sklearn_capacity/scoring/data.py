@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .._validation import NotDefinedError, check_integer, check_option
+from .find_network import Subject
 from .probe import is_hollow
-from .subject import Subject
 
 __all__ = ["LOSSES", "checked_X", "encode_targets", "refuse_containers", "resolve_loss", "subsample"]
 

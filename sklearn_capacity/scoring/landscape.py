@@ -13,8 +13,8 @@ from torch.nn.utils import parametrize
 
 from .._validation import NotDefinedError, check_integer, check_interval, closest
 from ..graph import private_copy
-from .session import Session, parse_measures
-from .subject import resolve
+from .find_network import resolve
+from .measurement import Session, parse_measures
 
 __all__ = ["MeasureLandscape", "measure_landscape", "network_weights"]
 

@@ -11,7 +11,7 @@ from sklearn.metrics import check_scoring, get_scorer_names
 from sklearn.utils.validation import check_is_fitted
 
 from .._validation import NotDefinedError, check_option, warn
-from .session import Request, Session, is_group, parse_measures
+from .measurement import Request, Session, is_group, parse_measures
 
 __all__ = ["CapacityScorer"]
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from .._validation import check_option
-from ..graph.dual import LOSSES
+from ..derivatives.fisher_matrix import LOSSES
 from ..measures.fisher_spectrum import fisher_eigenvalues
-from .session import Session
+from .measurement import Session
 
 __all__ = ["fisher_spectrum"]
 

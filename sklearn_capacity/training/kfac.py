@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_capacity._validation import check_integer, check_interval, check_option
-from sklearn_capacity.penalties._modes import evaluating
+from sklearn_capacity.derivatives.modes import evaluating
 
 __all__ = ["KFAC"]
 

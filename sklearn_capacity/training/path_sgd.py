@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sklearn_capacity._validation import check_integer, check_interval
+from sklearn_capacity.derivatives.modes import evaluating
 from sklearn_capacity.graph import named_tensors, trace
-from sklearn_capacity.penalties._modes import evaluating
 
 __all__ = ["PathSGD"]
 

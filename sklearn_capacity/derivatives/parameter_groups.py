@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .nodes import NetworkGraph, Node
+from ..graph.nodes import NetworkGraph, Node
 
 __all__ = ["ParameterGroup", "Use", "parameter_groups"]
 

@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from .activations import activation_of
-from .adjoint import ADJOINT, FRESH, TANGENT, Selection, Tape, bend
-from .evaluate import EVALUATE, apply_linear, pool_indices
-from .layout import channels_last
-from .nodes import NetworkGraph, Node, interpret
+from ..graph.activations import activation_of
+from ..graph.evaluate import EVALUATE, apply_linear, pool_indices
+from ..graph.memory_layout import channels_last
+from ..graph.nodes import NetworkGraph, Node, interpret
+from .sweep_rules import ADJOINT, FRESH, TANGENT, Selection, Tape, bend
 
 __all__ = ["chain_refusal", "jacobian_rows", "linearize", "pull", "push", "stacks"]
 

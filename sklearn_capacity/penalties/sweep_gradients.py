@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sklearn_capacity.derivatives.input_sweeps import pull, push, stacks
+from sklearn_capacity.derivatives.sweep_rules import Tape, weight_gradient
 from sklearn_capacity.graph import Node, activation_of
-from sklearn_capacity.graph.adjoint import Tape, weight_gradient
-from sklearn_capacity.graph.chain import pull, push, stacks
-from sklearn_capacity.penalties._joint import Joints, graph_is_kept
-from sklearn_capacity.penalties._tapes import Linearized
+from sklearn_capacity.penalties.joint_weights import Joints, graph_is_kept
+from sklearn_capacity.penalties.shared_pass import Linearized
 
 __all__ = ["Directions", "Gradients", "chain_products", "softmax_jacobian", "wants"]
 

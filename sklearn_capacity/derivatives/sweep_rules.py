@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .evaluate import LINEAR_RULES, apply_linear, avg_pool, broadcast, pad_input, pick, plain_padding
-from .layout import channels_last
-from .nodes import WEIGHT_OPS, NetworkGraph, Node
+from ..graph.evaluate import LINEAR_RULES, apply_linear, avg_pool, broadcast, pad_input, pick, plain_padding
+from ..graph.memory_layout import channels_last
+from ..graph.nodes import WEIGHT_OPS, NetworkGraph, Node
 
 __all__ = ["ADJOINT", "FRESH", "TANGENT", "Selection", "Tape", "bend", "weight_gradient"]
 

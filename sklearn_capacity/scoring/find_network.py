@@ -13,7 +13,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from torch import Tensor, nn
 
-from .convert import convert
+from .from_sklearn import convert
 
 __all__ = ["Subject", "resolve"]
 

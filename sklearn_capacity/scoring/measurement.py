@@ -17,8 +17,8 @@ from ..graph import Network
 from ..measures import MEASURES, Batch, Measure, Measured, measure_named
 from ..training import resolve_device
 from .data import LOSSES, checked_X, encode_targets, refuse_containers, resolve_loss, subsample
+from .find_network import Subject, resolve
 from .probe import measurable, probe, torch_refusals
-from .subject import Subject, resolve
 
 __all__ = ["Request", "Session", "is_group", "parse_measures"]
 

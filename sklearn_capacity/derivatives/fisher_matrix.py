@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from .gradients import Outer, Rows, SampleGradients
-from .jacobian import ParameterJacobian, Point
-from .layout import channels_last
+from ..graph.memory_layout import channels_last
+from .parameter_jacobian import ParameterJacobian, Point
+from .sample_gradients import Outer, Rows, SampleGradients
 
 __all__ = ["LOSSES", "FisherMatrix", "cotangents"]
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from sklearn_capacity._validation import check_integer, check_option
-from sklearn_capacity.penalties._chain import chain_products
-from sklearn_capacity.penalties._modes import evaluating, in_full_precision
-from sklearn_capacity.penalties._tapes import linearized
-from sklearn_capacity.products.jacobian import OUTPUTS, jacobian_products
+from sklearn_capacity.derivatives.input_jacobian import OUTPUTS, jacobian_products
+from sklearn_capacity.derivatives.modes import evaluating, in_full_precision
+from sklearn_capacity.penalties.shared_pass import linearized
+from sklearn_capacity.penalties.sweep_gradients import chain_products
 
 __all__ = ["frobenius_penalty", "orthonormal_directions", "projection_penalty"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from .tangent import pulled_back, twice_differentiable
+from .double_backward import pulled_back, twice_differentiable
 
 __all__ = ["apply_output", "gram_product", "jacobian_products"]
 

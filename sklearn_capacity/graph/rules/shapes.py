@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from .conversion import Call, Draft, Ref, aten, per_axis, rule
+from .call import Call, Draft, Ref, aten, per_axis, rule
 
 
 def _dims(value: Any, rank: int) -> tuple[int, ...]:

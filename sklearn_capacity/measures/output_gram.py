@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from .._validation import NotDefinedError
-from ..graph import Network, NetworkGraph, UnsupportedLayerError, chain, evaluate
-from ..graph.dual import cotangents
+from ..derivatives import input_sweeps as chain
+from ..derivatives.fisher_matrix import cotangents
+from ..derivatives.input_jacobian import gram_product, jacobian_products
+from ..graph import Network, NetworkGraph, UnsupportedLayerError, evaluate
 from ..linalg import lanczos
-from ..products.jacobian import gram_product, jacobian_products
 from .batch import Batch
 
 __all__ = [

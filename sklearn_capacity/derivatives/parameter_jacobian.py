@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..products.tangent import directional_derivative
-from .fold import split_head
-from .gradients import Rows, SampleGradients, partners, sample_gradients
-from .linearize import Linearization
-from .network import Network
-from .nodes import NetworkGraph, UnsupportedLayerError
-from .theta import parameter_groups
+from ..graph.fold import split_head
+from ..graph.network import Network
+from ..graph.nodes import NetworkGraph, UnsupportedLayerError
+from .double_backward import directional_derivative
+from .parameter_groups import parameter_groups
+from .parameter_linearization import Linearization
+from .sample_gradients import Rows, SampleGradients, partners, sample_gradients
 
 __all__ = ["GraphJacobian", "ParameterJacobian", "Point", "RawJacobian", "parameter_jacobian", "raw_parameters"]
 

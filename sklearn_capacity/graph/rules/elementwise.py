@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .conversion import Call, Draft, Ref, Weight, rule
+from .call import Call, Draft, Ref, Weight, rule
 
 _ACTIVATION_ARGS: dict[str, tuple[str, ...]] = {
     "relu.default": (),

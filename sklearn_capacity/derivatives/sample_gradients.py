@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .evaluate import pad_input
-from .linearize import Linearization
-from .nodes import Node
-from .theta import ParameterGroup, Use
+from ..graph.evaluate import pad_input
+from ..graph.nodes import Node
+from .parameter_groups import ParameterGroup, Use
+from .parameter_linearization import Linearization
 
 __all__ = ["Outer", "Rows", "SampleGradients", "partners", "sample_gradients"]
 

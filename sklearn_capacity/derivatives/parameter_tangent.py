@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..products.tangent import pushed_forward, twice_differentiable
-from .activations import activation_of
-from .evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast, pick, pool_indices
-from .nodes import WEIGHT_OPS, NetworkGraph, Node, interpret
+from ..graph.activations import activation_of
+from ..graph.evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast, pick, pool_indices
+from ..graph.nodes import WEIGHT_OPS, NetworkGraph, Node, interpret
+from .double_backward import pushed_forward, twice_differentiable
 
 __all__ = ["activation_tangent", "opaque_tangent", "parameter_tangent", "shaped_bias"]
 

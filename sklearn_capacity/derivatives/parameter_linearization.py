@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .activations import activation_of
-from .evaluate import EVALUATE, LINEAR_RULES, apply_linear, pick, pool_indices
-from .nodes import WEIGHT_OPS, NetworkGraph, Node, interpret
-from .tangent import activation_tangent, opaque_tangent, shaped_bias
+from ..graph.activations import activation_of
+from ..graph.evaluate import EVALUATE, LINEAR_RULES, apply_linear, pick, pool_indices
+from ..graph.nodes import WEIGHT_OPS, NetworkGraph, Node, interpret
+from .parameter_tangent import activation_tangent, opaque_tangent, shaped_bias
 
 __all__ = ["Linearization"]
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sklearn_capacity.derivatives.input_sweeps import Tape, chain_refusal, linearize
+from sklearn_capacity.derivatives.modes import autocasts
 from sklearn_capacity.graph import NetworkGraph, Program, activation_of, evaluate, named_tensors, private_copy, trace
-from sklearn_capacity.graph.chain import Tape, chain_refusal, linearize
-from sklearn_capacity.penalties._joint import Joints, joint_linear
-from sklearn_capacity.penalties._modes import autocasts
+from sklearn_capacity.penalties.joint_weights import Joints, joint_linear
 
 __all__ = ["Linearized", "graph_of", "linearized", "shared_forward"]
 

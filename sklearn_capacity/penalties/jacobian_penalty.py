@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_capacity._validation import check_option
-from sklearn_capacity.penalties._tapes import shared_forward
-from sklearn_capacity.penalties.jacobian import frobenius_penalty, projection_penalty
+from sklearn_capacity.derivatives.input_jacobian import OUTPUTS
+from sklearn_capacity.penalties.frobenius import frobenius_penalty, projection_penalty
 from sklearn_capacity.penalties.per_layer import per_layer_penalty
+from sklearn_capacity.penalties.shared_pass import shared_forward
 from sklearn_capacity.penalties.spectral import spectral_penalty
-from sklearn_capacity.products.jacobian import OUTPUTS
 
 __all__ = ["PENALTIES", "JacobianPenalty", "Penalty"]
 

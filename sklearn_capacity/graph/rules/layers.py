@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from .conversion import Call, Draft, Ref, Weight, is_weight, per_axis, rule
-from .nodes import UnsupportedLayerError
+from ...graph.nodes import UnsupportedLayerError
+from .call import Call, Draft, Ref, Weight, is_weight, per_axis, rule
 
 
 @rule("linear.default")

@@ -1,0 +1,10 @@
+"""Everything that differentiates a network; every name says with respect to what.
+
+Input side: `input_jacobian` (rows of dlogits/dx by autograd), `input_sweeps` (the same through a graph, without
+autograd), `sweep_rules` (the transposed and the tangent operators that the sweeps apply).
+Parameter side: `parameter_groups` (which tensors theta holds), `parameter_jacobian`, `parameter_tangent`,
+`parameter_linearization`, `sample_gradients`, `fisher_matrix`.
+Shared: `double_backward` (J v by two reverse passes), `perturbation` (weights that move), `modes`.
+
+Data flow: NetworkGraph, X -> Linearization -> sample gradients -> FisherMatrix -> measures.
+"""

@@ -1,1 +1,0 @@
-"""Products of a function and its parameters with Jacobians, Fisher matrices and Hessians."""
