@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import activation_of
-from .nodes import NetworkGraph, Node, interpret
-from .rules import Ref
+from .nodes import NetworkGraph, Node, Place, interpret
 
 __all__ = ["EVALUATE", "LINEAR_RULES", "apply_linear", "broadcast", "evaluate"]
 
@@ -136,8 +135,7 @@ def _add(node: Node, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _opaque(node: Node, *values: Any) -> Any:
-    table = dict(zip(node.inputs, values, strict=True))
-    leaves = [table[leaf.name] if isinstance(leaf, Ref) else leaf for leaf in node.params["leaves"]]
+    leaves = [values[leaf.index] if isinstance(leaf, Place) else leaf for leaf in node.params["leaves"]]
     args, kwargs = torch.utils._pytree.tree_unflatten(leaves, node.params["spec"])
     return node.params["function"](*args, **kwargs)
 

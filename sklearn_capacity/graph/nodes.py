@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._validation import NotDefinedError
 
-__all__ = ["NetworkGraph", "Node", "UnsupportedLayerError", "WEIGHT_OPS", "interpret"]
+__all__ = ["NetworkGraph", "Node", "Place", "UnsupportedLayerError", "WEIGHT_OPS", "interpret"]
 
 #: Operators that may carry a weight. A "diagonal" carries one only where it is a layer of its own.
 WEIGHT_OPS = ("linear", "conv", "conv_transpose", "diagonal")
@@ -29,6 +29,16 @@ class UnsupportedLayerError(NotDefinedError):
     ...     print(str(error).split(":")[0])
     A path norm is not defined for the operator `tanh` in layer `1`
     """
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the argument of an operator without a rule stands among the node's `inputs`.
+
+    Only `inputs` names other nodes, so that whoever renames one needs to look nowhere else.
+    """
+
+    index: int
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ class Node:
     sources : (frozenset of str, frozenset of str)
         Names of the parameters behind the weight and behind the bias; tensors with the same ones are tied.
     params : mapping
-        What else the operator needs: stride, dims, the kind of activation, ...
+        What else the operator needs: stride, dims, the kind of activation, ...; never the name of a node.
     """
 
     name: str

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .export_cleanup import no_leftovers
 from .fold import fold
-from .nodes import NetworkGraph, Node, UnsupportedLayerError
+from .nodes import NetworkGraph, Node, Place, UnsupportedLayerError
 from .rules import CONVERSIONS, SPLITS, Call, Draft, Ref, Weight, split_piece
 
 __all__ = ["Program", "named_tensors", "private_copy", "trace"]
@@ -335,7 +335,11 @@ class _Binder:
         leaves, spec = torch.utils._pytree.tree_flatten((args, kwargs), is_leaf=lambda v: isinstance(v, Ref | Weight))
         refs = tuple(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Ref)))
         trained = any(isinstance(leaf, Weight) and leaf.trainable for leaf in leaves)
-        values = [leaf.tensor if isinstance(leaf, Weight) else leaf for leaf in leaves]
+        places = {ref: Place(index) for index, ref in enumerate(refs)}
+        values = [
+            places[leaf] if isinstance(leaf, Ref) else leaf.tensor if isinstance(leaf, Weight) else leaf
+            for leaf in leaves
+        ]
         target = getattr(node.target, "__name__", str(node.target))
         params = {"target": target, "function": node.target, "leaves": values, "spec": spec, "trained": trained}
         return Draft("opaque", refs, params=params)
