@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench fuzz soak test-oldest test-newest test-dist clean
+.PHONY: help demo test lint changelog docs bench fuzz soak test-oldest test-newest test-dist clean
 
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
@@ -18,10 +18,11 @@ NEEDS := pyproject.toml constraints.txt
 
 help:
 	@echo "make demo         fit, search and measure on scikit-learn's digits; writes a table and a picture"
-	@echo "make test         all tests and doctests          make lint         ruff and mypy"
+	@echo "make test         all tests and doctests          make lint         style, spelling and types"
 	@echo "make docs         docs/_build/html                make bench        ratios against peers"
 	@echo "make fuzz         thousands of hostile inputs     make soak         1,000 fits in one process"
 	@echo "make test-oldest  oldest declared versions        make test-newest  newest declared versions"
+	@echo "make changelog    changes since the last release"
 	@echo "make test-dist    build and check the wheel       make clean        remove what was made"
 
 # $(call find_python): the first interpreter that is new enough and can make a virtual environment.
@@ -57,7 +58,7 @@ $(VENV)/.test: $(VENV)/.core
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.core
-	@echo "Installing ruff and mypy"
+	@echo "Installing what checks style, spelling and types"
 	@$(call install,$(VENV),-c constraints.txt,[lint])
 	@touch $@
 
@@ -80,7 +81,12 @@ test: $(VENV)/.test
 lint: $(VENV)/.lint
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m codespell_lib .
+	$(PYTHON) -m towncrier build --draft --version next > /dev/null
 	$(PYTHON) -m mypy
+
+changelog: $(VENV)/.lint
+	@$(PYTHON) -m towncrier build --draft --version next
 
 docs: $(VENV)/.docs
 	$(ONE_THREAD) $(PYTHON) -m sphinx -W --keep-going --quiet -b html docs docs/_build/html

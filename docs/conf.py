@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import tomllib
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -13,6 +12,8 @@ sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 from measure_pages import write_measures  # noqa: E402
 from written_pages import write_api_page, write_example_pages  # noqa: E402
 
+import sklearn_capacity  # noqa: E402
+
 write_measures(HERE / "generated")
 write_api_page(HERE / "generated")
 write_example_pages(HERE.parent / "examples", HERE / "generated")
@@ -20,7 +21,7 @@ write_example_pages(HERE.parent / "examples", HERE / "generated")
 project = "sklearn_capacity"
 author = "sklearn_capacity developers"
 project_copyright = f"2026, {author}"
-version = release = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]["version"]
+version = release = sklearn_capacity.__version__
 
 extensions = [
     "sphinx.ext.autodoc",

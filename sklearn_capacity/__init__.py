@@ -2,6 +2,7 @@
 
 from . import architectures, datasets, displays, layers, model_selection, theory
 from ._validation import CapacityWarning, NotDefinedError
+from ._version import __version__
 from .estimators import (
     GeneralizationLayerClassifier,
     GeneralizationLayerRegressor,
@@ -23,8 +24,6 @@ from .scoring import (
     measure_capacity,
 )
 
-__version__ = "0.1.0"
-
 __all__ = [
     "CapacityCallback",
     "CapacityScorer",
@@ -37,6 +36,7 @@ __all__ = [
     "NetworkRegressor",
     "NotDefinedError",
     "UnsupportedLayerError",
+    "__version__",
     "architectures",
     "bicriteria_curve",
     "capacity_report",

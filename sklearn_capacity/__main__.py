@@ -50,6 +50,7 @@ def search(n_jobs: int | None = None) -> tuple[SearchWithProgress, float]:
 
 
 def main() -> None:
+    """Run the demonstration from the command line."""
     parser = argparse.ArgumentParser(prog="python -m sklearn_capacity", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for the figure and the table")
     parser.add_argument("--jobs", type=int, default=None, help="networks to train at once")

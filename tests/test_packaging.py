@@ -14,6 +14,7 @@ import torch
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+import sklearn_capacity
 from sklearn_capacity._validation import CapacityWarning
 from structure import ROOT
 
@@ -58,8 +59,14 @@ def test_torch_is_held_at_one_minor_version():
     )
 
 
+def test_the_version_stands_in_one_place():
+    (cited,) = re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited == sklearn_capacity.__version__
+    assert "version" in PROJECT["dynamic"]
+
+
 def test_declared_extras():
-    assert {"plot", "curvature", "distributed", "test", "docs", "bench"} <= set(EXTRAS)
+    assert {"dev", "plot", "curvature", "distributed", "test", "docs", "bench"} <= set(EXTRAS)
 
 
 def test_make_targets_are_described():

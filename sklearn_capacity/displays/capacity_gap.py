@@ -18,7 +18,7 @@ COLUMNS = 3
 
 
 class CapacityGapDisplay:
-    """Scatter of the generalization gap over each measure, one panel each, with Kendall's tau.
+    r"""Scatter of the generalization gap over each measure, one panel each, with Kendall's tau.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class CapacityGapDisplay:
     >>> table = pd.DataFrame({"gap": [0.1, 0.2, 0.3], "path_norm": [1.0, 3.0, 2.0], "width": [8, 16, 32]})
     >>> display = CapacityGapDisplay(table, "gap", measures=["path_norm"], color="width").plot()
     >>> display.axes_[0].get_title()
-    'path norm\\n$\\\\tau$ = 0.33 [-1.00, 1.00]'
+    'path norm\n$\\tau$ = 0.33 [-1.00, 1.00]'
     """
 
     def __init__(

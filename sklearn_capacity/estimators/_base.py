@@ -39,9 +39,10 @@ def can_continue(estimator: BaseNetwork) -> bool:
 
 
 class BaseNetwork(NetTraining, Restoring, BaseEstimator):
-    """Base of the estimators. A variant overrides one hook:
+    """Base of the estimators.
 
-    ``_make_module()``, ``_penalty(generator)``, ``_extra_callbacks()``, ``_parameter_groups()``.
+    A variant overrides one hook: ``_make_module()``, ``_penalty(generator)``, ``_extra_callbacks()``,
+    ``_parameter_groups()``.
     """
 
     _constraints: ClassVar[dict[str, Any]] = _constraints.COMMON

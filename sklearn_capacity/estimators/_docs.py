@@ -75,7 +75,7 @@ augmentation : {"crop_flip", "crop", "flip"}, callable or None, default=None
     size, "flip" mirrors every second one. A callable is called as ``augmentation(X, generator)`` with a batch and a
     CPU generator.
 callbacks : list, default=None
-    skorch callbacks, copied before use.
+    Callbacks of skorch, copied before use.
 dtype : {"auto", "float32", "float64"}, default="auto"
     Precision of weights and data; "auto" is that of X (float64 for integers). float32 is faster.
 device : str or torch.device, default="auto"
@@ -123,9 +123,9 @@ nu_start, nu_end : float > 0, default=1.0 and 0.1
 nu_decay_fraction : float in [0, 1], default=0.8
     Share of `max_epochs` in which nu goes, linearly, from one to the other.
 slow_factor : float >= 0, default=0.1
-    The layer's own weights learn with this fraction of the learning rate,
+    The layer's own weights learn with this fraction of the learning rate, from epoch `slow_after` on.
 slow_after : int or float in [0, 1], default=20
-    from this epoch on; a float is a fraction of `max_epochs`.
+    The first epoch at the slow rate; a float is a fraction of `max_epochs`.
 layer_form : {"wrap", "block", "conv3x3"} or None, default=None
     How it is inserted, see :func:`sklearn_capacity.layers.insert_generalization_layer`. None: "wrap" for "skip",
     "block" for "dropout".

@@ -189,7 +189,7 @@ class Network:
         return tensors
 
     def renewed(self) -> Network:
-        """This network after its module's weights were changed in place: the trace is kept, what followed is not."""
+        """The network after its module's weights were changed in place: the trace is kept, what followed is not."""
         twin = copy.copy(self)
         twin.__dict__.pop("graph", None)
         twin._memo = {}

@@ -246,9 +246,9 @@ def generalization_layers(module: nn.Module) -> Iterator[SkipLayer]:
     module : torch.nn.Module
         Searched with all its submodules.
 
-    Yields
-    ------
-    SkipLayer
+    Returns
+    -------
+    iterator of SkipLayer
         Each once, in order of registration. Dropout layers of [GL] are none: they are trained as any layer is.
 
     Examples

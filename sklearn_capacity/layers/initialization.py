@@ -27,7 +27,7 @@ def he_initialize(module: M) -> M:
 
     Returns
     -------
-    module : torch.nn.Module
+    torch.nn.Module
         The same object.
 
     Notes

@@ -32,6 +32,7 @@ Operator = MatrixOperator | DiagonalOperator | ConvOperator
 
 
 def check_view(view: str) -> str:
+    """The view, if there is one of this name."""
     return check_option("view", view, VIEWS)
 
 

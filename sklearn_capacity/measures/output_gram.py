@@ -69,7 +69,6 @@ def jacobian_rows(function: Callable[[Tensor], Tensor], X: Tensor) -> Tensor:
 
 def jacobian_gram(network: Network, batch: Batch) -> Tensor:
     """J(x) J(x)^T of every sample, (n, C, C), float64; kept for the call."""
-
     function = logits_function(network, batch)
 
     def gram(X: Tensor) -> Tensor:

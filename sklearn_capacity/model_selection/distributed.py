@@ -12,10 +12,10 @@ __all__ = ["dask_backend"]
 
 
 def dask_backend(client: Any = None, *, scatter: Any = None, **options: Any) -> Any:
-    """joblib's Dask backend with all that tasks share held by every worker.
+    """Run joblib's tasks on Dask, with all that they share held by every worker.
 
-    joblib itself puts the arrays that it finds in tasks, such as the indices of a fold, on one worker. If that worker
-    dies they are lost, and the search fails instead of running its task again.
+    Left to itself, joblib puts the arrays that it finds in tasks, such as the indices of a fold, on one worker. If
+    that worker dies they are lost, and the search fails instead of running its task again.
 
     Parameters
     ----------
@@ -29,6 +29,7 @@ def dask_backend(client: Any = None, *, scatter: Any = None, **options: Any) -> 
     Returns
     -------
     context manager
+        Tasks of joblib run on the client's workers inside it.
 
     Raises
     ------

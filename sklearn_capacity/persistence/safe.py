@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
 import platform
@@ -16,6 +15,8 @@ import torch
 from sklearn.exceptions import NotFittedError
 from torch import nn
 
+from .. import estimators
+from .._version import __version__
 from ..storage import FileError, Stored, decode, encode, read_file, write_file
 
 __all__ = ["load", "save"]
@@ -132,9 +133,7 @@ def _public_name(estimator: Any) -> str:
 
 def _class_named(name: Any) -> type | None:
     """An estimator by its public name; any other name gives None."""
-    package = importlib.import_module("sklearn_capacity")
-    found = getattr(package, name, None) if isinstance(name, str) and name in package.__all__ else None
-    return found if isinstance(found, type) and hasattr(found, "_restore") else None
+    return getattr(estimators, name) if isinstance(name, str) and name in estimators.__all__ else None
 
 
 def _encoded_parameter(key: str, value: Any) -> Any:
@@ -152,7 +151,7 @@ def _tensor(key: str, value: Any) -> torch.Tensor:
 
 def _versions() -> dict[str, str]:
     return {
-        "sklearn_capacity": importlib.import_module("sklearn_capacity").__version__,
+        "sklearn_capacity": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "scikit-learn": sklearn.__version__,

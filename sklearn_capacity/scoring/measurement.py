@@ -173,7 +173,7 @@ class Session:
         return X, torch.from_numpy(encoded).to(network.device)
 
     def renewed(self) -> Session:
-        """This session after the weights of its network were changed in place: the trace is kept."""
+        """The session after the weights of its network were changed in place: the trace is kept."""
         twin = copy.copy(self)
         twin.network = self.network.renewed()
         twin.batch = self.batch.renewed(twin.network)

@@ -144,6 +144,7 @@ def robustness_bound_from_covering(covering_number: float, m: int, delta: float 
     Returns
     -------
     float
+        The bound, with probability at least 1 - `delta`.
 
     References
     ----------

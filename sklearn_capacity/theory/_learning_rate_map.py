@@ -138,6 +138,7 @@ def learning_rate_map(
     Returns
     -------
     LearningRateMap
+        Losses over the grid, beside the critical learning rates.
 
     Raises
     ------

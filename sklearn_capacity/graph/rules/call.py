@@ -85,9 +85,11 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def is_weight(value: Any) -> bool:
+    """Whether an argument is a parameter or buffer, or left out."""
     return value is None or isinstance(value, Weight)
 
 
 def per_axis(value: Any, nd: int) -> tuple[int, ...]:
+    """One number for every spatial axis, from one number for all or one for each."""
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     return values * nd if len(values) == 1 else values
