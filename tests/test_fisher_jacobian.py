@@ -8,11 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import spectral_norm as old_spectral_norm
+from torch.nn.utils import weight_norm as old_weight_norm
 
 import reference_fisher as reference
 from networks import NETWORKS, make
-from sklearn_capacity import UnsupportedLayerError
-from sklearn_capacity.derivatives.parameter_jacobian import GraphJacobian, RawJacobian, parameter_jacobian
+from sklearn_capacity import UnsupportedLayerError, fisher_spectrum, measure_capacity
+from sklearn_capacity.derivatives.parameter_jacobian import AutogradJacobian, GraphJacobian, parameter_jacobian
 from sklearn_capacity.derivatives.parameter_linearization import Linearization
 from sklearn_capacity.derivatives.parameter_tangent import parameter_tangent
 from sklearn_capacity.derivatives.sample_gradients import Outer, sample_gradients
@@ -166,7 +169,7 @@ def test_every_parameter_counts_once(name):
     network, X, _, by_hand = case(name)
     jacobian = parameter_jacobian(network)
     assert jacobian.size == sum(p.numel() for p in reference.trained(by_hand))
-    assert isinstance(jacobian, RawJacobian) == (name == "attention")
+    assert isinstance(jacobian, AutogradJacobian) == (name == "attention")
 
 
 def test_views_of_one_matrix_share_a_group_only_where_they_overlap():
@@ -259,15 +262,74 @@ def _is_bias(net, parameter):
     return any(p is parameter and name.split(".")[-1] in ("bias", "shift") for name, p in net.named_parameters())
 
 
-def test_networks_without_a_graph_or_a_folded_form_are_refused():
-    class Mixed(nn.Module):
+# -- the effective weights, also beside an operator that has parameters and no rule ------------------------------------
+
+
+class Scaled(nn.Module):
+    """A layer that computes its weight in its own way."""
+
+    def __init__(self):
+        super().__init__()
+        self.raw = nn.Parameter(torch.randn(6, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, 2 * self.raw.abs())
+
+
+def spectral(layer: nn.Module) -> nn.Module:
+    layer(torch.randn(3, 4))  # a power iteration, so that the vectors are of this weight
+    return layer
+
+
+COMPUTED = {
+    "weight_norm": lambda: old_weight_norm(nn.Linear(4, 6)),
+    "weight_norm along another axis": lambda: old_weight_norm(nn.Linear(4, 6), dim=1),
+    "spectral_norm": lambda: spectral(old_spectral_norm(nn.Linear(4, 6))),
+    "parametrized weight_norm": lambda: parametrizations.weight_norm(nn.Linear(4, 6)),
+    "parametrized spectral_norm": lambda: parametrizations.spectral_norm(nn.Linear(4, 6)),
+    "pruned": lambda: prune.random_unstructured(nn.Linear(4, 6), "weight", 0.5),
+    "by hand": Scaled,
+    "batch norm": lambda: nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)),
+}
+
+
+def effective(layer: nn.Module) -> nn.Linear:
+    """The affine map of a layer as a plain layer: its values at 0 and at the unit vectors."""
+    plain = nn.Linear(4, 6, bias=not isinstance(layer, Scaled)).double()
+    with torch.no_grad():
+        shift = layer(torch.zeros(1, 4, dtype=torch.float64))
+        plain.weight.copy_((layer(torch.eye(4, dtype=torch.float64)) - shift).T)
+        if plain.bias is not None:
+            plain.bias.copy_(shift[0])
+    return plain
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize("layer", COMPUTED.values(), ids=COMPUTED)
+@pytest.mark.parametrize("between", [nn.LayerNorm, nn.Softmax], ids=["with parameters", "without"])
+def test_weights_are_the_effective_ones(layer, between):
+    middle = nn.LayerNorm(6) if between is nn.LayerNorm else nn.Softmax(-1)
+    module, X, y = make(lambda: nn.Sequential(layer(), middle, nn.ReLU(), nn.Linear(6, 3)), (4,))
+    plain = nn.Sequential(effective(module[0]), *module[1:]).requires_grad_(True)
+    torch.testing.assert_close(plain(X), module(X))
+    names: dict = {"fisher_rao_norm": "fisher_rao_norm", "spread": ("expected_sharpness", {"n_draws": 4})}
+    names |= {"ascent": ("max_sharpness", {"steps": 3}), "kl": "kl_divergence", "trace": "fisher_trace"}
+    got, expected = (measure_capacity(net, X, y, names) for net in (module, plain))
+    assert got == pytest.approx(expected, rel=1e-8)
+    matrix = torch.linalg.eigvalsh(reference.matrix(plain, X, "squared")).flip(0)[:21].clamp_min(0)
+    assert fisher_spectrum(module, X) == pytest.approx(matrix.numpy(), rel=1e-8, abs=1e-12)
+
+
+def test_computed_weights_that_are_read_in_part_are_refused():
+    class Halves(nn.Module):
         def __init__(self):
             super().__init__()
-            self.norm, self.linear, self.layer = nn.BatchNorm1d(4), nn.Linear(4, 3), nn.LayerNorm(4)
+            self.raw, self.norm = nn.Parameter(torch.randn(4, 4)), nn.LayerNorm(4)
 
-        def forward(self, x):
-            return self.linear(self.layer(self.norm(x).relu()))
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.raw.abs()
+            return F.linear(self.norm(F.linear(x, weight)), weight[:3])
 
-    module, X, _ = make(Mixed, (4,))
-    with pytest.raises(UnsupportedLayerError, match="Without a graph, layer `norm` cannot be folded"):
+    module, X, _ = make(Halves, (4,))
+    with pytest.raises(UnsupportedLayerError, match="turned or in part.*computes its weight from parameters"):
         parameter_jacobian(network_of("", module, X))

@@ -7,13 +7,16 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import spectral_norm as old_spectral_norm
+from torch.nn.utils import weight_norm as old_weight_norm
 
 import networks
 from sklearn_capacity import UnsupportedLayerError, measure_capacity
 from sklearn_capacity.derivatives.parameter_groups import parameter_groups
+from sklearn_capacity.derivatives.parameter_vector import parameter_vector
 from sklearn_capacity.derivatives.perturbation import FlatParameters, displacements
 from sklearn_capacity.graph import Network
-from sklearn_capacity.measures.parameters import parameter_vector
 
 # -- the flat buffer ---------------------------------------------------------------------------------------------------
 
@@ -127,9 +130,31 @@ def test_raw_parameters_that_nothing_reads_are_left_out():
     assert [t.shape for t in parameter_vector(Network(module, (4,))).tensors] == expected
 
 
-def test_refusals_name_the_layer():
-    module, X, y = networks.make(lambda: nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.BatchNorm1d(6)), (4,))
-    with pytest.raises(UnsupportedLayerError, match=r"no rule for it. Without a graph, layer `2` cannot be folded"):
-        measure_capacity(module, X, y, "expected_sharpness")
+class _Branching(nn.Sequential):
+    """Has no graph: what it computes depends on the data, if only on whether they are finite."""
+
+    def forward(self, x):
+        return super().forward(x) if x.isfinite().all() else x
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        lambda: nn.BatchNorm1d(6),
+        lambda: parametrizations.weight_norm(nn.Linear(6, 6)),
+        lambda: old_weight_norm(nn.Linear(6, 6)),
+        lambda: old_spectral_norm(nn.Linear(6, 6)),
+        lambda: prune.random_unstructured(nn.Linear(6, 6), "weight", 0.5),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+def test_refusals_name_the_layer(last):
+    module, X, y = networks.make(lambda: _Branching(nn.Linear(4, 6), nn.Tanh(), last()), (4,))
+    with pytest.raises(UnsupportedLayerError, match="cannot be traced.*Without a graph, layer `2` cannot be folded"):
+        measure_capacity(module, X, y % 2, "expected_sharpness")
+
+
+def test_nothing_trained_is_nothing_to_move():
+    _, X, y = networks.mlp()
     with pytest.raises(UnsupportedLayerError, match="The network has no trainable parameters that could be moved"):
         measure_capacity(nn.Identity(), X, y % 2, "max_sharpness")

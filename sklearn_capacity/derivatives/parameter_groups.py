@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..graph.nodes import NetworkGraph, Node
 
-__all__ = ["ParameterGroup", "Use", "parameter_groups"]
+__all__ = ["ParameterGroup", "Use", "parameter_groups", "root"]
 
 
 @dataclass(frozen=True)
@@ -19,24 +19,22 @@ class Use:
     Attributes
     ----------
     node : Node
-    part : "weight" or "bias"
+    part : "weight", "bias", or the position among the arguments of an operator without a rule
     index : Tensor of int64 or None
         Position of each of its elements in the group's vector; None where they stand in order.
     """
 
     node: Node
-    part: str
+    part: str | int
     index: Tensor | None = None
 
     @property
     def sources(self) -> frozenset[str]:
-        return self.node.sources[0 if self.part == "weight" else 1]
+        return self.node.tensors()[self.part].sources
 
     @property
     def tensor(self) -> Tensor:
-        tensor = self.node.weight if self.part == "weight" else self.node.bias
-        assert tensor is not None
-        return tensor
+        return self.node.tensors()[self.part].tensor
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,14 @@ class ParameterGroup:
         return all(use.index is None for use in self.uses)
 
 
-def parameter_groups(graph: NetworkGraph) -> tuple[ParameterGroup, ...]:
+def parameter_groups(graph: NetworkGraph, *, without_rule: bool = False) -> tuple[ParameterGroup, ...]:
     """The folded trainable parameters, each tied tensor once.
+
+    Parameters
+    ----------
+    graph : NetworkGraph
+    without_rule : bool, default=False
+        Whether the parameters of operators without a rule (layer norm) belong to them, too.
 
     Uses are tied where they read one parameter, perhaps through views of it (a transpose, slices), or where what was
     computed from the same parameters (a normalised weight) is equal.
@@ -72,14 +76,14 @@ def parameter_groups(graph: NetworkGraph) -> tuple[ParameterGroup, ...]:
     Raises
     ------
     UnsupportedLayerError
-        If an operator without a rule has parameters of its own.
+        If an operator without a rule has parameters, unless `without_rule`.
     """
     families: list[list[Use]] = []
     for node in graph.nodes:
-        if node.op == "opaque" and node.params["trained"]:
+        if node.op == "opaque" and node.params["trained"] and not without_rule:
             raise node.refuse("The vector of folded parameters", "it has parameters, and there is no rule for it.")
-        for part, trained in zip(("weight", "bias"), node.trainable, strict=True):
-            if not trained or (node.weight if part == "weight" else node.bias) is None:
+        for part, bound in node.tensors().items():
+            if not bound.trainable:
                 continue
             use = Use(node, part)
             family = next((f for f in families if _related(f[0], use)), None)
@@ -90,12 +94,13 @@ def parameter_groups(graph: NetworkGraph) -> tuple[ParameterGroup, ...]:
     return tuple(group for family in families for group in _groups(family))
 
 
-def _root(tensor: Tensor) -> Tensor:
+def root(tensor: Tensor) -> Tensor:
+    """The tensor that a view shows, or the tensor itself."""
     return tensor if tensor._base is None else tensor._base
 
 
 def _related(a: Use, b: Use) -> bool:
-    if _root(a.tensor) is _root(b.tensor):
+    if root(a.tensor) is root(b.tensor):
         return True
     if a.part != b.part or a.node.op != b.node.op or a.sources != b.sources:
         return False
@@ -106,7 +111,7 @@ def _groups(family: list[Use]) -> list[ParameterGroup]:
     """One group if all uses read alike; else one for each set of uses that overlap."""
     layouts = {(u.tensor.shape, u.tensor.stride(), u.tensor.storage_offset()) for u in family}
     repeats = any(s == 0 and n > 1 for s, n in zip(family[0].tensor.stride(), family[0].tensor.shape, strict=True))
-    computed = _root(family[0].tensor) is not _root(family[-1].tensor)
+    computed = root(family[0].tensor) is not root(family[-1].tensor)
     if computed or (len(layouts) == 1 and not repeats):
         return [ParameterGroup(tuple(family), family[0].tensor.numel())]
     places = [_places(use.tensor) for use in family]

@@ -7,8 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import Tensor
 
 from ..graph.fold import split_head
 from ..graph.network import Network
@@ -16,9 +15,10 @@ from ..graph.nodes import NetworkGraph, UnsupportedLayerError
 from .double_backward import directional_derivative
 from .parameter_groups import parameter_groups
 from .parameter_linearization import Linearization
+from .parameter_vector import parameter_vector
 from .sample_gradients import Rows, SampleGradients, partners, sample_gradients
 
-__all__ = ["GraphJacobian", "ParameterJacobian", "Point", "RawJacobian", "parameter_jacobian", "raw_parameters"]
+__all__ = ["AutogradJacobian", "GraphJacobian", "ParameterJacobian", "Point", "parameter_jacobian"]
 
 
 class Point(ABC):
@@ -75,7 +75,7 @@ class ParameterJacobian(ABC):
 
 
 def parameter_jacobian(network: Network) -> ParameterJacobian:
-    """The Jacobian in the folded parameters, or in the raw ones where an operator has no rule and both are the same.
+    """The Jacobian in the folded parameters, or in the raw ones where the module has no graph and both are the same.
 
     Parameters
     ----------
@@ -84,14 +84,14 @@ def parameter_jacobian(network: Network) -> ParameterJacobian:
     Raises
     ------
     UnsupportedLayerError
-        If neither is possible: an operator without a rule beside batch norm or a parametrisation.
+        If neither is possible: no graph, and batch norm or a parametrisation.
     """
 
     def build() -> ParameterJacobian:
         try:
             return GraphJacobian(network.graph)
-        except UnsupportedLayerError as error:
-            return RawJacobian(network, error)
+        except UnsupportedLayerError:
+            return AutogradJacobian(network)
 
     return network.once("parameter_jacobian", build)
 
@@ -159,53 +159,19 @@ class _GraphPoint(Point):
         return self.linearization.push(moved).flatten(1)
 
 
-def raw_parameters(network: Network, reason: Exception) -> dict[str, Tensor]:
-    """The trainable parameters that a module uses, where they are the folded ones: no batch norm, no parametrisation.
-
-    Parameters
-    ----------
-    network : Network
-    reason : Exception
-        Why the graph could not be used; told again if this way is closed too.
-    """
-    for name, submodule in network.module.named_modules():
-        if isinstance(submodule, nn.modules.batchnorm._BatchNorm) or parametrize.is_parametrized(submodule):
-            raise UnsupportedLayerError(
-                f"{reason} Without a graph, layer `{network.shown(name)}` cannot be folded."
-            ) from reason
-    theta: dict[str, Tensor] = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
-    try:
-        _ = network.graph
-    except UnsupportedLayerError:
-        return theta  # which ones are used may depend on the data
-    X = torch.zeros(2, *network.input_shape, dtype=network.dtype, device=network.device)
-    with torch.enable_grad():
-        logits = network.forward(X).sum()
-    if not logits.requires_grad:
-        return {}
-    found = torch.autograd.grad(logits, list(theta.values()), allow_unused=True)
-    return {name: p for (name, p), g in zip(theta.items(), found, strict=True) if g is not None}
-
-
-class RawJacobian(ParameterJacobian):
-    """In the raw parameters by automatic differentiation, where they are the folded ones: nothing to fold.
-
-    Raises
-    ------
-    UnsupportedLayerError
-        If the network has batch norm or parametrised weights; `reason` is why there is no graph.
-    """
+class AutogradJacobian(ParameterJacobian):
+    """In the parameter vector of a network by automatic differentiation of the network as a function of it."""
 
     way = "autograd"
     labels = ("",)
 
-    def __init__(self, network: Network, reason: UnsupportedLayerError):
+    def __init__(self, network: Network):
         self.network = network
-        self.theta = raw_parameters(network, reason)
-        self.sizes = tuple(p.numel() for p in self.theta.values())
+        self.vector = parameter_vector(network, allow_empty=True)
+        self.sizes = tuple(tensor.numel() for tensor in self.vector.tensors)
 
     def at(self, X: Tensor) -> Point:
-        return _RawPoint(self, X)
+        return _AutogradPoint(self, X)
 
     @property
     def floats_per_point(self) -> int:
@@ -215,26 +181,29 @@ class RawJacobian(ParameterJacobian):
         return n_cotangents * self.size
 
 
-class _RawPoint(Point):
-    def __init__(self, jacobian: RawJacobian, X: Tensor):
-        self.jacobian = jacobian
+class _AutogradPoint(Point):
+    def __init__(self, jacobian: AutogradJacobian, X: Tensor):
+        self.vector = jacobian.vector
+        self.theta = [tensor.detach().requires_grad_(True) for tensor in self.vector.tensors]
         self.X = X
         with torch.enable_grad():
-            self._logits = jacobian.network.forward(X)
+            self.forward = self.vector.bind(self.theta)
+            self._logits = self.forward(X)
         self.logits = self._logits.detach()
 
     def _pull(self, logits: Tensor, cotangent: Tensor) -> list[Tensor]:
-        theta = list(self.jacobian.theta.values())
-        if not theta:
+        if not self.theta:
             return []
-        found = torch.autograd.grad(logits, theta, cotangent.to(logits.dtype), retain_graph=True, allow_unused=True)
-        return [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(theta, found, strict=True)]
+        found = torch.autograd.grad(
+            logits, self.theta, cotangent.to(logits.dtype), retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return [gradient.flatten() for gradient in found]
 
     def gradients(self, cotangents: Tensor) -> SampleGradients:
         rows = []
         for i in range(len(self.X)):  # one sample at a time, so that nothing is formed for the others
             with torch.enable_grad():
-                logits = self.jacobian.network.forward(self.X[i : i + 1])
+                logits = self.forward(self.X[i : i + 1])
             rows.append(torch.stack([torch.cat(self._pull(logits, c[i : i + 1])) for c in cotangents]))
         return [Rows(torch.stack(rows, dim=1))]
 
@@ -242,6 +211,6 @@ class _RawPoint(Point):
         return self._pull(self._logits, cotangent)
 
     def push(self, direction: Sequence[Tensor]) -> Tensor:
-        theta, network = self.jacobian.theta, self.jacobian.network
-        along = {name: v.to(p.dtype).reshape(p.shape) for (name, p), v in zip(theta.items(), direction, strict=True)}
-        return directional_derivative(lambda point: network.forward(self.X, point), theta, along)[1]
+        theta = {str(i): tensor for i, tensor in enumerate(self.theta)}
+        along = {key: v.to(p.dtype).reshape(p.shape) for (key, p), v in zip(theta.items(), direction, strict=True)}
+        return directional_derivative(lambda point: self.vector.bind(list(point.values()))(self.X), theta, along)[1]

@@ -16,8 +16,8 @@ from .parameter_tangent import activation_tangent, opaque_tangent, shaped_bias
 
 __all__ = ["Linearization"]
 
-#: Name of a node and part of it ("weight" or "bias").
-Place = tuple[str, str]
+#: Name of a node and part of it, as `Use` has them.
+Place = tuple[str, str | int]
 
 
 class Linearization:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import activation_of
-from .nodes import NetworkGraph, Node, Place, interpret
+from .nodes import NetworkGraph, Node, Place, Weight, interpret
 
 __all__ = ["EVALUATE", "LINEAR_RULES", "apply_linear", "broadcast", "evaluate"]
 
@@ -135,9 +135,13 @@ def _add(node: Node, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _opaque(node: Node, *values: Any) -> Any:
-    leaves = [values[leaf.index] if isinstance(leaf, Place) else leaf for leaf in node.params["leaves"]]
+    leaves = [_operand(leaf, values) for leaf in node.params["leaves"]]
     args, kwargs = torch.utils._pytree.tree_unflatten(leaves, node.params["spec"])
     return node.params["function"](*args, **kwargs)
+
+
+def _operand(leaf: Any, values: Sequence[Any]) -> Any:
+    return values[leaf.index] if isinstance(leaf, Place) else leaf.tensor if isinstance(leaf, Weight) else leaf
 
 
 #: Operators that are linear in their inputs and carry no weight; both evaluation and tangents use them.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from .._validation import NotDefinedError
 
-__all__ = ["NetworkGraph", "Node", "Place", "UnsupportedLayerError", "WEIGHT_OPS", "interpret"]
+__all__ = ["WEIGHT_OPS", "NetworkGraph", "Node", "Place", "UnsupportedLayerError", "Weight", "interpret"]
 
 #: Operators that may carry a weight. A "diagonal" carries one only where it is a layer of its own.
 WEIGHT_OPS = ("linear", "conv", "conv_transpose", "diagonal")
@@ -39,6 +39,24 @@ class Place:
     """
 
     index: int
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor computed from parameters and buffers alone.
+
+    Attributes
+    ----------
+    tensor : Tensor
+    trainable : bool
+        Whether it depends on a parameter that is trained.
+    sources : frozenset of str
+        Names of the parameters and buffers behind it.
+    """
+
+    tensor: Tensor
+    trainable: bool
+    sources: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -83,6 +101,26 @@ class Node:
     def is_layer(self) -> bool:
         """Whether the node is one of the weight layers l = 1..d."""
         return self.weight is not None and (self.op != "diagonal" or self.params.get("layer", False))
+
+    def tensors(self) -> dict[str | int, Weight]:
+        """All tensors bound to it: "weight", "bias", and those among an opaque operator's arguments by position."""
+        bound: dict[str | int, Weight] = {}
+        for i, (part, tensor) in enumerate((("weight", self.weight), ("bias", self.bias))):
+            if tensor is not None:
+                bound[part] = Weight(tensor, self.trainable[i], self.sources[i])
+        leaves = enumerate(self.params.get("leaves", ()))
+        return bound | {position: leaf for position, leaf in leaves if isinstance(leaf, Weight)}
+
+    def with_tensors(self, tensors: Mapping[str | int, Tensor]) -> Node:
+        """The node with other tensors in the places that `tensors()` names."""
+        named = {part: tensor for part, tensor in tensors.items() if isinstance(part, str)}
+        if len(named) == len(tensors):
+            return replace(self, **named)  # type: ignore[arg-type]
+        leaves = list(self.params["leaves"])
+        for position, tensor in tensors.items():
+            if isinstance(position, int):
+                leaves[position] = replace(leaves[position], tensor=tensor)
+        return replace(self, **named, params={**self.params, "leaves": leaves})  # type: ignore[arg-type]
 
     @property
     def label(self) -> str:

@@ -336,10 +336,7 @@ class _Binder:
         refs = tuple(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Ref)))
         trained = any(isinstance(leaf, Weight) and leaf.trainable for leaf in leaves)
         places = {ref: Place(index) for index, ref in enumerate(refs)}
-        values = [
-            places[leaf] if isinstance(leaf, Ref) else leaf.tensor if isinstance(leaf, Weight) else leaf
-            for leaf in leaves
-        ]
+        values = [places[leaf] if isinstance(leaf, Ref) else leaf for leaf in leaves]
         target = getattr(node.target, "__name__", str(node.target))
         params = {"target": target, "function": node.target, "leaves": values, "spec": spec, "trained": trained}
         return Draft("opaque", refs, params=params)

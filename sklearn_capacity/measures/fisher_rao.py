@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._validation import check_option
-from ..derivatives.parameter_jacobian import RawJacobian
+from ..derivatives.parameter_jacobian import AutogradJacobian
 from ..derivatives.parameter_tangent import parameter_tangent
 from ..graph import Network, UnsupportedLayerError
 from .batch import Batch
@@ -63,7 +63,7 @@ def fisher_rao_norm(
     -----
     One forward pass and, from the third layer on, its products once more (1.1 to 2 forward passes in all); no gradient
     is formed. For networks with operators that have no tangent rule and parameters (attention, layer norm): reverse
-    mode twice over the raw parameters, about four passes.
+    mode twice, about four passes.
 
     References
     ----------
@@ -122,9 +122,9 @@ def _tangents(network: Network, batch: Batch, biases: bool) -> tuple[Tensor, Ten
         graph = network.graph
         with torch.no_grad():
             pairs = batch.map(lambda X: parameter_tangent(graph, X, biases=biases))
-    except UnsupportedLayerError as error:
-        jacobian = RawJacobian(network, error)
-        theta = jacobian.theta.values()
+    except UnsupportedLayerError:
+        jacobian = AutogradJacobian(network)
+        theta = jacobian.vector.tensors
         along = [p.detach() if biases or p.dim() > 1 else torch.zeros_like(p) for p in theta]
 
         def raw(X: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .._validation import check_integer, check_interval, check_numbers, check_option
-from ..derivatives.parameter_groups import parameter_groups
+from ..derivatives.parameter_vector import parameter_vector
 from ..derivatives.perturbation import FlatParameters, displacements
 from ..graph import Network, UnsupportedLayerError
 from .batch import Batch
 from .losses import mean_error
-from .parameters import parameter_vector
 from .record import Measure, Measured, NotDefinedError
 from .sharpness import noise_scale
 
@@ -222,7 +221,6 @@ def _check_learned_parts(network: Network, prior: str) -> None:
             statistics |= {f"{name}.running_mean", f"{name}.running_var"}
     try:
         graph = network.graph
-        parameter_groups(graph)
     except UnsupportedLayerError:  # then the raw parameters are used
         if prior == "initial":
             first = network.initial_tensors()
@@ -235,11 +233,9 @@ def _check_learned_parts(network: Network, prior: str) -> None:
         with torch.no_grad():
             before = network.program.bind(network.initial_tensors())
     for node, start in zip(graph.nodes, before.nodes, strict=True):
-        pairs = ((node.weight, start.weight), (node.bias, start.bias))
-        for part, (now, then) in enumerate(pairs):
-            if now is None or then is None or node.trainable[part]:
-                continue
-            if node.sources[part] & statistics or not torch.equal(now, then):
+        then = start.tensors()
+        for part, now in node.tensors().items():
+            if not now.trainable and (now.sources & statistics or not torch.equal(now.tensor, then[part].tensor)):
                 raise node.refuse(
                     "A PAC-Bayes bound",
                     "it has numbers that were learned from the data (statistics, or weights that are frozen now) but "

@@ -11,11 +11,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .._validation import check_integer, check_interval, check_option, warn
+from ..derivatives.parameter_vector import ParameterVector, parameter_vector
 from ..derivatives.perturbation import FlatParameters, ProjectedAscent, displacements
 from ..graph import Network
 from .batch import Batch
 from .losses import mean_loss, sample_losses, targets
-from .parameters import ParameterVector, parameter_vector
 from .record import Measure, Measured, NotDefinedError
 
 __all__ = ["MEASURES", "NOISES", "expected_sharpness", "max_sharpness", "noise_scale"]

@@ -198,7 +198,7 @@ def _moved_layers(network: Network) -> list[tuple[Node, Tensor, tuple[int, ...]]
 
 def _refuse_hidden_matrix(node: Node) -> None:
     if node.op == "opaque" and node.params["trained"]:
-        if any(isinstance(leaf, Tensor) and leaf.dim() > 1 for leaf in node.params["leaves"]):
+        if any(bound.tensor.dim() > 1 for bound in node.tensors().values()):
             raise node.refuse("The distance from the initialisation", "its matrix is no weight of a known layer.")
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from ..nodes import Weight
 
 __all__ = ["CONVERSIONS", "Call", "Draft", "Ref", "Weight", "aten", "is_weight", "per_axis", "rule"]
 
@@ -24,15 +25,6 @@ class Ref:
     """A value that depends on the network's input."""
 
     name: str
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A tensor computed from parameters and buffers alone."""
-
-    tensor: Tensor
-    trainable: bool
-    sources: frozenset[str]
 
 
 @dataclass(frozen=True)

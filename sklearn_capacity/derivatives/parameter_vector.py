@@ -1,0 +1,169 @@
+"""The parameter vector theta as tensors that can be moved: the folded one of the graph, or the module's raw one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from ..graph import Network, NetworkGraph, UnsupportedLayerError, evaluate
+from ..graph.fold import split_head
+from .parameter_groups import parameter_groups, root
+
+__all__ = ["ParameterVector", "parameter_vector"]
+
+#: Forward pre-hooks of torch that compute a weight from other parameters.
+_REPARAMETRIZING = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
+
+
+@dataclass(frozen=True)
+class ParameterVector:
+    """The trainable parameters, each tied tensor once, and the network as a function of them.
+
+    A one-logit model has the parameters of its one logit z, though [-z/2, z/2] is what is measured: with noise of its
+    own on either half it would be another model.
+
+    Attributes
+    ----------
+    tensors : sequence of Tensor
+        Their values; never to be changed.
+    bind : callable
+        Takes tensors of the same shapes and gives the function X -> logits (n, C) that has them in place.
+    initial : callable
+        Gives their values before training; raises where these are not known.
+    """
+
+    tensors: Sequence[Tensor]
+    bind: Callable[[Sequence[Tensor]], Callable[[Tensor], Tensor]]
+    initial: Callable[[], list[Tensor]]
+
+
+def parameter_vector(network: Network, *, allow_empty: bool = False) -> ParameterVector:
+    """The folded trainable parameters; the raw ones where the graph cannot tell, and folding would change nothing.
+
+    Effective weights stand in it, not the parameters that a normalised weight is computed from. Parameters of operators
+    without a rule (the scale of a layer norm) belong to it as they are.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If neither can be had, or nothing is trained, unless `allow_empty`.
+    """
+
+    def find() -> ParameterVector:
+        try:
+            return _folded(network)
+        except UnsupportedLayerError as error:
+            return _raw(network, error)
+
+    vector = network.once("parameter_vector", find)
+    if not vector.tensors and not allow_empty:
+        raise UnsupportedLayerError("The network has no trainable parameters that could be moved.")
+    return vector
+
+
+def _folded(network: Network) -> ParameterVector:
+    graph = split_head(network.graph)
+    groups = parameter_groups(graph, without_rule=True)
+    for group in groups:
+        if not group.plain:
+            raise group.uses[0].node.refuse(
+                "The vector of folded parameters", "another layer reads the same parameter turned or in part."
+            )
+    order = {node.name: i for i, node in enumerate(graph.nodes)}
+    places = [[(order[use.node.name], use.part) for use in group.uses] for group in groups]
+
+    def bind(tensors: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+        parts: list[dict[str | int, Tensor]] = [{} for _ in graph.nodes]
+        for uses, tensor in zip(places, tensors, strict=True):
+            for index, part in uses:
+                parts[index][part] = tensor
+        nodes = tuple(node.with_tensors(new) for node, new in zip(graph.nodes, parts, strict=True))
+        moved = NetworkGraph(nodes, graph.output)
+
+        def forward(X: Tensor) -> Tensor:
+            return evaluate(moved, X).reshape(len(X), -1)
+
+        return forward
+
+    def initial() -> list[Tensor]:
+        with torch.no_grad():
+            before = split_head(network.program.bind(network.initial_tensors()))
+        return [before.nodes[index].tensors()[part].tensor.detach() for (index, part), *_ in places]
+
+    return ParameterVector([group.uses[0].tensor.detach() for group in groups], bind, initial)
+
+
+def _raw(network: Network, reason: UnsupportedLayerError) -> ParameterVector:
+    theta = _raw_parameters(network, reason)
+
+    def bind(tensors: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+        state = dict(zip(theta, tensors, strict=True))
+        return lambda X: network.forward(X, state)
+
+    def initial() -> list[Tensor]:
+        before = network.initial_tensors()
+        return [before[name].detach() for name in theta]
+
+    return ParameterVector(list(theta.values()), bind, initial)
+
+
+def _raw_parameters(network: Network, reason: UnsupportedLayerError) -> dict[str, Tensor]:
+    """The trainable parameters that a module uses, where they are the folded ones: no batch norm, no parametrisation.
+
+    Parameters
+    ----------
+    network : Network
+    reason : UnsupportedLayerError
+        Why the folded ones could not be had; told again if this way is closed too.
+    """
+    theta: dict[str, Tensor] = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
+    try:
+        _ = network.graph
+    except UnsupportedLayerError:
+        _check_modules(network, reason)
+        return theta  # which ones are used may depend on the data
+    _check_weights(network, reason)
+    X = torch.zeros(2, *network.input_shape, dtype=network.dtype, device=network.device)
+    with torch.enable_grad():
+        logits = network.forward(X).sum()
+    if not logits.requires_grad:
+        return {}
+    found = torch.autograd.grad(logits, list(theta.values()), allow_unused=True)
+    return {name: p for (name, p), g in zip(theta.items(), found, strict=True) if g is not None}
+
+
+def _check_modules(network: Network, reason: UnsupportedLayerError) -> None:
+    """Raise if a module's weights are known to be others than its parameters."""
+    for name, submodule in network.module.named_modules():
+        if isinstance(submodule, nn.modules.batchnorm._BatchNorm) or _reparametrized(submodule):
+            raise UnsupportedLayerError(
+                f"{reason} Without a graph, layer `{network.shown(name)}` cannot be folded."
+            ) from reason
+
+
+def _check_weights(network: Network, reason: UnsupportedLayerError) -> None:
+    """Raise if a trained tensor of the graph is computed from parameters, and is neither one itself nor a view of one.
+
+    A batch norm computes its scale.
+    """
+    parameters = network.tensors()
+    with torch.no_grad():
+        graph = network.program.bind(parameters, folded=False)
+    held = {id(tensor) for tensor in parameters.values()}
+    for node in graph.nodes:
+        if any(bound.trainable and id(root(bound.tensor)) not in held for bound in node.tensors().values()):
+            raise UnsupportedLayerError(
+                f"{reason} Layer `{node.label}` computes its weight from parameters, so those cannot take its place."
+            ) from reason
+
+
+def _reparametrized(module: nn.Module) -> bool:
+    """Whether a weight of the module itself is computed from other parameters by one of torch's tools."""
+    hooks = module._forward_pre_hooks.values()
+    return parametrize.is_parametrized(module) or any(isinstance(hook, _REPARAMETRIZING) for hook in hooks)
