@@ -45,7 +45,8 @@ CASES = [(kind, params) for kind in KINDS for params in ({}, {"batch_norm": True
     (GeneralizationLayerClassifier, {"jacobian_penalty": 0.1, "layer_form": "block", "slow_after": 0}),
     (NetworkClassifier, {"module": small_conv, "input_shape": (1, 4, 4), "augmentation": "crop_flip"}),
     (NetworkClassifier, {"optimizer": "path_sgd"}),
-    # not "kfac": curvlinops tells parameters apart by their address, which is 0 for all of the pretend device's
+    (NetworkClassifier, {"optimizer": "kfac"}),
+    (NetworkClassifier, {"optimizer": "kfac", "optimizer_params": {"fisher": "mc"}}),
     (NetworkRegressor, {"loss": "absolute", "optimizer": "lbfgs", "stop_below": 0.01}),
 ]
 

@@ -66,7 +66,7 @@ def test_the_version_stands_in_one_place():
 
 
 def test_declared_extras():
-    assert {"dev", "plot", "curvature", "distributed", "test", "docs", "bench"} <= set(EXTRAS)
+    assert {"dev", "plot", "distributed", "test", "docs", "bench"} <= set(EXTRAS)
 
 
 def test_make_targets_are_described():

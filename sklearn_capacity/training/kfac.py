@@ -1,4 +1,4 @@
-"""K-FAC natural gradient; the only file that knows curvlinops (extra ``curvature``)."""
+"""K-FAC natural gradient."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_capacity._validation import check_integer, check_interval, check_option
-from sklearn_capacity.derivatives.modes import evaluating
+from sklearn_capacity.training.kronecker import (
+    FISHERS,
+    LOSSES,
+    LayerFactors,
+    damped_solve,
+    kronecker_factors,
+    trained_layers,
+)
 
 __all__ = ["KFAC"]
-
-FISHERS = ("type-2", "mc", "empirical")
-#: where the operator of curvlinops has its Kronecker factors, by layer
-FACTORS = ("_input_covariances", "_gradient_covariances")
-LOSSES = (nn.MSELoss, nn.CrossEntropyLoss, nn.BCEWithLogitsLoss)
 
 
 class KFAC(torch.optim.Optimizer):
     r"""Natural gradient descent with Kronecker-factored curvature.
 
-    .. math:: v \leftarrow m v + (F + \delta I)^{-1} (\nabla L + w \theta), \qquad
-              \theta \leftarrow \theta - \eta s v, \qquad F \approx \bigoplus_l A_l \otimes B_l
+    .. math:: v \leftarrow m v + s (F + \delta I)^{-1} (\nabla L + w \theta), \qquad
+              \theta \leftarrow \theta - \eta v, \qquad F \approx \bigoplus_l A_l \otimes B_l
 
     with A the second moment of a layer's inputs (and of the 1 that its bias sees), and B that of the loss's
     gradients at its outputs.
@@ -37,25 +39,24 @@ class KFAC(torch.optim.Optimizer):
         :math:`\eta`. On a quadratic loss 1 is Newton's step.
     momentum : float in [0, 1), default=0.0
         m.
-    damping : float in (0, inf), default=1e-2
+    damping : float in (0, inf), default=3e-2
         :math:`\delta`, added to F itself, not to its factors.
     weight_decay : float in [0, inf), default=0.0
         w.
-    update_interval : int, default=1
-        Steps between two computations of F, which takes the batch of the step. More than 1 saves time, and asks for
-        more damping: a unit that was silent on an earlier batch seems to have no curvature.
+    update_interval : int, default=10
+        Steps between two computations of F, which takes the batch of the step. Fewer cost time; more ask for more
+        damping: a unit that was silent on an earlier batch seems to have no curvature.
     fisher : {"type-2", "mc", "empirical"}, default="type-2"
         Gradients in B: exact Hessian of the loss in the outputs, C backward passes; labels drawn from the model's
         own distribution, one pass; or the labels at hand, one pass, which is no Fisher matrix far from a good fit.
-    max_kl : float in (0, inf) or None, default=1e-2
-        The step is scaled down, s < 1, where :math:`\eta^2 g^T (F + \delta I)^{-1} g` exceeds it; None: s = 1.
+    max_kl : float in (0, inf) or None, default=3e-2
+        The step is scaled down, s < 1, where :math:`\eta^2 g^T (F + \delta I)^{-1} g / (1 - m)^2` exceeds it, that
+        is, for steps in one direction after momentum has made them longer; None: s = 1.
     random_state : int, default=0
         Seed of the labels for "mc".
 
     Raises
     ------
-    ImportError
-        Without curvlinops.
     ValueError
         In `attach`, for a loss or a layer that is not supported: it is named.
 
@@ -63,6 +64,10 @@ class KFAC(torch.optim.Optimizer):
     -----
     The optimiser must know the module, the loss and the batch: :class:`PenalizedNet` calls `attach` and `observe`.
     F is that of the loss, of dropout-free outputs; penalties and sample weights act through the gradient alone.
+    Its factors are decomposed in float64, from the rows of the batch where these are fewer than a layer's inputs, so
+    that a computation of F takes time in O(n_rows^2 n_inputs) for a wide layer and in O(n_inputs^3) for another. With
+    batches of 128 and 50 hidden units an epoch takes about four times as long as one of SGD on a CPU core, for images
+    of 784 pixels as for 3,072.
     Factors that last for several steps are part of the optimiser's state, so that a checkpoint goes on with them.
 
     References
@@ -91,14 +96,13 @@ class KFAC(torch.optim.Optimizer):
         lr: float = 0.1,
         *,
         momentum: float = 0.0,
-        damping: float = 1e-2,
+        damping: float = 3e-2,
         weight_decay: float = 0.0,
-        update_interval: int = 1,
+        update_interval: int = 10,
         fisher: str = "type-2",
-        max_kl: float | None = 1e-2,
+        max_kl: float | None = 3e-2,
         random_state: int = 0,
     ) -> None:
-        _curvlinops()
         settings = {
             "lr": check_interval("lr", lr, 0.0, math.inf, closed="neither"),
             "momentum": check_interval("momentum", momentum, 0.0, 1.0, closed="left"),
@@ -120,12 +124,12 @@ class KFAC(torch.optim.Optimizer):
             raise ValueError(f"`optimizer` 'kfac' needs a loss that is one of {shown}, got {type(criterion).__name__}.")
         check_layers(module)
         self._module, self._criterion = module, criterion
-        self._batch: tuple[Tensor, Tensor] | None = None
-        self._inverse: Callable[[list[Tensor]], list[Tensor]] | None = None
+        self._batch: tuple[Tensor, Tensor, int] | None = None
+        self._factors: dict[str, LayerFactors] | None = None
 
     def observe(self, X: Tensor, y: Tensor) -> None:
         """Say what the next step's batch is."""
-        self._batch = (X, y)
+        self._batch = (X, y, X._version)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Compute the gradient by `closure`, if there is one, and move the parameters."""
@@ -133,12 +137,10 @@ class KFAC(torch.optim.Optimizer):
         if getattr(self, "_batch", None) is None:
             raise RuntimeError("KFAC needs `attach(module, criterion)` and `observe(X, y)` before a step.")
         self._check_gradients()
-        first = self.param_groups[0]
-        if self._inverse is None or first["n_steps"] % first["update_interval"] == 0:
-            self._inverse = self._damped_inverse()
-        first["n_steps"] += 1
+        factors = self._current_factors()
+        self.param_groups[0]["n_steps"] += 1
         with torch.no_grad():
-            self._move(self._inverse)
+            self._move(factors)
         self._batch = None  # the data do not stay
         return loss
 
@@ -155,64 +157,67 @@ class KFAC(torch.optim.Optimizer):
                     "in the loss. Freeze it, or take another optimiser."
                 )
 
-    def _damped_inverse(self) -> Callable[[list[Tensor]], list[Tensor]]:
-        """Multiplication of tensors, shaped as the parameters are, by the inverse of F + damping."""
-        operators, settings = _curvlinops(), self.param_groups[0]
-        with torch.enable_grad(), evaluating(self._module):
-            fisher = operators.KFACLinearOperator(
-                self._module,
-                self._criterion,
-                [parameter for _, parameter in self._parameters()],
-                [self._batch],
-                check_deterministic=False,
-                seed=settings["random_state"] + settings["n_steps"],
-                fisher_type=settings["fisher"],
-                separate_weight_and_bias=False,
-            )
-            if not self._recall(fisher):
-                fisher.compute_kronecker_factors()
-                self._remember(fisher)
-        inverse = operators.KFACInverseLinearOperator(fisher, damping=settings["damping"], use_exact_damping=True)
-        return lambda tensors: inverse @ tensors
-
-    def _remember(self, fisher: Any) -> None:
-        """Keep factors that are to last for several steps in the state, where checkpoints and pickles find them."""
-        first = self.param_groups[0]
-        if first["update_interval"] > 1:
-            self.state[first["params"][0]]["factors"] = {key: dict(getattr(fisher, key)) for key in FACTORS}
-            first["trained"] = self._trained()
-
-    def _recall(self, fisher: Any) -> bool:
-        """Give kept factors to the operator, if they are of the same parameters and no new ones are due."""
-        first = self.param_groups[0]
+    def _current_factors(self) -> dict[str, LayerFactors]:
+        """Those of an earlier step while they last; they are in the state, where a checkpoint finds them."""
+        first, trained = self.param_groups[0], self._trained()
         kept = self.state[first["params"][0]].get("factors")
-        if first["n_steps"] % first["update_interval"] == 0 or not kept or first["trained"] != self._trained():
-            return False
-        for key in FACTORS:
-            setattr(fisher, key, kept[key])
-        return True
+        if first["n_steps"] % first["update_interval"] and kept and first["trained"] == trained:
+            return {name: LayerFactors(**factors) for name, factors in kept.items()}
+        factors = self._new_factors()
+        if first["update_interval"] > 1:
+            kept = {name: factors_._asdict() for name, factors_ in factors.items()}
+            self.state[first["params"][0]]["factors"], first["trained"] = kept, trained
+        return factors
+
+    def _new_factors(self) -> dict[str, LayerFactors]:
+        X, y, version = self._batch
+        if X._version != version:
+            raise ValueError(
+                "`module` works in place on its input, which `optimizer` 'kfac' needs as it was. "
+                "Let the first operation make a new tensor, as nn.ReLU(inplace=False) does."
+            )
+        first = self.param_groups[0]
+        return kronecker_factors(
+            self._module,
+            self._criterion,
+            X,
+            y,
+            parameters={id(parameter) for _, parameter in self._parameters()},
+            fisher=first["fisher"],
+            seed=first["random_state"] + first["n_steps"],
+        )
 
     def _trained(self) -> list[str]:
         return [name for name, parameter in self._module.named_parameters() if parameter.requires_grad]
 
-    def _move(self, inverse: Callable[[list[Tensor]], list[Tensor]]) -> None:
+    def _move(self, factors: dict[str, LayerFactors]) -> None:
         pairs = list(self._parameters())
-        gradients = []
-        for group, parameter in pairs:
-            gradients.append(parameter.grad + group["weight_decay"] * parameter)
-        directions = inverse(gradients)
+        gradients = {id(p): p.grad + group["weight_decay"] * p for group, p in pairs}
+        directions = self._directions(factors, gradients)
         first = self.param_groups[0]
         if first["max_kl"] is not None:
-            moves = zip(pairs, gradients, directions, strict=True)
-            change = torch.stack([group["lr"] ** 2 * (g * d).sum() for (group, _), g, d in moves]).sum()
+            parts = [group["lr"] ** 2 * (gradients[id(p)] * directions[id(p)]).sum() for group, p in pairs]
+            change = torch.stack(parts).sum() / (1 - first["momentum"]) ** 2
             scale = (first["max_kl"] / change.clamp_min(torch.finfo(change.dtype).tiny)).sqrt()
-            directions = [direction * scale.clamp_max(1.0) for direction in directions]
-        for (group, parameter), direction in zip(pairs, directions, strict=True):
+            directions = {key: direction * scale.clamp_max(1.0) for key, direction in directions.items()}
+        for group, parameter in pairs:
+            direction = directions[id(parameter)]
             if group["momentum"]:
                 state = self.state[parameter]
                 velocity = state.setdefault("velocity", torch.zeros_like(parameter))
                 direction = velocity.mul_(group["momentum"]).add_(direction)
             parameter.sub_(direction, alpha=group["lr"])
+
+    def _directions(self, factors: dict[str, LayerFactors], gradients: dict[int, Tensor]) -> dict[int, Tensor]:
+        """(F + damping)^{-1} times the gradients, which a layer's weight and bias have as columns of one matrix."""
+        damping, directions = self.param_groups[0]["damping"], {}
+        for name, layer, trained in trained_layers(self._module, set(gradients)):
+            tensors = [getattr(layer, key) for key in trained]
+            columns = [gradients[id(tensor)].reshape(len(tensor), -1) for tensor in tensors]
+            solved = damped_solve(factors[name], torch.cat(columns, dim=1), damping)  # (d_out, d_in)
+            parts = solved.split([column.shape[1] for column in columns], dim=1)
+            directions |= {id(tensor): part.reshape(tensor.shape) for tensor, part in zip(tensors, parts, strict=True)}
+        return directions
 
 
 def check_layers(module: nn.Module) -> None:
@@ -243,13 +248,3 @@ def check_layers(module: nn.Module) -> None:
 
 def _is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm)
-
-
-def _curvlinops() -> Any:
-    try:
-        import curvlinops
-    except ImportError as error:
-        raise ImportError(
-            "`optimizer` 'kfac' needs curvlinops. Install it by: pip install 'sklearn_capacity[curvature]'"
-        ) from error
-    return curvlinops
