@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint changelog docs bench fuzz soak test-oldest test-newest test-dist clean
+.PHONY: help demo test lint changelog docs bench fuzz soak test-oldest test-newest test-gpu test-dist clean
 
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
@@ -22,6 +22,7 @@ help:
 	@echo "make docs         docs/_build/html                make bench        ratios against peers"
 	@echo "make fuzz         thousands of hostile inputs     make soak         1,000 fits in one process"
 	@echo "make test-oldest  oldest declared versions        make test-newest  newest declared versions"
+	@echo "make test-gpu     what only a machine with a GPU shows; python3 runs it, nothing is installed"
 	@echo "make changelog    changes since the last release"
 	@echo "make test-dist    build and check the wheel       make clean        remove what was made"
 
@@ -116,6 +117,12 @@ test-oldest: .venv-oldest/.test
 test-newest: .venv-newest/constraints.txt
 	@$(call install,.venv-newest,-c $< --upgrade --upgrade-strategy eager,[test])
 	$(ONE_THREAD) SCIPY_ARRAY_API=1 .venv-newest/bin/python -m pytest $(PYTEST_ARGS)
+
+# For a machine with a GPU and no network: the python3 there has torch and the other dependencies, and skorch comes as a
+# wheel in a folder, GPU_ARGS="--wheels FOLDER". At most 8 minutes.
+GPU_PYTHON ?= python3
+test-gpu:
+	$(GPU_PYTHON) -m tests.gpu $(GPU_ARGS)
 
 test-dist: $(VENV)/.core
 	$(PYTHON) .ci/check_dist.py

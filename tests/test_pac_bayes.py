@@ -256,7 +256,10 @@ class _Branching(nn.Sequential):
 
 @pytest.mark.parametrize(
     ("build", "message"),
-    [(nn.Sequential, "layer `0`: it has numbers that were learned"), (_Branching, r"`0\.bias` was learned from the data")],
+    [
+        (nn.Sequential, "layer `0`: it has numbers that were learned"),
+        (_Branching, r"`0\.bias` was learned from the data"),
+    ],
 )
 def test_a_frozen_parameter_must_not_have_moved(build, message):
     module, X, y = networks.make(lambda: build(nn.Linear(4, 6), nn.LayerNorm(6), nn.Linear(6, 3)), (4,))
