@@ -15,6 +15,7 @@ from torch import Tensor
 from sklearn_capacity.graph import channels_last
 from sklearn_capacity.training.batches import TensorBatches, TensorData
 from sklearn_capacity.training.losses import CrossEntropyLoss, SquaredLoss
+from sklearn_capacity.training.objectives import Objective, calls_closure_once, step_with_gradients
 
 __all__ = ["PenalizedClassifier", "PenalizedNet", "PenalizedRegressor"]
 
@@ -62,6 +63,7 @@ class PenalizedNet(NeuralNet):
 
     _mode_: bool | None = None  # what the module was last switched to: training or not
     _observed_ = False
+    _evaluates_once_ = True  # whether a step calls its closure once, and first
     images_last_ = False  # whether the module gets images with their channels last
 
     def __init__(
@@ -165,8 +167,17 @@ class PenalizedNet(NeuralNet):
                 self.notify("on_grad_computed", named_parameters=named, batch=batch, training=True)
             return step.pop("objective", step["loss"])
 
-        self._step_optimizer(closure)
+        if self._evaluates_once_:
+            self._step_optimizer(closure)
+        else:
+            step_with_gradients(self.optimizer_, Objective(closure, self.module_, self._generators()))
         return steps[0]
+
+    def _generators(self) -> list[torch.Generator]:
+        """What the iterator's transform and the penalty may draw from."""
+        options = getattr(self.penalty, "options", {})
+        offered = getattr(self, "iterator_train__generator", None), options.get("generator")
+        return [generator for generator in offered if isinstance(generator, torch.Generator)]
 
     def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         self._set_training(False)
@@ -192,6 +203,7 @@ class PenalizedNet(NeuralNet):
         self._observed_ = hasattr(self.optimizer_, "attach")
         if self._observed_:
             self.optimizer_.attach(self.module_, self.criterion_)
+        self._evaluates_once_ = len(self._optimizers) > 1 or calls_closure_once(self.optimizer_)
         return super().fit_loop(X, y, epochs, **kwargs)
 
     def run_single_epoch(self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any) -> None:

@@ -1,0 +1,103 @@
+"""The loss of one batch as a function of the parameters, for optimisers that evaluate it more than once in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Objective", "calls_closure_once", "step_with_gradients"]
+
+
+def calls_closure_once(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step begins with its only evaluation, as in torch (but for LBFGS) and in this package."""
+    return _begins_with_closure(optimizer) and not isinstance(optimizer, torch.optim.LBFGS)
+
+
+def _begins_with_closure(optimizer: torch.optim.Optimizer) -> bool:
+    return type(optimizer).step.__module__.startswith(("torch.optim.", "sklearn_capacity."))
+
+
+class Objective:
+    """The loss of a batch; calling it computes the gradients.
+
+    It is the same function in every call: dropout masks and random projections are drawn again as they were, and
+    what a forward pass does to the module's buffers, as to running statistics, is done once for the batch.
+
+    Parameters
+    ----------
+    evaluate : callable
+        Clears the gradients, computes them, and returns the loss.
+    module : nn.Module
+    generators : iterable of torch.Generator
+        Those that an evaluation may draw from, besides torch's default ones.
+    """
+
+    def __init__(
+        self, evaluate: Callable[[], Tensor], module: nn.Module, generators: Iterable[torch.Generator]
+    ) -> None:
+        self.evaluate = evaluate
+        self.module = module
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        self._cuda = device if device.type == "cuda" else None
+        every = {id(g): g for g in (torch.random.default_generator, *generators)}
+        self._states = [(generator, generator.get_state()) for generator in every.values()]
+        self._cuda_state = None if self._cuda is None else torch.cuda.get_rng_state(self._cuda)
+        self._before = self._buffers()
+        self._after: dict[str, Tensor] | None = None
+
+    def __call__(self) -> Tensor:
+        with torch.enable_grad():  # some optimisers call it within `no_grad`
+            if self._after is None:
+                loss = self.evaluate()
+                self._after = self._buffers()
+                return loss
+            for generator, state in self._states:
+                generator.set_state(state)
+            if self._cuda is not None:
+                torch.cuda.set_rng_state(self._cuda_state, self._cuda)
+            self._set_buffers(self._before)
+            loss = self.evaluate()
+            self._set_buffers(self._after)
+            return loss
+
+    def _buffers(self) -> dict[str, Tensor]:
+        return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+
+    def _set_buffers(self, values: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, buffer in self.module.named_buffers():
+                buffer.copy_(values[name])
+
+
+def step_with_gradients(optimizer: torch.optim.Optimizer, objective: Objective) -> None:
+    """One step of an optimiser that may want the gradients before, as after ``loss.backward()``, or a closure, or both.
+
+    torch says neither which of them a step reads first. So the gradients are there, and a closure that computes them
+    again; its first call does not where the parameters are still as they were.
+    """
+    if _begins_with_closure(optimizer):
+        optimizer.step(objective)
+        return
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    loss: Tensor | None = objective()
+    point = [p.detach().clone() for p in parameters]
+    gradients = [None if p.grad is None else p.grad.clone() for p in parameters]
+
+    def closure() -> Tensor:
+        nonlocal loss
+        first, loss = loss, None
+        if first is None or not all(torch.equal(p, old) for p, old in zip(parameters, point, strict=True)):
+            return objective()
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return first
+
+    try:
+        optimizer.step(closure)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"`optimizer` {type(optimizer).__name__} has no `step` of its own: {error} Take one whose `step` takes a "
+            "closure."
+        ) from error
