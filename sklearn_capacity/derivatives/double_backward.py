@@ -46,7 +46,8 @@ def pushed_forward(value: Tensor, points: Sequence[Tensor], along: Sequence[Tens
         Of the same shapes.
     """
     dual, pulled = pulled_back(value, points)
-    inner = sum((g * v).sum() for g, v in zip(pulled, along, strict=True) if g is not None)
+    # Complex numbers are pairs of real ones: their inner product is the real part of <g, v>.
+    inner = sum((g.conj() * v).real.sum() for g, v in zip(pulled, along, strict=True) if g is not None)
     if not isinstance(inner, Tensor) or not inner.requires_grad:
         return None
     (derivative,) = torch.autograd.grad(inner, dual)

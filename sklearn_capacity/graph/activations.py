@@ -103,7 +103,11 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": Activation(F.silu, _silu_slope, lambda: 1.0998394),
     "elu": Activation(_elu, _elu_slope, _elu_lipschitz),
     "hardsigmoid": Activation(
-        F.hardsigmoid, lambda z: ((z > -3) & (z < 3)).to(z.dtype) / 6, lambda: 1 / 6, piecewise_linear=True
+        # torch's own has no second derivative
+        lambda z: F.hardtanh(z + 3, 0.0, 6.0) / 6,
+        lambda z: ((z > -3) & (z < 3)).to(z.dtype) / 6,
+        lambda: 1 / 6,
+        piecewise_linear=True,
     ),
     "hardswish": Activation(F.hardswish, _hardswish_slope, lambda: 1.5),  # the slope left of z = 3
     # steepest at z = 1.4907, where the derivative is 1.088498..., rounded up

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .fold import HEAD
+from .nodes import UnsupportedLayerError
 
 __all__ = ["Wrapper", "as_logits", "first_output"]
 
@@ -60,7 +62,14 @@ class _TwoLogits(Wrapper):
         head.weight.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return getattr(self, HEAD)(self.module(x).reshape(x.shape[0], 1))
+        z = self.module(x)
+        if math.prod(z.shape[1:]) != 1:
+            raise UnsupportedLayerError(
+                f"The network returns {math.prod(z.shape[1:])} outputs for a sample under a binary criterion: it is a "
+                "multilabel classifier, and measures are defined for one class per sample. Measure a module that "
+                "returns one of the outputs."
+            )
+        return getattr(self, HEAD)(z.reshape(x.shape[0], 1))
 
 
 class _BeforeEnding(Wrapper):

@@ -193,6 +193,8 @@ class _Binder:
         self.env: dict[str, Any] = {}
         self.nodes: list[Node] = []
         self.shapes: dict[str, tuple[int, ...]] = {}
+        #: Nodes whose values are no real numbers: indices, sizes, comparisons, complex numbers.
+        self.not_real: set[str] = set()
         #: Opaque operators that return several tensors.
         self.several: set[str] = set()
 
@@ -284,12 +286,13 @@ class _Binder:
         scope = self.program.shown(_scope(node))
         rule = CONVERSIONS.get(node.target)
         draft: Draft | Ref | None = None
-        if rule is not None and self._batch_first(full, [self.env[n.name] for n in node.all_input_nodes]):
+        inputs = [self.env[n.name] for n in node.all_input_nodes]
+        if rule is not None and self._real(value, inputs) and self._batch_first(full, inputs):
             schema = node.target._schema.arguments  # type: ignore[union-attr]
             named = {a.name: a.default_value for a in schema}
             named.update({a.name: v for a, v in zip(schema, args, strict=False)})
             named.update(kwargs)
-            draft = rule(Call(node.target, named, self.shapes, full, scope, self.device))
+            draft = rule(Call(node.target, named, self.shapes, full, scope, self.device, self.dtype))
         if isinstance(draft, Ref):
             return draft
         if draft is None:
@@ -316,6 +319,8 @@ class _Binder:
         )
         if isinstance(value, Tensor):  # and no size, which may stand among a view's arguments
             self.shapes[node.name] = full
+            if not value.is_floating_point():
+                self.not_real.add(node.name)
         return Ref(node.name)
 
     def _shape(self, value: Tensor) -> tuple[int, ...]:
@@ -325,6 +330,11 @@ class _Binder:
             -1 if i == 0 and str(size) == batch else size if isinstance(size, int) else -2
             for i, size in enumerate(value.shape)
         )
+
+    def _real(self, value: Any, inputs: list[Any]) -> bool:
+        """Whether an operator takes real numbers to real numbers; a cast of indices, say, has no canonical form."""
+        real = isinstance(value, Tensor) and value.is_floating_point()
+        return real and not any(isinstance(v, Ref) and v.name in self.not_real for v in inputs)
 
     def _batch_first(self, full: tuple[int, ...], inputs: list[Any]) -> bool:
         """Whether output and inputs are one row per sample; only then does an operator have a canonical form."""

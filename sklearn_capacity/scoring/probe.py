@@ -103,7 +103,7 @@ def probe(network: Network, X: Any, task: str | None) -> None:
         try:
             shape = network.output_shape(samples)
             first, again, fewer = (network.forward(some) for some in (samples, samples, samples[: SAMPLES - 1]))
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, NotDefinedError):
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             shown = network.input_shape

@@ -40,7 +40,10 @@ class Draft:
 
 @dataclass(frozen=True)
 class Call:
-    """An operator's arguments by their schema's names, and the shapes of its inputs and output (batch included)."""
+    """An operator's arguments by their schema's names, and the shapes of its inputs and output (batch included).
+
+    `dtype` and `device` are those of the network.
+    """
 
     target: Any
     args: Mapping[str, Any]
@@ -48,6 +51,7 @@ class Call:
     shape: tuple[int, ...]
     scope: str
     device: torch.device
+    dtype: torch.dtype
 
     def __getitem__(self, name: str) -> Any:
         return self.args[name]

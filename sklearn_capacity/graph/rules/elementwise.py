@@ -68,12 +68,12 @@ def _clamp(call: Call) -> Draft | None:
 
 
 @rule("clone.default", "alias.default", "detach.default", "contiguous.default", "lift_fresh_copy.default")
-@rule("type_as.default")  # as a cast: `_cast`
+@rule("type_as.default", "to.other")  # as a cast: `_cast`
 def _identity(call: Call) -> Ref:
     return call["self"]
 
 
-@rule("_to_copy.default", "to.dtype")
+@rule("_to_copy.default", "to.dtype", "to.device", "to.dtype_layout")
 def _cast(call: Call) -> Ref | None:
     # A measurement runs in the dtype it was asked for; a cast between floating dtypes is the identity there.
     dtype = call.get("dtype")
@@ -114,7 +114,9 @@ def _div(call: Call) -> Draft | None:
     x, constant = call["self"], None if isinstance(call["other"], Ref) else _constant(call["other"], call)
     if not isinstance(x, Ref) or constant is None:
         return None
-    return _scaled(x, Weight(1 / constant.tensor, constant.trainable, constant.sources), call)
+    # Whole numbers have their reciprocals in the precision of what they divide.
+    inverse = 1 / constant.tensor.to(call.dtype) if isinstance(call["other"], Weight) else 1 / constant.tensor
+    return _scaled(x, Weight(inverse, constant.trainable, constant.sources), call)
 
 
 @rule("neg.default")
