@@ -10,7 +10,7 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 # The tests share two processes; `make test PYTEST_ARGS="-n 0 -x"` runs them in one.
 PYTEST_ARGS ?= -n 2
-# For each of the six properties of tests/test_fuzz.py, the two dear ones half: 12,500 in all.
+# For each of the six properties of tests/project/test_fuzz.py, the two dear ones half: 12,500 in all.
 FUZZ_CASES ?= 2500
 # One BLAS and one torch thread: sums come out the same to the bit, and two cores are shared fairly.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1

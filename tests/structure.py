@@ -130,3 +130,73 @@ def record_faults(name: str, thing: object) -> list[str]:
 def _is_record(thing: object) -> bool:
     frozen = dataclasses.is_dataclass(thing) and thing.__dataclass_params__.frozen
     return inspect.isclass(thing) and (frozen or hasattr(thing, "_fields"))
+
+
+# Where tests stand ----------------------------------------------------------------------------------------------------
+
+# The test of `a/b.py` is `tests/a/test_b.py`. Where several files are tested as one, or a file by what stands on it,
+# it is named here; a package's name stands for those of its files that have no entry.
+TESTED_IN = {
+    "__main__": "project/test_front_pages",
+    "_validation": "scoring/test_wrong_kinds",
+    "_version": "project/test_packaging",
+    "architectures": "architectures/test_architectures",
+    "datasets": "datasets/test_datasets",
+    "derivatives": "derivatives/test_parameter_jacobian",
+    "derivatives/input_jacobian": "penalties/test_jacobian_penalty",
+    "derivatives/input_sweeps": "penalties/test_sweep_gradients",
+    "derivatives/modes": "penalties/test_jacobian_penalty",
+    "derivatives/parameter_vector": "derivatives/test_perturbation",
+    "derivatives/sweep_rules": "penalties/test_sweep_gradients",
+    "displays": "displays/test_fisher_displays",
+    "displays/learning_rate_map": "displays/test_learning_rate_map_display",
+    "displays/margin": "displays/test_margin_display",
+    "displays/norm_geometry": "displays/test_norm_displays",
+    "displays/weight_histogram": "displays/test_norm_displays",
+    "estimators": "estimators/test_estimators",
+    "estimators/_generalization_layer": "estimators/test_generalization_layer_estimators",
+    "graph": "graph/test_network",
+    "layers": "layers/test_layers",
+    "linalg": "linalg/test_operators",
+    "linalg/banded": "linalg/test_conv",
+    "linalg/padding": "linalg/test_conv",
+    "linalg/torus": "linalg/test_conv",
+    "measures": "measures/test_every_measure",
+    "measures/capacities": "measures/test_paths",
+    "measures/curvature": "measures/test_margins",
+    "measures/jacobians": "measures/test_margins",
+    "measures/layers": "measures/test_norms",
+    "measures/losses": "measures/test_sharpness",
+    "measures/normalized_margins": "measures/test_margins",
+    "measures/output_gram": "measures/test_margins",
+    "measures/radii": "measures/test_robustness",
+    "measures/rectifier_chain": "measures/test_data_norms",
+    "model_selection": "model_selection/test_rank_measures",
+    "penalties": "penalties/test_sweep_gradients",
+    "penalties/frobenius": "penalties/test_jacobian_penalty",
+    "scoring": "scoring/test_scorer",
+    "scoring/curves": "measures/test_interaction",
+    "scoring/from_sklearn": "scoring/test_find_network",
+    "scoring/landscape": "displays/test_norm_displays",
+    "scoring/spectrum": "measures/test_fisher_spectrum",
+    "storage": "persistence/test_safe_files",
+    "theory": "theory/test_mean_field",
+    "theory/_covering": "measures/test_robustness",
+    "theory/_initialize": "theory/test_learning_rate_map",
+    "training": "training/test_net",
+    "training/kfac": "training/test_natural_optimizers",
+    "training/kronecker": "training/test_natural_optimizers",
+    "training/path_sgd": "training/test_natural_optimizers",
+    "training/regime": "estimators/test_generalization_layer_estimators",
+}
+
+
+def file_of_tests(module: Path) -> Path | None:
+    """The file that tests a module of the package, given as a path inside it; None if there is none."""
+    module = module.with_suffix("")
+    mirror = ROOT / "tests" / module.parent / f"test_{module.name.lstrip('_')}.py"
+    if mirror.exists():
+        return mirror
+    named = TESTED_IN.get(module.as_posix()) or TESTED_IN.get(module.parts[0])
+    path = ROOT / "tests" / f"{named}.py"
+    return path if named and path.exists() else None

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 from torch import Tensor, nn
 
+from measuring import values_of
 from networks import NETWORKS
-from sklearn_capacity import CapacityWarning, NotDefinedError
 from sklearn_capacity.architectures import make_network
-from sklearn_capacity.measures import MEASURES
 from sklearn_capacity.penalties import PENALTIES
-from sklearn_capacity.scoring.measurement import Session, parse_measures
 from tests.gpu.runner import check
 
-#: Cheap settings for measures that draw or ascend, and parameters that have no default.
-SHORT = {
-    "max_sharpness": {"steps": 20, "check_every": 10, "batch_size": 4},
-    "expected_sharpness": {"n_draws": 20},
-    "pac_bayes_bound": {"n_draws": 20},
-    "robustness_bound": {"manifold_dim": 2, "manifold_constant": 1.0},
-}
 CASES = ("mlp_no_bias", "mlp_tanh", "conv_batch_norm", "conv_strided_grouped", "residual", "tokens")
 
 
@@ -87,8 +77,8 @@ def measures_equal_the_cpu(device: torch.device) -> str:
     for case in (*CASES, "attention"):
         module, X, _ = attention() if case == "attention" else NETWORKS[case]()
         y = module(X).argmax(1)  # no sample is misclassified, so that capacities are finite
-        expected = _values(module, X, y)
-        got = _values(module.to(device), X, y)
+        expected = values_of(module, X, y)
+        got = values_of(module.to(device), X, y)
         for name, value in expected.items():
             other = got[name]
             assert (value is None) == (other is None), f"{name} on {case}: {value} on the CPU, {other} on the device"
@@ -101,17 +91,3 @@ def measures_equal_the_cpu(device: torch.device) -> str:
         defined |= present
         n_values += len(present)
     return f"{n_values} values of {len(defined)} measures, largest relative difference {worst:.1e}"
-
-
-def _values(module: nn.Module, X: Tensor, y: Tensor) -> dict[str, float | None]:
-    session = Session(module, X, y)
-    requests, _ = parse_measures({name: (name, SHORT.get(name, {})) for name in MEASURES})
-    values: dict[str, float | None] = {}
-    for request in requests:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CapacityWarning)
-            try:
-                values[request.label] = session.run(request).value
-            except NotDefinedError:
-                values[request.label] = None
-    return values

@@ -12,43 +12,15 @@ import pytest
 import torch
 from torch import nn
 
+from measuring import SHORT, results_of, separated, values_of
 from networks import NETWORKS
-from sklearn_capacity import CapacityWarning, NetworkClassifier, NotDefinedError, measure_capacity
+from sklearn_capacity import CapacityWarning, NetworkClassifier, measure_capacity
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch
-from sklearn_capacity.scoring.measurement import Session, parse_measures
+from sklearn_capacity.scoring.measurement import Session
 
-#: Cheap settings for measures that draw or ascend, and parameters that have no default.
-SHORT = {
-    "max_sharpness": {"steps": 20, "check_every": 10, "batch_size": 4},
-    "expected_sharpness": {"n_draws": 20},
-    "pac_bayes_bound": {"n_draws": 20},
-    "robustness_bound": {"manifold_dim": 2, "manifold_constant": 1.0},
-}
 DETERMINISTIC = [name for name, m in MEASURES.items() if not m.stochastic]
 CASES = ["mlp", "mlp_no_bias", "mlp_tanh", "conv_batch_norm", "conv_strided_grouped", "residual", "conv_max_pool"]
-
-
-def values_of(module, X, y, names=tuple(MEASURES), **options):
-    """The values of measures from one session, None where one is not defined."""
-    return {name: result for name, result in results_of(Session(module, X, y, **options), names)}
-
-
-def results_of(session, names):
-    requests, _ = parse_measures({name: (name, SHORT.get(name, {})) for name in names})
-    for request in requests:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CapacityWarning)
-            try:
-                yield request.label, session.run(request).value
-            except NotDefinedError:
-                yield request.label, None
-
-
-def separated(case):
-    """A network and data that it classifies without error, so that capacities are finite."""
-    module, X, _ = NETWORKS[case]()
-    return module, X, module(X).argmax(1)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -65,7 +65,7 @@ def test_parameter_count(name):
 
 
 def test_documented_counts_are_these():
-    page = (Path(__file__).parents[1] / "docs" / "architectures.rst").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "architectures.rst").read_text()
     rows = re.findall(r"\* - ``(\w+)``\n +- (\(.*\))\n +- ([\d,]+)\n", page)
     documented = {name: (literal_eval(shape), int(number.replace(",", ""))) for name, shape, number in rows}
     assert documented == {name: (row[0], row[2]) for name, row in EXPECTED.items()}

@@ -92,6 +92,23 @@ def test_public_docstrings_are_complete(name, thing):
     assert structure.docstring_faults(name, thing) + structure.record_faults(name, thing) == []
 
 
+# Where tests stand ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", PACKAGE_FILES, ids=id_of)
+def test_every_file_has_tests_where_one_looks_for_them(path):
+    module = path.relative_to(ROOT / PACKAGE)
+    assert path.name == "__init__.py" or structure.file_of_tests(module) is not None
+
+
+def test_the_table_of_tests_holds_nothing_superfluous():
+    for name, file in structure.TESTED_IN.items():
+        place = ROOT / PACKAGE / name
+        assert place.is_dir() or place.with_suffix(".py").exists(), name
+        assert (ROOT / "tests" / f"{file}.py").exists(), file
+    assert structure.file_of_tests(Path("unknown/thing.py")) is None
+
+
 # Import directions, by import-linter ----------------------------------------------------------------------------------
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from measuring import separated, values_of
 from networks import NETWORKS
 from pretend_device import pretend_device
 from sklearn_capacity import CapacityScorer, NetworkClassifier, measure_capacity
-from test_measures_common import separated, values_of
 
 
 @pytest.mark.parametrize("case", ["mlp_no_bias", "conv_batch_norm"])
