@@ -69,9 +69,8 @@ def penalized(case: Case, norm: str, **options: int) -> Callable[[], None]:
 
     def step() -> None:
         case.module.zero_grad()
-        logits = penalty.forward(case.module, case.X)
-        logits = case.module(case.X) if logits is None else logits
-        (cross_entropy(logits, case.y) + STRENGTH * penalty(case.module, case.X)).backward()
+        shared = penalty.forward(case.module, case.X)
+        (cross_entropy(shared.logits, case.y) + STRENGTH * penalty(case.module, case.X, shared=shared)).backward()
 
     return step
 

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 from sklearn_capacity.architectures import CifarResNet, PreactResNet
 from sklearn_capacity.architectures.mlp import RowNormalizedLinear
-from sklearn_capacity.penalties import shared_pass as _tapes
+from sklearn_capacity.penalties.module_graph import graph_of
 
 __all__ = [
     "CASES",
@@ -78,7 +78,7 @@ def assert_same(got, want):
 
 
 def chained(module, X) -> bool:
-    return _tapes.graph_of(module, X) is not None
+    return graph_of(module, X) is not None
 
 
 # ---- networks ---------------------------------------------------------------------------------------------------

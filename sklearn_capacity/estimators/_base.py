@@ -41,7 +41,7 @@ def can_continue(estimator: BaseNetwork) -> bool:
 class BaseNetwork(NetTraining, Restoring, BaseEstimator):
     """Base of the estimators.
 
-    A variant overrides one hook: ``_make_module()``, ``_penalty(generator)``, ``_extra_callbacks()``,
+    A variant overrides one hook: ``_make_module()``, ``_penalties(generator)``, ``_extra_callbacks()``,
     ``_parameter_groups()``.
     """
 

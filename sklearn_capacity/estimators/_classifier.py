@@ -75,6 +75,8 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         learning_rate_schedule: Any = None,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
+        penalty: Any = None,
+        penalty_strength: float = 1.0,
         max_epochs: int = 50,
         batch_size: int = 128,
         stop_below: float | None = None,
@@ -109,6 +111,8 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         self.learning_rate_schedule = learning_rate_schedule
         self.momentum = momentum
         self.weight_decay = weight_decay
+        self.penalty = penalty
+        self.penalty_strength = penalty_strength
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.stop_below = stop_below

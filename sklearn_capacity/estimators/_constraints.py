@@ -110,6 +110,13 @@ def skorch_callbacks(name: str, value: Any) -> Any:
     return value
 
 
+def penalty(name: str, value: Any) -> Any:
+    """A function of a module and a batch."""
+    if isinstance(value, type) or not callable(value):
+        raise TypeError(f"`{name}` must be None or a callable (module, X, sample_weight=None), got {value!r}.")
+    return value
+
+
 #: parameters that all networks share; `module`, `random_state` and `device` are checked where they act
 COMMON: dict[str, Check] = {
     "hidden_layer_sizes": lambda name, value: check_layer_sizes(value),
@@ -126,6 +133,8 @@ COMMON: dict[str, Check] = {
     "learning_rate": interval(0, closed="neither"),
     "momentum": interval(0, 1, "left"),
     "weight_decay": interval(0, closed="left"),
+    "penalty": optional(penalty),
+    "penalty_strength": interval(0, closed="left"),
     "max_epochs": integer(1),
     "batch_size": integer(1),
     "callbacks": optional(skorch_callbacks),

@@ -47,6 +47,11 @@ learning_rate_schedule : default=None
 momentum : float in [0, 1), default=0.9
     For optimisers that have one ("sgd", "rmsprop").
 weight_decay : float >= 0, default=0.0
+penalty : callable, default=None
+    ``penalty(module, X, sample_weight=None)`` returns a scalar tensor that is added to the loss of each training
+    batch. The module is in training mode. `sample_weight` may be missing from its signature; copied before use.
+penalty_strength : float >= 0, default=1.0
+    What `penalty` is multiplied by; 0 leaves it out.
 max_epochs : int >= 1, default=50
 batch_size : int >= 1, default=128
     A last batch of a single sample is merged into the one before it.
@@ -148,7 +153,8 @@ n_iter_ : int
     Epochs trained.
 history_ : skorch.history.History
     One dict per epoch: ``train_loss`` (without penalty, while the weights move), ``valid_loss``,
-    ``train_penalty``, ``dur`` and what callbacks add.
+    ``train_penalty`` (not multiplied by its strength; beside a Jacobian's, `penalty` is ``train_penalty_2``),
+    ``dur`` and what callbacks add.
 net_ : PenalizedNet
     The skorch net.
 module_ : nn.Module

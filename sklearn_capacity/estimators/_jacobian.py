@@ -36,14 +36,15 @@ class JacobianPenaltyMixin:
     jacobian_output: str
     _n_outputs: int
 
-    def _penalty(self, generator: torch.Generator) -> tuple[Any, float]:
-        if not self.jacobian_penalty:
-            return None, 0.0
+    def _penalties(self, generator: torch.Generator) -> list[tuple[Any, float]]:
+        jacobian = self._jacobian_penalty(generator) if self.jacobian_penalty else None
+        return [(jacobian, self.jacobian_penalty), *super()._penalties(generator)]  # type: ignore[misc]
+
+    def _jacobian_penalty(self, generator: torch.Generator) -> JacobianPenalty:
         if self.jacobian_norm == "projection":
             check_integer("n_projections", self.n_projections, 1, self._n_outputs, cure=TOO_MANY)
         options = {name: getattr(self, name) for name in PENALTIES[self.jacobian_norm].options}
-        penalty = JacobianPenalty(self.jacobian_norm, output=self.jacobian_output, generator=generator, **options)
-        return penalty, self.jacobian_penalty
+        return JacobianPenalty(self.jacobian_norm, output=self.jacobian_output, generator=generator, **options)
 
 
 @documented("classifier", jacobian=True)
@@ -112,6 +113,8 @@ class JacobianRegularizedClassifier(JacobianPenaltyMixin, NetworkClassifier):
         learning_rate_schedule: Any = None,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
+        penalty: Any = None,
+        penalty_strength: float = 1.0,
         max_epochs: int = 50,
         batch_size: int = 128,
         stop_below: float | None = None,
@@ -147,6 +150,8 @@ class JacobianRegularizedClassifier(JacobianPenaltyMixin, NetworkClassifier):
             learning_rate_schedule=learning_rate_schedule,
             momentum=momentum,
             weight_decay=weight_decay,
+            penalty=penalty,
+            penalty_strength=penalty_strength,
             max_epochs=max_epochs,
             batch_size=batch_size,
             stop_below=stop_below,
@@ -236,6 +241,8 @@ class JacobianRegularizedRegressor(JacobianPenaltyMixin, NetworkRegressor):
         learning_rate_schedule: Any = None,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
+        penalty: Any = None,
+        penalty_strength: float = 1.0,
         max_epochs: int = 50,
         batch_size: int = 128,
         stop_below: float | None = None,
@@ -270,6 +277,8 @@ class JacobianRegularizedRegressor(JacobianPenaltyMixin, NetworkRegressor):
             learning_rate_schedule=learning_rate_schedule,
             momentum=momentum,
             weight_decay=weight_decay,
+            penalty=penalty,
+            penalty_strength=penalty_strength,
             max_epochs=max_epochs,
             batch_size=batch_size,
             stop_below=stop_below,

@@ -87,6 +87,8 @@ class NetTraining:
     n_iter_no_change: int
     optimizer: Any
     optimizer_params: dict[str, Any] | None
+    penalty: Any
+    penalty_strength: float
     random_state: Any
     stop_below: float | None
     tol: float
@@ -105,9 +107,9 @@ class NetTraining:
 
     # ---- hooks ------------------------------------------------------------------------------
 
-    def _penalty(self, generator: torch.Generator) -> tuple[Any, float]:
-        """``penalty(module, X, sample_weight=None)`` or None, and its strength."""
-        return None, 0.0
+    def _penalties(self, generator: torch.Generator) -> list[tuple[Any, float]]:
+        """Penalties, ``penalty(module, X, sample_weight=None)`` or None, each with its strength."""
+        return [(copied(self.penalty), self.penalty_strength)]  # a copy, as it may count or remember
 
     def _extra_callbacks(self) -> list[Callback]:
         """skorch callbacks of a variant; they run before the learning rate's schedule."""
@@ -231,7 +233,7 @@ class NetTraining:
         """Train the net for some epochs with the current parameters."""
         data = net.get_dataset(*arrays)
         check_batch_norm(net.module_, min(len(data), self.batch_size))
-        net.penalty, net.penalty_strength = self._penalty(generator)
+        net.penalties = self._penalties(generator)
         net.batch_size, net.max_epochs = self.batch_size, epochs
         net.iterator_train__generator = generator
         net.iterator_train__transform = resolve_augmentation(self.augmentation)
@@ -248,7 +250,8 @@ class NetTraining:
             vars(self).pop("net_", None)  # a diverged network is no network
             raise
         # neither the data, nor generators, nor entries per batch travel with a pickle
-        net.train_split = net.penalty = net.iterator_train__generator = net.iterator_train__transform = None
+        net.train_split = net.iterator_train__generator = net.iterator_train__transform = None
+        net.penalties, net._terms_ = (), None
         for epoch in net.history:
             epoch["batches"] = []
 

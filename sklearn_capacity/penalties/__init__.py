@@ -10,12 +10,15 @@ from __future__ import annotations
 from sklearn_capacity.penalties.frobenius import frobenius_penalty, projection_penalty
 from sklearn_capacity.penalties.jacobian_penalty import PENALTIES, JacobianPenalty, Penalty
 from sklearn_capacity.penalties.per_layer import per_layer_penalty
+from sklearn_capacity.penalties.shared_pass import SharedPass, forward_pass
 from sklearn_capacity.penalties.spectral import spectral_penalty
 
 __all__ = [
     "PENALTIES",
     "JacobianPenalty",
     "Penalty",
+    "SharedPass",
+    "forward_pass",
     "frobenius_penalty",
     "per_layer_penalty",
     "projection_penalty",

@@ -11,7 +11,7 @@ from torch import Tensor
 from sklearn_capacity._validation import check_integer, check_option
 from sklearn_capacity.derivatives.input_jacobian import OUTPUTS, jacobian_products
 from sklearn_capacity.derivatives.modes import evaluating, in_full_precision
-from sklearn_capacity.penalties.shared_pass import linearized
+from sklearn_capacity.penalties.shared_pass import SharedPass, linearized
 from sklearn_capacity.penalties.sweep_gradients import chain_products
 
 __all__ = ["frobenius_penalty", "orthonormal_directions", "projection_penalty"]
@@ -24,6 +24,7 @@ def frobenius_penalty(
     *,
     output: str = "logits",
     sample_weight: Tensor | None = None,
+    shared: SharedPass | None = None,
 ) -> Tensor:
     r"""Mean squared Frobenius norm of the Jacobian, exact and differentiable.
 
@@ -39,6 +40,8 @@ def frobenius_penalty(
         Whether f is the output itself or its softmax, as [JR] writes it.
     sample_weight : Tensor of shape (n,), default=None
         The mean becomes ``(1/n) sum_i w_i ||J(x_i)||_F^2``.
+    shared : SharedPass, default=None
+        The loss's forward pass, by :func:`forward_pass` with the same module and X; saves the penalty one.
 
     Returns
     -------
@@ -73,7 +76,7 @@ def frobenius_penalty(
     >>> float(frobenius_penalty(linear, torch.randn(5, 2)).detach())
     36.0
     """
-    return squared_products(function, X, None, output=output, sample_weight=sample_weight)
+    return squared_products(function, X, None, output=output, sample_weight=sample_weight, shared=shared)
 
 
 @in_full_precision
@@ -85,6 +88,7 @@ def projection_penalty(
     generator: torch.Generator | None = None,
     output: str = "logits",
     sample_weight: Tensor | None = None,
+    shared: SharedPass | None = None,
 ) -> Tensor:
     r"""Unbiased estimate of the mean squared Frobenius norm of the Jacobian by random projections.
 
@@ -103,6 +107,8 @@ def projection_penalty(
         Source of the directions; None makes one with torch's default seed.
     output : {"logits", "softmax"}, default="logits"
     sample_weight : Tensor of shape (n,), default=None
+    shared : SharedPass, default=None
+        As in :func:`frobenius_penalty`.
 
     Returns
     -------
@@ -139,7 +145,7 @@ def projection_penalty(
         scale = math.sqrt(values.shape[1] / n_projections)
         return scale * orthonormal_directions(n_projections, values, generator)
 
-    return squared_products(function, X, directions, output=output, sample_weight=sample_weight)
+    return squared_products(function, X, directions, output=output, sample_weight=sample_weight, shared=shared)
 
 
 def squared_products(
@@ -149,6 +155,7 @@ def squared_products(
     *,
     output: str = "logits",
     sample_weight: Tensor | None = None,
+    shared: SharedPass | None = None,
 ) -> Tensor:
     """Weighted mean over the samples of squared Jacobian products, summed over directions; differentiable.
 
@@ -156,7 +163,7 @@ def squared_products(
     with a graph takes the chain, anything else a loop of double backward passes, right for any function.
     """
     check_option("output", output, OUTPUTS)
-    batch = linearized(function, X)
+    batch = linearized(function, X, shared)
     if batch is None:
         with evaluating(function):
             products = list(jacobian_products(function, X, directions, output=output, create_graph=True))

@@ -13,7 +13,7 @@ from sklearn_capacity._validation import check_option
 from sklearn_capacity.derivatives.input_jacobian import OUTPUTS
 from sklearn_capacity.penalties.frobenius import frobenius_penalty, projection_penalty
 from sklearn_capacity.penalties.per_layer import per_layer_penalty
-from sklearn_capacity.penalties.shared_pass import shared_forward
+from sklearn_capacity.penalties.shared_pass import SharedPass, forward_pass
 from sklearn_capacity.penalties.spectral import spectral_penalty
 
 __all__ = ["PENALTIES", "JacobianPenalty", "Penalty"]
@@ -67,10 +67,8 @@ class JacobianPenalty:
     >>> from sklearn_capacity.penalties import JacobianPenalty
     >>> module, X, y = torch.nn.Linear(4, 3), torch.randn(10, 4), torch.arange(10) % 3
     >>> penalty = JacobianPenalty("projection", n_projections=2)
-    >>> logits = penalty.forward(module, X)
-    >>> if logits is None:  # a module that does something else in training than in evaluation
-    ...     logits = module(X)
-    >>> loss = torch.nn.functional.cross_entropy(logits, y) + 0.1 * penalty(module, X)
+    >>> shared = penalty.forward(module, X)
+    >>> loss = torch.nn.functional.cross_entropy(shared.logits, y) + 0.1 * penalty(module, X, shared=shared)
     >>> loss.backward()
     """
 
@@ -87,19 +85,13 @@ class JacobianPenalty:
         if PENALTIES[norm].random:
             self.options["generator"] = torch.Generator() if generator is None else generator
 
-    def __call__(self, module: nn.Module, X: Tensor, sample_weight: Tensor | None = None) -> Tensor:
-        """The penalty at a batch, ()."""
-        return PENALTIES[self.norm].function(module, X, sample_weight=sample_weight, **self.options)
+    def __call__(
+        self, module: nn.Module, X: Tensor, sample_weight: Tensor | None = None, shared: SharedPass | None = None
+    ) -> Tensor:
+        """The penalty at a batch, (); `shared` is what `forward` has returned for it."""
+        function = PENALTIES[self.norm].function
+        return function(module, X, sample_weight=sample_weight, shared=shared, **self.options)
 
-    def forward(self, module: nn.Module, X: Tensor) -> Tensor | None:
-        """Outputs of the module for the loss, from a pass that the next call with the same X uses again.
-
-        None where the module does something else in training than in eval (batch norm, dropout), where it cannot be
-        traced as a graph, where hooks listen to its forward pass or it writes into the module, where X requires a
-        gradient, or where autocast is on: penalties are evaluated in the precision of X. Then the loss
-        needs the module's own.
-
-        Loss and penalty share this pass backwards, too: take the gradient of their sum, or keep the graph
-        (``retain_graph=True``) for the second of the two.
-        """
-        return shared_forward(module, X)
+    def forward(self, module: nn.Module, X: Tensor) -> SharedPass:
+        """A forward pass for the loss that the penalty can use again, as :func:`forward_pass`."""
+        return forward_pass(module, X)

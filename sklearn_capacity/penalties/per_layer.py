@@ -15,7 +15,7 @@ from sklearn_capacity.derivatives.input_sweeps import pull, stacks
 from sklearn_capacity.derivatives.modes import evaluating, in_full_precision
 from sklearn_capacity.graph import Node
 from sklearn_capacity.penalties.frobenius import sample_scale
-from sklearn_capacity.penalties.shared_pass import Linearized, linearized
+from sklearn_capacity.penalties.shared_pass import LinearizedBatch, SharedPass, linearized
 from sklearn_capacity.penalties.sweep_gradients import Gradients, softmax_jacobian, wants
 
 __all__ = ["per_layer_penalty"]
@@ -32,6 +32,7 @@ def per_layer_penalty(
     generator: torch.Generator | None = None,
     output: str = "logits",
     sample_weight: Tensor | None = None,
+    shared: SharedPass | None = None,
 ) -> Tensor:
     r"""Sum over the layers of the mean squared gradient of one random output with respect to the layer's input.
 
@@ -59,6 +60,8 @@ def per_layer_penalty(
         Whether f is the output itself or its softmax, as [JR] writes it.
     sample_weight : Tensor of shape (n,), default=None
         Weights in the mean over the samples.
+    shared : SharedPass, default=None
+        As in :func:`frobenius_penalty`.
 
     Returns
     -------
@@ -91,7 +94,7 @@ def per_layer_penalty(
     """
     check_option("output", output, OUTPUTS)
     generator = torch.Generator() if generator is None else generator
-    batch = linearized(function, X, fixed_norms=True)
+    batch = linearized(function, X, shared, fixed_norms=True)
     if batch is None:
         return _by_hooks(function, X, generator, output, sample_weight)
     return _by_chain(batch, generator, output, sample_weight)
@@ -103,11 +106,11 @@ def _drawn(values: Tensor, generator: torch.Generator) -> Tensor:
     return torch.zeros_like(values).scatter_(1, index, 1.0)
 
 
-def _by_chain(batch: Linearized, generator: torch.Generator, output: str, sample_weight: Tensor | None) -> Tensor:
+def _by_chain(batch: LinearizedBatch, generator: torch.Generator, output: str, sample_weight: Tensor | None) -> Tensor:
     values = batch.outputs
     vectors, scale = _drawn(values, generator), sample_scale(values, sample_weight)
     trained = {node.name for node in batch.graph.nodes if wants(node.weight)}
-    sums, totals = Gradients(batch.joints), []
+    sums, totals = Gradients(), []
     n, _ = stacks(batch.graph, len(values), values)
     for samples, tape in batch.parts(n):
         weights = None if sample_weight is None else scale[samples]
@@ -118,12 +121,13 @@ def _by_chain(batch: Linearized, generator: torch.Generator, output: str, sample
             weighted = part if weights is None else part * weights.reshape(-1, *(1,) * (part.dim() - 1))
             totals.append(torch.linalg.vector_norm(part).square() if weights is None else (part * weighted).sum())
             if node.name in trained:
-                sums.add_weight(batch.graph[node.name], weighted, g)
+                held = weighted.clone() if weights is None and node.op == "linear" else weighted
+                sums.add_weight(batch.graph[node.name], held, g)
 
         with torch.no_grad():
             v = vectors[samples]
             v = softmax_jacobian(tape.logits.softmax(1), v) if output == "softmax" else v
-            pull(tape, v, keep, lasting=bool(batch.joints))
+            pull(tape, v, keep)
     factor = 1 / len(values) if sample_weight is None else 1.0
     return sums.attach(torch.stack(totals).sum() * factor, 2 * factor)
 

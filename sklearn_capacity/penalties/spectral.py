@@ -13,7 +13,7 @@ from sklearn_capacity.derivatives.input_sweeps import pull, stacks
 from sklearn_capacity.derivatives.modes import evaluating, in_full_precision
 from sklearn_capacity.derivatives.sweep_rules import Tape
 from sklearn_capacity.penalties.frobenius import sample_scale, unit_vectors, weighted_mean
-from sklearn_capacity.penalties.shared_pass import linearized
+from sklearn_capacity.penalties.shared_pass import SharedPass, linearized
 from sklearn_capacity.penalties.sweep_gradients import chain_products, softmax_jacobian
 
 __all__ = ["spectral_penalty"]
@@ -26,6 +26,7 @@ def spectral_penalty(
     *,
     output: str = "logits",
     sample_weight: Tensor | None = None,
+    shared: SharedPass | None = None,
 ) -> Tensor:
     r"""Mean squared spectral norm of the Jacobian, exact and differentiable.
 
@@ -40,6 +41,8 @@ def spectral_penalty(
         Whether f is the output itself or its softmax, as [JR] writes it.
     sample_weight : Tensor of shape (n,), default=None
         The mean becomes ``(1/n) sum_i w_i ||J(x_i)||_2^2``.
+    shared : SharedPass, default=None
+        As in :func:`frobenius_penalty`.
 
     Returns
     -------
@@ -72,7 +75,7 @@ def spectral_penalty(
     16.0
     """
     check_option("output", output, OUTPUTS)
-    batch = linearized(function, X)
+    batch = linearized(function, X, shared)
     if batch is None:
         return _by_loop(function, X, output, sample_weight)
 

@@ -121,7 +121,8 @@ def _training(model: Any) -> str:
         rows.append(["loss", model.loss_name_])
     history = getattr(model, "history_", None) or []
     last = history[-1] if len(history) else {}
-    rows += [[f"last {key}", float(last[key])] for key in ("train_loss", "train_penalty", "valid_loss") if key in last]
+    losses = [key for key in last if key in ("train_loss", "valid_loss") or key.startswith("train_penalty")]
+    rows += [[f"last {key}", float(last[key])] for key in losses]
     return _table(["", ""], rows) if rows else ""
 
 

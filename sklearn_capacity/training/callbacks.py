@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from skorch import NeuralNet
@@ -10,6 +11,11 @@ from skorch.callbacks import Callback
 from tqdm.auto import tqdm
 
 __all__ = ["DivergenceCheck", "EpochProgress", "StopBelow"]
+
+
+def losses_of(epoch: Mapping[str, Any]) -> list[str]:
+    """Names of an epoch's losses and penalties."""
+    return [key for key in epoch if key in ("train_loss", "valid_loss") or key.startswith("train_penalty")]
 
 
 class StopBelow(Callback):
@@ -32,8 +38,8 @@ class DivergenceCheck(Callback):
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         epoch = net.history[-1]
-        for name in ("train_loss", "train_penalty", "valid_loss"):
-            value = epoch.get(name, 0.0)
+        for name in losses_of(epoch):
+            value = epoch[name]
             if not math.isfinite(value):
                 raise ValueError(
                     f"Training diverged in epoch {epoch['epoch']}: the {name.replace('_', ' ')} is {value}. "
@@ -52,7 +58,7 @@ class EpochProgress(Callback):
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         epoch = net.history[-1]
-        shown = {key: f"{epoch[key]:.4g}" for key in ("train_loss", "train_penalty", "valid_loss") if key in epoch}
+        shown = {key: f"{epoch[key]:.4g}" for key in losses_of(epoch)}
         self.bar_.set_postfix(shown, refresh=False)
         self.bar_.update()
 

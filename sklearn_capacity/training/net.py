@@ -1,7 +1,8 @@
-"""skorch nets that add a penalty to the training loss and keep their data on the device."""
+"""skorch nets that add penalties to the training loss and keep their data on the device."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -13,9 +14,11 @@ from skorch.utils import TeeGenerator, is_dataset
 from torch import Tensor
 
 from sklearn_capacity.graph import channels_last
+from sklearn_capacity.penalties import SharedPass, forward_pass
 from sklearn_capacity.training.batches import TensorBatches, TensorData
 from sklearn_capacity.training.losses import CrossEntropyLoss, SquaredLoss
 from sklearn_capacity.training.objectives import Objective, calls_closure_once, step_with_gradients
+from sklearn_capacity.training.penalty_terms import PenaltyTerm, penalty_terms
 
 __all__ = ["PenalizedClassifier", "PenalizedNet", "PenalizedRegressor"]
 
@@ -23,7 +26,7 @@ _BATCH_EVENTS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
 
 
 class PenalizedNet(NeuralNet):
-    """A skorch net that minimises ``loss + strength * penalty``.
+    """A skorch net that minimises ``loss + sum of strength * penalty``.
 
     Parameters
     ----------
@@ -33,9 +36,12 @@ class PenalizedNet(NeuralNet):
     penalty : callable, default=None
         ``penalty(module, X, sample_weight=None)`` returns a differentiable scalar, for example
         :func:`sklearn_capacity.penalties.frobenius_penalty`, or a ``functools.partial`` of it. It is
-        evaluated on training batches only. A :class:`sklearn_capacity.penalties.JacobianPenalty` shares its forward
-        pass with the loss.
-    penalty_strength : float, default=0.0
+        evaluated on training batches only, with the module in training mode. `sample_weight` may be missing from its
+        signature. One that names ``shared`` gets the loss's forward pass, a
+        :class:`sklearn_capacity.penalties.SharedPass`, to save one of its own.
+    penalty_strength : float, default=1.0
+    penalties : sequence of (penalty, strength), default=()
+        Further penalties.
     iterator_train, iterator_valid : default=TensorBatches
         They gather batches from tensors that stay on the device.
     iterator_train__shuffle : bool, default=True
@@ -46,7 +52,8 @@ class PenalizedNet(NeuralNet):
     Notes
     -----
     The history's ``train_loss`` is the loss alone, averaged over an epoch while the weights move;
-    ``train_penalty`` is the penalty before it is multiplied by the strength. Entries per batch
+    ``train_penalty`` is the penalty before it is multiplied by the strength. The second of several penalties is
+    ``train_penalty_2``, and so on; one of strength 0 is not evaluated. Entries per batch
     are kept only if a callback listens to batches.
 
     Examples
@@ -64,6 +71,7 @@ class PenalizedNet(NeuralNet):
     _mode_: bool | None = None  # what the module was last switched to: training or not
     _observed_ = False
     _evaluates_once_ = True  # whether a step calls its closure once, and first
+    _terms_: tuple[list, list[PenaltyTerm]] | None = None  # penalties with strengths, and what is made of them
     images_last_ = False  # whether the module gets images with their channels last
 
     def __init__(
@@ -72,7 +80,8 @@ class PenalizedNet(NeuralNet):
         *,
         criterion: Any,
         penalty: Any = None,
-        penalty_strength: float = 0.0,
+        penalty_strength: float = 1.0,
+        penalties: Any = (),
         iterator_train: Any = TensorBatches,
         iterator_train__shuffle: bool = True,
         iterator_valid: Any = TensorBatches,
@@ -92,6 +101,7 @@ class PenalizedNet(NeuralNet):
         )
         self.penalty = penalty
         self.penalty_strength = penalty_strength
+        self.penalties = penalties
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Callback]]:
@@ -131,27 +141,34 @@ class PenalizedNet(NeuralNet):
         self._set_training(True)
         X = batch[0].to(self.device)
         version = X._version
-        prediction = self._prediction(X, **fit_params)
-        loss = self._loss(prediction, batch)
-        step = {"loss": loss, "y_pred": prediction, "objective": loss}
-        if self.penalty is not None and self.penalty_strength:
-            if X._version != version:
-                raise ValueError(
-                    "`module` works in place on its input, which the penalty needs as it was. "
-                    "Let the first operation make a new tensor, as nn.ReLU(inplace=False) does."
-                )
-            step["penalty"] = self.penalty(self.module_, X, sample_weight=getattr(batch, "sample_weight", None))
-            step["objective"] = loss + self.penalty_strength * step["penalty"]
-        step["objective"].backward()
-        return step
+        terms = self._terms()
+        shared = self._forward(X, terms, fit_params)
+        loss = self._loss(shared.logits, batch)
+        if terms and X._version != version:
+            raise ValueError(
+                "`module` works in place on its input, which the penalty needs as it was. "
+                "Let the first operation make a new tensor, as nn.ReLU(inplace=False) does."
+            )
+        values = {term.key: term.value(shared, getattr(batch, "sample_weight", None)) for term in terms}
+        objective = sum((term.strength * values[term.key] for term in terms), start=loss)
+        objective.backward()
+        return {"loss": loss, "y_pred": shared.logits, "objective": objective, **values}
 
-    def _prediction(self, X: Tensor, **fit_params: Any) -> Tensor:
-        """The module's output for the loss, from the penalty's own forward pass where the two can share it."""
-        shared = getattr(self.penalty, "forward", None) if self.penalty_strength and not fit_params else None
-        if shared is None or type(self).infer is not PenalizedNet.infer:
-            return self.infer(X, **fit_params)
-        prediction = shared(self.module_, X)
-        return self.infer(X) if prediction is None else prediction
+    def _terms(self) -> list[PenaltyTerm]:
+        """The active penalties, anew where a penalty or a strength has changed, as a callback may do at any step."""
+        alone = [] if self.penalty is None else [(self.penalty, self.penalty_strength)]
+        pairs = [*alone, *self.penalties]
+        if self._terms_ is None or self._terms_[0] != pairs:
+            self._terms_ = pairs, penalty_terms(pairs)
+        return self._terms_[1]
+
+    def _forward(self, X: Tensor, terms: list[PenaltyTerm], fit_params: dict[str, Any]) -> SharedPass:
+        """The module's output for the loss, by a pass that penalties use again where they can."""
+        infer = functools.partial(self.infer, **fit_params)
+        changed = fit_params or type(self).infer is not PenalizedNet.infer  # more than the module at X
+        if changed or not any(term.takes_shared_pass for term in terms):
+            return SharedPass(self.module_, X, infer(X))
+        return forward_pass(self.module_, X, infer)
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         if self._observed_:
@@ -174,9 +191,8 @@ class PenalizedNet(NeuralNet):
         return steps[0]
 
     def _generators(self) -> list[torch.Generator]:
-        """What the iterator's transform and the penalty may draw from."""
-        options = getattr(self.penalty, "options", {})
-        offered = getattr(self, "iterator_train__generator", None), options.get("generator")
+        """What the iterator's transform and the penalties may draw from."""
+        offered = [getattr(self, "iterator_train__generator", None), *(g for t in self._terms() for g in t.generators)]
         return [generator for generator in offered if isinstance(generator, torch.Generator)]
 
     def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
@@ -210,26 +226,25 @@ class PenalizedNet(NeuralNet):
         """As skorch's, but keeps the losses on the device and reads them once, at the end."""
         if iterator is None:
             return
-        losses: dict[str, list[Tensor]] = {"loss": [], "penalty": []}
+        losses: dict[str, list[Tensor]] = {}
         sizes: list[int] = []
         for batch in iterator:
             if self._listens_:
                 self.notify("on_batch_begin", batch=batch, training=training)
             step = step_fn(batch, **fit_params)
             sizes.append(len(batch[0]))
-            for key in losses.keys() & step.keys():
-                losses[key].append(step[key].detach())
+            for key in _recorded(step):
+                losses.setdefault(key, []).append(step[key].detach())
             if self._listens_:
                 self._record_batch(step, sizes[-1], prefix)
                 self.notify("on_batch_end", batch=batch, training=training, **step)
         self.history.record(f"{prefix}_batch_count", len(sizes))
         for key, values in losses.items():
-            if values:
-                weights = torch.tensor(sizes, dtype=values[0].dtype).to(values[0].device)
-                self.history.record(f"{prefix}_{key}", (torch.stack(values) @ weights).item() / sum(sizes))
+            weights = torch.tensor(sizes, dtype=values[0].dtype).to(values[0].device)
+            self.history.record(f"{prefix}_{key}", (torch.stack(values) @ weights).item() / sum(sizes))
 
     def _record_batch(self, step: dict[str, Any], size: int, prefix: str) -> None:
-        for key in sorted(step.keys() & {"loss", "penalty"}):
+        for key in _recorded(step):
             self.history.record_batch(f"{prefix}_{key}", step[key].item())
         self.history.record_batch(f"{prefix}_batch_size", size)
 
@@ -237,9 +252,14 @@ class PenalizedNet(NeuralNet):
 
     def __getstate__(self) -> dict[str, Any]:
         # skorch pickles the modules plainly, which fails for classes of __main__ and for lambdas
-        state = self.__dict__.copy()
+        state = {**self.__dict__, "_terms_": None}
         kept = {key: state.pop(key) for key in ("device", "torch_load_kwargs")}
         return {**kept, "__cuda_dependent_attributes__": cloudpickle.dumps(state)}
+
+
+def _recorded(step: dict[str, Any]) -> list[str]:
+    """Names of a step's entries that the history shows: the loss and the penalties."""
+    return [key for key in step if key == "loss" or key.startswith("penalty")]
 
 
 class PenalizedClassifier(PenalizedNet, NeuralNetClassifier):

@@ -1,0 +1,225 @@
+"""The graph of a module for the length of a training: traced once, bound to its live tensors at every step.
+
+One trace is kept for each module that is alive, and goes with it. It holds operators, constants and parameters of the
+module, and nothing of a batch.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sklearn_capacity.derivatives.input_sweeps import chain_refusal
+from sklearn_capacity.graph import NetworkGraph, Program, evaluate, named_tensors, private_copy, trace
+
+__all__ = ["acts_alike_in_training", "graph_of", "has_hooks", "norm_scales", "trace_of", "writes_into_itself"]
+
+#: A module whose attributes change more often than this is left to the loop.
+MANY_TRACES = 20
+#: Longer lists and dicts are no settings of a forward pass, and are not read at every step.
+MANY_ENTRIES = 100
+
+_LOCK = threading.Lock()
+_SCALARS = (int, float, bool, str, bytes, complex, type(None))
+_OF_TORCH = frozenset(vars(nn.Module()))
+
+
+@dataclass(eq=False)
+class ModuleTrace:
+    """What is known of one module: its program, or that it has none, and the graph of the last step.
+
+    Attributes
+    ----------
+    owner : weak reference to the module
+    key : tuple
+        Shape, precision and device of a sample, and the settings that the trace bakes in.
+    program : Program or None
+        None: it cannot be traced, or has no chain.
+    writes : bool
+        Whether a forward pass changes the module's buffers or attributes.
+    traces : int
+        How often the module was traced.
+    volatile : frozenset of (submodule, attribute)
+        Attributes that changed and left the trace as it was; they are no settings.
+    modes, mode_free
+        Training flags of the submodules, and whether the forward pass is then the same as in eval.
+    bound_to, graph
+        Parameters and buffers (by id, with their ``requires_grad``), and the graph that was bound to them.
+    """
+
+    owner: weakref.ref
+    key: tuple
+    program: Program | None
+    writes: bool = False
+    traces: int = 1
+    volatile: frozenset[tuple[str, str]] = frozenset()
+    modes: tuple[bool, ...] = ()
+    mode_free: bool = False
+    bound_to: tuple = ()
+    graph: NetworkGraph | None = field(default=None, repr=False)
+
+
+_TRACES: dict[int, ModuleTrace] = {}
+
+
+def graph_of(module: Any, X: Tensor, fixed_norms: bool = False) -> NetworkGraph | None:
+    """The module's folded graph with its live tensors, or None if it cannot be traced or has no chain."""
+    if not isinstance(module, nn.Module) or not X.is_floating_point():
+        return None
+    entry = trace_of(module, X)
+    if entry.program is None:
+        return None
+    tensors = named_tensors(module)
+    if fixed_norms and (scales := entry.program.norm_scales):
+        return entry.program.bind({name: t.detach() if name in scales else t for name, t in tensors.items()})
+    state = tuple((id(t), t.requires_grad) for t in tensors.values())
+    if entry.graph is not None and entry.bound_to == state:
+        return entry.graph
+    graph = entry.program.bind(tensors)
+    # The graph can serve again if nothing in it was computed from the tensors; an optimiser works in place.
+    entry.graph, entry.bound_to = (graph, state) if _holds_only(graph, tensors) else (None, ())
+    return graph
+
+
+def trace_of(module: nn.Module, X: Tensor) -> ModuleTrace:
+    """The trace for samples like X, made anew where something that it bakes in has changed."""
+    entry = _TRACES.get(id(module))
+    entry = entry if entry is not None and entry.owner() is module else None
+    key = (tuple(X.shape[1:]), X.dtype, X.device, _settings(module, entry.volatile if entry else frozenset()))
+    if entry is not None and entry.key == key:
+        return entry
+    number = id(module)
+    owner = weakref.ref(module, lambda _: _TRACES.pop(number, None))
+    traces = 1 if entry is None else entry.traces + 1
+    program, writes = (None, False) if traces > MANY_TRACES else _program(module, X)
+    new = ModuleTrace(owner, key, program, writes, traces)
+    if entry is not None:
+        new.volatile = entry.volatile | _without_effect(entry, new)
+        new.key = (*key[:3], {name: value for name, value in key[3].items() if name not in new.volatile})
+    with _LOCK:
+        _TRACES[number] = new
+    return new
+
+
+def _without_effect(old: ModuleTrace, new: ModuleTrace) -> frozenset[tuple[str, str]]:
+    """Attributes that have changed and left the trace as it was: counters, what a forward pass notes down."""
+    before, now = old.key[3], new.key[3]
+    if old.key[:3] != new.key[:3] or old.program is None or new.program is None:
+        return frozenset()
+    if not _same(old.program, new.program):
+        return frozenset()
+    return frozenset(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+
+
+def _program(module: nn.Module, X: Tensor) -> tuple[Program | None, bool]:
+    """The traced program, if it has a chain and reproduces the module at X, and whether the module writes in itself."""
+    try:
+        program = trace(module, tuple(X.shape[1:]), dtype=X.dtype)
+        copied = private_copy(module)  # what a forward pass leaves behind is left in the copy
+        before = _contents(copied)
+        with torch.no_grad():
+            graph = program.bind(named_tensors(module))
+            if chain_refusal(graph) is not None:
+                return None, False
+            expected, got = copied(X), evaluate(graph, X)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever a user's module raises here, the loop of double backward passes may still serve it
+        return None, False
+    if not isinstance(expected, Tensor) or expected.shape != got.shape:
+        return None, False
+    scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
+    error = float((got - expected).abs().max() / scale)
+    if error >= 1e3 * torch.finfo(expected.dtype).eps ** 0.8:
+        return None, False
+    return program, before != _contents(copied)
+
+
+def _contents(module: nn.Module) -> tuple:
+    """What a forward pass may have written: attributes, parameters and buffers of all submodules."""
+    return _settings(module, ()), [(id(t), t._version) for t in named_tensors(module).values()]
+
+
+def _settings(module: nn.Module, volatile: Collection[tuple[str, str]]) -> dict[tuple[str, str], Any]:
+    """What a trace bakes in: types and attributes of all submodules. The mode is not among them."""
+    settings: dict[tuple[str, str], Any] = {}
+    for name, submodule in module.named_modules():
+        settings[name, ""] = type(submodule)
+        for attribute, value in vars(submodule).items():
+            if attribute not in _OF_TORCH and (name, attribute) not in volatile:
+                settings[name, attribute] = value if isinstance(value, _SCALARS) else _state(value)
+    return settings
+
+
+def _state(value: Any) -> Any:
+    """Something that differs when the value has changed, for scalars, tensors and containers of these."""
+    if isinstance(value, _SCALARS):
+        return value
+    if isinstance(value, Tensor):
+        return id(value), value._version
+    if isinstance(value, (dict, list, tuple)) and len(value) <= MANY_ENTRIES:
+        return tuple(
+            (key, _state(part)) for key, part in (value.items() if isinstance(value, dict) else enumerate(value))
+        )
+    return id(value)
+
+
+def _holds_only(graph: NetworkGraph, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether all weights and biases in the graph are these tensors, or constants."""
+    live = {id(t) for t in tensors.values()}
+    parts = [(t, node.sources) for node in graph.nodes for t in (node.weight, node.bias) if t is not None]
+    return all(id(t) in live or not sources for t, sources in parts)
+
+
+def writes_into_itself(module: nn.Module) -> bool:
+    """Whether a forward pass of the module, whose graph was asked for before, changes its buffers or attributes."""
+    return _TRACES[id(module)].writes
+
+
+def norm_scales(module: nn.Module) -> frozenset[str]:
+    """Names of the batch norms' scales that are folded into weights of the module, whose graph was asked for before."""
+    program = _TRACES[id(module)].program
+    return frozenset() if program is None else program.norm_scales
+
+
+def acts_alike_in_training(module: nn.Module, X: Tensor) -> bool:
+    """Whether the forward pass is the same in training as in eval, by comparing the two traces."""
+    modes = tuple(m.training for m in module.modules())
+    entry = _TRACES[id(module)]
+    if entry.modes != modes:
+        entry.modes = modes
+        entry.mode_free = not any(modes) or (entry.program is not None and _same_traced(module, entry.program, X.dtype))
+    return entry.mode_free
+
+
+def _same_traced(module: nn.Module, program: Program, dtype: torch.dtype) -> bool:
+    if any(m.training and isinstance(m, _MODAL) for m in module.modules()):
+        return False
+    try:
+        other = trace(module, program.input_shape, dtype=dtype, training=True)
+    except Exception:  # a forward pass that only eval mode can trace
+        return False
+    return _same(program, other)
+
+
+def _same(a: Program, b: Program) -> bool:
+    """Whether two traces hold the same operators and constants."""
+    same = [node.format_node() for node in a.nodes] == [node.format_node() for node in b.nodes]
+    pairs = zip(a.constants.values(), b.constants.values(), strict=False)
+    return same and all(c.shape == d.shape and bool(torch.equal(c, d)) for c, d in pairs)
+
+
+_MODAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether hooks listen to the module's forward or backward pass."""
+    tables = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    of_all = any(getattr(nn.modules.module, f"_global{table}", None) for table in tables)
+    return of_all or any(getattr(m, table, None) for m in module.modules() for table in tables)
