@@ -12,6 +12,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 
 from sklearn_capacity.estimators import _constraints
+from sklearn_capacity.estimators._attributes import CLASSIFIER
 from sklearn_capacity.estimators._base import BaseNetwork, can_continue
 from sklearn_capacity.estimators._docs import documented
 from sklearn_capacity.training import PenalizedClassifier
@@ -52,6 +53,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         "loss": _constraints.option(["auto", "cross_entropy"]),
         "class_weight": _constraints.class_weight,
     }
+    _fitted_attributes = CLASSIFIER
     _net_class = PenalizedClassifier
     _output_meaning = "one logit per class"
     _silenced = ("print_log", "valid_acc")  # valid_acc would make the net keep each batch's entries

@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.base import RegressorMixin
 
 from sklearn_capacity.estimators import _constraints
+from sklearn_capacity.estimators._attributes import REGRESSOR
 from sklearn_capacity.estimators._base import BaseNetwork
 from sklearn_capacity.estimators._docs import documented
 from sklearn_capacity.training import PenalizedRegressor
@@ -47,6 +48,7 @@ class NetworkRegressor(RegressorMixin, BaseNetwork):
         **_constraints.COMMON,
         "loss": _constraints.option(["auto", "squared", "absolute"]),
     }
+    _fitted_attributes = REGRESSOR
     _net_class = PenalizedRegressor
     _output_meaning = "one column per target"
 

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import math
-import numbers
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from sklearn.utils import check_random_state
 from skorch.history import History
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from sklearn_capacity._validation import warn
+from sklearn_capacity.estimators._attributes import ATTRIBUTES, IMAGES_LAST, OPTIONAL, Check
 from sklearn_capacity.training import PenalizedNet, resolve_device, seeded
 
 __all__ = ["Restoring", "as_history"]
 
-#: what every fitted estimator has beside its network
-REQUIRED = ("input_shape_", "n_features_in_", "n_iter_", "n_samples_fit_", "loss_name_", "_dtype", "_n_outputs")
-#: among all attributes, those that count something
-WHOLE = ("n_features_in_", "n_iter_", "n_samples_fit_", "_n_outputs", "_seed", "_n_runs")
+#: values of a sample that a network is run on only to see how it is built; a larger one comes from a doubtful file
+MAX_MADE_UP = 2**20
+#: entries of the history that callbacks and reports calculate with
+LOSSES = ("train_loss", "train_penalty", "valid_loss", "dur", "train_batch_count", "valid_batch_count")
 #: a module may make some parameters only to throw them away
 _SLACK, _SMALL, _FEW = 4, 1_000_000, 1000
 
@@ -31,14 +32,25 @@ _SLACK, _SMALL, _FEW = 4, 1_000_000, 1000
 class Restoring:
     """The half of the estimators that puts a saved network back."""
 
+    #: the fitted attributes that a file may set -> what checks one of them, given the others
+    _fitted_attributes: ClassVar[dict[str, Check]] = ATTRIBUTES
+
     net_: PenalizedNet
     device: Any
+    module: Any
+    random_state: Any
     input_shape_: tuple[int, ...]
     _dtype: np.dtype
     _n_outputs: int
     _make_module: Any
     _net_around: Any
     _update_callbacks: Any
+    n_iter_: int
+
+    def _fitted_values(self) -> dict[str, Any]:
+        """The fitted attributes as a file holds them; what else the user has put on the estimator is not among them."""
+        values = {name: getattr(self, name) for name in self._fitted_attributes if hasattr(self, name)}
+        return {**values, IMAGES_LAST: bool(self.net_.images_last_)}
 
     def _restore(
         self,
@@ -54,44 +66,65 @@ class Restoring:
         ValueError
             If something is missing, does not fit the parameters, or is not finite.
         """
-        self._restore_attributes(attributes)
+        check_random_state(self.random_state)
+        images_last = self._restore_attributes(attributes)
+        _check_history(history, self.n_iter_)
         device = self._usable_device()
-        dtype = torch.from_numpy(np.empty(0, self._dtype)).dtype
-        with seeded(0, torch.device("cpu")), _at_most(len(state), sum(t.numel() for t in state.values())):
-            module = self._make_module(self.input_shape_, self._n_outputs).to(dtype=dtype)
+        module = self._module_like(state)
         _load(module, state)
         _check_state(initial_state, state, "initial state")
+        _check_finite(initial_state, module, "initial weights")
         self.initial_state_ = {name: tensor.clone() for name, tensor in initial_state.items()}
-        net = self._net_around(module.to(device), device)
+        if self._is_built_in() or math.prod(self.input_shape_) > MAX_MADE_UP:
+            images_last = images_last and device.type == "cpu" and len(self.input_shape_) == 3
+        else:
+            images_last = None  # only a run of the user's module tells
+        net = self._net_around(module.to(device), device, images_last)
         net.history = as_history(history)
         self._update_callbacks(net)
         self.net_ = net
 
-    def _restore_attributes(self, attributes: Mapping[str, Any]) -> None:
-        for name, value in attributes.items():
-            if not name.isidentifier() or hasattr(type(self), name):
-                raise ValueError(f"the fitted attribute {name!r} is none of {type(self).__name__}")
-            setattr(self, name, value)
-        wanted = [*REQUIRED, *(["classes_"] if hasattr(self, "predict_proba") else [])]
-        missing = [name for name in wanted if name not in attributes]
+    def _restore_attributes(self, attributes: Mapping[str, Any]) -> bool:
+        """Set what passes its check; returns whether images had their channels last in memory."""
+        allowed = self._fitted_attributes
+        foreign = [name for name in attributes if name not in (*allowed, IMAGES_LAST)]
+        if foreign:
+            raise ValueError(f"the fitted attribute {foreign[0]!r} is none of {type(self).__name__}")
+        missing = [name for name in allowed if name not in attributes and name not in OPTIONAL]
         if missing:
             raise ValueError(f"the fitted attributes {missing} are missing")
-        for name in WHOLE:
-            value = attributes.get(name, 0)
-            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 0:
-                raise ValueError(f"`{name}` is {value!r}, no whole number")
-        shape = self.input_shape_
-        if not (isinstance(shape, tuple) and shape and all(type(n) is int and n > 0 for n in shape)):
-            raise ValueError(f"`input_shape_` is {shape!r}, not a tuple of positive integers")
-        if attributes["n_features_in_"] != math.prod(shape):
-            raise ValueError(f"`n_features_in_` is {attributes['n_features_in_']!r}, but samples have shape {shape}")
-        if self._dtype not in (np.float32, np.float64):
-            raise ValueError(f"the precision is {self._dtype!r}, neither float32 nor float64")
-        for name, size in (("classes_", self._n_outputs), ("feature_names_in_", math.prod(shape))):
-            value = attributes.get(name)
-            if name in attributes and not (isinstance(value, np.ndarray) and value.shape == (size,)):
-                got = getattr(value, "shape", type(value).__name__)
-                raise ValueError(f"`{name}` must be an array of shape ({size},), got {got}")
+        images_last = attributes.get(IMAGES_LAST, False)
+        if type(images_last) is not bool:
+            raise ValueError(f"`{IMAGES_LAST}` must be true or false, got {images_last!r}")
+        for name, check in allowed.items():
+            if name in attributes:
+                check(name, attributes[name], attributes)
+                setattr(self, name, attributes[name])
+        return images_last
+
+    def _is_built_in(self) -> bool:
+        return self.module is None or isinstance(self.module, str)
+
+    def _module_like(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """The network, before its weights are put back.
+
+        A built-in one is made without memory for values first, so that no sample has to be run through real layers to
+        see where a generalization layer goes.
+        """
+        dtype = torch.from_numpy(np.empty(0, self._dtype)).dtype
+        size = _at_most(len(state), sum(t.numel() for t in state.values()))
+        if self._is_built_in():
+            with seeded(0, torch.device("cpu")), size, torch.device("meta"):
+                module = self._make_module(self.input_shape_, self._n_outputs).to(dtype=dtype)
+            _check_state(state, module.state_dict(), "network")
+            return module.to_empty(device="cpu")
+        if getattr(self, "position", None) is not None and math.prod(self.input_shape_) > MAX_MADE_UP:
+            raise ValueError(
+                f"`input_shape_` is {self.input_shape_}, and to put a layer at a `position` of your module, it would "
+                f"have to be run on a sample of more than {MAX_MADE_UP} values"
+            )
+        with seeded(0, torch.device("cpu")), size:
+            return self._make_module(self.input_shape_, self._n_outputs).to(dtype=dtype)
 
     def _usable_device(self) -> torch.device:
         try:
@@ -99,6 +132,20 @@ class Restoring:
         except ValueError as error:
             warn(f"{error} The network is put on the CPU.")
             return torch.device("cpu")
+
+
+def _check_history(rows: list[dict[str, Any]], n_epochs: int) -> None:
+    """As many epochs as were trained, numbered, with losses that are numbers."""
+    if len(rows) != n_epochs:
+        raise ValueError(f"the history has {len(rows)} epochs, but `n_iter_` is {n_epochs}")
+    for number, row in enumerate(rows, 1):
+        if type(row.get("epoch")) is not int or row["epoch"] != number:
+            raise ValueError(f"epoch {number} of the history has the number {row.get('epoch')!r}")
+        for key, value in row.items():
+            if not isinstance(key, str):
+                raise ValueError(f"epoch {number} of the history has an entry {key!r}, which is no name")
+            if key in LOSSES and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"`{key}` of epoch {number} in the history is {value!r}, no number")
 
 
 def as_history(rows: list[dict[str, Any]]) -> History:
@@ -112,12 +159,17 @@ def _load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     own = {name: t for name, t in module.state_dict().items() if not nn.parameter.is_lazy(t)}
     lazy = set(module.state_dict()) - set(own)
     _check_state({name: t for name, t in state.items() if name not in lazy}, own, "network")
-    for name, tensor in state.items():
-        limit = torch.isnan(tensor) if name in dict(module.named_buffers()) else ~torch.isfinite(tensor)
-        if limit.any():
-            raise ValueError(f"the weights {name!r} are not finite")
+    _check_finite(state, module, "weights")
     module.load_state_dict(dict(state))
     module.eval()
+
+
+def _check_finite(state: Mapping[str, Tensor], module: nn.Module, what: str) -> None:
+    """Refuse nan everywhere, and infinities but in buffers, where a mask may hold them."""
+    buffers = dict(module.named_buffers())
+    for name, tensor in state.items():
+        if (torch.isnan(tensor) if name in buffers else ~torch.isfinite(tensor)).any():
+            raise ValueError(f"the {what} {name!r} are not finite")
 
 
 def _check_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:

@@ -178,8 +178,8 @@ class NetTraining:
         self.initial_state_ = {name: t.detach().cpu().clone() for name, t in module.state_dict().items()}
         return self._net_around(module, device)
 
-    def _net_around(self, module: nn.Module, device: torch.device) -> PenalizedNet:
-        """A skorch net that owns the module and a new optimiser."""
+    def _net_around(self, module: nn.Module, device: torch.device, images_last: bool | None = None) -> PenalizedNet:
+        """A skorch net that owns the module and a new optimiser; None tries whether images may have channels last."""
         self._optimizer_settings = self._current(OPTIMIZER_PARAMETERS)
         net = self._net_class(
             module,
@@ -190,7 +190,9 @@ class NetTraining:
             **self._optimizer_options(module, device),
         )
         net.initialize()
-        if len(self.input_shape_) == 3 and device.type == "cpu":
+        if images_last is not None:
+            net.images_last_ = images_last
+        elif len(self.input_shape_) == 3 and device.type == "cpu":
             with torch.random.fork_rng(devices=[]):
                 net.images_last_ = takes_channels_last(module, self.input_shape_, training=True)
         return net

@@ -16,6 +16,7 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from .. import estimators
+from .._validation import warn
 from .._version import __version__
 from ..storage import FileError, Stored, decode, encode, read_file, write_file
 
@@ -23,8 +24,8 @@ __all__ = ["load", "save"]
 
 FORMAT = 1
 _KIND = "estimator"
-#: attributes that are made anew: the net around the module, its optimiser, the state that has its own tensors
-_MADE = (
+#: attributes that `load` makes anew, and scikit-learn's settings of one process
+_MADE_ANEW = (
     "net_",
     "initial_state_",
     "_callback_settings",
@@ -51,8 +52,8 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
 
     The file is a safetensors file: the weights after and before training, and in its metadata as JSON the
     parameters, the fitted attributes, the history and the versions of the libraries. It is written whole or not at
-    all. Not saved: the optimiser's state (training that goes on after `load` starts it afresh), `checkpoint_dir`, and
-    metadata requests.
+    all. Not saved: the optimiser's state (training that goes on after `load` starts it afresh), `checkpoint_dir`,
+    metadata requests, and, with a `CapacityWarning`, attributes that you have added.
 
     Parameters
     ----------
@@ -100,7 +101,10 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
     else:
         document["user_module"] = getattr(module, "__qualname__", type(module).__qualname__)
     document["params"] = {key: _encoded_parameter(key, value) for key, value in params.items()}
-    fitted = {key: value for key, value in vars(estimator).items() if key not in (*params, "module", *_PLACES, *_MADE)}
+    fitted = estimator._fitted_values()
+    added = sorted(set(vars(estimator)) - {*estimator.get_params(deep=False), *fitted, *_MADE_ANEW})
+    if added:
+        warn(f"`save` leaves out the attributes {added}, which are none that {name} sets itself.")
     document["fitted"] = {key: encode(value, name=key) for key, value in fitted.items()}
     rows = [{key: value for key, value in row.items() if key != "batches"} for row in estimator.history_]
     document["history"] = encode(rows, name="history_")
@@ -200,6 +204,8 @@ def load(path: str | os.PathLike[str], *, module: nn.Module | Callable[..., nn.M
     stored = read_file(path)
     cls = _checked_class(path, stored.document)
     owner = stored.document.get("user_module")
+    if not isinstance(owner, str | None):
+        raise FileError(f"{path} is damaged: the name of its module is no text.")
     if owner is not None and module is None:
         raise ValueError(f"{path} needs the network's class, {owner}, which no file holds: `load(path, module=...)`.")
     if owner is None and module is not None:
@@ -219,7 +225,7 @@ def _checked_class(path: Any, document: dict[str, Any]) -> type:
     if document.get("kind") != _KIND:
         raise FileError(f"{path} holds no estimator but a {document.get('kind')!r}.")
     number, versions = document.get("format"), document.get("versions")
-    if not isinstance(number, int) or number < 1:
+    if type(number) is not int or number < 1:
         raise FileError(f"{path} is damaged: its format is {number!r}.")
     if number > FORMAT:
         wrote = versions.get("sklearn_capacity") if isinstance(versions, dict) else None
@@ -235,6 +241,8 @@ def _checked_class(path: Any, document: dict[str, Any]) -> type:
 
 def _restored(cls: type, stored: Stored, module: Any) -> Any:
     document = stored.document
+    if not all(isinstance(document.get(part), dict) for part in ("params", "fitted")):
+        raise ValueError("it holds no parameters and fitted attributes")
     unknown = sorted(set(document["params"]) - set(inspect.signature(cls).parameters).difference(_PLACES))
     if unknown:
         raise ValueError(f"{cls.__name__} has no parameters {unknown}" + " in a file" * (unknown == [*_PLACES]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ __all__ = ["decode", "encode"]
 _PLAIN = (type(None), bool, int, str)
 _FLOAT_NAMES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _ARRAY_KINDS = "biufUSmM"
+_LARGEST = 2**63
 _MAX_DEPTH = 50
 _MAX_DIMENSIONS = 32
 _MAX_BYTES = 2**28  # of the arrays in one document: a line of text may ask for gigabytes of padded strings
@@ -37,6 +39,8 @@ def encode(value: Any, tensors: dict[str, Tensor] | None = None, *, name: str = 
     TypeError
         If some part of the value is none of these; the message names it.
     """
+    if type(value) is int and not -_LARGEST <= value < _LARGEST:
+        raise TypeError(f"`{name}` is {_shown(value)}, beyond the whole numbers of 64 bits.")
     if type(value) in _PLAIN:
         return value
     if type(value) is float:
@@ -68,7 +72,7 @@ def encode(value: Any, tensors: dict[str, Tensor] | None = None, *, name: str = 
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = reprlib.repr(value)  # of a part: the whole may be as large as a file
     return f"{text[:80]}..." if len(text) > 80 else text
 
 
@@ -116,6 +120,8 @@ class _Budget:
 def _decode(data: Any, tensors: Mapping[str, Tensor], budget: _Budget, depth: int) -> Any:
     if depth > _MAX_DEPTH:
         raise ValueError(f"values are nested more than {_MAX_DEPTH} deep")
+    if type(data) is int and not -_LARGEST <= data < _LARGEST:
+        raise ValueError(f"{_shown(data)} is beyond the whole numbers of 64 bits")
     if type(data) in (*_PLAIN, float):
         return data
     if not isinstance(data, dict) or len(data) not in (1, 3):
