@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint changelog docs bench fuzz soak test-oldest test-newest test-gpu test-dist clean
+.PHONY: help demo test lint changelog docs bench fuzz soak test-oldest test-newest test-torch test-kernels test-gpu test-dist clean
 
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
@@ -14,6 +14,12 @@ PYTEST_ARGS ?= -n 2
 FUZZ_CASES ?= 2500
 # One BLAS and one torch thread: sums come out the same to the bit, and two cores are shared fairly.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+TEST_WITH := $(ONE_THREAD) SCIPY_ARRAY_API=1
+# The torch of `make test-torch`; any that pyproject.toml admits.
+TORCH ?= 2.14.1
+# `make test-kernels KERNEL_ARGS=--numerical` leaves out the tests whose subject is no number.
+KERNEL_ARGS ?=
+.PRECIOUS: %/bin/python .venv-torch-%/.test
 NEEDS := pyproject.toml constraints.txt
 
 help:
@@ -23,6 +29,7 @@ help:
 	@echo "make fuzz         thousands of hostile inputs     make soak         1,000 fits in one process"
 	@echo "make test-oldest  oldest declared versions        make test-newest  newest declared versions"
 	@echo "make test-gpu     what only a machine with a GPU shows; python3 runs it, nothing is installed"
+	@echo "make test-torch   another torch: TORCH=2.11.0     make test-kernels other instruction sets and threads"
 	@echo "make changelog    changes since the last release"
 	@echo "make test-dist    build and check the wheel       make clean        remove what was made"
 
@@ -77,7 +84,10 @@ demo: $(VENV)/.core
 	$(PYTHON) -m sklearn_capacity
 
 test: $(VENV)/.test
-	$(ONE_THREAD) SCIPY_ARRAY_API=1 $(PYTHON) -m pytest $(PYTEST_ARGS)
+	$(TEST_WITH) $(PYTHON) -m pytest $(PYTEST_ARGS)
+
+test-kernels: $(VENV)/.test
+	$(PYTHON) -m tests.kernels $(KERNEL_ARGS)
 
 lint: $(VENV)/.lint
 	$(PYTHON) -m ruff check .
@@ -97,7 +107,7 @@ bench: $(VENV)/.bench
 	$(ONE_THREAD) $(PYTHON) -m benchmarks $(BENCH_ARGS)
 
 fuzz: $(VENV)/.test
-	$(ONE_THREAD) SCIPY_ARRAY_API=1 FUZZ_CASES=$(FUZZ_CASES) $(PYTHON) -m pytest -m fuzz --hypothesis-profile=fuzz $(PYTEST_ARGS)
+	$(TEST_WITH) FUZZ_CASES=$(FUZZ_CASES) $(PYTHON) -m pytest -m fuzz --hypothesis-profile=fuzz $(PYTEST_ARGS)
 
 soak: $(VENV)/.test
 	$(ONE_THREAD) $(PYTHON) -m benchmarks.soak
@@ -108,15 +118,25 @@ soak: $(VENV)/.test
 	@touch $@
 
 test-oldest: .venv-oldest/.test
-	$(ONE_THREAD) SCIPY_ARRAY_API=1 .venv-oldest/bin/python -m pytest $(PYTEST_ARGS)
+	$(TEST_WITH) .venv-oldest/bin/python -m pytest $(PYTEST_ARGS)
 
-# Whatever is newest today inside the declared ranges; torch stays at the tested version.
-.venv-newest/constraints.txt: constraints.txt | .venv-newest/bin/python
-	@grep '^torch==' constraints.txt > $@
+# Whatever is newest today inside the declared ranges, whatever this machine's pip is configured to hold back.
+test-newest: .venv-newest/bin/python
+	@PIP_CONSTRAINT=/dev/null $(call install,.venv-newest,--no-compile --upgrade --upgrade-strategy eager,[test])
+	.venv-newest/bin/python -m pip list
+	$(TEST_WITH) .venv-newest/bin/python -m pytest $(PYTEST_ARGS)
 
-test-newest: .venv-newest/constraints.txt
-	@$(call install,.venv-newest,-c $< --upgrade --upgrade-strategy eager,[test])
-	$(ONE_THREAD) SCIPY_ARRAY_API=1 .venv-newest/bin/python -m pytest $(PYTEST_ARGS)
+# Another torch under the versions of constraints.txt, but for those that torch itself holds. On Linux it is the build
+# with CUDA, as a plain `pip install` gives it: 5 GB and about two minutes.
+.venv-torch-%/.test: pyproject.toml constraints.txt | .venv-torch-%/bin/python
+	@echo "Installing torch $* and what the tests need"
+	@grep -vE '^(torch|torchvision|setuptools)==' constraints.txt > $(@D)/constraints.txt
+	@echo 'torch==$*' >> $(@D)/constraints.txt
+	@PIP_CONSTRAINT=/dev/null $(call install,$(@D),--no-compile -c $(@D)/constraints.txt,[test])
+	@touch $@
+
+test-torch: .venv-torch-$(TORCH)/.test
+	$(TEST_WITH) .venv-torch-$(TORCH)/bin/python -m pytest $(PYTEST_ARGS)
 
 # For a machine with a GPU and no network: the python3 there has torch and the other dependencies, and skorch comes as a
 # wheel in a folder, GPU_ARGS="--wheels FOLDER". At most 8 minutes.
@@ -128,5 +148,5 @@ test-dist: $(VENV)/.core
 	$(PYTHON) .ci/check_dist.py
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest build dist docs/_build docs/generated demo *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-torch-* build dist docs/_build docs/generated demo *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

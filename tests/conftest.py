@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, no network, and no warning of the package that the test does not expect."""
+"""What holds for every test: few threads, no network, and no warning of the package that the test does not expect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sklearn.preprocessing import StandardScaler  # noqa: E402
 
 from sklearn_capacity import NetworkClassifier  # noqa: E402
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))  # as many as numpy's; `make test-kernels` sets two
 
 # Tests that use hypothesis draw the same cases every time; `make fuzz` draws new ones, and many.
 hypothesis.settings.register_profile("bounded", max_examples=25, derandomize=True, deadline=None, database=None)

@@ -41,8 +41,8 @@ class RowNormalizedLinear(nn.Linear):
     >>> import torch
     >>> layer = RowNormalizedLinear(2, 1, bias=False)
     >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, 4.0]]))
-    >>> layer.effective_weight.tolist() == torch.tensor([[0.6, 0.8]]).tolist()
-    True
+    >>> layer.effective_weight.detach()
+    tensor([[0.6000, 0.8000]])
     """
 
     @property

@@ -59,7 +59,7 @@ def make_noisy_quadratic(
     --------
     >>> from sklearn_capacity.datasets import make_noisy_quadratic
     >>> X, y, clean = make_noisy_quadratic(3, noise=0.0, interval=(-1, 1), return_clean=True)
-    >>> X.ravel().tolist(), y.tolist()
+    >>> X.ravel().tolist(), y.round(2).tolist()
     ([-1.0, 0.0, 1.0], [11.22, 10.0, 11.22])
     """
     X = _grid(n_samples, interval)

@@ -234,7 +234,7 @@ def conv_norm_lower(operator: ConvOperator, tol: float = 1e-7, *, random_state: 
     --------
     >>> import torch
     >>> from sklearn_capacity.linalg import ConvOperator, conv_norm_lower
-    >>> conv_norm_lower(ConvOperator(torch.full((1, 1, 2, 2), 0.5), (1, 2, 2), stride=2)).value
+    >>> round(conv_norm_lower(ConvOperator(torch.full((1, 1, 2, 2), 0.5), (1, 2, 2), stride=2)).value, 6)
     1.0
     """
     operator, factor = _within_range(operator)
