@@ -14,6 +14,7 @@ from torch import Tensor
 __all__ = ["decode", "encode"]
 
 _PLAIN = (type(None), bool, int, str)
+_AS_IT_IS = (bool, float, str)  # in lists, which may be long; whole numbers have a largest one
 _FLOAT_NAMES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _ARRAY_KINDS = "biufUSmM"
 _LARGEST = 2**63
@@ -134,15 +135,16 @@ def _decode(data: Any, tensors: Mapping[str, Tensor], budget: _Budget, depth: in
         case {"float": str(text)} if text in _FLOAT_NAMES:
             return _FLOAT_NAMES[text]
         case {"list": list(items)}:
-            return [inner(item) for item in items]
+            return [item if type(item) in _AS_IT_IS else inner(item) for item in items]
         case {"tuple": list(items)}:
-            return tuple(inner(item) for item in items)
+            return tuple([item if type(item) in _AS_IT_IS else inner(item) for item in items])
         case {"dict": list(pairs)}:
             return _decode_dict(pairs, inner)
         case {"scalar": array}:
             return inner(array)[()]
         case {"array": list(items), "dtype": str(dtype), "shape": list(shape)}:
-            return _decode_array([inner(item) for item in items], dtype, shape, budget)
+            values = [item if type(item) in _AS_IT_IS else inner(item) for item in items]
+            return _decode_array(values, dtype, shape, budget)
         case {"tensor": str(name)} if name in tensors:
             return tensors[name]
         case {"dtype": str(text)}:

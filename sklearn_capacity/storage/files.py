@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
+import secrets
 import socket
-import threading
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-__all__ = ["FileError", "Stored", "read_file", "write_file"]
+__all__ = ["FileError", "Stored", "read_file", "remove_leftovers", "write_file"]
 
 _KEY, _DIGEST = "sklearn_capacity", "sha256"
-_MAX_HEADER = 100_000_000  # the format's own limit
+MAX_TEXT = 2**25  # characters of a document: 100,000 epochs of 8 numbers
+MAX_HEADER = 2 * MAX_TEXT  # bytes; it holds the document with its quotes escaped
+MAX_LISTS, MAX_OBJECTS = 2**20, 2**18
+_TEMPORARY = re.compile(r".+\.(?P<host>[^.].*)\.(?P<pid>\d+)\.\d+\.tmp", re.DOTALL)
 _PICKLE_STARTS = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 
 
@@ -57,33 +63,94 @@ def write_file(path: str | os.PathLike[str], document: Mapping[str, Any], tensor
     Parameters
     ----------
     path : path
-        A file of this name is replaced.
+        A regular file of this name is replaced, with its permissions kept; of a symbolic link the file it points to.
     document : dict
         What JSON can hold.
     tensors : dict of str to Tensor
         Tensors that share memory are written one by one.
+
+    Raises
+    ------
+    FileError
+        If something else than a regular file has this name, or nobody could read the file; nothing is changed then.
+    OSError
+        If the system refuses: the message names the path, and what was there before is kept.
     """
     path = Path(path)
     text = json.dumps(document, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    check_text(text, path)
     held = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     data = save(held, metadata={_KEY: text, _DIGEST: _digest(text, held)})
-    if int.from_bytes(data[:8], "little") > _MAX_HEADER:  # nobody could read it
-        raise ValueError(f"{path} would need a header of more than {_MAX_HEADER // 10**6} MB for what is no tensor.")
-    # a name of its own for each thread of each process, so that two that write the same file never share one
-    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.tmp")
+    check_header(data[8 : 8 + int.from_bytes(data[:8], "little")], path)
     try:
-        with open(temporary, "wb") as file:
+        target = Path(os.path.realpath(path, strict=path.exists()))  # through links, to a name beside the file itself
+        mode = _mode_of(target, path)
+        _replace(target, data, mode)
+    except OSError as error:
+        if error.errno and str(path) not in (error.filename, error.filename2):
+            error.filename, error.filename2 = str(path), None  # a full disk does not say where it is
+        raise
+
+
+def _mode_of(target: Path, path: Path) -> int | None:
+    """Permissions of the file that is to be replaced, or None where there is none."""
+    try:
+        status = os.lstat(target)
+    except FileNotFoundError:
+        return None
+    if stat.S_ISLNK(status.st_mode):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise FileError(f"{path} is no regular file, and is not replaced.")
+    return stat.S_IMODE(status.st_mode)
+
+
+def _replace(target: Path, data: bytes, mode: int | None) -> None:
+    """Put the data under this name, by way of a name that no other process, thread or earlier run has."""
+    descriptor, temporary = _temporary(target)
+    try:
+        with open(descriptor, "wb") as file:
+            if mode is not None:
+                os.chmod(temporary, mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
+        os.replace(temporary, target)
+        remove_leftovers(target.parent, f"{target.name}.")
+    except BaseException:
         with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk does not say where it is
-            error.filename = str(path)
+            os.unlink(temporary)
         raise
-    _sync_folder(path.parent)
+    _sync_folder(target.parent)
+
+
+def _temporary(target: Path) -> tuple[int, str]:
+    """A new file beside the target, under a name that says which process of which machine writes it."""
+    own = f"{socket.gethostname()}.{os.getpid()}.{secrets.randbits(60)}.tmp"
+    # a name may have 255 bytes: a long one is cut, and what names the writer is kept
+    stem = os.fsencode(target.name)[: 254 - len(own)].decode(errors="ignore")
+    temporary = str(target.with_name(f"{stem}.{own}"))
+    return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), temporary
+
+
+def remove_leftovers(folder: Path, name: str = "") -> None:
+    """Remove what processes of this machine that are gone have left of files that begin with this name."""
+    for other in os.listdir(folder):
+        match = _TEMPORARY.fullmatch(other)
+        if match and other.startswith(name) and match["host"] == socket.gethostname():
+            if not _is_alive(int(match["pid"])):
+                with contextlib.suppress(OSError):  # somebody else's, or a folder that is only read
+                    os.unlink(folder / other)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # somebody else's
+        return True
+    return True
 
 
 def _sync_folder(folder: Path) -> None:
@@ -106,23 +173,43 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def read_file(path: str | os.PathLike[str]) -> Stored:
+def read_file(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> Stored:
     """The document and the tensors of a file.
+
+    What it would cost is known before it is paid: the sizes are compared, and the header read, before the rest.
+
+    Parameters
+    ----------
+    path : path
+    max_bytes : int, default=None
+        A larger file is refused. None: a quarter of the memory, since to read a file takes up to three times its size.
 
     Raises
     ------
     FileNotFoundError
         If there is none.
     FileError
-        If it is of another kind, or was cut off.
+        If it is of another kind, too large, or was cut off.
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # a pipe would never end, nor would a device
         raise FileError(f"{path} is no regular file.")
-    data = path.read_bytes()
-    text, digest = _metadata(path, data)
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(16)
+        header = _header(path, start, size, file)
+        entries, text, digest = _metadata(path, header)
+        n_bytes = 8 + len(header) + _declared(path, entries)
+        if size != n_bytes:
+            raise FileError(f"{path} is damaged: it has {size} bytes in place of the {n_bytes} that its header says.")
+        limit = memory_limit() if max_bytes is None else max_bytes
+        if size > limit:
+            raise FileError(f"{path} has {size} bytes, more than the {limit} that are read here.")
+        file.seek(0)
+        data = file.read(n_bytes)
     try:
         tensors = load(data)
+        del data
         document = json.loads(text)
     except (SafetensorError, ValueError, RecursionError, RuntimeError, KeyError) as error:
         raise FileError(f"{path} is damaged: {error}.") from error
@@ -131,23 +218,78 @@ def read_file(path: str | os.PathLike[str]) -> Stored:
     return Stored(document, tensors, digest == _digest(text, tensors))
 
 
-def _metadata(path: Path, data: bytes) -> tuple[str, str]:
-    """The header's own entries, read before the tensors are looked at."""
-    if data.startswith(_PICKLE_STARTS):
+def _header(path: Path, start: bytes, size: int, file: Any) -> bytes:
+    if start.startswith(_PICKLE_STARTS):
         raise FileError(
             f"{path} is a pickle or an archive, which could run code or fill the memory, and is not opened. "
             "Only files of `sklearn_capacity.save` are read; use joblib or pickle yourself for files that you trust."
         )
-    size = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or not data[8:9] == b"{" or size > _MAX_HEADER:
+    length = int.from_bytes(start[:8], "little")
+    if len(start) < 9 or start[8:9] != b"{" or length > MAX_HEADER:
         raise FileError(f"{path} is no safetensors file. Only files of `sklearn_capacity.save` are read.")
-    if len(data) < 8 + size:
-        raise FileError(f"{path} is damaged: it was cut off after {len(data)} bytes.")
+    if size < 8 + length:
+        raise FileError(f"{path} is damaged: it was cut off after {size} bytes.")
+    file.seek(8)
+    header = file.read(length)
+    check_header(header, path)
+    return header
+
+
+def _metadata(path: Path, header: bytes) -> tuple[dict[str, Any], str, str]:
+    """The entries of the tensors, the document and the checksum."""
     try:
-        metadata = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
+        entries = json.loads(header)
+        metadata = entries.pop("__metadata__", None) or {}
         text, digest = metadata.get(_KEY), metadata.get(_DIGEST)
     except (ValueError, RecursionError, AttributeError) as error:
         raise FileError(f"{path} is damaged: its header is no JSON object.") from error
     if not isinstance(text, str) or not isinstance(digest, str):
         raise FileError(f"{path} is a safetensors file of another program. Use safetensors itself to read it.")
-    return text, digest
+    check_text(text, path)
+    return entries, text, digest
+
+
+def _declared(path: Path, entries: dict[str, Any]) -> int:
+    """Bytes of all tensors; whether they fit together is for safetensors to find out."""
+    try:
+        ends = [entry["data_offsets"][1] for entry in entries.values()]
+    except (KeyError, TypeError, IndexError) as error:
+        raise FileError(f"{path} is damaged: its header does not say where the tensors are.") from error
+    if not all(type(end) is int and end >= 0 for end in ends):
+        raise FileError(f"{path} is damaged: its header does not say where the tensors are.")
+    return max(ends, default=0)
+
+
+# ---- what may be read ------------------------------------------------------------------------------------------------
+
+
+def check_header(header: bytes, path: Path) -> None:
+    """Refuse a header that would take far more memory than it has bytes, before it is parsed."""
+    _check_size(len(header), header.count(b"["), header.count(b"{"), path, MAX_HEADER)
+
+
+def check_text(text: str, path: Path) -> None:
+    """The same for the document, in which brackets may have been escaped."""
+    _check_size(len(text), text.count("["), text.count("{"), path, MAX_TEXT)
+
+
+def _check_size(n_characters: int, n_lists: int, n_objects: int, path: Path, most: int) -> None:
+    """Each list or object costs 60 to 200 bytes of memory for 2 characters of text."""
+    for n, limit, what in (
+        (n_characters, most, "characters"),
+        (n_lists, MAX_LISTS, "lists"),
+        (n_objects, MAX_OBJECTS, "objects"),
+    ):
+        if n > limit:
+            raise FileError(f"{path} has {n} {what} beside its tensors, more than the {limit} that are read.")
+
+
+def memory_limit() -> int:
+    """A quarter of the memory of this machine, or of what its control group allows."""
+    try:
+        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        size = 2**34
+    with contextlib.suppress(OSError, ValueError):
+        size = min(size, int(Path("/sys/fs/cgroup/memory.max").read_text()))  # "max" is no number
+    return size // 4

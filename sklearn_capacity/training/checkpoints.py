@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import socket
 import types
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +14,12 @@ from skorch.callbacks import Callback
 from torch import nn
 
 from sklearn_capacity._validation import warn
-from sklearn_capacity.storage import FileError, decode, encode, read_file, write_file
+from sklearn_capacity.storage import FileError, decode, encode, read_file, remove_leftovers, write_file
 
 __all__ = ["CheckpointFolder", "CheckpointWriter", "resumable_fit"]
 
 FORMAT = 1
 _NAME = re.compile(r"(?:epoch-(\d{8})|(finished))\.safetensors")
-_TEMPORARY = re.compile(r"[^.]+\.safetensors\.(?P<host>.+)\.(?P<pid>\d+)\.\d+\.tmp")
 _CHOSEN_BY_CODE = (type, types.FunctionType, types.BuiltinFunctionType)
 _PARTS = {"module", "buffers", "optimizer", "callbacks", "default_rng", "generator", "cuda_rng"}  # of a state
 _KEPT = 2  # the newest, and the one before it in case that the newest is damaged
@@ -95,21 +92,8 @@ class CheckpointFolder:
 
     def clear(self) -> None:
         """Remove what processes of this machine left behind that were killed while they wrote."""
-        for path in self.path.glob("*.tmp"):
-            match = _TEMPORARY.fullmatch(path.name)
-            if match and match["host"] == socket.gethostname() and not _is_alive(int(match["pid"])):
-                with contextlib.suppress(OSError):  # somebody else's, or a folder that is only read
-                    path.unlink()
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # somebody else's
-        return True
-    return True
+        if self.path.is_dir():
+            remove_leftovers(self.path)
 
 
 def _read(path: Path) -> Checkpoint:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -166,3 +168,32 @@ def test_attributes_of_the_user_are_told_and_left_out(tmp_path):
     with pytest.warns(CapacityWarning, match=r"leaves out the attributes \['note_'\]"):
         save(model, tmp_path / "model")
     assert not hasattr(load(tmp_path / "model"), "note_")
+
+
+READ = """
+import resource, sys
+from sklearn_capacity import load
+load(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = load(sys.argv[2])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, model.input_shape_)
+"""
+
+
+@pytest.mark.parametrize(
+    "model",
+    [NetworkClassifier(module="resnet20"), GeneralizationLayerClassifier(module="resnet20_gl", position="head")],
+    ids=["plain", "layer"],
+)
+def test_no_network_is_run_on_large_images_that_a_file_makes_up(model, tmp_path):
+    """A network that averages over its maps has as many weights for 36 million pixels as for 64."""
+    images = np.random.default_rng(0).normal(size=(6, 3, 8, 8))
+    save(model.set_params(max_epochs=1, random_state=0).fit(images, np.arange(6) % 2), tmp_path / "model")
+    stored = files.read_file(tmp_path / "model")
+    fitted = {**stored.document["fitted"], "input_shape_": {"tuple": [3, 6000, 6000]}, "n_features_in_": 108_000_000}
+    files.write_file(tmp_path / "forged", {**stored.document, "fitted": fitted}, stored.tensors)
+    command = [sys.executable, "-c", READ, str(tmp_path / "model"), str(tmp_path / "forged")]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    grown, _, shape = process.stdout.partition(" ")
+    assert shape.strip() == "(3, 6000, 6000)", process.stderr
+    assert int(grown) < 100 * 1024  # KiB; one image has 432 MB
