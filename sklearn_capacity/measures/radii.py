@@ -20,14 +20,21 @@ from .batch import Batch
 from .lipschitz import log_lipschitz
 from .margins import margins_of
 from .output_gram import jacobian_rows, logits_function, piece_size
+from .record import NotDefinedError
 
 __all__ = ["CERTIFIED", "METHODS", "sample_radii"]
 
 Logits = Callable[[Tensor], Tensor]
 METHODS = ("spectral", "frobenius", "jacobian", "hull")
-# Steps of ascent, over the radius, and where each ends: its share of the way from o / S to the radius so far.
-STEPS = ((1.0, 0.5), (0.5, 0.75), (0.25, 0.5), (0.125, 0.25))
+# Steps of ascent, over the radius, and where each ends: its share of the way from the expected radius to that so far.
+STEPS = ((1.0, 0.0), (1.0, 0.5), (0.5, 0.0), (0.5, 0.25), (0.25, 0.0), (0.25, 0.5))
 CERTIFIED = ("spectral", "frobenius")
+# A relative change of the slope across the ball that is not worth following: the step is at random.
+FLAT = 1e-3
+# Order of the Schatten norm whose gradient stands for that of the largest singular value, halved.
+ORDER = 64
+# Share of the gradient below which a singular value is left out of it.
+NEGLIGIBLE = 1e-12
 
 
 def sample_radii(network: Network, batch: Batch, method: str, n_draws: int) -> tuple[Tensor, dict[str, Any]]:
@@ -53,29 +60,34 @@ def _ball_radii(network: Network, batch: Batch, scores: Tensor, n_draws: int) ->
     """
     search = _BallSearch(network, batch, scores)
     generator = batch.generator()
-    reach = search.reach()
-    for sign in (0.75, -0.75):
-        search.look_at(search.X + _scaled(search.direction, reach) * sign)
     for draw in _progress(range(n_draws), batch, "radii"):
-        noise = torch.randn(search.X.shape, generator=generator, dtype=search.X.dtype, device="cpu").to(search.X.device)
-        share = torch.rand(len(noise), generator=generator, dtype=torch.float64, device="cpu").to(search.X.device)
-        search.look_at(search.X + _scaled(noise, share * search.reach()))
+        # In float64, whose draws do not hang on the processor.
+        noise = torch.randn(batch.X.shape, generator=generator, dtype=torch.float64, device="cpu").to(batch.X)
+        share = torch.rand(len(noise), generator=generator, dtype=torch.float64, device="cpu").to(batch.X.device)
+        search.look_at(_scaled(noise, share * search.reach()))
         search.climb(noise, *STEPS[draw % len(STEPS)])
     return search.radii
 
 
 class _BallSearch:
-    """For every sample the radius so far, and the steepest point known inside it."""
+    """For every sample the radius so far, and the point that it came from.
+
+    A change in the last bits of the Jacobians moves the points, and the radius, by as little: every step is a
+    continuous function of the point before it, and where two points are equally good, as all of one linear region are,
+    the earlier stays.
+    """
 
     def __init__(self, network: Network, batch: Batch, scores: Tensor):
         self.function, self.n_outputs = logits_function(network, batch), network.n_outputs
         self.batch, self.scores = batch, scores
-        self.X = self.best = batch.X
         # Where the network is flat at the sample any radius may do: look no further than the data reach.
-        self.horizon = float((self.X - self.X.mean(0)).flatten(1).norm(dim=1).max().double()) or 1.0
-        self.steepest, self.direction = self._slopes(self.X)
-        self.at = torch.zeros_like(self.steepest)
-        self.radii = self._allowed(self.at, self.steepest)
+        self.horizon = float(_lengths(batch.X - batch.X.mean(0)).max()) or 1.0
+        self.gain = math.sqrt(torch.finfo(batch.X.dtype).eps)
+        self.offsets = torch.zeros_like(batch.X)
+        self.slopes = self._slopes(batch.X)
+        self.radii = self._allowed(torch.zeros_like(self.slopes), self.slopes)
+        # Of the point to climb from: the radius that it leaves, times the one that its slope would leave.
+        self.merits = self.radii * self.scores / self.slopes
 
     def reach(self) -> Tensor:
         return self.radii.clamp(max=self.horizon)
@@ -85,34 +97,43 @@ class _BallSearch:
         allowed = torch.maximum(distances, self.scores / slopes)
         return torch.where(self.scores > 0, allowed, torch.zeros_like(allowed))
 
-    def look_at(self, points: Tensor) -> None:
-        slopes, _ = self._slopes(points)
-        distances = _lengths(points - self.X)
-        self.radii = torch.minimum(self.radii, self._allowed(distances, slopes))
-        # A steepest point that the shrunken ball has lost makes way for any that lies inside.
-        better = (distances <= self.radii) & ((slopes > self.steepest) | (self.at > self.radii))
-        self.steepest = torch.where(better, slopes, self.steepest)
-        self.at = torch.where(better, distances, self.at)
-        self.best = torch.where(better.reshape(-1, *(1,) * (points.dim() - 1)), points, self.best)
+    def look_at(self, offsets: Tensor) -> None:
+        """Take the points at these offsets from the samples into account."""
+        slopes = self._slopes(self.batch.X + offsets)
+        radii = self._allowed(_lengths(offsets), slopes)
+        merits = radii * self.scores / slopes
+        better = merits < self.merits * (1 - self.gain)
+        self.merits = torch.where(better, merits, self.merits)
+        self.radii = torch.minimum(self.radii, radii)
+        self.slopes = torch.where(better, slopes, self.slopes)
+        self.offsets = torch.where(_over(better, offsets), offsets, self.offsets)
 
     def climb(self, noise: Tensor, step: float, share: float) -> None:
-        """One step up from the steepest points, at random where the slope is locally constant.
+        """One step up the slope from the best points, at random where it is locally constant.
 
         The fixed point lies between o over the largest slope known and the radius so far, so there the step ends.
         """
-        parts = self.batch.map(lambda _, some: _slope_gradient(self.function, some, self.n_outputs), self.best)
-        gradient = torch.cat(parts)
-        flat = _lengths(gradient) == 0
-        direction = torch.where(flat.reshape(-1, *(1,) * (noise.dim() - 1)), noise, gradient)
         reach = self.reach()
-        offset = self.best + _scaled(direction, step * reach) - self.X
-        least = torch.minimum(self._allowed(torch.zeros_like(self.at), self.steepest), reach)
-        self.look_at(self.X + _scaled(offset, least + share * (reach - least)))
+        parts = self.batch.map(
+            lambda X, offsets: _log_slope_gradient(self.function, X + offsets, self.n_outputs), self.offsets
+        )
+        # The relative change of the slope across the ball; none where there is no second derivative.
+        change = torch.cat(parts).nan_to_num(0.0, 0.0, 0.0) * _over(reach, noise).to(noise.dtype)
+        direction = change + _scaled(noise, torch.full_like(reach, FLAT))
+        offsets = self.offsets + _scaled(direction, step * reach)
+        least = self._crossing(change, offsets, reach)
+        self.look_at(_scaled(offsets, least + share * (reach - least)))
 
-    def _slopes(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        parts = self.batch.map(lambda _, some: _top_singular(self.function, some, self.n_outputs), points)
-        slopes, directions, _ = (torch.cat(part) for part in zip(*parts, strict=True))
-        return slopes, directions
+    def _crossing(self, change: Tensor, offsets: Tensor, reach: Tensor) -> Tensor:
+        """Where r S(r) passes o on the way to these offsets, by one Newton step in log r from the reach."""
+        end = _scaled(offsets, torch.ones_like(reach))
+        growth = _dots(change, end)
+        log_slopes = self.slopes.log() + growth - _dots(change, self.offsets) / reach
+        excess = (reach.log() + log_slopes - self.scores.log()).clamp_min(0)
+        return torch.where(self.scores > 0, reach * (-excess / (1 + growth.clamp_min(0))).exp(), 0.0)
+
+    def _slopes(self, points: Tensor) -> Tensor:
+        return self.batch.cat(lambda _, some: _spectral_norms(self.function, some, self.n_outputs), points)
 
 
 def _hull_slope(network: Network, batch: Batch, n_draws: int) -> float:
@@ -132,44 +153,77 @@ def _hull_slope(network: Network, batch: Batch, n_draws: int) -> float:
             yield total
 
     def slope(_: Tensor, some: Tensor) -> float:
-        return float(_top_singular(function, some, network.n_outputs)[0].max())
+        return float(_spectral_norms(function, some, network.n_outputs).max())
 
     return max(max(batch.map(slope, candidates)) for candidates in points())
 
 
-def _top_singular(function: Logits, points: Tensor, n_outputs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """||J||_2 in float64, (n,), with its singular vectors at the input, (n, ...), and at the output, (n, C)."""
-    parts = []
-    for piece in points.split(piece_size(points, n_outputs)):
-        rows = jacobian_rows(function, piece).double()
-        values, vectors = torch.linalg.eigh((rows @ rows.transpose(1, 2)).cpu())
-        slope, out = values[:, -1].clamp_min(0).sqrt().to(points.device), vectors[:, :, -1].to(points.device)
-        parts.append((slope, (out[:, None, :] @ rows).reshape(piece.shape).to(piece.dtype), out.to(piece.dtype)))
-    slopes, inner, outer = (torch.cat(part) for part in zip(*parts, strict=True))
-    return slopes, inner, outer
+def _spectral_norms(function: Logits, points: Tensor, n_outputs: int) -> Tensor:
+    """||J||_2 of every point, (n,), float64."""
+    pieces = points.split(piece_size(points, n_outputs))
+    return torch.cat([_left_singular(jacobian_rows(function, piece).double())[0][:, -1].sqrt() for piece in pieces])
 
 
-def _slope_gradient(function: Logits, points: Tensor, n_outputs: int) -> Tensor:
-    """A multiple of the gradient of ||J(x)||_2 = u^T J v with u and v held; 0 for piecewise linear networks."""
-    _, inner, outer = _top_singular(function, points, n_outputs)
+def _log_slope_gradient(function: Logits, points: Tensor, n_outputs: int) -> Tensor:
+    r"""Gradient of log \|J(x)\| in the Schatten norm of order 2 p, (n, ...); 0 for piecewise linear networks.
+
+    Unlike \|J\|_2, which it comes close to, it is smooth where singular values meet: it weighs the gradients of
+    u_i^T J v_i, the singular vectors held, by s_i^{2 p - 1}.
+    """
+    return torch.cat([_piece_gradient(function, piece) for piece in points.split(piece_size(points, n_outputs))])
+
+
+def _piece_gradient(function: Logits, points: Tensor) -> Tensor:
+    """The sum over i of (s_i / s_1)^{2 p - 2} grad (u_i^T J v_i) s_i / s_1^2, over that of (s_i / s_1)^{2 p}."""
+    rows = jacobian_rows(function, points).double()
+    squares, outer = _left_singular(rows)
+    ratios = (squares / squares[:, -1:]).nan_to_num(0.0)  # of a Jacobian of zeros
+    weights = ratios ** (ORDER - 1)
+    weights = torch.where(weights > NEGLIGIBLE, weights, 0.0)
+    scale = (squares[:, -1:] * (ratios**ORDER).sum(1, keepdim=True)).clamp_min(torch.finfo(squares.dtype).tiny)
+    weights = weights / scale
     with twice_differentiable():
         x = points.detach().requires_grad_(True)
-        (pulled,) = torch.autograd.grad(function(x), x, outer, create_graph=True)
-        if not pulled.requires_grad:
+        logits, total = function(x), x.new_zeros(())
+        for k in range(1, 1 + int((weights > 0).sum(1).max())):
+            u = outer[:, :, -k]
+            v = ((weights[:, -k, None] * u)[:, None, :] @ rows).reshape(x.shape)
+            (pulled,) = torch.autograd.grad(logits, x, u.to(x), create_graph=True)
+            total = total + (pulled * v.to(x)).sum()
+        if not total.requires_grad:
             return torch.zeros_like(points)
-        (gradient,) = torch.autograd.grad(pulled, x, inner, allow_unused=True)
+        (gradient,) = torch.autograd.grad(total, x, allow_unused=True)
     return torch.zeros_like(points) if gradient is None else gradient
+
+
+def _left_singular(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared singular values of J, ascending, (n, C), and the left singular vectors, (n, C, C), of J (n, C, D)."""
+    gram = rows @ rows.transpose(1, 2)
+    if not bool(gram.isfinite().all()):
+        raise NotDefinedError("The Jacobian is not finite. Check the weights and X for nan and inf.")
+    # Many small symmetric problems: a GPU solves them one after the other.
+    squares, vectors = torch.linalg.eigh(gram.cpu())
+    return squares.clamp_min(0).to(rows.device), vectors.to(rows.device)
 
 
 def _lengths(offsets: Tensor) -> Tensor:
     return offsets.flatten(1).double().norm(dim=1)
 
 
+def _dots(some: Tensor, others: Tensor) -> Tensor:
+    return (some * others).flatten(1).double().sum(1)
+
+
+def _over(factors: Tensor, samples: Tensor) -> Tensor:
+    """One number per sample, laid out to be broadcast over tensors like `samples`."""
+    return factors.reshape(-1, *(1,) * (samples.dim() - 1))
+
+
 def _scaled(directions: Tensor, lengths: Tensor) -> Tensor:
     """Vectors along `directions`, of the lengths given; 0 along a zero direction."""
-    own = _lengths(directions)
-    factor = torch.where(own > 0, lengths / own, torch.zeros_like(own))
-    return directions * factor.reshape(-1, *(1,) * (directions.dim() - 1)).to(directions.dtype)
+    norms = _lengths(directions)
+    factors = torch.where(norms > 0, lengths / norms, 0.0)
+    return directions * _over(factors, directions).to(directions.dtype)
 
 
 def _progress(steps: range, batch: Batch, what: str) -> Any:

@@ -53,7 +53,8 @@ def input_margin_bound(
     Notes
     -----
     Certified: one forward pass and the operator norms; the network is taken to be evaluated without rounding.
-    Estimates: `n_draws` (hull) or about 3 `n_draws` (jacobian) full Jacobians per sample. The printed score of eq. 33
+    Estimates: `n_draws` (hull) or about 3 `n_draws` (jacobian) full Jacobians per sample. Another processor or batch
+    size changes them as little as the Jacobians themselves. The printed score of eq. 33
     is sqrt(2) (f_y - f_j), whose radii exceed the true margin by up to a factor of 2; with the one above the bound is
     exact for linear models of two classes with opposite weights.
 
@@ -83,10 +84,10 @@ def input_margin_bound(
 
 def _percentile(values: np.ndarray, percentile: float) -> float:
     """As numpy's, where some values are infinite: between a number and infinity lies infinity."""
-    if np.isfinite(values).all():
-        return float(np.percentile(values, percentile))
     low, high = (float(np.percentile(values, percentile, method=side)) for side in ("lower", "higher"))
-    return low if low == high else math.inf
+    if low == high or math.isinf(high):
+        return high
+    return float(np.percentile(values, percentile))
 
 
 def robustness_bound(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import math
@@ -165,6 +166,52 @@ def test_more_draws_find_no_larger_radius():
     assert (many <= few + 1e-12).all() and (many < few).any()
 
 
+def layer_norm():
+    layers = (nn.Linear(4, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3))
+    return nn.Sequential(*layers), torch.randn(6, 4)
+
+
+class Sphere(nn.Module):
+    """Two of the three singular values agree everywhere, and all of them at 0."""
+
+    def forward(self, x):
+        return x * (1 + x.square().sum(1, keepdim=True)) + torch.tensor([1.0, 0, 0], dtype=x.dtype)
+
+
+def sphere():
+    return Sphere(), torch.tensor([[0.0, 0, 0], [1, 0, 0], [0.3, 0.2, 0.1]])
+
+
+OTHERS = {"layer_norm": layer_norm, "sphere": sphere}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("case", [*CASES, *OTHERS])
+def test_another_rounding_moves_no_radius_by_more(case, dtype):
+    # Weights and samples changed in their last bits stand for every processor, number of threads and batch size.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module, X = OTHERS[case]() if case in OTHERS else network(case)[:2]
+    module, X = copy.deepcopy(module).to(dtype), X.to(dtype)
+    y = module(X).argmax(1)
+
+    def radii_of(module, X, batch_size=None):
+        net = Network(module, tuple(X.shape[1:]))
+        batch = Batch(net, X, y, loss="cross_entropy", batch_size=batch_size)
+        return sample_radii(net, batch, "jacobian", 10)[0].numpy()
+
+    radii = radii_of(module, X)
+    eps = torch.finfo(dtype).eps
+    draws = torch.Generator().manual_seed(1)
+    changed, tolerance = copy.deepcopy(module), 1e4 * eps
+    with torch.no_grad():
+        for tensor in changed.parameters():
+            tensor.mul_(1 + eps * torch.randn(tensor.shape, generator=draws, dtype=dtype))
+    assert radii_of(changed, X * (1 + eps)) == pytest.approx(radii, rel=tolerance)
+    for batch_size in (1, 2):
+        assert radii_of(module, X, batch_size) == pytest.approx(radii, rel=tolerance)
+
+
 def test_info_says_what_is_certified():
     module, X, net = network("mlp")
     batch = Batch(net, X, module(X).argmax(1), loss="cross_entropy")
@@ -175,8 +222,23 @@ def test_info_says_what_is_certified():
 
 def test_percentiles_of_infinite_radii():
     values = np.array([1.0, 2.0, math.inf, math.inf])
-    assert [_percentile(values, q) for q in (0, 100 / 3, 50, 100)] == [1.0, 2.0, math.inf, math.inf]
+    assert [_percentile(values, q) for q in (0, 100 / 6, 100 / 3, 50, 100)] == [1.0, 1.5, 2.0, math.inf, math.inf]
     assert _percentile(np.array([math.inf] * 3), 40) == math.inf
+
+
+def test_a_percentile_between_finite_radii_is_finite_where_others_are_not():
+    class Rectified(nn.Module):  # flat around the last sample
+        def forward(self, x):
+            return torch.cat([x.relu() + 1, -x.relu()], 1)
+
+    X = torch.tensor([[1.0], [2.0], [3.0], [-500.0]])
+    request = {"r": ("input_margin_bound", {"method": "jacobian", "percentile": 100 / 6, "n_draws": 1})}
+    got = measure_capacity(Rectified(), X, [0, 0, 0, 0], request)["r"]
+    net = Network(Rectified(), (1,), dtype=torch.float64)
+    batch = Batch(net, X.double(), torch.zeros(4, dtype=torch.long), loss="cross_entropy")
+    radii = np.sort(sample_radii(net, batch, "jacobian", 1)[0].numpy())
+    assert np.isfinite(radii[:3]).all() and radii[3] == math.inf
+    assert got == pytest.approx((radii[0] + radii[1]) / 2, rel=1e-6)
 
 
 @pytest.mark.parametrize(
