@@ -20,7 +20,14 @@ from sklearn_capacity import (
     NetworkClassifier,
     NetworkRegressor,
 )
-from sklearn_capacity.penalties import JacobianPenalty, frobenius_penalty
+from sklearn_capacity.penalties import (
+    JacobianPenalty,
+    check_penalty,
+    frobenius_penalty,
+    per_layer_penalty,
+    projection_penalty,
+    spectral_penalty,
+)
 from sklearn_capacity.training import PenalizedClassifier
 
 ESTIMATORS = [
@@ -183,7 +190,7 @@ WRONG = {
     "complex": (lambda module, X: module(X).sum() + 0j, TypeError, "complex128"),
     "detached": (lambda module, X: module(X).sum().detach(), ValueError, "depends on no trained parameter"),
     "constant": (lambda module, X: X.sum(), ValueError, "`penalty` must return a tensor with a gradient"),
-    "nan": (lambda module, X: module(X).sum() * float("nan"), ValueError, "finite number, got nan for the first"),
+    "nan": (lambda module, X: module(X).sum() * float("nan"), ValueError, "finite number, got nan"),
     "infinite": (lambda module, X: module(X).sum() + float("inf"), ValueError, "finite number, got inf"),
     "in_place": (lambda module, X: module(X.mul_(2)).sum(), ValueError, "`penalty` must leave X as it is"),
 }
@@ -195,6 +202,116 @@ def test_a_wrong_return_is_one_sentence(name):
     X, y = data()
     with pytest.raises(error, match=message):
         NetworkClassifier((4,), penalty=penalty, random_state=0).fit(X, y)
+
+
+def network():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = nn.Linear(5, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(0.3), nn.Linear(4, 3)
+        return nn.Sequential(*layers), torch.randn(6, 5)
+
+
+def output_norm(module, X, sample_weight=None):
+    squares = module[4](module[3](module[2](module[0](X)))).square().sum(1)  # dropout is drawn, batch norm left out
+    return squares.mean() if sample_weight is None else (squares * sample_weight).mean()
+
+
+GOOD = {
+    "weights": squared_weights,
+    "outputs": output_norm,
+    "frobenius": frobenius_penalty,
+    "softmax": partial(frobenius_penalty, output="softmax"),
+    "projection": JacobianPenalty("projection"),
+    "projection_function": projection_penalty,
+    "spectral": spectral_penalty,
+    "counting": Counting(),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_right_penalty_passes_and_leaves_module_and_random_numbers(name):
+    module, X = network()
+    state, numbers = {k: t.clone() for k, t in module.state_dict().items()}, torch.get_rng_state()
+    check_penalty(GOOD[name], module.eval(), X)
+    assert not module.training and torch.equal(torch.get_rng_state(), numbers)
+    assert all(torch.equal(t, state[k]) for k, t in module.state_dict().items())
+    assert all(p.dtype == torch.float32 and p.grad is None for p in module.parameters())
+
+
+class Half(torch.autograd.Function):
+    """The identity, with half of its gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad / 2
+
+
+def partly_detached(module, X):
+    return module[0].weight.square().sum() * module[4].weight.detach().square().sum()
+
+
+def running(module, X):
+    return module(X).square().sum()
+
+
+def switching(module, X):
+    return module.eval()(X).square().sum()
+
+
+def weights_in_place(module, X):
+    value = squared_weights(module, X)
+    with torch.no_grad():
+        module[0].weight.add_(1)
+    return value
+
+
+def ignores_ones(module, X, sample_weight=None):
+    return squared_weights(module, X) * (1 if sample_weight is None else 2)
+
+
+def wrong_with_shared(module, X, shared=None):
+    return squared_weights(module, X) * (1 if shared is None else 2)
+
+
+GENERATOR = np.random.default_rng(0)
+
+BAD = {
+    "half": (
+        lambda m, X: Half.apply(squared_weights(m, X)),
+        "gradient of its value, .* along a direction of `0.weight`",
+    ),
+    "detached": (partly_detached, "along a direction of `4.weight`, where finite differences give"),
+    "held_fixed": (per_layer_penalty, "gradient of its value"),
+    "running": (running, "changes `1.running_mean`"),
+    "switching": (switching, "changes `.training`"),
+    "in_place": (weights_in_place, "changes `0.weight`"),
+    "data": (lambda m, X: m[0](X.mul_(2)).sum(), "changes `X`"),
+    "random": (lambda m, X: GENERATOR.random() * squared_weights(m, X), "the same for one seed, got"),
+    "weighted": (ignores_ones, "the same for weights of 1 as without"),
+    "shared": (wrong_with_shared, "the same for a shared forward pass as without"),
+    "another": (
+        lambda m, X: squared_weights(network()[0], X) * 0,
+        "where finite differences|no trained parameter|finite",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_wrong_penalty_is_found(name):
+    penalty, message = BAD[name]
+    with pytest.raises(ValueError, match="`penalty` must .*" + message):
+        check_penalty(penalty, *network())
+
+
+@pytest.mark.parametrize("name", sorted(WRONG.keys() - {"in_place", "vector", "nan", "infinite"}))
+def test_the_check_sees_wrong_returns(name):
+    penalty, error, _ = WRONG[name]
+    with pytest.raises(error, match="`penalty` must return"):
+        check_penalty(penalty, nn.Linear(5, 3), network()[1])
 
 
 @pytest.mark.parametrize("bad", ["l2", 3, nn.Linear, Counting])

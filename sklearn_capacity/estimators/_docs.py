@@ -49,7 +49,8 @@ momentum : float in [0, 1), default=0.9
 weight_decay : float >= 0, default=0.0
 penalty : callable, default=None
     ``penalty(module, X, sample_weight=None)`` returns a scalar tensor that is added to the loss of each training
-    batch. The module is in training mode. `sample_weight` may be missing from its signature; copied before use.
+    batch. The module is in training mode. `sample_weight` may be missing from its signature; copied before use. See
+    :func:`sklearn_capacity.penalties.check_penalty`.
 penalty_strength : float >= 0, default=1.0
     What `penalty` is multiplied by; 0 leaves it out.
 max_epochs : int >= 1, default=50

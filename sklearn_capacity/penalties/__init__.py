@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from sklearn_capacity.penalties.frobenius import frobenius_penalty, projection_penalty
 from sklearn_capacity.penalties.jacobian_penalty import PENALTIES, JacobianPenalty, Penalty
+from sklearn_capacity.penalties.penalty_checks import check_penalty
 from sklearn_capacity.penalties.per_layer import per_layer_penalty
 from sklearn_capacity.penalties.shared_pass import SharedPass, forward_pass
 from sklearn_capacity.penalties.spectral import spectral_penalty
@@ -18,6 +19,7 @@ __all__ = [
     "JacobianPenalty",
     "Penalty",
     "SharedPass",
+    "check_penalty",
     "forward_pass",
     "frobenius_penalty",
     "per_layer_penalty",

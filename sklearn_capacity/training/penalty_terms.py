@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sklearn_capacity.penalties import SharedPass
+from sklearn_capacity.penalties.penalty_checks import check_value, keywords_of
 
 __all__ = ["PenaltyTerm", "penalty_terms"]
 
@@ -56,49 +56,15 @@ class PenaltyTerm:
             raise ValueError(
                 "`penalty` must leave X as it is, got one that changes it in place. Let it work on a copy."
             )
-        self._check(value)
+        check_value(value, read=not self._is_checked)  # read once: a GPU has to wait for it
+        self._is_checked = True
         return value
-
-    def _check(self, value: Any) -> None:
-        """Refuse what cannot be minimised. The number itself is read once a fit: that makes a GPU wait."""
-        if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():
-            raise TypeError(
-                f"`penalty` must return a real tensor of shape (), got {_described(value)}. Compute it by torch from "
-                "the module, and end in a sum or a mean."
-            )
-        if torch.is_grad_enabled() and not value.requires_grad:
-            raise ValueError(
-                "`penalty` must return a tensor with a gradient, got one that depends on no trained parameter of the "
-                "network. Compute it from the module that it is given, without `detach`, `item` and `no_grad`."
-            )
-        if not self._is_checked:
-            if not value.isfinite():
-                raise ValueError(f"`penalty` must return a finite number, got {value.item()} for the first batch.")
-            self._is_checked = True
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
-    return f"{value!r} of type {type(value).__name__}"
 
 
 def penalty_terms(pairs: Iterable[tuple[Any, float]]) -> list[PenaltyTerm]:
     """Terms of (penalty, strength); those without a penalty or of strength 0 are left out, and keep their number."""
     return [
-        PenaltyTerm(f"penalty_{number}" if number > 1 else "penalty", penalty, strength, _keywords(penalty))
+        PenaltyTerm(f"penalty_{number}" if number > 1 else "penalty", penalty, strength, keywords_of(penalty))
         for number, (penalty, strength) in enumerate(pairs, start=1)
         if penalty is not None and strength
     ]
-
-
-def _keywords(penalty: Callable[..., Any]) -> frozenset[str]:
-    """What the penalty takes besides the module and X: "shared" if it is named, "sample_weight" also by ``**``."""
-    function = penalty.forward if isinstance(penalty, nn.Module) else penalty  # a module's call takes anything
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # written in C, and without a signature
-        return frozenset()
-    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    by_stars = {"sample_weight"} if any(p.kind is p.VAR_KEYWORD for p in parameters) else set()
-    return frozenset({"sample_weight", "shared"} & named | by_stars)

@@ -1,0 +1,181 @@
+"""What a penalty of a user's own takes and returns, and a check of its gradient."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sklearn_capacity.derivatives.modes import evaluating
+from sklearn_capacity.penalties.shared_pass import forward_pass
+
+__all__ = ["check_penalty", "check_value", "keywords_of"]
+
+#: Relative error of a directional derivative that passes.
+TOLERANCE = 1e-4
+#: Steps of the finite differences. At a kink, as a rectifier has, the Jacobian jumps; a smaller step misses the kink.
+STEPS = (1e-6, 1e-7, 1e-8)
+
+WITHOUT_GRADIENT = (
+    "`penalty` must return a tensor with a gradient, got one that depends on no trained parameter of the network. "
+    "Compute it from the module that it is given, without `detach`, `item` and `no_grad`."
+)
+
+
+def keywords_of(penalty: Callable[..., Any]) -> frozenset[str]:
+    """What the penalty takes besides the module and X: "shared" if it is named, "sample_weight" also by ``**``."""
+    function = penalty.forward if isinstance(penalty, nn.Module) else penalty  # a module's call takes anything
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # written in C, and without a signature
+        return frozenset()
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    by_stars = {"sample_weight"} if any(p.kind is p.VAR_KEYWORD for p in parameters) else set()
+    return frozenset({"sample_weight", "shared"} & named | by_stars)
+
+
+def check_value(value: Any, *, read: bool) -> None:
+    """Refuse what cannot be minimised; with `read` also what is not finite, for which a GPU has to wait."""
+    if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():
+        raise TypeError(
+            f"`penalty` must return a real tensor of shape (), got {_described(value)}. Compute it by torch from "
+            "the module, and end in a sum or a mean."
+        )
+    if torch.is_grad_enabled() and not value.requires_grad:
+        raise ValueError(WITHOUT_GRADIENT)
+    if read and not value.isfinite():
+        raise ValueError(f"`penalty` must return a finite number, got {value.item()}.")
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
+    return f"{value!r} of type {type(value).__name__}"
+
+
+def check_penalty(penalty: Callable[..., Tensor], module: nn.Module, X: Tensor, *, random_state: int = 0) -> None:
+    """Raise if a penalty is not one that a network can be trained with.
+
+    The penalty must return a finite real tensor of shape (), the same twice for one seed, and leave the module and X as
+    they are. Its gradient must be that of its value: this is compared with finite differences in float64, along a
+    random direction of each trained parameter. Weights of 1 must be as no weights, and a shared forward pass must
+    change nothing, where the penalty takes them.
+
+    Parameters
+    ----------
+    penalty : callable
+        ``penalty(module, X, sample_weight=None)``, as estimators take it.
+    module : nn.Module
+        A network of the kind that will be trained; a small one will do. A copy in float64 and in training mode is
+        checked.
+    X : Tensor of shape (n, ...)
+    random_state : int, default=0
+        Seed of the directions, and of what the penalty draws from torch's default generator.
+
+    Raises
+    ------
+    TypeError or ValueError
+        The message says what is wrong, and with respect to which parameter.
+
+    Notes
+    -----
+    Some penalties are meant to hold a part of themselves fixed, as :func:`per_layer_penalty` does, and fail the last
+    check.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_capacity.penalties import check_penalty
+    >>> def squared_weights(module, X, sample_weight=None):
+    ...     return sum(p.square().sum() for p in module.parameters())
+    >>> module, X = torch.nn.Linear(3, 2), torch.randn(4, 3)
+    >>> check_penalty(squared_weights, module, X)
+    >>> check_penalty(lambda module, X: module(X.detach()).detach().sum(), module, X)
+    Traceback (most recent call last):
+        ...
+    ValueError: `penalty` must return a tensor with a gradient, got one that depends on no trained parameter of the
+    network. Compute it from the module that it is given, without `detach`, `item` and `no_grad`.
+    """
+    module, X = copy.deepcopy(module).double().train(), X.detach().double()
+    takes = keywords_of(penalty)
+
+    def evaluate(**keywords: Any) -> Tensor:
+        with torch.random.fork_rng(devices=[X.device] if X.is_cuda else []):
+            torch.manual_seed(random_state)
+            return copy.deepcopy(penalty)(module, X, **keywords)  # a copy, as it may count or draw
+
+    before = _contents(module, X)
+    value = evaluate()
+    check_value(value, read=True)
+    _check_contents(before, _contents(module, X))
+    _check_same(value, evaluate(), "one seed")
+    if "sample_weight" in takes:
+        ones = torch.ones(len(X), dtype=X.dtype, device=X.device)
+        _check_same(value, evaluate(sample_weight=ones), "weights of 1 as without")
+    if "shared" in takes:
+        with evaluating(module):  # batch norm's statistics stay
+            shared = forward_pass(module, X)
+        _check_same(value, evaluate(shared=shared), "a shared forward pass as without")
+    _check_gradient(evaluate, module, value, random_state)
+
+
+def _contents(module: nn.Module, X: Tensor) -> dict[str, Any]:
+    tensors = {"X": X, **dict(itertools.chain(module.named_parameters(), module.named_buffers()))}
+    modes = {f"{name}.training": part.training for name, part in module.named_modules()}
+    return {name: t.detach().clone() for name, t in tensors.items()} | modes
+
+
+def _check_contents(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    for name, value in before.items():
+        same = torch.equal(value, after[name]) if isinstance(value, Tensor) else value == after[name]
+        if not same:
+            raise ValueError(
+                f"`penalty` must leave the module and X as they are, got one that changes `{name}`. Running "
+                "statistics move where it calls the module in training mode: evaluate it in eval mode, and back."
+            )
+
+
+def _check_same(value: Tensor, again: Tensor, what: str) -> None:
+    if not torch.allclose(value, again, rtol=1e-9, atol=0):
+        raise ValueError(f"`penalty` must return the same for {what}, got {value.item()} and {again.item()}.")
+
+
+def _check_gradient(evaluate: Callable[[], Tensor], module: nn.Module, value: Tensor, random_state: int) -> None:
+    """Compare <dR/dW, d> with (R(W + h d) - R(W - h d)) / 2h for a random d and each parameter W."""
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    gradients = torch.autograd.grad(value, [*trained.values()], allow_unused=True)
+    if all(gradient is None for gradient in gradients):  # of another module, it may be
+        raise ValueError(WITHOUT_GRADIENT)
+    generator = torch.Generator().manual_seed(random_state)
+    for (name, parameter), gradient in zip(trained.items(), gradients, strict=True):
+        drawn = torch.randn(parameter.shape, dtype=torch.float64, generator=generator, device="cpu")
+        direction = drawn.to(parameter.device)
+        exact = 0.0 if gradient is None else (gradient * direction).sum().item()
+        difference = 0.0
+        for step in STEPS:
+            difference = _central_difference(evaluate, parameter, direction, step)
+            rounding = 1e-14 * abs(value.item()) / step
+            if abs(difference - exact) <= TOLERANCE * max(abs(exact), abs(difference)) + rounding:
+                break
+        else:
+            raise ValueError(
+                f"`penalty` must have the gradient of its value, got a derivative of {exact:.6g} along a direction of "
+                f"`{name}`, where finite differences give {difference:.6g}. Look for `detach`, `.data` or `no_grad`."
+            )
+
+
+def _central_difference(evaluate: Callable[[], Tensor], parameter: Tensor, direction: Tensor, step: float) -> float:
+    here = parameter.detach().clone()
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            parameter.copy_(here + sign * step * direction)
+        values.append(evaluate().item())
+    with torch.no_grad():
+        parameter.copy_(here)
+    return (values[0] - values[1]) / (2 * step)
