@@ -174,6 +174,8 @@ TESTED_IN = {
     "model_selection": "model_selection/test_rank_measures",
     "penalties": "penalties/test_sweep_gradients",
     "penalties/frobenius": "penalties/test_jacobian_penalty",
+    "penalties/module_graph": "penalties/test_shared_pass",
+    "penalties/penalty_checks": "training/test_penalty_terms",
     "scoring": "scoring/test_scorer",
     "scoring/curves": "measures/test_interaction",
     "scoring/from_sklearn": "scoring/test_find_network",
