@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 
 
 def padded_pixel(position: int, size: int, mode: str) -> int | None:
@@ -37,6 +40,14 @@ def convolution_matrix(weight, sizes, stride, before, dilation, groups, mode, ou
                 channel = o // (c_out // groups) * weight.shape[1] + c
                 matrix[(o, *out, channel, *pixels)] += weight[(o, c, *tap)]
     return matrix.reshape(c_out * int(np.prod(outputs)), -1)
+
+
+def dense_matrix(function: Callable[[torch.Tensor], torch.Tensor], input_shape: Sequence[int]) -> torch.Tensor:
+    """The matrix of a linear map: the images of the unit vectors, one after the other, are its columns."""
+    size = math.prod(input_shape)
+    units = torch.eye(size, dtype=torch.float64).reshape(size, 1, *input_shape)
+    with torch.no_grad():
+        return torch.stack([function(unit).reshape(-1) for unit in units], dim=1)
 
 
 def norm(matrix: np.ndarray) -> float:

@@ -6,12 +6,11 @@
 """
 
 from .block_lanczos import block_lanczos
-from .bounds import NormBounds, norm_bounds
 from .conv import ConvOperator, conv_norm_lower, conv_norm_upper
-from .golub_kahan import OperatorNorm, dense_operator, operator_norm
 from .induced import diagonal_norm, dual_exponent, induced_norm
 from .lanczos import Eigenvalue, RitzValues, lanczos, largest_eigenvalue
-from .matrix import DiagonalOperator, MatrixOperator, linear_norm
+from .matrix import DiagonalOperator, MatrixOperator
+from .operator_norm import OperatorNorm, operator_norm
 from .pooling import PoolOperator, adaptive_average_pool, average_pool
 from .powers import power_product
 
@@ -20,7 +19,6 @@ __all__ = [
     "DiagonalOperator",
     "Eigenvalue",
     "MatrixOperator",
-    "NormBounds",
     "OperatorNorm",
     "PoolOperator",
     "RitzValues",
@@ -29,14 +27,11 @@ __all__ = [
     "block_lanczos",
     "conv_norm_lower",
     "conv_norm_upper",
-    "dense_operator",
     "diagonal_norm",
     "dual_exponent",
     "induced_norm",
     "lanczos",
     "largest_eigenvalue",
-    "linear_norm",
-    "norm_bounds",
     "operator_norm",
     "power_product",
 ]

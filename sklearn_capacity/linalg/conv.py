@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 import operator as operators
 from dataclasses import dataclass, field, replace
@@ -12,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sklearn_capacity._validation import NotDefinedError, check_integer, check_option
+from sklearn_capacity._validation import check_integer, check_option
 
 from .entries import Taps, described, entry_norms, stable_norm
-from .golub_kahan import OperatorNorm, operator_norm
+from .matrix import in_range
+from .operator_norm import OperatorNorm, operator_norm
 from .padding import PADDING_MODES, pad, pad_adjoint, per_axis, source_index
 from .torus import convolution_bound
 
@@ -215,16 +215,16 @@ class ConvOperator:
 
 
 def conv_norm_lower(operator: ConvOperator, tol: float = 1e-7, *, random_state: int = 0, **options) -> OperatorNorm:
-    """Spectral norm of a convolution from below, by Golub-Kahan on its own forward and adjoint.
+    """Spectral norm of a convolution from below, by Lanczos on its forward and adjoint products.
 
     Parameters
     ----------
     operator : ConvOperator
     tol : float, default=1e-7
-        Relative residual; the value is then far closer than that.
+        Relative error, as for `operator_norm`.
     random_state : int, default=0
     **options
-        `max_steps`, `max_basis`, `check_every` of `operator_norm`.
+        `max_steps`, `check_every` of `operator_norm`.
 
     Returns
     -------
@@ -237,8 +237,9 @@ def conv_norm_lower(operator: ConvOperator, tol: float = 1e-7, *, random_state: 
     >>> round(conv_norm_lower(ConvOperator(torch.full((1, 1, 2, 2), 0.5), (1, 2, 2), stride=2)).value, 6)
     1.0
     """
-    operator, factor = _within_range(operator)
-    found = operator_norm(
+    weight, factor = in_range(operator.weight)
+    operator = replace(operator, weight=weight)
+    norm = operator_norm(
         operator.forward,
         operator.adjoint,
         operator.input_shape,
@@ -247,7 +248,7 @@ def conv_norm_lower(operator: ConvOperator, tol: float = 1e-7, *, random_state: 
         random_state=random_state,
         **options,
     )
-    return replace(found, value=found.value * factor)
+    return replace(norm, value=norm.value * factor)
 
 
 def conv_norm_upper(operator: ConvOperator, lower: float = 0.0) -> float:
@@ -275,19 +276,8 @@ def conv_norm_upper(operator: ConvOperator, lower: float = 0.0) -> float:
     >>> round(conv_norm_upper(ConvOperator(torch.ones(1, 1, 3), (1, 4), padding=1)), 6)
     2.618034
     """
-    operator, factor = _within_range(operator)
-    return convolution_bound(operator, lower / factor) * factor
-
-
-def _within_range(operator: ConvOperator) -> tuple[ConvOperator, float]:
-    """The operator over a power of two, such that the squares of its weights neither overflow nor vanish."""
-    largest = float(operator.weight.abs().max())
-    if not math.isfinite(largest):
-        raise NotDefinedError("`weight` must be finite. Check it for nan and inf.")
-    if largest == 0 or 1e-100 < largest < 1e100:
-        return operator, 1.0
-    factor = 2.0 ** math.frexp(largest)[1]
-    return replace(operator, weight=operator.weight / factor), factor
+    weight, factor = in_range(operator.weight)
+    return convolution_bound(replace(operator, weight=weight), lower / factor) * factor
 
 
 def _padding_pairs(padding, reach: tuple[int, ...]) -> tuple[tuple[int, int], ...]:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sklearn_capacity._validation import check_integer
 
-from .golub_kahan import OperatorNorm
 from .matrix import MatrixOperator
+from .operator_norm import OperatorNorm
 from .padding import per_axis
 
 __all__ = ["PoolOperator", "adaptive_average_pool", "average_pool"]
@@ -75,7 +75,12 @@ class PoolOperator:
     def norm_lower(self, tol: float = 1e-7, *, random_state: int = 0) -> OperatorNorm:
         """Spectral norm: the product over the axes."""
         parts = [factor.norm_lower(tol, random_state=random_state) for factor in self.factors]
-        return OperatorNorm(prod(p.value for p in parts), max(p.residual for p in parts), max(p.steps for p in parts))
+        return OperatorNorm(
+            prod(part.value for part in parts),
+            max(part.residual for part in parts),
+            max(part.steps for part in parts),
+            prod(1 + part.error for part in parts) - 1,
+        )
 
     def norm_upper(self, lower: float = 0.0) -> float:
         """A proven upper end of the spectral norm: the product over the axes."""

@@ -81,8 +81,8 @@ def jacobian_spectral(network: Network, batch: Batch, *, reduction: str = "max",
 
     Notes
     -----
-    One backward pass per class and an eigenvalue problem of size C per sample; beyond 80 outputs about two dozen pairs
-    of backward passes by Lanczos, to a relative residual of 1e-6, whatever C is.
+    One backward pass per class and an eigenvalue problem of size C per sample; beyond 80 outputs 20 to 30 pairs of
+    backward passes by Lanczos, to a relative error of 1e-6, whatever C is.
 
     References
     ----------

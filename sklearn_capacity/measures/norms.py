@@ -186,14 +186,15 @@ def spectral_norm(network: Network, batch: Batch) -> Measured:
     Returns
     -------
     Measured
-        With one row per layer: value, proven upper end, relative residual and steps of the bidiagonalisation. The upper
-        ends are computed when the rows are read.
+        With one row per layer: value, proven upper end, relative residual and steps of the iteration. The upper ends
+        are computed when the rows are read.
 
     Notes
     -----
-    Weights only: an exact SVD per matrix, about 20 to 100 convolutions with one sample per convolution. Golub-Kahan
-    bidiagonalisation approaches from below, to a relative residual of 1e-7; certified quantities use upper ends. On
-    branching networks the product over all layers is a description and no bound.
+    Weights only: an exact SVD for a matrix with a side of at most 256. For larger ones, and for convolutions, Lanczos
+    from below to a relative error of 1e-7 (with a probability of 1 - 1e-6): mostly 50 to 200 products with one sample
+    and as many with the adjoint. Certified quantities use upper ends. On branching networks the product over all layers
+    is a description and no bound.
 
     References
     ----------

@@ -29,9 +29,9 @@ __all__ = [
     "traces",
 ]
 
-# Up to here the C backward passes for the whole Gram matrix cost less than the two dozen products of Lanczos.
+# Up to here the C backward passes for the whole Gram matrix cost less than the 20 to 30 products of Lanczos.
 FULL_GRAM = 80
-# Relative residual of Lanczos: the eigenvalue lies within it, and mostly within its square.
+# Relative error of Lanczos, close eigenvalues or not; see `linalg.lanczos`.
 TOLERANCE = 1e-6
 # Numbers that pass through the largest layer, from where on a trace of the network costs less than it saves.
 TRACE_PAYS = 2**21

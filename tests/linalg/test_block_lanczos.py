@@ -1,14 +1,12 @@
-"""Block Lanczos: repeated eigenvalues, exhausted spaces, refusals; and when plain Lanczos stops on the value."""
+"""Block Lanczos: repeated eigenvalues, exhausted spaces, refusals."""
 
 from __future__ import annotations
-
-import functools
 
 import pytest
 import torch
 
 from sklearn_capacity import CapacityWarning
-from sklearn_capacity.linalg import block_lanczos, lanczos, largest_eigenvalue
+from sklearn_capacity.linalg import block_lanczos, lanczos
 
 
 def rotated(eigenvalues, seed=0):
@@ -54,17 +52,3 @@ def test_spent_steps_are_told_and_numbers_that_are_not_finite_are_named():
         block_lanczos(lambda x: x * float("nan"), 5, k=1)
     with pytest.raises(ValueError, match="`k` must be between 1 and 5, got 6"):
         block_lanczos(lambda x: x, 5, k=6)
-
-
-def test_lanczos_until_the_value_takes_fewer_products_and_keeps_the_tolerance():
-    for seed in range(5):
-        eigenvalues = [10.0, 9.7, 9.5] + [5.0 / (i + 1) for i in range(300)]
-        matrix = rotated(eigenvalues, seed)
-        product = functools.partial(torch.mv, matrix)
-        by_vector = largest_eigenvalue(product, 303, check_every=1)
-        by_value = largest_eigenvalue(product, 303, check_every=1, until="value")
-        assert by_value.n_products < by_vector.n_products
-        assert by_vector.residual <= 1e-5 < by_value.residual and by_value.error <= 1e-5
-        assert by_value.value == pytest.approx(10.0, rel=1e-5)
-    with pytest.raises(ValueError, match="`until` must be one of 'vector', 'value', got 'both'"):
-        largest_eigenvalue(lambda x: x, 3, until="both")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -77,6 +78,68 @@ def test_identity_and_zero_end_at_once():
     assert largest_eigenvalue(lambda x: 3 * x, 50).value == pytest.approx(3, rel=1e-14)
     found = largest_eigenvalue(torch.zeros_like, 50)
     assert (found.value, found.residual) == (0.0, 0.0)
+
+
+def _check_error(product, size: int, true: float, **options) -> None:
+    """That the stated error covers the true one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CapacityWarning)  # some are stopped long before they converge
+        largest = largest_eigenvalue(product, size, **options)
+    rounding = 1e-13 * abs(true)
+    assert -rounding <= true - largest.value <= largest.error * abs(largest.value) + rounding
+
+
+TOPS = {
+    "repeated": [1.0] * 3,
+    "cluster": [1.0 - i * 1e-3 for i in range(8)],
+    "edge": [1.0 - i**2 * 1e-3 for i in range(15)],
+    **{f"pair {gap:g}": [1.0, 1.0 - gap] for gap in (0.2, 0.017, 1e-3, 1e-5, 1e-8, 1e-12)},
+}
+
+
+@pytest.mark.parametrize("top", TOPS)
+def test_the_stated_error_covers_the_truth(top):
+    # The start vector is random, so that a diagonal matrix is as general as any; 40 draws, stopped early and late.
+    bulk = torch.linspace(0, 0.6, 200, dtype=torch.float64) ** 2
+    eigenvalues = torch.cat([torch.tensor(TOPS[top], dtype=torch.float64), bulk])
+    for seed in range(40):
+        for options in (dict(tol=0.3), dict(tol=1e-2), dict(tol=1e-5), dict(tol=1e-9), dict(max_steps=4)):
+            _check_error(lambda x: eigenvalues * x, len(eigenvalues), 1.0, random_state=seed, check_every=1, **options)
+
+
+@pytest.mark.parametrize("share", [1e-1, 1e-2, 1e-3, 1e-4, 1e-5])
+def test_a_start_vector_that_all_but_misses_the_leading_eigenvector(share):
+    # <b, u> is `share` of its typical size 1 / sqrt(n): Ritz values settle on the second eigenvalue for a while.
+    n = 120
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        b = torch.randn(n, generator=generator, dtype=torch.float64)  # as `lanczos` draws it
+        b = b / b.norm()
+        others = torch.linalg.qr(torch.cat([b[:, None], _random(n, n)[:, 1:]], dim=1))[0][:, 1:]
+        part = share / math.sqrt(n)
+        leading = part * b + math.sqrt(1 - part**2) * others[:, 0]
+        basis = torch.linalg.qr(torch.cat([leading[:, None], _random(n, n + 1)[:, 1:n]], dim=1))[0]
+        for second in (0.5, 0.98, 0.9999):
+            values = torch.cat([torch.tensor([1.0, second]), torch.linspace(0.4, 0, n - 2)]).double()
+            A = (basis * values) @ basis.T
+            true = float(torch.linalg.eigvalsh(A)[-1])
+            for tol in (1e-1, 1e-3, 1e-5):
+                _check_error(A.mv, n, true, tol=tol, random_state=seed, check_every=1)
+
+
+def test_each_operator_of_a_batch_states_its_own_error():
+    gaps = torch.logspace(-6, -1, 30, dtype=torch.float64)
+    eigenvalues = torch.linspace(0, 0.5, 80, dtype=torch.float64).repeat(30, 1)
+    eigenvalues[:, -1], eigenvalues[:, -2] = 1.0, 1.0 - gaps
+    result = lanczos(lambda x: eigenvalues * x, (30, 80), tol=1e-6)
+    assert result.errors.shape == (30,) and bool((result.errors <= 2e-6).all())
+    assert bool((1 - result.values[:, 0] <= result.errors).all())
+
+
+def test_rounding_in_coarse_products_is_part_of_the_error():
+    A = _symmetric(torch.cat([torch.tensor([1.0]), torch.linspace(0, 0.3, 199)]))
+    coarse = largest_eigenvalue(lambda x: (A.float() @ x.float()).double(), 200, precision=torch.float32)
+    assert abs(coarse.value - 1) <= coarse.error <= 1e-4
 
 
 def test_same_seed_same_bits():

@@ -111,7 +111,24 @@ def test_lanczos_finds_the_largest_eigenvalue(name, loss, monkeypatch):
     assert torch.allclose(several, spectrum[:4], rtol=1e-6)
 
 
-def test_sixteen_products_suffice_for_a_wide_network():
+@pytest.mark.parametrize(("seed", "width", "n_outputs", "n"), [(42, 200, 2, 270), (43, 200, 2, 270), (62, 50, 3, 180)])
+def test_two_close_eigenvalues_do_not_pass_for_one(seed, width, n_outputs, n):
+    # Samples far from the origin: as many close outliers as outputs. Temple's bound stopped at 140.05 for 142.42.
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(20, width), nn.ReLU(), nn.Linear(width, n_outputs))
+    X = torch.randn(n, 20) + 2
+    network = Network(net, (20,))
+    for random_state in range(5):
+        data = Batch(network, X, loss="squared", random_state=random_state)
+        value, info = family.fisher_eigenvalues(network, data, "squared", 1)
+        true = float(torch.linalg.eigvalsh(reference.dual(net.double(), X.double()))[-1])
+        net.float()
+        assert float(value[0]) == pytest.approx(true, rel=1e-5)
+        assert abs(float(value[0]) - true) <= info["error"] * true
+        assert info["way"] == "Lanczos on the dual" and info["products"] <= 16
+
+
+def test_two_dozen_products_suffice_for_a_wide_network():
     generator = torch.Generator().manual_seed(0)
     net = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10))
     for layer in (net[0], net[2], net[4]):
@@ -122,7 +139,9 @@ def test_sixteen_products_suffice_for_a_wide_network():
     assert report["value"][0] == pytest.approx(top, rel=1e-5)
     computed = dict(pair.split("=") for pair in report["computed"][0].split(", "))
     assert computed["way"] == "Lanczos on the dual" and int(computed["size"]) == 800
-    assert 3 <= int(computed["products"]) <= 16 and float(computed["residual"]) < 1e-2
+    # The second eigenvalue is 0.93 of the first: 16 products reach a residual of 1e-5, and 22 the error.
+    assert 3 <= int(computed["products"]) <= 24 and float(computed["residual"]) < 1e-5
+    assert float(computed["error"]) <= 2e-5
 
 
 def test_a_spectrum_that_is_known_is_used_again(monkeypatch):

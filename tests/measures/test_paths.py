@@ -12,11 +12,12 @@ from torch import nn
 
 import reference
 from networks import NETWORKS, RECTIFIERS, make, measure, measure_again, measure_module, prepared
+from reference_linalg import dense_matrix
 from reference_penalties import Widened
 from sklearn_capacity import measure_capacity
 from sklearn_capacity._validation import CapacityWarning
 from sklearn_capacity.graph import Network, UnsupportedLayerError
-from sklearn_capacity.linalg import ConvOperator, dense_operator, power_product
+from sklearn_capacity.linalg import ConvOperator, power_product
 from sklearn_capacity.measures import MEASURES, Batch
 
 EXPONENTS = (0.5, 1, 2, 3.5)
@@ -114,7 +115,7 @@ def test_power_product_is_that_of_the_dense_matrix(mode, kernel, stride, dilatio
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(4, 2, *kernel, generator=generator, dtype=torch.float64)
     operator = ConvOperator(weight, (2 * groups, *sizes), stride, padding, dilation, groups, mode)
-    matrix = dense_operator(operator.forward, operator.input_shape)
+    matrix = dense_matrix(operator.forward, operator.input_shape)
     x = torch.rand(2, *operator.input_shape, generator=generator, dtype=torch.float64)
     for p in EXPONENTS:
         expected = (x.flatten(1) @ matrix.abs().pow(p).T).reshape(2, *operator.output_shape)

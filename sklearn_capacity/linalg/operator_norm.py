@@ -1,0 +1,180 @@
+"""The largest singular value of a linear map that is known by its products only.
+
+The squared singular values of A are the eigenvalues of its two Gram matrices, A^T A and A A^T. Lanczos on the smaller
+one needs three vectors of the shorter side; a bidiagonalisation of A keeps vectors of both sides and finds no more: the
+relative accuracy of a *largest* singular value does not suffer from the squares.
+
+The vectors are not reorthogonalised. They lose their orthogonality only along Ritz vectors that have converged (Paige
+1980), which makes copies of known Ritz values appear later and leaves the largest one, its residual and its part of the
+start vector right. So memory does not grow with the steps, and nothing has to be restarted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from sklearn_capacity._validation import NotDefinedError, check_integer, check_interval, warn
+
+from .lanczos import BREAKDOWN, error_bound
+
+__all__ = ["OperatorNorm", "operator_norm"]
+
+Product = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class OperatorNorm:
+    """A spectral norm from below.
+
+    Attributes
+    ----------
+    value : float
+        Never above the true norm (but for rounding).
+    residual : float
+        ``||A^T A v - value^2 v|| / value^2`` for a unit vector v: some singular value of A lies within
+        ``residual * value`` of `value`.
+    steps : int
+        Products with A, and as many with its adjoint; 0 for a direct computation.
+    error : float
+        The norm is at most ``(1 + error) * value``, with a probability of at least 1 - 1e-6 over the draw of the start
+        vector (see `lanczos.error_bound`); rounding for a direct computation.
+    """
+
+    value: float
+    residual: float
+    steps: int
+    error: float = 0.0
+
+
+def operator_norm(
+    forward: Product,
+    adjoint: Product,
+    input_shape: Sequence[int],
+    *,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+    tol: float = 1e-7,
+    max_steps: int = 1000,
+    check_every: int = 5,
+    random_state: int = 0,
+) -> OperatorNorm:
+    r"""Largest singular value of a linear map, from below, by Lanczos on the smaller of its two Gram matrices.
+
+    .. math:: \|A\|_2 = \max_v \|A v\|_2 / \|v\|_2
+
+    Parameters
+    ----------
+    forward : callable, (1, *input_shape) -> (1, *output_shape)
+        The linear map; a leading axis of length one is kept for layers that want a batch.
+    adjoint : callable, (1, *output_shape) -> (1, *input_shape)
+    input_shape : sequence of int
+    dtype : torch.dtype, default=torch.float64
+    device : torch.device or str, default="cpu"
+    tol : float in (0, 1), default=1e-7
+        Relative error at which to stop. It counts how far the true norm may lie above the value, another singular value
+        beside it or not, so that the residual is far smaller and the value far closer as a rule.
+    max_steps : int >= 1, default=1000
+        After this many steps the value is returned with the error reached, and a `CapacityWarning`.
+    check_every : int >= 1, default=5
+        Steps between looks at the error, each of which waits for the device.
+    random_state : int, default=0
+        Seed of the start vector, drawn on the CPU.
+
+    Returns
+    -------
+    OperatorNorm
+
+    Raises
+    ------
+    ValueError
+        If the operator returns a number that is not finite.
+
+    Notes
+    -----
+    Each step costs one product with A and one with its adjoint. The squares of the entries must be in range.
+
+    References
+    ----------
+    Paige: Accuracy and effectiveness of the Lanczos algorithm for the symmetric eigenproblem (1980).
+    Hochstenbach: Probabilistic upper bounds for the matrix two-norm (2013).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_capacity.linalg import operator_norm
+    >>> A = torch.diag(torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64))
+    >>> round(operator_norm(lambda v: v @ A.T, lambda u: u @ A, (3,)).value, 12)
+    3.0
+    """
+    tol = check_interval("tol", tol, 0, 1, closed="neither")
+    max_steps = check_integer("max_steps", max_steps, 1)
+    check_every = check_integer("check_every", check_every, 1)
+    generator = torch.Generator().manual_seed(check_integer("random_state", random_state, 0))
+    with torch.no_grad():
+        shape = torch.Size((1, *input_shape))
+        output_shape = forward(torch.zeros(shape, dtype=dtype, device=device)).shape
+        first, second = forward, adjoint
+        if output_shape.numel() < shape.numel():
+            shape, first, second = output_shape, adjoint, forward
+        start = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")  # (1, *shorter side)
+        process = _GramLanczos(lambda v: second(first(v)), start.to(device=device, dtype=dtype))
+        for step in range(1, max_steps + 1):
+            process.step()
+            if step % check_every == 0 or step == max_steps:
+                value, residual, error = process.ritz()
+                if error <= tol:
+                    break
+    if error > tol:
+        warn(
+            f"The operator norm {value:.6g} has a relative residual of {residual:.1e} after {max_steps} steps, and an "
+            f"error of up to {error:.1e}; it is a lower bound. Raise `max_steps`.",
+        )
+    return OperatorNorm(value, residual, step, error + torch.finfo(dtype).eps * math.sqrt(start.numel()))
+
+
+class _GramLanczos:
+    """The three-term recurrence G v_j = beta_{j-1} v_{j-1} + alpha_j v_j + beta_j v_{j+1} of a Gram matrix G."""
+
+    def __init__(self, gram: Product, start: Tensor):
+        self.gram = gram
+        self.size = start.numel()
+        self.previous = torch.zeros_like(start)  # (1, *side), as all vectors here
+        self.vector = start / torch.linalg.vector_norm(start)
+        self.beta = self.scale = start.new_zeros(())
+        self.alphas: list[Tensor] = []  # numbers of shape (), as the betas
+        self.betas: list[Tensor] = []
+
+    def step(self) -> None:
+        image = self.gram(self.vector) - self.beta * self.previous
+        alpha = (image * self.vector).sum()
+        image = image - alpha * self.vector
+        beta = torch.linalg.vector_norm(image)
+        self.scale = torch.maximum(self.scale, torch.maximum(alpha, beta))
+        # Where only rounding is left the space is exhausted: zero vectors from here on, without asking the device.
+        alive = beta > BREAKDOWN * self.scale
+        self.beta = torch.where(alive, beta, torch.zeros_like(beta))
+        self.alphas.append(alpha)
+        self.betas.append(self.beta)
+        self.previous, self.vector = self.vector, image * (alive / torch.where(alive, beta, torch.ones_like(beta)))
+
+    def ritz(self) -> tuple[float, float, float]:
+        """Root of the largest Ritz value, its relative residual and error; the one place that waits for the device."""
+        packed = torch.stack(self.alphas + self.betas).to("cpu", torch.float64)  # (2 j,)
+        if not bool(torch.isfinite(packed).all()):
+            raise NotDefinedError("`forward` returned numbers that are not finite. Check the weights for nan and inf.")
+        alphas, betas = packed.numpy().reshape(2, -1)
+        top = len(alphas) - 1
+        values, vectors = scipy.linalg.eigh_tridiagonal(alphas, betas[:-1], select="i", select_range=(top, top))
+        eigenvalue, vector = float(values[0]), vectors[:, 0]  # (j,)
+        if eigenvalue <= 0:
+            return 0.0, 0.0, 0.0
+        residual = float(betas[-1] * abs(vector[-1])) / eigenvalue
+        # sqrt(1 + x) - 1, for the norm is the root of the eigenvalue.
+        excess = error_bound(residual, float(abs(vector[0])), self.size)
+        return math.sqrt(eigenvalue), residual, excess / (1 + math.sqrt(1 + excess))
