@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..process_state import math_attention
 
 __all__ = ["directional_derivative", "pulled_back", "pushed_forward", "twice_differentiable"]
 
@@ -15,7 +16,7 @@ __all__ = ["directional_derivative", "pulled_back", "pushed_forward", "twice_dif
 @contextlib.contextmanager
 def twice_differentiable() -> Iterator[None]:
     """Modes for a forward pass to be differentiated twice, which torch's fused attention kernels cannot be."""
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with torch.enable_grad(), math_attention():
         yield
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..process_state import math_attention, surely
 
 __all__ = ["autocasts", "evaluating", "in_full_precision"]
 
@@ -34,31 +34,6 @@ def in_full_precision(penalty: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return wrapped
 
 
-class _MathAttention:
-    """While anybody is inside, torch's fused attention takes its slowest kernel: the others have one derivative only.
-
-    torch has one setting for all threads, so the last to leave puts it back.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._users, self._setting = threading.Lock(), 0, ExitStack()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._users:
-                self._setting.enter_context(sdpa_kernel(SDPBackend.MATH))
-            self._users += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._users -= 1
-            if not self._users:
-                self._setting.close()
-
-
-_TWICE_DIFFERENTIABLE = _MathAttention()
-
-
 @contextmanager
 def evaluating(function: Any) -> Iterator[None]:
     """Put a module into eval mode for a while and give each submodule its own flag back.
@@ -68,11 +43,14 @@ def evaluating(function: Any) -> Iterator[None]:
     module keeps its mode. Attention takes the kernel that can be differentiated twice.
     """
     training = [m for m in function.modules() if m.training] if isinstance(function, nn.Module) else []
-    for module in training:  # flags, not train(): a user's train() may refuse frozen parts
-        module.training = False
     try:
-        with _TWICE_DIFFERENTIABLE:
+        _set_training(training, False)
+        with math_attention():
             yield
     finally:
-        for module in training:
-            module.training = True
+        surely(_set_training, training, True)
+
+
+def _set_training(modules: list[nn.Module], training: bool) -> None:
+    for module in modules:  # flags, not train(): a user's train() may refuse frozen parts
+        module.training = training

@@ -19,6 +19,7 @@ from sklearn_capacity.estimators._data import split_validation
 from sklearn_capacity.estimators._modules import check_output
 from sklearn_capacity.graph import takes_channels_last
 from sklearn_capacity.layers import resolve_augmentation
+from sklearn_capacity.process_state import computing
 from sklearn_capacity.storage import fingerprint
 from sklearn_capacity.training import (
     CRITERIA,
@@ -143,7 +144,8 @@ class NetTraining:
             strata = self._strata(arrays[1])
             arrays, valid = split_validation(arrays, strata, self.validation_fraction, seed)
         with seeded(seed, device) as generator:
-            net = self._make_net(arrays[0], device) if reset else self.net_
+            with computing():
+                net = self._make_net(arrays[0], device) if reset else self.net_
             self._update_optimizer(net)
             if reset or not partial or self._changed("_callback_settings", self._callback_parameters):
                 self._update_callbacks(net)
@@ -333,7 +335,7 @@ def check_finite(net: PenalizedNet, data: TensorData) -> None:
     """
     sample = data.X[: net.batch_size].clone()
     net._set_training(False)
-    with torch.no_grad():
+    with computing(), torch.no_grad():
         tensors = [*net.module_.parameters(), net.module_(sample)]
         finite = torch.stack([t.isfinite().all() for t in tensors]).all().item()
     if not finite:

@@ -32,11 +32,15 @@ def no_leftovers() -> Iterator[list[Any]]:
 
     A failed export is quiet: its error tells what the pages in torch's log would.
     """
-    before, level, stream = set(linecache.cache), _LOGGER.level, sys.stderr
+    before, stream, thread = set(linecache.cache), sys.stderr, threading.get_ident()
     programs: list[Any] = []
     modes: list[FakeTensorMode] = []
-    _LOGGER.setLevel(logging.ERROR)
-    sys.stderr = _Quiet(stream)  # a failed export prints its graph there
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return record.thread != thread or record.levelno >= logging.ERROR
+
+    _LOGGER.addFilter(of_others)
+    quiet = sys.stderr = _Quiet(stream)  # a failed export prints its graph there
     try:
         yield programs
         modes += [mode for program in programs for mode in _modes_of(program)]
@@ -44,8 +48,9 @@ def no_leftovers() -> Iterator[list[Any]]:
         modes += _modes_behind(error)
         raise
     finally:
-        sys.stderr = stream
-        _LOGGER.setLevel(level)
+        if sys.stderr is quiet:  # and no other thread has put its own there
+            sys.stderr = stream
+        _LOGGER.removeFilter(of_others)
         for mode in modes:
             if mode.shape_env is not None:
                 mode.shape_env.tracked_fakes = None

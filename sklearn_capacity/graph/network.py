@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..process_state import computed_once
 from .evaluate import evaluate
 from .memory_layout import channels_first, takes_channels_last
 from .nodes import NetworkGraph, UnsupportedLayerError
@@ -116,12 +116,12 @@ class Network:
             )
         return outputs
 
-    @cached_property
+    @computed_once
     def takes_channels_last(self) -> bool:
         """Whether the module can be given images and kernels with their channels last."""
         return takes_channels_last(self.module, self.input_shape)
 
-    @cached_property
+    @computed_once
     def _overwrites_input(self) -> bool:
         """Whether the module works in place on what it is given, as one that begins with an in-place ReLU does."""
         with torch.no_grad():
@@ -163,7 +163,7 @@ class Network:
         """The name of a tensor or a submodule of `module` as the user knows it."""
         return name.removeprefix(self._inside)
 
-    @cached_property
+    @computed_once
     def graph(self) -> NetworkGraph:
         """The folded graph, checked against the module.
 
@@ -214,7 +214,7 @@ class Network:
         twin._memo = {}
         return twin
 
-    @cached_property
+    @computed_once
     def activation_size(self) -> int:
         """Numbers in the largest tensor that one sample makes on its way through the network."""
         sizes = [math.prod(self.input_shape)]
@@ -238,7 +238,7 @@ class Network:
             self._memo[key] = compute()
         return self._memo[key]
 
-    @cached_property
+    @computed_once
     def n_outputs(self) -> int:
         with torch.no_grad():
             return self.forward(torch.zeros(2, *self.input_shape, dtype=self.dtype, device=self.device)).shape[1]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import operator
-import threading
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..process_state import computed_once, silenced, undisturbed
 from .export_cleanup import no_leftovers
 from .fold import fold
 from .nodes import NetworkGraph, Node, Place, UnsupportedLayerError
@@ -21,8 +20,6 @@ from .rules import CONVERSIONS, SPLITS, Call, Draft, Ref, Weight, split_piece
 
 __all__ = ["Program", "named_tensors", "private_copy", "trace"]
 
-# Exporting swaps attributes of the module and global tracing state: threads break each other without a lock.
-_LOCK = threading.RLock()
 # Samples to trace with; one would be specialised away.
 SAMPLES = 2
 
@@ -70,7 +67,7 @@ class Program:
         """The name of a submodule as the user knows it."""
         return "" if scope + "." == self.inside else scope.removeprefix(self.inside)
 
-    @functools.cached_property
+    @computed_once
     def norm_scales(self) -> frozenset[str]:
         """Names of the tensors that scale a batch norm's output."""
         norms = (torch.ops.aten.batch_norm.default, torch.ops.aten._native_batch_norm_legit_no_training.default)
@@ -127,23 +124,15 @@ def trace(
     dtype = dtype or (floats[0] if floats else torch.get_default_dtype())
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(SAMPLES, *input_shape, dtype=dtype, device="cpu", generator=generator)
-    dim = torch.export.Dim
-    with _LOCK, no_leftovers() as traced, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            spec = (dict.fromkeys(range(1, sample.dim()), dim.STATIC) | {0: dim.AUTO},)
-            exported = torch.export.export(_Plain(twin), (sample,), dynamic_shapes=spec, strict=False)
-            if _mutates(exported.graph):  # three quarters of the time, so only where it is needed
-                traced.append(exported)
-                exported = exported.run_decompositions({})
-            traced.append(exported)
-        except Exception as error:
-            name = type(module.get_submodule(inside[:-1])).__name__
-            raise UnsupportedLayerError(
-                f"The forward pass of `{name}` cannot be traced as a graph of operators "
-                f"({_first_line(error)}). Measures of the graph need control flow that depends on shapes only; "
-                "margins, Jacobians and the Fisher-Rao norm work without it."
-            ) from error
+    try:
+        exported = undisturbed(functools.partial(_exported, _Plain(twin), sample))
+    except Exception as error:
+        name = type(module.get_submodule(inside[:-1])).__name__
+        raise UnsupportedLayerError(
+            f"The forward pass of `{name}` cannot be traced as a graph of operators "
+            f"({_first_line(error)}). Measures of the graph need control flow that depends on shapes only; "
+            "margins, Jacobians and the Fisher-Rao norm work without it."
+        ) from error
     signature = exported.graph_signature
     named = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     names = {key: name.removeprefix("module.") for key, name in named.items()}
@@ -154,6 +143,19 @@ def trace(
     batch = str(placeholder.meta["val"].shape[0])
     output_name = str(signature.user_outputs[0])
     return Program(nodes, names, constants, input_name, tuple(input_shape), batch, output_name, inside)
+
+
+def _exported(module: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
+    """The program of a module's forward pass, functional, for any number of samples."""
+    dim = torch.export.Dim
+    spec = (dict.fromkeys(range(1, sample.dim()), dim.STATIC) | {0: dim.AUTO},)
+    with no_leftovers() as traced, silenced():
+        exported = torch.export.export(module, (sample,), dynamic_shapes=spec, strict=False)
+        if _mutates(exported.graph):  # three quarters of the time, so only where it is needed
+            traced.append(exported)
+            exported = exported.run_decompositions({})
+        traced.append(exported)
+    return exported
 
 
 def _mutates(graph: torch.fx.Graph) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sklearn_capacity._validation import check_integer
+from sklearn_capacity.process_state import computed_once
 
 from .matrix import MatrixOperator
 from .operator_norm import OperatorNorm
@@ -55,7 +55,7 @@ class PoolOperator:
         object.__setattr__(self, "input_shape", (self.channels, *(axis.shape[1] for axis in self.axes)))
         object.__setattr__(self, "output_shape", (self.channels, *(axis.shape[0] for axis in self.axes)))
 
-    @cached_property
+    @computed_once
     def factors(self) -> tuple[MatrixOperator, ...]:
         """One matrix per axis."""
         return tuple(MatrixOperator(axis) for axis in self.axes)

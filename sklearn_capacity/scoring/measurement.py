@@ -15,6 +15,7 @@ import torch
 from .._validation import NotDefinedError, check_integer, closest
 from ..graph import Network
 from ..measures import MEASURES, Batch, Measure, Measured, measure_named
+from ..process_state import computing
 from ..training import resolve_device
 from .data import LOSSES, checked_X, encode_targets, refuse_containers, resolve_loss, subsample
 from .find_network import Subject, resolve
@@ -146,7 +147,7 @@ class Session:
         self._loss_from_y = ""
         if loss is None and self.subject.loss is None and self.loss == "squared":
             self._loss_from_y = ', since `y` holds floats. For a classifier pass integers, or loss="cross_entropy"'
-        with torch.inference_mode(False):  # where nothing can be differentiated
+        with computing(), torch.inference_mode(False):  # where nothing can be differentiated
             self.network = _network(self.subject, X, self.task, device)
             X_tensor, y_tensor = self._tensors(X, y)
         self.batch = Batch(
@@ -203,7 +204,7 @@ class Session:
         if reason is not None:
             raise NotDefinedError(f"The measure {request.measure.name!r} {reason}.")
         start = time.perf_counter()
-        with torch.inference_mode(False), torch_refusals(f"The measure {request.measure.name!r}"):
+        with computing(), torch.inference_mode(False), torch_refusals(f"The measure {request.measure.name!r}"):
             measured = request.measure(self.network, self.batch, **request.params)
         if math.isnan(measured.value):
             raise NotDefinedError(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sklearn_capacity.graph import channels_last
 from sklearn_capacity.penalties import SharedPass, forward_pass
+from sklearn_capacity.process_state import computing
 from sklearn_capacity.training.batches import TensorBatches, TensorData
 from sklearn_capacity.training.losses import CrossEntropyLoss, SquaredLoss
 from sklearn_capacity.training.objectives import Objective, calls_closure_once, step_with_gradients
@@ -129,7 +130,8 @@ class PenalizedNet(NeuralNet):
             self._mode_ = training
 
     def infer(self, x: Any, **fit_params: Any) -> Any:
-        return super().infer(channels_last(x) if self.images_last_ and isinstance(x, Tensor) else x, **fit_params)
+        with computing():
+            return super().infer(channels_last(x) if self.images_last_ and isinstance(x, Tensor) else x, **fit_params)
 
     def _loss(self, prediction: Tensor, batch: Any) -> Tensor:
         weight = getattr(batch, "sample_weight", None)
@@ -184,10 +186,11 @@ class PenalizedNet(NeuralNet):
                 self.notify("on_grad_computed", named_parameters=named, batch=batch, training=True)
             return step.pop("objective", step["loss"])
 
-        if self._evaluates_once_:
-            self._step_optimizer(closure)
-        else:
-            step_with_gradients(self.optimizer_, Objective(closure, self.module_, self._generators()))
+        with computing():
+            if self._evaluates_once_:
+                self._step_optimizer(closure)
+            else:
+                step_with_gradients(self.optimizer_, Objective(closure, self.module_, self._generators()))
         return steps[0]
 
     def _generators(self) -> list[torch.Generator]:
@@ -197,7 +200,7 @@ class PenalizedNet(NeuralNet):
 
     def validation_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         self._set_training(False)
-        with torch.no_grad():
+        with computing(), torch.no_grad():
             prediction = self.infer(batch[0], **fit_params)
             return {"loss": self._loss(prediction, batch), "y_pred": prediction}
 

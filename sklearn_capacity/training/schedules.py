@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,6 +13,8 @@ import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from sklearn_capacity.process_state import silenced
 
 __all__ = ["LearningRateSchedule", "TorchSchedule", "make_schedule", "set_learning_rates"]
 
@@ -61,9 +62,7 @@ class TorchSchedule(Callback):
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         set_learning_rates(net.optimizer_, 1.0)
-        with warnings.catch_warnings():
-            # replaying steps the scheduler before the optimiser, on purpose
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+        with silenced("Detected call of `lr_scheduler.step"):  # replaying steps it before the optimiser, on purpose
             self.scheduler_ = self.factory(net.optimizer_)
             for epoch in net.history:
                 self._step(epoch)

@@ -1,0 +1,251 @@
+"""What belongs to the whole process: changed by one thread at a time, unseen by computations, and put back."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sklearn_capacity import NetworkClassifier, measure_capacity, process_state
+from sklearn_capacity.derivatives.double_backward import twice_differentiable
+from sklearn_capacity.derivatives.modes import evaluating
+from sklearn_capacity.graph import trace
+from sklearn_capacity.process_state import computed_once, computing, math_attention, silenced, surely, undisturbed
+
+rng = np.random.default_rng(0)
+PATIENCE = 60
+
+
+def conv_net(input_shape, n_outputs):
+    return nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.Flatten(), nn.LazyLinear(3))
+
+
+@contextlib.contextmanager
+def tracing_all_the_time():
+    """Another thread traces one network after the other; yields a list that counts them."""
+    net, stop, traces = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 3)), threading.Event(), []
+
+    def work():
+        while not stop.is_set():
+            traces.append(trace(net, (1, 8, 8)))
+
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(work)
+        try:
+            yield traces
+        finally:
+            stop.set()
+            ending.result(PATIENCE)
+
+
+def test_convolutional_fits_keep_their_bits_while_another_thread_traces():
+    X, y = rng.normal(size=(32, 1, 8, 8)).astype(np.float32), np.arange(32) % 3
+
+    def fit():
+        model = NetworkClassifier(module=conv_net, input_shape=(1, 8, 8), max_epochs=2, batch_size=8, random_state=0)
+        return model.fit(X, y).predict_proba(X)
+
+    alone = fit()
+    with tracing_all_the_time() as traces:
+        for _ in range(20):
+            np.testing.assert_array_equal(fit(), alone)
+        assert traces
+
+
+def test_convolutional_measures_keep_their_bits_while_another_thread_traces():
+    model, X = conv_net((1, 8, 8), 3).eval(), rng.normal(size=(16, 1, 8, 8)).astype(np.float32)
+    model(torch.from_numpy(X))
+    measures = ["spectral_norm", "margin", "fisher_rao_norm", "jacobian_frobenius"]
+    alone = measure_capacity(model, X, np.arange(16) % 3, measures)
+    with tracing_all_the_time():
+        for _ in range(5):
+            assert measure_capacity(model, X, np.arange(16) % 3, measures) == alone
+
+
+def test_nobody_computes_while_something_is_undisturbed():
+    inside, seen, computing_now, stop = threading.Event(), [], [], threading.Event()
+
+    def compute():
+        while not stop.is_set():
+            with computing():
+                computing_now.append(0)
+                if inside.is_set():
+                    seen.append(0)
+                computing_now.pop()
+
+    def change():
+        inside.set()
+        busy = len(computing_now)
+        inside.clear()
+        return busy
+
+    with ThreadPoolExecutor(3) as pool:
+        threads = [pool.submit(compute) for _ in range(3)]
+        try:
+            assert [undisturbed(change) for _ in range(30)] == [0] * 30
+        finally:
+            stop.set()
+        for thread in threads:
+            thread.result(PATIENCE)
+    assert seen == []
+
+
+def test_threads_that_trace_within_computations_do_not_wait_for_each_other():
+    barrier = threading.Barrier(4)
+
+    def work(number):
+        for _ in range(5):
+            barrier.wait(PATIENCE)
+            with computing(), computing():
+                assert undisturbed(lambda: number) == number
+        return number
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(4), timeout=PATIENCE)) == [0, 1, 2, 3]
+
+
+def test_a_thread_that_waits_for_the_callers_lock_ends_the_wait(monkeypatch):
+    monkeypatch.setattr(process_state, "TRACE_PATIENCE", 0.2)
+    users, computes = threading.Lock(), threading.Event()
+
+    def other():
+        with computing():
+            computes.set()
+            with users:
+                return "done"
+
+    with ThreadPoolExecutor(1) as pool:
+        with users:
+            ending = pool.submit(other)
+            assert computes.wait(PATIENCE)
+            assert undisturbed(lambda: 1) == 1
+        assert ending.result(PATIENCE) == "done"
+
+
+def test_errors_and_nested_traces_pass_through():
+    with pytest.raises(ZeroDivisionError):
+        undisturbed(lambda: 1 / 0)
+    assert undisturbed(lambda: undisturbed(lambda: threading.current_thread().name)) == "sklearn_capacity.trace"
+
+
+# ---- attention --------------------------------------------------------------------------------------------------
+
+
+def kernels():
+    cuda = torch.backends.cuda
+    return (
+        cuda.flash_sdp_enabled(),
+        cuda.mem_efficient_sdp_enabled(),
+        cuda.cudnn_sdp_enabled(),
+        cuda.math_sdp_enabled(),
+        torch._C._get_overrideable_sdp_enabled(),
+    )
+
+
+GUARDS = [math_attention, twice_differentiable, lambda: evaluating(nn.Linear(1, 1))]
+
+
+@pytest.mark.parametrize("first", GUARDS)
+@pytest.mark.parametrize("second", GUARDS)
+def test_overlapping_guards_put_attention_back(first, second):
+    before = kernels()
+    entered, leave = threading.Event(), threading.Event()
+
+    def other():
+        with second():
+            entered.set()
+            assert leave.wait(PATIENCE)
+
+    with ThreadPoolExecutor(1) as pool:
+        with first():
+            ending = pool.submit(other)
+            assert entered.wait(PATIENCE)
+        assert kernels() == (False, False, False, True, False)  # the other is still inside
+        leave.set()
+        ending.result(PATIENCE)
+    assert kernels() == before
+
+
+def test_attention_comes_back_as_the_user_had_it():
+    torch.backends.cuda.enable_flash_sdp(False)
+    try:
+        before = kernels()
+        with math_attention(), math_attention():
+            pass
+        assert kernels() == before
+    finally:
+        torch.backends.cuda.enable_flash_sdp(True)
+
+
+# ---- warnings ---------------------------------------------------------------------------------------------------
+
+
+def test_a_threads_silence_is_its_own():
+    entered, leave = threading.Event(), threading.Event()
+
+    def silent():
+        with silenced():
+            entered.set()
+            assert leave.wait(PATIENCE)
+            warnings.warn("not heard", stacklevel=1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        before = list(warnings.filters)
+        with ThreadPoolExecutor(1) as pool:
+            ending = pool.submit(silent)
+            assert entered.wait(PATIENCE)
+            with warnings.catch_warnings(record=True) as heard:  # copies the filters, the other's entry among them
+                warnings.warn("heard", stacklevel=1)
+                leave.set()
+                ending.result(PATIENCE)
+            assert [str(warning.message) for warning in heard] == ["heard"]
+        assert warnings.filters == before
+
+
+def test_silence_keeps_to_its_pattern_and_thread_in_other_processes_too():
+    with silenced("a known one"), pytest.warns(UserWarning, match="another"):
+        warnings.warn("a known one", stacklevel=1)
+        warnings.warn("another", stacklevel=1)
+    with silenced():
+        (_, pattern, *_), *_ = warnings.filters
+        assert pattern.match("anything") and not pickle.loads(pickle.dumps(pattern)).match("anything")
+
+
+# ---- small parts ------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_undoing_starts_again():
+    calls = []
+
+    def undo(number):
+        calls.append(number)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        surely(undo, 3)
+    assert calls == [3, 3]
+
+
+def test_a_value_is_computed_once():
+    class Thing:
+        def __init__(self):
+            self.calls = 0
+
+        @computed_once
+        def value(self):
+            """Its value."""
+            self.calls += 1
+            return 7
+
+    thing = Thing()
+    assert thing.value == thing.value == 7 and thing.calls == 1
+    assert Thing.value.__doc__ == "Its value."
