@@ -272,14 +272,16 @@ def math_attention() -> Iterator[None]:
 class _Pattern:
     """In place of a regular expression in a filter of warnings: matches in the thread that made it only."""
 
+    pattern = "(?!)"  # of a copy that knows the thread no more, and matches nothing: scikit-learn makes such copies
+
     def __init__(self, pattern: str) -> None:
-        self.pattern, self.thread = re.compile(pattern, re.IGNORECASE), threading.get_ident()
+        self.expression, self.thread = re.compile(pattern, re.IGNORECASE), threading.get_ident()
 
     def match(self, text: str) -> Any:
-        return self.pattern.match(text) if threading.get_ident() == self.thread else None
+        return self.expression.match(text) if threading.get_ident() == self.thread else None
 
     def __reduce__(self) -> tuple[Any, ...]:  # joblib sends a process's filters to its workers
-        return re.compile, ("(?!)",)
+        return re.compile, (self.pattern,)
 
 
 @contextlib.contextmanager

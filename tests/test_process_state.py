@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from sklearn.utils.parallel import Parallel, delayed
 from torch import nn
 
 from sklearn_capacity import NetworkClassifier, measure_capacity, process_state
@@ -216,7 +217,16 @@ def test_silence_keeps_to_its_pattern_and_thread_in_other_processes_too():
         warnings.warn("another", stacklevel=1)
     with silenced():
         (_, pattern, *_), *_ = warnings.filters
-        assert pattern.match("anything") and not pickle.loads(pickle.dumps(pattern)).match("anything")
+        assert pattern.match("anything") is not None
+        assert pickle.loads(pickle.dumps(pattern)).match("anything") is None
+        copied = Parallel(n_jobs=2, backend="threading")(delayed(warned)() for _ in range(2))  # copies the filters
+    assert copied == ["heard", "heard"]
+
+
+def warned():
+    with pytest.warns(UserWarning) as heard:
+        warnings.warn("heard", stacklevel=1)
+    return str(heard[0].message)
 
 
 # ---- small parts ------------------------------------------------------------------------------------------------
