@@ -23,6 +23,9 @@ from .sweep_rules import ADJOINT, FRESH, TANGENT, Selection, Tape, bend
 
 __all__ = ["chain_refusal", "jacobian_rows", "linearize", "pull", "push", "stacks"]
 
+#: Called with a node, the cotangent of its output and what it adds to that of its input.
+Keep = Callable[[Node, Tensor, Tensor], "bool | None"]
+
 #: Windows with more places keep indices.
 LARGEST_TILE = 16
 #: Operators whose cotangents are views of what they get.
@@ -61,9 +64,10 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
     def max_pool(node: Node, x: Tensor) -> Tensor:
         y, indices = pool_indices(node, x)
         before = node.inputs[0]
-        own = before in tape.slopes and before not in tape.smooth and len(readers[before]) == 1
-        masks = _masks(node, x, indices, tape.slopes[before] if own else None)
-        if own and masks:
+        # A rectifier that only the pooling reads has its slopes taken over by the pooling's masks: one product less.
+        joined = before in tape.slopes and before not in tape.smooth and len(readers[before]) == 1
+        masks = _masks(node, x, indices, tape.slopes[before] if joined else None)
+        if joined and masks:
             tape.slopes[before] = None
         tape.selections[node.name] = Selection(None if masks else indices, masks)
         return y
@@ -82,23 +86,17 @@ def _masks(node: Node, x: Tensor, indices: Tensor, slope: Tensor | None) -> list
     plain = not any(p["padding"]) and set(p["dilation"]) == {1} and not p["ceil_mode"]
     if not plain or p["kernel"] != p["stride"] or math.prod(p["kernel"]) > LARGEST_TILE:
         return []
-    places = torch.arange(x.shape[2:].numel(), device=x.device).reshape(x.shape[2:])
+    places = torch.arange(x.shape[2:].numel(), device=x.device).reshape(x.shape[2:])  # (*side), as `indices` count
     out = []
     for offset in itertools.product(*(range(k) for k in p["kernel"])):
         parts = zip(offset, p["kernel"], indices.shape[2:], strict=True)
         place = (slice(None), slice(None), *(slice(o, o + k * m - o, k) for o, k, m in parts))
-        taken = indices == places[place[2:]]
+        taken = indices == places[place[2:]]  # (n, channels, *windows)
         out.append((place, taken.to(x.dtype) if slope is None else slope[place] * taken))
     return out
 
 
-def pull(
-    tape: Tape,
-    vectors: Tensor,
-    keep: Callable[[Node, Tensor, Tensor], None] | None = None,
-    *,
-    lasting: bool = False,
-) -> Tensor:
+def pull(tape: Tape, vectors: Tensor, keep: Keep | None = None) -> Tensor:
     """``v^T J`` for stacked directions.
 
     Parameters
@@ -108,35 +106,66 @@ def pull(
         k blocks of one direction per sample.
     keep : callable(node, g, contribution), default=None
         Called at weights and smooth activations with the cotangent g of the node's output and what it adds to the
-        cotangent of its input. g stays as it is; the contribution may change after the call.
-    lasting : bool, default=False
-        Whether contributions stay as they are, too.
+        cotangent of its input. g stays as it is; the contribution may change after the call, unless it returns True.
 
     Returns
     -------
     Tensor of shape (k n, ...)
     """
-    cotangents: dict[str, Tensor] = {tape.graph.output: vectors}
-    own: set[str] = set()  # cotangents that nobody else holds
-    for node in reversed(tape.graph.nodes[1:]):
-        g = cotangents.pop(node.name)
-        if node.op == "activation" and node.name in own and node.name not in tape.smooth:
-            parts: tuple[Tensor, ...] = (bend(tape, node, g, in_place=True),)
-            fresh = True
-        else:
-            parts = tuple(channels_last(part) for part in ADJOINT[node.op](tape, node, g))
-            fresh = not lasting and (node.op in FRESH or (node.op in ALIASES and node.name in own))
-        if keep is not None and (node.weight is not None or node.name in tape.smooth):
-            keep(node, g, parts[0])
+    return _BackwardSweep(tape, vectors, keep).run()
+
+
+class _BackwardSweep:
+    """One walk back through the transposed operators.
+
+    The cotangent of a node s is the sum over those that read it, ``g_s = sum_r (dr/ds)^T g_r``, and each r contributes
+    its summand when the walk passes r. Element-wise operators cost a pass over memory and little else, so sums and
+    slopes are written in place, where nobody else holds the tensor: not the caller, whose `vectors` come in; not
+    another node, to which an addition hands the same cotangent; not `keep`.
+
+    Attributes
+    ----------
+    cotangents : dict of node name to Tensor of shape (k n, *node.shape)
+        Sums so far, of nodes that the walk has yet to pass.
+    exclusive : set of str
+        Those that only the walk holds.
+    """
+
+    def __init__(self, tape: Tape, vectors: Tensor, keep: Keep | None) -> None:
+        self.tape, self.keep = tape, keep
+        self.cotangents: dict[str, Tensor] = {tape.graph.output: vectors}
+        self.exclusive: set[str] = set()
+
+    def run(self) -> Tensor:
+        """The input's cotangent."""
+        for node in reversed(self.tape.graph.nodes[1:]):
+            self._pass(node)
+        return self.cotangents[self.tape.graph.input.name]
+
+    def _pass(self, node: Node) -> None:
+        g = self.cotangents.pop(node.name)  # (k n, *node.shape); complete, as all that read the node come after it
+        parts, exclusive = self._contributions(node, g)
+        if self.keep is not None and (node.weight is not None or node.name in self.tape.smooth):
+            exclusive = not self.keep(node, g, parts[0]) and exclusive
         for name, part in zip(node.inputs, parts, strict=True):
-            if name in cotangents:
-                cotangents[name] = part.add_(cotangents[name]) if fresh else cotangents[name] + part
-                own.add(name)
-            else:
-                cotangents[name] = part
-                if fresh:
-                    own.add(name)
-    return cotangents[tape.graph.input.name]
+            self._add(name, part, exclusive)
+
+    def _contributions(self, node: Node, g: Tensor) -> tuple[tuple[Tensor, ...], bool]:
+        """What the node adds to the cotangent of each input, (k n, *shape), and whether nobody else holds it."""
+        given_up = node.name in self.exclusive
+        if node.op == "activation" and given_up and node.name not in self.tape.smooth:
+            return (bend(self.tape, node, g, in_place=True),), True
+        parts = tuple(channels_last(part) for part in ADJOINT[node.op](self.tape, node, g))
+        return parts, node.op in FRESH or (node.op in ALIASES and given_up)
+
+    def _add(self, name: str, part: Tensor, exclusive: bool) -> None:
+        total = self.cotangents.get(name)
+        if total is not None:
+            part = part.add_(total) if exclusive else total + part
+            exclusive = True
+        self.cotangents[name] = part
+        if exclusive:
+            self.exclusive.add(name)
 
 
 def push(tape: Tape, tangents: Tensor, keep: Callable[[Node, Tensor], None], stop: str | None = None) -> Tensor | None:
@@ -152,7 +181,7 @@ def push(tape: Tape, tangents: Tensor, keep: Callable[[Node, Tensor], None], sto
     graph = tape.graph
     readers = {name: len(nodes) for name, nodes in graph.consumers().items()}
     remaining = dict(readers)
-    values = {graph.input.name: tangents}
+    values = {graph.input.name: tangents}  # node -> tangent of its output, (k n, *node.shape)
     for node in graph.nodes[1:]:
         inputs = [values[name] for name in node.inputs]
         if node.weight is not None or node.name in tape.smooth:
@@ -214,7 +243,7 @@ def jacobian_rows(graph: NetworkGraph, X: Tensor, vectors: Tensor | None = None)
             tape = linearize(graph, X[samples])
             for first in range(0, len(vectors), k):
                 v = vectors[first : first + k, samples]
-                pulled = pull(tape, v.flatten(0, 1)).reshape(v.shape[0], v.shape[1], -1)
+                pulled = pull(tape, v.flatten(0, 1)).reshape(v.shape[0], v.shape[1], -1)  # (k, n, D)
                 rows[samples, first : first + k] = pulled.transpose(0, 1)
     return rows
 

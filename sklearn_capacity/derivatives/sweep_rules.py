@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +90,7 @@ class Tape:
 def times(stacked: Tensor, factor: Tensor, *, in_place: bool = False) -> Tensor:
     """(k n, ...) times (n, ...), the same factor for every block."""
     n = len(factor)
-    blocks = stacked if len(stacked) == n else stacked.unflatten(0, (-1, n))
+    blocks = stacked if len(stacked) == n else stacked.unflatten(0, (-1, n))  # (k, n, ...)
     if in_place:
         blocks.mul_(factor)
         return stacked
@@ -113,7 +113,7 @@ def _tangent_max_pool(tape: Tape, node: Node, t: Tensor) -> Tensor:
         return pick(_stacked(chosen.indices, t), t)
     out: Tensor | None = None
     for place, mask in chosen.masks:
-        t_here = t[place].unflatten(0, (-1, len(mask)))
+        t_here = t[place].unflatten(0, (-1, len(mask)))  # (k, n, channels, *windows)
         out = t_here * mask if out is None else out.addcmul_(t_here, mask)
     assert out is not None
     return out.flatten(0, 1)
@@ -140,7 +140,7 @@ def _stacked(indices: Tensor | None, like: Tensor) -> Tensor:
 def _transposed(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], g: Tensor) -> Tensor:
     """The transpose of a linear map applied to g, by differentiating the map at 0."""
     with torch.enable_grad():
-        x = torch.zeros(shape, dtype=g.dtype, device=g.device, requires_grad=True)
+        x = torch.zeros(shape, dtype=g.dtype, device=g.device, requires_grad=True)  # the map's input, (k n, ...)
         (out,) = torch.autograd.grad(function(x), x, g)
     return out
 
@@ -184,27 +184,51 @@ def _gathers(node: Node, g: Tensor, shape: tuple[int, ...]) -> bool:
 
 
 def _gathered(node: Node, g: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The transposed convolution to one channel: one matrix product, then a sum over the places of the kernel."""
-    weight, p = node.weight, node.params
-    assert weight is not None
-    n, channels, *grid = g.shape
-    kernel = weight.shape[2:]
-    patches = weight.reshape(channels, -1).t() @ g.permute(0, 2, 3, 1).reshape(-1, channels).t()
-    patches = patches.view(*kernel, n, *grid)
-    pads = [before for before, _ in p["padding"]]
-    size = [
-        max((m - 1) * s + d * (k - 1) + 1, side + a + b)
-        for m, s, d, k, side, (a, b) in zip(
-            grid, p["stride"], p["dilation"], kernel, shape[2:], p["padding"], strict=True
+    """The transposed convolution to one channel: one matrix product, then one sum for each place of the kernel.
+
+    The convolution ``y[c, m] = sum_k W[c, k] x[m s + k d - a]``, with stride s, dilation d and a zeros before x, has
+    the transpose ``z[q] = sum_k sum_c W[c, k] g[c, m]`` over all k, m with ``m s + k d - a = q``. The sum over the
+    channels is a product of matrices, for all k at once. For one k the places ``m s + k d`` are a strided slice of the
+    padded image, to which the product's k-th part is added.
+    """
+    assert node.weight is not None
+    n, channels, *grid = g.shape  # the numbers of places m
+    kernel = node.weight.shape[2:]
+    rows = g.permute(0, 2, 3, 1).reshape(-1, channels)  # (n m, C)
+    products = (node.weight.reshape(channels, -1).t() @ rows.t()).view(*kernel, n, *grid)  # (*k, n, *m)
+    axes = [
+        _Axis(*numbers)
+        for numbers in zip(
+            grid, kernel, node.params["stride"], node.params["dilation"], node.params["padding"], strict=True
         )
     ]
-    out = torch.zeros(n, *size, dtype=g.dtype, device=g.device)
-    for place in itertools.product(*(range(k) for k in kernel)):
-        firsts = [i * d for i, d in zip(place, p["dilation"], strict=True)]
-        window = tuple(slice(f, f + s * m, s) for f, s, m in zip(firsts, p["stride"], grid, strict=True))
-        out[(slice(None), *window)] += patches[place]
-    inner = tuple(slice(a, a + side) for a, side in zip(pads, shape[2:], strict=True))
-    return out[(slice(None), None, *inner)].contiguous()
+    sizes = [axis.padded_size(side) for axis, side in zip(axes, shape[2:], strict=True)]
+    padded = torch.zeros(n, *sizes, dtype=g.dtype, device=g.device)  # (n, *sizes)
+    for place in itertools.product(*map(range, kernel)):
+        window = tuple(axis.places(k) for axis, k in zip(axes, place, strict=True))
+        padded[(slice(None), *window)] += products[place]  # (n, *m)
+    inner = tuple(slice(axis.padding[0], axis.padding[0] + side) for axis, side in zip(axes, shape[2:], strict=True))
+    return padded[(slice(None), None, *inner)].contiguous()  # (n, 1, *side)
+
+
+class _Axis(NamedTuple):
+    """One axis of a convolution."""
+
+    n_places: int
+    kernel: int
+    stride: int
+    dilation: int
+    padding: tuple[int, int]
+
+    def places(self, k: int) -> slice:
+        """Where the kernel's k-th entry stands in the padded input, for every place of the output."""
+        first = k * self.dilation
+        return slice(first, first + self.stride * self.n_places, self.stride)
+
+    def padded_size(self, side: int) -> int:
+        """Entries of the padded input, and at least as many as the kernel reaches."""
+        reach = (self.n_places - 1) * self.stride + (self.kernel - 1) * self.dilation + 1
+        return max(reach, side + sum(self.padding))
 
 
 def _adjoint_diagonal(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
@@ -305,7 +329,7 @@ def weight_gradient(node: Node, t: Tensor, g: Tensor, total: Tensor | None) -> T
     weight = node.weight
     assert weight is not None
     if node.op == "linear":
-        rows, columns = g.reshape(-1, g.shape[-1]).t(), t.reshape(-1, t.shape[-1])
+        rows, columns = g.reshape(-1, g.shape[-1]).t(), t.reshape(-1, t.shape[-1])  # (out, k n), (k n, in)
         return rows @ columns if total is None else total.addmm_(rows, columns)
     if node.op == "diagonal":
         grad = (g * t).sum_to_size(broadcast(node, weight, t).shape).reshape(weight.shape)

@@ -167,10 +167,10 @@ def squared_products(
     if batch is None:
         with evaluating(function):
             products = list(jacobian_products(function, X, directions, output=output, create_graph=True))
-        squares = torch.stack([product.flatten(1).square().sum(dim=1) for product in products]).sum(dim=0)
+        squares = torch.stack([product.flatten(1).square().sum(dim=1) for product in products]).sum(dim=0)  # (n,)
         return weighted_mean(squares, sample_weight)
-    values = batch.outputs
-    vectors = unit_vectors(values) if directions is None else directions(values)
+    values = batch.outputs  # (n, C)
+    vectors = unit_vectors(values) if directions is None else directions(values)  # (k, n, C)
     return chain_products(batch, lambda part, _: vectors[:, part], sample_scale(values, sample_weight), output)
 
 

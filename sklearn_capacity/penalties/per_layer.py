@@ -115,14 +115,15 @@ def _by_chain(batch: LinearizedBatch, generator: torch.Generator, output: str, s
     for samples, tape in batch.parts(n):
         weights = None if sample_weight is None else scale[samples]
 
-        def keep(node: Node, g: Tensor, part: Tensor, weights: Tensor | None = weights) -> None:
+        def keep(node: Node, g: Tensor, part: Tensor, weights: Tensor | None = weights) -> bool:
+            # g (n, out) and part = g W (n, in) for a linear layer; (n, channels, ...) for a convolution
             if node.op not in LAYER_OPERATORS:
-                return
+                return False
             weighted = part if weights is None else part * weights.reshape(-1, *(1,) * (part.dim() - 1))
             totals.append(torch.linalg.vector_norm(part).square() if weights is None else (part * weighted).sum())
             if node.name in trained:
-                held = weighted.clone() if weights is None and node.op == "linear" else weighted
-                sums.add_weight(batch.graph[node.name], held, g)
+                sums.add_weight(batch.graph[node.name], weighted, g)
+            return weighted is part and node.op == "linear"  # its gradient is left as factors
 
         with torch.no_grad():
             v = vectors[samples]

@@ -91,10 +91,10 @@ def _top_directions(tape: Tape, output: str) -> Tensor:
     logits = tape.logits.detach()
     _, k = stacks(tape.graph, len(logits), logits)
     pulled = [pull(tape, v.flatten(0, 1)).reshape(len(v), len(logits), -1) for v in unit_vectors(logits).split(k)]
-    rows = torch.cat(pulled).transpose(0, 1)
-    gram = (rows @ rows.transpose(1, 2)).double()
+    rows = torch.cat(pulled).transpose(0, 1)  # (n, C, D)
+    gram = (rows @ rows.transpose(1, 2)).double()  # J J^T, (n, C, C)
     if output == "softmax":  # its Jacobian S is symmetric: S J J^T S
-        p = logits.double().softmax(1)[:, None, :]
+        p = logits.double().softmax(1)[:, None, :]  # (n, 1, C)
         gram = softmax_jacobian(p, softmax_jacobian(p, gram).transpose(1, 2))
     return _top_eigenvectors(gram).to(logits.dtype)
 
@@ -107,6 +107,7 @@ def _by_loop(function: Callable[[Tensor], Tensor], X: Tensor, output: str, sampl
     """The same for any function, by backward passes."""
     with evaluating(function):
         rows = torch.stack([row.flatten(1) for row in jacobian_products(function, X, output=output)], dim=1)
+        # rows: (n, C, D)
         u = _top_eigenvectors((rows @ rows.transpose(1, 2)).double()).to(rows.dtype)
         (product,) = jacobian_products(function, X, u, output=output, create_graph=True)
     return weighted_mean(product.flatten(1).square().sum(1), sample_weight)

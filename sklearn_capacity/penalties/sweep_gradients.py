@@ -138,7 +138,30 @@ def chain_products(batch: LinearizedBatch, directions: Directions, scale: Tensor
 
 
 class _Walk:
-    """Adds one stack of directions to the value and the gradients."""
+    """Adds one stack of directions to the value and the gradients.
+
+    For one sample and direction let ``r = J^T v`` and ``R = |r|^2``. With ``t = dR/dr = 2 r`` held fixed, R moves as
+    ``<t, J^T v> = <J t, v>``: pushed forward through the network, t becomes at each layer ``t_{l-1}``, and
+
+    * a weight, which enters J once for each layer, has ``dR/dW_l = g_l t_{l-1}^T`` with the cotangent g_l of the pull;
+    * a smooth activation, whose slope s'(z) is a factor of J, has ``dR/dz = s''(z) * g * t``;
+    * a softmax, whose v is ``(diag p - p p^T) u``, has the derivative of that with J t in the place of t.
+
+    Logits and pre-activations z are functions of the weights, which autograd differentiates. See [JR] eq. 49.
+
+    Attributes
+    ----------
+    trained : set of str
+        Nodes whose weight, or pre-activation, wants a gradient.
+    p : Tensor of shape (n, C) or None
+        Probabilities, with the softmax.
+    to_the_end, last
+        Whether J t itself is needed, and else the last node whose input's tangent is.
+    curvatures : dict of node name to Tensor of shape (n, ...)
+        s''(z)
+    cotangents : dict of node name to Tensor of shape (k n, ...)
+        g_l, between the two sweeps.
+    """
 
     def __init__(self, tape: Tape, sums: Gradients, scale: Tensor, output: str):
         self.tape, self.sums, self.scale = tape, sums, scale
@@ -153,12 +176,12 @@ class _Walk:
     @torch.no_grad()
     def __call__(self, u: Tensor) -> Tensor:
         """Value for directions u of shape (k, n, C)."""
-        v = u if self.p is None else softmax_jacobian(self.p, u)
-        rows = pull(self.tape, v.flatten(0, 1), self._keep).unflatten(0, u.shape[:2])
+        v = u if self.p is None else softmax_jacobian(self.p, u)  # (k, n, C)
+        rows = pull(self.tape, v.flatten(0, 1), self._keep).unflatten(0, u.shape[:2])  # (k, n, *input)
         value = (rows.square().sum(tuple(range(2, rows.dim()))) * self.scale).sum()
         if self.trained or self.to_the_end:
-            t = rows.mul(2 * self.scale.reshape(-1, *(1,) * (rows.dim() - 2))).flatten(0, 1)
-            out = push(self.tape, t, self._collect, stop=self.last)
+            t = rows.mul(2 * self.scale.reshape(-1, *(1,) * (rows.dim() - 2))).flatten(0, 1)  # (k n, *input)
+            out = push(self.tape, t, self._collect, stop=self.last)  # (k n, C)
             if self.to_the_end and out is not None and self.p is not None:
                 self.sums.add(self.tape.logits, _through_softmax(self.p, u, out.unflatten(0, u.shape[:2])))
         return value
@@ -170,11 +193,12 @@ class _Walk:
     def _collect(self, node: Node, t: Tensor) -> None:
         if node.name not in self.trained:
             return
-        g = self.cotangents.pop(node.name)
+        g = self.cotangents.pop(node.name)  # (k n, *node.shape)
         if node.weight is not None:
             self.sums.add_weight(node, t, g)
         else:
-            gradient = (g * t).unflatten(0, (-1, len(self.scale))).sum(0) * self.curvatures[node.name]
+            both = (g * t).unflatten(0, (-1, len(self.scale))).sum(0)  # (n, ...)
+            gradient = both * self.curvatures[node.name]
             self.sums.add(self.tape.smooth[node.name], gradient)
 
 
@@ -189,5 +213,5 @@ def _curvature(node: Node, z: Tensor) -> Tensor:
 
 def _through_softmax(p: Tensor, u: Tensor, t: Tensor) -> Tensor:
     """Gradient of ``<t, (diag p - p p^T) u>`` with respect to the logits behind p, summed over directions."""
-    pu, pt = (p * u).sum(-1, keepdim=True), (p * t).sum(-1, keepdim=True)
+    pu, pt = (p * u).sum(-1, keepdim=True), (p * t).sum(-1, keepdim=True)  # (k, n, 1)
     return softmax_jacobian(p, u * t - pu * t - pt * u).sum(0)
