@@ -140,28 +140,49 @@ def _least_over_twists(operator, axes: Sequence[Axis], lower: float, ceiling: fl
 
 
 def _gram_chunks(operator, axes: Sequence[Axis], twist: Sequence[int]) -> Iterator[Tensor]:
-    """Gram matrices of the frequency blocks, (frequencies * groups, side, side) at a time."""
-    blocks = operator.blocks
-    groups, image, domain = blocks.shape[:3]
-    taps = blocks.flatten(3).permute(3, 0, 1, 2).reshape(-1, groups * image * domain).to(torch.complex128)
-    frequencies, aliases = _frequencies(axes, twist)
-    places = [[d * t for t in range(k)] for d, k in zip(operator.dilation, operator.kernel, strict=True)]
-    place = np.array(list(itertools.product(*places)), dtype=np.int64)
-    rate = np.array([axis.twists * axis.period for axis in axes])
+    """Gram matrices of the frequency blocks of one twist, (frequencies * groups, side, side) at a time.
+
+    The block of a frequency is the row [K(w_0), ..., K(w_{s-1})] / sqrt(s) of the kernel's Fourier transform at its s
+    aliases; its Gram matrix is taken on the side that is shorter.
+    """
+    groups, image, domain = operator.blocks.shape[:3]
+    frequencies, aliases = _frequencies(axes, twist)  # (frequencies, axes), (s, axes)
     step = max(1, CHUNK // (len(aliases) * groups * image * max(domain, image)))
     for start in range(0, len(frequencies), step):
-        grid = (frequencies[start : start + step, None, :] + aliases[None]).reshape(-1, len(axes))
-        # Whole turns are taken off in integers, where nothing is rounded.
-        turns = ((grid[:, None, :] * place[None]) % rate / rate).sum(axis=2)
-        phase = torch.as_tensor(2 * np.pi * turns, dtype=torch.float64, device=taps.device)
-        symbol = torch.polar(torch.ones_like(phase), phase) @ taps / math.sqrt(len(aliases))
-        symbol = symbol.reshape(-1, len(aliases), groups, image, domain).permute(0, 2, 3, 1, 4)
-        symbol = symbol.reshape(-1, image, len(aliases) * domain)
-        yield symbol @ symbol.mH if image <= symbol.shape[-1] else symbol.mH @ symbol
+        chunk = frequencies[start : start + step, None, :] + aliases[None]  # (chunk, s, axes)
+        symbols = _fourier_transform(operator, axes, chunk.reshape(-1, len(axes)))  # (chunk * s, groups, image, domain)
+        symbols = symbols.unflatten(0, (-1, len(aliases))) / math.sqrt(len(aliases))
+        rows = symbols.permute(0, 2, 3, 1, 4).reshape(-1, image, len(aliases) * domain)  # (chunk * groups, ...)
+        yield rows @ rows.mH if image <= rows.shape[-1] else rows.mH @ rows
+
+
+def _fourier_transform(operator, axes: Sequence[Axis], frequencies: np.ndarray) -> Tensor:
+    r"""The kernel's transform at `frequencies` (n, axes), of shape (n, groups, image, domain), complex128.
+
+    .. math:: \hat K(\omega)[o, c] = \sum_t w[o, c, t] \, e^{i \omega \cdot d t}
+
+    A kernel has few taps, so this sum costs less than a fast transform of a kernel padded to the whole torus. It is one
+    matrix product, of the phases (n, taps) and the weights (taps, groups * image * domain). The angle of tap t at
+    frequency j is 2 pi j d t / (twists * period); the multiple of the whole turn is taken off j d t while all are
+    integers, since the rounding of a large angle would grow with it.
+    """
+    blocks = operator.blocks  # (groups, image, domain, *kernel)
+    weights = blocks.flatten(3).flatten(0, 2).T.to(torch.complex128)  # (taps, groups * image * domain)
+    positions = [[d * t for t in range(k)] for d, k in zip(operator.dilation, operator.kernel, strict=True)]
+    taps = np.array(list(itertools.product(*positions)), dtype=np.int64)  # (taps, axes)
+    turn = np.array([axis.twists * axis.period for axis in axes])  # (axes,), in units of `frequencies`
+    angles = 2 * np.pi * ((frequencies[:, None, :] * taps) % turn / turn).sum(axis=2)  # (n, taps)
+    phases = torch.as_tensor(angles, dtype=torch.float64, device=blocks.device)
+    return (torch.polar(torch.ones_like(phases), phases) @ weights).unflatten(1, blocks.shape[:3])
 
 
 def _frequencies(axes: Sequence[Axis], twist: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Frequencies of one twist, in units of one turn per twists * period, and the offsets of their aliases."""
+    """Frequencies of one twist, (n, axes), and the offsets of their aliases, (s, axes).
+
+    Both are integers in units of one turn per twists * period: the frequency (2 pi j + theta) / N of the module's head
+    is twists * j + twist of them. A stride s on an axis leaves the N / s lowest ones; the others differ from these by
+    multiples of N / s and are their aliases.
+    """
     ranges, offsets = [], []
     for number, (axis, theta) in enumerate(zip(axes, twist, strict=True)):
         coarse = axis.twists * axis.period // axis.stride
