@@ -1,8 +1,9 @@
 r"""Whether a number bounds a convolution's spectral norm, by a block-banded Cholesky factorisation.
 
-In :math:`A^T A` two rows of pixels meet only where one window holds both, so with the pixels ordered row by row it is a
-band of blocks, as wide as the kernel reaches, whatever the padding does at the borders. The factorisation of
-:math:`\sigma^2 I - A^T A` exists exactly if :math:`\|A\| < \sigma`, and costs n_rows (reach + 1)^2 products of blocks.
+In :math:`A^T A` two rows of pixels have a product other than zero only if one window covers both. With the pixels
+ordered row by row it is therefore a band of blocks, one more than the reach of the kernel wide, for every padding. The
+factorisation of :math:`\sigma^2 I - A^T A` exists exactly if :math:`\|A\| < \sigma`. It costs n_rows (reach + 1)^2
+products of blocks.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ WIDEST = 2048
 
 
 def band_products(operator) -> float:
-    """Multiplications that `is_upper_end` takes for a `ConvOperator`; inf where its matrix is no narrow band."""
+    """Multiplications that `is_upper_end` takes for a `ConvOperator`; inf where the band is too wide."""
     first, *rest = operator.taps
     reach = _reach(first)
     block = operator.blocks.shape[2] * math.prod(taps.inputs for taps in rest)
@@ -36,13 +37,14 @@ def is_upper_end(operator, value: float) -> bool:
     gram = _gram_band(operator.blocks, first, rest)  # (rows, reach + 1, groups, block, block)
     rows, width = gram.shape[:2]
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    band = -gram
+    band = -gram  # of value^2 I - A^T A, overwritten by what is left to factorise
     band[:, 0] += value**2 * identity
     for row in range(rows):
-        factor, failed = torch.linalg.cholesky_ex(band[row, 0])
+        factor, failed = torch.linalg.cholesky_ex(band[row, 0])  # (groups, block, block), (groups,)
         if bool(failed.any()):
             return False
         below = range(1, min(width, rows - row))
+        # Block column `row` of the Cholesky factor, and its outer product taken off what follows.
         solved = {i: torch.linalg.solve_triangular(factor, band[row, i].mT, upper=False).mT for i in below}
         for i in below:
             for j in range(i, below.stop):
@@ -60,17 +62,22 @@ def _reach(taps: Taps) -> int:
 
 
 def _gram_band(blocks: Tensor, first: Taps, rest: list[Taps]) -> Tensor:
-    """Entry [r, i] is the block of A^T A between row r + i and row r of pixels."""
+    """Entry [r, i] is the block of A^T A between row r + i and row r of pixels: (rows, reach + 1, groups, side, side).
+
+    With W_s the part of A for tap s of the first axis, the block between pixel rows a and b is the sum of W_s^T W_t
+    over the windows that have tap s on row a and tap t on row b.
+    """
+    # One (groups, image, side) matrix for each tap of the first axis.
     parts = [dense_blocks(blocks[:, :, :, t], rest) if rest else blocks[:, :, :, t] for t in range(first.kernel)]
     pixels, reach, side = first.pixels, _reach(first), parts[0].shape[-1]
     band = parts[0].new_zeros(first.inputs, reach + 1, len(blocks), side, side)
     for s, upper in enumerate(parts):
         for t, lower in enumerate(parts):
-            met = pixels[:, [s, t]]
-            met = met[(met[:, 0] >= met[:, 1]) & (met[:, 1] >= 0)]
-            if not len(met):
+            pairs = pixels[:, [s, t]]  # (windows, 2): the pixel rows under both taps, -1 for padding
+            pairs = pairs[(pairs[:, 0] >= pairs[:, 1]) & (pairs[:, 1] >= 0)]
+            if not len(pairs):
                 continue
-            product = upper.mT @ lower
-            for one, other in met:
-                band[other, one - other] += product
+            product = upper.mT @ lower  # (groups, side, side)
+            for a, b in pairs:
+                band[b, a - b] += product
     return band

@@ -47,11 +47,13 @@ def block_lanczos(
     Returns
     -------
     RitzValues
-        Descending; fewer than k if the operator's range from the start block is exhausted, the rest being 0.
+        Descending, without `errors`. If the start block spans no more than r < k directions under the operator, the
+        last k - r values are 0.
 
     Notes
     -----
-    The basis grows by `block` vectors of `size` numbers per step.
+    The basis grows by `block` vectors of `size` numbers per step. A small residual says that an eigenvalue is near, not
+    that none was left out: eigenvalues of a multiplicity above `block` may be.
 
     References
     ----------
@@ -71,18 +73,18 @@ def block_lanczos(
     tol = check_interval("tol", tol, 0, 1, closed="neither")
     generator = torch.Generator().manual_seed(check_integer("random_state", random_state, 0))
     start = torch.randn((size, block), generator=generator, dtype=torch.float64, device="cpu").to(device)
-    basis, fresh = start.new_zeros((size, 0)), torch.linalg.qr(start).Q
-    images = start.new_zeros((size, 0))
+    basis, images = start.new_zeros((size, 0)), start.new_zeros((size, 0))  # (size, vectors), and A times each
+    directions = torch.linalg.qr(start).Q  # (size, block), the next columns of the basis
     n_products = 0
     for _ in range(check_integer("max_steps", max_steps, 1)):
-        image = torch.stack([product(vector) for vector in fresh.T], dim=1)
-        n_products += fresh.shape[1]
-        basis, images = torch.cat([basis, fresh], dim=1), torch.cat([images, image], dim=1)
-        values, residuals = _ritz(basis, images, k)
-        fresh = _orthogonal(image, basis, float(values.abs().max()))
-        if fresh.shape[1] == 0 or (basis.shape[1] >= k and bool((residuals <= tol).all())):
+        image = torch.stack([product(vector) for vector in directions.T], dim=1)  # (size, block)
+        n_products += directions.shape[1]
+        basis, images = torch.cat([basis, directions], dim=1), torch.cat([images, image], dim=1)
+        values, residuals = _ritz(basis, images, k)  # (k,) each, or fewer while the basis is small
+        directions = _new_directions(image, basis, float(values.abs().max()))
+        if directions.shape[1] == 0 or (basis.shape[1] >= k and bool((residuals <= tol).all())):
             break
-    if bool((residuals > tol).any()) and fresh.shape[1]:
+    if bool((residuals > tol).any()) and directions.shape[1]:
         warn(
             f"The largest eigenvalues have a relative residual of {float(residuals.max()):.1e} after {n_products} "
             "products; they are lower bounds that may not have converged. Raise `max_steps`.",
@@ -95,22 +97,23 @@ def block_lanczos(
 
 def _ritz(basis: Tensor, images: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Largest Ritz values and relative residuals, on the CPU."""
-    inner = basis.T @ images
+    inner = basis.T @ images  # (vectors, vectors)
     if not bool(torch.isfinite(inner).all()):
         raise NotDefinedError("`product` returned numbers that are not finite. Check the weights for nan and inf.")
     values, vectors = torch.linalg.eigh((inner + inner.T).cpu() / 2)
     values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]
-    moved = vectors.to(basis.device)
-    errors = torch.linalg.vector_norm(images @ moved - (basis @ moved) * values.to(basis.device), dim=0).cpu()
-    return values, errors / values.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    coefficients = vectors.to(basis.device)  # (vectors, k)
+    differences = images @ coefficients - (basis @ coefficients) * values.to(basis.device)  # (size, k)
+    residuals = torch.linalg.vector_norm(differences, dim=0).cpu()
+    return values, residuals / values.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
 
 
-def _orthogonal(image: Tensor, basis: Tensor, scale: float) -> Tensor:
-    """Orthonormal vectors that span what is new in `image`."""
+def _new_directions(image: Tensor, basis: Tensor, scale: float) -> Tensor:
+    """Orthonormal vectors that span the part of `image` outside the basis, (size, at most block)."""
     for _ in range(2):  # twice, since once leaves rounding where little remains
         image = image - basis @ (basis.T @ image)
     room = basis.shape[0] - basis.shape[1]
     left, lengths, _ = torch.linalg.svd(image.cpu(), full_matrices=False)
     count = min(room, int((lengths > 1e-12 * max(scale, torch.finfo(torch.float64).tiny)).sum()))
-    fresh = left[:, :count].to(image.device)
-    return fresh - basis @ (basis.T @ fresh)
+    directions = left[:, :count].to(image.device)
+    return directions - basis @ (basis.T @ directions)

@@ -22,16 +22,16 @@ def exceeds(gram: Tensor, squared: Tensor | float) -> Tensor:
 
 
 def largest_gram_root(gram: Tensor, floor: float, ceiling: float = float("inf")) -> float:
-    """The root of the largest eigenvalue over a batch of Gram matrices, or `floor` if that is larger.
+    """The root of the largest eigenvalue over Gram matrices (n, side, side), or `floor` if that is larger.
 
     A Cholesky factorisation is several times cheaper than eigenvalues, so these are computed only for the few matrices
-    that can beat the best so far; a value above `ceiling` is returned at once.
+    whose root can exceed the largest one so far; a value above `ceiling` is returned at once.
     """
     best = floor
     order = torch.linalg.matrix_norm(gram).argsort(descending=True)
     gram = gram[order]
     while gram.shape[0] and best <= ceiling:
-        # Slightly raised, or the matrix just measured would come back for ever.
+        # Slightly raised: rounding would otherwise keep the matrix just measured, and the loop would not end.
         if best > 0:
             gram = gram[exceeds(gram, (best * (1 + ROUNDING / 8)) ** 2)]
             if not gram.shape[0]:
@@ -55,9 +55,10 @@ def certified_norm(matrices: Tensor, lower: float = 0.0) -> float:
     3.0
     """
     wide = matrices.shape[-2] <= matrices.shape[-1]
+    # (n, side, side) with the shorter side
     gram = matrices @ matrices.mT if wide else matrices.mT @ matrices
     if lower > 0:
-        for slack in (ROUNDING, 100 * ROUNDING):  # the error of a lower end is quadratic in its residual
+        for slack in (ROUNDING, 100 * ROUNDING):  # what `operator_norm` reaches as a rule, and its tolerance
             if not bool(exceeds(gram, (lower * (1 + slack)) ** 2).any()):
                 return lower * (1 + slack) * (1 + ROUNDING)
     return largest_gram_root(gram, lower) * (1 + ROUNDING)

@@ -106,7 +106,7 @@ def entry_norms(blocks: Tensor, axes: Sequence[Taps], p: float, *, rows: bool) -
 
 
 def _norm_at(weight: Tensor, choice: Sequence[np.ndarray], p: float) -> Tensor:
-    for selection in choice:  # the leading kernel axis goes, the axis of sets comes last
+    for selection in choice:  # the leading kernel axis is summed over, the axis of sets is appended
         sets = torch.as_tensor(selection, dtype=weight.dtype, device=weight.device)
         weight = torch.tensordot(weight, sets, dims=([2], [0]))
     return stable_norm(weight.flatten(1), p)
@@ -125,7 +125,7 @@ def dense_blocks(blocks: Tensor, axes: Sequence[Taps]) -> Tensor:
     Tensor of shape (groups, image channels * image pixels, domain channels * domain pixels)
     """
     matrix = blocks
-    for taps in axes:  # the leading kernel axis goes, its pixels come last: (..., outputs, inputs)
+    for taps in axes:  # the leading kernel axis is summed over, (outputs, inputs) are appended
         matrix = torch.tensordot(matrix, taps.indicator.to(matrix), dims=([3], [0]))
     n = len(axes)
     order = [0, 1, *range(3, 3 + 2 * n, 2), 2, *range(4, 4 + 2 * n, 2)]

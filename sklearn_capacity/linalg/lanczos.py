@@ -135,7 +135,7 @@ def lanczos(
     Parameters
     ----------
     product : callable, Tensor of `shape` -> Tensor of `shape`
-        A times each vector of the last axis. Leading axes hold a batch, each entry with its own operator.
+        A times each vector of the last axis. Leading axes hold a batch, each entry with an operator.
     shape : sequence of int, (*batch, n)
     k : int >= 1, default=1
         Eigenvalues wanted, at most n. One start vector sees a repeated eigenvalue once.

@@ -114,7 +114,7 @@ class MatrixOperator:
 
 @dataclass(frozen=True, eq=False)
 class DiagonalOperator:
-    """Multiplication of every number by its own factor, such as batch norm in eval mode.
+    """Multiplication of every number by a factor, such as batch norm in eval mode.
 
     Parameters
     ----------

@@ -62,7 +62,7 @@ class PoolOperator:
 
     def forward(self, x: Tensor) -> Tensor:
         """The map on a batch: (n, *input_shape) -> (n, *output_shape)."""
-        for axis in self.axes:  # the first size goes, the new one comes last
+        for axis in self.axes:  # the first size is summed over, the new one is appended
             x = torch.tensordot(x, axis, dims=([2], [1]))
         return x
 
@@ -145,7 +145,7 @@ def average_pool(
         start = np.arange(count) * s - p
         stop = np.minimum(start + k, n + p)
         divisor = stop - start if count_include_pad else np.minimum(stop, n) - np.maximum(start, 0)
-        if divisor_override is not None:  # one number for the whole window, charged to the first axis
+        if divisor_override is not None:  # one number for the whole window: the first axis takes it
             divisor = np.full(count, check_integer("divisor_override", divisor_override, 1) if number == 0 else 1)
         axes.append(_windows(start, stop, divisor, n, device))
     return PoolOperator(tuple(axes), int(channels))

@@ -21,7 +21,8 @@ def power_product(operator: ConvOperator, p: float, x: Tensor) -> Tensor:
     .. math:: y_i = \sum_j |A_{ij}|^p \, x_j
 
     Under zero padding each entry is one weight of the kernel. Under padding by reflection, repetition or wrapping
-    several taps of a window can meet the same pixel; their sum is the entry, so windows at the border are done by hand.
+    several taps of a window can read the same pixel. The entry is then the sum of their weights, so windows at the
+    border are computed separately.
 
     Parameters
     ----------

@@ -42,7 +42,7 @@ LOOSE, BAND_PRODUCTS = 1.05, 10**10
 class Axis:
     """One axis of the torus: its `period`, the `stride` that divides it, and how many twists are tried, 1 or 2.
 
-    The twists 0 and pi are their own negatives; others would not let conjugate frequencies stand for each other.
+    The twists 0 and pi equal their negatives; with others conjugate frequencies could not stand for each other.
     """
 
     period: int
@@ -78,7 +78,7 @@ def torus_bound(operator, lower: float = 0.0, ceiling: float = math.inf) -> floa
     lower : float, default=0.0
         A lower bound of the norm, which saves work.
     ceiling : float, default=inf
-        Another upper bound: work on a larger one is left.
+        Another upper bound: a larger one is not computed to its end.
 
     Returns
     -------
