@@ -121,7 +121,7 @@ def projection_penalty(
 
     Notes
     -----
-    Made as the Frobenius penalty, from k directions in place of C: 1.7 to 2.3 plain steps for k = 1. Orthonormal
+    Made as the Frobenius penalty, from k directions in place of C: 1.7 to 2.7 plain steps for k = 1. Orthonormal
     directions spread less than independent ones at the same cost.
 
     References

@@ -74,7 +74,7 @@ def per_layer_penalty(
 
     Notes
     -----
-    One backward pass for all layers together, which also gives the gradient: 1.4 to 1.9 plain steps. It can be
+    One backward pass for all layers together, which also gives the gradient: 1.4 to 2.2 plain steps. It can be
     differentiated once.
 
     References
