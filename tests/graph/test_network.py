@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 
 import pytest
@@ -163,6 +164,21 @@ class Heads(nn.Module):
     def forward(self, x):
         q, k, v = (one(x).unflatten(-1, (2, 4)).transpose(1, 2) for one in self.maps)
         return self.last(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).mean(1))
+
+
+class LaidOutByTheKernel(Heads):
+    """Views the rows of all samples at once, which the strides of the fused kernel's output admit and no others."""
+
+    def forward(self, x):
+        q, k, v = (one(x).unflatten(-1, (2, 4)).transpose(1, 2) for one in self.maps)
+        rows = F.scaled_dot_product_attention(q, k, v).permute(0, 2, 1, 3).view(-1, 8)
+        return self.last(rows.view(x.shape[0], -1, 8).mean(1))
+
+
+def test_views_of_attention_do_not_hang_on_the_kernel():
+    X = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0))
+    value = measure_capacity(LaidOutByTheKernel(), X, torch.arange(4) % 3, "fisher_rao_norm")["fisher_rao_norm"]
+    assert 0 < value < math.inf
 
 
 def test_the_tangent_goes_through_fused_attention():
