@@ -51,8 +51,8 @@ def pushed_forward(value: Tensor, points: Sequence[Tensor], along: Sequence[Tens
     inner = sum((g.conj() * v).real.sum() for g, v in zip(pulled, along, strict=True) if g is not None)
     if not isinstance(inner, Tensor) or not inner.requires_grad:
         return None
-    (derivative,) = torch.autograd.grad(inner, dual)
-    return derivative.detach()
+    (derivative,) = torch.autograd.grad(inner, dual, allow_unused=True)  # unused: a step function, its slope being 0
+    return None if derivative is None else derivative.detach()
 
 
 def directional_derivative(

@@ -59,13 +59,16 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
             tape.slopes[node.name] = y.sign() if node.params["kind"] == "relu" else row.derivative(z, *args)
         if not row.piecewise_linear:
             tape.smooth[node.name] = z
+        if node.weight is not None and row.slope_mask is not None:
+            tape.slope_masks[node.name] = row.slope_mask(z.detach())
         return y
 
     def max_pool(node: Node, x: Tensor) -> Tensor:
         y, indices = pool_indices(node, x)
         before = node.inputs[0]
         # A rectifier that only the pooling reads has its slopes taken over by the pooling's masks: one product less.
-        joined = before in tape.slopes and before not in tape.smooth and len(readers[before]) == 1
+        constant = before in tape.slopes and before not in tape.smooth and graph[before].weight is None
+        joined = constant and len(readers[before]) == 1
         masks = _masks(node, x, indices, tape.slopes[before] if joined else None)
         if joined and masks:
             tape.slopes[before] = None
@@ -153,7 +156,7 @@ class _BackwardSweep:
     def _contributions(self, node: Node, g: Tensor) -> tuple[tuple[Tensor, ...], bool]:
         """What the node adds to the cotangent of each input, (k n, *shape), and whether nobody else holds it."""
         given_up = node.name in self.exclusive
-        if node.op == "activation" and given_up and node.name not in self.tape.smooth:
+        if node.op == "activation" and given_up and node.name not in self.tape.smooth and node.weight is None:
             return (bend(self.tape, node, g, in_place=True),), True
         parts = tuple(channels_last(part) for part in ADJOINT[node.op](self.tape, node, g))
         return parts, node.op in FRESH or (node.op in ALIASES and given_up)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..graph.activations import activation_of
 from ..graph.evaluate import EVALUATE, LINEAR_RULES, apply_linear, pick, pool_indices
 from ..graph.nodes import WEIGHT_OPS, NetworkGraph, Node, interpret
-from .parameter_tangent import activation_tangent, opaque_tangent, shaped_bias
+from .parameter_tangent import activation_tangent, opaque_tangent, shaped_bias, slope_tangent
 
 __all__ = ["Linearization"]
 
@@ -102,20 +102,26 @@ class Linearization:
                 moved = bias.new_zeros((len(self.logits), *node.shape))
             return moved + shaped_bias(node, bias, moved)
 
-        rules = {**self._rules(), **dict.fromkeys(WEIGHT_OPS, affine)}
+        def activation(node: Node, dx: Tensor | None) -> Tensor | None:
+            (x,) = self._read[node.name]
+            moved = None if dx is None else self._activation(node, x, dx)
+            slope = direction.get((node.name, "weight"))
+            if slope is None:
+                return moved
+            along = slope_tangent(node, x, slope)
+            return along if moved is None else moved + along
+
+        rules = {**self._rules(), **dict.fromkeys(WEIGHT_OPS, affine), "activation": activation}
         pushed = interpret(self.graph, rules, None, purpose="A parameter tangent")
         return torch.zeros_like(self.logits) if pushed is None else pushed
 
-    def _rules(self) -> dict[str, Callable[..., Tensor | None]]:
-        def activation(node: Node, dx: Tensor | None) -> Tensor | None:
-            if dx is None:
-                return None
-            (x,) = self._read[node.name]
-            if node.params["kind"] == "relu":
-                return activation_tangent(node, x, dx)
-            row, args = activation_of(node)
-            return dx * self._kept(node, lambda: row.derivative(x, *args))
+    def _activation(self, node: Node, x: Tensor, dx: Tensor) -> Tensor:
+        if node.params["kind"] == "relu":
+            return activation_tangent(node, x, dx)
+        row, args = activation_of(node)
+        return dx * self._kept(node, lambda: row.derivative(x, *args))
 
+    def _rules(self) -> dict[str, Callable[..., Tensor | None]]:
         def max_pool(node: Node, dx: Tensor | None) -> Tensor | None:
             (x,) = self._read[node.name]
             return None if dx is None else pick(self._kept(node, lambda: pool_indices(node, x)[1]), dx)
@@ -125,7 +131,7 @@ class Linearization:
             return None if isinstance(moved, float) else moved
 
         structural = {op: self._structural(rule) for op, rule in LINEAR_RULES.items()}
-        return {**structural, "activation": activation, "max_pool": max_pool, "opaque": opaque}
+        return {**structural, "max_pool": max_pool, "opaque": opaque}
 
     def _kept(self, node: Node, compute: Callable[[], Tensor]) -> Tensor:
         if node.name not in self._local:

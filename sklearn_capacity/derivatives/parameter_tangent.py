@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ..graph.evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast, pi
 from ..graph.nodes import WEIGHT_OPS, NetworkGraph, Node, interpret
 from .double_backward import pushed_forward, twice_differentiable
 
-__all__ = ["activation_tangent", "opaque_tangent", "parameter_tangent", "shaped_bias"]
+__all__ = ["activation_tangent", "opaque_tangent", "parameter_tangent", "shaped_bias", "slope_tangent"]
 
 #: A value x and its derivative dx along theta. A number c stands for dx = c x: that is how a rectifier network starts
 #: (lemma 2.1 of [FR]), and it costs nothing to carry on.
@@ -33,7 +34,7 @@ def parameter_tangent(graph: NetworkGraph, X: Tensor, *, biases: bool = True) ->
     graph : NetworkGraph
     X : Tensor of shape (n, ...)
     biases : bool, default=True
-        Whether biases (and shifts) belong to theta.
+        Whether biases (and shifts, and slopes of activations) belong to theta.
 
     Returns
     -------
@@ -52,7 +53,13 @@ def parameter_tangent(graph: NetworkGraph, X: Tensor, *, biases: bool = True) ->
             return y, torch.add(shaped_bias(node, node.bias, y) * rest, y, alpha=factor)
         return y, apply_linear(node, x + dx if own_weight else dx, node.weight, node.bias if own_bias else None)
 
-    rules = {**_TANGENT, **dict.fromkeys(WEIGHT_OPS, affine)}
+    def activation(node: Node, pair: Pair) -> Pair:
+        y, dy = _activation(node, pair)
+        if not (biases and node.trainable[0] and node.weight is not None):
+            return y, dy
+        return y, _tensor(y, dy) + slope_tangent(node, pair[0], node.weight)
+
+    rules = {**_TANGENT, **dict.fromkeys(WEIGHT_OPS, affine), "activation": activation}
     f, u = interpret(graph, rules, (X, 0.0), purpose="A parameter tangent")
     return f, _tensor(f, u)
 
@@ -85,6 +92,13 @@ def activation_tangent(node: Node, x: Tensor, dx: Tensor) -> Tensor:
         return torch.ops.aten.threshold_backward(dx, x, 0)
     activation, args = activation_of(node)
     return activation.derivative(x, *args) * dx
+
+
+def slope_tangent(node: Node, x: Tensor, along: Tensor) -> Tensor:
+    """Derivative of an activation with a trained slope, such as max(z, 0) + a min(z, 0), along a direction of a."""
+    row, args = activation_of(replace(node, weight=along))
+    assert row.slope_mask is not None
+    return row.slope_mask(x) * x * args[-1]
 
 
 def _activation(node: Node, pair: Pair) -> Pair:
@@ -139,7 +153,6 @@ def _opaque(node: Node, *pairs: Pair) -> Pair:
 
 _TANGENT: dict[str, Callable[..., Pair]] = {
     **{op: _linear(rule) for op, rule in LINEAR_RULES.items()},
-    "activation": _activation,
     "max_pool": _max_pool,
     "opaque": _opaque,
 }

@@ -14,6 +14,7 @@ from ..graph.evaluate import pad_input
 from ..graph.nodes import Node
 from .parameter_groups import ParameterGroup, Use
 from .parameter_linearization import Linearization
+from .parameter_tangent import slope_tangent
 
 __all__ = ["Outer", "Rows", "SampleGradients", "partners", "sample_gradients"]
 
@@ -143,6 +144,9 @@ def _product(use: Use, x: Tensor, deltas: list[Tensor]) -> Outer | Rows:
         return Rows(torch.stack([_bias_rows(node, use.tensor, delta) for delta in deltas]))
     if node.op == "diagonal":
         return Rows(torch.stack([_reduced(node, use.tensor, delta * x) for delta in deltas]))
+    if node.op == "activation":
+        masked = slope_tangent(node, x, torch.ones_like(use.tensor))
+        return Rows(torch.stack([_reduced(node, use.tensor, delta * masked) for delta in deltas]))
     if node.op == "linear":
         left = torch.stack([delta.reshape(len(delta), -1, delta.shape[-1]) for delta in deltas])
         return Outer(left, x.reshape(len(x), -1, x.shape[-1]))

@@ -54,6 +54,8 @@ class Tape:
     selections : dict of node name to Selection
     smooth : dict of node name to Tensor of shape (n, ...)
         Pre-activations of activations whose derivative is not constant in pieces.
+    slope_masks : dict of node name to Tensor of shape (n, ...)
+        1 where the trained slope of an activation is its derivative, else 0.
     """
 
     graph: NetworkGraph
@@ -61,6 +63,7 @@ class Tape:
     slopes: dict[str, Tensor | None] = field(default_factory=dict)
     selections: dict[str, Selection] = field(default_factory=dict)
     smooth: dict[str, Tensor] = field(default_factory=dict)
+    slope_masks: dict[str, Tensor] = field(default_factory=dict)
 
     def weight(self, node: Node) -> Tensor | None:
         """The node's weight; that of a convolution of one channel with the strides that its images have."""
@@ -80,7 +83,8 @@ class Tape:
             for name, chosen in self.selections.items()
         }
         smooth = {name: z[samples] for name, z in self.smooth.items()}
-        return Tape(self.graph, self.logits[samples], slopes, selections, smooth)
+        masks = {name: mask[samples] for name, mask in self.slope_masks.items()}
+        return Tape(self.graph, self.logits[samples], slopes, selections, smooth, masks)
 
     def input_shape(self, node: Node) -> tuple[int, ...]:
         """Shape of one sample of the node's (first) input."""
@@ -290,6 +294,12 @@ def _adjoint_slice(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
     return (out,)
 
 
+def _adjoint_pick(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
+    shape = (len(g), *tape.input_shape(node))
+    out = torch.zeros(shape, dtype=g.dtype, device=g.device).flatten(1)  # (k n, numbers of a sample)
+    return (out.index_add_(1, node.params["index"], g.flatten(1)).reshape(shape),)
+
+
 def _adjoint_pad(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
     if node.params["mode"] == "constant":
         return (F.pad(g, [-p for p in node.params["pads"]]),)
@@ -318,6 +328,7 @@ ADJOINT: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "view": _adjoint_view,
     "permute": _adjoint_permute,
     "slice": _adjoint_slice,
+    "pick": _adjoint_pick,
     "pad": _adjoint_pad,
     "add": _adjoint_add,
     "cat": _adjoint_cat,

@@ -29,6 +29,9 @@ class Activation:
         Positively homogeneous: f(c z) = c f(z) for c > 0, so that f(z) = f'(z) z.
     piecewise_linear : bool
         The derivative is piecewise constant, so its own derivative takes no part in a gradient.
+    slope_mask : callable(Tensor) -> Tensor, or None
+        Where a trained slope is the derivative, 1, else 0: the derivative of f' by that slope, and of f, if z is put
+        on. The slope is the node's weight and the last of `args`, shaped to broadcast against a batch.
     """
 
     value: Callable[..., Tensor]
@@ -36,6 +39,7 @@ class Activation:
     lipschitz: Callable[..., float]
     homogeneous: bool = False
     piecewise_linear: bool = False
+    slope_mask: Callable[[Tensor], Tensor] | None = None
 
 
 def _leaky_slope(z: Tensor, slope: float = 0.01) -> Tensor:
@@ -84,6 +88,34 @@ def _elu_lipschitz(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 
 ACTIVATIONS: dict[str, Activation] = {
     "relu": Activation(torch.relu, lambda z: (z > 0).to(z.dtype), lambda: 1.0, True, True),
     "leaky_relu": Activation(F.leaky_relu, _leaky_slope, lambda slope=0.01: max(1.0, abs(slope)), True, True),
+    "prelu": Activation(
+        lambda z, slope: torch.where(z > 0, z, slope * z),
+        lambda z, slope: torch.where(z > 0, torch.ones_like(z), slope),
+        lambda slope: max(1.0, float(slope.detach().abs().max())),
+        homogeneous=True,
+        piecewise_linear=True,
+        slope_mask=lambda z: (z <= 0).to(z.dtype),
+    ),
+    "abs": Activation(torch.abs, torch.sign, lambda: 1.0, homogeneous=True, piecewise_linear=True),
+    "threshold": Activation(  # a jump, unless it begins where it is cut
+        F.threshold,
+        lambda z, threshold, value: (z > threshold).to(z.dtype),
+        lambda threshold, value: 1.0 if threshold == value else math.inf,
+        piecewise_linear=True,
+    ),
+    "hardshrink": Activation(
+        F.hardshrink,
+        lambda z, width=0.5: (z.abs() > width).to(z.dtype),
+        lambda width=0.5: math.inf if width else 1.0,
+        piecewise_linear=True,
+    ),
+    "softshrink": Activation(
+        F.softshrink, lambda z, width=0.5: (z.abs() > width).to(z.dtype), lambda width=0.5: 1.0, piecewise_linear=True
+    ),
+    "softsign": Activation(F.softsign, lambda z: (1 + z.abs()) ** -2, lambda: 1.0),
+    "sin": Activation(torch.sin, torch.cos, lambda: 1.0),
+    "cos": Activation(torch.cos, lambda z: -torch.sin(z), lambda: 1.0),
+    "atan": Activation(torch.atan, lambda z: 1 / (1 + z**2), lambda: 1.0),
     "hardtanh": Activation(F.hardtanh, _hardtanh_slope, lambda low=-1.0, high=1.0: 1.0, False, True),
     "tanh": Activation(torch.tanh, lambda z: 1 - torch.tanh(z) ** 2, lambda: 1.0),
     "sigmoid": Activation(torch.sigmoid, lambda z: torch.sigmoid(z) * torch.sigmoid(-z), lambda: 0.25),
@@ -119,4 +151,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 def activation_of(node: Node) -> tuple[Activation, tuple]:
     """The table's row for an activation node, with the node's own arguments."""
-    return ACTIVATIONS[node.params["kind"]], tuple(node.params.get("args", ()))
+    args = tuple(node.params.get("args", ()))
+    if node.weight is not None:
+        args += (node.weight.reshape(-1, *(1,) * (len(node.shape) - 1)) if node.shape else node.weight.reshape(()),)
+    return ACTIVATIONS[node.params["kind"]], args

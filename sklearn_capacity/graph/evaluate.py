@@ -124,6 +124,10 @@ def _slice(node: Node, x: Tensor) -> Tensor:
     return x[tuple(index)]
 
 
+def _pick(node: Node, x: Tensor) -> Tensor:
+    return x.flatten(1).index_select(1, node.params["index"]).reshape(len(x), *node.shape)
+
+
 def _pad(node: Node, x: Tensor) -> Tensor:
     return F.pad(x, node.params["pads"], mode=node.params["mode"])
 
@@ -150,6 +154,7 @@ LINEAR_RULES: dict[str, Callable[..., Tensor]] = {
     "permute": lambda node, x: x.permute(node.params["dims"]),
     "reduce": _reduce,
     "slice": _slice,
+    "pick": _pick,
     "pad": _pad,
     "avg_pool": avg_pool,
     "add": _add,

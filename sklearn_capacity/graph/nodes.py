@@ -69,7 +69,7 @@ class Node:
         Unique in the graph.
     op : str
         Canonical operator: "input", "linear", "conv", "conv_transpose", "diagonal", "activation", "max_pool",
-        "avg_pool", "reduce", "view", "permute", "slice", "pad", "add", "cat" or "opaque".
+        "avg_pool", "reduce", "view", "permute", "slice", "pick", "pad", "add", "cat" or "opaque".
     inputs : tuple of str
         Names of the nodes it reads.
     scope : str
@@ -77,7 +77,8 @@ class Node:
     shape : tuple of int
         Shape of its output for one sample.
     weight, bias : Tensor or None
-        Effective tensors: parametrisations applied, batch norm folded. Differentiable functions of what was bound.
+        Effective tensors: parametrisations applied, batch norm folded. Differentiable functions of what was bound. The
+        weight of an activation is its trained slope, which is no layer.
     trainable : (bool, bool)
         Whether the weight and the bias depend on a parameter that is trained.
     sources : (frozenset of str, frozenset of str)
@@ -100,7 +101,9 @@ class Node:
     @property
     def is_layer(self) -> bool:
         """Whether the node is one of the weight layers l = 1..d."""
-        return self.weight is not None and (self.op != "diagonal" or self.params.get("layer", False))
+        if self.op == "diagonal":
+            return self.weight is not None and bool(self.params.get("layer", False))
+        return self.weight is not None and self.op in WEIGHT_OPS
 
     def tensors(self) -> dict[str | int, Weight]:
         """All tensors bound to it: "weight", "bias", and those among an opaque operator's arguments by position."""

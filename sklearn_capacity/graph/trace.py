@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,10 +193,11 @@ class _Binder:
         self.device = floats[0].device if floats else torch.device("cpu")
         self.dtype = floats[0].dtype if floats else torch.get_default_dtype()
         self.env: dict[str, Any] = {}
-        self.nodes: list[Node] = []
+        self.by_name: dict[str, Node] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         #: Nodes whose values are no real numbers: indices, sizes, comparisons, complex numbers.
         self.not_real: set[str] = set()
+        self.batch_sizes: set[str] = set()
         #: Opaque operators that return several tensors.
         self.several: set[str] = set()
 
@@ -210,16 +211,16 @@ class _Binder:
             else:
                 self.env[node.name] = self._call(node)
         live = {output}
-        for made in reversed(self.nodes):  # dead code: sizes of views and unused statistics
-            if made.name in live:
-                live.update(made.inputs)
-        kept = tuple(node for node in self.nodes if node.name in live or node.op == "input")
+        for bound in reversed(self.by_name.values()):  # dead code: sizes of views and unused statistics
+            if bound.name in live:
+                live.update(bound.inputs)
+        kept = tuple(node for node in self.by_name.values() if node.name in live or node.op == "input")
         return NetworkGraph(kept, output)
 
     def _placeholder(self, node: torch.fx.Node) -> Any:
         if node.name == self.program.input_name:
             shape = self.program.input_shape
-            self.nodes.append(Node(node.name, "input", (), "", shape))
+            self.by_name[node.name] = Node(node.name, "input", (), "", shape)
             self.shapes[node.name] = (-1, *shape)
             return Ref(node.name)
         if node.name in self.program.tensor_names:
@@ -255,11 +256,12 @@ class _Binder:
             return whole  # batch norm, pooling with indices: the rule stands for the first result
         draft = None
         if producer.target in SPLITS:
-            named: dict[str, Any] = {**dict(zip(("x", "sizes", "dim"), producer.args, strict=False)), **producer.kwargs}
-            x, full = self.env[named["x"].name], self._shape(node.meta["val"])
+            named = _named(producer, producer.args, producer.kwargs)
+            x, full = self.env[named["self"].name], self._shape(node.meta["val"])
             if self._batch_first(full, [x]):
+                rank = len(self.shapes[x.name])
                 shapes = [tuple(part.shape) for part in producer.meta["val"]]
-                draft = split_piece(x, named.get("dim", 0) % len(full), shapes, index)
+                draft = split_piece(x, rank, named["dim"] % rank, shapes, index)
         return self._append(node, draft or self._opaque(node, (whole, index), {}), node.meta.get("val"))
 
     def _constant(self, node: torch.fx.Node, args: tuple, kwargs: dict) -> Any:
@@ -290,11 +292,19 @@ class _Binder:
         draft: Draft | Ref | None = None
         inputs = [self.env[n.name] for n in node.all_input_nodes]
         if rule is not None and self._real(value, inputs) and self._batch_first(full, inputs):
-            schema = node.target._schema.arguments  # type: ignore[union-attr]
-            named = {a.name: a.default_value for a in schema}
-            named.update({a.name: v for a, v in zip(schema, args, strict=False)})
-            named.update(kwargs)
-            draft = rule(Call(node.target, named, self.shapes, full, scope, self.device, self.dtype))
+            draft = rule(
+                Call(
+                    target=node.target,
+                    args=_named(node, args, kwargs),
+                    shapes=self.shapes,
+                    shape=full,
+                    scope=scope,
+                    device=self.device,
+                    dtype=self.dtype,
+                    batch_sizes=self.batch_sizes,
+                    producer=lambda ref: self.by_name[ref.name],
+                )
+            )
         if isinstance(draft, Ref):
             return draft
         if draft is None:
@@ -305,25 +315,36 @@ class _Binder:
 
     def _append(self, node: torch.fx.Node, draft: Draft, value: Any) -> Ref:
         full = self._shape(value) if isinstance(value, Tensor) else ()
-        self.nodes.append(
-            Node(
-                node.name,
-                draft.op,
-                tuple(ref.name for ref in draft.inputs),
-                self.program.shown(_scope(node)),
-                full[1:],
-                None if draft.weight is None else draft.weight.tensor,
-                None if draft.bias is None else draft.bias.tensor,
-                (draft.weight is not None and draft.weight.trainable, draft.bias is not None and draft.bias.trainable),
-                (_sources(draft.weight), _sources(draft.bias)),
-                draft.params,
-            )
-        )
+        self._add(node.name, draft, self.program.shown(_scope(node)), full[1:])
         if isinstance(value, Tensor):  # and no size, which may stand among a view's arguments
             self.shapes[node.name] = full
             if not value.is_floating_point():
                 self.not_real.add(node.name)
+        elif str(value) == self.program.batch:
+            self.batch_sizes.add(node.name)
         return Ref(node.name)
+
+    def _add(self, name: str, draft: Draft, scope: str, shape: tuple[int, ...]) -> None:
+        """Bind a draft, after those among its inputs."""
+        inputs = []
+        for i, part in enumerate(draft.inputs):
+            if isinstance(part, Draft):
+                inputs.append(f"{name}.{i}")  # no name of the trace has a dot
+                self._add(inputs[-1], part, scope, shape)
+            else:
+                inputs.append(part.name)
+        self.by_name[name] = Node(
+            name,
+            draft.op,
+            tuple(inputs),
+            scope,
+            shape if draft.shape is None else draft.shape,
+            None if draft.weight is None else draft.weight.tensor,
+            None if draft.bias is None else draft.bias.tensor,
+            (draft.weight is not None and draft.weight.trainable, draft.bias is not None and draft.bias.trainable),
+            (_sources(draft.weight), _sources(draft.bias)),
+            draft.params,
+        )
 
     def _shape(self, value: Tensor) -> tuple[int, ...]:
         """Sizes, -1 for the number of samples and -2 for anything else that depends on it."""
@@ -355,6 +376,13 @@ class _Binder:
             function = torch.ops.aten.reshape.default
         params = {"target": target, "function": function, "leaves": values, "spec": spec, "trained": trained}
         return Draft("opaque", refs, params=params)
+
+
+def _named(node: torch.fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of an operator by the names of its schema."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    given = {argument.name: value for argument, value in zip(schema, args, strict=False)}
+    return {**{argument.name: argument.default_value for argument in schema}, **given, **kwargs}
 
 
 def _sources(weight: Weight | None) -> frozenset[str]:

@@ -171,6 +171,9 @@ def _rules(network: Network, kind: str) -> dict[str, Callable[..., Log]]:
         count = math.prod(shape_before(node)) / math.prod(node.shape)
         return log + logarithm(abs(node.params["factor"]) * (count if maximum else math.sqrt(count)))
 
+    def pick(node: Node, log: Log) -> Log:
+        return log if maximum else log + 0.5 * math.log(int(node.params["index"].bincount().max()))
+
     def pad(node: Node, log: Log) -> Log:
         return log if maximum else log + logarithm(_pad_norm(node, shape_before(node)))
 
@@ -185,6 +188,7 @@ def _rules(network: Network, kind: str) -> dict[str, Callable[..., Log]]:
         "avg_pool": avg_pool,
         "reduce": reduce,
         "pad": pad,
+        "pick": pick,
         "cat": cat,
         "add": _add,
         **dict.fromkeys(("view", "permute", "slice"), lambda node, log: log),

@@ -103,7 +103,7 @@ def _rules(network: Network, p: float) -> dict[str, Callable[..., Paths]]:
 
     return {
         **dict.fromkeys(WEIGHT_OPS, affine),
-        **{op: _selection(op) for op in ("view", "permute", "slice", "pad")},
+        **{op: _selection(op) for op in ("view", "permute", "slice", "pick", "pad")},
         "activation": _activation,
         "reduce": reduce,
         "add": add,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -85,7 +86,7 @@ def rectifier_chain(network: Network, purpose: str) -> Chain:
     nodes = network.graph.nodes[1:]
     first = nodes.index(layers[0])
     for position, node in enumerate(nodes):
-        why = _obstacle(node)
+        why = _obstacle(node, network.graph[node.inputs[0]].shape)
         if why is None and len(readers[node.inputs[0]]) > 1:
             why = "what it reads is read elsewhere too, so the network is no chain."
         if why is None and node.op == "activation" and position < first:
@@ -95,8 +96,12 @@ def rectifier_chain(network: Network, purpose: str) -> Chain:
     return Chain(nodes, layers)
 
 
-def _obstacle(node: Node) -> str | None:
+def _obstacle(node: Node, shape_before: tuple[int, ...]) -> str | None:
     """Why a node cannot stand in a chain, or None."""
+    if node.op == "pick":
+        index = node.params["index"]
+        one_to_one = len(index.unique()) == len(index) and len(index) == math.prod(shape_before)
+        return None if one_to_one else "it repeats or drops numbers."
     if node.op in MOVES:
         return None
     if node.op == "activation":

@@ -194,12 +194,23 @@ class _Walk:
         if node.name not in self.trained:
             return
         g = self.cotangents.pop(node.name)  # (k n, *node.shape)
-        if node.weight is not None:
+        if node.name in self.tape.slope_masks:
+            assert node.weight is not None
+            self.sums.add(node.weight, self._slope_gradient(node, t, g))
+        elif node.weight is not None:
             self.sums.add_weight(node, t, g)
         else:
             both = (g * t).unflatten(0, (-1, len(self.scale))).sum(0)  # (n, ...)
             gradient = both * self.curvatures[node.name]
             self.sums.add(self.tape.smooth[node.name], gradient)
+
+    def _slope_gradient(self, node: Node, t: Tensor, g: Tensor) -> Tensor:
+        """Gradient of ``<g, slope(z) t>`` with respect to the trained slope of an activation."""
+        _, args = activation_of(node)
+        assert node.weight is not None
+        summed = (g * t).unflatten(0, (-1, len(self.scale))).sum(0)  # (n, ...)
+        masked = summed * self.tape.slope_masks[node.name]
+        return masked.sum_to_size(args[-1].shape).reshape(node.weight.shape)
 
 
 def _curvature(node: Node, z: Tensor) -> Tensor:

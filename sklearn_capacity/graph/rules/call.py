@@ -1,21 +1,22 @@
 """How a rule says what canonical node an aten operator becomes.
 
 A rule gets the call (its arguments by name, `Ref` where they depend on the network's input) and returns a `Draft`,
-or None where the operator has no canonical form in this use; it then becomes "opaque": it can be evaluated, and every
-other interpretation refuses it by name.
+whose inputs may be drafts of further nodes. It returns None where the operator has no canonical form in this use; the
+operator then becomes "opaque": it can be evaluated, and every other interpretation refuses it by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from ..nodes import Weight
+from ..nodes import Node, Place, Weight
 
-__all__ = ["CONVERSIONS", "Call", "Draft", "Ref", "Weight", "aten", "is_weight", "per_axis", "rule"]
+__all__ = ["CONVERSIONS", "Call", "Draft", "Ref", "Weight", "aten", "is_weight", "per_axis", "rule", "without_rule"]
 
 aten = torch.ops.aten
 
@@ -29,20 +30,38 @@ class Ref:
 
 @dataclass(frozen=True)
 class Draft:
-    """What a rule says of a node; binding adds name, scope and shape."""
+    """What a rule says of a node; binding adds name and scope.
+
+    Attributes
+    ----------
+    op, weight, bias, params
+        As `Node` has them.
+    inputs : tuple of Ref or Draft
+        A draft among them becomes a node of its own before this one.
+    shape : tuple of int or None
+        Shape of its output for one sample; None for that of the operator's result.
+    """
 
     op: str
-    inputs: tuple[Ref, ...]
+    inputs: tuple[Ref | Draft, ...]
     weight: Weight | None = None
     bias: Weight | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Call:
     """An operator's arguments by their schema's names, and the shapes of its inputs and output (batch included).
 
-    `dtype` and `device` are those of the network.
+    Attributes
+    ----------
+    batch_sizes : set of str
+        Names of the values that are the number of samples.
+    producer : callable(Ref) -> Node
+        The node that a value comes from.
+    dtype, device
+        Those of the network.
     """
 
     target: Any
@@ -52,6 +71,8 @@ class Call:
     scope: str
     device: torch.device
     dtype: torch.dtype
+    batch_sizes: AbstractSet[str]
+    producer: Callable[[Ref], Node]
 
     def __getitem__(self, name: str) -> Any:
         return self.args[name]
@@ -78,6 +99,14 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+def without_rule(function: Callable[..., Any], *inputs: Ref | Draft) -> Draft:
+    """A node that can be evaluated and differentiated, and that every other interpretation refuses."""
+    places = [Place(index) for index in range(len(inputs))]
+    leaves, spec = torch.utils._pytree.tree_flatten((tuple(places), {}), is_leaf=lambda v: isinstance(v, Place))
+    params = {"target": function.__name__, "function": function, "leaves": leaves, "spec": spec, "trained": False}
+    return Draft("opaque", inputs, params=params)
 
 
 def is_weight(value: Any) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
 from .call import Call, Draft, Ref, Weight, rule
+from .shapes import expanded
 
 _ACTIVATION_ARGS: dict[str, tuple[str, ...]] = {
     "relu.default": (),
@@ -24,6 +26,13 @@ _ACTIVATION_ARGS: dict[str, tuple[str, ...]] = {
     "hardswish.default": (),
     "mish.default": (),
     "log_sigmoid.default": (),
+    "abs.default": (),
+    "threshold.default": ("threshold", "value"),
+    "hardshrink.default": ("lambd",),
+    "softshrink.default": ("lambd",),
+    "sin.default": (),
+    "cos.default": (),
+    "atan.default": (),
 }
 
 
@@ -34,6 +43,8 @@ def _activation(call: Call) -> Draft | None:
     args = tuple(call[key] for key in _ACTIVATION_ARGS[name])
     if kind == "relu6":
         kind, args = "hardtanh", (0.0, 6.0)
+    if kind == "threshold" and not any(args):
+        kind, args = "relu", ()
     return Draft("activation", (call["self"],), params={"kind": kind, "args": args})
 
 
@@ -57,13 +68,21 @@ def _rrelu(call: Call) -> Draft | None:
     return Draft("activation", (call["self"],), params={"kind": "leaky_relu", "args": (slope,)})
 
 
-@rule("clamp_min.default", "clamp.default")
-def _clamp(call: Call) -> Draft | None:
-    low, high = call.get("min"), call.get("max")
-    if low is None or isinstance(low, Ref | Weight) or isinstance(high, Ref | Weight):
+@rule("prelu.default")
+def _prelu(call: Call) -> Draft | None:
+    slope, x = call["weight"], call["self"]
+    if not isinstance(x, Ref) or not isinstance(slope, Weight):
         return None
-    if high is None:
-        return Draft("activation", (call["self"],), params={"kind": "relu", "args": ()}) if low == 0 else None
+    return Draft("activation", (x,), slope, params={"kind": "prelu", "dim": 1 if len(call.shape) > 1 else None})
+
+
+@rule("clamp_min.default", "clamp_max.default", "clamp.default")
+def _clamp(call: Call) -> Draft | None:
+    low, high = call.get("min", -math.inf), call.get("max", math.inf)
+    if isinstance(low, Ref | Weight) or isinstance(high, Ref | Weight):
+        return None
+    if low == 0 and high == math.inf:
+        return Draft("activation", (call["self"],), params={"kind": "relu", "args": ()})
     return Draft("activation", (call["self"],), params={"kind": "hardtanh", "args": (float(low), float(high))})
 
 
@@ -80,7 +99,7 @@ def _cast(call: Call) -> Ref | None:
     return call["self"] if dtype is None or dtype.is_floating_point else None
 
 
-@rule("dropout.default")
+@rule("dropout.default", "alpha_dropout.default", "feature_dropout.default", "feature_alpha_dropout.default")
 def _dropout(call: Call) -> Ref | None:
     return None if call["train"] else call["input"]
 
@@ -111,12 +130,25 @@ def _mul(call: Call) -> Draft | None:
 
 @rule("div.Tensor", "div.Scalar")
 def _div(call: Call) -> Draft | None:
+    if _is_softsign(call):
+        return Draft("activation", (call["self"],), params={"kind": "softsign", "args": ()})
     x, constant = call["self"], None if isinstance(call["other"], Ref) else _constant(call["other"], call)
     if not isinstance(x, Ref) or constant is None:
         return None
     # Whole numbers have their reciprocals in the precision of what they divide.
     inverse = 1 / constant.tensor.to(call.dtype) if isinstance(call["other"], Weight) else 1 / constant.tensor
     return _scaled(x, Weight(inverse, constant.trainable, constant.sources), call)
+
+
+def _is_softsign(call: Call) -> bool:
+    """Whether it is x / (1 + abs(x)): torch has no operator of its own for that."""
+    if not isinstance(call["self"], Ref) or not isinstance(call["other"], Ref):
+        return False
+    shift = call.producer(call["other"])
+    if shift.op != "diagonal" or shift.weight is not None or shift.bias is None or not bool((shift.bias == 1).all()):
+        return False
+    inner = call.producer(Ref(shift.inputs[0]))
+    return inner.params.get("kind") == "abs" and inner.inputs == (call["self"].name,) and not any(shift.trainable)
 
 
 @rule("neg.default")
@@ -130,8 +162,8 @@ def _sum(call: Call, signs: tuple[float, float]) -> Draft | None:
     alpha = call.get("alpha", 1)
     signs = (signs[0] * alpha, signs[1]) if "rsub" in call.target.__name__ else (signs[0], signs[1] * alpha)
     if isinstance(a, Ref) and isinstance(b, Ref):
-        same = call.shapes[a.name] == call.shapes[b.name]
-        return Draft("add", (a, b), params={"signs": signs}) if same else None
+        parts = [part if call.shapes[part.name] == call.shape else expanded(call, part) for part in (a, b)]
+        return None if None in parts else Draft("add", tuple(parts), params={"signs": signs})  # type: ignore[arg-type]
     x, constant, sign, own = (a, b, signs[1], signs[0]) if isinstance(a, Ref) else (b, a, signs[0], signs[1])
     shift = _constant(constant, call)
     if shift is None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from .call import Call, Draft, Ref, aten, per_axis, rule
+import torch
+
+from .call import Call, Draft, Ref, Weight, aten, per_axis, rule, without_rule
 
 
 def _dims(value: Any, rank: int) -> tuple[int, ...]:
@@ -73,17 +75,105 @@ def _select(call: Call) -> Draft | None:
     return Draft("slice", (x,), params={"kind": "select", "dim": dim, "index": index % call.shapes[x.name][dim]})
 
 
+@rule("flip.default", "roll.default", "expand.default", "repeat.default", "tile.default", "rot90.default")
+@rule("repeat_interleave.self_int", "narrow.default", "index.Tensor", "index_select.default", "diagonal.default")
+@rule("movedim.int", "movedim.intlist", "mT.default", "swapaxes.default", "unfold.default", "channel_shuffle.default")
+@rule("pixel_shuffle.default", "pixel_unshuffle.default", *(f"upsample_nearest{nd}d.vec" for nd in (1, 2, 3)))
+def _moved(call: Call) -> Draft | None:
+    """Whatever moves, repeats or drops a sample's numbers is a table of places, found by moving the places."""
+    names = list(call.args)
+    x, rest = call[names[0]], {name: _plain(call, call[name]) for name in names[1:]}
+    given = torch.utils._pytree.tree_leaves(rest, is_leaf=lambda v: isinstance(v, Ref))
+    if not isinstance(x, Ref) or any(isinstance(value, Ref) for value in given):
+        return None
+    return _picked(x, call.shapes[x.name][1:], lambda places: call.target(places, **rest), call.device)
+
+
+def _plain(call: Call, value: Any) -> Any:
+    """An argument as the operator takes it, for two samples."""
+    if isinstance(value, list | tuple):
+        return [_plain(call, part) for part in value]
+    if isinstance(value, Ref) and value.name in call.batch_sizes:
+        return SAMPLES
+    return value.tensor if isinstance(value, Weight) else value
+
+
+#: Samples whose places are moved: what one does must not depend on the other.
+SAMPLES = 2
+
+
+def _picked(
+    x: Ref, shape: tuple[int, ...], move: Callable[[torch.Tensor], torch.Tensor], device: torch.device
+) -> Draft | None:
+    """The draft of an operator that picks numbers of x, or None where it picks across samples."""
+    size = math.prod(shape)
+    places = torch.arange(SAMPLES * size, dtype=torch.float64, device=device)  # some operators take no integers
+    moved = move(places.reshape(SAMPLES, *shape)).long()
+    rows = moved.reshape(len(moved), -1)
+    if len(moved) != SAMPLES or not torch.equal(rows[1], rows[0] + size) or bool((rows[0] >= size).any()):
+        return None
+    return Draft("pick", (x,), params={"kind": "pick", "index": rows[0]}, shape=tuple(moved.shape[1:]))
+
+
+def expanded(call: Call, x: Ref) -> Draft | None:
+    """The value broadcast to the shape of the operator's result."""
+    shape = call.shapes[x.name]
+    if len(shape) != len(call.shape):
+        return None  # its samples would stand along another axis
+    return _picked(x, shape[1:], lambda places: places.expand(SAMPLES, *call.shape[1:]), call.device)
+
+
 #: Operators that cut a tensor along one axis into consecutive pieces.
-SPLITS = (aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.tensor_split.sections)
+SPLITS = (
+    aten.chunk.default,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.tensor_split.sections,
+    aten.tensor_split.indices,
+    aten.unbind.int,
+)
 
 
-def split_piece(x: Ref, dim: int, shapes: Sequence[tuple[int, ...]], index: int) -> Draft | None:
-    """The piece at `index`, given the shapes of all of them, as a slice of what was cut."""
+def split_piece(x: Ref, rank: int, dim: int, shapes: Sequence[tuple[int, ...]], index: int) -> Draft | None:
+    """The piece at `index`, given the shapes of all of them, as a slice of what was cut, which has `rank` axes."""
     if dim == 0:
         return None
     index %= len(shapes)
+    if len(shapes[0]) < rank:  # unbind, which drops the axis
+        return Draft("slice", (x,), params={"kind": "select", "dim": dim, "index": index})
     start = sum(shape[dim] for shape in shapes[:index])
     return Draft("slice", (x,), params={"kind": "slice", "dim": dim, "index": slice(start, start + shapes[index][dim])})
+
+
+@rule("stack.default")
+def _stack(call: Call) -> Draft | None:
+    tensors, dim = call["tensors"], call.get("dim", 0) % len(call.shape)
+    if dim == 0 or not all(isinstance(t, Ref) for t in tensors):
+        return None
+    one = tuple(1 if axis == dim else size for axis, size in enumerate(call.shape))[1:]
+    return Draft(
+        "cat", tuple(Draft("view", (t,), params={"kind": "view"}, shape=one) for t in tensors), params={"dim": dim}
+    )
+
+
+@rule("glu.default")
+def _glu(call: Call) -> Draft | None:
+    """a sigmoid(b) for the halves a and b: the product of two signals has no rule, what is before it has."""
+    x, dim = call["self"], call.get("dim", -1) % len(call.shape)
+    if dim == 0:
+        return None
+    half = call.shape[dim]
+    a, b = (
+        Draft("slice", (x,), params={"kind": "slice", "dim": dim, "index": slice(start, start + half, 1)})
+        for start in (0, half)
+    )
+    return without_rule(torch.mul, a, Draft("activation", (b,), params={"kind": "sigmoid", "args": ()}))
+
+
+@rule("hstack.default")
+def _hstack(call: Call) -> Draft | None:
+    tensors = call["tensors"]
+    return Draft("cat", tuple(tensors), params={"dim": 1}) if all(isinstance(t, Ref) for t in tensors) else None
 
 
 @rule("cat.default")

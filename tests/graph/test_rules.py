@@ -1,0 +1,227 @@
+"""Operators by rules of one or several nodes: every interpretation of each, against autograd and enumeration."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import reference_fisher
+from networks import make
+from sklearn_capacity import UnsupportedLayerError, fisher_spectrum, measure_capacity
+from sklearn_capacity.derivatives.input_sweeps import chain_refusal, jacobian_rows
+from sklearn_capacity.derivatives.parameter_tangent import parameter_tangent
+from sklearn_capacity.graph import Network, evaluate, named_tensors, trace
+from sklearn_capacity.penalties import frobenius_penalty, spectral_penalty
+
+
+class Between(nn.Module):
+    """A layer, an operator, and a layer that takes what comes out of it; no biases, so that there are paths only."""
+
+    def __init__(self, operator, outputs: int):
+        super().__init__()
+        self.first, self.operator = nn.Linear(3, 4, bias=False), operator
+        self.last = nn.Linear(outputs, 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.operator(self.first(x)).flatten(1))
+
+
+IMAGE = (1, 2, 2)
+#: Operators that only pick numbers of a sample, with how many numbers they give.
+PICKS = {
+    "flip": (lambda h: h.flip(1), 4),
+    "roll": (lambda h: h.roll(1, 1), 4),
+    "expand": (lambda h: h.unsqueeze(1).expand(-1, 3, -1), 12),
+    "expand by the number of samples": (lambda h: h.unsqueeze(1).expand(h.shape[0], 2, 4), 8),
+    "repeat": (lambda h: h.repeat(1, 2), 8),
+    "tile": (lambda h: torch.tile(h, (1, 2)), 8),
+    "repeat_interleave": (lambda h: h.repeat_interleave(2, 1), 8),
+    "rot90": (lambda h: torch.rot90(h.unflatten(1, (2, 2)), 1, (1, 2)), 4),
+    "narrow": (lambda h: h.narrow(1, 1, 2), 2),
+    "a list of indices": (lambda h: h[:, [0, 2, 2]], 3),
+    "index_select": (lambda h: torch.index_select(h, 1, torch.tensor([3, 0])), 2),
+    "diagonal": (lambda h: h.unflatten(1, (2, 2)).diagonal(dim1=1, dim2=2), 2),
+    "movedim": (lambda h: h.unflatten(1, (2, 2)).movedim(1, 2), 4),
+    "mT": (lambda h: h.unflatten(1, (2, 2)).mT, 4),
+    "unfold": (lambda h: h.unfold(1, 2, 1), 6),
+    "unbind": (lambda h: h.unflatten(1, (2, 2)).unbind(1)[1], 2),
+    "tensor_split": (lambda h: h.tensor_split([1], 1)[1], 3),
+    "pixel_shuffle": (lambda h: F.pixel_shuffle(h.unflatten(1, (4, 1, 1)), 2), 4),
+    "pixel_unshuffle": (lambda h: F.pixel_unshuffle(h.unflatten(1, IMAGE), 2), 4),
+    "interpolate": (lambda h: F.interpolate(h.unflatten(1, IMAGE), scale_factor=2, mode="nearest"), 16),
+    "stack": (lambda h: torch.stack([h, 2 * h], 1), 8),
+    "stack behind": (lambda h: torch.stack([h, h.flip(1)], -1), 8),
+    "hstack": (lambda h: torch.hstack([h, h]), 8),
+    "add with broadcasting": (lambda h: h.unflatten(1, (2, 2)) + h.narrow(1, 0, 2).unsqueeze(1), 4),
+}
+ACTIVATIONS = {
+    "prelu": (nn.PReLU(4), 1.5),
+    "abs": (torch.abs, 1.0),
+    "softsign": (nn.Softsign(), 1.0),
+    "threshold": (nn.Threshold(0.1, 0.1), 1.0),
+    "softshrink": (nn.Softshrink(0.2), 1.0),
+    "clamp from above": (lambda h: h.clamp(max=0.3), 1.0),
+    "clamp from below": (lambda h: h.clamp(min=-0.3), 1.0),
+    "clamp_max": (lambda h: torch.clamp_max(h, 0.3), 1.0),
+    "sin": (torch.sin, 1.0),
+    "cos": (torch.cos, 1.0),
+    "atan": (torch.atan, 1.0),
+}
+IDENTITIES = {
+    "alpha_dropout": nn.AlphaDropout(),
+    "feature_alpha_dropout": nn.FeatureAlphaDropout(),
+    "channels": nn.Sequential(nn.Unflatten(1, (4, 1)), nn.Dropout1d(), nn.Flatten()),
+}
+ALL = {
+    **PICKS,
+    **{name: (op, 4) for name, (op, _) in ACTIVATIONS.items()},
+    **{n: (op, 4) for n, op in IDENTITIES.items()},
+}
+
+
+def case(name):
+    operator, outputs = ALL[name]
+    module, X, y = make(lambda: Between(operator, outputs), (3,), classes=2)
+    if name == "prelu":
+        with torch.no_grad():
+            module.operator.weight.copy_(torch.tensor([0.25, -0.5, 1.5, 0.0]))
+    return module, X, y
+
+
+def input_jacobians(module, X):
+    return torch.stack([torch.autograd.functional.jacobian(lambda v: module(v[None])[0], x) for x in X])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_interpretation_agrees_with_autograd(name):
+    module, X, _ = case(name)
+    graph = Network(module, (3,)).graph
+    assert "opaque" not in {node.op for node in graph.nodes} and chain_refusal(graph) is None
+    torch.testing.assert_close(evaluate(graph, X), module(X))
+    torch.testing.assert_close(jacobian_rows(graph, X), input_jacobians(module, X), rtol=1e-10, atol=1e-12)
+    f, u = parameter_tangent(graph, X)
+    theta = {key: p.detach() for key, p in module.named_parameters()}
+    _, expected = torch.func.jvp(lambda at: torch.func.functional_call(module, at, (X,)), (theta,), (theta,))
+    torch.testing.assert_close(u.detach(), expected, rtol=1e-10, atol=1e-12)
+    matrix = torch.linalg.eigvalsh(reference_fisher.matrix(module, X, "squared")).flip(0)[:14].clamp_min(0)
+    assert fisher_spectrum(module, X)[: len(matrix)] == pytest.approx(matrix.numpy(), rel=1e-8, abs=1e-10)
+
+
+@pytest.mark.parametrize("penalty", [frobenius_penalty, spectral_penalty])
+@pytest.mark.parametrize("output", ["logits", "softmax"])
+@pytest.mark.parametrize("name", ALL)
+def test_penalties_and_their_gradients_are_those_of_autograd(name, output, penalty):
+    module, X, _ = case(name)
+    got = penalty(module, X, output=output)
+    expected = penalty(lambda x: module(x), X, output=output)
+    torch.testing.assert_close(got.detach(), expected.detach(), rtol=1e-9, atol=1e-12)
+    parameters = list(module.parameters())
+    for a, b in zip(_gradients(got, parameters), _gradients(expected, parameters), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def _gradients(value, parameters):
+    return torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+
+
+@pytest.mark.parametrize("name", PICKS)
+def test_picked_numbers_have_the_paths_and_the_norm_of_their_matrix(name):
+    module, X, y = case(name)
+    M = torch.autograd.functional.jacobian(lambda h: module.operator(h[None]).flatten(), X.new_zeros(4))
+    first, last = module.first.weight.detach(), module.last.weight.detach()
+    for p in (1.0, 2.0):
+        # Every path through the operator is one of its non-zero entries, and weighs what stands there; two paths of
+        # weight 1 meet where a number is added to itself.
+        weights = M if name == "add with broadcasting" else M.abs() ** p
+        paths = (last.abs() ** p @ weights @ first.abs() ** p).sum() ** (1 / p)
+        value = measure_capacity(module, X, y, {"m": ("path_norm", {"p": p})})["m"]
+        assert value == pytest.approx(float(paths), rel=1e-10)
+    norm = measure_capacity(module, X, y, "lipschitz_l2")["lipschitz_l2"]
+    ends = torch.linalg.matrix_norm(first, 2) * torch.linalg.matrix_norm(last, 2)
+    through = float(torch.linalg.matrix_norm(M, 2))
+    composed = {"add with broadcasting": 1 + math.sqrt(2)}.get(name, through)
+    assert norm == pytest.approx(float(ends) * composed, rel=1e-6)
+    assert composed >= through - 1e-12
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_have_their_lipschitz_constants(name):
+    module, X, y = case(name)
+    ends = torch.linalg.matrix_norm(module.first.weight, 2) * torch.linalg.matrix_norm(module.last.weight, 2)
+    value = measure_capacity(module, X, y, "lipschitz_l2")["lipschitz_l2"]
+    assert value == pytest.approx(float(ends) * ACTIVATIONS[name][1], rel=1e-6)
+
+
+@pytest.mark.parametrize("operator", [nn.Hardshrink(0.2), nn.Threshold(0.1, 0.0)], ids=repr)
+def test_jumps_have_no_finite_constant(operator):
+    module, X, y = make(lambda: Between(operator, 4), (3,), classes=2)
+    assert math.isinf(measure_capacity(module, X, y, "lipschitz_l2")["lipschitz_l2"])
+
+
+class Trained(nn.Module):
+    """Slopes per channel of images, one slope for everything, a frozen one, before and behind a pooling."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.channels = nn.Conv2d(1, 3, 3, padding=1), nn.PReLU(3)
+        self.one, self.frozen, self.last = nn.PReLU(), nn.PReLU(init=0.7), nn.Linear(12, 3)
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x):
+        h = F.max_pool2d(self.channels(self.conv(x)), 2)
+        return self.last(self.frozen(self.one(h)).flatten(1))
+
+
+def test_trained_slopes_are_parameters_and_no_layers():
+    module, X, y = make(Trained, (1, 4, 4))
+    network = Network(module, (1, 4, 4))
+    with torch.no_grad():
+        module.channels.weight.copy_(torch.tensor([0.2, -0.3, 1.4]))
+        network = Network(module, (1, 4, 4))
+    assert [node.label for node in network.graph.layers] == ["conv", "last"]
+    trained = [p for p in module.parameters() if p.requires_grad]
+    expected = math.sqrt(sum(float(p.detach().square().sum()) for p in trained))
+    assert measure_capacity(module, X, y, "parameter_norm")["parameter_norm"] == pytest.approx(expected)
+    matrix = reference_fisher.matrix(module, X, "squared")
+    spectrum = torch.linalg.eigvalsh(matrix).flip(0)[:21].clamp_min(0)
+    assert fisher_spectrum(module, X) == pytest.approx(spectrum.numpy(), rel=1e-8, abs=1e-10)
+    for penalty in (frobenius_penalty, spectral_penalty):
+        got, by_loop = penalty(module, X), penalty(lambda x: module(x), X)
+        for a, b in zip(_gradients(got, trained), _gradients(by_loop, trained), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+    steps = {"norm": ("expected_sharpness", {"n_draws": 2}), "kl": "kl_divergence", "bound": "pac_bayes_bound"}
+    assert all(math.isfinite(v) for v in measure_capacity(module, X, y, steps).values())
+
+
+def test_paths_go_through_a_trained_slope_as_through_a_rectifier():
+    module, X, y = case("prelu")
+    twin, _, _ = make(lambda: Between(nn.ReLU(), 4), (3,))
+    twin.load_state_dict(module.state_dict(), strict=False)
+    names = ["l1_path_norm", "l2_path_norm", "frobenius_norm", "spectral_norm"]
+    assert measure_capacity(module, X, y, names) == measure_capacity(twin, X, y, names)
+
+
+def test_gated_halves_are_evaluated_and_refused_by_name():
+    module, X, y = make(lambda: nn.Sequential(nn.Linear(3, 8), nn.GLU(), nn.Linear(4, 2)), (3,), classes=2)
+    graph = Network(module, (3,)).graph
+    assert [node.op for node in graph.nodes if node.scope == "1"] == ["slice", "slice", "activation", "opaque"]
+    torch.testing.assert_close(evaluate(graph, X), module(X))
+    with pytest.raises(UnsupportedLayerError, match="not defined for the operator `mul` in layer `1`"):
+        measure_capacity(module, X, y, "l2_path_norm")
+    spectrum = torch.linalg.eigvalsh(reference_fisher.matrix(module, X, "squared")).flip(0)[:14].clamp_min(0)
+    assert fisher_spectrum(module, X) == pytest.approx(spectrum.numpy(), rel=1e-8, abs=1e-10)
+
+
+@pytest.mark.parametrize("operator", [lambda h: h.roll(1, 0), lambda h: h.flip(0), lambda h: h[[1, 0]]])
+def test_what_moves_numbers_between_samples_is_no_pick(operator):
+    class Mixing(nn.Module):
+        def forward(self, x):
+            return operator(x)
+
+    module = Mixing()
+    graph = trace(module, (3,)).bind(named_tensors(module))
+    assert [node.op for node in graph.nodes[1:]] == ["opaque"]
