@@ -20,12 +20,13 @@ _LINEAR = ("linear", "conv", "conv_transpose")
 def fold(graph: NetworkGraph, *, norms: bool = True) -> NetworkGraph:
     """The same function with as few operators as its linear maps allow.
 
-    Explicit padding goes into the convolution behind it. The rest is done only if `norms`.
+    Explicit padding goes into the convolution behind it; unless `norms`, only where the layer itself pads its input (by
+    reflection, say), and the rest is left: every weight is then that of the module's own layer.
 
     Batch norm goes into the linear map before it, else into the one behind it (a convolution only where it pads
     nothing: a shift of the input is no constant at a padded border), else it stays as a diagonal layer of its own.
     """
-    graph = _fold_padding(graph)
+    graph = _fold_padding(graph, across_layers=norms)
     for step in (_fold_norm_backward, _fold_norm_forward, _fold_head) if norms else ():
         graph = step(graph)
     return graph
@@ -46,7 +47,7 @@ def _rebuild(graph: NetworkGraph, replaced: dict[str, Node], aliases: dict[str, 
     return NetworkGraph(tuple(nodes), target(graph.output))
 
 
-def _fold_padding(graph: NetworkGraph) -> NetworkGraph:
+def _fold_padding(graph: NetworkGraph, *, across_layers: bool) -> NetworkGraph:
     """`pad` followed by an unpadded convolution is one convolution with that padding."""
     readers = graph.consumers()
     replaced: dict[str, Node] = {}
@@ -56,6 +57,8 @@ def _fold_padding(graph: NetworkGraph) -> NetworkGraph:
         if node.op != "conv" or any(a or b for a, b in node.params["padding"]):
             continue
         pad = graph[node.inputs[0]]
+        if pad.scope != node.scope and not across_layers:
+            continue
         if pad.op != "pad" or len(readers[pad.name]) != 1 or pad.params["mode"] not in modes:
             continue
         flat, nd = pad.params["pads"], node.params["nd"]

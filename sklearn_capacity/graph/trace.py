@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,15 @@ __all__ = ["Program", "named_tensors", "private_copy", "trace"]
 
 # Samples to trace with; one would be specialised away.
 SAMPLES = 2
+
+
+#: Operators that are folded into the layers beside them.
+_FOLDED = {
+    torch.ops.aten.batch_norm.default,
+    torch.ops.aten._native_batch_norm_legit_no_training.default,
+    torch.ops.aten.pad.default,
+    torch.ops.aten.constant_pad_nd.default,
+}
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -67,13 +75,10 @@ class Program:
         """The name of a submodule as the user knows it."""
         return "" if scope + "." == self.inside else scope.removeprefix(self.inside)
 
-    @computed_once
-    def norm_scales(self) -> frozenset[str]:
-        """Names of the tensors that scale a batch norm's output."""
-        norms = (torch.ops.aten.batch_norm.default, torch.ops.aten._native_batch_norm_legit_no_training.default)
-        weights = [node.args[1] for node in self.nodes if node.op == "call_function" and node.target in norms]
-        found = (self.tensor_names.get(w.name) for w in weights if isinstance(w, torch.fx.Node))
-        return frozenset(name for name in found if name is not None)
+    @property
+    def may_fold(self) -> bool:
+        """Whether `bind` may join layers: there is a batch norm, or a padding before a convolution."""
+        return any(node.target in _FOLDED for node in self.nodes)
 
     def bind(self, tensors: Mapping[str, Tensor], *, folded: bool = True) -> NetworkGraph:
         """The graph with effective weights: parametrisations applied, batch norm folded.
@@ -83,7 +88,8 @@ class Program:
         tensors : mapping of str to Tensor
             Parameters and buffers by name, as `named_tensors` gives them, on one device.
         folded : bool, default=True
-            False leaves batch norm (and the fixed head of a one-logit model) as a node of its own.
+            False leaves batch norm, padding by another layer, and the fixed head of a one-logit model as nodes of
+            their own.
         """
         return fold(_Binder(self, tensors).graph(), norms=folded)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sklearn_capacity.derivatives.input_sweeps import chain_refusal
 from sklearn_capacity.graph import NetworkGraph, Program, evaluate, named_tensors, private_copy, trace
 
-__all__ = ["acts_alike_in_training", "graph_of", "has_hooks", "norm_scales", "trace_of", "writes_into_itself"]
+__all__ = ["acts_alike_in_training", "graph_of", "has_folded_layers", "has_hooks", "trace_of", "writes_into_itself"]
 
 #: A module whose attributes change more often than this is left to the loop.
 MANY_TRACES = 20
@@ -68,16 +68,16 @@ class ModuleTrace:
 _TRACES: dict[int, ModuleTrace] = {}
 
 
-def graph_of(module: Any, X: Tensor, fixed_norms: bool = False) -> NetworkGraph | None:
-    """The module's folded graph with its live tensors, or None if it cannot be traced or has no chain."""
+def graph_of(module: Any, X: Tensor, *, folded: bool = True) -> NetworkGraph | None:
+    """The module's graph with its live tensors, as `Program.bind` folds it; None if it has no trace or no chain."""
     if not isinstance(module, nn.Module) or not X.is_floating_point():
         return None
     entry = trace_of(module, X)
     if entry.program is None:
         return None
     tensors = named_tensors(module)
-    if fixed_norms and (scales := entry.program.norm_scales):
-        return entry.program.bind({name: t.detach() if name in scales else t for name, t in tensors.items()})
+    if not folded and entry.program.may_fold:
+        return entry.program.bind(tensors, folded=False)
     state = tuple((id(t), t.requires_grad) for t in tensors.values())
     if entry.graph is not None and entry.bound_to == state:
         return entry.graph
@@ -182,10 +182,10 @@ def writes_into_itself(module: nn.Module) -> bool:
     return _TRACES[id(module)].writes
 
 
-def norm_scales(module: nn.Module) -> frozenset[str]:
-    """Names of the batch norms' scales that are folded into weights of the module, whose graph was asked for before."""
+def has_folded_layers(module: nn.Module) -> bool:
+    """Whether layers of the module's folded graph, which was asked for before, may be others than the module's own."""
     program = _TRACES[id(module)].program
-    return frozenset() if program is None else program.norm_scales
+    return program is not None and program.may_fold
 
 
 def acts_alike_in_training(module: nn.Module, X: Tensor) -> bool:

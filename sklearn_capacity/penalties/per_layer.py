@@ -50,7 +50,8 @@ def per_layer_penalty(
     ----------
     function : nn.Module, (n, ...) -> (n, C)
         Evaluated in eval mode: batch norm with its running statistics, no dropout. The layers are its linear maps and
-        convolutions; what stands between them, batch norms too, is in g and held fixed. In a residual network the
+        convolutions, each with its own weight; what stands between them, batch norms before or behind a layer too, is
+        in g and held fixed. In a residual network the
         gradient with respect to a layer's input is the part that goes through the layer. A module that cannot be
         traced as a graph must have ``nn.Linear`` and ``nn.Conv*d`` as its layers.
     X : Tensor of shape (n, ...)
@@ -94,7 +95,7 @@ def per_layer_penalty(
     """
     check_option("output", output, OUTPUTS)
     generator = torch.Generator() if generator is None else generator
-    batch = linearized(function, X, shared, fixed_norms=True)
+    batch = linearized(function, X, shared, folded=False)
     if batch is None:
         return _by_hooks(function, X, generator, output, sample_weight)
     return _by_chain(batch, generator, output, sample_weight)
@@ -163,8 +164,9 @@ def _caught(module: Any) -> Iterator[list[tuple[nn.Module, Tensor, Tensor]]]:
         )
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
-    def catch(layer: nn.Module, args: tuple[Any, ...], result: Tensor) -> None:
+    def catch(layer: nn.Module, args: tuple[Any, ...], result: Tensor) -> Tensor:
         calls.append((layer, args[0], result))
+        return result.clone()  # an in-place operator behind the layer would make `result` its own output
 
     handles = [layer.register_forward_hook(catch) for layer in layers]
     try:

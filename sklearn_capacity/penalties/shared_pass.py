@@ -25,8 +25,8 @@ from sklearn_capacity.graph import NetworkGraph, activation_of
 from sklearn_capacity.penalties.module_graph import (
     acts_alike_in_training,
     graph_of,
+    has_folded_layers,
     has_hooks,
-    norm_scales,
     trace_of,
     writes_into_itself,
 )
@@ -157,14 +157,14 @@ class LinearizedBatch:
 
 
 def linearized(
-    module: Any, X: Tensor, shared: SharedPass | None = None, *, fixed_norms: bool = False
+    module: Any, X: Tensor, shared: SharedPass | None = None, *, folded: bool = True
 ) -> LinearizedBatch | None:
     """The module's eval forward pass at X for the chain, or None where there is no chain for it.
 
-    With `fixed_norms` the weights are no functions of the batch norms' scales that are folded into them.
+    Unless `folded`, every weight is that of the module's own layer, and batch norms stand beside them.
     """
     tape = None if shared is None else shared.tape_at(module, X)
-    if tape is not None and not (fixed_norms and norm_scales(module)):
+    if tape is not None and (folded or not has_folded_layers(module)):
         return LinearizedBatch(tape.graph, X.detach(), tape)
-    graph = graph_of(module, X, fixed_norms)
-    return None if graph is None else LinearizedBatch(graph, X.detach(), tape)
+    graph = graph_of(module, X, folded=folded)
+    return None if graph is None else LinearizedBatch(graph, X.detach())

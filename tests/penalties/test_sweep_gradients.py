@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from networks import make
 from reference_penalties import (
     CASES,
     FALLBACKS,
@@ -31,6 +32,7 @@ from sklearn_capacity.graph import Network
 from sklearn_capacity.penalties import (
     PENALTIES,
     JacobianPenalty,
+    forward_pass,
     frobenius_penalty,
     per_layer_penalty,
     projection_penalty,
@@ -110,6 +112,73 @@ def test_per_layer_penalty_of_a_matrix_is_2_g_g_w():
     torch.testing.assert_close(first.weight.grad, 2 / 4 * g.T @ g @ first.weight)
     v = torch.eye(6, dtype=torch.float64)[index]
     torch.testing.assert_close(second.weight.grad, 2 / 4 * v.T @ v @ second.weight)
+
+
+class _NoGraph(nn.Sequential):
+    """Has no graph: what it computes depends on the data, if only on whether they are finite."""
+
+    def forward(self, x):
+        return super().forward(x) if x.isfinite().all() else x
+
+
+NORMED = {
+    "before": lambda build: build(nn.BatchNorm1d(4), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)),
+    "before, not trained": lambda build: build(
+        nn.BatchNorm1d(4, affine=False), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)
+    ),
+    "after": lambda build: build(nn.Linear(4, 5, bias=False), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)),
+    "both": lambda build: build(
+        *(nn.BatchNorm1d(4), nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.BatchNorm1d(5), nn.Linear(5, 3)),
+        nn.BatchNorm1d(3),
+    ),
+    "convolutions": lambda build: build(
+        *(nn.BatchNorm2d(1), nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.ReLU(), nn.BatchNorm2d(2)),
+        *(nn.Conv2d(2, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(8), nn.Linear(8, 3)),
+    ),
+    "padding": lambda build: build(
+        *(nn.ZeroPad2d(1), nn.Conv2d(1, 2, 3), nn.ReLU(), nn.ReflectionPad2d(1), nn.Conv2d(2, 2, 3), nn.Flatten()),
+        nn.Linear(18, 3),
+    ),
+    "padding of the layer": lambda build: build(
+        *(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3)),
+    ),
+    "in place": lambda build: build(
+        *(nn.BatchNorm1d(4), nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 4), nn.LeakyReLU(0.3, inplace=True)),
+        nn.Linear(4, 3),
+    ),
+}
+
+
+def _normed(name, build):
+    shape = (1, 3, 3) if "conv" in name or "padding" in name else (4,)
+    module, X, _ = make(lambda: NORMED[name](build), shape)
+    return module, X
+
+
+@pytest.mark.parametrize("output", ["logits", "softmax"])
+@pytest.mark.parametrize("training", [False, True, "some"])
+@pytest.mark.parametrize("build", [nn.Sequential, _NoGraph], ids=["chain", "hooks"])
+@pytest.mark.parametrize("name", NORMED)
+def test_per_layer_penalty_is_that_of_the_layers_own_weights(name, build, training, output):
+    """[JR] eq. 52 with a batch norm, or another padding, before a layer, behind it, or both."""
+    module, X = _normed(name, build)
+    plain = copy.deepcopy(module)
+    for i, layer in enumerate(plain):
+        if getattr(layer, "inplace", False):
+            plain[i] = nn.ReLU() if isinstance(layer, nn.ReLU) else nn.LeakyReLU(layer.negative_slope)
+    indices = torch.randint(3, (len(X), 1), generator=torch.Generator().manual_seed(5)).flatten().tolist()
+    terms = [per_layer(plain, x, index, output) for x, index in zip(X, indices, strict=True)]
+    expected = torch.stack(terms).mean()
+    module.train(bool(training))
+    if training == "some":
+        next(module.children()).eval()
+    # In training a pass of its own moves running statistics, and is not shared.
+    for shared in (None,) if training else (None, forward_pass(module, X)):
+        generator = torch.Generator().manual_seed(5)
+        value = per_layer_penalty(module, X, output=output, generator=generator, shared=shared)
+        assert_same(value.detach(), expected.detach())
+        assert_same(gradients(value, module), gradients(expected, plain))
+    assert chained(module, X) == (build is nn.Sequential)
 
 
 def test_frozen_parameters_and_no_grad():
