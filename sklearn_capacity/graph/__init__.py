@@ -1,8 +1,9 @@
 """The graph of a network: trace, fold, interpret.
 
-`trace` turns a module into a `Program` by the table in `rules`; `fold` removes batch norms; binding tensors gives a
-`NetworkGraph` of `nodes`, which `evaluate` and every other interpreter walk in order. `Network` is what measures get:
-a module with its program, its graph and its checks. Read `nodes`, then `trace`, then `network`.
+`trace` turns a module into a `Program`; `binding` puts tensors into it and converts its operators by the table in
+`rules`; `fold` removes batch norms. That gives a `NetworkGraph` of `nodes`, which `evaluate` and every other
+interpreter walk in order. `Network` is what measures get: a module with its program, its graph and its checks. Read
+`nodes`, then `trace` and `binding`, then `network`.
 
 Data flow: module -> trace -> Program.bind(tensors) -> fold -> NetworkGraph -> interpret(rules).
 """
