@@ -67,7 +67,7 @@ class Restoring:
             If something is missing, does not fit the parameters, or is not finite.
         """
         check_random_state(self.random_state)
-        images_last = self._restore_attributes(attributes)
+        images_last: bool | None = self._restore_attributes(attributes)
         _check_history(history, self.n_iter_)
         device = self._usable_device()
         module = self._module_like(state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -35,6 +34,7 @@ from sklearn_capacity.training import (
     resumable_fit,
     seeded,
 )
+from sklearn_capacity.training.behaviour import Behaviour, first_step, global_generators
 from sklearn_capacity.training.checkpoints import FORMAT
 
 __all__ = ["NetTraining"]
@@ -235,19 +235,14 @@ class NetTraining:
 
     def _run(self, net: PenalizedNet, arrays: list, valid: list | None, epochs: int, generator: Any) -> None:
         """Train the net for some epochs with the current parameters."""
-        data = net.get_dataset(*arrays)
-        check_batch_norm(net.module_, min(len(data), self.batch_size))
-        net.penalties = self._penalties(generator)
-        net.batch_size, net.max_epochs = self.batch_size, epochs
-        net.iterator_train__generator = generator
-        net.iterator_train__transform = resolve_augmentation(self.augmentation)
+        data = self._prepare(net, arrays, epochs, generator)
         net.train_split = None if valid is None else predefined_split(net.get_dataset(*valid))
-        folder = self._checkpoint_folder(arrays)
+        checkpoints = self._checkpoints(net, arrays, valid)
         try:
-            if folder is None:
+            if checkpoints is None:
                 net.partial_fit(data, None, epochs=epochs)
             else:
-                resumable_fit(net, data, epochs, folder, generator, self.checkpoint_every)
+                resumable_fit(net, data, epochs, *checkpoints, generator, self.checkpoint_every)
             tell_interrupt(net)
             check_finite(net, data)
         except Exception:
@@ -259,8 +254,18 @@ class NetTraining:
         for epoch in net.history:
             epoch["batches"] = []
 
-    def _checkpoint_folder(self, arrays: list[np.ndarray]) -> CheckpointFolder | None:
-        """One folder per hash of parameters, data and seed, so that no two fits ever meet by chance."""
+    def _prepare(self, net: PenalizedNet, arrays: list, epochs: int, generator: Any) -> TensorData:
+        """Tell the net how to train; returns its data."""
+        data = net.get_dataset(*arrays)
+        check_batch_norm(net.module_, min(len(data), self.batch_size))
+        net.penalties = self._penalties(generator)
+        net.batch_size, net.max_epochs = self.batch_size, epochs
+        net.iterator_train__generator = generator
+        net.iterator_train__transform = resolve_augmentation(self.augmentation)
+        return data
+
+    def _checkpoints(self, net: PenalizedNet, arrays: list, valid: list | None) -> tuple[Any, Any] | None:
+        """The folder of this fit and what is in it, by a hash of parameters, data, seed, and by what it computes."""
         if self.checkpoint_dir is None:
             return None
         params = {key: value for key, value in self.get_params(deep=False).items() if key not in NOT_HASHED}
@@ -268,13 +273,31 @@ class NetTraining:
             key = fingerprint(
                 params=params,
                 kind=type(self),
-                data=arrays,
+                data=[*arrays, *(valid or [])],
                 classes=getattr(self, "classes_", None),
                 versions=[torch.__version__, FORMAT],
             )
         except TypeError as error:
             raise TypeError(f"{error} Fit with checkpoint_dir=None.") from error
-        return CheckpointFolder(Path(self.checkpoint_dir) / key[:40])
+        try:
+            behaviour = self._behaviour(arrays, torch.device("cpu"))
+        except RuntimeError:  # layers that only a GPU has
+            if torch.device(net.device).type == "cpu":
+                raise
+            behaviour = self._behaviour(arrays, torch.device(net.device))
+        return CheckpointFolder.open(self.checkpoint_dir, key[:40], behaviour)
+
+    def _behaviour(self, arrays: list[np.ndarray], device: torch.device) -> Behaviour:
+        """What the first step computes, of a network that is made for this alone."""
+        few = [array[: self.batch_size] for array in arrays]
+        schedule = make_schedule(self.learning_rate_schedule, self.max_epochs)
+        factor = getattr(schedule, "factor", None)  # a function of the epoch alone
+        factors = [float(factor(epoch)) for epoch in range(self.max_epochs)] if callable(factor) else []
+        with global_generators(), seeded(self._seed, device) as generator:
+            alone = object.__new__(type(self))  # copy.copy would pickle the user's classes
+            vars(alone).update(vars(self))
+            net = alone._make_net(few[0], device)
+            return first_step(net, alone._prepare(net, few, 1, generator), factors)
 
     def _update_callbacks(self, net: PenalizedNet) -> None:
         """The variant's, which may regroup the optimiser's parameters, the schedule, the user's, those that end."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import collections
+import enum
 import functools
 import hashlib
+import inspect
 import json
+import sys
+import sysconfig
 import types
 import weakref
 from collections.abc import Mapping
@@ -19,18 +24,30 @@ from sklearn_capacity.storage.encoding import encode
 __all__ = ["fingerprint"]
 
 _MAX_DEPTH = 30
-_LIBRARIES = ("torch", "skorch", "sklearn", "numpy", "scipy", "builtins", "sklearn_capacity", "functools")
+_LIBRARIES = (
+    *("torch", "skorch", "sklearn", "numpy", "scipy", "sklearn_capacity"),
+    *sys.stdlib_module_names.difference({"__main__"}),
+)
 _PLAIN = (types.FunctionType, int, float, str, bool, tuple, type(None))
+#: values that a name in a function's code refers to and that nothing changes while a program runs
+_CONSTANTS = (int, float, complex, str, bytes, bool, type(None), enum.Enum, torch.dtype, np.dtype, np.generic)
+_CODE = (types.FunctionType, type, functools.partial)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_OF_EVERY_CLASS = frozenset(vars(type("Empty", (nn.Module,), {}))) | {
+    *("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__"),
+    *("__static_attributes__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__slots__"),
+}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def fingerprint(**values: Any) -> str:
     """SHA-256 of named values, in hexadecimal.
 
-    Plain values, arrays and tensors count by content; functions by their code and what it refers to in closures
-    and defaults; classes by name, methods and bases; modules by state and by the class, attributes and hooks of each
-    submodule; other objects by their attributes. So the hash survives a new process, and changes with a lambda's text.
+    Plain values, arrays and tensors count by content; functions by their code and what it refers to in closures,
+    defaults and global names: functions, classes and constants, and theirs in turn; classes by name, attributes and
+    bases; modules by state and by the class, attributes and hooks of each submodule; other objects by their
+    attributes. So the hash survives a new process, and changes with a lambda's text. What a program may change while
+    it runs, such as a global list, does not count where only a function's code names it.
 
     Raises
     ------
@@ -43,13 +60,33 @@ def fingerprint(**values: Any) -> str:
     >>> fingerprint(rate=0.1) == fingerprint(rate=0.1) != fingerprint(rate=0.2)
     True
     """
-    digest = hashlib.sha256()
+    digest = _Digest()
     for name in sorted(values):
         _update(digest, values[name], name, ())
+    while digest.references:  # of code: each once, and none inside another, so that they may refer to each other
+        name, value = digest.references.popleft()
+        _update_alone(digest, value, name)
     return digest.hexdigest()
 
 
-def _update(digest: Any, value: Any, name: str, above: tuple[int, ...]) -> None:
+class _Digest:
+    """SHA-256, and the code that is still to be hashed."""
+
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256()
+        self.update, self.hexdigest = self._sha.update, self._sha.hexdigest
+        self.references: collections.deque[tuple[str, Any]] = collections.deque()
+        self._seen: dict[int, Any] = {}  # keeps what it holds alive, and with that its id
+
+    def refer(self, value: Any, name: str) -> None:
+        """Hash the value's kind now, and code, or a constant, for itself later."""
+        self.update(f"\0{name}\4{type(value).__module__}.{type(value).__qualname__}\5".encode())
+        if id(value) not in self._seen:
+            self._seen[id(value)] = value
+            self.references.append((name, value))
+
+
+def _update(digest: _Digest, value: Any, name: str, above: tuple[int, ...]) -> None:
     """Feed one value, with its name and kind, so that neighbours cannot be taken for each other."""
     digest.update(f"\0{name}\1{type(value).__module__}.{type(value).__qualname__}\2".encode())
     if id(value) in above:  # a cycle: an object among its own attributes
@@ -88,18 +125,26 @@ def _bytes(tensor: Tensor) -> np.ndarray:
     return tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy()
 
 
-def _update_other(digest: Any, value: Any, name: str, inner: Any) -> None:
+def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
     if isinstance(value, functools.partial):
         inner([value.func, value.args, value.keywords], "partial")
+    elif isinstance(value, enum.Enum):
+        inner([f"{type(value).__module__}.{type(value).__qualname__}", value.name, value.value], "member")
     elif isinstance(value, types.MethodType):
         inner([value.__func__, value.__self__], "method")
     elif isinstance(value, types.FunctionType):
         cells = [_content(cell) for cell in value.__closure__ or ()]
         inner([value.__qualname__, value.__code__, value.__defaults__, value.__kwdefaults__, cells], "function")
+        for label, item in _named_in(value):
+            digest.refer(item, label)
+    elif isinstance(value, types.ModuleType):
+        digest.update(value.__name__.encode())
     elif isinstance(value, types.CodeType):
         inner([value.co_code, value.co_names, value.co_varnames, list(value.co_consts)], "code")
     elif isinstance(value, type):
-        inner([f"{value.__module__}.{value.__qualname__}", _methods(value), value.__bases__], "class")
+        inner([f"{value.__module__}.{value.__qualname__}", value.__bases__], "class")
+        for label, item in _attributes(value):
+            _update_attribute(digest, item, f"{name}.{label}", inner)
     elif isinstance(value, nn.Module):
         _update_module(value, inner)
     elif isinstance(value, types.BuiltinFunctionType):
@@ -123,7 +168,7 @@ def _update_module(module: nn.Module, inner: Any) -> None:
     for path, part in module.named_modules(remove_duplicate=False):
         own = {key: item for key, item in vars(part).items() if key not in _OF_EVERY_MODULE}
         if _of_library(type(part)):  # what it keeps beside its settings is its own affair
-            own = {key: item for key, item in own.items() if isinstance(item, _PLAIN)}
+            own = {key: item for key, item in own.items() if isinstance(item, (*_PLAIN, types.MethodType))}
         hooks = [list(vars(part)[kind].values()) for kind in _HOOKS]
         inner([type(part), dict(sorted(own.items())), hooks], f"module {path}")
 
@@ -152,18 +197,82 @@ def _content(cell: types.CellType) -> Any:
         return None
 
 
-def _of_library(cls: type) -> bool:
-    """Whether a class is known by its name."""
-    return cls.__module__.partition(".")[0] in _LIBRARIES
+def _of_library(code: type | types.FunctionType) -> bool:
+    """Whether a class or function is known by its name."""
+    return (code.__module__ or "").partition(".")[0] in _LIBRARIES
 
 
-def _methods(cls: type) -> dict[str, Any]:
-    """Functions and plain values that a class itself defines, unless a library's name stands for them."""
+def _attributes(cls: type) -> list[tuple[str, Any]]:
+    """What a class itself defines, unless a library's name stands for it."""
     if _of_library(cls):
-        return {}
-    code = (types.FunctionType, property, staticmethod, classmethod)
-    return {
-        name: item
-        for name, item in sorted(vars(cls).items())
-        if isinstance(item, code) or (isinstance(item, _PLAIN) and not name.startswith("__"))
-    }
+        return []
+    return [(name, item) for name, item in sorted(vars(cls).items()) if name not in _OF_EVERY_CLASS]
+
+
+def _update_attribute(digest: _Digest, item: Any, name: str, inner: Any) -> None:
+    """An attribute of a class; one that cannot be hashed, as a lock or a log, counts by its kind."""
+    if isinstance(item, (*_CODE, types.ModuleType)):
+        for label, part in [(name, item)] if isinstance(item, _CODE) else _of_module(item):
+            digest.refer(part, label)
+        return
+    _update_alone(digest, item, name)
+
+
+def _update_alone(digest: _Digest, value: Any, name: str) -> None:
+    """Hash what code refers to; what has no content that can be told, as a lock or a log, counts by its kind."""
+    alone = _Digest()
+    try:
+        _update(alone, value, name, ())
+    except (TypeError, ValueError, RuntimeError):
+        digest.update(f"\0{name}\6{type(value).__module__}.{type(value).__qualname__}\7".encode())
+        return
+    digest.update(alone.hexdigest().encode())
+    for label, part in alone.references:
+        digest.refer(part, label)
+
+
+def _named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """The code and the constants that a function's global names refer to, also by way of a module of the user's."""
+    names: set[str] = set()
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        names.update(code.co_names)
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    found = []
+    for name in sorted(names):
+        item = function.__globals__.get(name)
+        if isinstance(item, types.ModuleType):
+            found += [(label, part) for label, part in _of_module(item) if label.rpartition(".")[2] in names]
+        elif _is_lasting(item):
+            found.append((name, item))
+    return found
+
+
+def _is_installed(code: type | types.FunctionType | types.ModuleType) -> bool:
+    """Whether code came by an installer: its package's name stands for it."""
+    module = code.__name__ if isinstance(code, types.ModuleType) else code.__module__ or "builtins"
+    if module.partition(".")[0] in _LIBRARIES:
+        return True
+    try:
+        file = inspect.getfile(code)
+    except (TypeError, OSError):  # typed in, or made as the program runs
+        return False
+    return any(file.startswith(sysconfig.get_paths()[kind]) for kind in ("purelib", "platlib"))
+
+
+def _of_module(module: types.ModuleType) -> list[tuple[str, Any]]:
+    """Code and constants of a module of Python, unless a library's name stands for them."""
+    if _is_installed(module):
+        return []
+    items = sorted(vars(module).items())
+    return [(f"{module.__name__}.{name}", item) for name, item in items if name[:2] != "__" and _is_lasting(item)]
+
+
+def _is_lasting(item: Any) -> bool:
+    """Whether a global name stands for code, or for a constant."""
+    if isinstance(item, type | types.FunctionType):
+        return not _is_installed(item)
+    if isinstance(item, tuple | frozenset):
+        return all(_is_lasting(part) for part in item)
+    return isinstance(item, (*_CONSTANTS, functools.partial))

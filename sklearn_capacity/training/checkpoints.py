@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import types
@@ -15,14 +16,14 @@ from torch import nn
 
 from sklearn_capacity._validation import warn
 from sklearn_capacity.storage import FileError, decode, encode, read_file, remove_leftovers, write_file
+from sklearn_capacity.training.behaviour import Behaviour
 
 __all__ = ["CheckpointFolder", "CheckpointWriter", "resumable_fit"]
 
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"(?:epoch-(\d{8})|(finished))\.safetensors")
 _CHOSEN_BY_CODE = (type, types.FunctionType, types.BuiltinFunctionType)
 _PARTS = {"module", "buffers", "optimizer", "callbacks", "default_rng", "generator", "cuda_rng"}  # of a state
-_KEPT = 2  # the newest, and the one before it in case that the newest is damaged
 _LAST = 10**8  # a finished fit comes after every epoch
 
 
@@ -35,15 +36,17 @@ class Checkpoint(NamedTuple):
     state : dict
         As `capture` returns it.
     finished : bool
+    behaviour : list of float
     """
 
     history: list[dict[str, Any]]
     state: dict[str, Any]
     finished: bool
+    behaviour: list[float]
 
 
 class CheckpointFolder:
-    """The checkpoints of one fit: a folder named by the hash of all that decides its result.
+    """The checkpoints of one fit, which each of its files names.
 
     Two processes may use it at once: each file is written under a name of its own and then renamed, and what either
     of them writes for an epoch is right for the other.
@@ -51,20 +54,44 @@ class CheckpointFolder:
     Parameters
     ----------
     path : path
+    fit : str
+        Hash of all that decides the result, as far as it can be read.
+    behaviour : Behaviour
+        What the fit computes first, for the rest.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], fit: str, behaviour: Behaviour) -> None:
         self.path = Path(path)
+        self.fit = fit
+        self.behaviour = behaviour
+        self._last = 0  # epoch of the file that was written or read last
+
+    @classmethod
+    def open(
+        cls, parent: str | os.PathLike[str], fit: str, behaviour: Behaviour
+    ) -> tuple[CheckpointFolder, Checkpoint | None]:
+        """The folder of a fit and its newest checkpoint.
+
+        A folder that holds the same fit with another behaviour, of code that was another then, is left as it is.
+        """
+        for number in itertools.count(1):
+            folder = cls(Path(parent) / (fit if number == 1 else f"{fit}-{number}"), fit, behaviour)
+            folder.clear()
+            found = folder.latest()
+            if found is None or behaviour.equals(found.behaviour):
+                folder._last = len(found.history) if found else 0
+                break
+        return folder, found
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole, or None; a `CapacityWarning` names each that is not."""
-        for _, path in reversed(self._files()):
+        for epoch, path in reversed(self._files()):
             try:
-                return _read(path)
+                return _read(path, self.fit, epoch)
             except FileNotFoundError:  # another process has made a newer one meanwhile
                 continue
-            except FileError as error:
-                warn(f"{error} The checkpoint before it is used.")
+            except (FileError, OSError) as error:
+                warn(f"{str(error).rstrip('.')}. The checkpoint before it is used.")
         return None
 
     def write(self, history: Any, state: dict[str, Any], *, finished: bool = False) -> None:
@@ -74,6 +101,9 @@ class CheckpointFolder:
         document = {
             "kind": "checkpoint",
             "format": FORMAT,
+            "fit": self.fit,
+            "behaviour": encode(self.behaviour.values.tolist(), name="behaviour"),
+            "epoch": len(rows),
             "finished": finished,
             "history": encode(rows, name="history_"),
             "state": encode(state, tensors, name="state"),
@@ -81,8 +111,11 @@ class CheckpointFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         name = "finished" if finished else f"epoch-{len(rows):08d}"
         write_file(self.path / f"{name}.safetensors", document, tensors)
-        for _, old in self._files()[:-_KEPT]:
-            old.unlink(missing_ok=True)
+        number = _LAST if finished else len(rows)
+        for epoch, old in self._files():
+            if epoch < number and epoch != self._last:
+                old.unlink(missing_ok=True)
+        self._last = len(rows)
 
     def _files(self) -> list[tuple[int, Path]]:
         """(epoch, path), oldest first."""
@@ -96,22 +129,29 @@ class CheckpointFolder:
             remove_leftovers(self.path)
 
 
-def _read(path: Path) -> Checkpoint:
+def _read(path: Path, fit: str, epoch: int) -> Checkpoint:
     stored = read_file(path)
     if not stored.intact:
         raise FileError(f"{path} is damaged: its content does not have the checksum that was written with it.")
     document = stored.document
     if document.get("kind") != "checkpoint" or document.get("format") != FORMAT:
         raise FileError(f"{path} is no checkpoint of format {FORMAT}.")
+    if document.get("fit") != fit:
+        raise FileError(f"{path} is of another fit.")
     try:
         history, state = decode(document["history"]), decode(document["state"], stored.tensors)
-        finished = bool(document["finished"])
+        behaviour = decode(document["behaviour"])
+        finished, number = document["finished"], document["epoch"]
     except (ValueError, KeyError, TypeError) as error:
         raise FileError(f"{path} is damaged: {error}.") from error
     rows = history if isinstance(history, list) else [None]
     if not all(isinstance(part, dict) for part in (state, *rows)) or _PARTS - set(state):
         raise FileError(f"{path} is damaged: it holds no history and state.")
-    return Checkpoint(history, state, finished)
+    if not (isinstance(behaviour, list) and all(isinstance(value, float) for value in behaviour)):
+        raise FileError(f"{path} is damaged: its behaviour is no list of numbers.")
+    if number != len(rows) or finished is not (epoch == _LAST) or (not finished and number != epoch):
+        raise FileError(f"{path} is of another epoch, {number!r}.")
+    return Checkpoint(history, state, finished, behaviour)
 
 
 # ---- the state of a run ----------------------------------------------------------------------------------------------
@@ -140,6 +180,8 @@ def restore(net: NeuralNet, state: dict[str, Any], generator: torch.Generator) -
     _restore_optimizer(net.optimizer_, state["optimizer"])
     for name, callback in net.callbacks_:
         for key, value in state["callbacks"].get(name, {}).items():
+            if key in callback.get_params(deep=False) or callable(getattr(type(callback), key, None)):
+                raise ValueError(f"{key!r} of {type(callback).__name__} is none that a checkpoint may set")
             if isinstance(value, dict) and hasattr(getattr(callback, key, None), "load_state_dict"):
                 getattr(callback, key).load_state_dict(value)
             else:
@@ -215,8 +257,12 @@ class CheckpointWriter(Callback):
         self.found = found
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        if self.found is not None:
+        if self.found is None:
+            return
+        try:
             restore(net, self.found.state, self.generator)
+        except (RuntimeError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise FileError(f"A checkpoint in {self.folder.path} does not fit: {error}. Remove that folder.") from error
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         if len(net.history) % self.every == 0:
@@ -224,7 +270,13 @@ class CheckpointWriter(Callback):
 
 
 def resumable_fit(
-    net: Any, data: Any, epochs: int, folder: CheckpointFolder, generator: torch.Generator, every: int = 1
+    net: Any,
+    data: Any,
+    epochs: int,
+    folder: CheckpointFolder,
+    found: Checkpoint | None,
+    generator: torch.Generator,
+    every: int = 1,
 ) -> None:
     """Train a new net for some epochs, from the newest checkpoint on if there is one.
 
@@ -232,8 +284,6 @@ def resumable_fit(
     ``has_stopped_``, or is skorch's EarlyStopping out of patience: an interrupt from the keyboard ends the training
     too, and the next fit then goes on.
     """
-    folder.clear()
-    found = folder.latest()
     finished = found is not None and found.finished
     if found is not None:
         net.history.extend({**row, "batches": []} for row in found.history)

@@ -215,7 +215,8 @@ class PenalizedNet(NeuralNet):
         )
         return listens or any(getattr(type(self), event) is not getattr(PenalizedNet, event) for event in _BATCH_EVENTS)
 
-    def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> PenalizedNet:
+    def begin_training(self) -> None:
+        """Look at who takes part in a step, which may have changed since the last training."""
         self._listens_ = self._callbacks_listen()
         self._mode_ = None
         # optimisers that follow more than gradients are told what is trained, and each step's batch
@@ -223,6 +224,9 @@ class PenalizedNet(NeuralNet):
         if self._observed_:
             self.optimizer_.attach(self.module_, self.criterion_)
         self._evaluates_once_ = len(self._optimizers) > 1 or calls_closure_once(self.optimizer_)
+
+    def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> PenalizedNet:
+        self.begin_training()
         return super().fit_loop(X, y, epochs, **kwargs)
 
     def run_single_epoch(self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any) -> None:

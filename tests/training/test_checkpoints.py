@@ -23,7 +23,7 @@ from sklearn_capacity import (
     NetworkClassifier,
     NetworkRegressor,
 )
-from sklearn_capacity.storage import write_file
+from sklearn_capacity.storage import FileError, decode, encode, read_file, write_file
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(60, 5))
@@ -199,6 +199,57 @@ def test_a_damaged_file_is_told_and_the_one_before_used(model, damage, monkeypat
     with pytest.warns(CapacityWarning, match=r"epoch-00000004.safetensors is .*The checkpoint before it is used\."):
         again = clone(model).fit(X, y)
     assert trained == [4, 5, 6] and bits(again) == bits(whole)
+
+
+OTHERS = [
+    {"random_state": 1},
+    {"learning_rate": 0.02},
+    {"max_epochs": 9},
+    {"optimizer": "sgd"},
+    {"hidden_layer_sizes": (5,)},
+]
+
+
+@pytest.mark.parametrize("name", ["finished", "epoch-00000006", "epoch-00000005"])
+@pytest.mark.parametrize("other", range(len(OTHERS)))
+def test_a_whole_file_of_another_fit_is_not_taken(model, other, name, tmp_path):
+    whole = clone(model).set_params(checkpoint_dir=None).fit(X, y)
+    another = clone(model).set_params(checkpoint_dir=tmp_path / "other", **OTHERS[other]).fit(X, y)
+    model.fit(X, y)
+    folder = folder_of(model)
+    for path in folder.iterdir():
+        path.unlink()
+    foreign = folder_of(another) / "finished.safetensors"
+    (folder / f"{name}.safetensors").write_bytes(foreign.read_bytes())
+    with pytest.warns(CapacityWarning, match=f"{name}.safetensors is of another fit"):
+        assert bits(clone(model).fit(X, y)) == bits(whole)
+
+
+def test_a_file_of_another_epoch_is_not_taken(model):
+    whole = clone(model).set_params(checkpoint_dir=None).fit(X, y)
+    interrupted_fit(model, 4)
+    folder = folder_of(model)
+    (folder / "epoch-00000002.safetensors").rename(folder / "finished.safetensors")
+    with pytest.warns(CapacityWarning, match="finished.safetensors is of another epoch, 2"):
+        assert bits(clone(model).fit(X, y)) == bits(whole)
+    (folder / "epoch-00000006.safetensors").rename(folder / "epoch-00000099.safetensors")
+    (folder / "finished.safetensors").unlink()
+    with pytest.warns(CapacityWarning, match="epoch-00000099.safetensors is of another epoch, 6"):
+        assert bits(clone(model).fit(X, y)) == bits(whole)
+
+
+def test_a_checkpoint_sets_no_parameter_of_a_callback(model):
+    model.set_params(callbacks=[("scoring", EpochScoring("accuracy", name="seen")), Breaks()])
+    interrupted_fit(model, 4)
+    for path in folder_of(model).iterdir():
+        stored = read_file(path)
+        state = decode(stored.document["state"], stored.tensors)
+        tensors = {}
+        state["callbacks"]["scoring"]["name"] = "other"
+        document = {**stored.document, "state": encode(state, tensors, name="state")}
+        write_file(path, document, tensors)
+    with pytest.raises(FileError, match="'name' of EpochScoring is none that a checkpoint may set.*Remove that folder"):
+        clone(model).fit(X, y)
 
 
 def test_a_damaged_result_is_made_again(model):
