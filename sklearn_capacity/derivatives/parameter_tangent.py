@@ -34,7 +34,8 @@ def parameter_tangent(graph: NetworkGraph, X: Tensor, *, biases: bool = True) ->
     graph : NetworkGraph
     X : Tensor of shape (n, ...)
     biases : bool, default=True
-        Whether biases (and shifts, and slopes of activations) belong to theta.
+        Whether biases, shifts, one-dimensional scales and slopes of activations belong to theta, or weight matrices and
+        kernels only.
 
     Returns
     -------
@@ -44,7 +45,8 @@ def parameter_tangent(graph: NetworkGraph, X: Tensor, *, biases: bool = True) ->
     def affine(node: Node, pair: Pair) -> Pair:
         x, dx = pair
         y = apply_linear(node, x, node.weight, node.bias)
-        own_weight, own_bias = node.trainable[0], node.trainable[1] and biases and node.bias is not None
+        own_weight = node.trainable[0] and (biases or node.op != "diagonal")
+        own_bias = node.trainable[1] and biases and node.bias is not None
         if isinstance(dx, float):
             factor = dx + own_weight
             rest = own_bias - factor

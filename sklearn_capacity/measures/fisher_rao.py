@@ -44,7 +44,8 @@ def fisher_rao_norm(
     distribution : "empirical" or "model", default="empirical"
         Labels of the data, or labels drawn from the model (which needs no y).
     parameters : "all" or "weights", default="all"
-        Whether biases and shifts belong to theta. Batch norm is folded, frozen parameters take no part.
+        "weights": weight matrices and kernels only, no biases, shifts or one-dimensional scales. Batch norm is folded,
+        frozen parameters take no part.
     squared : bool, default=False
         Return the quadratic form instead of its root ([MF] eq. 16).
     per_layer : bool, default=False

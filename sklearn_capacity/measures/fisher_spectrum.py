@@ -51,7 +51,7 @@ def fisher_trace(network: Network, batch: Batch, *, loss: str = "squared") -> Me
     ----------
     loss : "squared" or "cross_entropy", default="squared"
         A Gaussian of unit variance around the logits ([MF] eq. 3), or the softmax: the Fisher matrix of the model's
-        own distribution, whatever loss the network was trained with.
+        own distribution, whatever loss the network was trained with. A loss named in the call is the default.
 
     Returns
     -------
@@ -246,6 +246,11 @@ def critical_learning_rate(network: Network, batch: Batch, *, momentum: float = 
 
 def fisher_matrix(network: Network, batch: Batch, loss: str) -> FisherMatrix:
     """The Fisher matrix of a batch under a loss, with whatever was computed of it in this call."""
+    if loss == "absolute":
+        raise NotDefinedError(
+            'The Fisher information is defined under loss="squared" or "cross_entropy", got "absolute". Give the '
+            'measure a loss of its own: (name, {"loss": "squared"}).'
+        )
     check_option("loss", loss, LOSSES)
 
     def build() -> FisherMatrix:

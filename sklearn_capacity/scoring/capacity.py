@@ -15,6 +15,20 @@ from .measurement import Request, Session, parse_measures
 
 __all__ = ["capacity_report", "list_measures", "measure_capacity"]
 
+COLUMNS = [
+    "measure",
+    "layer",
+    "value",
+    "standard_error",
+    "unit",
+    "better",
+    "cost",
+    "loss",
+    "seconds",
+    "computed",
+    "reason",
+]
+
 
 def measure_capacity(
     model: Any,
@@ -46,6 +60,7 @@ def measure_capacity(
     loss : "cross_entropy", "squared", "absolute" or None, default=None
         None: the model's own; for a plain module cross-entropy if y is integer, boolean or string, squared if float.
         A model whose own is none of these, such as one trained by a hinge loss, has no measures that need a loss.
+        A loss that is named here is also the default of the measures with a parameter ``loss``.
     log : bool, default=False
         Natural logarithms. Products over many layers that overflow have finite ones.
     max_samples : int, default=None
@@ -98,14 +113,20 @@ def measure_capacity(
             continue
         try:
             measured = session.run(request)
-        except NotDefinedError:
+        except Exception as error:
             if explicit:
                 raise
+            if not isinstance(error, NotDefinedError):
+                warn(f"The measure {request.label!r} failed: {_reason(error)}")
             continue
         values[request.label] = measured.log() if log else measured.value
     if not explicit:
         _tell_weights_not_finite(session)
     return values
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, NotDefinedError) else f"{type(error).__name__}: {error}"
 
 
 def _tell_weights_not_finite(session: Session) -> None:
@@ -143,7 +164,7 @@ def capacity_report(
     Parameters
     ----------
     model, X, y, measures, loss, log, max_samples, batch_size, device, random_state
-        As in `measure_capacity`. A measure that does not apply has a row with the reason.
+        As in `measure_capacity`. A measure that does not apply, or that fails, has a row with the reason.
     per_layer : bool, default=False
         Add one row for each weight layer of the measures that have such.
     per_class : bool, default=False
@@ -155,8 +176,8 @@ def capacity_report(
     -------
     DataFrame
         One row per measure, with columns ``measure``, ``layer`` (or class), ``value``, ``standard_error``, ``unit``,
-        ``better`` ("lower" or "higher"), ``cost``, ``seconds``, ``computed`` (way, iterations, residual) and
-        ``reason`` (why there is no value).
+        ``better`` ("lower" or "higher"), ``cost``, ``loss`` (that the measure was taken under), ``seconds``,
+        ``computed`` (way, iterations, residual) and ``reason`` (why there is no value).
 
     Examples
     --------
@@ -183,8 +204,7 @@ def capacity_report(
         rows += _report_rows(session, request, log, per_layer)
     if per_class:
         rows += _class_rows(session)
-    columns = ["measure", "layer", "value", "standard_error", "unit", "better", "cost", "seconds", "computed", "reason"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _report_rows(session: Session, request: Request, log: bool, per_layer: bool) -> list[dict[str, Any]]:
@@ -197,6 +217,7 @@ def _report_rows(session: Session, request: Request, log: bool, per_layer: bool)
         "unit": f"log({measure.unit})" if log else measure.unit,
         "better": "lower" if measure.lower_is_better else "higher",
         "cost": measure.cost,
+        "loss": session.loss_of(request),
         "reason": "",
         "computed": "",
     }
@@ -204,8 +225,11 @@ def _report_rows(session: Session, request: Request, log: bool, per_layer: bool)
         return [{**row, "reason": "may be negative, so it has no logarithm"}]
     try:
         measured = session.run(request)
-    except NotDefinedError as error:
-        return [{**row, "reason": str(error)}]
+    except Exception as error:
+        mistake = isinstance(error, TypeError | ValueError) and not isinstance(error, NotDefinedError)
+        if mistake and request.params:  # a parameter that the caller gave
+            raise
+        return [{**row, "reason": _reason(error)}]
     spread = measured.standard_error
     if spread is not None:
         row["standard_error"] = spread / measured.value if log and measured.value else spread
@@ -238,7 +262,9 @@ def _class_rows(session: Session) -> list[dict[str, Any]]:
     for c in np.unique(index):
         label = c if known is None else known[c]
         row = {"measure": "median_margin", "layer": f"class {label}", "value": float(np.median(margins[index == c]))}
-        rows.append({**row, "unit": "logit", "better": "higher", "cost": "forward", "computed": "", "reason": ""})
+        rows.append(
+            {**row, "unit": "logit", "better": "higher", "cost": "forward", "loss": "", "computed": "", "reason": ""}
+        )
     return rows
 
 

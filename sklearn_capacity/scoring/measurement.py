@@ -142,6 +142,8 @@ class Session:
         if X is not None:
             X, y = subsample(X, y, max_samples, random_state)
             X = checked_X(self.subject, X)
+        #: The loss that the call names, the default of every measure with a loss of its own.
+        self.named_loss = loss
         self.loss, self.task = resolve_loss(loss, self.subject, y)
         #: What to add where the loss that the dtype of y stands for is the wrong one.
         self._loss_from_y = ""
@@ -192,6 +194,19 @@ class Session:
             return "needs the weights before training, which only estimators of this package keep"
         return None
 
+    def parameters(self, request: Request) -> dict[str, Any]:
+        """The parameters that a measure is called with: its own, and the loss of the call where it has none."""
+        if self.named_loss is not None and "loss" in request.measure.parameters:
+            return {"loss": self.named_loss, **request.params}
+        return dict(request.params)
+
+    def loss_of(self, request: Request) -> str:
+        """The loss that a measure is taken under; empty for one that needs none."""
+        defaults = request.measure.parameters
+        if "loss" in defaults:
+            return str(self.parameters(request).get("loss", defaults["loss"]))
+        return self.loss or "" if "loss" in request.measure.needs else ""
+
     def run(self, request: Request) -> Measured:
         """The measured value, with its wall time in `info["seconds"]`.
 
@@ -205,7 +220,7 @@ class Session:
             raise NotDefinedError(f"The measure {request.measure.name!r} {reason}.")
         start = time.perf_counter()
         with computing(), torch.inference_mode(False), torch_refusals(f"The measure {request.measure.name!r}"):
-            measured = request.measure(self.network, self.batch, **request.params)
+            measured = request.measure(self.network, self.batch, **self.parameters(request))
         if math.isnan(measured.value):
             raise NotDefinedError(
                 f"The measure {request.measure.name!r} is not a number here: weights, logits or derivatives of the "

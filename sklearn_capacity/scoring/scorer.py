@@ -11,6 +11,7 @@ from sklearn.metrics import check_scoring, get_scorer_names
 from sklearn.utils.validation import check_is_fitted
 
 from .._validation import NotDefinedError, check_option, warn
+from .find_network import resolve
 from .measurement import Request, Session, is_group, parse_measures
 
 __all__ = ["CapacityScorer"]
@@ -239,9 +240,18 @@ class CapacityScorer(TransformerMixin, BaseEstimator):
         -------
         ndarray of shape (n_estimators, n_measures)
             Values as they are, not signed for maximisation; nan where a measure does not apply.
+
+        Raises
+        ------
+        TypeError, NotFittedError
+            If `X` holds anything but fitted models.
         """
         check_is_fitted(self, "measures_")
         models = list(X) if isinstance(X, list | tuple | np.ndarray) else [X]
+        if not models:
+            raise ValueError("`X` must hold at least one fitted model, got none.")
+        for model in models:
+            _check_model(model)
         return np.array([self._row(model) for model in models], dtype=np.float64).reshape(len(models), -1)
 
     def _row(self, model: Any) -> list[float]:
@@ -259,6 +269,13 @@ class CapacityScorer(TransformerMixin, BaseEstimator):
         tags.input_tags.two_d_array = False
         tags.no_validation = True
         return tags
+
+
+def _check_model(model: Any) -> None:
+    try:
+        resolve(model)
+    except NotDefinedError:
+        pass  # a network for which every measure is nan, or raises, as `on_error` says
 
 
 def _key(request: Request) -> str:

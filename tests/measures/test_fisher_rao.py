@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from unittest import mock
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ from torch import nn
 import reference_fisher as reference
 from networks import CHAINS, NETWORKS
 from pretend_device import pretend_device
-from sklearn_capacity import NotDefinedError, measure_capacity
+from sklearn_capacity import NotDefinedError, UnsupportedLayerError, measure_capacity
 from sklearn_capacity.graph import Network
-from sklearn_capacity.measures import MEASURES, Batch
+from sklearn_capacity.measures import MEASURES, Batch, fisher_rao
 
 CASES = ["mlp", "mlp_no_bias", "mlp_tanh", "mlp_batch_norm", "tied", "conv_batch_norm", "conv_max_pool", "residual"]
 
@@ -143,3 +144,34 @@ def test_refusals():
         measure_capacity(module, X, y, {"fr": ("fisher_rao_norm", {"parameters": "biases"})})
     with pytest.raises(NotDefinedError, match="needs labels"):
         measure_capacity(module, X, None, "fisher_rao_norm", loss="cross_entropy")
+
+
+@pytest.mark.parametrize("through_graph", [True, False])
+def test_weights_are_matrices_and_kernels_only(through_graph, monkeypatch):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3)
+            self.scale = nn.Parameter(torch.linspace(0.5, 2, 5))
+
+        def forward(self, x):
+            return self.last(self.first(x).relu() * self.scale)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module, X = Scaled().double(), torch.randn(6, 4, dtype=torch.float64)
+    y = torch.arange(6) % 3
+
+    def tangent(*weights):  # along the two matrices alone
+        point = {"first.weight": weights[0], "last.weight": weights[1]}
+        return torch.func.functional_call(module, point, (X,))
+
+    matrices = (module.first.weight.detach(), module.last.weight.detach())
+    f, u = torch.func.jvp(tangent, matrices, matrices)
+    p = f.softmax(1)
+    expected = ((p - nn.functional.one_hot(y, 3)) * u).sum(1).square().mean().sqrt()
+    if not through_graph:
+        refusal = UnsupportedLayerError("no rule")
+        monkeypatch.setattr(fisher_rao, "parameter_tangent", mock.Mock(side_effect=refusal))
+    got = measure_capacity(module, X, y, {"n": ("fisher_rao_norm", {"parameters": "weights"})})["n"]
+    assert got == pytest.approx(expected.item(), rel=1e-12)

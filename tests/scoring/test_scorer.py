@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -20,6 +21,7 @@ from sklearn_capacity import (
     CapacityWarning,
     JacobianRegularizedClassifier,
     NetworkClassifier,
+    NotDefinedError,
     capacity_report,
     list_measures,
     measure_capacity,
@@ -242,3 +244,86 @@ def test_strength_lowers_the_jacobian(iris):
         est = JacobianRegularizedClassifier((16,), jacobian_penalty=strength, max_epochs=30, random_state=0).fit(X, y)
         values.append(measure_capacity(est, X, y, "jacobian_frobenius")["jacobian_frobenius"])
     assert values == sorted(values, reverse=True)
+
+
+# -- losses, failures and what is no model -----------------------------------------------------------------------------
+
+
+def small_network():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module, X = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), torch.randn(9, 4)
+    return module, X, torch.arange(9) % 3
+
+
+FISHER = [name for name, measure in MEASURES.items() if "loss" in measure.parameters]
+
+
+@pytest.mark.parametrize("name", FISHER)
+def test_the_loss_of_the_call_is_the_default_of_every_measure(name):
+    module, X, y = small_network()
+    of_its_own = {loss: measure_capacity(module, X, y, {"m": (name, {"loss": loss})})["m"] for loss in LOSSES}
+    assert of_its_own["squared"] != pytest.approx(of_its_own["cross_entropy"])
+    assert measure_capacity(module, X, y, name, loss="cross_entropy")[name] == of_its_own["cross_entropy"]
+    assert measure_capacity(module, X, y, name)[name] == of_its_own["squared"]
+    own = {"m": (name, {"loss": "squared"})}
+    assert measure_capacity(module, X, y, own, loss="cross_entropy")["m"] == of_its_own["squared"]
+    sign = -1 if MEASURES[name].lower_is_better else 1
+    scorer = CapacityScorer(name, loss="cross_entropy")
+    assert scorer(module, X, y) == sign * of_its_own["cross_entropy"]
+    assert scorer.fit(X, y).transform([module])[0, 0] == of_its_own["cross_entropy"]
+    with pytest.raises(NotDefinedError, match='under loss="squared" or "cross_entropy", got "absolute". Give the'):
+        measure_capacity(module, X, torch.zeros(9, 3), name, loss="absolute")
+
+
+LOSSES = ("squared", "cross_entropy")
+
+
+def test_the_report_says_which_loss_was_used():
+    module, X, y = small_network()
+    names = {"t": "fisher_trace", "own": ("fisher_trace", {"loss": "squared"}), "fr": "fisher_rao_norm", "m": "margin"}
+    losses = lambda **call: dict(capacity_report(module, X, y, names, **call).set_index("measure")["loss"])  # noqa: E731
+    assert losses() == {"t": "squared", "own": "squared", "fr": "cross_entropy", "m": ""}
+    assert losses(loss="cross_entropy") == {"t": "cross_entropy", "own": "squared", "fr": "cross_entropy", "m": ""}
+
+
+@pytest.mark.filterwarnings("always::sklearn_capacity.CapacityWarning")  # these data are not separated
+@pytest.mark.parametrize("error", [KeyError("batch_norm"), RuntimeError("no"), ValueError("odd"), ZeroDivisionError()])
+def test_an_unexpected_exception_costs_one_row(monkeypatch, error):
+    def fail(network, batch):
+        raise error
+
+    broken = dataclasses.replace(MEASURES["parameter_norm"], function=fail)
+    monkeypatch.setitem(MEASURES, "parameter_norm", broken)
+    module, X, y = small_network()
+    reason = f"{type(error).__name__}: {error}"
+    for measures in ("cheap", ["parameter_norm", "margin"]):
+        report = capacity_report(module, X, y, measures).set_index("measure")
+        assert report.loc["parameter_norm", "reason"] == reason and np.isnan(report.loc["parameter_norm", "value"])
+        assert report.loc["margin", "reason"] == "" and np.isfinite(report.loc["margin", "value"])
+    with pytest.warns(CapacityWarning, match="The measure 'parameter_norm' failed: " + type(error).__name__):
+        values = measure_capacity(module, X, y, "cheap")
+    assert "parameter_norm" not in values and "margin" in values
+    with pytest.raises(type(error)):
+        measure_capacity(module, X, y, ["margin", "parameter_norm"])
+
+
+def test_a_wrong_parameter_is_an_error_in_a_report_too():
+    module, X, y = small_network()
+    with pytest.raises(ValueError, match="`percentile` must lie in"):
+        capacity_report(module, X, y, {"m": ("margin", {"percentile": 150})})
+
+
+@pytest.mark.parametrize("bad", [{"a": 1}, "abc", 3.0, [1, 2], np.zeros((3, 2)), None, [nn.Linear(4, 3), "abc"]])
+def test_only_models_are_transformed(bad):
+    _, X, y = small_network()
+    with pytest.raises(TypeError, match="`model` must hold a network"):
+        CapacityScorer("margin").fit(X, y).transform(bad)
+
+
+def test_a_transform_needs_a_model_that_is_fitted():
+    _, X, y = small_network()
+    with pytest.raises(NotFittedError):
+        CapacityScorer("margin").fit(X, y).transform([linear_model.LogisticRegression()])
+    with pytest.raises(ValueError, match="`X` must hold at least one fitted model, got none"):
+        CapacityScorer("margin").fit(X, y).transform([])
