@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 
 import torch
@@ -74,8 +75,8 @@ class Objective:
 def step_with_gradients(optimizer: torch.optim.Optimizer, objective: Objective) -> None:
     """One step of an optimiser that may want the gradients before, as after ``loss.backward()``, or a closure, or both.
 
-    torch says neither which of them a step reads first. So the gradients are there, and a closure that computes them
-    again; its first call does not where the parameters are still as they were.
+    torch leaves open which of them a step reads first. So the gradients are there, and the closure computes them again,
+    except in its first call where the parameters are still as they were.
     """
     if _begins_with_closure(optimizer):
         optimizer.step(objective)
@@ -94,8 +95,9 @@ def step_with_gradients(optimizer: torch.optim.Optimizer, objective: Objective) 
             parameter.grad = gradient
         return first
 
+    takes_closure = bool(inspect.signature(optimizer.step).parameters)
     try:
-        optimizer.step(closure)
+        optimizer.step(closure) if takes_closure else optimizer.step()
     except NotImplementedError as error:
         raise ValueError(
             f"`optimizer` {type(optimizer).__name__} has no `step` of its own: {error} Take one whose `step` takes a "
