@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import numbers
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -13,15 +14,17 @@ import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from skorch.callbacks import Callback, EarlyStopping
 from torch import Tensor, nn
 
 from sklearn_capacity.architectures.mlp import MLP
 from sklearn_capacity.estimators import _constraints
+from sklearn_capacity.estimators._callbacks import check_callbacks, named_callbacks, replaced
 from sklearn_capacity.estimators._data import flatten_samples, resolve_input_shape
 from sklearn_capacity.estimators._modules import make_module
 from sklearn_capacity.estimators._restoring import Restoring
 from sklearn_capacity.estimators._training import NetTraining
-from sklearn_capacity.training import PenalizedNet, TensorData
+from sklearn_capacity.training import PenalizedNet, TensorData, refuse_containers
 
 __all__ = ["BaseNetwork", "can_continue"]
 
@@ -75,6 +78,10 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
         -------
         self
         """
+        if "callbacks" in params:
+            self.callbacks = params.pop("callbacks")
+        for key in sorted(key for key in params if key.startswith("callbacks__")):
+            self._set_callback(key, params.pop(key))
         for key, value in params.items():
             owner, nested, name = key.partition("__")
             if nested and owner in ("module", "optimizer"):  # as skorch has it
@@ -84,7 +91,19 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
                 )
         return super().set_params(**params)
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> BaseNetwork:
+    def _set_callback(self, key: str, value: Any) -> None:
+        """``callbacks__name__parameter=value`` as skorch has it, or ``callbacks__name=callback``, or None."""
+        _, name, parameter = (*key.split("__", 2), "")[:3]
+        named = dict(named_callbacks(self.callbacks))
+        if not isinstance(named.get(name), Callback) and (parameter or name not in named):
+            shown = ", ".join(repr(other) for other, callback in named.items() if callback is not None) or "none"
+            raise ValueError(f"`{key}` must name one of `callbacks`, got {name!r}; there is {shown}.")
+        if parameter:
+            named[name].set_params(**{parameter: value})
+        else:
+            self.callbacks = replaced(self.callbacks, name, value)
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> BaseNetwork:
         """Train the network.
 
         Parameters
@@ -104,6 +123,7 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
             If a parameter or the data is not usable, or if training diverges: the message names the
             epoch and the loss.
         """
+        refuse_containers(X, "trained")
         self._check_parameters()
         continued = self.warm_start and hasattr(self, "net_")
         return self._train(X, y, sample_weight, reset=not continued)
@@ -134,6 +154,21 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
         """skorch's History: one dict per epoch, with ``train_loss``, ``dur`` and others."""
         return self._fitted_net("history_").history
 
+    @property
+    def best_epoch_(self) -> int:
+        """Under early stopping, the epoch whose weights the network has; the first one is 1."""
+        if not self.early_stopping:
+            raise AttributeError(f"{type(self).__name__} has no attribute 'best_epoch_' without early stopping.")
+        net = self._fitted_net("best_epoch_")
+        stopping = [callback for _, callback in net.callbacks_ if isinstance(callback, EarlyStopping)]
+        if hasattr(stopping[-1], "best_epoch_"):
+            return stopping[-1].best_epoch_
+        best, threshold = 1, math.inf
+        for epoch in net.history:  # of an estimator that was saved and loaded
+            if epoch["valid_loss"] < threshold:
+                best, threshold = epoch["epoch"], epoch["valid_loss"] - self.tol
+        return best
+
     def __sklearn_is_fitted__(self) -> bool:
         return "net_" in vars(self)
 
@@ -148,6 +183,7 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
         for name, check in self._constraints.items():
             check(name, getattr(self, name))
         self._check_checkpoints()
+        check_callbacks(self.callbacks, validates=self.early_stopping, resumable=self.checkpoint_dir is not None)
         if self.module is None:
             if self.module_params is not None:
                 raise ValueError(f"`module_params` must be None without `module`, got {self.module_params!r}.")
@@ -187,6 +223,7 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
     def _check_X(self, X: Any, y: Any = "no_validation", *, reset: bool, **options: Any) -> Any:
         """X as an array of (n, *input_shape_), and y if it is given."""
         alone = isinstance(y, str)
+        refuse_containers(X, "trained")
         X, seen = flatten_samples(X)
         dtype = _constraints.dtype("dtype", self.dtype)
         if not reset:

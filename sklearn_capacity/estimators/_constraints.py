@@ -104,8 +104,13 @@ def path(name: str, value: Any) -> str:
 def skorch_callbacks(name: str, value: Any) -> Any:
     """Callbacks, or pairs of a name and one, as skorch takes them."""
     for item in check_instance(name, value, (list, tuple), "None or a list of skorch's callbacks"):
-        callback = item[1] if isinstance(item, tuple) and len(item) == 2 else item
-        if not (isinstance(callback, Callback) or (isinstance(callback, type) and issubclass(callback, Callback))):
+        named = isinstance(item, tuple) and len(item) == 2
+        callback = item[1] if named else item
+        if not (
+            (named and callback is None)
+            or isinstance(callback, Callback)
+            or (isinstance(callback, type) and issubclass(callback, Callback))
+        ):
             raise TypeError(f"`{name}` must hold skorch's callbacks, got {callback!r}.")
     return value
 

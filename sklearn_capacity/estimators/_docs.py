@@ -81,7 +81,8 @@ augmentation : {"crop_flip", "crop", "flip"}, callable or None, default=None
     size, "flip" mirrors every second one. A callable is called as ``augmentation(X, generator)`` with a batch and a
     CPU generator.
 callbacks : list, default=None
-    Callbacks of skorch, copied before use.
+    Callbacks of skorch, copied before use. ``callbacks__name__parameter`` in a grid sets a parameter of the one that
+    is given as (name, callback), or has a class of that name.
 dtype : {"auto", "float32", "float64"}, default="auto"
     Precision of weights and data; "auto" is that of X (float64 for integers). float32 is faster.
 device : str or torch.device, default="auto"
@@ -153,9 +154,11 @@ loss_name_ : str
 n_iter_ : int
     Epochs trained.
 history_ : skorch.history.History
-    One dict per epoch: ``train_loss`` (without penalty, while the weights move), ``valid_loss``,
-    ``train_penalty`` (not multiplied by its strength; beside a Jacobian's, `penalty` is ``train_penalty_2``),
-    ``dur`` and what callbacks add.
+    One dict per epoch: ``train_loss`` (without penalty, while the weights move), with early stopping ``valid_loss``
+    and, of classifiers, ``valid_acc``, ``train_penalty`` (not multiplied by its strength; beside a Jacobian's,
+    `penalty` is ``train_penalty_2``), ``dur`` and what callbacks add.
+best_epoch_ : int
+    With early stopping: the epoch whose weights the network has.
 net_ : PenalizedNet
     The skorch net.
 module_ : nn.Module

@@ -12,6 +12,7 @@ from torch import nn
 
 from sklearn_capacity import architectures
 from sklearn_capacity._validation import check_option
+from sklearn_capacity.training import embedding_cure
 
 __all__ = ["check_output", "make_module"]
 
@@ -69,9 +70,10 @@ def check_output(module: nn.Module, sample: torch.Tensor, n_outputs: int, meanin
     try:
         with torch.no_grad():
             output = module(sample)
-    except (RuntimeError, ValueError, IndexError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shape = tuple(sample.shape[1:])
-        cure = " Images need `input_shape`, or X of shape (n_samples, channels, height, width)." * (len(shape) == 1)
+        images = " Images need `input_shape`, or X of shape (n_samples, channels, height, width)." * (len(shape) == 1)
+        cure = embedding_cure(module, "train") or images
         raise ValueError(f"`module` failed on a sample of shape {shape}: {error}.{cure}") from error
     if not isinstance(output, torch.Tensor) or output.shape != (1, n_outputs):
         got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__

@@ -14,6 +14,7 @@ from skorch.utils import noop
 from torch import nn
 
 from sklearn_capacity._validation import warn
+from sklearn_capacity.estimators._callbacks import copies
 from sklearn_capacity.estimators._data import split_validation
 from sklearn_capacity.estimators._modules import check_output
 from sklearn_capacity.graph import takes_channels_last
@@ -252,7 +253,7 @@ class NetTraining:
         net.train_split = net.iterator_train__generator = net.iterator_train__transform = None
         net.penalties, net._terms_ = (), None
         for epoch in net.history:
-            epoch["batches"] = []
+            epoch["batches"] = epoch["batches"][-1:]  # skorch's Checkpoint reads an epoch's last one
 
     def _prepare(self, net: PenalizedNet, arrays: list, epochs: int, generator: Any) -> TensorData:
         """Tell the net how to train; returns its data."""
@@ -303,32 +304,26 @@ class NetTraining:
         """The variant's, which may regroup the optimiser's parameters, the schedule, the user's, those that end."""
         self._callback_settings = self._current(self._callback_parameters)
         schedule = make_schedule(self.learning_rate_schedule, self.max_epochs)
-        callbacks = [DivergenceCheck(), *self._extra_callbacks(), *([schedule] if schedule else [])]
-        callbacks += [copied(callback) for callback in self.callbacks or []]  # skorch writes into them
+        callbacks: list[Any] = [DivergenceCheck(), *self._extra_callbacks(), *([schedule] if schedule else [])]
+        callbacks += copies(self.callbacks)  # skorch writes into them
         if self.verbose:
             callbacks.append(EpochProgress())
         if self.stop_below is not None:
             callbacks.append(StopBelow(self.stop_below))
         if self.early_stopping:
-            callbacks.append(
-                EarlyStopping(
-                    patience=self.n_iter_no_change,
-                    threshold=self.tol,
-                    threshold_mode="abs",
-                    load_best=True,
-                    sink=noop,
-                )
-            )
+            options = {"patience": self.n_iter_no_change, "threshold": self.tol, "threshold_mode": "abs"}
+            # named, so that a user's own may have the name of the class
+            callbacks.append(("early_stopping", EarlyStopping(**options, load_best=True, sink=noop)))
         net.callbacks = callbacks
         net.initialize_callbacks()
 
 
-def copied(callback: Any) -> Any:
-    """A callback, or a pair of a name and one, to write into; what cannot be copied, as an open log, is shared."""
+def copied(value: Any) -> Any:
+    """A deep copy, or a shallow one of what holds something that cannot be copied, as an open log."""
     try:
-        return copy.deepcopy(callback)
+        return copy.deepcopy(value)
     except TypeError:
-        return (callback[0], copy.copy(callback[1])) if isinstance(callback, tuple) else copy.copy(callback)
+        return copy.copy(value)
 
 
 def same(a: Any, b: Any) -> bool:

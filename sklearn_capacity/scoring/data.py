@@ -9,30 +9,14 @@ import scipy.sparse
 import torch
 from sklearn.utils import check_array, check_random_state
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from .._validation import NotDefinedError, check_integer, check_option
 from .find_network import Subject
 from .probe import is_hollow
 
-__all__ = ["LOSSES", "checked_X", "encode_targets", "refuse_containers", "resolve_loss", "subsample"]
+__all__ = ["LOSSES", "checked_X", "encode_targets", "resolve_loss", "subsample"]
 
 LOSSES = ("cross_entropy", "squared", "absolute")
-
-
-def refuse_containers(X: Any) -> None:
-    """Raise for what holds samples and is no array of them."""
-    if isinstance(X, dict):
-        raise TypeError("`X` must be one array or tensor, got a dict: networks of several inputs cannot be measured.")
-    if isinstance(X, DataLoader):
-        cure = "Collect its batches: `X, y = map(torch.cat, zip(*loader))`."
-    elif isinstance(X, Dataset):
-        cure = "Collect it: `X, y = next(iter(DataLoader(dataset, batch_size=len(dataset))))`."
-    elif isinstance(X, tuple) and all(hasattr(part, "shape") for part in X) and len({part.shape for part in X}) > 1:
-        cure = "Pass its parts one by one, as `X` and `y`."
-    else:
-        return
-    raise TypeError(f"`X` must be an array or tensor, got a {type(X).__name__}. {cure}")
 
 
 def checked_X(subject: Subject, X: Any) -> Any:

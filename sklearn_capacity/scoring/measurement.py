@@ -16,8 +16,8 @@ from .._validation import NotDefinedError, check_integer, closest
 from ..graph import Network
 from ..measures import MEASURES, Batch, Measure, Measured, measure_named
 from ..process_state import computing
-from ..training import resolve_device
-from .data import LOSSES, checked_X, encode_targets, refuse_containers, resolve_loss, subsample
+from ..training import refuse_containers, resolve_device
+from .data import LOSSES, checked_X, encode_targets, resolve_loss, subsample
 from .find_network import Subject, resolve
 from .probe import measurable, probe, torch_refusals
 
@@ -133,7 +133,7 @@ class Session:
         self.subject = replace(self.subject, module=measurable(self.subject.module))
         if X is None and y is not None:
             raise ValueError("`y` was given without `X`.")
-        refuse_containers(X)
+        refuse_containers(X, "measured")
         for name, data in (("X", X), ("y", y)):
             if data is not None and (not hasattr(data, "__len__") or getattr(data, "shape", None) == ()):
                 raise ValueError(f"`{name}` must hold one entry per sample, got {data!r}.")

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from .._validation import NotDefinedError, warn
 from ..graph import Network, UnsupportedLayerError
+from ..training import embedding_cure
 
 __all__ = ["is_hollow", "measurable", "probe", "torch_refusals"]
 
@@ -107,8 +108,8 @@ def probe(network: Network, X: Any, task: str | None) -> None:
             raise
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
             shown = network.input_shape
-            embeds = any(isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in network.module.modules())
-            cure = ". It is given real numbers here, so measure the part behind its embedding." * embeds
+            cure = embedding_cure(network.module, "measure")
+            cure = f".{cure}" if cure else ""
             raise ValueError(f"The network failed on samples of shape {shown}, those of `X`: {error}{cure}") from error
     if not shape or 0 in shape:
         raise NotDefinedError("The network has no outputs.")

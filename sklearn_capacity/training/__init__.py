@@ -1,6 +1,6 @@
 """Training loops: skorch nets with a penalty, and the parts around them."""
 
-from sklearn_capacity.training.batches import TensorBatch, TensorBatches, TensorData
+from sklearn_capacity.training.batches import TensorBatch, TensorBatches, TensorData, embedding_cure, refuse_containers
 from sklearn_capacity.training.callbacks import DivergenceCheck, EpochProgress, StopBelow
 from sklearn_capacity.training.checkpoints import CheckpointFolder, CheckpointWriter, resumable_fit
 from sklearn_capacity.training.devices import resolve_device
@@ -33,7 +33,9 @@ __all__ = [
     "TensorBatches",
     "TensorData",
     "TorchSchedule",
+    "embedding_cure",
     "make_schedule",
+    "refuse_containers",
     "resolve_device",
     "resolve_optimizer",
     "resumable_fit",

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["TensorBatch", "TensorBatches", "TensorData", "to_tensor"]
+__all__ = ["TensorBatch", "TensorBatches", "TensorData", "embedding_cure", "refuse_containers", "to_tensor"]
+
+
+def refuse_containers(X: Any, done: str) -> None:
+    """Raise for what holds samples and is not an array of them; `done` is what is done with the network."""
+    if isinstance(X, Mapping) and not hasattr(X, "shape"):  # which one kind of sparse matrix is as well
+        raise TypeError(f"`X` must be one array or tensor, got a dict: networks of several inputs cannot be {done}.")
+    if isinstance(X, DataLoader):
+        cure = "Collect its batches: `X, y = map(torch.cat, zip(*loader))`."
+    elif isinstance(X, Dataset):
+        cure = "Collect it: `X, y = next(iter(DataLoader(dataset, batch_size=len(dataset))))`."
+    elif isinstance(X, tuple) and all(hasattr(part, "shape") for part in X) and len({part.shape for part in X}) > 1:
+        cure = "Pass its parts one by one, as `X` and `y`."
+    else:
+        return
+    raise TypeError(f"`X` must be an array or tensor, got a {type(X).__name__}. {cure}")
+
+
+def embedding_cure(module: nn.Module, verb: str) -> str:
+    """What to do where a network that takes indices has failed on real numbers, or nothing."""
+    embeds = any(isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in module.modules())
+    return f" It is given real numbers here, so {verb} the part behind its embedding." * embeds
 
 
 class TensorBatch(tuple):
@@ -32,7 +54,7 @@ def to_tensor(array: Any, device: torch.device | str | None = None, dtype: torch
     return array.to(device=device, dtype=dtype if array.is_floating_point() else None)
 
 
-class TensorData(torch.utils.data.Dataset):
+class TensorData(Dataset):
     """Samples, targets and weights that stay on the device.
 
     Parameters

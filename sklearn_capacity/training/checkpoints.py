@@ -5,25 +5,22 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback
-from torch import nn
 
 from sklearn_capacity._validation import warn
 from sklearn_capacity.storage import FileError, decode, encode, read_file, remove_leftovers, write_file
 from sklearn_capacity.training.behaviour import Behaviour
+from sklearn_capacity.training.run_state import PARTS, capture, restore, stateful_attributes
 
 __all__ = ["CheckpointFolder", "CheckpointWriter", "resumable_fit"]
 
 FORMAT = 2
 _NAME = re.compile(r"(?:epoch-(\d{8})|(finished))\.safetensors")
-_CHOSEN_BY_CODE = (type, types.FunctionType, types.BuiltinFunctionType)
-_PARTS = {"module", "buffers", "optimizer", "callbacks", "default_rng", "generator", "cuda_rng"}  # of a state
 _LAST = 10**8  # a finished fit comes after every epoch
 
 
@@ -97,7 +94,7 @@ class CheckpointFolder:
     def write(self, history: Any, state: dict[str, Any], *, finished: bool = False) -> None:
         """Add a checkpoint; of those before it one is kept."""
         tensors: dict[str, torch.Tensor] = {}
-        rows = [{key: value for key, value in row.items() if key != "batches"} for row in history]
+        rows = [_row(epoch) for epoch in history]
         document = {
             "kind": "checkpoint",
             "format": FORMAT,
@@ -129,6 +126,12 @@ class CheckpointFolder:
             remove_leftovers(self.path)
 
 
+def _row(epoch: dict[str, Any]) -> dict[str, Any]:
+    """An epoch of a history, of its batches the last one's numbers, which skorch's Checkpoint asks for."""
+    last = [{key: n for key, n in batch.items() if isinstance(n, int | float)} for batch in epoch["batches"][-1:]]
+    return {**epoch, "batches": last}
+
+
 def _read(path: Path, fit: str, epoch: int) -> Checkpoint:
     stored = read_file(path)
     if not stored.intact:
@@ -145,91 +148,13 @@ def _read(path: Path, fit: str, epoch: int) -> Checkpoint:
     except (ValueError, KeyError, TypeError) as error:
         raise FileError(f"{path} is damaged: {error}.") from error
     rows = history if isinstance(history, list) else [None]
-    if not all(isinstance(part, dict) for part in (state, *rows)) or _PARTS - set(state):
+    if not all(isinstance(part, dict) for part in (state, *rows)) or PARTS - set(state):
         raise FileError(f"{path} is damaged: it holds no history and state.")
     if not (isinstance(behaviour, list) and all(isinstance(value, float) for value in behaviour)):
         raise FileError(f"{path} is damaged: its behaviour is no list of numbers.")
     if number != len(rows) or finished is not (epoch == _LAST) or (not finished and number != epoch):
         raise FileError(f"{path} is of another epoch, {number!r}.")
     return Checkpoint(history, state, finished, behaviour)
-
-
-# ---- the state of a run ----------------------------------------------------------------------------------------------
-
-
-def capture(net: NeuralNet, generator: torch.Generator) -> dict[str, Any]:
-    """All that the next epoch depends on, besides the data and the parameters."""
-    return {
-        "module": dict(net.module_.state_dict()),
-        "buffers": _unsaved_buffers(net.module_),
-        "optimizer": net.optimizer_.state_dict(),
-        "callbacks": {name: _callback_state(callback) for name, callback in net.callbacks_},
-        "default_rng": torch.random.default_generator.get_state(),
-        "generator": generator.get_state(),
-        "cuda_rng": torch.cuda.get_rng_state(net.device) if torch.device(net.device).type == "cuda" else None,
-    }
-
-
-def restore(net: NeuralNet, state: dict[str, Any], generator: torch.Generator) -> None:
-    """Put a captured state back."""
-    net.module_.load_state_dict(state["module"])
-    buffers = dict(net.module_.named_buffers())
-    with torch.no_grad():
-        for name, value in state["buffers"].items():
-            buffers[name].copy_(value)
-    _restore_optimizer(net.optimizer_, state["optimizer"])
-    for name, callback in net.callbacks_:
-        for key, value in state["callbacks"].get(name, {}).items():
-            if key in callback.get_params(deep=False) or callable(getattr(type(callback), key, None)):
-                raise ValueError(f"{key!r} of {type(callback).__name__} is none that a checkpoint may set")
-            if isinstance(value, dict) and hasattr(getattr(callback, key, None), "load_state_dict"):
-                getattr(callback, key).load_state_dict(value)
-            else:
-                setattr(callback, key, value)
-    torch.random.default_generator.set_state(state["default_rng"])
-    generator.set_state(state["generator"])
-    if state["cuda_rng"] is not None and torch.device(net.device).type == "cuda":
-        torch.cuda.set_rng_state(state["cuda_rng"], net.device)
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """As ``load_state_dict``, which rounds every state to its parameter's precision, and without that."""
-    optimizer.load_state_dict(saved)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    order = [index for group in saved["param_groups"] for index in group["params"]]
-    for index, parameter in zip(order, parameters, strict=True):
-        for key, value in saved["state"].get(index, {}).items():
-            if isinstance(value, torch.Tensor):
-                optimizer.state[parameter][key] = value.to(optimizer.state[parameter][key].device, copy=True)
-
-
-def _unsaved_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
-    saved = module.state_dict().keys()
-    return {name: buffer for name, buffer in module.named_buffers() if name not in saved}
-
-
-def _callback_state(callback: Callback) -> dict[str, Any]:
-    """A callback's attributes that are no parameters: what it has learnt so far.
-
-    Functions and classes are left out, since a callback's own code chooses them again, and so is what its
-    ``__getstate__`` leaves out when it is pickled.
-    """
-    parameters = callback.get_params(deep=False)
-    pickled = callback.__getstate__() or {}
-    state = {}
-    for key, value in vars(callback).items():
-        if key in parameters or key not in pickled or isinstance(value, _CHOSEN_BY_CODE):
-            continue
-        value = value.state_dict() if hasattr(value, "state_dict") else value
-        try:
-            encode(value, {}, name=f"{type(callback).__name__}.{key}")
-        except TypeError as error:
-            raise TypeError(
-                f"{error} So `checkpoint_dir` cannot resume the callback: let its `__getstate__` leave out {key!r}, "
-                "or fit with checkpoint_dir=None."
-            ) from error
-        state[key] = value
-    return state
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -245,7 +170,8 @@ class CheckpointWriter(Callback):
         Source of the order of batches.
     every : int
     found : Checkpoint or None
-        Where to go on: put back when training begins, after all other callbacks have prepared themselves.
+        Where to go on: put back when training begins, after all other callbacks have prepared themselves as for a new
+        fit.
     """
 
     def __init__(
@@ -257,16 +183,29 @@ class CheckpointWriter(Callback):
         self.found = found
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        if self.found is None:
-            return
-        try:
-            restore(net, self.found.state, self.generator)
-        except (RuntimeError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
-            raise FileError(f"A checkpoint in {self.folder.path} does not fit: {error}. Remove that folder.") from error
+        self.early_ = stateful_attributes(net)
+        encode(capture(net, self.generator, self.early_), {}, name="state")  # what no file can hold is refused here
+        if self.found is not None:
+            try:
+                net.history.extend({"batches": [], **row} for row in self.found.history)
+                restore(net, self.found.state, self.generator)
+            except (RuntimeError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+                raise FileError(
+                    f"A checkpoint in {self.folder.path} does not fit: {error}. Remove that folder."
+                ) from error
+        self.n_epochs_ = len(net.history)
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        if len(net.history) % self.every == 0:
-            self.folder.write(net.history, capture(net, self.generator))
+        self.n_epochs_ = len(net.history)
+        if self.n_epochs_ % self.every == 0:
+            self.write(net)
+
+    def write(self, net: NeuralNet, *, finished: bool = False) -> None:
+        """Add a checkpoint to the folder."""
+        self.folder.write(net.history, capture(net, self.generator, self.early_), finished=finished)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # a callback that pickles the net does not take it along
 
 
 def resumable_fit(
@@ -285,20 +224,18 @@ def resumable_fit(
     too, and the next fit then goes on.
     """
     finished = found is not None and found.finished
-    if found is not None:
-        net.history.extend({**row, "batches": []} for row in found.history)
-        for group in net.optimizer_.param_groups:  # schedulers that begin later than at the first epoch ask for it
-            group.setdefault("initial_lr", group["lr"])
+    n_done = 0 if found is None else len(found.history)
     writer = CheckpointWriter(folder, generator, every, found)
     net.callbacks_.append(("checkpoints", writer))
     try:
         # also for a finished fit, of no epochs then: callbacks may divide the optimiser's groups as training begins
-        net.partial_fit(data, None, epochs=0 if finished else epochs - len(net.history))
+        net.partial_fit(data, None, epochs=0 if finished else epochs - n_done)
     finally:
         net.callbacks_.pop()
-    ended = len(net.history) >= epochs or any(_has_stopped(callback) for _, callback in net.callbacks_)
+    # not the length of the history: a callback may have gone back to the best epoch's
+    ended = writer.n_epochs_ >= epochs or any(_has_stopped(callback) for _, callback in net.callbacks_)
     if ended and not finished:
-        folder.write(net.history, capture(net, generator), finished=True)
+        writer.write(net, finished=True)
 
 
 def _has_stopped(callback: Callback) -> bool:

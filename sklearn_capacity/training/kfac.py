@@ -210,7 +210,8 @@ class KFAC(torch.optim.Optimizer):
 
     def _directions(self, factors: dict[str, LayerFactors], gradients: dict[int, Tensor]) -> dict[int, Tensor]:
         """(F + damping)^{-1} times the gradients, which a layer's weight and bias have as columns of one matrix."""
-        damping, directions = self.param_groups[0]["damping"], {}
+        damping = self.param_groups[0]["damping"]
+        directions: dict[int, Tensor] = {}
         for name, layer, trained in trained_layers(self._module, set(gradients)):
             tensors = [getattr(layer, key) for key in trained]
             columns = [gradients[id(tensor)].reshape(len(tensor), -1) for tensor in tensors]

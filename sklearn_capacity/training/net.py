@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from typing import Any
 
 import cloudpickle
 import torch
 from skorch import NeuralNet, NeuralNetClassifier, NeuralNetRegressor
-from skorch.callbacks import Callback, PassthroughScoring
+from skorch.callbacks import Callback, Checkpoint, LoadInitState, PassthroughScoring, TrainEndCheckpoint
 from skorch.utils import TeeGenerator, is_dataset
 from torch import Tensor
 
@@ -66,7 +67,7 @@ class PenalizedNet(NeuralNet):
     ...                           max_epochs=2, verbose=0)
     >>> X, y = np.random.default_rng(0).normal(size=(20, 2)).astype("float32"), np.arange(20) % 2
     >>> sorted(key for key in net.fit(X, y).history[-1] if key.startswith("train_"))
-    ['train_batch_count', 'train_loss', 'train_penalty']
+    ['train_batch_count', 'train_loss', 'train_loss_best', 'train_penalty']
     """
 
     _mode_: bool | None = None  # what the module was last switched to: training or not
@@ -202,14 +203,18 @@ class PenalizedNet(NeuralNet):
         self._set_training(False)
         with computing(), torch.no_grad():
             prediction = self.infer(batch[0], **fit_params)
-            return {"loss": self._loss(prediction, batch), "y_pred": prediction}
+            return {"loss": self._loss(prediction, batch), "y_pred": prediction, **self._scores(prediction, batch[1])}
+
+    def _scores(self, prediction: Tensor, y: Any) -> dict[str, Tensor]:
+        """What is recorded of each validation batch besides its loss."""
+        return {}
 
     # ---- one epoch --------------------------------------------------------------------------
 
     def _callbacks_listen(self) -> bool:
         """Whether a callback wants to hear of, or read the history of, each batch."""
         listens = any(
-            isinstance(callback, PassthroughScoring)
+            isinstance(callback, PassthroughScoring | Checkpoint | TrainEndCheckpoint | LoadInitState)
             or any(getattr(type(callback), event) is not getattr(Callback, event) for event in _BATCH_EVENTS)
             for _, callback in self.callbacks_
         )
@@ -249,6 +254,14 @@ class PenalizedNet(NeuralNet):
         for key, values in losses.items():
             weights = torch.tensor(sizes, dtype=values[0].dtype).to(values[0].device)
             self.history.record(f"{prefix}_{key}", (torch.stack(values) @ weights).item() / sum(sizes))
+        self._record_best(f"{prefix}_loss")
+
+    def _record_best(self, name: str) -> None:
+        """Whether this epoch's value is below all before it, which skorch's callbacks ask for."""
+        *earlier, last = self.history
+        if name in last:
+            best = next((epoch[name] for epoch in reversed(earlier) if epoch.get(f"{name}_best")), math.inf)
+            self.history.record(f"{name}_best", last[name] < best)
 
     def _record_batch(self, step: dict[str, Any], size: int, prefix: str) -> None:
         for key in _recorded(step):
@@ -265,8 +278,8 @@ class PenalizedNet(NeuralNet):
 
 
 def _recorded(step: dict[str, Any]) -> list[str]:
-    """Names of a step's entries that the history shows: the loss and the penalties."""
-    return [key for key in step if key == "loss" or key.startswith("penalty")]
+    """Names of a step's entries that the history shows: the loss, the share of right answers and the penalties."""
+    return [key for key in step if key in ("loss", "acc") or key.startswith("penalty")]
 
 
 class PenalizedClassifier(PenalizedNet, NeuralNetClassifier):
@@ -279,6 +292,12 @@ class PenalizedClassifier(PenalizedNet, NeuralNetClassifier):
 
     def __init__(self, module: Any, *, criterion: Any = CrossEntropyLoss, **kwargs: Any) -> None:
         super().__init__(module, criterion=criterion, **kwargs)
+
+    def _scores(self, prediction: Tensor, y: Any) -> dict[str, Tensor]:
+        """The share of right answers, unless skorch's own callback records it."""
+        if any(name == "valid_acc" for name, _ in self.callbacks_):
+            return {}
+        return {"acc": (prediction.argmax(dim=1) == y).to(prediction.dtype).mean()}
 
     def check_data(self, X: Any, y: Any) -> None:
         if y is None and isinstance(X, TensorData) and X.y is not None:

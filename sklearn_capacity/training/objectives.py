@@ -56,7 +56,7 @@ class Objective:
                 return loss
             for generator, state in self._states:
                 generator.set_state(state)
-            if self._cuda is not None:
+            if self._cuda is not None and self._cuda_state is not None:
                 torch.cuda.set_rng_state(self._cuda_state, self._cuda)
             self._set_buffers(self._before)
             loss = self.evaluate()
@@ -79,7 +79,7 @@ def step_with_gradients(optimizer: torch.optim.Optimizer, objective: Objective) 
     except in its first call where the parameters are still as they were.
     """
     if _begins_with_closure(optimizer):
-        optimizer.step(objective)
+        optimizer.step(objective)  # type: ignore[arg-type]  # torch hands tensors through
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     loss: Tensor | None = objective()
@@ -97,7 +97,7 @@ def step_with_gradients(optimizer: torch.optim.Optimizer, objective: Objective) 
 
     takes_closure = bool(inspect.signature(optimizer.step).parameters)
     try:
-        optimizer.step(closure) if takes_closure else optimizer.step()
+        optimizer.step(closure) if takes_closure else optimizer.step()  # type: ignore[arg-type]
     except NotImplementedError as error:
         raise ValueError(
             f"`optimizer` {type(optimizer).__name__} has no `step` of its own: {error} Take one whose `step` takes a "

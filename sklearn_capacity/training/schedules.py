@@ -49,7 +49,7 @@ class LearningRateSchedule(Callback):
 class TorchSchedule(Callback):
     """Step one of torch's schedulers after each epoch.
 
-    Its state follows from the net's history, which is replayed when training goes on.
+    In `partial_fit` and with a warm start its state follows from the net's history, which is replayed.
 
     Parameters
     ----------
@@ -72,10 +72,6 @@ class TorchSchedule(Callback):
 
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
         del self.scheduler_
-
-    def __getstate__(self) -> dict[str, Any]:
-        # the history says all there is to know
-        return {key: value for key, value in vars(self).items() if key != "scheduler_"}
 
     def _step(self, epoch: dict[str, Any]) -> None:
         if isinstance(self.scheduler_, ReduceLROnPlateau):
