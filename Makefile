@@ -111,6 +111,7 @@ fuzz: $(VENV)/.test
 
 soak: $(VENV)/.test
 	$(ONE_THREAD) $(PYTHON) -m benchmarks.soak
+	$(ONE_THREAD) $(PYTHON) -m benchmarks.soak --classes
 
 # The lower ends of pyproject.toml, which constraints-oldest.txt repeats (a test compares the two).
 .venv-oldest/.test: pyproject.toml constraints-oldest.txt | .venv-oldest/bin/python

@@ -1,14 +1,17 @@
 """`python -m benchmarks.soak`: a thousand fits and scorings in one process must leave nothing behind.
 
-Resident memory may grow by 5 % from what it was after the first hundred; open files and threads may not grow at all.
+Resident memory may grow by 5 % from what it was after the first hundred; open files, threads and kept source text may
+not grow at all, and Python's objects by less than one a round. `--classes` uses as many models of different classes.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import linecache
 import sys
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -28,26 +31,34 @@ from sklearn_capacity import (
     measure_capacity,
 )
 
+from .soak_classes import one_class
+
 GROWTH = 0.05
 
 
 class Usage(NamedTuple):
-    """What the process holds: resident bytes, open files and sockets, threads."""
+    """What the process holds: resident bytes, open files and sockets, threads, source texts, Python's containers."""
 
     memory: int
     files: int
     threads: int
+    sources: int
+    objects: int
 
 
 def usage() -> Usage:
     """What this process holds now, after the garbage is collected."""
+    sympy = sys.modules.get("sympy.core.cache")
+    if sympy is not None:  # torch.export's symbols fill a cache of bounded length, which takes hundreds of rounds
+        sympy.clear_cache()
     gc.collect()
     process = psutil.Process()
-    return Usage(process.memory_info().rss, process.num_fds(), process.num_threads())
+    held = process.memory_info().rss, process.num_fds(), process.num_threads()
+    return Usage(*held, len(linecache.cache), len(gc.get_objects()))
 
 
-def faults(settled: Usage, final: Usage, growth: float = GROWTH) -> list[str]:
-    """What grew between two moments, as sentences."""
+def faults(settled: Usage, final: Usage, rounds: int, growth: float = GROWTH) -> list[str]:
+    """What grew between two moments, some rounds apart, as sentences."""
     found = []
     if final.memory > settled.memory * (1 + growth):
         found.append(f"resident memory grew from {settled.memory / 2**20:.1f} to {final.memory / 2**20:.1f} MiB")
@@ -55,6 +66,10 @@ def faults(settled: Usage, final: Usage, growth: float = GROWTH) -> list[str]:
         found.append(f"open files grew from {settled.files} to {final.files}")
     if final.threads > settled.threads:
         found.append(f"threads grew from {settled.threads} to {final.threads}")
+    if final.sources > settled.sources:
+        found.append(f"source texts in linecache grew from {settled.sources} to {final.sources}")
+    if final.objects >= settled.objects + rounds:  # whatever is kept of each round is one at least
+        found.append(f"Python's objects grew from {settled.objects} to {final.objects} in {rounds} rounds")
     return found
 
 
@@ -99,27 +114,40 @@ def _one_round(turn: int) -> None:
         capacity_report(model, X, y, measures, per_layer=True)
 
 
-def soak(rounds: int, settle: int, *, growth: float = GROWTH, progress: bool = True) -> tuple[Usage, Usage, list[str]]:
+def soak(
+    rounds: int,
+    settle: int,
+    *,
+    growth: float = GROWTH,
+    progress: bool = True,
+    one_round: Callable[[int], None] = one_round,
+) -> tuple[Usage, Usage, list[str]]:
     """Usage after `settle` rounds, after all rounds, and what grew in between."""
     settled = usage()
-    for turn in tqdm(range(rounds), unit="fit", disable=not progress):
+    for turn in tqdm(range(rounds), unit="round", disable=not progress):
         if turn == settle:
             settled = usage()
         one_round(turn)
     final = usage()
-    return settled, final, faults(settled, final, growth)
+    return settled, final, faults(settled, final, rounds - settle, growth)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the rounds; the exit status is 1 if something grew."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=1000)
-    parser.add_argument("--settle", type=int, default=100)
+    parser.add_argument("--classes", action="store_true", help="models of 300 classes, refused ones among them")
+    parser.add_argument("--rounds", type=int, help="default: 1000, or 300 classes")
+    parser.add_argument("--settle", type=int, help="default: 100, or 48 classes")
     options = parser.parse_args(arguments)
+    rounds = options.rounds or (300 if options.classes else 1000)
+    settle = options.settle or (48 if options.classes else 100)
     torch.set_num_threads(1)
-    settled, final, found = soak(options.rounds, options.settle)
-    for rounds, held in ((options.settle, settled), (options.rounds, final)):
-        print(f"after {rounds} rounds: {held.memory / 2**20:.1f} MiB, {held.files} files, {held.threads} threads")
+    settled, final, found = soak(rounds, settle, one_round=one_class if options.classes else one_round)
+    for number, held in ((settle, settled), (rounds, final)):
+        print(
+            f"after {number} rounds: {held.memory / 2**20:.1f} MiB, {held.files} files, {held.threads} threads, "
+            f"{held.sources} source texts, {held.objects} objects"
+        )
     growth = 100 * (final.memory / settled.memory - 1)
     print("\n".join(found) or f"memory changed by {growth:+.1f} %; nothing was left behind")
     return 1 if found else 0

@@ -1,7 +1,8 @@
 """What `torch.export` keeps of every trace for the rest of the process, set free again.
 
 A shape environment holds fake tensors, whose symbolic sizes hold the environment from C++, where no garbage collector
-looks; class-wide caches of its methods hold it too. The source text of every intermediate graph stays in `linecache`.
+looks; class-wide caches of its methods hold it too. The source text of every intermediate graph stays in `linecache`,
+and the shapes of every operator with every constant in a table of all fake tensors, which has no bound.
 Together that is about 75 kB per trace: a search over hundreds of networks would grow by tens of megabytes.
 """
 
@@ -33,6 +34,7 @@ def no_leftovers() -> Iterator[list[Any]]:
     A failed export is quiet: its error tells what the pages in torch's log would.
     """
     before, stream, thread = set(linecache.cache), sys.stderr, threading.get_ident()
+    known = set(FakeTensorMode.cache)
     programs: list[Any] = []
     modes: list[FakeTensorMode] = []
 
@@ -61,6 +63,8 @@ def no_leftovers() -> Iterator[list[Any]]:
         for method in vars(ShapeEnv).values():  # the keys hold the environment
             if hasattr(method, "cache_clear"):
                 method.cache_clear()
+        for key in set(FakeTensorMode.cache) - known:
+            FakeTensorMode.cache.pop(key, None)
         for name in set(linecache.cache) - before:
             if name.startswith(_SOURCE):
                 linecache.cache.pop(name, None)

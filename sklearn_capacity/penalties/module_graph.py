@@ -6,7 +6,6 @@ module, and nothing of a batch.
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +24,6 @@ MANY_TRACES = 20
 #: Longer lists and dicts are no settings of a forward pass, and are not read at every step.
 MANY_ENTRIES = 100
 
-_LOCK = threading.Lock()
 _SCALARS = (int, float, bool, str, bytes, complex, type(None))
 _OF_TORCH = frozenset(vars(nn.Module()))
 
@@ -102,8 +100,7 @@ def trace_of(module: nn.Module, X: Tensor) -> ModuleTrace:
     if entry is not None:
         new.volatile = entry.volatile | _without_effect(entry, new)
         new.key = (*key[:3], {name: value for name, value in key[3].items() if name not in new.volatile})
-    with _LOCK:
-        _TRACES[number] = new
+    _TRACES[number] = new
     return new
 
 
