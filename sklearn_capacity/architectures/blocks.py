@@ -58,7 +58,7 @@ def activated_convolution(
 
 
 def check_image(input_shape: Sequence[int] | Any, smallest: int) -> tuple[int, int, int]:
-    """Return (channels, height, width), or say that the shape is no image's, or too small for the network."""
+    """Return (channels, height, width), or say that the shape is not an image's, or too small for the network."""
     shape = tuple(input_shape)
     if len(shape) != 3:
         raise ValueError(

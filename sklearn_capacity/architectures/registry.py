@@ -92,7 +92,7 @@ def make_network(name: str, input_shape: Sequence[int] | int, n_outputs: int, **
     for parameter in params:
         if parameter not in known[2:]:
             hint = closest(parameter, known[2:]) or f"It has: {', '.join(known[2:])}."
-            raise TypeError(f"`{parameter}` is no parameter of the architecture {name!r}. {hint}")
-    # an MLP is told the length of a flattened sample, all others its shape
+            raise TypeError(f"`{parameter}` is not a parameter of the architecture {name!r}. {hint}")
+    # an MLP takes the length of a flattened sample, all others its shape
     first = prod(shape) if known[0] == "n_features" else shape
     return factory(first, n_outputs, **{**fixed, **params})

@@ -128,7 +128,7 @@ def _groups(family: list[Use]) -> list[ParameterGroup]:
     groups = []
     for reached, members in clusters:
         order = torch.tensor(sorted(reached), device="cpu")
-        # Single uses keep their order; others are told where each element stands.
+        # A single use keeps its order; several need the place of each element.
         alone = len(members) == 1 and len(places[members[0]]) == len(order)
         uses = [
             Use(family[i].node, family[i].part, None if alone else torch.searchsorted(order, places[i]))

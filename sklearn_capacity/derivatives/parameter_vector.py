@@ -120,7 +120,7 @@ def _raw_parameters(network: Network, reason: UnsupportedLayerError) -> dict[str
     ----------
     network : Network
     reason : UnsupportedLayerError
-        Why the folded ones could not be had; told again if this way is closed too.
+        Why the folded ones are not available; repeated in the error if these are not either.
     """
     theta: dict[str, Tensor] = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
     try:

@@ -217,7 +217,7 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
         if self.warm_start:
             raise ValueError(
                 "`warm_start` must be False beside `checkpoint_dir`, got True: "
-                "where such a fit begins is not told by its parameters."
+                "its parameters do not determine where such a fit begins."
             )
 
     def _check_X(self, X: Any, y: Any = "no_validation", *, reset: bool, **options: Any) -> Any:

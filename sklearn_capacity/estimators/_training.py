@@ -247,7 +247,7 @@ class NetTraining:
             tell_interrupt(net)
             check_finite(net, data)
         except Exception:
-            vars(self).pop("net_", None)  # a diverged network is no network
+            vars(self).pop("net_", None)  # a diverged network is not a network
             raise
         # neither the data, nor generators, nor entries per batch travel with a pickle
         net.train_split = net.iterator_train__generator = net.iterator_train__transform = None

@@ -24,7 +24,7 @@ def fold(graph: NetworkGraph, *, norms: bool = True) -> NetworkGraph:
     reflection, say), and the rest is left: every weight is then that of the module's own layer.
 
     Batch norm goes into the linear map before it, else into the one behind it (a convolution only where it pads
-    nothing: a shift of the input is no constant at a padded border), else it stays as a diagonal layer of its own.
+    nothing: a shift of the input is not a constant at a padded border), else it stays as a diagonal layer of its own.
     """
     graph = _fold_padding(graph, across_layers=norms)
     for step in (_fold_norm_backward, _fold_norm_forward, _fold_head) if norms else ():

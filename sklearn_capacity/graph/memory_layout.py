@@ -45,12 +45,12 @@ def takes_channels_last(module: nn.Module, input_shape: tuple[int, ...], *, trai
         return False
     X = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0), device="cpu").to(kernel)
     try:
-        twin = private_copy(module)
-        expected = twin(X.clone())
-        kernels = {name: _laid_out(p) for name, p in twin.named_parameters()}
-        same = torch.allclose(functional_call(twin, kernels, (_laid_out(X),)), expected, 1e-3, 1e-5, equal_nan=True)
+        copied = private_copy(module)
+        expected = copied(X.clone())
+        kernels = {name: _laid_out(p) for name, p in copied.named_parameters()}
+        same = torch.allclose(functional_call(copied, kernels, (_laid_out(X),)), expected, 1e-3, 1e-5, equal_nan=True)
         if same and training:
-            twin.train()(_laid_out(X))
+            copied.train()(_laid_out(X))
         return same
     except torch.OutOfMemoryError:
         raise

@@ -69,18 +69,18 @@ class Network:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ):
-        twin = private_copy(module, device)
-        tensors = named_tensors(twin)
+        copied = private_copy(module, device)
+        tensors = named_tensors(copied)
         floats = [t for t in tensors.values() if t.is_floating_point()]
         self.dtype = dtype or (floats[0].dtype if floats else torch.get_default_dtype())
         own = floats[0].device if floats else "cpu"
         self.device = torch.device(own if device is None else device)
         #: Trainable raw parameters by name, before any head was put on.
-        self.parameters = {name: p for name, p in twin.to(dtype=self.dtype).named_parameters() if p.requires_grad}
+        self.parameters = {name: p for name, p in copied.to(dtype=self.dtype).named_parameters() if p.requires_grad}
         self.parameter_count = sum(p.numel() for p in self.parameters.values())
         self.input_shape = tuple(input_shape)
         self.output = output
-        self.module = as_logits(twin, output).to(dtype=self.dtype, device=self.device).eval()
+        self.module = as_logits(copied, output).to(dtype=self.dtype, device=self.device).eval()
         self.initial_state = initial_state
         self._memo: dict[Any, Any] = {}
         #: The trace, or why there is none, once that is known; one list for this network and all it is renewed to.
@@ -209,10 +209,10 @@ class Network:
 
     def renewed(self) -> Network:
         """The network after its module's weights were changed in place: the trace is kept, what followed is not."""
-        twin = copy.copy(self)
-        twin.__dict__.pop("graph", None)
-        twin._memo = {}
-        return twin
+        renewed = copy.copy(self)
+        renewed.__dict__.pop("graph", None)
+        renewed._memo = {}
+        return renewed
 
     @computed_once
     def activation_size(self) -> int:

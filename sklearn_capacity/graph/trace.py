@@ -102,7 +102,7 @@ def trace(
     training: bool = False,
     inside: str = "",
 ) -> Program:
-    """Trace a module's forward pass, in eval mode unless told otherwise, on a private CPU copy.
+    """Trace a module's forward pass, in eval mode unless `training`, on a private CPU copy.
 
     Parameters
     ----------
@@ -122,16 +122,16 @@ def trace(
     UnsupportedLayerError
         If the forward pass depends on the data in a way that no graph can show.
     """
-    twin = private_copy(module, "cpu")
+    private = private_copy(module, "cpu")
     if training:
-        for copied, original in zip(twin.modules(), module.modules(), strict=True):
+        for copied, original in zip(private.modules(), module.modules(), strict=True):
             copied.training = original.training
-    floats = [t.dtype for t in named_tensors(twin).values() if t.is_floating_point()]
+    floats = [t.dtype for t in named_tensors(private).values() if t.is_floating_point()]
     dtype = dtype or (floats[0] if floats else torch.get_default_dtype())
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(SAMPLES, *input_shape, dtype=dtype, device="cpu", generator=generator)
     try:
-        exported = undisturbed(functools.partial(_exported, _Plain(twin), sample))
+        exported = undisturbed(functools.partial(_exported, _Plain(private), sample))
     except Exception as error:
         name = type(module.get_submodule(inside[:-1])).__name__
         raise UnsupportedLayerError(

@@ -38,7 +38,7 @@ def random_crop(X: Tensor, generator: Generator, padding: int | None = None) -> 
     Raises
     ------
     ValueError
-        If X is no batch of images, or `padding` is negative.
+        If X is not a batch of images, or `padding` is negative.
 
     Notes
     -----
@@ -82,7 +82,7 @@ def random_flip(X: Tensor, generator: Generator) -> Tensor:
     Raises
     ------
     ValueError
-        If X is no batch of images.
+        If X is not a batch of images.
 
     Examples
     --------
@@ -115,7 +115,7 @@ def crop_flip(X: Tensor, generator: Generator) -> Tensor:
     Raises
     ------
     ValueError
-        If X is no batch of images.
+        If X is not a batch of images.
 
     Examples
     --------

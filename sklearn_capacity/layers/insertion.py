@@ -93,7 +93,7 @@ def insert_generalization_layer(
     ValueError
         No such position, variant or form; a form that does not fit the shapes there; unknown shapes.
     TypeError
-        If `module` is no module.
+        If `module` is not a module.
 
     References
     ----------

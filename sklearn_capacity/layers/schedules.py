@@ -77,7 +77,7 @@ def slow_start(slow_after: int | float, max_epochs: int) -> int:
     Raises
     ------
     TypeError
-        If `slow_after` is no number.
+        If `slow_after` is not a number.
     ValueError
         If it is negative, or a fraction above 1.
 

@@ -95,10 +95,10 @@ class Batch:
 
     def renewed(self, network: Network) -> Batch:
         """The same samples for another network of the same kind; nothing computed is kept."""
-        twin = copy.copy(self)
-        twin.network = network
-        twin._memo = {}
-        return twin
+        renewed = copy.copy(self)
+        renewed.network = network
+        renewed._memo = {}
+        return renewed
 
     def generator(self) -> torch.Generator:
         """A fresh CPU generator with this batch's seed: one stream per measure, whatever else was measured."""

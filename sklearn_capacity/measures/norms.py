@@ -59,7 +59,7 @@ def frobenius_norm(network: Network, batch: Batch, *, view: str = "kernel") -> M
     Raises
     ------
     UnsupportedLayerError
-        If an operator is no known layer (attention, layer norm); so do all norms of this file.
+        If an operator is not a known layer (attention, layer norm); so do all norms of this file.
 
     Notes
     -----

@@ -239,13 +239,13 @@ def _check_learned_parts(network: Network, prior: str) -> None:
                 raise node.refuse(
                     "A PAC-Bayes bound",
                     "it has numbers that were learned from the data (statistics, or weights that are frozen now) but "
-                    "are no trained parameters, so they carry no noise.",
+                    "are not trained parameters, so they carry no noise.",
                 )
 
 
 def _learned(name: str) -> UnsupportedLayerError:
     return UnsupportedLayerError(
-        f"A PAC-Bayes bound is not defined for this network: `{name}` was learned from the data but is no trained "
+        f"A PAC-Bayes bound is not defined for this network: `{name}` was learned from the data but is not a trained "
         "parameter, so it carries no noise."
     )
 

@@ -88,7 +88,7 @@ def rectifier_chain(network: Network, purpose: str) -> Chain:
     for position, node in enumerate(nodes):
         why = _obstacle(node, network.graph[node.inputs[0]].shape)
         if why is None and len(readers[node.inputs[0]]) > 1:
-            why = "what it reads is read elsewhere too, so the network is no chain."
+            why = "what it reads is read elsewhere too, so the network is not a chain."
         if why is None and node.op == "activation" and position < first:
             why = "it acts before the first weight layer."
         if why is not None:

@@ -59,7 +59,7 @@ def vc_dimension(network: Network, batch: Batch) -> Measured:
     Raises
     ------
     UnsupportedLayerError
-        If an operator with parameters is no known layer (attention, layer norm).
+        If an operator with parameters is not a known layer (attention, layer norm).
 
     Notes
     -----
@@ -93,7 +93,7 @@ def parameter_norm(network: Network, batch: Batch) -> Measured:
     Raises
     ------
     UnsupportedLayerError
-        If an operator with parameters is no known layer (attention, layer norm).
+        If an operator with parameters is not a known layer (attention, layer norm).
 
     Notes
     -----
@@ -199,7 +199,7 @@ def _moved_layers(network: Network) -> list[tuple[Node, Tensor, tuple[int, ...]]
 def _refuse_hidden_matrix(node: Node) -> None:
     if node.op == "opaque" and node.params["trained"]:
         if any(bound.tensor.dim() > 1 for bound in node.tensors().values()):
-            raise node.refuse("The distance from the initialisation", "its matrix is no weight of a known layer.")
+            raise node.refuse("The distance from the initialisation", "its matrix is not a weight of a known layer.")
 
 
 _COMMON: dict[str, Any] = {"family": "size", "lower_is_better": True}

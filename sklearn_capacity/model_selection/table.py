@@ -68,7 +68,7 @@ def capacity_table(cv_results: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def _is_capacity(key: str) -> bool:
-    """Negated keys that are no scikit-learn scorer, and names of measures; labels of one's own count as scores."""
+    """Negated keys that are not scikit-learn scorers, and names of measures; labels of one's own count as scores."""
     return key in MEASURES or (key.startswith("neg_") and key not in get_scorer_names())
 
 

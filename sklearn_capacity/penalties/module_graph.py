@@ -21,7 +21,7 @@ __all__ = ["acts_alike_in_training", "graph_of", "has_folded_layers", "has_hooks
 
 #: A module whose attributes change more often than this is left to the loop.
 MANY_TRACES = 20
-#: Longer lists and dicts are no settings of a forward pass, and are not read at every step.
+#: Longer lists and dicts are not settings of a forward pass, and are not read at every step.
 MANY_ENTRIES = 100
 
 _SCALARS = (int, float, bool, str, bytes, complex, type(None))
@@ -44,7 +44,7 @@ class ModuleTrace:
     traces : int
         How often the module was traced.
     volatile : frozenset of (submodule, attribute)
-        Attributes that changed and left the trace as it was; they are no settings.
+        Attributes that changed and left the trace as it was; they are not settings.
     modes, mode_free
         Training flags of the submodules, and whether the forward pass is then the same as in eval.
     bound_to, graph

@@ -65,7 +65,7 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     TypeError
-        If it is no estimator of this package, or a parameter has no form as text; the message says what to do.
+        If it is not an estimator of this package, or a parameter has no form as text; the message says what to do.
     NotFittedError
         If it is not fitted.
 
@@ -149,7 +149,7 @@ def _encoded_parameter(key: str, value: Any) -> Any:
 
 def _tensor(key: str, value: Any) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"The module's state holds {key!r}, which is no tensor: {type(value).__name__}. {_ANYWAY}")
+        raise TypeError(f"The module's state holds {key!r}, which is not a tensor: {type(value).__name__}. {_ANYWAY}")
     return value
 
 
@@ -259,7 +259,7 @@ def _restored(cls: type, stored: Stored, module: Any) -> Any:
         parts[part][key] = tensor
     history = decode(document["history"])
     if not (isinstance(history, list) and all(isinstance(row, dict) for row in history)):
-        raise ValueError("the history is no list of epochs")
+        raise ValueError("the history is not a list of epochs")
     estimator._restore(_decoded(document["fitted"]), parts["module"], parts["initial"], history)
     return estimator
 

@@ -126,7 +126,7 @@ def _encode_labels(subject: Subject, y: np.ndarray, n_outputs: int) -> np.ndarra
     classes = subject.classes
     if classes is None:
         classes = np.arange(n_outputs) if y.dtype.kind in "iufb" else np.unique(y)
-        if len(classes) != n_outputs:  # which output is whose cannot be told
+        if len(classes) != n_outputs:  # no way to know which output belongs to which class
             raise ValueError(
                 f"`y` has {len(classes)} different labels, but the network has {n_outputs} outputs. Pass class "
                 "indices: a plain module knows no labels."

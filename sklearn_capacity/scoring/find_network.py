@@ -107,7 +107,7 @@ def resolve(model: Any) -> Subject:
 
 
 def _inside(model: Any) -> str:
-    """Where a model that is no network may hold one, as a sentence."""
+    """Where a model that is not a network may hold one, as a sentence."""
     if hasattr(model, "estimators_") or hasattr(model, "calibrated_classifiers_"):
         return " It holds several models: measure each by itself."
     return " Measure its `estimator_`." * hasattr(model, "estimator_")

@@ -30,10 +30,10 @@ LINEAR_MODELS: dict[type, str | None] = {
     linear_model.SGDRegressor: None,
     svm.LinearSVR: None,
 }
-#: Those that are losses of ours. What needs a loss has to be told one for the others: hinge and epsilon losses have no
-#: Fisher information.
+#: Those that are losses of ours. For others the caller names a loss where one is needed: hinge and epsilon losses have
+#: no Fisher information.
 LOSSES = {"log_loss": "cross_entropy", "squared_error": "squared"}
-_TARGETS = "it is trained on targets -1 and 1, so its outputs are no logits. Use LogisticRegression"
+_TARGETS = "it is trained on targets -1 and 1, so its outputs are not logits. Use LogisticRegression"
 #: Classifiers that look like one linear map and are none, and the losses with which others are like them.
 REFUSED = (linear_model.RidgeClassifier, linear_model.RidgeClassifierCV)
 _REGRESSION_LOSSES = ("squared_error", "huber", "epsilon_insensitive", "squared_epsilon_insensitive")
@@ -81,7 +81,7 @@ def _linear(model: Any, loss: str | None) -> Converted:
     if classes is not None and len(coef) > 1 and _is_one_versus_rest(model):
         raise NotDefinedError(
             f"{type(model).__name__} with {len(coef)} classes is one-versus-rest: {len(coef)} separate models, "
-            "whose outputs are no logits of one network. Use LogisticRegression with a multinomial solver."
+            "whose outputs are not logits of one network. Use LogisticRegression with a multinomial solver."
         )
     if len(coef) == 1 and isinstance(model, _LOGISTIC) and getattr(model, "multi_class", None) == "multinomial":
         coef, intercept = 2 * coef, 2 * intercept  # scikit-learn before 1.8: softmax of [-z, z]

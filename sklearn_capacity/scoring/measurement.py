@@ -177,10 +177,10 @@ class Session:
 
     def renewed(self) -> Session:
         """The session after the weights of its network were changed in place: the trace is kept."""
-        twin = copy.copy(self)
-        twin.network = self.network.renewed()
-        twin.batch = self.batch.renewed(twin.network)
-        return twin
+        renewed = copy.copy(self)
+        renewed.network = self.network.renewed()
+        renewed.batch = self.batch.renewed(renewed.network)
+        return renewed
 
     def why_not(self, measure: Measure) -> str | None:
         """Why a measure cannot be taken here, as far as its record says."""

@@ -80,7 +80,7 @@ def is_hollow(tensor: Tensor) -> bool:
 
 
 def probe(network: Network, X: Any, task: str | None) -> None:
-    """Raise if the network does not run on such samples, or is no function of one sample to a vector of logits.
+    """Raise if the network does not run on such samples, or is not a function of one sample to a vector of logits.
 
     Parameters
     ----------
@@ -127,7 +127,7 @@ def probe(network: Network, X: Any, task: str | None) -> None:
     if not _equal(first[: SAMPLES - 1], fewer):
         raise UnsupportedLayerError(
             "The network mixes its samples in eval mode: the outputs of one depend on the others in its batch, so it "
-            "is no function of one input. Build batch normalisation with `track_running_stats=True`."
+            "is not a function of one input. Build batch normalisation with `track_running_stats=True`."
         )
     if task == "classification" and first.dim() == 2 and first.shape[1] > 1:
         _check_meaning(network, samples)

@@ -126,7 +126,7 @@ def _decode(data: Any, tensors: Mapping[str, Tensor], budget: _Budget, depth: in
     if type(data) in (*_PLAIN, float):
         return data
     if not isinstance(data, dict) or len(data) not in (1, 3):
-        raise ValueError(f"{_shown(data)} is no encoded value")
+        raise ValueError(f"{_shown(data)} is not an encoded value")
 
     def inner(item: Any) -> Any:
         return _decode(item, tensors, budget, depth + 1)
@@ -151,7 +151,7 @@ def _decode(data: Any, tensors: Mapping[str, Tensor], budget: _Budget, depth: in
             return _dtype(text)
         case {"torch_dtype": str(text)} if isinstance(getattr(torch, text, None), torch.dtype):
             return getattr(torch, text)
-    raise ValueError(f"{_shown(data)} is no encoded value")
+    raise ValueError(f"{_shown(data)} is not an encoded value")
 
 
 def _decode_dict(pairs: list[Any], inner: Any) -> dict[Any, Any]:
@@ -167,9 +167,9 @@ def _dtype(text: str) -> np.dtype:
     try:
         dtype = np.dtype(text)
     except (TypeError, ValueError, SyntaxError) as error:
-        raise ValueError(f"{text!r} is no dtype") from error
+        raise ValueError(f"{text!r} is not a dtype") from error
     if dtype.kind not in _ARRAY_KINDS + "O" or dtype.itemsize > 2**20:
-        raise ValueError(f"{text!r} is no dtype of labels or numbers")
+        raise ValueError(f"{text!r} is not a dtype of labels or numbers")
     return dtype
 
 

@@ -101,7 +101,7 @@ def _mode_of(target: Path, path: Path) -> int | None:
     if stat.S_ISLNK(status.st_mode):
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     if not stat.S_ISREG(status.st_mode):
-        raise FileError(f"{path} is no regular file, and is not replaced.")
+        raise FileError(f"{path} is not a regular file, and is not replaced.")
     return stat.S_IMODE(status.st_mode)
 
 
@@ -193,7 +193,7 @@ def read_file(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> 
     """
     path = Path(path)
     if path.exists() and not path.is_file():  # a pipe would never end, nor would a device
-        raise FileError(f"{path} is no regular file.")
+        raise FileError(f"{path} is not a regular file.")
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(16)
@@ -214,7 +214,7 @@ def read_file(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> 
     except (SafetensorError, ValueError, RecursionError, RuntimeError, KeyError) as error:
         raise FileError(f"{path} is damaged: {error}.") from error
     if not isinstance(document, dict):
-        raise FileError(f"{path} is damaged: its document is no JSON object.")
+        raise FileError(f"{path} is damaged: its document is not a JSON object.")
     return Stored(document, tensors, digest == _digest(text, tensors))
 
 
@@ -226,7 +226,7 @@ def _header(path: Path, start: bytes, size: int, file: Any) -> bytes:
         )
     length = int.from_bytes(start[:8], "little")
     if len(start) < 9 or start[8:9] != b"{" or length > MAX_HEADER:
-        raise FileError(f"{path} is no safetensors file. Only files of `sklearn_capacity.save` are read.")
+        raise FileError(f"{path} is not a safetensors file. Only files of `sklearn_capacity.save` are read.")
     if size < 8 + length:
         raise FileError(f"{path} is damaged: it was cut off after {size} bytes.")
     file.seek(8)
@@ -242,7 +242,7 @@ def _metadata(path: Path, header: bytes) -> tuple[dict[str, Any], str, str]:
         metadata = entries.pop("__metadata__", None) or {}
         text, digest = metadata.get(_KEY), metadata.get(_DIGEST)
     except (ValueError, RecursionError, AttributeError) as error:
-        raise FileError(f"{path} is damaged: its header is no JSON object.") from error
+        raise FileError(f"{path} is damaged: its header is not a JSON object.") from error
     if not isinstance(text, str) or not isinstance(digest, str):
         raise FileError(f"{path} is a safetensors file of another program. Use safetensors itself to read it.")
     check_text(text, path)
@@ -291,5 +291,5 @@ def memory_limit() -> int:
     except (AttributeError, ValueError, OSError):  # not on every system
         size = 2**34
     with contextlib.suppress(OSError, ValueError):
-        size = min(size, int(Path("/sys/fs/cgroup/memory.max").read_text()))  # "max" is no number
+        size = min(size, int(Path("/sys/fs/cgroup/memory.max").read_text()))  # "max" is not a number
     return size // 4

@@ -52,7 +52,7 @@ def fingerprint(**values: Any) -> str:
     Raises
     ------
     TypeError
-        If a value has no content that can be told, such as an open file or a compiled function; the message names it.
+        If a value has no content that can be hashed, such as an open file or a compiled function; the message names it.
 
     Examples
     --------
@@ -219,7 +219,7 @@ def _update_attribute(digest: _Digest, item: Any, name: str, inner: Any) -> None
 
 
 def _update_alone(digest: _Digest, value: Any, name: str) -> None:
-    """Hash what code refers to; what has no content that can be told, as a lock or a log, counts by its kind."""
+    """Hash what code refers to; what has no content to hash, such as a lock or a log, counts by its kind."""
     alone = _Digest()
     try:
         _update(alone, value, name, ())

@@ -138,7 +138,7 @@ def _read(path: Path, fit: str, epoch: int) -> Checkpoint:
         raise FileError(f"{path} is damaged: its content does not have the checksum that was written with it.")
     document = stored.document
     if document.get("kind") != "checkpoint" or document.get("format") != FORMAT:
-        raise FileError(f"{path} is no checkpoint of format {FORMAT}.")
+        raise FileError(f"{path} is not a checkpoint of format {FORMAT}.")
     if document.get("fit") != fit:
         raise FileError(f"{path} is of another fit.")
     try:
@@ -151,7 +151,7 @@ def _read(path: Path, fit: str, epoch: int) -> Checkpoint:
     if not all(isinstance(part, dict) for part in (state, *rows)) or PARTS - set(state):
         raise FileError(f"{path} is damaged: it holds no history and state.")
     if not (isinstance(behaviour, list) and all(isinstance(value, float) for value in behaviour)):
-        raise FileError(f"{path} is damaged: its behaviour is no list of numbers.")
+        raise FileError(f"{path} is damaged: its behaviour is not a list of numbers.")
     if number != len(rows) or finished is not (epoch == _LAST) or (not finished and number != epoch):
         raise FileError(f"{path} is of another epoch, {number!r}.")
     return Checkpoint(history, state, finished, behaviour)

@@ -48,7 +48,7 @@ class KFAC(torch.optim.Optimizer):
         damping: a unit that was silent on an earlier batch seems to have no curvature.
     fisher : {"type-2", "mc", "empirical"}, default="type-2"
         Gradients in B: exact Hessian of the loss in the outputs, C backward passes; labels drawn from the model's
-        own distribution, one pass; or the labels at hand, one pass, which is no Fisher matrix far from a good fit.
+        own distribution, one pass; or the labels at hand, one pass, which is not a Fisher matrix far from a good fit.
     max_kl : float in (0, inf) or None, default=3e-2
         The step is scaled down, s < 1, where :math:`\eta^2 g^T (F + \delta I)^{-1} g / (1 - m)^2` exceeds it, that
         is, for steps in one direction after momentum has made them longer; None: s = 1.

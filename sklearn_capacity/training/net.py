@@ -224,7 +224,7 @@ class PenalizedNet(NeuralNet):
         """Look at who takes part in a step, which may have changed since the last training."""
         self._listens_ = self._callbacks_listen()
         self._mode_ = None
-        # optimisers that follow more than gradients are told what is trained, and each step's batch
+        # optimisers that need more than gradients get what is trained, and each step's batch
         self._observed_ = hasattr(self.optimizer_, "attach")
         if self._observed_:
             self.optimizer_.attach(self.module_, self.criterion_)

@@ -41,7 +41,7 @@ class PathSGD(torch.optim.Optimizer):
     Raises
     ------
     ValueError
-        In `attach`, for a layer that is no linear map, rectifier, max pooling, reshaping or dropout; at the first
+        In `attach`, for a layer that is not a linear map, rectifier, max pooling, reshaping or dropout; at the first
         step for a function of that kind, or a mean or a max pooling, in the module's own code.
 
     Notes
@@ -138,8 +138,8 @@ def check_functions(module: nn.Module, sample: Tensor) -> None:
         owner = module.get_submodule(node.scope)
         averages = node.op == "avg_pool" or (node.op == "reduce" and node.params["factor"] != 1)
         functional = node.op == "max_pool" and not isinstance(owner, nn.MaxPool2d)
-        bent = node.op == "activation" and kind not in ("relu", "leaky_relu")
-        if averages or functional or bent or node.op == "opaque":
+        smooth = node.op == "activation" and kind not in ("relu", "leaky_relu")
+        if averages or functional or smooth or node.op == "opaque":
             raise ValueError(
                 f"`optimizer` 'path_sgd' takes linear maps, rectifiers and nn.MaxPool2d only, but "
                 f"{node.scope or 'the module'} computes `{kind}`. Take another optimiser."

@@ -109,7 +109,7 @@ class SlowLearning(Callback):
         self.after = after
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        self._leave()  # a training that an error ended was not told of its end
+        self._leave()  # an error may have ended the last training without `on_train_end`
         self.factor_ = 1.0
         self.rates_: list[tuple[dict[str, Any], float]] = []
         slow = {id(parameter) for parameter in generalization_parameters(net.module_)}

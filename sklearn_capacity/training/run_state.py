@@ -113,7 +113,7 @@ def _loads(value: Any) -> bool:
 
 
 def _callback_state(name: str, callback: Callback, early: set[tuple[str, str]] | None) -> dict[str, Any]:
-    """A callback's attributes that are no parameters: what it has learnt so far.
+    """A callback's attributes that are not parameters: what it has learnt so far.
 
     Functions and classes are left out, since a callback's own code chooses them again, and so is what its
     ``__getstate__`` leaves out when it is pickled.

@@ -229,9 +229,9 @@ def test_parameter_errors(name, params, message):
 
 
 def test_unknown_parameter_and_bad_number_of_outputs():
-    with pytest.raises(TypeError, match="`batchnorm` is no parameter of the .* 'vgg'. Did you mean 'batch_norm'"):
+    with pytest.raises(TypeError, match="`batchnorm` is not a parameter of the .* 'vgg'. Did you mean 'batch_norm'"):
         make_network("vgg", IMAGE, 10, batchnorm=True)
-    with pytest.raises(TypeError, match="`zzz` is no parameter of the architecture 'mlp'. It has: hidden_layer_sizes"):
+    with pytest.raises(TypeError, match="`zzz` is not a parameter of .* 'mlp'. It has: hidden_layer_sizes"):
         make_network("mlp", POINT, 10, zzz=True)
     with pytest.raises(ValueError, match="`n_outputs` must be at least 1"):
         make_network("vgg", IMAGE, 0)

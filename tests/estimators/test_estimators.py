@@ -170,7 +170,7 @@ def test_module_may_be_the_name_of_an_architecture(digits):
     mlp = NetworkRegressor(module="mlp", module_params={"hidden_layer_sizes": (7,)}, **settings).fit(X, y)
     plain = NetworkRegressor((7,), max_epochs=1, random_state=0).fit(X, y)
     np.testing.assert_array_equal(mlp.predict(X), plain.predict(X))
-    with pytest.raises(TypeError, match="`hiden` is no parameter of the architecture 'mlp'"):
+    with pytest.raises(TypeError, match="`hiden` is not a parameter of the architecture 'mlp'"):
         NetworkRegressor(module="mlp", module_params={"hiden": 3}).fit(X, y)
 
 

@@ -191,7 +191,7 @@ class _Branch(nn.Module):
         (lambda: nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU()), "the output must be that of a linear layer"),
         (lambda: nn.Sequential(nn.Linear(4, 3, bias=False), nn.Tanh()), "it is not positively homogeneous"),
         (lambda: nn.Sequential(nn.Linear(4, 3, bias=False), nn.LeakyReLU()), "only fully connected layers with ReLU"),
-        (_Branch, "the network is no chain"),
+        (_Branch, "the network is not a chain"),
     ],
 )
 def test_other_networks_are_refused(build, message):

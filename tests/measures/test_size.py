@@ -190,7 +190,7 @@ def test_distance_needs_a_matching_initial_state():
 
 
 class _Bilinear(nn.Module):
-    """A matrix between two copies of the input, which is no linear layer."""
+    """A matrix between two copies of the input, which is not a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class _Bilinear(nn.Module):
 def test_distance_refuses_matrices_of_no_layer():
     module = _Bilinear()
     network = Network(module, (3,), initial_state=module.state_dict())
-    with pytest.raises(UnsupportedLayerError, match="its matrix is no weight of a known layer"):
+    with pytest.raises(UnsupportedLayerError, match="its matrix is not a weight of a known layer"):
         MEASURES["distance_from_initialization"](network, Batch(network))
 
 

@@ -75,7 +75,7 @@ def torch_file():
         (lambda old: old + b"\0", "damaged"),
         (lambda old: old[:-9] + bytes([old[-9] ^ 1]) + old[-8:], "checksum"),
         (lambda old: (10**15).to_bytes(8, "little") + old[8:], "no safetensors file"),
-        (lambda old: (100_000).to_bytes(8, "little") + b'{"a":' + b"[" * 99_995, "header is no JSON"),
+        (lambda old: (100_000).to_bytes(8, "little") + b'{"a":' + b"[" * 99_995, "header is not a JSON"),
         (lambda old: (2).to_bytes(8, "little") + b"{}", "of another program"),
     ],
 )
@@ -90,7 +90,7 @@ def test_what_is_no_regular_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "endless").symlink_to("/dev/zero")
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "endless"):
-        with pytest.raises(ValueError, match="is no regular file"):
+        with pytest.raises(ValueError, match="is not a regular file"):
             load(path)
 
 
@@ -162,8 +162,8 @@ PARAM = {"hidden_layer_sizes": {"tuple": [10**6, 10**6]}}
         ({"fitted": {}}, r"fitted attributes \['input_shape_'"),
         ({"fitted": {"predict": 1}}, "the fitted attribute 'predict' is none of"),
         ({"fitted": {"__class__": 1}}, "the fitted attribute '__class__' is none of"),
-        ({"history": {"list": [3]}}, "history is no list of epochs"),
-        ({"history": None}, "history is no list of epochs"),
+        ({"history": {"list": [3]}}, "history is not a list of epochs"),
+        ({"history": None}, "history is not a list of epochs"),
     ],
 )
 def test_wrong_documents(saved, changes, message):
@@ -179,7 +179,7 @@ def test_wrong_documents(saved, changes, message):
         ("n_features_in_", 15, "`n_features_in_` must be 16, since samples have shape"),
         ("_dtype", {"dtype": "<i8"}, "must be the precision float32 or float64"),
         ("_dtype", {"dtype": "<U99999999"}, "no dtype of labels"),
-        ("_dtype", {"dtype": "what"}, "is no dtype"),
+        ("_dtype", {"dtype": "what"}, "is not a dtype"),
         (
             "classes_",
             {"array": [0, 1], "dtype": "<i8", "shape": [2]},
@@ -217,7 +217,7 @@ def test_deep_nesting(saved):
 def test_document_that_is_no_object(saved):
     stored = files.read_file(saved)
     files.write_file(saved, [1], stored.tensors)
-    with pytest.raises(ValueError, match="its document is no JSON object"):
+    with pytest.raises(ValueError, match="its document is not a JSON object"):
         load(saved)
 
 

@@ -90,7 +90,7 @@ def test_plane_integrals_equal_adaptive_quadrature(name, a, b):
 
 
 def test_relu_slope_product_is_an_orthant_probability():
-    """(C.12) as printed has a factor a: 0.9465 for a = 3, which is no probability of two signs."""
+    """(C.12) as printed has a factor a: 0.9465 for a = 3, which is not a probability of two signs."""
     value = RectifierIntegrals(0.0).slope_product(3.0, 1.2)
     assert value == pytest.approx(0.3155, abs=5e-5)
     assert value == pytest.approx(stats.multivariate_normal([0, 0], [[3.0, 1.2], [1.2, 3.0]]).cdf([0, 0]), abs=1e-6)

@@ -266,7 +266,7 @@ def test_all_files_damaged(model):
     whole = clone(model).fit(X, y)
     for path in folder_of(model).iterdir():
         path.write_bytes(b"{}")
-    with pytest.warns(CapacityWarning, match="is no safetensors file"):
+    with pytest.warns(CapacityWarning, match="is not a safetensors file"):
         assert bits(clone(model).fit(X, y)) == bits(whole)
 
 

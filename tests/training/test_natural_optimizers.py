@@ -431,7 +431,7 @@ def test_path_sgd_trains_images_and_updates_at_its_interval():
 
 
 class Between(nn.Module):
-    """A function between two layers that is no submodule."""
+    """A function between two layers that is not a submodule."""
 
     def __init__(self, function):
         super().__init__()

@@ -102,5 +102,5 @@ def _batch_norm(call: Call) -> Draft | None:
 def _refuse_batch_statistics(call: Call) -> Draft | None:
     raise UnsupportedLayerError(
         f"The batch normalisation in layer `{call.scope}` uses the statistics of the batch in eval mode, so its "
-        "samples mix and the network is no function of one input. Build it with `track_running_stats=True`."
+        "samples mix and the network is not a function of one input. Build it with `track_running_stats=True`."
     )
