@@ -363,7 +363,11 @@ def moving(module):
     return AveragedModel(module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9))
 
 
-@pytest.mark.parametrize("average", [Averaging(0), Averaging(2), Averaging(5), Averaging(0, moving)], ids=str)
+@pytest.mark.parametrize(
+    "average",
+    [Averaging(0), Averaging(2), Averaging(5), Averaging(0, moving)],
+    ids=["from the start", "early", "late", "moving"],
+)
 def test_an_interrupted_fit_with_averaged_weights_ends_at_the_same_bits(average, tmp_path):
     whole, resumed = whole_and_resumed(lambda folder: [clone(average)], tmp_path)
     assert state_of(resumed) == state_of(whole)
