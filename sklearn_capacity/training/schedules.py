@@ -110,7 +110,7 @@ def make_schedule(schedule: Any, max_epochs: int) -> Callback | None:
     Raises
     ------
     ValueError
-        If it is none of these.
+        If it is none of these, or needs more arguments than the epoch, or the optimiser.
     """
     if schedule is None:
         return None
@@ -119,6 +119,7 @@ def make_schedule(schedule: Any, max_epochs: int) -> Callback | None:
     if callable(schedule):
         made = schedule.func if isinstance(schedule, functools.partial) else schedule
         is_torch = inspect.isclass(made) and issubclass(made, LRScheduler | ReduceLROnPlateau)
+        _check_arguments(schedule, made, "optimizer" if is_torch else "epoch")
         return TorchSchedule(schedule) if is_torch else LearningRateSchedule(schedule)
     if isinstance(schedule, Iterable) and not isinstance(schedule, str):
         return LearningRateSchedule(_listed(schedule))
@@ -126,6 +127,26 @@ def make_schedule(schedule: Any, max_epochs: int) -> Callback | None:
         '`learning_rate_schedule` must be None, "cosine", a list of (epoch, factor) pairs, a list of factors, '
         f"a function of the epoch or a scheduler class of torch, got {schedule!r}."
     )
+
+
+def _check_arguments(schedule: Callable[..., Any], kind: Callable[..., Any], given: str) -> None:
+    """Raise unless the schedule, itself or what a partial fills in of `kind`, can be called with one argument."""
+    arguments, keywords = (schedule.args, schedule.keywords) if isinstance(schedule, functools.partial) else ((), {})
+    try:
+        signature = inspect.signature(kind)
+    except (TypeError, ValueError):  # some builtins have none
+        return
+    try:
+        signature.bind(*arguments, None, **keywords)
+    except TypeError as error:
+        name = getattr(kind, "__name__", repr(kind))
+        others = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)][1:]
+        needed = [parameter.name for parameter in others if parameter.default is parameter.empty]
+        listed = ", ".join(f"{parameter}=..." for parameter in needed) or "..."
+        raise ValueError(
+            f"`learning_rate_schedule` must be callable with the {given} alone, and {name} is not: {error}. "
+            f"Give functools.partial({name}, {listed})."
+        ) from error
 
 
 def _listed(schedule: Iterable[Any]) -> Callable[[int], float]:

@@ -12,7 +12,7 @@ import torch
 from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback, EpochScoring, GradientNormClipping
 from torch import nn
-from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, OneCycleLR, ReduceLROnPlateau, StepLR
 
 from sklearn_capacity import CapacityWarning, JacobianRegularizedClassifier, NetworkClassifier, NetworkRegressor
 from sklearn_capacity.penalties import frobenius_penalty
@@ -239,6 +239,23 @@ def test_schedule_and_its_continuation(schedule, expected):
     for _ in range(2):
         parts.partial_fit(X, y)
     np.testing.assert_allclose(rates(parts), 0.02 * np.array(expected))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "cure"),
+    [
+        (StepLR, r"missing a required argument: 'step_size'\. Give functools.partial\(StepLR, step_size=\.\.\.\)"),
+        (OneCycleLR, r"max_lr=\.\.\."),
+        (functools.partial(StepLR, step=2), "unexpected keyword argument 'step'|'step_size'"),
+        (functools.partial(ExponentialLR, gamma=0.5, rate=1), "unexpected keyword argument 'rate'"),
+        (lambda: 1.0, "with the epoch alone"),
+        (lambda epoch, total: epoch / total, r"functools.partial\(<lambda>, total=\.\.\.\)"),
+    ],
+)
+def test_a_schedule_that_lacks_arguments_is_told_which(schedule, cure):
+    with pytest.raises(ValueError, match=cure) as raised:
+        NetworkClassifier(learning_rate_schedule=schedule, max_epochs=1).fit(X, y)
+    assert str(raised.value).startswith("`learning_rate_schedule` must be callable with the ")
 
 
 def test_a_schedule_may_change_between_calls_of_partial_fit():
