@@ -16,6 +16,7 @@ from .persistence import load, model_card, save
 from .scoring import (
     CapacityCallback,
     CapacityScorer,
+    InitialStateCallback,
     bicriteria_curve,
     capacity_report,
     fisher_spectrum,
@@ -30,6 +31,7 @@ __all__ = [
     "CapacityWarning",
     "GeneralizationLayerClassifier",
     "GeneralizationLayerRegressor",
+    "InitialStateCallback",
     "JacobianRegularizedClassifier",
     "JacobianRegularizedRegressor",
     "NetworkClassifier",

@@ -143,7 +143,8 @@ def distance_from_initialization(network: Network, batch: Batch, *, norm: str = 
     Raises
     ------
     NotDefinedError
-        If the weights before training are not known: only estimators of this package keep them (`initial_state_`).
+        If the weights before training are not known: estimators of this package keep them (`initial_state_`); with any
+        other model they are given as `initial_state`.
     UnsupportedLayerError
         If a matrix or kernel with a trained parameter is used by no known layer.
 

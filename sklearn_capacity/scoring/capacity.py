@@ -37,6 +37,8 @@ def measure_capacity(
     measures: Any = "cheap",
     *,
     loss: str | None = None,
+    initial_state: Any = None,
+    classes: Any = None,
     log: bool = False,
     max_samples: int | None = None,
     batch_size: int | None = None,
@@ -53,14 +55,20 @@ def measure_capacity(
     X : array-like or Tensor of shape (n_samples, ...), default=None
         None: measures of the weights only.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
-        Labels as the model knows them; class indices for a plain module.
+        Labels as the model knows them; for a plain module class indices, or those of `classes`.
     measures : str, list of str, dict, "cheap" or "all", default="cheap"
         A dict is ``{label: name or (name, params)}``. "cheap": no ascent, no random draws, no spectrum. "cheap" and
         "all" leave out what does not apply; `capacity_report` says what and why. `list_measures` shows all.
     loss : "cross_entropy", "squared", "absolute" or None, default=None
-        None: the model's own; for a plain module cross-entropy if y is integer, boolean or string, squared if float.
+        None: the model's own; for a plain module cross-entropy if `classes` are given or y is integer or boolean,
+        squared if float.
         A model whose own is none of these, such as one trained by a hinge loss, has no measures that need a loss.
         A loss that is named here is also the default of the measures with a parameter ``loss``.
+    initial_state : nn.Module or dict of str to Tensor, default=None
+        The module or its state dict before training, for measures of the way from there. Estimators of this package,
+        and skorch nets with an `InitialStateCallback`, keep it themselves.
+    classes : array-like of shape (n_outputs,), default=None
+        Labels of a plain module's outputs, in their order, where `y` holds no class indices.
     log : bool, default=False
         Natural logarithms. Products over many layers that overflow have finite ones.
     max_samples : int, default=None
@@ -102,6 +110,8 @@ def measure_capacity(
         X,
         y,
         loss=loss,
+        initial_state=initial_state,
+        classes=classes,
         max_samples=max_samples,
         batch_size=batch_size,
         device=device,
@@ -150,6 +160,8 @@ def capacity_report(
     measures: Any = "cheap",
     *,
     loss: str | None = None,
+    initial_state: Any = None,
+    classes: Any = None,
     log: bool = False,
     per_layer: bool = False,
     per_class: bool = False,
@@ -163,7 +175,7 @@ def capacity_report(
 
     Parameters
     ----------
-    model, X, y, measures, loss, log, max_samples, batch_size, device, random_state
+    model, X, y, measures, loss, initial_state, classes, log, max_samples, batch_size, device, random_state
         As in `measure_capacity`. A measure that does not apply, or that fails, has a row with the reason.
     per_layer : bool, default=False
         Add one row for each weight layer of the measures that have such.
@@ -193,6 +205,8 @@ def capacity_report(
         X,
         y,
         loss=loss,
+        initial_state=initial_state,
+        classes=classes,
         max_samples=max_samples,
         batch_size=batch_size,
         device=device,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from .._validation import NotDefinedError, check_integer, check_option
 from .find_network import Subject
 from .probe import is_hollow
 
-__all__ = ["LOSSES", "checked_X", "encode_targets", "resolve_loss", "subsample"]
+__all__ = ["LOSSES", "checked_X", "encode_targets", "resolve_loss", "subsample", "with_classes"]
 
 LOSSES = ("cross_entropy", "squared", "absolute")
 
@@ -123,15 +124,14 @@ def _encode_labels(subject: Subject, y: np.ndarray, n_outputs: int) -> np.ndarra
             f"`y` must be one label per sample, got shape {y.shape}: multilabel is not defined here. Of one-hot rows "
             "pass `y.argmax(axis=1)`."
         )
-    classes = subject.classes
-    if classes is None:
-        classes = np.arange(n_outputs) if y.dtype.kind in "iufb" else np.unique(y)
-        if len(classes) != n_outputs:  # no way to know which output belongs to which class
-            raise ValueError(
-                f"`y` has {len(classes)} different labels, but the network has {n_outputs} outputs. Pass class "
-                "indices: a plain module knows no labels."
-            )
-    classes = np.asarray(classes)
+    if subject.classes is None and y.dtype.kind not in "iufb":  # which output is whose cannot be told
+        raise ValueError(
+            f"`y` must hold class indices, as a plain module knows no labels, got {y[:1].tolist()[0]!r}. Or pass the "
+            "labels in the order of the outputs as `classes`, to a function that takes them."
+        )
+    classes = np.arange(n_outputs) if subject.classes is None else np.asarray(subject.classes)
+    if len(classes) != n_outputs:
+        raise ValueError(f"The network has {n_outputs} outputs, but `classes` are {len(classes)} labels.")
     order = np.argsort(classes)
     place = np.searchsorted(classes[order], y).clip(max=len(classes) - 1)
     index = order[place]
@@ -143,6 +143,24 @@ def _encode_labels(subject: Subject, y: np.ndarray, n_outputs: int) -> np.ndarra
             + (" (class indices, since a plain module knows no labels)." if subject.classes is None else ".")
         )
     return index.astype(np.int64)
+
+
+def with_classes(subject: Subject, classes: Any) -> Subject:
+    """The subject with the labels that a caller gives for its outputs.
+
+    Raises
+    ------
+    ValueError
+        If they are not different labels, or not those that the model knows.
+    """
+    labels = np.asarray(classes)
+    if labels.ndim != 1 or len(labels) < 2 or len(np.unique(labels)) != len(labels):
+        raise ValueError(f"`classes` must be different labels, one for each output of the network, got {classes!r}.")
+    known = subject.classes
+    if known is not None and not np.array_equal(np.asarray(known), labels):
+        labels_known = np.asarray(known).tolist()
+        raise ValueError(f"`classes` must be those of the model, {labels_known}, or None, got {classes!r}.")
+    return replace(subject, classes=labels, loss=subject.loss or "cross_entropy")
 
 
 def subsample(X: Any, y: Any, max_samples: int | None, random_state: int) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClas
 from torch import Tensor, nn
 
 from .from_sklearn import convert
+from .initial_state import InitialStateCallback
 
 __all__ = ["Subject", "resolve"]
 
@@ -196,7 +197,9 @@ def _skorch_net(net: Any) -> Subject:
             classes = np.asarray(net.classes_)
         except AttributeError:  # initialised without labels: they are the indices
             classes = None
-    return Subject(net.module_, output, loss, classes)
+    kept = [cb for _, cb in getattr(net, "callbacks_", []) if isinstance(cb, InitialStateCallback)]
+    initial_state = getattr(kept[0], "initial_state_", None) if kept else None
+    return Subject(net.module_, output, loss, classes, initial_state=initial_state)
 
 
 #: What a skorch net's module returns under each criterion, and the loss it stands for. skorch takes the logarithm of

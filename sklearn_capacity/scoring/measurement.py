@@ -17,8 +17,9 @@ from ..graph import Network
 from ..measures import MEASURES, Batch, Measure, Measured, measure_named
 from ..process_state import computing
 from ..training import refuse_containers, resolve_device
-from .data import LOSSES, checked_X, encode_targets, resolve_loss, subsample
+from .data import LOSSES, checked_X, encode_targets, resolve_loss, subsample, with_classes
 from .find_network import Subject, resolve
+from .initial_state import checked_initial_state
 from .probe import measurable, probe, torch_refusals
 
 __all__ = ["Request", "Session", "is_group", "parse_measures"]
@@ -108,7 +109,7 @@ class Session:
 
     Parameters
     ----------
-    model, X, y, loss, max_samples, batch_size, device, random_state
+    model, X, y, loss, initial_state, classes, max_samples, batch_size, device, random_state
         As in `measure_capacity`.
     """
 
@@ -119,6 +120,8 @@ class Session:
         y: Any = None,
         *,
         loss: str | None = None,
+        initial_state: Any = None,
+        classes: Any = None,
         max_samples: int | None = None,
         batch_size: int | None = None,
         device: Any = None,
@@ -131,6 +134,11 @@ class Session:
         check_integer("random_state", random_state, 0, 2**63 - 1, cure=seed)
         self.subject = resolve(model)
         self.subject = replace(self.subject, module=measurable(self.subject.module))
+        if initial_state is not None:
+            known = checked_initial_state(initial_state, self.subject.module)
+            self.subject = replace(self.subject, initial_state=known)
+        if classes is not None:
+            self.subject = with_classes(self.subject, classes)
         if X is None and y is not None:
             raise ValueError("`y` was given without `X`.")
         refuse_containers(X, "measured")
@@ -145,6 +153,8 @@ class Session:
         #: The loss that the call names, the default of every measure with a loss of its own.
         self.named_loss = loss
         self.loss, self.task = resolve_loss(loss, self.subject, y)
+        if classes is not None and self.task == "regression":
+            raise ValueError(f"`classes` must be None for regression, and the loss is {self.loss!r}; got {classes!r}.")
         #: What to add where the loss that the dtype of y stands for is the wrong one.
         self._loss_from_y = ""
         if loss is None and self.subject.loss is None and self.loss == "squared":
@@ -191,7 +201,7 @@ class Session:
             but = "" if other is None else f", and is not defined for the model's own, {other!r}"
             return f"needs a loss{but}: pass loss= one of {', '.join(map(repr, LOSSES))}"
         if "initial_state" in measure.needs and self.network.initial_state is None:
-            return "needs the weights before training, which only estimators of this package keep"
+            return "needs the weights before training: pass initial_state=, the module or its state dict as it was then"
         return None
 
     def parameters(self, request: Request) -> dict[str, Any]:

@@ -28,6 +28,9 @@ class CapacityScorer(TransformerMixin, BaseEstimator):
     measures : str, list of str, dict or "cheap", default="cheap"
         As in `measure_capacity`; scikit-learn scorer names ("accuracy", "roc_auc") are allowed too.
     loss : "cross_entropy", "squared", "absolute" or None, default=None
+    initial_state : nn.Module or dict of str to Tensor, default=None
+    classes : array-like of shape (n_outputs,), default=None
+        Both as in `measure_capacity`.
     log : bool, default=False
         Score natural logarithms of the capacity measures (not of scikit-learn's scores).
     refit_measure : str, default=None
@@ -62,6 +65,8 @@ class CapacityScorer(TransformerMixin, BaseEstimator):
         measures: Any = "cheap",
         *,
         loss: str | None = None,
+        initial_state: Any = None,
+        classes: Any = None,
         log: bool = False,
         refit_measure: str | None = None,
         on_error: str = "nan",
@@ -72,6 +77,8 @@ class CapacityScorer(TransformerMixin, BaseEstimator):
     ):
         self.measures = measures
         self.loss = loss
+        self.initial_state = initial_state
+        self.classes = classes
         self.log = log
         self.refit_measure = refit_measure
         self.on_error = on_error
@@ -186,6 +193,8 @@ class CapacityScorer(TransformerMixin, BaseEstimator):
             X,
             y,
             loss=self.loss,
+            initial_state=self.initial_state,
+            classes=self.classes,
             max_samples=self.max_samples,
             batch_size=self.batch_size,
             device=self.device,

@@ -1,0 +1,92 @@
+"""The weights before training: given with a model, or kept by a callback of a skorch net."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from skorch import NeuralNet
+from skorch.callbacks import Callback
+from torch import Tensor, nn
+
+from .probe import measurable
+
+__all__ = ["InitialStateCallback", "checked_initial_state"]
+
+
+class InitialStateCallback(Callback):
+    """Keep the weights with which the training of a skorch net begins.
+
+    Measures that look at the way from there, such as `distance_from_initialization`, are then defined for the net. The
+    estimators of this package keep these weights without it, as ``initial_state_``.
+
+    Attributes
+    ----------
+    initial_state_ : dict of str to Tensor
+        A copy of the module's state before the first epoch since the net was initialized; `partial_fit` goes on from
+        the same.
+
+    Examples
+    --------
+    >>> import numpy as np, torch
+    >>> from skorch import NeuralNetClassifier
+    >>> from sklearn_capacity import InitialStateCallback, measure_capacity
+    >>> X, y = np.eye(4, dtype="float32").repeat(5, 0), np.arange(4).repeat(5)
+    >>> net = NeuralNetClassifier(torch.nn.Linear, module__in_features=4, module__out_features=4, verbose=0,
+    ...                           criterion=torch.nn.CrossEntropyLoss, callbacks=[InitialStateCallback()])
+    >>> measure_capacity(net.fit(X, y), measures="distance_from_initialization")["distance_from_initialization"] > 0
+    True
+    """
+
+    def initialize(self) -> InitialStateCallback:
+        self.__dict__.pop("initial_state_", None)
+        return self
+
+    def on_train_begin(self, net: NeuralNet, X: Any = None, y: Any = None, **kwargs: Any) -> None:
+        if not hasattr(self, "initial_state_"):
+            state = measurable(net.module_).state_dict()
+            self.initial_state_ = {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def checked_initial_state(initial_state: Any, module: nn.Module) -> dict[str, Tensor]:
+    """The tensors before training by their names in `module`.
+
+    Parameters
+    ----------
+    initial_state : nn.Module or mapping of str to Tensor
+    module : nn.Module
+        The trained one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no state, or that of another module: the message names a tensor that is missing, left over or of
+        another shape.
+    """
+    if isinstance(initial_state, nn.Module):
+        initial_state = measurable(initial_state).state_dict()
+    if not isinstance(initial_state, Mapping):
+        raise TypeError(
+            f"`initial_state` must be the module before training or its state dict, got {type(initial_state).__name__}."
+        )
+    known = _tensors(module.state_dict())
+    state = {name: value.detach() if isinstance(value, Tensor) else value for name, value in initial_state.items()}
+    foreign = [name for name in state if name not in known and isinstance(state[name], Tensor)]
+    for name, tensor in known.items():
+        initial = state.get(name)
+        if not isinstance(initial, Tensor):
+            got = "has no such tensor" if initial is None else f"holds a {type(initial).__name__}"
+            hint = f"; it has `{foreign[0]}`" if foreign else ""
+            raise ValueError(f"`initial_state` must hold `{name}` of the trained module, but {got}{hint}.")
+        if initial.shape != tensor.shape:
+            raise ValueError(
+                f"`initial_state` must fit the trained module: its `{name}` has shape {tuple(initial.shape)}, that of "
+                f"the module {tuple(tensor.shape)}."
+            )
+    if foreign:
+        raise ValueError(f"`initial_state` holds `{foreign[0]}`, which the trained module does not have.")
+    return {name: state[name] for name in known}
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
