@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..graph.memory_layout import channels_last
 from .parameter_jacobian import ParameterJacobian, Point
 from .sample_gradients import Outer, Rows, SampleGradients
 
-__all__ = ["LOSSES", "FisherMatrix", "cotangents"]
+__all__ = ["LOSSES", "FisherMatrix", "cotangents", "factor_product", "transposed_factor_product"]
 
 #: Rows of a tile: below it the matrix products are too small to be fast, beyond it the tile leaves the cache.
 TILE_ROWS = 1024
@@ -21,19 +22,34 @@ CHUNK_BYTES = 2**28
 HELD_BYTES = 2**30
 LOSSES = ("squared", "cross_entropy")
 
+#: A range of classes and one of samples.
+Block = tuple[slice, slice]
 
-def cotangents(logits: Tensor, loss: str) -> Tensor:
-    """Columns of B with B B^T the Fisher matrix of the loss at the output, (C, n, C), one per class and sample.
 
-    The identity for the squared loss. For the softmax diag(p) - p p^T = B B^T with B = (diag(sqrt p) - p sqrt(p)^T):
-    a factor in closed form, so no eigenvalue problem per sample and nothing to clip.
+def cotangents(logits: Tensor, loss: str, classes: slice = slice(None)) -> Tensor:
+    """Columns of B with B B^T the Fisher matrix of the loss at the output, (K, n, C), one per class and sample.
+
+    Of K of the C classes. The identity for the squared loss. For the softmax diag(p) - p p^T = B B^T with
+    B = (diag(sqrt p) - p sqrt(p)^T): a factor in closed form, so no eigenvalue problem per sample and nothing to clip.
     """
     n, n_outputs = logits.shape
-    eye = torch.eye(n_outputs, dtype=logits.dtype, device=logits.device)
+    index = torch.arange(n_outputs, device=logits.device)[classes]
+    eye = F.one_hot(index, n_outputs).to(logits.dtype)  # (K, C)
     if loss == "squared":
         return eye[:, None, :].expand(-1, n, -1)
     p = logits.double().softmax(1).to(logits.dtype)
-    return p.T.sqrt()[:, :, None] * (eye[:, None, :] - p)
+    return p.T[classes].sqrt()[:, :, None] * (eye[:, None, :] - p)
+
+
+def factor_product(p: Tensor, scale: Tensor, v: Tensor) -> Tensor:
+    """B v = (diag(s) - p s^T) v for the probabilities p, a scale s and vectors v, one of each per sample, (n, C)."""
+    scaled = scale * v
+    return scaled - p * scaled.sum(1, keepdim=True)
+
+
+def transposed_factor_product(p: Tensor, scale: Tensor, w: Tensor) -> Tensor:
+    """B^T w of the same, (n, C)."""
+    return scale * (w - (p * w).sum(1, keepdim=True))
 
 
 class FisherMatrix:
@@ -66,22 +82,33 @@ class FisherMatrix:
         self.n_outputs = n_outputs
         self.loss = loss
         self.progress = progress
-        row = max(1, jacobian.floats_per_sample(n_outputs) * X.element_size())
         self.samples = samples
-        self.chunk = max(1, min(samples, len(X), CHUNK_BYTES // row))
+        self.chunk = max(1, min(samples, len(X), CHUNK_BYTES // self._bytes_at_work(n_outputs)))
+        #: Classes at once: all of them, unless the gradients of a single sample are too large.
+        self.classes = n_outputs
+        if self._bytes_at_work(n_outputs) > CHUNK_BYTES:
+            shared = self._bytes_at_work(0)
+            per_class = max(1, self._bytes_at_work(1) - shared)
+            self.classes = min(n_outputs, max(1, (CHUNK_BYTES - shared) // per_class))
         self._points: list[Point] | None = None
 
     @property
     def dual_size(self) -> int:
         return self.n_outputs * len(self.X)
 
+    def _bytes_at_work(self, n_classes: int) -> int:
+        """What the gradients of one sample for so many classes take, with the cotangents."""
+        floats = self.jacobian.floats_at_work(n_classes) + n_classes * self.n_outputs
+        return max(1, floats * self.X.element_size())
+
     def halve(self) -> bool:
-        """Take half as many samples at once; False if it is one already."""
+        """Take half as many samples at once, or classes; False if it is one of each already."""
         self._points = None
-        if self.samples == 1:
-            return False
-        self.samples, self.chunk = self.samples // 2, max(1, self.chunk // 2)
-        return True
+        if self.samples > 1:
+            self.samples, self.chunk = self.samples // 2, max(1, self.chunk // 2)
+            return True
+        self.classes, halved = max(1, self.classes // 2), self.classes > 1
+        return halved
 
     # -- matrices ----------------------------------------------------------------------------------------------------
 
@@ -97,7 +124,7 @@ class FisherMatrix:
     def matrix(self) -> Tensor:
         """A A^T / T of shape (P, P), float64."""
         total = torch.zeros((self.jacobian.size,) * 2, dtype=torch.float64, device=self.X.device)
-        for _, gradients in self._gradients(self._chunks()):
+        for _, gradients in self._gradients(self._blocks()):
             rows = torch.cat([g.rows() for g in gradients], dim=2).flatten(0, 1).double()
             total.addmm_(rows.T, rows)
         return total.div_(len(self.X))
@@ -112,66 +139,71 @@ class FisherMatrix:
     def traces(self) -> list[float]:
         """Sum of the eigenvalues by layer (as `jacobian.labels` has them): the squared lengths of the gradients."""
         sums = torch.zeros(len(self.jacobian.labels), dtype=torch.float64, device=self.X.device)
-        for _, gradients in self._gradients(self._chunks()):
-            sums += torch.stack([part.squared_norms().double().sum() for part in gradients])
+        for (classes, _), point in self._points_of(self.progress(self._blocks())):
+            with torch.no_grad():
+                sums += point.squared_norms(cotangents(point.logits, self.loss, classes))
         return (sums / len(self.X)).cpu().tolist()
 
-    def _chunks(self) -> list[slice]:
-        n = len(self.X)
-        return [slice(i, min(i + self.chunk, n)) for i in range(0, n, self.chunk)]
+    def _blocks(self) -> list[Block]:
+        """All pairs of a range of classes and a range of samples whose gradients are held together."""
+        chunks = _ranges(0, len(self.X), self.chunk)
+        return [(classes, chunk) for chunk in chunks for classes in _ranges(0, self.n_outputs, self.classes)]
 
-    def _gradients(self, chunks: list[slice], *, inner: bool = False) -> Iterator[tuple[slice, SampleGradients]]:
-        for chunk in chunks if inner else self.progress(chunks):
-            point = self.jacobian.at(channels_last(self.X[chunk]))
+    def _points_of(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, Point]]:
+        """Each block with its samples' forward pass, which the blocks of the same samples share."""
+        at: slice | None = None
+        for block in blocks:
+            if block[1] != at:
+                at = block[1]
+                point = self.jacobian.at(channels_last(self.X[at]))
+            yield block, point
+
+    def _gradients(self, blocks: list[Block], *, inner: bool = False) -> Iterator[tuple[Block, SampleGradients]]:
+        for block, point in self._points_of(blocks if inner else self.progress(blocks)):
             with torch.no_grad():
-                gradients = point.gradients(cotangents(point.logits, self.loss))
-            yield chunk, gradients
+                gradients = point.gradients(cotangents(point.logits, self.loss, block[0]))
+            yield block, gradients
 
-    def _tiles(self) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice], Tensor]]:
-        """(classes, samples) of rows and columns with the tile between them, (k, n, l, m), in the upper triangle."""
-        chunks = self._chunks()
-        per_group = max(1, HELD_BYTES // CHUNK_BYTES - 1) if len(chunks) > 1 else 1
-        for start in self.progress(range(0, len(chunks), per_group)):
-            held = list(self._gradients(chunks[start : start + per_group], inner=True))
+    def _tiles(self) -> Iterator[tuple[Block, Block, Tensor]]:
+        """Blocks of rows and of columns with the tile between them, (k, n, l, m), in the upper triangle."""
+        blocks = self._blocks()
+        per_group = max(1, HELD_BYTES // CHUNK_BYTES - 1) if len(blocks) > 1 else 1
+        for start in self.progress(range(0, len(blocks), per_group)):
+            held = list(self._gradients(blocks[start : start + per_group], inner=True))
             for i, (a, left) in enumerate(held):
                 for b, right in held[i:]:
-                    yield from self._pair(a, left, b, right)
-            for b, right in self._gradients(chunks[start + per_group :], inner=True):
+                    yield from _pair(a, left, b, right)
+            for b, right in self._gradients(blocks[start + per_group :], inner=True):
                 for a, left in held:
-                    yield from self._pair(a, left, b, right)
-
-    def _pair(
-        self, a: slice, left: SampleGradients, b: slice, right: SampleGradients
-    ) -> Iterator[tuple[tuple[slice, slice], tuple[slice, slice], Tensor]]:
-        """Tiles between two chunks: a few classes at once, all layers inside a tile."""
-        step = max(1, TILE_ROWS // max(a.stop - a.start, b.stop - b.start))
-        classes = [slice(k, min(k + step, self.n_outputs)) for k in range(0, self.n_outputs, step)]
-        shared = [_kernel(f, g) for f, g in zip(left, right, strict=True)]
-        for i, k in enumerate(classes):
-            for l in classes[i:] if a == b else classes:
-                yield (k, a), (l, b), _tile(left, right, shared, k, l)
+                    yield from _pair(a, left, b, right)
 
     # -- products ----------------------------------------------------------------------------------------------------
 
     def product(self, vector: Tensor) -> Tensor:
         """A^T A v / T for v of length C T, by one backward sweep and one tangent sweep."""
-        vectors = vector.reshape(self.n_outputs, len(self.X), 1)
+        vectors = vector.reshape(self.n_outputs, len(self.X)).T  # (T, C)
         sums: list[Tensor] | None = None
         for chunk, point in self._at():
-            columns = cotangents(point.logits, self.loss)
-            pulled = point.pull((columns * vectors[:, chunk].to(columns.dtype)).sum(0))
+            pulled = point.pull(self._factor(factor_product, point.logits, vectors[chunk]).to(point.logits.dtype))
             sums = pulled if sums is None else [s + p for s, p in zip(sums, pulled, strict=True)]
         assert sums is not None
-        out = torch.empty_like(vectors[..., 0])
+        out = torch.empty_like(vectors)
         for chunk, point in self._at():
-            moved = point.push(sums)
-            out[:, chunk] = (cotangents(point.logits, self.loss) * moved).sum(2).to(out.dtype)
-        return out.flatten() / len(self.X)
+            moved = point.push(sums).to(out.dtype)
+            out[chunk] = self._factor(transposed_factor_product, point.logits, moved)
+        return out.T.flatten() / len(self.X)
+
+    def _factor(self, product: Callable[..., Tensor], logits: Tensor, vectors: Tensor) -> Tensor:
+        """B or its transpose times one vector per sample, (n, C); the identity for the squared loss."""
+        if self.loss == "squared":
+            return vectors
+        p = logits.double().softmax(1)
+        return product(p, p.sqrt(), vectors)
 
     def _at(self) -> Iterator[tuple[slice, Point]]:
         """Every chunk with its forward pass, kept for the next product where all of them fit."""
         n = len(self.X)
-        chunks = [slice(i, min(i + self.samples, n)) for i in range(0, n, self.samples)]
+        chunks = _ranges(0, n, self.samples)
         if self._points is not None:
             yield from zip(chunks, self._points, strict=True)
             return
@@ -184,6 +216,25 @@ class FisherMatrix:
             yield chunk, point
         if keep:
             self._points = points
+
+
+def _ranges(start: int, stop: int, step: int) -> list[slice]:
+    return [slice(i, min(i + step, stop)) for i in range(start, stop, step)]
+
+
+def _pair(a: Block, left: SampleGradients, b: Block, right: SampleGradients) -> Iterator[tuple[Block, Block, Tensor]]:
+    """Tiles between two blocks: a few classes at once, all layers inside a tile."""
+    step = max(1, TILE_ROWS // max(a[1].stop - a[1].start, b[1].stop - b[1].start))
+    shared = [_kernel(f, g) for f, g in zip(left, right, strict=True)]
+    for k in _ranges(a[0].start, a[0].stop, step):
+        for l in _ranges(k.start if a == b else b[0].start, b[0].stop, step):
+            rows, columns = _within(k, a), _within(l, b)
+            yield (k, a[1]), (l, b[1]), _tile(left, right, shared, rows, columns)
+
+
+def _within(classes: slice, block: Block) -> slice:
+    """Where classes stand among those of a block."""
+    return slice(classes.start - block[0].start, classes.stop - block[0].start)
 
 
 def _kernel(f: Outer | Rows, g: Outer | Rows) -> Tensor | None:

@@ -22,7 +22,7 @@ def apply_output(logits: Tensor, output: str) -> Tensor:
 def jacobian_products(
     function: Callable[[Tensor], Tensor],
     X: Tensor,
-    vectors: Tensor | Callable[[Tensor], Tensor] | None = None,
+    vectors: Tensor | Callable[[Tensor], Tensor | Iterator[Tensor]] | None = None,
     *,
     output: str = "logits",
     create_graph: bool = False,
@@ -36,7 +36,7 @@ def jacobian_products(
     X : Tensor of shape (n, ...)
     vectors : Tensor of shape (k, C) or (k, n, C), or a callable that makes it, default=None
         None stands for the C unit vectors, which yield the rows of J. A callable gets the values
-        of shape (n, C), so that it knows C without another forward pass.
+        of shape (n, C), so that it knows C without another forward pass; it may make the vectors one by one.
     output : "logits" or "softmax"
     create_graph : bool
         Whether the products are to be differentiated with respect to the parameters.
@@ -52,13 +52,16 @@ def jacobian_products(
             vectors = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
         elif callable(vectors):
             vectors = vectors(values.detach())
-        if vectors.dim() == 2:
+        if isinstance(vectors, Tensor) and vectors.dim() == 2:
             vectors = vectors[:, None, :].expand(-1, len(values), -1)
-    for i, vector in enumerate(vectors):  # in the caller's mode, which a generator would change for as long as it lives
-        (row,) = torch.autograd.grad(
-            values, X, vector, create_graph=create_graph, retain_graph=create_graph or i + 1 < len(vectors)
-        )
+    coming = iter(vectors)
+    vector = next(coming, None)
+    while vector is not None:  # in the caller's mode, which a generator would change for as long as it lives
+        following = next(coming, None)
+        retain = create_graph or following is not None
+        (row,) = torch.autograd.grad(values, X, vector, create_graph=create_graph, retain_graph=retain)
         yield row
+        vector = following
 
 
 def gram_product(function: Callable[[Tensor], Tensor], X: Tensor) -> Callable[[Tensor], Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from .double_backward import directional_derivative
 from .parameter_groups import parameter_groups
 from .parameter_linearization import Linearization
 from .parameter_vector import parameter_vector
-from .sample_gradients import Rows, SampleGradients, partners, sample_gradients
+from .sample_gradients import Rows, SampleGradients, iter_sample_gradients, partners, sample_gradients
 
 __all__ = ["AutogradJacobian", "GraphJacobian", "ParameterJacobian", "Point", "parameter_jacobian"]
 
@@ -29,6 +29,10 @@ class Point(ABC):
     @abstractmethod
     def gradients(self, cotangents: Tensor) -> SampleGradients:
         """Gradient of <c, f(x_i)> for every sample and each of its cotangents, given as (K, n, C)."""
+
+    @abstractmethod
+    def squared_norms(self, cotangents: Tensor) -> Tensor:
+        """Squared lengths of these gradients, summed over samples and cotangents; float64, one entry per label."""
 
     @abstractmethod
     def pull(self, cotangent: Tensor) -> list[Tensor]:
@@ -71,7 +75,11 @@ class ParameterJacobian(ABC):
 
     @abstractmethod
     def floats_per_sample(self, n_cotangents: int) -> int:
-        """Numbers that `Point.gradients` holds for one sample."""
+        """Numbers that `Point.gradients` returns for one sample."""
+
+    def floats_at_work(self, n_cotangents: int) -> int:
+        """Numbers that `Point.gradients` holds for one sample before it returns."""
+        return self.floats_per_sample(n_cotangents)
 
 
 def parameter_jacobian(network: Network) -> ParameterJacobian:
@@ -126,6 +134,16 @@ class GraphJacobian(ParameterJacobian):
             total += rows
         return total
 
+    def floats_at_work(self, n_cotangents: int) -> int:
+        nodes = {use.node.name: use.node for group in self.groups for use in group.uses}.values()
+        deltas = sum(math.prod(node.shape) for node in nodes)
+        windows = [  # the positions of a convolution times what it reads at each
+            math.prod(node.shape[1:]) * node.weight[0].numel()
+            for node in nodes
+            if node.op in ("conv", "conv_transpose") and node.weight is not None
+        ]
+        return self.floats_per_sample(n_cotangents) + n_cotangents * deltas + max(windows, default=0)
+
 
 class _GraphPoint(Point):
     def __init__(self, jacobian: GraphJacobian, X: Tensor):
@@ -135,6 +153,10 @@ class _GraphPoint(Point):
 
     def gradients(self, cotangents: Tensor) -> SampleGradients:
         return sample_gradients(self.linearization, self.groups, cotangents)
+
+    def squared_norms(self, cotangents: Tensor) -> Tensor:
+        parts = iter_sample_gradients(self.linearization, self.groups, cotangents)
+        return torch.stack([part.squared_norms().double().sum() for part in parts])
 
     def pull(self, cotangent: Tensor) -> list[Tensor]:
         found = self.linearization.gradient(cotangent)
@@ -200,12 +222,25 @@ class _AutogradPoint(Point):
         return [gradient.flatten() for gradient in found]
 
     def gradients(self, cotangents: Tensor) -> SampleGradients:
-        rows = []
-        for i in range(len(self.X)):  # one sample at a time, so that nothing is formed for the others
+        rows = [
+            torch.stack([torch.cat(gradient) for gradient in sample]) for sample in self._sample_gradients(cotangents)
+        ]
+        return [Rows(torch.stack(rows, dim=1))]
+
+    def squared_norms(self, cotangents: Tensor) -> Tensor:
+        total = self.logits.new_zeros(1, dtype=torch.float64)
+        for sample in self._sample_gradients(cotangents):
+            for gradient in sample:  # of length P, one at a time
+                for part in gradient:
+                    total += torch.linalg.vector_norm(part, dtype=torch.float64).square()
+        return total
+
+    def _sample_gradients(self, cotangents: Tensor) -> Iterator[Iterator[list[Tensor]]]:
+        """For each sample, its gradient for each cotangent: nothing is formed for the other samples."""
+        for i in range(len(self.X)):
             with torch.enable_grad():
                 logits = self.forward(self.X[i : i + 1])
-            rows.append(torch.stack([torch.cat(self._pull(logits, c[i : i + 1])) for c in cotangents]))
-        return [Rows(torch.stack(rows, dim=1))]
+            yield (self._pull(logits, c[i : i + 1]) for c in cotangents)
 
     def pull(self, cotangent: Tensor) -> list[Tensor]:
         return self._pull(self._logits, cotangent)

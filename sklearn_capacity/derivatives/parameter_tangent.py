@@ -34,8 +34,7 @@ def parameter_tangent(graph: NetworkGraph, X: Tensor, *, biases: bool = True) ->
     graph : NetworkGraph
     X : Tensor of shape (n, ...)
     biases : bool, default=True
-        Whether biases, shifts, one-dimensional scales and slopes of activations belong to theta, or weight matrices and
-        kernels only.
+        Whether biases, shifts, scales and slopes of activations belong to theta, or weight matrices and kernels only.
 
     Returns
     -------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from .parameter_groups import ParameterGroup, Use
 from .parameter_linearization import Linearization
 from .parameter_tangent import slope_tangent
 
-__all__ = ["Outer", "Rows", "SampleGradients", "partners", "sample_gradients"]
+__all__ = ["Outer", "Rows", "SampleGradients", "iter_sample_gradients", "partners", "sample_gradients"]
 
 # More positions than this make the Gram matrix of positions larger than what it saves.
 MAX_POSITIONS = 8
@@ -87,15 +87,20 @@ def sample_gradients(
     list of Outer or Rows
         One entry per group, or per pair of a weight and the bias that goes with it everywhere.
     """
+    return list(iter_sample_gradients(point, groups, cotangents, few=few))
+
+
+def iter_sample_gradients(
+    point: Linearization, groups: tuple[ParameterGroup, ...], cotangents: Tensor, *, few: int = MAX_POSITIONS
+) -> Iterator[Outer | Rows]:
+    """The entries of `sample_gradients` one by one: whoever drops each holds the gradients of one layer at a time."""
     pulled = [point.deltas(cotangent) for cotangent in cotangents]
     deltas = {name: [p[name] for p in pulled] for name in pulled[0]}
     partner = partners(groups)
     joined = set(partner.values())
-    found: SampleGradients = []
     for i, group in enumerate(groups):
         if i not in joined:
-            found.append(_group_gradients(point.inputs, deltas, group, i in partner, few))
-    return found
+            yield _group_gradients(point.inputs, deltas, group, i in partner, few)
 
 
 def partners(groups: tuple[ParameterGroup, ...]) -> dict[int, int]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from .._validation import check_option
 from ..derivatives.parameter_jacobian import AutogradJacobian
 from ..derivatives.parameter_tangent import parameter_tangent
+from ..derivatives.parameter_uses import which_are_weights
 from ..graph import Network, UnsupportedLayerError
 from .batch import Batch
 from .record import Measure, Measured, NotDefinedError
@@ -44,8 +45,8 @@ def fisher_rao_norm(
     distribution : "empirical" or "model", default="empirical"
         Labels of the data, or labels drawn from the model (which needs no y).
     parameters : "all" or "weights", default="all"
-        "weights": weight matrices and kernels only, no biases, shifts or one-dimensional scales. Batch norm is folded,
-        frozen parameters take no part.
+        "weights": what multiplies by a matrix, convolves or looks up, no biases, shifts or scales of any shape. Batch
+        norm is folded, frozen parameters take no part.
     squared : bool, default=False
         Return the quadratic form instead of its root ([MF] eq. 16).
     per_layer : bool, default=False
@@ -126,7 +127,8 @@ def _tangents(network: Network, batch: Batch, biases: bool) -> tuple[Tensor, Ten
     except UnsupportedLayerError:
         jacobian = AutogradJacobian(network)
         theta = jacobian.vector.tensors
-        along = [p.detach() if biases or p.dim() > 1 else torch.zeros_like(p) for p in theta]
+        counted = [True] * len(theta) if biases else which_are_weights(jacobian.vector, batch.X[:1])
+        along = [p if counts else torch.zeros_like(p) for p, counts in zip(theta, counted, strict=True)]
 
         def raw(X: Tensor) -> tuple[Tensor, Tensor]:
             point = jacobian.at(X)

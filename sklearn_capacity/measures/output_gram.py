@@ -6,14 +6,14 @@ The non-zero eigenvalues of both products agree, and C is small where the input 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from .._validation import NotDefinedError
 from ..derivatives import input_sweeps as chain
-from ..derivatives.fisher_matrix import cotangents
+from ..derivatives.fisher_matrix import cotangents, factor_product, transposed_factor_product
 from ..derivatives.input_jacobian import gram_product, jacobian_products
 from ..graph import Network, NetworkGraph, UnsupportedLayerError, evaluate
 from ..linalg import lanczos
@@ -96,11 +96,11 @@ def traces(network: Network, batch: Batch, metric: str) -> Tensor:
     function = logits_function(network, batch)
 
     def squares(X: Tensor) -> Tensor:
-        vectors = None if metric == "logits" else lambda values: _columns(values, metric)
+        vectors = None if metric == "logits" else lambda values: _each_column(values, metric)
         rows = jacobian_products(function, X, vectors)
         return sum(row.flatten(1).double().square().sum(1) for row in rows)  # type: ignore[return-value]
 
-    return batch.once(("traces", metric), lambda: batch.cat(lambda X: in_pieces(squares, X, network.n_outputs)))
+    return batch.once(("traces", metric), lambda: batch.cat(squares))
 
 
 def largest_eigenvalues(network: Network, batch: Batch, metric: str) -> Tensor:
@@ -148,19 +148,31 @@ def _columns(logits: Tensor, metric: str) -> Tensor:
     return p.T[:, :, None] * (identity - p)
 
 
+def _each_column(logits: Tensor, metric: str) -> Iterator[Tensor]:
+    """The same one class at a time, (n, C) each: C classes times n samples of them may not fit into memory."""
+    p = logits.double().softmax(1).to(logits.dtype)
+    scale = _scale(p, metric)
+    for k in range(p.shape[1]):
+        column = -scale[:, k, None] * p
+        column[:, k] += scale[:, k]
+        yield column
+
+
 def _apply(p: Tensor, v: Tensor, metric: str) -> Tensor:
     """B v: v, (diag p - p p^T) v, or (diag sqrt(p) - p sqrt(p)^T) v."""
     if metric == "logits":
         return v
-    scaled = (p if metric == "softmax" else p.sqrt()) * v
-    return scaled - p * scaled.sum(1, keepdim=True)
+    return factor_product(p, _scale(p, metric), v)
 
 
 def _apply_transposed(p: Tensor, w: Tensor, metric: str) -> Tensor:
     if metric == "logits":
         return w
-    centred = w - (p * w).sum(1, keepdim=True)
-    return (p if metric == "softmax" else p.sqrt()) * centred
+    return transposed_factor_product(p, _scale(p, metric), w)
+
+
+def _scale(p: Tensor, metric: str) -> Tensor:
+    return p if metric == "softmax" else p.sqrt()
 
 
 def fisher_norm(logits: Tensor) -> Tensor:

@@ -253,13 +253,14 @@ def test_tangent_along_the_parameters_is_the_jacobian_times_them(name, biases):
     with torch.no_grad():
         f, u = parameter_tangent(network.graph, X, biases=biases)
     theta = reference.trained(by_hand)
-    along = torch.cat([(p if biases or not _is_bias(by_hand, p) else torch.zeros_like(p)).flatten() for p in theta])
+    along = torch.cat([(p if biases or _is_weight(by_hand, p) else torch.zeros_like(p)).flatten() for p in theta])
     assert torch.allclose(f.flatten(1), by_hand(X).detach().flatten(1), atol=1e-12)
     assert torch.allclose(u.flatten(1), reference.jacobian(by_hand, X) @ along.detach(), rtol=1e-9, atol=1e-11)
 
 
-def _is_bias(net, parameter):
-    return any(p is parameter and name.split(".")[-1] in ("bias", "shift") for name, p in net.named_parameters())
+def _is_weight(net, parameter):
+    others = ("bias", "shift", "scale")
+    return not any(p is parameter and name.split(".")[-1] in others for name, p in net.named_parameters())
 
 
 # -- the effective weights, also beside an operator that has parameters and no rule ------------------------------------

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 import reference_fisher as reference
-from networks import NETWORKS
+from networks import NETWORKS, make
 from pretend_device import pretend_device
 from sklearn_capacity import NotDefinedError, capacity_report, fisher_spectrum, list_measures, measure_capacity
 from sklearn_capacity.derivatives import fisher_matrix as dual
@@ -65,6 +65,43 @@ def test_statistics_agree_with_dense_matrices(name, loss):
     assert values["fisher_second_moment"] == pytest.approx(float((eigenvalues**2).mean()), rel=1e-10)
     assert values["fisher_max_eigenvalue"] == pytest.approx(float(eigenvalues[0]), rel=1e-10)
     assert values["critical_learning_rate"] == pytest.approx(2 / float(eigenvalues[0]), rel=1e-10)
+
+
+def attention():
+    class Attention(nn.Module):
+        """A layer norm has parameters and no rule, so this one goes by automatic differentiation."""
+
+        def __init__(self):
+            super().__init__()
+            self.norm, self.qkv, self.head = nn.LayerNorm(4), nn.Linear(4, 12), nn.Linear(4, 3)
+
+        def forward(self, x):
+            q, k, v = self.qkv(self.norm(x)).chunk(3, dim=-1)
+            return self.head(nn.functional.scaled_dot_product_attention(q, k, v).mean(1))
+
+    return make(Attention, (3, 4))
+
+
+@pytest.mark.parametrize("loss", ["squared", "cross_entropy"])
+@pytest.mark.parametrize("name", ["mlp", "conv_batch_norm", "conv_strided_grouped", "residual", "tied", "attention"])
+@pytest.mark.parametrize("classes", [1, 2])
+def test_a_few_classes_at_once_give_the_same(name, loss, classes, monkeypatch):
+    """As where the gradients of one sample for all classes do not fit into memory."""
+    module, X, _ = attention() if name == "attention" else NETWORKS[name]()
+    net = Network(module, tuple(X.shape[1:]))
+    jacobian = parameter_jacobian(net)
+    monkeypatch.setattr(dual, "CHUNK_BYTES", (jacobian.floats_at_work(classes) + classes * net.n_outputs) * 8)
+    fisher = dual.FisherMatrix(jacobian, X, net.n_outputs, loss, samples=4)
+    assert (fisher.chunk, fisher.classes) == (1, classes)
+    dense = reference.matrix(module if name == "attention" else reference.folded(name, module), X, loss)
+    assert sum(fisher.traces()) == pytest.approx(float(dense.trace()), rel=1e-10)
+    assert fisher.squared_norm() == pytest.approx(float(dense.square().sum()), rel=1e-10)
+    spectrum = torch.linalg.eigvalsh(dense).flip(0)
+    size = min(len(spectrum), fisher.dual_size)
+    for matrix in (fisher.dual(), fisher.matrix()):
+        assert torch.allclose(torch.linalg.eigvalsh(matrix).flip(0)[:size], spectrum[:size], rtol=1e-8, atol=1e-11)
+    v = torch.randn(fisher.dual_size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.allclose(fisher.product(v), fisher.dual() @ v, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv_batch_norm", "residual"])
@@ -278,7 +315,7 @@ def test_an_unfinished_walk_leaves_the_gradient_mode_alone(mode):
     jacobian = parameter_jacobian(Network(module, (3,)))
     fisher = dual.FisherMatrix(jacobian, X, 2, "squared", samples=2)
     with torch.set_grad_enabled(mode):
-        for walk in (fisher._tiles(), fisher._gradients(fisher._chunks()), jacobian_products(module, X)):
+        for walk in (fisher._tiles(), fisher._gradients(fisher._blocks()), jacobian_products(module, X)):
             next(walk)
             assert torch.is_grad_enabled() == mode
 
