@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from ..process_state import math_attention
 
@@ -15,9 +17,26 @@ __all__ = ["directional_derivative", "pulled_back", "pushed_forward", "twice_dif
 
 @contextlib.contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Modes for a forward pass to be differentiated twice, which torch's fused attention kernels cannot be."""
-    with torch.enable_grad(), math_attention():
+    """Modes for a forward pass to be differentiated twice, which some of torch's fused kernels cannot be.
+
+    Those of attention raise. That of weight normalisation returns a wrong second derivative without a word: its
+    backward pass takes the norms for constants.
+    """
+    with torch.enable_grad(), math_attention(), _PlainWeightNorm():
         yield
+
+
+class _PlainWeightNorm(TorchFunctionMode):
+    """Computes g v / ||v|| in single steps."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._weight_norm:
+            return _weight_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 def pulled_back(value: Tensor, points: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor | None, ...]]:

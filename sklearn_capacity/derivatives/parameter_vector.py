@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +11,12 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from .._validation import NotDefinedError
 from ..graph import Network, NetworkGraph, UnsupportedLayerError, evaluate
 from ..graph.fold import split_head
 from .parameter_groups import parameter_groups, root
 
-__all__ = ["ParameterVector", "parameter_vector"]
+__all__ = ["ParameterVector", "parameter_vector", "raw_parameter_vector"]
 
 #: Forward pre-hooks of torch that compute a weight from other parameters.
 _REPARAMETRIZING = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
@@ -36,11 +37,14 @@ class ParameterVector:
         Takes tensors of the same shapes and gives the function X -> logits (n, C) that has them in place.
     initial : callable
         Gives their values before training; raises where these are not known.
+    names : sequence of str
+        Those of the module's parameters; empty where the vector is the folded one.
     """
 
     tensors: Sequence[Tensor]
     bind: Callable[[Sequence[Tensor]], Callable[[Tensor], Tensor]]
     initial: Callable[[], list[Tensor]]
+    names: Sequence[str] = ()
 
 
 def parameter_vector(network: Network, *, allow_empty: bool = False) -> ParameterVector:
@@ -65,6 +69,20 @@ def parameter_vector(network: Network, *, allow_empty: bool = False) -> Paramete
     if not vector.tensors and not allow_empty:
         raise UnsupportedLayerError("The network has no trainable parameters that could be moved.")
     return vector
+
+
+def raw_parameter_vector(network: Network, purpose: str) -> ParameterVector:
+    """All trainable parameters of the module as they stand: nothing folded, a normalised weight by what it is made of.
+
+    Raises
+    ------
+    NotDefinedError
+        If there is none; the message begins with `purpose`.
+    """
+    theta: dict[str, Tensor] = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
+    if not theta:
+        raise NotDefinedError(f"{purpose} needs trainable parameters, and the network has none that is not frozen.")
+    return _unfolded(network, theta)
 
 
 def _folded(network: Network) -> ParameterVector:
@@ -100,7 +118,11 @@ def _folded(network: Network) -> ParameterVector:
 
 
 def _raw(network: Network, reason: UnsupportedLayerError) -> ParameterVector:
-    theta = _raw_parameters(network, reason)
+    return _unfolded(network, _raw_parameters(network, reason))
+
+
+def _unfolded(network: Network, theta: Mapping[str, Tensor]) -> ParameterVector:
+    """Parameters of the module, by their names in it."""
 
     def bind(tensors: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
         state = dict(zip(theta, tensors, strict=True))
@@ -110,7 +132,7 @@ def _raw(network: Network, reason: UnsupportedLayerError) -> ParameterVector:
         before = network.initial_tensors()
         return [before[name].detach() for name in theta]
 
-    return ParameterVector(list(theta.values()), bind, initial)
+    return ParameterVector(list(theta.values()), bind, initial, [network.shown(name) for name in theta])
 
 
 def _raw_parameters(network: Network, reason: UnsupportedLayerError) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ from sklearn_capacity._validation import (
     warn,
 )
 
-__all__ = ["MISS", "Eigenvalue", "RitzValues", "error_bound", "lanczos", "largest_eigenvalue"]
+__all__ = ["MISS", "Eigenvalue", "RitzValues", "error_bound", "lanczos", "lanczos_quadrature", "largest_eigenvalue"]
 
 #: The probability, over the draw of the start vector, that a stated error does not cover the truth.
 MISS = 1e-6
@@ -84,12 +84,15 @@ class Eigenvalue:
     n_products : int
     error : float
         As in `RitzValues`.
+    scale : float
+        The largest absolute Ritz value, of which `residual` and `error` are fractions.
     """
 
     value: float
     residual: float
     n_products: int
     error: float
+    scale: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,12 +110,15 @@ class RitzValues:
     errors : Tensor of shape (*batch,) or None
         How far the largest eigenvalue may lie above ``values[..., 0]``, over the largest absolute Ritz value. Holds
         with a probability of at least 1 - `MISS` for each operator. None from `block_lanczos`.
+    scales : Tensor of shape (*batch,) or None
+        The largest absolute Ritz values. None from `block_lanczos`.
     """
 
     values: Tensor
     residuals: Tensor
     n_products: int
     errors: Tensor | None = None
+    scales: Tensor | None = None
 
 
 def lanczos(
@@ -192,7 +198,7 @@ def lanczos(
         for step in range(1, max_steps + 1):
             process.step()
             if step >= k and (step % check_every == 0 or step == max_steps):
-                values, residuals, errors = process.ritz(k)  # (batch, k) twice, (batch,)
+                values, residuals, errors, scales = process.ritz(k)  # (batch, k) twice, (batch,) twice
                 converged = bool((residuals <= tol).all()) and bool((errors <= tol).all())
                 if converged:
                     break
@@ -203,7 +209,9 @@ def lanczos(
         )
     batch = shape[:-1]
     errors = errors + torch.finfo(precision or dtype).eps * math.sqrt(shape[-1])  # of rounding in the products
-    return RitzValues(values.reshape(*batch, k), residuals.reshape(*batch, k), step, errors.reshape(batch))
+    return RitzValues(
+        values.reshape(*batch, k), residuals.reshape(*batch, k), step, errors.reshape(batch), scales.reshape(batch)
+    )
 
 
 def largest_eigenvalue(product: Callable[[Tensor], Tensor], size: int, **options) -> Eigenvalue:
@@ -228,8 +236,63 @@ def largest_eigenvalue(product: Callable[[Tensor], Tensor], size: int, **options
     2.0
     """
     result = lanczos(product, (check_integer("size", size, 1),), **options)
-    assert result.errors is not None
-    return Eigenvalue(float(result.values[0]), float(result.residuals[0]), result.n_products, float(result.errors))
+    assert result.errors is not None and result.scales is not None
+    return Eigenvalue(
+        value=float(result.values[0]),
+        residual=float(result.residuals[0]),
+        n_products=result.n_products,
+        error=float(result.errors),
+        scale=float(result.scales),
+    )
+
+
+def lanczos_quadrature(
+    product: Callable[[Tensor], Tensor], size: int, *, n_steps: int, start: Tensor, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    r"""Nodes and weights of Gauss quadrature for the spectral measure of a symmetric operator at a vector.
+
+    .. math:: \sum_j w_j f(\theta_j) \approx b^\top f(A) b / b^\top b
+
+    Exact for polynomials f of a degree up to 2 n_steps - 1. Over random b of independent entries with mean 0 and
+    variance 1, the right side has about the mean tr f(A) / size: that is stochastic Lanczos quadrature.
+
+    Parameters
+    ----------
+    product : callable, Tensor of shape (size,) -> Tensor of shape (size,)
+    size : int >= 1
+    n_steps : int >= 1
+        Products, at most `size`.
+    start : Tensor of shape (size,)
+        The vector b.
+    device : torch.device or str, default="cpu"
+
+    Returns
+    -------
+    nodes, weights : Tensor of shape (min(n_steps, size),), float64, on the CPU
+        The nodes ascending; the weights are positive and their sum is 1.
+
+    References
+    ----------
+    Golub, Meurant: Matrices, moments and quadrature (2010); Ghorbani, Krishnan, Xiao (2019), An investigation into
+    neural net optimization via Hessian eigenvalue density.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn_capacity.linalg.lanczos import lanczos_quadrature
+    >>> d = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    >>> nodes, weights = lanczos_quadrature(lambda x: d * x, 2, n_steps=2, start=torch.ones(2))
+    >>> nodes.round(decimals=9).tolist(), weights.round(decimals=9).tolist()
+    ([1.0, 3.0], [0.5, 0.5])
+    """
+    size = check_integer("size", size, 1)
+    n_steps = min(check_integer("n_steps", n_steps, 1), size)
+    with torch.no_grad():
+        process = _Process(product, start.to(device=device, dtype=torch.float64).reshape(1, size), (size,))
+        for _ in range(n_steps):
+            process.step()
+        nodes, vectors = process.eigen()  # (1, j), (1, j, j)
+    return nodes[0], vectors[0, 0].square()
 
 
 class _Process:
@@ -264,8 +327,22 @@ class _Process:
         divisor = torch.where(alive, length, torch.ones_like(length))
         self.basis[j + 1] = vector * (alive / divisor)[:, None]
 
-    def ritz(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Largest Ritz values and residuals (batch, k), errors (batch,), on the CPU; all but the first are relative.
+    def ritz(self, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Largest Ritz values and residuals (batch, k), errors and largest absolute values (batch,), on the CPU.
+
+        Residuals and errors are fractions of the largest absolute value.
+        """
+        values, vectors = self.eigen()
+        largest = values.abs().amax(dim=-1, keepdim=True)  # (batch, 1)
+        divisor = torch.where(largest > 0, largest, math.inf)
+        last = self.betas[-1].to("cpu", torch.float64)[:, None]  # (batch, 1)
+        # A Q s = theta Q s + beta s_j q_{j+1}: the last entry of s gives the residual, the first one is <b, y>.
+        residuals = (last * vectors[:, -1]).abs() / divisor
+        errors = error_bound(residuals[:, -1], vectors[:, 0, -1].abs(), self.basis.shape[-1])
+        return values.flip(-1)[:, :k], residuals.flip(-1)[:, :k], errors, largest.squeeze(-1)
+
+    def eigen(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (batch, j), ascending, and eigenvectors (batch, j, j) of T_j, on the CPU.
 
         The one place that waits for the device.
         """
@@ -273,14 +350,19 @@ class _Process:
         if not bool(torch.isfinite(packed).all()):
             raise NotDefinedError("`product` returned numbers that are not finite. Check the weights for nan and inf.")
         alphas, betas = packed.chunk(2)
-        tridiagonal = torch.diag_embed(alphas.T)  # (batch, j, j)
-        if len(alphas) > 1:
-            off = betas[:-1].T
-            tridiagonal = tridiagonal + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
-        values, vectors = torch.linalg.eigh(tridiagonal)  # (batch, j) ascending, (batch, j, j)
-        largest = values.abs().amax(dim=-1, keepdim=True)  # (batch, 1)
-        largest = torch.where(largest > 0, largest, math.inf)
-        # A Q s = theta Q s + beta s_j q_{j+1}: the last entry of s gives the residual, the first one is <b, y>.
-        residuals = (betas[-1][:, None] * vectors[:, -1]).abs() / largest
-        errors = error_bound(residuals[:, -1], vectors[:, 0, -1].abs(), self.basis.shape[-1])
-        return values.flip(-1)[:, :k], residuals.flip(-1)[:, :k], errors
+        alphas, betas = alphas.T, betas.T[:, :-1]  # (batch, j), (batch, j - 1)
+        ended = torch.nn.functional.pad(betas == 0, (1, 0)).cumsum(-1) > 0  # the zero vectors after the last direction
+        if bool(ended.any()):
+            # Their Rayleigh quotient of 0 may lie above all eigenvalues: the least Ritz value stands in for it.
+            within = torch.where(ended, alphas[:, :1], alphas)
+            least = torch.linalg.eigvalsh(_tridiagonal(within, betas))[:, :1]  # (batch, 1)
+            alphas = torch.where(ended, least, alphas)
+        return torch.linalg.eigh(_tridiagonal(alphas, betas))
+
+
+def _tridiagonal(diagonal: Tensor, off: Tensor) -> Tensor:
+    """Symmetric matrices (batch, j, j) of their diagonals (batch, j) and what stands beside these (batch, j - 1)."""
+    matrix = torch.diag_embed(diagonal)
+    if off.shape[-1]:
+        matrix = matrix + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+    return matrix

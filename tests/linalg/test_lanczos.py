@@ -171,3 +171,12 @@ def test_bad_parameters(options, message):
 def test_numbers_that_are_not_finite():
     with pytest.raises(ValueError, match="`product` returned numbers that are not finite"):
         largest_eigenvalue(lambda x: x * math.inf, 4)
+
+
+def test_an_exhausted_space_adds_no_eigenvalue_of_zero():
+    """Negative operators of a batch, one of which ends after the first product while the others go on."""
+    d = -torch.linspace(1, 9, 8, dtype=torch.float64)
+    operators = torch.stack([torch.full_like(d, -2.0), d, torch.where(d < -5, -7.0, -3.0)])
+    found = lanczos(lambda x: operators * x, (3, 8), check_every=5)
+    torch.testing.assert_close(found.values[:, 0], torch.tensor([-2.0, -1.0, -3.0], dtype=torch.float64))
+    torch.testing.assert_close(found.scales, torch.tensor([2.0, 9.0, 7.0], dtype=torch.float64))

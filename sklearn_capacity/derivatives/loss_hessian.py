@@ -1,0 +1,136 @@
+"""Gradient and Hessian of a loss in the parameters, the Hessian by its products with vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .double_backward import twice_differentiable
+
+__all__ = ["LossHessian"]
+
+
+class LossHessian:
+    """First and second derivatives of a mean of sample losses at some parameters.
+
+    The second derivative is that of automatic differentiation: at the kink of a rectifier, of max pooling or of an
+    absolute value, which data meet with probability 0, it is that of one of the sides, so the curvature is the one
+    almost everywhere. What lies in the kinks themselves (a step of the gradient) is not seen.
+
+    Parameters
+    ----------
+    loss : callable of (list of Tensor, *samples)
+        Sum of the losses of some samples, a function of tensors in place of the parameters.
+    parameters : sequence of Tensor
+        Of one dtype on one device; never changed.
+    in_chunks : callable
+        Calls a function on consecutive chunks of the samples, smaller ones if memory runs out: `Batch.map` with data.
+    n_samples : int
+
+    Attributes
+    ----------
+    size : int
+        Number of parameters P, the rows of the Hessian.
+    dtype, device
+        Those of the parameters.
+
+    Examples
+    --------
+    The loss (w x)^2 has the second derivative 2 x^2, whose mean over x = 1 and x = 3 is 10.
+
+    >>> import torch
+    >>> X = torch.tensor([1.0, 3.0])
+    >>> loss = LossHessian(lambda w, x: (w[0] * x).square().sum(), [torch.ones(1)], lambda f: [f(X)], 2)
+    >>> loss.gradient().tolist(), loss.product(torch.ones(1)).tolist()
+    ([10.0], [10.0])
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., Tensor],
+        parameters: Sequence[Tensor],
+        in_chunks: Callable[[Callable[..., Any]], Any],
+        n_samples: int,
+    ):
+        self._loss = loss
+        self._points = [p.detach().requires_grad_(True) for p in parameters]
+        self._in_chunks = in_chunks
+        self._n_samples = n_samples
+        self._sizes = [p.numel() for p in parameters]
+        self.size = sum(self._sizes)
+        self.dtype, self.device = self._points[0].dtype, self._points[0].device
+        # Where all samples fit at once, the graph of their gradient serves every product.
+        self._kept: Sequence[Tensor | None] | None = None
+
+    def gradient(self) -> Tensor:
+        """Gradient of the mean loss, (P,) in float64."""
+
+        def on_chunk(*samples: Tensor) -> Tensor:
+            with torch.enable_grad():
+                value = self._loss(self._points, *samples)
+            return self._joined(self._derived([value], [None], create_graph=False))[:, None]
+
+        return self._mean(on_chunk, 1)[:, 0]
+
+    def product(self, direction: Tensor) -> Tensor:
+        """Hessian times a vector of shape (P,), in float64."""
+        return self.products(direction[:, None])[:, 0]
+
+    def products(self, directions: Tensor) -> Tensor:
+        """Hessian times every column of a matrix of shape (P, k), in float64; the gradient is formed once for all."""
+        columns = [self._split(direction) for direction in directions.T]
+
+        def on_chunk(*samples: Tensor) -> Tensor:
+            gradients = self._gradients(samples)
+            return torch.stack([self._joined(self._along(gradients, column)) for column in columns], 1)
+
+        return self._mean(on_chunk, len(columns))
+
+    def _mean(self, on_chunk: Callable[..., Tensor], n_columns: int) -> Tensor:
+        total = torch.zeros(self.size, n_columns, dtype=torch.float64, device=self.device)
+
+        def add(*samples: Tensor) -> None:
+            total.add_(on_chunk(*samples))  # last, so that a chunk that memory had no room for has added nothing
+
+        self._in_chunks(add)
+        return total.div_(self._n_samples)
+
+    def _gradients(self, samples: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """Gradients of the sum of the losses of some samples, to be differentiated again."""
+        whole = len(samples[0]) == self._n_samples
+        if whole and self._kept is not None:
+            return self._kept
+        self._kept = None
+        with twice_differentiable():
+            value = self._loss(self._points, *samples)
+            gradients = self._derived([value], [None], create_graph=True)
+        if whole:
+            self._kept = gradients
+        return gradients
+
+    def _along(self, gradients: Sequence[Tensor | None], column: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """H v = d<g, v>/dw, since the Hessian is its own transpose."""
+        pairs = [(g, v) for g, v in zip(gradients, column, strict=True) if g is not None]
+        return self._derived([g for g, _ in pairs], [v for _, v in pairs], retain_graph=True)
+
+    def _derived(
+        self, values: Sequence[Tensor], along: Sequence[Tensor | None], **options: bool
+    ) -> Sequence[Tensor | None]:
+        """Gradient of the values that move, each along its own vector; None for what moves none of them."""
+        moved = [(value, v) for value, v in zip(values, along, strict=True) if value.requires_grad]
+        if not moved:
+            return [None] * len(self._points)
+        values, along = zip(*moved, strict=True)
+        return torch.autograd.grad(values, self._points, along, allow_unused=True, **options)
+
+    def _split(self, vector: Tensor) -> list[Tensor]:
+        pieces = vector.to(self._points[0]).split(self._sizes)
+        return [piece.view(p.shape) for piece, p in zip(pieces, self._points, strict=True)]
+
+    def _joined(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """One vector of shape (P,), with zeros for None."""
+        pairs = zip(tensors, self._points, strict=True)
+        return torch.cat([(torch.zeros_like(p) if t is None else t).flatten() for t, p in pairs]).detach()

@@ -1,0 +1,401 @@
+"""First and second derivatives of the training loss in the weights as they stand.
+
+L is the mean loss over all the data (cross-entropy; squared or absolute error, averaged over the outputs as in
+training), and w all trainable parameters of the module: batch norm not folded, a tied tensor once, a normalised weight
+by the parameters that it is computed from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .._validation import check_integer, check_interval
+from ..derivatives.loss_hessian import LossHessian
+from ..derivatives.parameter_vector import raw_parameter_vector
+from ..graph import Network
+from ..linalg import largest_eigenvalue
+from ..linalg.trace import trace_estimate
+from .batch import Batch
+from .losses import sample_losses, targets
+from .record import Measure, Measured, NotDefinedError
+
+__all__ = [
+    "MEASURES",
+    "hessian_max_eigenvalue",
+    "hessian_min_eigenvalue",
+    "hessian_trace",
+    "loss_gradient_norm",
+    "loss_hessian",
+]
+
+#: Up to this many parameters the matrix itself costs little more than an iteration.
+SMALL = 300
+
+
+def loss_gradient_norm(network: Network, batch: Batch) -> Measured:
+    r"""Length of the gradient of the mean loss in the trainable parameters.
+
+    .. math:: \|\nabla_w L(w)\|_2
+
+    L is the mean loss over all the data (cross-entropy; squared or absolute error, averaged over the outputs as in
+    training) and w holds all trainable parameters of the module as they stand: batch norm is **not** folded, a tied
+    tensor counts once. 0 at a stationary point; smaller says that training has come nearer to one, in weights of this
+    scale.
+
+    Raises
+    ------
+    NotDefinedError
+        If nothing is trained, or the gradient is not finite.
+
+    Notes
+    -----
+    One forward and one backward pass over all the data.
+
+    References
+    ----------
+    Dziugaite et al. (2020), In search of robust measures of generalization, measures of the gradient.
+
+    Examples
+    --------
+    The loss (w x - y)^2 at w = 1, x = 2, y = 0 has the slope 2 (w x - y) x.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(1, 1, bias=False)
+    >>> _ = net.weight.data.fill_(1.0)
+    >>> measure_capacity(net, torch.tensor([[2.0]]), torch.tensor([0.0]), "loss_gradient_norm")
+    {'loss_gradient_norm': 8.0}
+    """
+    gradient = loss_hessian(network, batch, "The gradient of the loss").gradient()
+    return Measured(float(torch.linalg.vector_norm(_finite(gradient, "gradient"))))
+
+
+def hessian_max_eigenvalue(
+    network: Network, batch: Batch, *, tol: float = 1e-5, max_products: int = 200, per_layer: bool = False
+) -> Measured:
+    r"""Largest eigenvalue of the Hessian of the mean loss.
+
+    .. math:: \lambda_{\max} = \max_v \frac{v^\top \nabla_w^2 L(w)\, v}{v^\top v}
+
+    L is the mean loss over all the data (cross-entropy; squared or absolute error, averaged over the outputs as in
+    training) and w holds all trainable parameters of the module as they stand: batch norm is **not** folded, a tied
+    tensor counts once. Smaller (flatter) goes with better generalisation, but rescaling rectifier layers against each
+    other changes it. Gradient descent with a rate above 2 over it leaves a minimum. The second derivative of
+    rectifiers, max pooling and the absolute loss is the one almost everywhere: 0 beside the kinks.
+
+    Parameters
+    ----------
+    tol : float in (0, 1), default=1e-5
+        Error of the iteration, as a fraction of the largest absolute eigenvalue.
+    max_products : int >= 1, default=200
+        Hessian-vector products at most; a `CapacityWarning` says if `tol` was not reached.
+    per_layer : bool, default=False
+        Whether to add a row per layer: the same of the diagonal block of its own parameters.
+
+    Returns
+    -------
+    Measured
+        The report shows the number of products, the residual, and the absolute error.
+
+    Raises
+    ------
+    NotDefinedError
+        If nothing is trained, or the Hessian is not finite.
+
+    Notes
+    -----
+    Up to 300 parameters the matrix itself, by as many products. Else Lanczos: the value is a lower bound, and lies
+    within the stated error of the eigenvalue with a probability of 1 - 1e-6 over the draw of the start vector, however
+    close the next eigenvalues are; rounding in the network's precision is part of the error. A product is one backward
+    pass through a gradient, which is formed once where all samples fit into memory, and again for every product where
+    they do not.
+
+    References
+    ----------
+    Pearlmutter (1994), Fast exact multiplication by the Hessian; Yao, Gholami, Keutzer, Mahoney (2020), PyHessian.
+
+    Examples
+    --------
+    For the squared loss of a linear model the Hessian is 2 / C times the mean of x x^T, here diag(4, 16).
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> X, y = torch.tensor([[2.0, 0.0], [0.0, 4.0]]), torch.zeros(2)
+    >>> value = measure_capacity(nn.Linear(2, 1, bias=False), X, y, "hessian_max_eigenvalue")
+    >>> round(value["hessian_max_eigenvalue"], 6)
+    16.0
+    """
+    return _extreme(network, batch, 1, tol, max_products, per_layer)
+
+
+def hessian_min_eigenvalue(
+    network: Network, batch: Batch, *, tol: float = 1e-5, max_products: int = 200, per_layer: bool = False
+) -> Measured:
+    r"""Smallest eigenvalue of the Hessian of the mean loss, negative at a saddle.
+
+    .. math:: \lambda_{\min} = \min_v \frac{v^\top \nabla_w^2 L(w)\, v}{v^\top v}
+
+    L and w as in `hessian_max_eigenvalue`. At a minimum it is at least 0. Larger goes with a loss that falls in no
+    direction; far below 0 the training has stopped at a saddle or before its end.
+
+    Parameters
+    ----------
+    tol : float in (0, 1), default=1e-5
+        Error of the iteration, as a fraction of the largest absolute eigenvalue.
+    max_products : int >= 1, default=200
+        Hessian-vector products at most; a `CapacityWarning` says if `tol` was not reached.
+    per_layer : bool, default=False
+        Whether to add a row per layer: the same of the diagonal block of its own parameters.
+
+    Returns
+    -------
+    Measured
+        The report shows the number of products, the residual, and the absolute error.
+
+    Raises
+    ------
+    NotDefinedError
+        If nothing is trained, or the Hessian is not finite.
+
+    Notes
+    -----
+    As `hessian_max_eigenvalue`, of the Hessian times -1: the value is an upper bound. The lower end of the spectrum is
+    the denser one, so it takes several times as many products.
+
+    References
+    ----------
+    Pearlmutter (1994), Fast exact multiplication by the Hessian; Yao, Gholami, Keutzer, Mahoney (2020), PyHessian.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> X, y = torch.tensor([[2.0, 0.0], [0.0, 4.0]]), torch.zeros(2)
+    >>> value = measure_capacity(nn.Linear(2, 1, bias=False), X, y, "hessian_min_eigenvalue")
+    >>> round(value["hessian_min_eigenvalue"], 6)
+    4.0
+    """
+    return _extreme(network, batch, -1, tol, max_products, per_layer)
+
+
+def hessian_trace(network: Network, batch: Batch, *, n_products: int = SMALL, per_layer: bool = False) -> Measured:
+    r"""Trace of the Hessian of the mean loss.
+
+    .. math:: \mathrm{tr}\, \nabla_w^2 L(w) = \sum_i \lambda_i
+
+    L and w as in `hessian_max_eigenvalue`. Twice the mean rise of the loss under small noise of unit variance per
+    parameter. Smaller (flatter) goes with better generalisation, but rescaling rectifier layers against each other
+    changes it. May be negative away from a minimum.
+
+    Parameters
+    ----------
+    n_products : int >= 6, default=300
+        Hessian-vector products at most. Exact if there are no more parameters than that.
+    per_layer : bool, default=False
+        Whether to add a row per layer, the trace of the diagonal block of its own parameters; the value is then the
+        sum of the rows, with `n_products` for each.
+
+    Returns
+    -------
+    Measured
+        With the standard error where it is an estimate.
+
+    Raises
+    ------
+    NotDefinedError
+        If nothing is trained, or the Hessian is not finite.
+
+    Notes
+    -----
+    One product each, or Hutch++: a third of the products finds the directions of the large eigenvalues, a third takes
+    the trace there, which is exact, and a third estimates the rest by random signs. Unbiased; where the spectrum falls
+    off, far below the spread of random signs alone.
+
+    References
+    ----------
+    Meyer, Musco, Musco, Woodruff (2021), Hutch++: optimal stochastic trace estimation.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> X, y = torch.tensor([[2.0, 0.0], [0.0, 4.0]]), torch.zeros(2)  # the Hessian is diag(4, 16)
+    >>> round(measure_capacity(nn.Linear(2, 1, bias=False), X, y, "hessian_trace")["hessian_trace"], 6)
+    20.0
+    """
+    check_integer("n_products", n_products, 6)
+    rows: list[dict[str, Any]] = []
+    generator = batch.generator()
+    for layer, hessian in _blocks(network, batch) if per_layer else [("", loss_hessian(network, batch))]:
+        rows.append({"layer": layer, **_trace(hessian, batch, n_products, generator)})
+    spreads = [row["standard_error"] for row in rows if row["standard_error"] is not None]
+    info = {"way": rows[0]["way"], "size": rows[0]["size"]} if not per_layer else {"way": "sum of the layers"}
+    return Measured(
+        math.fsum(row["value"] for row in rows),
+        standard_error=math.hypot(*spreads) if spreads else None,
+        per_layer=rows if per_layer else (),
+        info={**info, "products": sum(row["products"] for row in rows)},
+    )
+
+
+def loss_hessian(
+    network: Network, batch: Batch, purpose: str = "The Hessian of the loss", layer: str | None = None
+) -> LossHessian:
+    """Derivatives of the mean loss over a batch in the trainable parameters, or in those of one layer."""
+    vector = raw_parameter_vector(network, purpose)
+    chosen = [layer is None or _layer_of(name) == layer for name in vector.names]
+    fixed = [tensor.detach() for tensor in vector.tensors]
+    y = targets(batch)
+
+    def loss(points: list[Tensor], X: Tensor, y: Tensor) -> Tensor:
+        moving = iter(points)
+        forward = vector.bind([next(moving) if moves else p for p, moves in zip(fixed, chosen, strict=True)])
+        return sample_losses(forward(X).double(), y, batch.loss).sum()
+
+    moved = [p for p, moves in zip(fixed, chosen, strict=True) if moves]
+    return LossHessian(loss, moved, lambda function: batch.map(function, y), batch.n_samples)
+
+
+def _blocks(network: Network, batch: Batch) -> Iterator[tuple[str, LossHessian]]:
+    """Every layer that has trainable parameters, in the module's order, and the Hessian in these alone."""
+    names = raw_parameter_vector(network, "The Hessian of the loss").names
+    for layer in dict.fromkeys(map(_layer_of, names)):
+        yield layer, loss_hessian(network, batch, layer=layer)
+
+
+def _layer_of(name: str) -> str:
+    """The submodule that a parameter belongs to; of a parametrised weight, the module that has it."""
+    return name.split(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0] or name
+
+
+def _extreme(network: Network, batch: Batch, sign: int, tol: float, max_products: int, per_layer: bool) -> Measured:
+    """The largest (sign 1) or smallest (sign -1) eigenvalue, of the whole Hessian and of its blocks."""
+    check_interval("tol", tol, 0, 1, closed="neither")
+    check_integer("max_products", max_products, 1)
+
+    def eigenvalue(hessian: LossHessian) -> dict[str, Any]:
+        if hessian.size <= SMALL:
+            values = torch.linalg.eigvalsh(_matrix(hessian, batch))
+            return {"value": float(values[-1 if sign > 0 else 0]), "way": "matrix", "size": hessian.size}
+        with _progress(batch, max_products) as bar:
+            found = largest_eigenvalue(
+                _counted(lambda v: sign * hessian.product(v), bar),
+                hessian.size,
+                tol=tol,
+                max_steps=max_products,
+                check_every=1,
+                device=hessian.device,
+                random_state=batch.random_state,
+                precision=hessian.dtype,
+            )
+        info = {"products": found.n_products, "residual": found.residual, "error": found.error * found.scale}
+        return {"value": sign * found.value, "way": "Lanczos", "size": hessian.size, **info}
+
+    whole = eigenvalue(loss_hessian(network, batch))
+    rows = [{"layer": name, **eigenvalue(block)} for name, block in _blocks(network, batch)] if per_layer else []
+    return Measured(whole.pop("value"), per_layer=rows, info=whole)
+
+
+def _trace(hessian: LossHessian, batch: Batch, n_products: int, generator: torch.Generator) -> dict[str, Any]:
+    size = hessian.size
+    if size <= n_products:
+        value = float(_matrix(hessian, batch).trace())
+        return {"value": value, "standard_error": None, "way": "matrix", "size": size, "products": size}
+    with _progress(batch, n_products) as bar:
+        estimate = trace_estimate(
+            _counted(hessian.products, bar),
+            size,
+            n_products=n_products,
+            generator=generator,
+            device=hessian.device,
+            precision=hessian.dtype,
+        )
+    value = float(_finite(torch.tensor(estimate.value), "Hessian"))
+    info = {"way": "Hutch++", "size": size, "products": estimate.n_products}
+    return {"value": value, "standard_error": estimate.standard_error, **info}
+
+
+def _matrix(hessian: LossHessian, batch: Batch) -> Tensor:
+    """The Hessian itself, (P, P), symmetric to the last bit, on the CPU."""
+    with _progress(batch, hessian.size) as bar:
+        eye = torch.eye(hessian.size, dtype=torch.float64, device=hessian.device)
+        matrix = _counted(hessian.products, bar)(eye).cpu()
+    return _finite((matrix + matrix.T) / 2, "Hessian")
+
+
+def _finite(numbers: Tensor, what: str) -> Tensor:
+    if not bool(torch.isfinite(numbers).all()):
+        raise NotDefinedError(
+            f"The {what} of the loss is not finite: the weights or X are too large, or the training has diverged."
+        )
+    return numbers
+
+
+def _progress(batch: Batch, total: int) -> tqdm:
+    return tqdm(desc="Hessian", total=total, unit="product", disable=not batch.verbose, leave=False)
+
+
+def _counted(product: Callable[[Tensor], Tensor], bar: tqdm) -> Callable[[Tensor], Tensor]:
+    def run(vectors: Tensor) -> Tensor:
+        image = product(vectors)
+        bar.update(1 if vectors.dim() == 1 else vectors.shape[1])
+        return image
+
+    return run
+
+
+_HESSIAN: dict[str, Any] = {
+    "family": "hessian",
+    "needs": frozenset({"data", "labels", "loss"}),
+    "unit": "loss",
+    "invariances": frozenset({"permutation"}),
+}
+
+MEASURES = (
+    Measure(
+        "loss_gradient_norm",
+        loss_gradient_norm,
+        source="Dziugaite et al. (2020)",
+        lower_is_better=True,
+        cost="jacobian",
+        **_HESSIAN,
+    ),
+    Measure(
+        "hessian_max_eigenvalue",
+        hessian_max_eigenvalue,
+        source="Yao et al. (2020)",
+        lower_is_better=True,
+        cost="spectrum",
+        signed=True,
+        **_HESSIAN,
+    ),
+    Measure(
+        "hessian_min_eigenvalue",
+        hessian_min_eigenvalue,
+        source="Yao et al. (2020)",
+        lower_is_better=False,
+        cost="spectrum",
+        signed=True,
+        **_HESSIAN,
+    ),
+    Measure(
+        "hessian_trace",
+        hessian_trace,
+        source="Meyer et al. (2021)",
+        lower_is_better=True,
+        cost="spectrum",
+        stochastic=True,
+        signed=True,
+        **_HESSIAN,
+    ),
+)
