@@ -12,6 +12,7 @@ from .estimators import (
     NetworkRegressor,
 )
 from .graph import UnsupportedLayerError
+from .measures import Measure, Measured
 from .persistence import load, model_card, save
 from .scoring import (
     CapacityCallback,
@@ -34,6 +35,8 @@ __all__ = [
     "InitialStateCallback",
     "JacobianRegularizedClassifier",
     "JacobianRegularizedRegressor",
+    "Measure",
+    "Measured",
     "NetworkClassifier",
     "NetworkRegressor",
     "NotDefinedError",

@@ -7,7 +7,8 @@ import warnings
 from networks import NETWORKS
 from sklearn_capacity import CapacityWarning, NotDefinedError
 from sklearn_capacity.measures import MEASURES
-from sklearn_capacity.scoring.measurement import Session, parse_measures
+from sklearn_capacity.scoring.measurement import Session
+from sklearn_capacity.scoring.requests import parse_measures
 
 __all__ = ["SHORT", "results_of", "separated", "values_of"]
 

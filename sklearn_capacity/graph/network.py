@@ -132,7 +132,12 @@ class Network:
 
     def returned(self, X: Tensor) -> Tensor:
         """What the user's own module returns, before it is made logits."""
-        return first_output(self.module.get_submodule(self._inside[:-1])(X.clone()))
+        return first_output(self.users_module(X.clone()))
+
+    @property
+    def users_module(self) -> nn.Module:
+        """The copy of the user's own module, without what was put around it to make logits."""
+        return self.module.get_submodule(self._inside[:-1])
 
     @property
     def program(self) -> Program:

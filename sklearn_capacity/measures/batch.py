@@ -71,6 +71,14 @@ class Batch:
         return self._y
 
     @property
+    def has_samples(self) -> bool:
+        return self._X is not None
+
+    @property
+    def has_labels(self) -> bool:
+        return self._y is not None
+
+    @property
     def n_samples(self) -> int:
         return self.X.shape[0]
 

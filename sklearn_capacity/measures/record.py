@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .._validation import NotDefinedError, check_option
+from .._validation import NotDefinedError, check_instance, check_option
+from .calling import arguments, as_number, check_function, settable
 
 __all__ = ["COSTS", "INVARIANCES", "NEEDS", "Measure", "Measured", "NotDefinedError", "logarithm"]
 
@@ -67,12 +68,13 @@ class Measure:
     Attributes
     ----------
     name : str
-    function : callable(network, batch, *, params) -> Measured
-    family : str
+    function : callable(network, batch, *, params) -> Measured or float
+        Or ``f(module, X, y)``, which is given a copy of the user's own module in eval mode, and tensors.
+    family : str, default="other"
         "size", "norm", "capacity", "margin", "jacobian", "fisher", "sharpness", ...
-    lower_is_better : bool
+    lower_is_better : bool, default=True
         Whether a lower value goes with better generalisation.
-    source : str
+    source : str, default=""
         Paper and equation.
     needs : subset of NEEDS
     cost : one of COSTS
@@ -92,10 +94,10 @@ class Measure:
     """
 
     name: str
-    function: Callable[..., Measured]
-    family: str
-    lower_is_better: bool
-    source: str
+    function: Callable[..., Any]
+    family: str = "other"
+    lower_is_better: bool = True
+    source: str = ""
     needs: frozenset[str] = frozenset()
     cost: str = "weights"
     unit: str = "1"
@@ -107,6 +109,14 @@ class Measure:
     description: str = ""
 
     def __post_init__(self) -> None:
+        check_instance("name", self.name, str, "text")
+        check_function(self.name, self.function)
+        check_instance("lower_is_better", self.lower_is_better, bool, "True or False")
+        for name, kind in (("needs", frozenset), ("invariances", frozenset), ("tasks", tuple)):
+            given = getattr(self, name)
+            object.__setattr__(self, name, kind([given] if isinstance(given, str) else given))
+        for task in self.tasks:
+            check_option("tasks", task, ("classification", "regression"))
         check_option("cost", self.cost, COSTS)
         for need in self.needs:
             check_option("needs", need, NEEDS)
@@ -124,12 +134,20 @@ class Measure:
     @property
     def parameters(self) -> dict[str, Any]:
         """Names and defaults of what a user may set."""
-        signature = inspect.signature(self.function)
-        return {
-            name: p.default
-            for name, p in signature.parameters.items()
-            if p.kind is inspect.Parameter.KEYWORD_ONLY and name not in self.fixed
-        }
+        named, _ = settable(self.function)
+        return {name: default for name, default in named.items() if name not in self.fixed}
+
+    @property
+    def takes_any(self) -> bool:
+        """Whether its function has ``**params``."""
+        return settable(self.function)[1]
 
     def __call__(self, network: Any, batch: Any, **params: Any) -> Measured:
-        return self.function(network, batch, **{**self.fixed, **params})
+        returned = self.function(*arguments(self.function, network, batch), **{**self.fixed, **params})
+        if not isinstance(returned, Measured):
+            return Measured(as_number(self.name, returned))
+        optional = {
+            key: None if (number := getattr(returned, key)) is None else as_number(self.name, number)
+            for key in ("log_value", "standard_error")
+        }
+        return replace(returned, value=as_number(self.name, returned.value), **optional)

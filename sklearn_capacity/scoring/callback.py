@@ -10,13 +10,14 @@ from skorch import NeuralNet
 from skorch.callbacks import Callback
 
 from .._validation import NotDefinedError, check_integer
+from .by_value import TravelsByValue
 from .capacity import measure_capacity
 from .data import subsample
 
 __all__ = ["CapacityCallback"]
 
 
-class CapacityCallback(Callback):
+class CapacityCallback(TravelsByValue, Callback):
     """Record capacity measures in a skorch net's history after each epoch.
 
     The network is measured with its weights of that moment: no cached prediction takes part, and neither the
@@ -25,7 +26,7 @@ class CapacityCallback(Callback):
 
     Parameters
     ----------
-    measures : str, list of str or dict, default="cheap"
+    measures : str, Measure, list of these or dict, default="cheap"
         As in `measure_capacity`.
     X, y : array-like, default=None
         What to measure on, with labels as the net gets them (class indices in this package's estimators). None: the
@@ -100,8 +101,8 @@ class CapacityCallback(Callback):
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
         self._data = None  # type: ignore[assignment]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "_data"}  # the training data do not travel
+    def _state(self) -> dict[str, Any]:
+        return {key: value for key, value in super()._state().items() if key != "_data"}  # training data do not travel
 
     def _measure(self, net: NeuralNet) -> dict[str, float]:
         module = net.module_

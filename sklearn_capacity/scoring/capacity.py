@@ -11,7 +11,8 @@ import pandas as pd
 from .._validation import NotDefinedError, warn
 from ..measures import MEASURES, Measured
 from ..measures.margins import sample_margins
-from .measurement import Request, Session, parse_measures
+from .measurement import Session
+from .requests import Request, parse_measures
 
 __all__ = ["capacity_report", "list_measures", "measure_capacity"]
 
@@ -56,9 +57,11 @@ def measure_capacity(
         None: measures of the weights only.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
         Labels as the model knows them; for a plain module class indices, or those of `classes`.
-    measures : str, list of str, dict, "cheap" or "all", default="cheap"
-        A dict is ``{label: name or (name, params)}``. "cheap": no ascent, no random draws, no spectrum. "cheap" and
-        "all" leave out what does not apply; `capacity_report` says what and why. `list_measures` shows all.
+    measures : str, Measure, list of these, dict, "cheap" or "all", default="cheap"
+        A dict is ``{label: measure or (measure, params)}``, where a measure is a name, a `Measure` or a function
+        ``f(network, batch, **params)`` or ``f(module, X, y, **params)`` that returns a number. "cheap": no ascent, no
+        random draws, no spectrum. "cheap" and "all" leave out what does not apply; `capacity_report` says what and why.
+        `list_measures` shows all.
     loss : "cross_entropy", "squared", "absolute" or None, default=None
         None: the model's own; for a plain module cross-entropy if `classes` are given or y is integer or boolean,
         squared if float.
@@ -122,7 +125,7 @@ def measure_capacity(
         if not explicit and log and request.measure.signed:
             continue
         try:
-            measured = session.run(request)
+            measured = session.run(request, log)
         except Exception as error:
             if explicit:
                 raise
@@ -238,7 +241,7 @@ def _report_rows(session: Session, request: Request, log: bool, per_layer: bool)
     if log and measure.signed:
         return [{**row, "reason": "may be negative, so it has no logarithm"}]
     try:
-        measured = session.run(request)
+        measured = session.run(request, log)
     except Exception as error:
         mistake = isinstance(error, TypeError | ValueError) and not isinstance(error, NotDefinedError)
         if mistake and request.params:  # a parameter that the caller gave

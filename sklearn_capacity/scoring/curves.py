@@ -14,7 +14,8 @@ from .._validation import check_integer, check_numbers
 from ..measures.interaction import DELTAS
 from ..measures.interaction import interaction_conditions as _conditions
 from ..measures.margins import sample_margins as margins_of_samples
-from .measurement import Session, parse_measures
+from .measurement import Session
+from .requests import parse_measures
 
 __all__ = ["bicriteria_curve", "interaction_conditions"]
 

@@ -14,7 +14,8 @@ from torch.nn.utils import parametrize
 from .._validation import NotDefinedError, check_integer, check_interval, closest
 from ..graph import private_copy
 from .find_network import resolve
-from .measurement import Session, parse_measures
+from .measurement import Session
+from .requests import parse_measures
 
 __all__ = ["MeasureLandscape", "measure_landscape", "network_weights"]
 

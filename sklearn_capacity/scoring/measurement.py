@@ -5,103 +5,27 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from .._validation import NotDefinedError, check_integer, closest
+from .._validation import NotDefinedError, check_integer
 from ..graph import Network
-from ..measures import MEASURES, Batch, Measure, Measured, measure_named
+from ..measures import MEASURES, Batch, Measure, Measured
 from ..process_state import computing
 from ..training import refuse_containers, resolve_device
 from .data import LOSSES, checked_X, encode_targets, resolve_loss, subsample, with_classes
 from .find_network import Subject, resolve
 from .initial_state import checked_initial_state
 from .probe import measurable, probe, torch_refusals
+from .requests import Request
 
-__all__ = ["Request", "Session", "is_group", "parse_measures"]
+__all__ = ["Session"]
 
 #: Networks up to this many parameters are measured in float64 whatever they were trained in.
 FLOAT64_PARAMETERS = 20_000
-
-
-@dataclass(frozen=True)
-class Request:
-    """One measure that was asked for, under the label of its result."""
-
-    label: str
-    measure: Measure
-    params: Mapping[str, Any] = field(default_factory=dict)
-
-
-def is_group(measures: Any) -> bool:
-    """Whether a `measures` argument stands for all measures of a kind that apply."""
-    return isinstance(measures, str) and measures in ("cheap", "all")
-
-
-def parse_measures(measures: Any) -> tuple[list[Request], bool]:
-    """The requests in a `measures` argument, and whether they were named one by one.
-
-    Parameters
-    ----------
-    measures : str, list of str, dict of label to name or (name, params), "cheap" or "all"
-
-    Raises
-    ------
-    ValueError, TypeError
-        For an unknown name (the closest is offered), an unknown parameter, or another type.
-    """
-    if is_group(measures):
-        chosen = [m for m in MEASURES.values() if measures == "all" or m.cheap]
-        return [Request(m.name, m) for m in chosen], False
-    if isinstance(measures, str):
-        measures = [measures]
-    if isinstance(measures, Mapping):
-        items = [(label, *_named(entry)) for label, entry in measures.items()]
-    elif isinstance(measures, list | tuple):
-        items = [(_label(entry), *_named(entry)) for entry in measures]
-    else:
-        raise TypeError(
-            '`measures` must be a name, a list of names, a dict {label: name or (name, params)}, "cheap" or "all", got '
-            f"{measures!r}."
-        )
-    if not items:
-        raise ValueError('`measures` must name at least one measure, got none. Use "cheap" for the default set.')
-    labels = [label for label, _, _ in items]
-    twice = next((label for label in labels if labels.count(label) > 1), None)
-    if twice is not None:
-        raise ValueError(f"`measures` holds {twice!r} twice. Give each its own label with a dict.")
-    return [_request(label, name, params) for label, name, params in items], True
-
-
-def _label(entry: Any) -> str:
-    if not isinstance(entry, str):
-        raise TypeError(f"`measures` as a list must hold names, got {entry!r}. Use a dict to give parameters.")
-    return entry
-
-
-def _named(entry: Any) -> tuple[str, Mapping[str, Any]]:
-    if isinstance(entry, str):
-        return entry, {}
-    if isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], str):
-        if isinstance(entry[1], Mapping):
-            return entry[0], entry[1]
-    raise TypeError(f"An entry of `measures` must be a name or (name, params), got {entry!r}.")
-
-
-def _request(label: str, name: str, params: Mapping[str, Any]) -> Request:
-    measure = measure_named(name)
-    for key in params:
-        if key not in measure.parameters:
-            known = ", ".join(measure.parameters) or "none"
-            hint = closest(key, measure.parameters)
-            raise ValueError(f"Measure {name!r} has no parameter {key!r}. {hint + ' ' if hint else ''}It has: {known}.")
-        if isinstance(measure.parameters[key], bool) and not isinstance(params[key], bool | np.bool_):
-            raise TypeError(f"`{key}` must be True or False, got {params[key]!r}.")
-    return Request(label, measure, params)
 
 
 class Session:
@@ -217,27 +141,46 @@ class Session:
             return str(self.parameters(request).get("loss", defaults["loss"]))
         return self.loss or "" if "loss" in request.measure.needs else ""
 
-    def run(self, request: Request) -> Measured:
+    def run(self, request: Request, log: bool = False) -> Measured:
         """The measured value, with its wall time in `info["seconds"]`.
+
+        Parameters
+        ----------
+        request : Request
+        log : bool, default=False
+            Whether the value must have a logarithm.
 
         Raises
         ------
         NotDefinedError
             If the measure does not apply; the message names the reason.
         """
-        reason = self.why_not(request.measure)
-        if reason is not None:
-            raise NotDefinedError(f"The measure {request.measure.name!r} {reason}.")
         start = time.perf_counter()
-        with computing(), torch.inference_mode(False), torch_refusals(f"The measure {request.measure.name!r}"):
-            measured = request.measure(self.network, self.batch, **self.parameters(request))
+        measured = self.measured(request)
         if math.isnan(measured.value):
+            if MEASURES.get(request.measure.name) is not request.measure:
+                raise NotDefinedError(
+                    f"The measure {request.measure.name!r} returned nan. Where it is not defined, its function must "
+                    "raise a `NotDefinedError` that says why."
+                )
             raise NotDefinedError(
                 f"The measure {request.measure.name!r} is not a number here: weights, logits or derivatives of the "
                 "network are not finite on these data."
             )
+        if log and measured.log_value is None and measured.value < 0:
+            raise NotDefinedError(
+                f"The measure {request.measure.name!r} is {measured.value:g}, and a negative number has no logarithm."
+            )
         info = {**measured.info, "seconds": time.perf_counter() - start}
         return Measured(measured.value, measured.log_value, measured.standard_error, measured.per_layer, info)
+
+    def measured(self, request: Request) -> Measured:
+        """What a measure returns, be it nan."""
+        reason = self.why_not(request.measure)
+        if reason is not None:
+            raise NotDefinedError(f"The measure {request.measure.name!r} {reason}.")
+        with computing(), torch.inference_mode(False), torch_refusals(f"The measure {request.measure.name!r}"):
+            return request.measure(self.network, self.batch, **self.parameters(request))
 
 
 def _length(data: Any) -> int:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.metrics import check_scoring, get_scorer_names
+from sklearn.metrics import check_scoring
 from sklearn.utils.validation import check_is_fitted
 
 from .._validation import NotDefinedError, check_option, warn
+from ..measures import Measure
+from .by_value import TravelsByValue
 from .find_network import resolve
-from .measurement import Request, Session, is_group, parse_measures
+from .measurement import Session
+from .requests import Request, is_group, label_of, parse_with_scores
 
 __all__ = ["CapacityScorer"]
 
 
-class CapacityScorer(TransformerMixin, BaseEstimator):
+class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
     """Capacity measures as `scoring=` of any search or curve, and as features of trained models.
 
     Called as a scorer, greater is better: measures for which lower goes with better generalisation are negated and
@@ -25,7 +29,7 @@ class CapacityScorer(TransformerMixin, BaseEstimator):
 
     Parameters
     ----------
-    measures : str, list of str, dict or "cheap", default="cheap"
+    measures : str, Measure, list of these, dict or "cheap", default="cheap"
         As in `measure_capacity`; scikit-learn scorer names ("accuracy", "roc_auc") are allowed too.
     loss : "cross_entropy", "squared", "absolute" or None, default=None
     initial_state : nn.Module or dict of str to Tensor, default=None
@@ -116,7 +120,7 @@ class CapacityScorer(TransformerMixin, BaseEstimator):
             values |= self._others(session, estimator, X, y, scorers, sample_weight)
         if self.refit_measure is not None:
             return values[self.refit_measure]
-        if isinstance(self.measures, str) and not is_group(self.measures):
+        if isinstance(self.measures, str | Measure) and not is_group(self.measures):
             return values[keys[0]]
         return {key: values[key] for key in self._ordered(keys)}
 
@@ -131,21 +135,9 @@ class CapacityScorer(TransformerMixin, BaseEstimator):
     def _parsed(self) -> tuple[list[Request], dict[str, str]]:
         """Capacity requests, and scikit-learn scorer names by label."""
         check_option("on_error", self.on_error, ("nan", "raise"))
+        requests, names = parse_with_scores(self.measures)
         if is_group(self.measures):
-            return parse_measures(self.measures)[0], {}
-        entries = self.measures
-        if isinstance(entries, str):
-            entries = [entries]
-        if isinstance(entries, list | tuple):
-            entries = list(entries)
-            names = {entry: entry for entry in entries if _is_sklearn(entry)}
-            rest: Any = [entry for entry in entries if not _is_sklearn(entry)]
-        elif isinstance(entries, dict):
-            names = {label: entry for label, entry in entries.items() if _is_sklearn(entry)}
-            rest = {label: entry for label, entry in entries.items() if label not in names}
-        else:
-            names, rest = {}, entries
-        requests = [] if names and not rest else parse_measures(rest)[0]
+            return requests, names
         signed = [r.label for r in requests if r.measure.signed]
         if self.log and signed:
             raise ValueError(f"`log` must be False for measures that may be negative, got log=True with {signed}.")
@@ -153,9 +145,10 @@ class CapacityScorer(TransformerMixin, BaseEstimator):
 
     def _ordered(self, keys: list[str]) -> list[str]:
         """Keys in the order in which the measures were given."""
-        if isinstance(self.measures, str):
+        if isinstance(self.measures, str | Measure):
             return keys
-        place = {label: i for i, label in enumerate(self.measures)}
+        labels = self.measures if isinstance(self.measures, Mapping) else map(label_of, self.measures)
+        place = {label: i for i, label in enumerate(labels)}
         return sorted(keys, key=lambda key: place.get(key, place.get(key.removeprefix("neg_"), len(place))))
 
     def _capacities(
@@ -174,7 +167,7 @@ class CapacityScorer(TransformerMixin, BaseEstimator):
                 continue  # of "cheap" and "all"; named ones were refused
             try:
                 assert session is not None
-                measured = session.run(request)
+                measured = session.run(request, self.log)
             except Exception as error:
                 if isinstance(error, NotDefinedError) and is_group(self.measures):
                     continue
@@ -289,10 +282,6 @@ def _check_model(model: Any) -> None:
 
 def _key(request: Request) -> str:
     return f"neg_{request.label}" if request.measure.lower_is_better else request.label
-
-
-def _is_sklearn(entry: Any) -> bool:
-    return isinstance(entry, str) and entry in get_scorer_names()
 
 
 def _warn(keys: list[str], message: str) -> None:
