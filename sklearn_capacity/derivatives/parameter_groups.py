@@ -108,34 +108,47 @@ def _related(a: Use, b: Use) -> bool:
 
 
 def _groups(family: list[Use]) -> list[ParameterGroup]:
-    """One group if all uses read alike; else one for each set of uses that overlap."""
+    """One group if all uses read alike; else one for each set of uses that overlap in memory."""
+    first = family[0].tensor
     layouts = {(u.tensor.shape, u.tensor.stride(), u.tensor.storage_offset()) for u in family}
-    repeats = any(s == 0 and n > 1 for s, n in zip(family[0].tensor.stride(), family[0].tensor.shape, strict=True))
-    computed = root(family[0].tensor) is not root(family[-1].tensor)
+    repeats = any(step == 0 and n > 1 for step, n in zip(first.stride(), first.shape, strict=True))
+    computed = root(first) is not root(family[-1].tensor)  # equal tensors, each computed anew: no memory in common
     if computed or (len(layouts) == 1 and not repeats):
-        return [ParameterGroup(tuple(family), family[0].tensor.numel())]
-    places = [_places(use.tensor) for use in family]
-    clusters: list[tuple[set[int], list[int]]] = []
+        return [ParameterGroup(tuple(family), first.numel())]
+    places = [_places(use.tensor) for use in family]  # each (numel,), int64
+    return [_group_of([family[i] for i in set_], [places[i] for i in set_]) for set_ in _overlapping(places)]
+
+
+def _overlapping(places: list[Tensor]) -> list[list[int]]:
+    """Indices of the uses, in sets that are joined by common places in memory.
+
+    A union-find: each use points towards the representative of its set, and the first use of a place is where all
+    later uses of that place are joined.
+    """
+    parent = list(range(len(places)))
+
+    def representative(i: int) -> int:
+        while parent[i] != i:
+            i = parent[i]
+        return i
+
+    first_use: dict[int, int] = {}
     for i, place in enumerate(places):
-        reached, members = set(place.tolist()), [i]
-        apart = []
-        for others, indices in clusters:
-            if others & reached:
-                reached, members = reached | others, indices + members
-            else:
-                apart.append((others, indices))
-        clusters = [*apart, (reached, members)]
-    groups = []
-    for reached, members in clusters:
-        order = torch.tensor(sorted(reached), device="cpu")
-        # A single use keeps its order; several need the place of each element.
-        alone = len(members) == 1 and len(places[members[0]]) == len(order)
-        uses = [
-            Use(family[i].node, family[i].part, None if alone else torch.searchsorted(order, places[i]))
-            for i in sorted(members)
-        ]
-        groups.append(ParameterGroup(tuple(uses), len(order)))
-    return groups
+        for where in place.unique().tolist():
+            parent[representative(i)] = representative(first_use.setdefault(where, i))
+    sets: dict[int, list[int]] = {}
+    for i in range(len(places)):
+        sets.setdefault(representative(i), []).append(i)
+    return list(sets.values())
+
+
+def _group_of(uses: list[Use], places: list[Tensor]) -> ParameterGroup:
+    """One group: its vector holds every place that a use reads once, in the order of memory."""
+    memory = torch.cat(places).unique()  # (size,), ascending
+    if len(uses) == 1 and len(places[0]) == len(memory):  # reads each place once: its own order will do
+        return ParameterGroup(tuple(uses), len(memory))
+    indexed = [Use(u.node, u.part, torch.searchsorted(memory, place)) for u, place in zip(uses, places, strict=True)]
+    return ParameterGroup(tuple(indexed), len(memory))
 
 
 def _places(tensor: Tensor) -> Tensor:

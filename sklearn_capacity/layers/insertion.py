@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -167,41 +168,67 @@ class _Flow:
 
 
 def _watch(module: nn.Module, input_shape: Sequence[int]) -> _Flow:
+    """The shapes that an eval pass over two samples of zeros shows; the module is left as it was."""
     shape = tuple(check_integer("input_shape", size) for size in input_shape)
     reference = next((t for t in module.parameters() if t.is_floating_point()), None)
     if reference is None:
         raise ValueError("`module` must have parameters: there is nothing in it to regularise.")
-    entered: dict[str, tuple] = {}
-    left: dict[str, tuple] = {}
-    handles = []
-    names: dict[nn.Module, list[str]] = {}
-    for name, layer in module.named_modules(remove_duplicate=False):
-        names.setdefault(layer, []).append(name)
-    for layer, own in names.items():  # one with two names has its second call under the second
-        coming, going = iter(own), iter(own)
-
-        def enter(_layer, inputs, names=coming):
-            name = next(names, None)
-            if name is not None and inputs and isinstance(inputs[0], Tensor):
-                entered[name] = tuple(inputs[0].shape[1:])
-
-        def leave(_layer, _inputs, output, names=going):
-            name = next(names, None)
-            if name is not None and isinstance(output, Tensor):
-                left[name] = tuple(output.shape[1:])
-
-        handles += [layer.register_forward_pre_hook(enter), layer.register_forward_hook(leave)]
+    recorder = _ShapeRecorder(module)
     modes = [(layer, layer.training) for layer in module.modules()]
     try:
         module.eval()
         with torch.no_grad():
             module(torch.zeros((2, *shape), dtype=reference.dtype, device=reference.device))
     finally:
-        for handle in handles:
-            handle.remove()
+        recorder.remove()
         for layer, mode in modes:
             layer.training = mode
-    return _Flow({name: (entered[name], left[name]) for name in entered if name in left})
+    return recorder.flow
+
+
+class _ShapeRecorder:
+    """Hooks on all submodules that note what goes in and out.
+
+    A layer that stands in a module under two names is called once for each: its first call counts for the first name,
+    its second for the second, and further calls for none.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.entered: dict[str, tuple[int, ...]] = {}
+        self.left: dict[str, tuple[int, ...]] = {}
+        self.handles: list[Any] = []
+        names: dict[nn.Module, list[str]] = {}
+        for name, layer in module.named_modules(remove_duplicate=False):
+            names.setdefault(layer, []).append(name)
+        for layer, layer_names in names.items():
+            self.handles.append(layer.register_forward_pre_hook(self._enter(iter(layer_names))))
+            self.handles.append(layer.register_forward_hook(self._leave(iter(layer_names))))
+
+    def _enter(self, names: Iterator[str]) -> Callable[..., None]:
+        def hook(_layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            name = next(names, None)
+            if name is not None and inputs and isinstance(inputs[0], Tensor):
+                self.entered[name] = tuple(inputs[0].shape[1:])
+
+        return hook
+
+    def _leave(self, names: Iterator[str]) -> Callable[..., None]:
+        def hook(_layer: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
+            name = next(names, None)
+            if name is not None and isinstance(output, Tensor):
+                self.left[name] = tuple(output.shape[1:])
+
+        return hook
+
+    @property
+    def flow(self) -> _Flow:
+        """Input and output shapes of the submodules that took and gave one tensor, in the order of their calls."""
+        return _Flow({name: (shape, self.left[name]) for name, shape in self.entered.items() if name in self.left})
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self.handles:
+            handle.remove()
 
 
 def _find(module: nn.Module, position: str | int, flow: _Flow | None) -> tuple[str, nn.Module]:

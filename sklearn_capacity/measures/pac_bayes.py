@@ -209,38 +209,51 @@ def _squared_distance(network: Network, prior: str) -> float:
 
 
 def _check_learned_parts(network: Network, prior: str) -> None:
-    """Raise if a tensor without noise was learned: the noisy network would not be absolutely continuous to the prior.
-
-    A batch norm that has no scale and shift leaves its running mean in a bias that is not trained.
-    """
-    statistics = set()
-    for name, module in network.module.named_modules():
-        if isinstance(module, torch.nn.modules.batchnorm._NormBase) and module.running_mean is not None:
-            if not isinstance(module, torch.nn.modules.batchnorm._BatchNorm):  # which alone is folded
-                raise _learned(network.shown(f"{name}.running_mean"))
-            statistics |= {f"{name}.running_mean", f"{name}.running_var"}
+    """Raise if a tensor without noise was learned: the posterior would not be absolutely continuous to the prior."""
+    statistics = _folded_statistics(network)
     try:
         graph = network.graph
-    except UnsupportedLayerError:  # then the raw parameters are used
+    except UnsupportedLayerError:  # then the raw parameters carry the noise
         if prior == "initial":
-            first = network.initial_tensors()
-            for name, tensor in network.tensors().items():
-                if not tensor.requires_grad and not torch.equal(tensor, first[name]):
-                    raise _learned(network.shown(name)) from None
+            _check_frozen_tensors(network)
         return
     before = graph
     if prior == "initial":
         with torch.no_grad():
             before = network.program.bind(network.initial_tensors())
     for node, start in zip(graph.nodes, before.nodes, strict=True):
-        then = start.tensors()
-        for part, now in node.tensors().items():
-            if not now.trainable and (now.sources & statistics or not torch.equal(now.tensor, then[part].tensor)):
+        initial = start.tensors()
+        for part, bound in node.tensors().items():
+            moved = bound.sources & statistics or not torch.equal(bound.tensor, initial[part].tensor)
+            if moved and not bound.trainable:
                 raise node.refuse(
                     "A PAC-Bayes bound",
                     "it has numbers that were learned from the data (statistics, or weights that are frozen now) but "
                     "are not trained parameters, so they carry no noise.",
                 )
+
+
+def _folded_statistics(network: Network) -> set[str]:
+    """Names of the running statistics that folding moves into weights and biases.
+
+    A batch norm without scale and shift leaves its running mean in a bias that is not trained. Other layers with
+    running statistics (instance norm) are not folded and are refused.
+    """
+    statistics = set()
+    for name, module in network.module.named_modules():
+        if isinstance(module, torch.nn.modules.batchnorm._NormBase) and module.running_mean is not None:
+            if not isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                raise _learned(network.shown(f"{name}.running_mean"))
+            statistics |= {f"{name}.running_mean", f"{name}.running_var"}
+    return statistics
+
+
+def _check_frozen_tensors(network: Network) -> None:
+    """Raise if a tensor that is not trained now differs from what it was before training."""
+    initial = network.initial_tensors()
+    for name, tensor in network.tensors().items():
+        if not tensor.requires_grad and not torch.equal(tensor, initial[name]):
+            raise _learned(network.shown(name)) from None
 
 
 def _learned(name: str) -> UnsupportedLayerError:
