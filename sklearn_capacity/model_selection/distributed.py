@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from joblib import parallel_config
 
-from .._validation import check_instance
+from .._validation import check_instance, check_interval
 
 __all__ = ["dask_backend"]
 
 
-def dask_backend(client: Any = None, *, scatter: Any = None, **options: Any) -> Any:
-    """Run joblib's tasks on Dask, with all that they share held by every worker.
+def dask_backend(
+    client: Any = None, *, scatter: Any = None, wait_for_workers_timeout: float = 60, **options: Any
+) -> Any:
+    """Run joblib's tasks on Dask; what dying workers lose is sent and computed again.
 
-    Left to itself, joblib puts the arrays that it finds in tasks, such as the indices of a fold, on one worker. If
-    that worker dies they are lost, and the search fails instead of running its task again.
+    A task ends with its result or with one error, and an error ends the call that waits for it: the task's own error;
+    Dask's ``KilledWorker`` if it kills its workers, or a ``RuntimeError`` if its data die with them, by default four
+    times; a ``ConnectionError`` if the client is closed, or finds no scheduler at its address for as long as its
+    ``timeout`` allows; a ``TimeoutError`` without workers.
 
     Parameters
     ----------
     client : dask.distributed.Client, default=None
         None: the current one.
     scatter : list of objects, default=None
-        Data to send to each worker once, before the first task: the very X and y that `fit` gets.
+        Data to send to each worker once for all searches: the very X and y that `fit` gets. Other arguments above
+        1 kB, such as the indices of a fold, are sent once per search.
+    wait_for_workers_timeout : float, default=60
+        Seconds without any worker after which the call ends. Where workers wait in a queue, the time they may wait.
     **options
         More arguments of ``joblib.parallel_config`` and of ``Client.submit``.
 
@@ -36,7 +44,7 @@ def dask_backend(client: Any = None, *, scatter: Any = None, **options: Any) -> 
     ImportError
         Without Dask, which the ``distributed`` extra installs.
     ValueError
-        If there is no client.
+        If there is no client, or it is closed.
 
     Examples
     --------
@@ -58,17 +66,12 @@ def dask_backend(client: Any = None, *, scatter: Any = None, **options: Any) -> 
         except ValueError as error:
             raise ValueError("`client` must be a Dask client, as there is no current one: create a Client.") from error
     check_instance("client", client, Client, "a Dask client")
-    return parallel_config(backend="dask", client=_Broadcasting(client), scatter=scatter, **options)
+    if client.status in ("closing", "closed"):
+        raise ValueError("`client` must be open, got one that is closed: create a Client.")
+    check_instance("scatter", scatter, (list, tuple, type(None)), "a list")
+    check_interval("wait_for_workers_timeout", wait_for_workers_timeout, low=0)
+    from .cluster_backend import ClusterBackend
 
-
-class _Broadcasting:
-    """A Dask client that scatters to all workers."""
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
-
-    def scatter(self, data: Any, **options: Any) -> Any:
-        return self._client.scatter(data, **{**options, "broadcast": True})
+    config = {name: options.pop(name) for name in inspect.signature(parallel_config).parameters if name in options}
+    backend = ClusterBackend(client, scatter or (), wait_for_workers_timeout, **options)
+    return parallel_config(backend=backend, **config)
