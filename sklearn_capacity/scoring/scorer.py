@@ -17,6 +17,7 @@ from .by_value import TravelsByValue
 from .find_network import resolve
 from .measurement import Session
 from .requests import Request, is_group, label_of, parse_with_scores
+from .scores import Scores
 
 __all__ = ["CapacityScorer"]
 
@@ -93,6 +94,13 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
 
     # -- as a scorer ------------------------------------------------------------------------------
 
+    @property
+    def __name__(self) -> str:
+        """What scikit-learn's displays of curves call the score."""
+        if self.refit_measure is not None:
+            return self.refit_measure
+        return self.measures if isinstance(self.measures, str) and not is_group(self.measures) else "capacity"
+
     def __call__(self, estimator: Any, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Score a fitted estimator; greater is better.
 
@@ -106,7 +114,8 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
         Returns
         -------
         float or dict of str to float
-            A float for one measure given by its name, or with `refit_measure`.
+            A float for one measure given by its name, or with `refit_measure`. Functions of scikit-learn that take one
+            number raise a TypeError on the dict, which names `refit_measure`.
         """
         capacities, scorers = self._parsed()
         keys = [_key(request) for request in capacities] + list(scorers)
@@ -122,7 +131,7 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
             return values[self.refit_measure]
         if isinstance(self.measures, str | Measure) and not is_group(self.measures):
             return values[keys[0]]
-        return {key: values[key] for key in self._ordered(keys)}
+        return Scores({key: values[key] for key in self._ordered(keys)})
 
     # `score` carries the metadata request, which scikit-learn reads from a method of that name.
     def score(self, estimator: Any, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
