@@ -57,6 +57,13 @@ def file_length(path: Path, limit: int = 400) -> str | None:
     return f"{path.relative_to(ROOT)}: {n_lines} lines, more than {limit}" if n_lines > limit else None
 
 
+def unmentioned_files(package: Path) -> list[str]:
+    """Files and packages inside a package that the docstring of its `__init__` does not name in backticks."""
+    described = ast.get_docstring(ast.parse((package / "__init__.py").read_text())) or ""
+    inside = [p.stem for p in package.glob("*.py")] + [p.parent.name for p in package.glob("*/__init__.py")]
+    return sorted(name for name in inside if not name.startswith("__") and f"`{name}`" not in described)
+
+
 def length_faults(source: str, module: str, *, limit: int = 60) -> list[str]:
     """Functions too long for a screen; docstring and signature are not counted."""
     faults = []

@@ -1,4 +1,11 @@
-"""The networks of the papers, by class and by name."""
+"""The networks of the papers, by class and by name.
+
+`registry` maps names to classes (`make_network`). The classes, one paper a file: `mlp`; `chains` (conv net, VGG,
+All-CNN-C); `resnet` (CIFAR form); `preactivation` (pre-activation and wide ResNets); `residual_mlp`. `blocks` holds
+what the residual ones share, `row_norm` the row-normalised weights of [JR].
+
+Data flow: name, input_shape, n_outputs -> make_network -> nn.Module that returns logits.
+"""
 
 from sklearn_capacity.architectures.chains import VGG, AllConvNet, ConvNet
 from sklearn_capacity.architectures.mlp import MLP

@@ -1,4 +1,10 @@
-"""The data sets of the papers: made, loaded or fetched."""
+"""The data sets of the papers: generated, loaded or fetched.
+
+`polynomials` generates regression problems, `labels` randomises labels and builds confusion sets, `images` loads
+scikit-learn's digits and fetches MNIST and CIFAR-10.
+
+Data flow: random_state -> arrays X, y.
+"""
 
 from sklearn_capacity.datasets.images import fetch_cifar10, fetch_mnist, load_digit_images
 from sklearn_capacity.datasets.labels import make_confusion_set, randomize_labels

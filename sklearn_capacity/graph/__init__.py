@@ -2,8 +2,9 @@
 
 `trace` turns a module into a `Program`; `binding` puts tensors into it and converts its operators by the table in
 `rules`; `fold` removes batch norms. That gives a `NetworkGraph` of `nodes`, which `evaluate` and every other
-interpreter walk in order. `Network` is what measures get: a module with its program, its graph and its checks. Read
-`nodes`, then `trace` and `binding`, then `network`.
+interpreter walk in order. `Network` (in `network`) is what measures get: a module with its program, its graph and its
+checks. `activations` is the table of element-wise functions, `outputs` finds a module's logits, `memory_layout` tries
+channels-last images, `export_cleanup` removes what a trace leaves behind. Read `nodes`, then `trace` and `binding`.
 
 Data flow: module -> trace -> Program.bind(tensors) -> fold -> NetworkGraph -> interpret(rules).
 """

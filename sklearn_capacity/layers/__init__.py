@@ -1,4 +1,11 @@
-"""Generalization layers, how to insert and schedule them, and image augmentation."""
+"""Generalization layers, how to insert and schedule them, and image augmentation.
+
+`generalization` (layers with a skip, [GL] 3.1), `dropout` ([GL] 3.2), `insertion` (puts one into any module),
+`schedules` (of nu and of the slow rate), `initialization` (He's), `augmentation` (crops and flips on the device).
+Read `generalization`, then `insertion`.
+
+Data flow: module, position -> insert_generalization_layer -> a new module.
+"""
 
 from sklearn_capacity.layers.augmentation import crop_flip, random_crop, random_flip, resolve_augmentation
 from sklearn_capacity.layers.dropout import ConvGeneralizationDropout, GeneralizationDropout

@@ -1,8 +1,9 @@
 """Linear maps known by their products: norms from below and from above, eigenvalues, norms of rows and columns.
 
-Eigenvalues: `lanczos` (the largest, of one operator or a batch, with an error bound), `block_lanczos` (several).
-Norms: `operator_norm` from below, by the same iteration on a Gram matrix; `certificate`, `torus` and `banded` prove
-upper ends. `conv`, `matrix` and `pooling` hold the operators; `entries`, `padding` and `powers` serve them.
+Eigenvalues: `lanczos` (the largest, of one operator or a batch, with an error bound), `block_lanczos` (several);
+`trace` estimates their sum. Norms: `operator_norm` from below, by the same iteration on a Gram matrix; `induced` for
+other exponents; `certificate`, `torus` and `banded` prove upper ends. `conv`, `matrix` and `pooling` hold the
+operators; `entries`, `padding` and `powers` serve them.
 
 `MatrixOperator`, `DiagonalOperator`, `ConvOperator` and `PoolOperator` share one interface: ``input_shape``,
 ``output_shape``, ``forward`` and ``adjoint`` on batches, ``norm_lower()``, ``norm_upper(lower)``, ``row_norms(p)``,

@@ -1,4 +1,11 @@
-"""Choose among the candidates of a search by score and capacity."""
+"""Choose among the candidates of a search by score and capacity.
+
+`refit` (the smallest capacity within one standard error of the best score), `table` (a search's results with capacities
+under their own names), `rank_measures` (how well a measure orders models by their generalization gap), `distributed`
+(searches on Dask).
+
+Data flow: search.cv_results_ -> capacity_table -> rank_measures or a display.
+"""
 
 from .distributed import dask_backend
 from .rank_measures import rank_measures

@@ -1,8 +1,11 @@
-"""Jacobian penalties: functions of a module and a batch that are added to a training loss.
+"""Penalties on the Jacobian: functions of a module and a batch that are added to a training loss.
 
-A module whose eval forward pass is a graph of known operators is linearised, and its Jacobian is a chain of matrices
-through masks; the graph is traced once and kept as long as the module lives. Any other module or function is
-differentiated twice by autograd, slower and with the same result.
+`frobenius` (and projections), `spectral`, `per_layer`: one penalty a file; `jacobian_penalty` names them for estimators
+and loops. `module_graph` traces a module once for a training, `shared_pass` makes the forward pass that loss and
+penalties share, `sweep_gradients` computes value and gradient by sweeps through the graph; a module without a graph is
+differentiated twice by autograd, slower and with the same result. `penalty_checks` serves penalties of a user's own.
+
+Data flow: module, X -> forward_pass -> SharedPass -> penalty -> scalar with a gradient.
 """
 
 from __future__ import annotations

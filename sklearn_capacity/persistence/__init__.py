@@ -1,4 +1,9 @@
-"""Fitted estimators as files that can be shared: reading one runs no code."""
+"""Fitted estimators as files that can be shared: reading one runs no code.
+
+`safe` writes and reads them by `storage`'s one file format; `card` describes a trained network in markdown.
+
+Data flow: estimator -> save -> safetensors file -> load -> estimator.
+"""
 
 from .card import model_card
 from .safe import load, save

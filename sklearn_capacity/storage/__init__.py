@@ -1,4 +1,10 @@
-"""Files that hold numbers and text only: nothing in them runs when they are read."""
+"""Files that hold numbers and text only: nothing in them runs when they are read.
+
+`files` writes and reads one safetensors file with a document and a digest; `encoding` turns values into JSON and back;
+`fingerprint` hashes parameters, data and code. Saved estimators and checkpoints stand on it.
+
+Data flow: values -> encode -> write_file -> read_file -> decode -> values.
+"""
 
 from sklearn_capacity.storage.encoding import decode, encode
 from sklearn_capacity.storage.files import FileError, Stored, read_file, remove_leftovers, write_file

@@ -1,4 +1,11 @@
-"""What mean-field theory predicts about wide random networks, and random networks to hold it against."""
+"""What mean-field theory predicts about wide random networks, and random networks to compare it with.
+
+`_mean_field` (order parameters, bounds on eigenvalues, critical learning rate: [MF]) with `_integrals`, `_inputs` and
+`_statistics`; `_initialize` draws such networks; `_learning_rate_map` trains over a grid of rates ([MF] figure 2);
+`_covering` has covering numbers and robustness bounds of [JR].
+
+Data flow: activation, variances, depth, width -> mean_field -> MeanField -> displays.
+"""
 
 from sklearn_capacity.theory._covering import (
     gaussian_mixture_covering_number,

@@ -1,4 +1,13 @@
-"""Training loops: skorch nets with a penalty, and the parts around them."""
+"""Training loops: skorch nets with a penalty, and the parts around them.
+
+`net` is the skorch net; `penalty_terms` calls its penalties, `objectives` serves optimisers that evaluate a batch more
+than once, `batches` and `losses` feed it. Optimisers: `optimizers` by name, `kfac` with `kronecker`, `path_sgd`.
+Callbacks: `callbacks`, `schedules` (learning rates), `regime` (generalization layers). Checkpoints: `checkpoints`,
+`run_state` (what the next epoch depends on), `behaviour` (how a changed definition is noticed). `devices` and `seeding`
+say where and from which numbers. Read `net`, then `batches`.
+
+Data flow: X, y -> TensorData -> batches -> net.train_step -> loss + penalties -> optimiser -> history.
+"""
 
 from sklearn_capacity.training.batches import TensorBatch, TensorBatches, TensorData, embedding_cure, refuse_containers
 from sklearn_capacity.training.callbacks import DivergenceCheck, EpochProgress, StopBelow

@@ -60,6 +60,13 @@ def test_functions_are_short(path):
     assert structure.length_faults(path.read_text(), id_of(path)) == []
 
 
+@pytest.mark.parametrize(
+    "package", [path.parent for path in PACKAGE_FILES if path.name == "__init__.py"][1:], ids=id_of
+)
+def test_every_package_says_what_stands_where(package):
+    assert structure.unmentioned_files(package) == []
+
+
 def test_long_files_are_named():
     """A remark for whoever runs the tests; what belongs together may stand together."""
     remarks = [remark for path in ALL_FILES if (remark := structure.file_length(path))]
@@ -170,6 +177,13 @@ def test_import_contracts_see_planted_faults(module, source, contract, tmp_path)
 def test_detour_check_sees_planted_fault(source):
     (fault,) = structure.detour_faults(source, "m")
     assert "hides an import" in fault
+
+
+def test_a_file_that_its_package_does_not_name_is_seen(tmp_path):
+    (tmp_path / "__init__.py").write_text('"""One package: `named` is all."""')
+    for name in ("named", "forgotten"):
+        (tmp_path / f"{name}.py").touch()
+    assert structure.unmentioned_files(tmp_path) == ["forgotten"]
 
 
 def test_length_check_sees_planted_faults(tmp_path):
