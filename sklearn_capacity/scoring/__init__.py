@@ -1,10 +1,12 @@
 """Scoring: measure any model, as a function, a report or a scikit-learn scorer.
 
-What users call: `capacity` (`measure_capacity`, `capacity_report`, `list_measures`), `scorer` (`CapacityScorer`),
-`callback` (capacity after each epoch), `spectrum`, `curves`, `landscape`. How they get there: `requests` reads which
-measures are wanted; `find_network` finds the network in a model, by `from_sklearn` for linear models and perceptrons;
-`data` makes tensors; `probe` tries the network on a few samples; `measurement` runs the measures of one call.
-`initial_state` keeps weights before training, `by_value` carries a user's functions to other processes.
+What users call: `capacity` (`measure_capacity`, `capacity_report`, `list_measures`), `scorer` (`CapacityScorer`, whose
+several values are `scores`), `callback` (capacity after each epoch), `spectrum`, `curves`, `landscape`.
+
+How they get there: `requests` reads which measures are wanted; `find_network` finds the network in a model, by
+`from_sklearn` for linear models and perceptrons; `data` makes tensors; `probe` tries the network on a few samples;
+`measurement` runs the measures of one call. `initial_state` keeps weights before training, `by_value` carries a user's
+functions to other processes.
 
 Data flow: model, X, y -> find_network, data -> probe -> measurement -> Measured values -> dict, frame or score.
 """
