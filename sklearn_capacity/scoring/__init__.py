@@ -15,6 +15,7 @@ from .callback import CapacityCallback
 from .capacity import capacity_report, list_measures, measure_capacity
 from .curves import bicriteria_curve, interaction_conditions
 from .initial_state import InitialStateCallback
+from .measure_checks import check_measure
 from .scorer import CapacityScorer
 from .spectrum import fisher_spectrum
 
@@ -24,6 +25,7 @@ __all__ = [
     "InitialStateCallback",
     "bicriteria_curve",
     "capacity_report",
+    "check_measure",
     "fisher_spectrum",
     "interaction_conditions",
     "list_measures",
