@@ -6,7 +6,7 @@ several values are `scores`), `callback` (capacity after each epoch), `spectrum`
 How they get there: `requests` reads which measures are wanted; `find_network` finds the network in a model, by
 `from_sklearn` for linear models and perceptrons; `data` makes tensors; `probe` tries the network on a few samples;
 `measurement` runs the measures of one call. `initial_state` keeps weights before training, `by_value` carries a user's
-functions to other processes.
+functions to other processes, `measure_checks` (`check_measure`) tries a measure on small networks.
 
 Data flow: model, X, y -> find_network, data -> probe -> measurement -> Measured values -> dict, frame or score.
 """
