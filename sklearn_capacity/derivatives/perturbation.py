@@ -1,13 +1,15 @@
-"""Weights that move: parameters as views of one flat buffer, random displacements, projected ascent."""
+"""Weights that move: parameters as views of one flat buffer, random displacements, ascent in a box or in a ball."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["FlatParameters", "ProjectedAscent", "displacements"]
+__all__ = ["BALLS", "FlatParameters", "ProjectedAscent", "ascend_in_ball", "displacements"]
+
+BALLS = ("l2", "linf")
 
 
 class FlatParameters:
@@ -80,21 +82,29 @@ def _shaped(piece: Tensor, shape: torch.Size) -> Tensor:
 
 
 def displacements(
-    theta: FlatParameters, scale: Tensor | float, n_draws: int, generator: torch.Generator, *, antithetic: bool = False
+    theta: FlatParameters,
+    scale: Tensor | float,
+    n_draws: int,
+    generator: torch.Generator,
+    *,
+    antithetic: bool = False,
+    uniform: bool = False,
 ) -> Iterator[None]:
-    """Move the parameters by Gaussian noise, once for every turn of the loop; back at the centre afterwards.
+    """Move the parameters by random noise, once for every turn of the loop; back at the centre afterwards.
 
     Parameters
     ----------
     theta : FlatParameters
     scale : Tensor of shape (P,) or float
-        Standard deviations.
+        Standard deviations of Gaussian noise, or half the widths of uniform noise.
     n_draws : int
         Number of displacements, even if `antithetic`.
     generator : torch.Generator
         On the CPU, so that a seed means the same draws everywhere.
     antithetic : bool, default=False
         After every v comes -v: half the random numbers, and the odd part of the function cancels exactly.
+    uniform : bool, default=False
+        Uniform noise in place of Gaussian.
 
     Yields
     ------
@@ -110,7 +120,7 @@ def displacements(
         for draw in range(n_draws):
             again = antithetic and draw % 2 == 1
             if not again:
-                drawn.normal_(generator=generator)
+                drawn.uniform_(-1, 1, generator=generator) if uniform else drawn.normal_(generator=generator)
                 if noise is not drawn:
                     noise.copy_(drawn)
             theta.move(noise, scale, -1 if again else 1)
@@ -147,3 +157,76 @@ class ProjectedAscent:
         torch._foreach_add_(self._velocities, list(gradients))
         self.theta.flat.add_(self._velocity, alpha=self.learning_rate)
         torch.clamp(self.theta.flat, self.low, self.high, out=self.theta.flat)
+
+
+@torch.no_grad()
+def ascend_in_ball(
+    theta: FlatParameters,
+    scale: Tensor | float,
+    evaluate: Callable[[bool], tuple[float, Tensor | None]],
+    *,
+    radius: float,
+    norm: str,
+    steps: int,
+    start: Tensor,
+) -> list[float]:
+    """Values of a function that steepest ascent meets at center + scale u with ||u|| <= radius.
+
+    A step goes along g / ||g||_2, or along sign g for the norm "linf", g being the gradient in u, and back into the
+    ball. From the centre the first one ends at the sphere: that is the step of sharpness-aware minimisation. A step
+    that does not rise is taken back and the next one has half its length; after one that does, the next has twice its
+    length.
+
+    Parameters
+    ----------
+    theta : FlatParameters
+        Moved in place; back at the centre afterwards.
+    scale : Tensor of shape (P,) or float
+    evaluate : callable
+        Value of the function at `theta.flat`, and its gradient there, (P,), if the argument is True.
+    radius : float
+    norm : "l2" or "linf"
+    steps : int
+    start : Tensor of shape (P,)
+        Where u begins, inside the ball.
+
+    Returns
+    -------
+    list of float
+        Of length steps + 1; the first is the value at the start.
+    """
+
+    def at(u: Tensor, last: bool) -> tuple[float, Tensor]:
+        theta.move(u, scale)
+        value, gradient = evaluate(not last)
+        return value, torch.zeros_like(u) if gradient is None else gradient * scale
+
+    u, length = start, radius
+    try:
+        value, gradient = at(u, False)
+        values = [value]
+        for step in range(1, steps + 1):
+            there = _into_ball(u + length * _steepest(gradient, norm), radius, norm)
+            risen, slope = at(there, step == steps)
+            values.append(risen)
+            if risen > value:
+                u, value, gradient, length = there, risen, slope, min(2 * length, 4 * radius)
+            else:
+                length /= 2
+    finally:
+        theta.restore()
+    return values
+
+
+def _steepest(gradient: Tensor, norm: str) -> Tensor:
+    """The vector of length one along which a function rises most; 0 where it is flat."""
+    if norm == "linf":
+        return gradient.sign()
+    length = torch.linalg.vector_norm(gradient)
+    return torch.where(length > 0, gradient / length, torch.zeros_like(gradient))
+
+
+def _into_ball(u: Tensor, radius: float, norm: str) -> Tensor:
+    if norm == "linf":
+        return u.clamp(-radius, radius)
+    return u * (radius / torch.linalg.vector_norm(u)).clamp_max(1)

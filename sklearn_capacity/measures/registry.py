@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .._validation import closest
 from . import (
+    adaptive_sharpness,
     capacities,
     curvature,
     data_norms,
@@ -18,6 +19,7 @@ from . import (
     norms,
     pac_bayes,
     paths,
+    relative_flatness,
     robustness,
     sharpness,
     size,
@@ -42,7 +44,9 @@ FAMILIES = (
     curvature,
     robustness,
     hessian,
+    relative_flatness,
     sharpness,
+    adaptive_sharpness,
     interaction,
     pac_bayes,
 )

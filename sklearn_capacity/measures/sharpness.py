@@ -18,7 +18,7 @@ from .batch import Batch
 from .losses import mean_loss, sample_losses, targets
 from .record import Measure, Measured, NotDefinedError
 
-__all__ = ["MEASURES", "NOISES", "expected_sharpness", "max_sharpness", "noise_scale"]
+__all__ = ["MEASURES", "NOISES", "expected_sharpness", "finite_loss", "max_sharpness", "mean_rise", "noise_scale"]
 
 NOISES = ("magnitude", "spherical")
 
@@ -105,8 +105,15 @@ def expected_sharpness(
     theta = FlatParameters(vector.tensors)
     scale = noise_scale(theta.center, alpha, noise, sigma)
     forward = vector.bind(theta.views)
-    start = _finite_loss(batch, forward)
+    start = finite_loss(batch, forward)
     draws = displacements(theta, scale, 2 * n_pairs, batch.generator(), antithetic=True)
+    return mean_rise(batch, forward, start, draws, n_pairs)
+
+
+def mean_rise(
+    batch: Batch, forward: Callable[[Tensor], Tensor], start: float, draws: Iterator[None], n_pairs: int
+) -> Measured:
+    """Mean of the loss over draws of the weights, in pairs v, -v, above the loss at the start."""
     with torch.no_grad():
         losses = torch.stack([mean_loss(batch, forward) for _ in _counted(draws, batch, 2 * n_pairs)])
         rises = losses.reshape(n_pairs, 2).mean(1) - start
@@ -118,7 +125,8 @@ def _counted(draws: Iterator[None], batch: Batch, total: int) -> tqdm:
     return tqdm(draws, desc="expected sharpness", total=total, unit="draw", disable=not batch.verbose, leave=False)
 
 
-def _finite_loss(batch: Batch, forward: Callable[[Tensor], Tensor]) -> float:
+def finite_loss(batch: Batch, forward: Callable[[Tensor], Tensor]) -> float:
+    """The loss at the weights, if it is a number."""
     loss = float(mean_loss(batch, forward))
     if not math.isfinite(loss):
         raise NotDefinedError(f"Sharpness is not defined for a network whose loss is {loss}. Did the training diverge?")
@@ -240,7 +248,7 @@ class _Search:
         self.forward = self.vector.bind(self.leaves)
         self.batch_size = min(batch_size, batch.n_samples)
         self.chunk_size = batch.chunk_size
-        self.start = _finite_loss(batch, self.forward)
+        self.start = finite_loss(batch, self.forward)
 
     def ascend(
         self, generator: torch.Generator, steps: int, check_every: int, learning_rate: float, momentum: float, bar: tqdm
