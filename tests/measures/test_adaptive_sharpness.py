@@ -82,7 +82,7 @@ def test_one_step_is_that_of_sam(case, norm, adaptive):
     loss = F.cross_entropy(functional_call(module, theta, X), y)
     slopes = torch.autograd.grad(loss, list(theta.values()))
     scaled = [g * (p.abs() if adaptive else 1) for g, p in zip(slopes, theta.values(), strict=True)]
-    length = math.sqrt(sum(float(g.square().sum()) for g in scaled))
+    length = math.sqrt(sum(float(g.detach().square().sum()) for g in scaled))
     moved = {}
     for (name, p), g in zip(theta.items(), scaled, strict=True):
         step = g.sign() if norm == "linf" else g / length
