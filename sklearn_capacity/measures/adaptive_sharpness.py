@@ -106,8 +106,8 @@ def adaptive_sharpness(
     """
     check_interval("rho", rho, 0, math.inf, closed="neither")
     check_option("norm", norm, BALLS)
-    for name, value in (("steps", steps), ("n_restarts", n_restarts)):
-        check_integer(name, value)
+    check_integer("steps", steps)
+    check_integer("n_restarts", n_restarts)
     n_pairs = (check_integer("n_draws", n_draws, 2) + 1) // 2
     m = batch.n_samples if m is None else check_integer("m", m)
     ball = _Ball(network, batch, rho, norm, adaptive)
@@ -119,11 +119,11 @@ def adaptive_sharpness(
     generator = batch.generator()
     n_batches = math.ceil(batch.n_samples / m)
     with tqdm(total=n_batches, desc="adaptive sharpness", disable=not batch.verbose, leave=False) as bar:
-        rises = []
+        total = 0.0
         for part in ball.batches(m):
-            rises.append(part.n_samples * ball.largest_rise(part, steps, n_restarts, generator))
+            total += part.n_samples * ball.largest_rise(part, steps, n_restarts, generator)
             bar.update()
-    value = math.fsum(rises) / batch.n_samples
+    value = total / batch.n_samples
     if value <= 0 and steps > 1:
         warn(
             f"No step of the ascent raised the loss above {ball.loss:.6g}: the sharpness of 0 says that none was "
@@ -157,11 +157,12 @@ class _Ball:
         start, best = torch.zeros_like(self.theta.center), -math.inf
         evaluate = self._evaluation(part)
         at_center, _ = evaluate(False)
-        options = {"radius": self.rho, "norm": self.norm, "steps": steps}
         for restart in range(n_restarts + 1):
             if restart == n_restarts and (best > 0 or steps == 1):
                 break
-            values = ascend_in_ball(self.theta, self.scale, evaluate, start=start, **options)
+            values = ascend_in_ball(
+                self.theta, self.scale, evaluate, radius=self.rho, norm=self.norm, steps=steps, start=start
+            )
             best = max(best, max(values[1:]) - at_center)
             start = self._random_point(generator)
         return best if steps == 1 else max(best, 0.0)

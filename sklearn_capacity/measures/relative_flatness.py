@@ -111,7 +111,7 @@ def _shifted(linear: nn.Module, name: str, n_samples: int) -> Iterator[list[Tens
     """While inside, the layer's outputs z are z + 0; the list gets its inputs, its weight, and that 0 to derive by."""
     seen: list[Tensor] = []
 
-    def add(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    def add(module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         (x,) = inputs
         if seen or x.dim() != 2 or len(x) != n_samples:
             raise NotDefinedError(
@@ -129,7 +129,7 @@ def _shifted(linear: nn.Module, name: str, n_samples: int) -> Iterator[list[Tens
         handle.remove()
 
 
-def _linear_layer(network: Network, wanted: str | None) -> tuple[str, nn.Module]:
+def _linear_layer(network: Network, wanted: str | None) -> tuple[str, nn.Linear]:
     """The linear layer of a name, or the last one, if nothing with parameters comes after it."""
     modules = {network.shown(name): module for name, module in network.module.named_modules()}
     if wanted is not None:
