@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import os
 import re
 import threading
@@ -23,20 +24,34 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
 import torch
 
-__all__ = ["computed_once", "computing", "math_attention", "surely", "silenced", "undisturbed"]
+__all__ = [
+    "computed_once",
+    "computing",
+    "keeps_modes",
+    "math_attention",
+    "silenced",
+    "surely",
+    "undisturbed",
+    "without_torch_warnings",
+]
 
 S = TypeVar("S")
 T = TypeVar("T")
+P = ParamSpec("P")
 
 #: Seconds after which a trace, or a fork, goes on though another thread still computes: that may be waiting for a lock
 #: which the caller holds. A little of the last bits is then at stake, in place of a hang.
 TRACE_PATIENCE, FORK_PATIENCE = 60.0, 10.0
 # How often a trace looks whether a thread that it waits for has come to wait for a trace itself, in seconds.
 _GLANCE = 0.02
+# Seconds that a new thread takes to begin, at most.
+_START = 1.0
+# How often a call is repeated since another thread has made errors of warnings.
+_RENEWALS = 5
 
 
 def surely(undo: Callable[..., object], *args: Any) -> None:
@@ -46,6 +61,24 @@ def surely(undo: Callable[..., object], *args: Any) -> None:
     except BaseException:
         undo(*args)
         raise
+
+
+def keeps_modes(function: Callable[P, T]) -> Callable[P, T]:
+    """Give the thread back the grad mode in which it called the function.
+
+    An interrupt that comes as ``torch.no_grad()`` or an optimiser's step ends leaves that of its inside. Here the
+    undoing is one function of C code, which Python calls before it looks for interrupts again.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        gradients = torch.is_grad_enabled()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch._C._set_grad_enabled(gradients)
+
+    return wrapped
 
 
 # ---- computations and traces ------------------------------------------------------------------------------------
@@ -106,9 +139,10 @@ def undisturbed(trace: Callable[[], T]) -> T:
     """
     if getattr(_local, "tracing", False):  # a forward pass that is being traced traces another
         return trace()
-    gate, outcome, ended = _gate(), list[tuple[bool, Any]](), threading.Lock()
+    gate, outcome, begun, ended = _gate(), list[tuple[bool, Any]](), threading.Event(), threading.Lock()
 
     def alone() -> None:
+        begun.set()
         _local.tracing = True
         gate.waiting.add(ended)
         try:
@@ -131,7 +165,7 @@ def undisturbed(trace: Callable[[], T]) -> T:
         thread.start()
         ended.acquire()
     except BaseException:
-        if thread.ident is not None:
+        if thread.ident is not None or begun.wait(_START):  # it may have been started, and not have begun
             ended.acquire()
         raise
     thread.join()
@@ -305,6 +339,30 @@ def silenced(pattern: str = "") -> Iterator[None]:
         yield
     finally:
         surely(leave)
+
+
+def without_torch_warnings(function: Callable[[], T]) -> T:
+    """The value of a function that torch warns in, none of which is heard or becomes an error.
+
+    Another thread may put a filter in front of the one here, as ``warnings.simplefilter("error")`` does: then the
+    function is called again, behind a new one.
+    """
+    for _ in range(_RENEWALS):
+        try:
+            with silenced():
+                return function()
+        except Exception as error:
+            if not _is_warning(error):
+                raise
+    with silenced():
+        return function()
+
+
+def _is_warning(error: BaseException | None) -> bool:
+    """Whether an error is a warning that a filter has turned into one, or comes of such."""
+    while error is not None and not isinstance(error, Warning):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 if hasattr(os, "register_at_fork"):

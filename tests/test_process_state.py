@@ -18,7 +18,16 @@ from sklearn_capacity import NetworkClassifier, measure_capacity, process_state
 from sklearn_capacity.derivatives.double_backward import twice_differentiable
 from sklearn_capacity.derivatives.modes import evaluating
 from sklearn_capacity.graph import trace
-from sklearn_capacity.process_state import computed_once, computing, math_attention, silenced, surely, undisturbed
+from sklearn_capacity.process_state import (
+    computed_once,
+    computing,
+    keeps_modes,
+    math_attention,
+    silenced,
+    surely,
+    undisturbed,
+    without_torch_warnings,
+)
 
 rng = np.random.default_rng(0)
 PATIENCE = 60
@@ -259,3 +268,66 @@ def test_a_value_is_computed_once():
     thing = Thing()
     assert thing.value == thing.value == 7 and thing.calls == 1
     assert Thing.value.__doc__ == "Its value."
+
+
+# ---- modes ------------------------------------------------------------------------------------------------------
+
+
+def test_the_grad_mode_comes_back_though_torch_does_not_put_it_back(monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    @keeps_modes
+    def compute():
+        with torch.no_grad():
+            return 1
+
+    for enabled in (True, False):
+        with torch.set_grad_enabled(enabled):
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(torch.no_grad, "__exit__", interrupted)
+                compute()
+            assert torch.is_grad_enabled() is enabled
+
+
+def test_an_interrupted_measure_draws_no_random_numbers():
+    class Dropped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.error = nn.Linear(3, 2), KeyboardInterrupt("as if by Ctrl-C")
+
+        def forward(self, x):
+            if not torch.compiler.is_exporting():
+                torch.rand(1)
+                raise self.error
+            return self.last(x)
+
+    module = Dropped()
+    before = torch.get_rng_state()
+    for error in (KeyboardInterrupt, ValueError):
+        module.error = error("ended")
+        with pytest.raises(error, match="ended"):
+            measure_capacity(module, np.eye(3), np.arange(3) % 2, ["margin"])
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_another_threads_filter_makes_no_error_of_a_warning_of_torch():
+    calls = []
+
+    def traced():
+        calls.append(0)
+        if len(calls) < 3:  # as if by another thread, in the middle
+            warnings.simplefilter("error")
+        try:
+            warnings.warn("as torch's", stacklevel=1)
+        except UserWarning as warning:
+            raise RuntimeError("torch hides it") from warning
+        return 7
+
+    with warnings.catch_warnings():
+        before = list(warnings.filters)
+        assert without_torch_warnings(traced) == 7 and len(calls) == 3
+        del warnings.filters[0]
+        assert warnings.filters == before
+        with pytest.raises(ZeroDivisionError):
+            without_torch_warnings(lambda: 1 / 0)

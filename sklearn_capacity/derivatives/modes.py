@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..process_state import math_attention, surely
+from ..process_state import keeps_modes, math_attention, surely
 
 __all__ = ["autocasts", "evaluating", "in_full_precision"]
 
@@ -22,14 +22,19 @@ def autocasts(X: Tensor) -> bool:
 
 
 def in_full_precision(penalty: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Evaluate a penalty, ``(function, X, ...)``, in the precision of X where autocast is on around it."""
+    """Evaluate a penalty, ``(function, X, ...)``, in the precision of X, even within autocast."""
 
+    @keeps_modes
     @functools.wraps(penalty)
     def wrapped(function: Any, X: Tensor, *args: Any, **options: Any) -> Tensor:
         if not autocasts(X):
             return penalty(function, X, *args, **options)
-        with torch.autocast(X.device.type, enabled=False):
+        device = X.device.type
+        try:  # by C code, since an interrupt may come before `torch.autocast` has begun to end
+            torch.set_autocast_enabled(device, False)
             return penalty(function, X, *args, **options)
+        finally:
+            torch.set_autocast_enabled(device, True)
 
     return wrapped
 

@@ -24,6 +24,7 @@ from sklearn_capacity.estimators._data import flatten_samples, resolve_input_sha
 from sklearn_capacity.estimators._modules import make_module
 from sklearn_capacity.estimators._restoring import Restoring
 from sklearn_capacity.estimators._training import NetTraining
+from sklearn_capacity.process_state import keeps_modes
 from sklearn_capacity.training import PenalizedNet, TensorData, refuse_containers
 
 __all__ = ["BaseNetwork", "can_continue"]
@@ -253,6 +254,7 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
 
     # ---- prediction -------------------------------------------------------------------------
 
+    @keeps_modes
     def _outputs(self, X: Any) -> np.ndarray:
         """The module's outputs in eval mode, shape (n, n_outputs)."""
         check_is_fitted(self)

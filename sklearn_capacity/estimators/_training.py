@@ -19,7 +19,7 @@ from sklearn_capacity.estimators._data import split_validation
 from sklearn_capacity.estimators._modules import check_output
 from sklearn_capacity.graph import takes_channels_last
 from sklearn_capacity.layers import resolve_augmentation
-from sklearn_capacity.process_state import computing
+from sklearn_capacity.process_state import computing, keeps_modes
 from sklearn_capacity.storage import fingerprint
 from sklearn_capacity.training import (
     CRITERIA,
@@ -130,6 +130,7 @@ class NetTraining:
 
     # ---- one run ----------------------------------------------------------------------------
 
+    @keeps_modes
     def _train(self, X: Any, y: Any, sample_weight: Any, *, reset: bool, partial: bool = False, **target: Any) -> Any:
         """Make a net if `reset`, then train it for `max_epochs`, or for one epoch if `partial`."""
         device = resolve_device(self.device)
@@ -340,6 +341,7 @@ def check_batch_norm(module: nn.Module, batch_size: int) -> None:
 def tell_interrupt(net: PenalizedNet) -> None:
     """Warn if Ctrl-C has ended the training, which skorch takes for its end: in a search it would pass unseen."""
     if net.history and "dur" not in net.history[-1]:  # the time of an epoch is taken at its end, before any stop
+        net.history.record("epoch", len(net.history))  # which the interrupt may have come before
         warn(
             f"Training was interrupted in epoch {net.history[-1, 'epoch']}, and the network is kept as it "
             "was then; a search goes on with its next fit. Fit again for a network that is trained to its end."

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..process_state import silenced, undisturbed
+from ..process_state import undisturbed, without_torch_warnings
 from .binding import Binder
 from .export_cleanup import no_leftovers
 from .fold import fold
@@ -131,7 +131,8 @@ def trace(
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(SAMPLES, *input_shape, dtype=dtype, device="cpu", generator=generator)
     try:
-        exported = undisturbed(functools.partial(_exported, _Plain(private), sample))
+        export = functools.partial(_exported, _Plain(private), sample)
+        exported = undisturbed(lambda: without_torch_warnings(export))
     except Exception as error:
         name = type(module.get_submodule(inside[:-1])).__name__
         raise UnsupportedLayerError(
@@ -155,7 +156,7 @@ def _exported(module: nn.Module, sample: Tensor) -> torch.export.ExportedProgram
     """The program of a module's forward pass, functional, for any number of samples."""
     dim = torch.export.Dim
     spec = (dict.fromkeys(range(1, sample.dim()), dim.STATIC) | {0: dim.AUTO},)
-    with no_leftovers() as traced, silenced():
+    with no_leftovers() as traced:
         exported = torch.export.export(module, (sample,), dynamic_shapes=spec, strict=False)
         if _mutates(exported.graph):  # three quarters of the time, so only where it is needed
             traced.append(exported)

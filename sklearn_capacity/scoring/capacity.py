@@ -11,6 +11,7 @@ import pandas as pd
 from .._validation import NotDefinedError, warn
 from ..measures import MEASURES, Measured
 from ..measures.margins import sample_margins
+from ..process_state import keeps_modes
 from .measurement import Session
 from .requests import Request, parse_measures
 
@@ -31,6 +32,7 @@ COLUMNS = [
 ]
 
 
+@keeps_modes
 def measure_capacity(
     model: Any,
     X: Any = None,
@@ -156,6 +158,7 @@ def _refuse_signed(requests: list[Request]) -> None:
         raise ValueError(f"`log` must be False for measures that may be negative, got log=True with {signed}.")
 
 
+@keeps_modes
 def capacity_report(
     model: Any,
     X: Any = None,

@@ -14,12 +14,14 @@ from .._validation import check_integer, check_numbers
 from ..measures.interaction import DELTAS
 from ..measures.interaction import interaction_conditions as _conditions
 from ..measures.margins import sample_margins as margins_of_samples
+from ..process_state import keeps_modes
 from .measurement import Session
 from .requests import parse_measures
 
 __all__ = ["bicriteria_curve", "interaction_conditions"]
 
 
+@keeps_modes
 def bicriteria_curve(
     model: Any,
     X: Any,
@@ -114,6 +116,7 @@ def _seed(random_state: Any) -> int:
     return check_integer("random_state", random_state, 0)
 
 
+@keeps_modes
 def interaction_conditions(
     model: Any,
     X: Any,
@@ -182,6 +185,7 @@ def interaction_conditions(
     return _conditions(session.network, session.batch, deltas=deltas)
 
 
+@keeps_modes
 def sample_margins(model: Any, X: Any, y: Any) -> np.ndarray:
     """Margin f_y - max_{k != y} f_k of every sample, (n,), for any model that can be measured."""
     session = Session(model, X, y)

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from .._validation import NotDefinedError, check_integer, check_interval, closest
 from ..graph import private_copy
+from ..process_state import keeps_modes
 from .find_network import resolve
 from .measurement import Session
 from .requests import parse_measures
@@ -46,6 +47,7 @@ class MeasureLandscape:
     values: dict[str, np.ndarray]
 
 
+@keeps_modes
 def measure_landscape(
     model: Any,
     X: Any,
@@ -137,6 +139,7 @@ def _place(parameters: Mapping[str, Tensor], name: str, index: Any) -> tuple[str
     return name, parameter, index
 
 
+@keeps_modes
 def network_weights(model: Any, *, initial: bool = False) -> np.ndarray:
     """All numbers in the matrices and kernels of a network.
 

@@ -100,29 +100,22 @@ def probe(network: Network, X: Any, task: str | None) -> None:
     """
     samples = _samples(network, X)
     states = _random_states(network.device)
-    with torch.no_grad():
-        try:
-            shape = network.output_shape(samples)
-            first, again, fewer = (network.forward(some) for some in (samples, samples, samples[: SAMPLES - 1]))
-        except (torch.OutOfMemoryError, NotDefinedError):
-            raise
-        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-            shown = network.input_shape
-            cure = embedding_cure(network.module, "measure")
-            cure = f".{cure}" if cure else ""
-            raise ValueError(f"The network failed on samples of shape {shown}, those of `X`: {error}{cure}") from error
+    try:
+        shape, first, again, fewer = _forward_passes(network, samples)
+        if not _equal(first, again):
+            raise UnsupportedLayerError(
+                "The network draws random numbers in eval mode: two passes over the same samples differ. Make it "
+                "deterministic there; `torch.nn.functional.dropout`, say, needs `training=self.training`."
+            )
+    except BaseException:
+        _restore(network.device, states)  # and only here: another thread may be drawing numbers
+        raise
     if not shape or 0 in shape:
         raise NotDefinedError("The network has no outputs.")
     if task == "classification" and sum(size > 1 for size in shape) > 1:
         raise NotDefinedError(
             f"The network returns an array of shape {shape} for one sample, and a classifier must return one vector of "
             "logits. Pool or flatten it in the forward pass."
-        )
-    if not _equal(first, again):
-        _restore(network.device, states)  # and only here: another thread may be drawing numbers
-        raise UnsupportedLayerError(
-            "The network draws random numbers in eval mode: two passes over the same samples differ. Make it "
-            "deterministic there; `torch.nn.functional.dropout`, say, needs `training=self.training`."
         )
     if not _equal(first[: SAMPLES - 1], fewer):
         raise UnsupportedLayerError(
@@ -131,6 +124,21 @@ def probe(network: Network, X: Any, task: str | None) -> None:
         )
     if task == "classification" and first.dim() == 2 and first.shape[1] > 1:
         _check_meaning(network, samples)
+
+
+@torch.no_grad()
+def _forward_passes(network: Network, samples: Tensor) -> tuple[tuple[int, ...], Tensor, Tensor, Tensor]:
+    """Shape of one output, and the outputs for the samples, for them again, and for all but the last."""
+    try:
+        shape = network.output_shape(samples)
+        return shape, network.forward(samples), network.forward(samples), network.forward(samples[: SAMPLES - 1])
+    except (torch.OutOfMemoryError, NotDefinedError):
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        shown = network.input_shape
+        cure = embedding_cure(network.module, "measure")
+        cure = f".{cure}" if cure else ""
+        raise ValueError(f"The network failed on samples of shape {shown}, those of `X`: {error}{cure}") from error
 
 
 @torch.no_grad()

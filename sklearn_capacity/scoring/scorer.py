@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._validation import NotDefinedError, check_option, warn
 from ..measures import Measure
+from ..process_state import keeps_modes
 from .by_value import TravelsByValue
 from .find_network import resolve
 from .measurement import Session
@@ -101,6 +102,7 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
             return self.refit_measure
         return self.measures if isinstance(self.measures, str) and not is_group(self.measures) else "capacity"
 
+    @keeps_modes
     def __call__(self, estimator: Any, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Score a fitted estimator; greater is better.
 
@@ -240,6 +242,7 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
         self.measures_ = [request.label for request in requests]
         return self
 
+    @keeps_modes
     def transform(self, X: Any) -> np.ndarray:
         """Measure models on the reference data.
 

@@ -9,11 +9,13 @@ import numpy as np
 from .._validation import check_option
 from ..derivatives.fisher_matrix import LOSSES
 from ..measures.fisher_spectrum import fisher_eigenvalues
+from ..process_state import keeps_modes
 from .measurement import Session
 
 __all__ = ["fisher_spectrum"]
 
 
+@keeps_modes
 def fisher_spectrum(
     model: Any,
     X: Any,

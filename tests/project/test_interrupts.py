@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import builtins
-import gc
-import logging
 import random
 import signal
-import sys
-import threading
+import tempfile
 import time
-import warnings
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from sklearn_capacity import NetworkClassifier, measure_capacity
+from process_settings import changes, settings
+from sklearn_capacity import NetworkClassifier, capacity_report, load, measure_capacity, save
 from sklearn_capacity.penalties import frobenius_penalty
 
 X, y = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32), np.arange(20) % 3
-LOGGER = logging.getLogger("torch.fx.experimental.symbolic_shapes")
 
 
 class Attention(nn.Module):
@@ -40,28 +35,15 @@ ENTRIES = {
     "measure attention": lambda: measure_capacity(attention, X, y, ["fisher_rao_norm", "jacobian_frobenius"]),
     "penalty": lambda: frobenius_penalty(attention, torch.from_numpy(X)),
     "fit": lambda: NetworkClassifier((4,), max_epochs=3, random_state=0).fit(X, y),
+    "report": lambda: capacity_report(attention, X, y, ["margin", "fisher_rao_norm"], per_layer=True),
+    "save": lambda: saved(NetworkClassifier((4,), max_epochs=1, random_state=0).fit(X, y)),
 }
 
 
-def settings():
-    """All that the package, or torch on its behalf, changes for a while."""
-    gc.collect()
-    cuda = torch.backends.cuda
-    return {
-        "warning filters": list(warnings.filters),
-        "Module": (nn.Module.__call__, nn.Module.__getattr__),
-        "builtins": (builtins.max, builtins.min),
-        "backends": (torch._C._get_mkldnn_enabled(), torch._C._get_nnpack_enabled(), torch.backends.cudnn.enabled),
-        "attention": (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()),
-        "defaults": (torch.get_default_dtype(), torch.get_default_device()),
-        "modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.compiler.is_compiling()),
-        "random numbers": torch.get_rng_state().tolist(),
-        "logs": (LOGGER.level, list(LOGGER.filters)),
-        "streams": (sys.stderr, sys.stdout),
-        "handler": signal.getsignal(signal.SIGINT),
-        "threads": threading.active_count(),
-        "training": [module.training for module in attention.modules()],
-    }
+def saved(model):
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, f"{folder}/model.safetensors")
+        return load(f"{folder}/model.safetensors")
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer that interrupts")
@@ -73,6 +55,7 @@ def test_an_interrupt_leaves_nothing_changed(entry):
     start = time.perf_counter()
     call()
     longest, before = time.perf_counter() - start, settings()
+    modes = [module.training for module in attention.modules()]
     handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
         for _ in range(8):
@@ -82,7 +65,8 @@ def test_an_interrupt_leaves_nothing_changed(entry):
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
                 pass
-            assert settings() == before
+            assert changes(before) == {}
+            assert [module.training for module in attention.modules()] == modes
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)

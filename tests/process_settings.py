@@ -1,0 +1,135 @@
+"""Every setting of the process that the package, or torch on its behalf, may change for a while: one table of them."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import gc
+import locale
+import logging
+import os
+import random
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+#: Seconds for threads that are still running to end.
+PATIENCE = 60
+_CUDA = torch.backends.cuda
+_LOGGERS = ("", "torch", "torch.fx.experimental.symbolic_shapes", "torch.export", "torch._dynamo", "skorch", "dask")
+
+
+def _logs() -> Any:
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    return [(log.level, log.disabled, log.propagate, list(log.filters), list(log.handlers)) for log in loggers]
+
+
+def _signals() -> Any:
+    return {number: signal.getsignal(number) for number in signal.valid_signals() - {signal.SIGALRM}}
+
+
+#: What it is, and how to read it.
+SETTINGS: dict[str, Callable[[], Any]] = {
+    # scikit-learn puts the expressions of texts there
+    "warning filters": lambda: [[getattr(part, "pattern", part) for part in entry] for entry in warnings.filters],
+    "how warnings are shown": lambda: (warnings.showwarning, warnings.formatwarning, warnings.warn),
+    "what export patches": lambda: [
+        vars(nn.Module).get(name)
+        for name in ("__call__", "__getattr__", "__setattr__", "_call_impl", "register_buffer")
+    ],
+    "functions of tensors": lambda: (torch.Tensor.__getattribute__, torch.Tensor.detach, torch.tensor, torch.randn),
+    "builtins": lambda: dict(vars(builtins), _=None),
+    "global hooks": lambda: len(nn.modules.module._global_forward_hooks),
+    "oneDNN": lambda: (torch._C._get_mkldnn_enabled(), torch.backends.mkldnn.allow_tf32),
+    "NNPACK": torch._C._get_nnpack_enabled,
+    "cuDNN": lambda: (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
+    "TF32": lambda: (torch.get_float32_matmul_precision(), _CUDA.matmul.allow_tf32, torch.backends.cudnn.allow_tf32),
+    "attention": lambda: [
+        *(_CUDA.flash_sdp_enabled(), _CUDA.mem_efficient_sdp_enabled(), _CUDA.cudnn_sdp_enabled()),
+        *(
+            _CUDA.math_sdp_enabled(),
+            torch._C._get_overrideable_sdp_enabled(),
+            torch.backends.mha.get_fastpath_enabled(),
+        ),
+    ],
+    "defaults": lambda: (torch.get_default_dtype(), torch.get_default_device()),
+    "deterministic": lambda: (
+        *(torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        torch.utils.deterministic.fill_uninitialized_memory,
+    ),
+    "grad mode": lambda: (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+    "anomalies": lambda: (torch.is_anomaly_enabled(), torch.autograd.graph._engine_run_backward),
+    "autocast": lambda: (
+        *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")),
+        *(torch.get_autocast_dtype(device) for device in ("cpu", "cuda")),
+        *(torch.is_autocast_cache_enabled(), torch.autocast_increment_nesting(), torch.autocast_decrement_nesting()),
+    ),
+    "compiler": lambda: (torch.compiler.is_compiling(), torch.compiler.is_exporting(), torch.jit.is_tracing()),
+    "modes of dispatch": lambda: (
+        *(torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()),
+        torch._C._is_torch_function_enabled(),
+    ),
+    "torch's random numbers": lambda: torch.get_rng_state().tolist(),
+    "numpy's random numbers": lambda: str(np.random.get_state()),  # noqa: NPY002
+    "Python's random numbers": random.getstate,
+    "numpy's errors": lambda: (np.geterr(), np.get_printoptions()),
+    "threads of torch": lambda: (torch.get_num_threads(), torch.get_num_interop_threads()),
+    "logs": _logs,
+    "streams": lambda: (sys.stdin, sys.stdout, sys.stderr),
+    "hooks of Python": lambda: (sys.excepthook, threading.excepthook, sys.unraisablehook, sys.displayhook),
+    "signals": _signals,
+    "threads": lambda: sorted(thread.name for thread in threading.enumerate()),
+    "recursion": sys.getrecursionlimit,
+    "surroundings": lambda: (os.getcwd(), dict(os.environ), list(sys.path), locale.setlocale(locale.LC_ALL)),
+    "garbage": lambda: (gc.isenabled(), gc.get_threshold()),
+}
+
+
+def settings() -> dict[str, Any]:
+    """All of them now."""
+    return {name: read() for name, read in SETTINGS.items()}
+
+
+def changes(before: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What has changed since, and stays so: before and now, by its name.
+
+    An interrupt may leave objects behind that undo a change as they are freed; joblib's threading backend does not wait
+    for its other threads where one of them fails.
+    """
+    for thread in threading.enumerate():
+        if thread.name not in before["threads"]:
+            thread.join(PATIENCE)
+    if settings() != before:
+        gc.collect()
+    now = settings()
+    return {name: (before[name], now[name]) for name in SETTINGS if before[name] != now[name]}
+
+
+@contextlib.contextmanager
+def interrupt_at(number: int) -> Iterator[list[int]]:
+    """KeyboardInterrupt at one of the moments at which Python looks for signals in this thread; yields their count.
+
+    Those are the beginning of every function and the end of every function of C code, but for the file that undoes the
+    changes. No clock is involved.
+    """
+    passed = [0]
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        if event in ("call", "c_return") and not frame.f_code.co_filename.endswith("process_state.py"):
+            passed[0] += 1
+            if passed[0] == number:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    sys.setprofile(count)
+    try:
+        yield passed
+    finally:
+        sys.setprofile(None)
