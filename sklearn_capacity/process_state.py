@@ -139,6 +139,7 @@ def undisturbed(trace: Callable[[], T]) -> T:
     """
     if getattr(_local, "tracing", False):  # a forward pass that is being traced traces another
         return trace()
+    _keep_device_guard()
     gate, outcome, begun, ended = _gate(), list[tuple[bool, Any]](), threading.Event(), threading.Lock()
 
     def alone() -> None:
@@ -176,6 +177,33 @@ def undisturbed(trace: Callable[[], T]) -> T:
         raise value
     finally:
         del value  # its traceback holds this frame
+
+
+_guard_holders: list[threading.Thread] = []
+
+
+def _keep_device_guard() -> None:
+    """Let what torch registers in place of CUDA's devices belong to a thread that does not end.
+
+    Where there is no GPU, a trace lets the process take a guard of those devices that does nothing. Several releases of
+    torch free it with the thread that was the first to trace, and go on to call it in backward passes.
+    """
+    register = getattr(torch._C, "_ensureCUDADeviceGuardSet", None)
+    if register is None or torch.cuda.is_available() or _guard_holders:
+        return
+    if threading.current_thread() is threading.main_thread():
+        register()
+        return
+    registered = threading.Event()
+
+    def hold() -> None:
+        register()
+        _guard_holders.append(threading.current_thread())  # not before: a child forked meanwhile starts its own
+        registered.set()
+        threading.Event().wait()  # which nobody sets
+
+    threading.Thread(target=hold, name="sklearn_capacity.device_guard", daemon=True).start()
+    registered.wait()
 
 
 class computed_once(Generic[S, T]):  # noqa: N801, as `property`

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
+import subprocess
+import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -143,6 +146,41 @@ def test_errors_and_nested_traces_pass_through():
     with pytest.raises(ZeroDivisionError):
         undisturbed(lambda: 1 / 0)
     assert undisturbed(lambda: undisturbed(lambda: threading.current_thread().name)) == "sklearn_capacity.trace"
+
+
+OWNER_OF_THE_GUARD = """
+import sys
+import threading
+
+import torch
+from sklearn_capacity.graph import trace
+
+owners, register = [], torch._C._ensureCUDADeviceGuardSet
+
+
+def record():
+    owners.append(threading.current_thread())
+    register()
+
+
+torch._C._ensureCUDADeviceGuardSet = record
+for _ in range(2):
+    thread = threading.Thread(target=trace, args=(torch.nn.Linear(2, 3), (2,)))
+    thread.run() if sys.argv[1] == "main thread" else thread.start()
+    thread.ident and thread.join()
+assert owners[0].is_alive(), owners[0]
+weight = torch.ones(2, requires_grad=True)
+weight.sum().backward()
+"""
+
+
+@pytest.mark.parametrize("caller", ["main thread", "other thread"])
+def test_what_stands_in_for_a_gpu_outlives_the_trace(caller):
+    # Freed memory is overwritten at once; without a GPU, a backward pass that uses some ends the process.
+    variables = {"CUDA_VISIBLE_DEVICES": "", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0", "MALLOC_PERTURB_": "165"}
+    command = [sys.executable, "-c", OWNER_OF_THE_GUARD, caller]
+    ended = subprocess.run(command, env=os.environ | variables, text=True, capture_output=True, timeout=4 * PATIENCE)
+    assert ended.returncode == 0, ended.stderr
 
 
 # ---- attention --------------------------------------------------------------------------------------------------

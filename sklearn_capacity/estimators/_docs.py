@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
+import inspect
 
 __all__ = ["documented"]
 
@@ -196,9 +196,9 @@ def documented(kind: str, *, jacobian: bool = False, generalization_layer: bool 
     parameters = "\n".join(part.strip() for part in parts)
 
     def fill(cls: type) -> type:
-        doc = cls.__doc__ or ""
+        doc = inspect.cleandoc(cls.__doc__ or "") + "\n"  # without indent in every Python, as from 3.13 on anyway
         for name, text in (("parameters", parameters), ("attributes", attributes)):
-            doc = doc.replace("{" + name + "}", textwrap.indent(text, "    ").strip())
+            doc = doc.replace("{" + name + "}", text)
         cls.__doc__ = doc
         return cls
 
