@@ -10,15 +10,23 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+import torch
+
 __all__ = [
     "CapacityWarning",
     "NotDefinedError",
+    "as_list",
+    "check_axes",
     "check_instance",
     "check_integer",
     "check_interval",
     "check_numbers",
     "check_option",
     "closest",
+    "failure_text",
+    "float_array",
+    "plain_array",
     "warn",
 ]
 
@@ -92,12 +100,22 @@ def check_numbers(
 ) -> list[float]:
     """Return a sequence of at least one number between `low` and `high` as a list of floats, or raise."""
     try:
-        numbers_ = [] if isinstance(values, str | bytes) else list(values)
+        listed = as_list(name, values)
     except TypeError:
-        numbers_ = []
-    if not numbers_:
+        listed = []
+    if not listed:
         raise ValueError(f"`{name}` must be a sequence of at least one number, got {values!r}.")
-    return [check_interval(name, value, low, high, closed=closed) for value in numbers_]
+    return [check_interval(name, value, low, high, closed=closed) for value in listed]
+
+
+def as_list(name: str, values: Any) -> list[Any]:
+    """Return the members of a sequence, or raise if it is none; a string is none."""
+    try:
+        if not isinstance(values, str | bytes | memoryview):
+            return list(values)
+    except Exception:  # an object may fail in its own way
+        pass
+    raise TypeError(f"`{name}` must be a sequence, got {values!r}.")
 
 
 def check_integer(name: str, value: Any, low: int = 1, high: int | None = None, *, cure: str = "") -> int:
@@ -125,6 +143,50 @@ def check_instance(name: str, value: Any, kind: type | tuple[type, ...], what: s
     if not isinstance(value, kind):
         raise TypeError(f"`{name}` must be {what}, got {type(value).__name__}.")
     return value
+
+
+def plain_array(name: str, data: Any) -> Any:
+    """Return data with a torch tensor as a NumPy array, detached and on the CPU; anything else as it is."""
+    if not isinstance(data, torch.Tensor):
+        return data
+    if data.layout != torch.strided or data.is_meta or data.is_complex() or data.is_quantized:
+        kind = f"{data.layout}, {data.dtype}, on {data.device.type}"
+        raise TypeError(f"`{name}` must be a dense real tensor with values, got one of {kind}.")
+    data = data.detach().cpu()
+    return (data.float() if data.dtype == torch.bfloat16 else data).numpy()
+
+
+def float_array(name: str, values: Any) -> np.ndarray:
+    """Return numbers as an array in float64, or raise."""
+    try:
+        return np.asarray(plain_array(name, values), dtype=np.float64)
+    except (ValueError, TypeError, OverflowError, AttributeError) as error:
+        raise ValueError(f"`{name}` must be an array of real numbers, got {type(values).__name__}: {error}.") from error
+
+
+def check_axes(name: str, axes: Any) -> None:
+    """Raise unless this is one of matplotlib's Axes, or an array of them."""
+    each = axes.ravel().tolist() if isinstance(axes, np.ndarray) else axes if isinstance(axes, list | tuple) else [axes]
+    if not each or any(not callable(getattr(ax, "plot", None)) or not hasattr(ax, "figure") for ax in each):
+        raise TypeError(f"`{name}` must be matplotlib's Axes, or None for a new figure, got {axes!r}.")
+
+
+#: packages whose errors tell of a computation that failed, and not of what a user is to be told
+_MACHINERY = ("builtins", "torch", "skorch", "copy", "pickle")
+
+
+def failure_text(error: Exception) -> str | None:
+    """What a failed computation says, in a line; None for an error to be handed on as it is.
+
+    Those are ValueError and TypeError, which are messages already, errors of the file system and of a full memory, and
+    classes that neither Python nor torch nor skorch defines.
+    """
+    if isinstance(error, ValueError | TypeError | OSError | MemoryError | torch.OutOfMemoryError | Warning):
+        return None
+    if type(error).__module__.partition(".")[0] not in _MACHINERY:
+        return None
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 def closest(value: Any, options: Iterable[Any]) -> str:

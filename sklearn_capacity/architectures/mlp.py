@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from sklearn_capacity._validation import check_integer, check_interval, check_option
+from sklearn_capacity._validation import as_list, check_integer, check_interval, check_option
 
 __all__ = ["ACTIVATIONS", "MLP", "RowNormalizedLinear", "initialize_linear"]
 
@@ -127,5 +127,6 @@ class MLP(nn.Sequential):
 
 def check_layer_sizes(hidden_layer_sizes: int | Sequence[int]) -> tuple[int, ...]:
     """The widths of the hidden layers as a tuple, or an error naming the offending one."""
-    sizes = hidden_layer_sizes if hasattr(hidden_layer_sizes, "__iter__") else (hidden_layer_sizes,)
+    many = hasattr(hidden_layer_sizes, "__iter__") and not isinstance(hidden_layer_sizes, str | bytes)
+    sizes = as_list("hidden_layer_sizes", hidden_layer_sizes) if many else [hidden_layer_sizes]
     return tuple(check_integer("hidden_layer_sizes", size) for size in sizes)

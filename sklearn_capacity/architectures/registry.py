@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from sklearn_capacity._validation import check_integer, check_option, closest
+from sklearn_capacity._validation import as_list, check_integer, check_option, closest
 from sklearn_capacity.architectures.chains import VGG, AllConvNet, ConvNet
 from sklearn_capacity.architectures.mlp import MLP
 from sklearn_capacity.architectures.preactivation import PreactResNet, WideResNet
@@ -84,7 +84,7 @@ def make_network(name: str, input_shape: Sequence[int] | int, n_outputs: int, **
     'CifarResNet'
     """
     check_option("name", name, ARCHITECTURES)
-    shape = (input_shape,) if isinstance(input_shape, int | np.integer) else tuple(input_shape)
+    shape = (input_shape,) if isinstance(input_shape, int | np.integer) else tuple(as_list("input_shape", input_shape))
     shape = tuple(check_integer("input_shape", size) for size in shape)
     n_outputs = check_integer("n_outputs", n_outputs)
     factory, fixed = ARCHITECTURES[name]

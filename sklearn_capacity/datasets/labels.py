@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_random_state
 
-from sklearn_capacity._validation import check_integer, check_interval
+from sklearn_capacity._validation import check_integer, check_interval, plain_array
 
 __all__ = ["make_confusion_set", "randomize_labels"]
 
@@ -50,9 +50,11 @@ def randomize_labels(y: Any, fraction: float, random_state: Any = None) -> np.nd
     >>> int((randomize_labels(y, 0.2, random_state=0) != y).sum()) <= 20
     True
     """
-    labels = np.array(y)
+    labels = np.array(plain_array("y", y))
     if labels.ndim != 1 or len(labels) == 0:
         raise ValueError(f"`y` must have shape (n_samples,) with at least one sample, got shape {labels.shape}.")
+    if labels.dtype.kind in "fc" and np.isnan(labels).any():
+        raise ValueError("`y` must hold a label for each sample, got nan.")
     n_random = round(check_interval("fraction", fraction, 0.0, 1.0) * len(labels))
     rng = check_random_state(random_state)
     chosen = rng.permutation(len(labels))[:n_random]
@@ -110,7 +112,7 @@ def make_confusion_set(
     >>> X_union.shape, int(in_train.sum())
     ((9, 2), 6)
     """
-    X, y = np.asarray(X), np.asarray(y)
+    X, y = np.asarray(plain_array("X", X)), np.asarray(plain_array("y", y))
     if len(X) != len(y) or y.ndim != 1:
         raise ValueError(f"`X` and `y` must have one label for each sample, got shapes {X.shape} and {y.shape}.")
     n_train, n_confusion = check_integer("n_train", n_train), check_integer("n_confusion", n_confusion, 0)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .._validation import check_axes, float_array
 from ..scoring import bicriteria_curve
 
 __all__ = ["BicriteriaDisplay"]
@@ -108,6 +109,7 @@ class BicriteriaDisplay:
         curves = self._checked()
         if ax is None:
             _, ax = plt.subplots(layout="constrained")
+        check_axes("ax", ax)
         self.lines_: dict[str, Any] = {}
         for name, curve in curves.items():
             curve = curve[np.argsort(curve[:, 1])]
@@ -122,7 +124,7 @@ class BicriteriaDisplay:
 
     def _checked(self) -> dict[str, np.ndarray]:
         named = self.curves if isinstance(self.curves, Mapping) else {"": self.curves}
-        curves = {name: np.asarray(curve, dtype=np.float64) for name, curve in named.items()}
+        curves = {name: float_array("curves", curve) for name, curve in named.items()}
         for name, curve in curves.items():
             if curve.ndim != 2 or curve.shape[1] != 2 or not len(curve):
                 raise ValueError(f"`curves` must hold arrays of shape (n_alphas, 2), got {curve.shape} for {name!r}.")

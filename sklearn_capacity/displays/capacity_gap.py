@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._validation import check_instance, closest
+from .._validation import check_axes, check_instance, closest
 from ..model_selection import capacity_table
 from ..model_selection.rank_measures import generalization_gap, rank_measures
 
@@ -110,6 +110,7 @@ class CapacityGapDisplay:
                 spare.remove()
             axes = axes.flat[:n]
         self.axes_ = np.ravel(np.array(axes, dtype=object))
+        check_axes("axes", self.axes_)
         if len(self.axes_) != n:
             raise ValueError(f"`axes` must hold {n} Axes, one per measure, got {len(self.axes_)}.")
         self.figure_ = self.axes_[0].figure

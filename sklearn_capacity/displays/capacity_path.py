@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._validation import check_instance, closest
+from .._validation import check_axes, check_instance, closest
 from ..model_selection import capacity_table
 
 __all__ = ["CapacityPathDisplay"]
@@ -91,6 +91,7 @@ class CapacityPathDisplay:
         if axes is None:
             n = 1 + len(capacities)
             _, axes = plt.subplots(n, 1, sharex=True, figsize=(6, 1.3 + 1.5 * n), layout="constrained")
+        check_axes("axes", axes)
         self.axes_ = np.atleast_1d(axes)
         if len(self.axes_) != 1 + len(capacities):
             raise ValueError(f"`axes` must hold {1 + len(capacities)} Axes, got {len(self.axes_)}.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_instance
+from .._validation import check_axes, check_instance, float_array
 from ..theory import MeanField
 
 __all__ = ["FisherSpectrumDisplay"]
@@ -94,6 +94,7 @@ class FisherSpectrumDisplay:
         spectra = self._checked()
         if ax is None:
             _, ax = plt.subplots(layout="constrained")
+        check_axes("ax", ax)
         self.lines_: dict[str, Any] = {}
         longest, smallest = 1, np.inf
         for name, values in spectra.items():
@@ -126,7 +127,7 @@ class FisherSpectrumDisplay:
 
     def _checked(self) -> dict[str, np.ndarray]:
         named = self.eigenvalues if isinstance(self.eigenvalues, dict) else {"": self.eigenvalues}
-        spectra = {name: np.sort(np.asarray(values, dtype=np.float64))[::-1] for name, values in named.items()}
+        spectra = {name: np.sort(float_array("eigenvalues", values))[::-1] for name, values in named.items()}
         for name, values in spectra.items():
             if values.ndim != 1 or not len(values) or not np.isfinite(values).all() or values[0] <= 0:
                 raise ValueError(

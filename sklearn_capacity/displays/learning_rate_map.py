@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_instance
+from .._validation import check_axes, check_instance
 from ..theory import LearningRateMap
 
 __all__ = ["LearningRateMapDisplay"]
@@ -89,6 +89,7 @@ class LearningRateMapDisplay:
 
         if ax is None:
             _, ax = plt.subplots()
+        check_axes("ax", ax)
         data = self.learning_rate_map
         losses = np.ma.masked_invalid(np.log10(np.maximum(data.mean_losses, 1e-12)))
         colours = matplotlib.colormaps[cmap].with_extremes(bad="0.7")

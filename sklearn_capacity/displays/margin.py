@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_interval
+from .._validation import check_axes, check_interval, float_array
 from ..scoring.curves import sample_margins
 
 __all__ = ["MarginDisplay"]
@@ -109,6 +109,7 @@ class MarginDisplay:
         margins = self._checked()
         if ax is None:
             _, ax = plt.subplots(layout="constrained")
+        check_axes("ax", ax)
         self.ax_, self.figure_ = ax, ax.figure
         self.lines_: dict[str, Any] = {}
         for name, values in margins.items():
@@ -127,7 +128,7 @@ class MarginDisplay:
 
     def _checked(self) -> dict[str, np.ndarray]:
         given = self.margins if isinstance(self.margins, Mapping) else {"": self.margins}
-        sorted_margins = {name: np.sort(np.asarray(values, dtype=float).ravel()) for name, values in given.items()}
+        sorted_margins = {name: np.sort(float_array("margins", values).ravel()) for name, values in given.items()}
         for name, values in sorted_margins.items():
             if not len(values) or not np.isfinite(values).all():
                 raise ValueError(f"`margins` must hold finite numbers, got {len(values)} values for {name!r}.")

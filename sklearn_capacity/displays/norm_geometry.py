@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_instance, check_integer
+from .._validation import check_axes, check_instance, check_integer
 from ..scoring.landscape import MeasureLandscape, measure_landscape
 
 __all__ = ["NormGeometryDisplay"]
@@ -91,6 +91,7 @@ class NormGeometryDisplay:
         n = len(land.values)
         if axes is None:
             _, axes = plt.subplots(1, n, sharex=True, sharey=True, figsize=(0.8 + 3.2 * n, 3.6), layout="constrained")
+        check_axes("axes", axes)
         self.axes_ = np.atleast_1d(axes)
         if len(self.axes_) != n:
             raise ValueError(f"`axes` must hold {n} Axes, got {len(self.axes_)}.")

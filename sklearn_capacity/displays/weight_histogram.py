@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_instance, check_integer
+from .._validation import check_axes, check_instance, check_integer, float_array
 from ..scoring.landscape import network_weights
 
 __all__ = ["WeightHistogramDisplay"]
@@ -110,6 +110,7 @@ class WeightHistogramDisplay:
             raise ValueError("`weights` must hold at least one network's weights, got none.")
         if ax is None:
             _, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+        check_axes("ax", ax)
         self.ax_, self.figure_ = ax, ax.figure
         self.edges_ = np.histogram_bin_edges(np.concatenate(list(arrays.values())), bins=bins)
         self.patches_: dict[str, Any] = {}
@@ -124,7 +125,7 @@ class WeightHistogramDisplay:
 
 
 def _checked(label: str, values: Any) -> np.ndarray:
-    array = np.asarray(values, dtype=np.float64).ravel()
+    array = float_array("weights", values).ravel()
     if not len(array) or not np.isfinite(array).all():
         raise ValueError(f"`weights` of {label!r} must be finite numbers, at least one.")
     return array

@@ -17,6 +17,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from skorch.callbacks import Callback, EarlyStopping
 from torch import Tensor, nn
 
+from sklearn_capacity._validation import failure_text, plain_array
 from sklearn_capacity.architectures.mlp import MLP
 from sklearn_capacity.estimators import _constraints
 from sklearn_capacity.estimators._callbacks import check_callbacks, named_callbacks, replaced
@@ -223,7 +224,9 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
 
     def _check_X(self, X: Any, y: Any = "no_validation", *, reset: bool, **options: Any) -> Any:
         """X as an array of (n, *input_shape_), and y if it is given."""
-        alone = isinstance(y, str)
+        alone = isinstance(y, str) and y == "no_validation"
+        if isinstance(y, str | bytes) and not alone:
+            raise ValueError(f"y must hold one entry per sample, got {y!r}.")
         refuse_containers(X, "trained")
         X, seen = flatten_samples(X)
         dtype = _constraints.dtype("dtype", self.dtype)
@@ -233,7 +236,11 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
             allowed = [np.float64, np.float32]
         else:
             allowed = str(dtype).removeprefix("torch.")
-        checked = validate_data(self, X, y, dtype=allowed, order="C", reset=reset, **options)
+        y = plain_array("y", y)
+        try:
+            checked = validate_data(self, X, y, dtype=allowed, order="C", reset=reset, **options)
+        except OverflowError as error:
+            raise ValueError(f"X and y must hold numbers that are finite in float64: {error}.") from error
         X, y = (checked, None) if alone else checked
         if reset:
             self.input_shape_ = resolve_input_shape(self.input_shape, seen, X.shape[1])
@@ -247,7 +254,9 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
         """Weights of the samples, or None where all are 1."""
         if sample_weight is None:
             return None
-        weights = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
+        weights = _check_sample_weight(
+            plain_array("sample_weight", sample_weight), X, dtype=X.dtype, ensure_non_negative=True
+        )
         if not weights.any():  # older scikit-learns let it pass
             raise ValueError("Sample weights must contain at least one non-zero number.")
         return weights
@@ -269,7 +278,13 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
 
     def __getstate__(self) -> dict[str, Any]:
         # by value where need be, so that modules of __main__ and lambdas travel
-        return {"by_value": cloudpickle.dumps(super().__getstate__())}
+        try:
+            return {"by_value": cloudpickle.dumps(super().__getstate__())}
+        except RuntimeError as error:  # torch's, of parametrised modules
+            raise TypeError(
+                f"{type(self).__name__} cannot be pickled, since its `module` cannot: {failure_text(error)} Use "
+                "sklearn_capacity.save, or give the module's class."
+            ) from error
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(cloudpickle.loads(state["by_value"]))

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import train_test_split
 
+from sklearn_capacity._validation import plain_array
+
 __all__ = ["flatten_samples", "resolve_input_shape", "split_validation"]
 
 
@@ -15,6 +17,7 @@ def flatten_samples(X: Any) -> tuple[Any, tuple[int, ...] | None]:
 
     scikit-learn's checks, and ``n_features_in_``, know two dimensions only.
     """
+    X = plain_array("X", X)
     if isinstance(X, list | tuple) and len(X) and np.ndim(X[0]) > 1:
         X = np.asarray(X)
     shape = getattr(X, "shape", ())

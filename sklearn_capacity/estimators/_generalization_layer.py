@@ -21,6 +21,7 @@ from sklearn_capacity.layers import (
     insert_generalization_layer,
     slow_start,
 )
+from sklearn_capacity.layers.generalization import check_nu
 from sklearn_capacity.layers.insertion import FORMS
 from sklearn_capacity.training import NuSchedule, SlowLearning
 from sklearn_capacity.training.regime import SLOW
@@ -37,8 +38,8 @@ def _position(name: str, value: Any) -> Any:
 LAYER_CONSTRAINTS: dict[str, Any] = JACOBIAN_CONSTRAINTS | {
     "variant": _constraints.option(FORMS),
     "position": _position,
-    "nu_start": _constraints.interval(0, closed="neither"),
-    "nu_end": _constraints.interval(0, closed="neither"),
+    "nu_start": lambda name, value: check_nu(value, name),
+    "nu_end": lambda name, value: check_nu(value, name),
     "nu_decay_fraction": _constraints.interval(0, 1),
     "slow_factor": _constraints.interval(0, closed="left"),
     "slow_after": lambda name, value: slow_start(value, 1),

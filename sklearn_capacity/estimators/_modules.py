@@ -36,7 +36,12 @@ def make_module(module: Any, module_params: Mapping[str, Any] | None, input_shap
         hollow = next((name for name, tensor in module.named_parameters() if tensor.is_meta), None)
         if hollow is not None:
             raise ValueError(f"`module` must hold values, got {hollow!r} on the meta device. Give the class instead.")
-        return copy.deepcopy(module)
+        try:
+            return copy.deepcopy(module)
+        except RuntimeError as error:
+            raise ValueError(
+                f"`module` cannot be copied: {error} Give its class, or a function that makes it."
+            ) from error
     if not callable(module):
         raise TypeError(
             "`module` must be None, the name of an architecture, an nn.Module class or instance, "
@@ -64,17 +69,23 @@ def _call(factory: Any, params: dict[str, Any], input_shape: tuple[int, ...], n_
     return factory(**arguments)
 
 
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, RuntimeError | ValueError) else f"{type(error).__name__}: {error}"
+
+
 def check_output(module: nn.Module, sample: torch.Tensor, n_outputs: int, meaning: str) -> None:
     """Run one sample through the module, which also materialises lazy layers, and check the output's shape."""
     module.eval()
     try:
         with torch.no_grad():
             output = module(sample)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
         shape = tuple(sample.shape[1:])
         images = " Images need `input_shape`, or X of shape (n_samples, channels, height, width)." * (len(shape) == 1)
         cure = embedding_cure(module, "train") or images
-        raise ValueError(f"`module` failed on a sample of shape {shape}: {error}.{cure}") from error
+        raise ValueError(f"`module` failed on a sample of shape {shape}: {_said(error)}.{cure}") from error
     if not isinstance(output, torch.Tensor) or output.shape != (1, n_outputs):
         got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise ValueError(

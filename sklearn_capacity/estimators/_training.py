@@ -16,6 +16,7 @@ from torch import nn
 from sklearn_capacity._validation import warn
 from sklearn_capacity.estimators._callbacks import copies
 from sklearn_capacity.estimators._data import split_validation
+from sklearn_capacity.estimators._failures import naming_parameters
 from sklearn_capacity.estimators._modules import check_output
 from sklearn_capacity.graph import takes_channels_last
 from sklearn_capacity.layers import resolve_augmentation
@@ -145,7 +146,7 @@ class NetTraining:
         if self.early_stopping:
             strata = self._strata(arrays[1])
             arrays, valid = split_validation(arrays, strata, self.validation_fraction, seed)
-        with seeded(seed, device) as generator:
+        with naming_parameters(), seeded(seed, device) as generator:
             with computing():
                 net = self._make_net(arrays[0], device) if reset else self.net_
             self._update_optimizer(net)

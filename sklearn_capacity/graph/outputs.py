@@ -55,7 +55,8 @@ class _TwoLogits(Wrapper):
 
     def __init__(self, module: nn.Module):
         super().__init__(module)
-        self.add_module(HEAD, nn.Linear(1, 2, bias=False))
+        # without initial values, which would be drawn from the user's random numbers
+        self.add_module(HEAD, nn.utils.skip_init(nn.Linear, 1, 2, bias=False))
         head = getattr(self, HEAD)
         with torch.no_grad():
             head.weight.copy_(torch.tensor([[-0.5], [0.5]], device=head.weight.device))

@@ -50,7 +50,12 @@ def private_copy(module: nn.Module, device: torch.device | str | None = None) ->
         for value in vars(submodule).values():
             if isinstance(value, Tensor) and id(value) not in memo and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(module, memo).eval()
+    try:
+        return copy.deepcopy(module, memo).eval()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise UnsupportedLayerError(f"`{type(module).__name__}` cannot be copied ({_first_line(error)}).") from error
 
 
 @dataclass(frozen=True)

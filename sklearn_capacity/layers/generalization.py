@@ -15,6 +15,7 @@ __all__ = [
     "GeneralizationLayer",
     "GeneralizationWrap",
     "SkipLayer",
+    "check_nu",
     "generalization_layers",
     "generalization_parameters",
     "set_nu",
@@ -58,12 +59,12 @@ class SkipLayer(nn.Module):
         super().__init__()
         self.body = body
         self.shortcut = shortcut
-        self.register_buffer("nu", torch.tensor(_check_nu(nu), dtype=torch.get_default_dtype(), device="cpu"))
+        self.register_buffer("nu", torch.tensor(check_nu(nu), dtype=torch.get_default_dtype(), device="cpu"))
 
     def set_nu(self, nu: float) -> None:
         """Set the strength of the skip, which must be positive."""
         with torch.no_grad():
-            self.nu.fill_(_check_nu(nu))
+            self.nu.fill_(check_nu(nu))
 
     def slow_parameters(self) -> Iterator[nn.Parameter]:
         """Iterate over the layer's own weights W_g (not the skip's, not those of a wrapped layer)."""
@@ -366,6 +367,9 @@ def conv_shortcut(in_channels: int, out_channels: int, stride: tuple[int, int]) 
     return projection
 
 
-def _check_nu(nu: float) -> float:
+def check_nu(nu: float, name: str = "nu") -> float:
+    """Return a strength of the skip as a float that is neither 0 nor infinite in single precision, or raise."""
     cure = "A skip of strength 0 would cut the network; [GL] ends at 0.1."
-    return check_interval("nu", nu, 0.0, float("inf"), closed="neither", cure=cure)
+    nu = check_interval(name, nu, 0.0, float("inf"), closed="neither", cure=cure)
+    limits = torch.finfo(torch.float32)
+    return check_interval(name, nu, limits.tiny, limits.max)

@@ -50,6 +50,8 @@ def he_initialize(module: M) -> M:
     """
     for layer in check_instance("module", module, nn.Module, "an nn.Module").modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            if nn.parameter.is_lazy(layer.weight):
+                raise ValueError("`module` must have its shapes, got a lazy layer. Run a batch through it first.")
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklearn_capacity._validation import check_integer, check_option, closest
+from sklearn_capacity._validation import as_list, check_integer, check_option, closest
 from sklearn_capacity.layers.dropout import ConvGeneralizationDropout, GeneralizationDropout
 from sklearn_capacity.layers.generalization import (
     ConvGeneralizationLayer,
@@ -169,7 +169,7 @@ class _Flow:
 
 def _watch(module: nn.Module, input_shape: Sequence[int]) -> _Flow:
     """The shapes that an eval pass over two samples of zeros shows; the module is left as it was."""
-    shape = tuple(check_integer("input_shape", size) for size in input_shape)
+    shape = tuple(check_integer("input_shape", size) for size in as_list("input_shape", input_shape))
     reference = next((t for t in module.parameters() if t.is_floating_point()), None)
     if reference is None:
         raise ValueError("`module` must have parameters: there is nothing in it to regularise.")

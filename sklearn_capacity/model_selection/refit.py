@@ -94,7 +94,7 @@ class capacity_refit:
 def column(cv_results: Mapping[str, Any], key: str) -> np.ndarray:
     """A column of `cv_results_` as floats, or an error that names the closest there is."""
     if key not in cv_results:
-        means = [name for name in cv_results if name.startswith("mean_")]
+        means = [name for name in cv_results if str(name).startswith("mean_")]
         raise ValueError(f"`cv_results_` has no column {key!r}. {closest(key, means)} It has: {', '.join(means)}.")
     return np.asarray(cv_results[key], dtype=np.float64)
 

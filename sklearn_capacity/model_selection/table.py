@@ -50,6 +50,10 @@ def capacity_table(cv_results: Mapping[str, Any]) -> pd.DataFrame:
     0               0.0            0.9               0.0        2.0
     """
     check_instance("cv_results", cv_results, Mapping, "the `cv_results_` of a fitted search")
+    if not all(isinstance(name, str) for name in cv_results) or "params" not in cv_results:
+        raise ValueError(
+            f"`cv_results` must be the `cv_results_` of a fitted search, got the keys {list(cv_results)[:5]}."
+        )
     keys = [name.removeprefix("mean_test_") for name in cv_results if name.startswith("mean_test_")]
     if not keys:
         raise ValueError("`cv_results` must hold mean_test_ columns; pass the `cv_results_` of a fitted search.")

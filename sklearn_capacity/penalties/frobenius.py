@@ -10,14 +10,15 @@ from torch import Tensor
 
 from sklearn_capacity._validation import check_integer, check_option
 from sklearn_capacity.derivatives.input_jacobian import OUTPUTS, jacobian_products
-from sklearn_capacity.derivatives.modes import evaluating, in_full_precision
+from sklearn_capacity.derivatives.modes import evaluating
+from sklearn_capacity.penalties.evaluation import checked_penalty
 from sklearn_capacity.penalties.shared_pass import SharedPass, linearized
 from sklearn_capacity.penalties.sweep_gradients import chain_products
 
 __all__ = ["frobenius_penalty", "orthonormal_directions", "projection_penalty"]
 
 
-@in_full_precision
+@checked_penalty
 def frobenius_penalty(
     function: Callable[[Tensor], Tensor],
     X: Tensor,
@@ -79,7 +80,7 @@ def frobenius_penalty(
     return squared_products(function, X, None, output=output, sample_weight=sample_weight, shared=shared)
 
 
-@in_full_precision
+@checked_penalty
 def projection_penalty(
     function: Callable[[Tensor], Tensor],
     X: Tensor,

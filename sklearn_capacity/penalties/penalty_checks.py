@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sklearn_capacity._validation import check_instance, check_integer
 from sklearn_capacity.derivatives.modes import evaluating
+from sklearn_capacity.penalties.evaluation import naming_function
 from sklearn_capacity.penalties.shared_pass import forward_pass
 
 __all__ = ["check_penalty", "check_value", "keywords_of"]
@@ -101,7 +103,16 @@ def check_penalty(penalty: Callable[..., Tensor], module: nn.Module, X: Tensor, 
     ValueError: `penalty` must return a tensor with a gradient, got one that depends on no trained parameter of the
     network. Compute it from the module that it is given, without `detach`, `item` and `no_grad`.
     """
-    module, X = copy.deepcopy(module).double().train(), X.detach().double()
+    if not callable(penalty) or isinstance(penalty, type):
+        raise TypeError(f"`penalty` must be a callable (module, X, sample_weight=None), got {penalty!r}.")
+    check_instance("module", module, nn.Module, "a torch.nn.Module")
+    check_instance("X", X, Tensor, "a tensor of shape (n, ...)")
+    check_integer("random_state", random_state, 0, 2**63 - 1)
+    with naming_function(module, X):
+        _check_penalty(penalty, copy.deepcopy(module).double().train(), X.detach().double(), random_state)
+
+
+def _check_penalty(penalty: Callable[..., Tensor], module: nn.Module, X: Tensor, random_state: int) -> None:
     takes = keywords_of(penalty)
 
     def evaluate(**keywords: Any) -> Tensor:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from sklearn_capacity._validation import check_option
 from sklearn_capacity.derivatives.input_jacobian import OUTPUTS, apply_output
 from sklearn_capacity.derivatives.input_sweeps import pull, stacks
-from sklearn_capacity.derivatives.modes import evaluating, in_full_precision
+from sklearn_capacity.derivatives.modes import evaluating
 from sklearn_capacity.graph import Node
+from sklearn_capacity.penalties.evaluation import checked_penalty
 from sklearn_capacity.penalties.frobenius import sample_scale
 from sklearn_capacity.penalties.shared_pass import LinearizedBatch, SharedPass, linearized
 from sklearn_capacity.penalties.sweep_gradients import Gradients, softmax_jacobian, wants
@@ -24,7 +25,7 @@ LAYER_OPERATORS = ("linear", "conv", "conv_transpose")
 LAYER_MODULES = (nn.Linear, nn.modules.conv._ConvNd)
 
 
-@in_full_precision
+@checked_penalty
 def per_layer_penalty(
     function: nn.Module,
     X: Tensor,

@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sklearn_capacity._validation import check_instance
 from sklearn_capacity.derivatives.input_sweeps import linearize
 from sklearn_capacity.derivatives.modes import autocasts
 from sklearn_capacity.derivatives.sweep_rules import Tape
 from sklearn_capacity.graph import NetworkGraph, activation_of
+from sklearn_capacity.penalties.evaluation import naming_function
 from sklearn_capacity.penalties.module_graph import (
     acts_alike_in_training,
     graph_of,
@@ -112,11 +114,13 @@ def forward_pass(module: Any, X: Tensor, forward: Callable[[Tensor], Tensor] | N
     >>> loss = torch.nn.functional.cross_entropy(shared.logits, y)
     >>> (loss + 0.1 * frobenius_penalty(module, X, shared=shared)).backward()
     """
-    graph = graph_of(module, X) if torch.is_grad_enabled() and not (autocasts(X) or X.requires_grad) else None
-    if graph is None or writes_into_itself(module) or not acts_alike_in_training(module, X) or has_hooks(module):
-        return SharedPass(module, X, (module if forward is None else forward)(X))
-    tape = linearize(graph, X.detach())
-    return SharedPass(module, X, tape.logits, tape, _state(module, X, tape.logits))
+    check_instance("X", X, Tensor, "a tensor of shape (n, ...)")
+    with naming_function(module, X):
+        graph = graph_of(module, X) if torch.is_grad_enabled() and not (autocasts(X) or X.requires_grad) else None
+        if graph is None or writes_into_itself(module) or not acts_alike_in_training(module, X) or has_hooks(module):
+            return SharedPass(module, X, (module if forward is None else forward)(X))
+        tape = linearize(graph, X.detach())
+        return SharedPass(module, X, tape.logits, tape, _state(module, X, tape.logits))
 
 
 def _state(module: nn.Module, X: Tensor, logits: Tensor) -> tuple:

@@ -10,8 +10,9 @@ from torch import Tensor
 from sklearn_capacity._validation import check_option
 from sklearn_capacity.derivatives.input_jacobian import OUTPUTS, jacobian_products
 from sklearn_capacity.derivatives.input_sweeps import pull, stacks
-from sklearn_capacity.derivatives.modes import evaluating, in_full_precision
+from sklearn_capacity.derivatives.modes import evaluating
 from sklearn_capacity.derivatives.sweep_rules import Tape
+from sklearn_capacity.penalties.evaluation import checked_penalty
 from sklearn_capacity.penalties.frobenius import sample_scale, unit_vectors, weighted_mean
 from sklearn_capacity.penalties.shared_pass import SharedPass, linearized
 from sklearn_capacity.penalties.sweep_gradients import chain_products, softmax_jacobian
@@ -19,7 +20,7 @@ from sklearn_capacity.penalties.sweep_gradients import chain_products, softmax_j
 __all__ = ["spectral_penalty"]
 
 
-@in_full_precision
+@checked_penalty
 def spectral_penalty(
     function: Callable[[Tensor], Tensor],
     X: Tensor,

@@ -24,7 +24,7 @@ def checked_X(subject: Subject, X: Any) -> Any:
     """X as a numeric array or tensor of shape (n, *input_shape), finite."""
     if scipy.sparse.issparse(X):
         raise TypeError("`X` must be dense, got a sparse matrix. Use `X.toarray()`.")
-    X = subject.transform_X(X)
+    X = subject.transform_X(X.detach() if isinstance(X, Tensor) else X)
     _check_columns(subject, X)
     if scipy.sparse.issparse(X):
         X = X.toarray()  # what the pipeline's own last step would see is its affair; a network sees dense rows
@@ -40,8 +40,11 @@ def checked_X(subject: Subject, X: Any) -> Any:
         if not bool(X.isfinite().all()):
             raise ValueError("`X` contains NaN or infinity. Impute or remove these samples first.")
     else:
-        X = check_array(X, allow_nd=True, dtype="numeric", input_name="X")
-        X = X.astype(np.float64) if X.dtype.kind not in "f" else X
+        try:
+            X = check_array(X, allow_nd=True, dtype="numeric", input_name="X")
+            X = X.astype(np.float64) if X.dtype.kind not in "f" else X
+        except OverflowError as error:
+            raise ValueError(f"`X` must hold numbers that are finite in float64: {error}.") from error
     if subject.input_shape is not None:
         n, size = X.shape[0], int(np.prod(subject.input_shape))
         if int(np.prod(X.shape[1:])) != size:

@@ -101,7 +101,8 @@ def _is_one_versus_rest(model: Any) -> bool:
 
 
 def _layer(weight: np.ndarray, bias: np.ndarray) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], dtype=torch.float64, device="cpu")
+    # without initial values, which would be drawn from the user's random numbers
+    layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], dtype=torch.float64, device="cpu")
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(np.array(weight, dtype=np.float64)))
         layer.bias.copy_(torch.from_numpy(np.array(np.broadcast_to(bias, len(weight)), dtype=np.float64)))

@@ -130,11 +130,13 @@ def probe(network: Network, X: Any, task: str | None) -> None:
 def _forward_passes(network: Network, samples: Tensor) -> tuple[tuple[int, ...], Tensor, Tensor, Tensor]:
     """Shape of one output, and the outputs for the samples, for them again, and for all but the last."""
     try:
-        shape = network.output_shape(samples)
-        return shape, network.forward(samples), network.forward(samples), network.forward(samples[: SAMPLES - 1])
-    except (torch.OutOfMemoryError, NotDefinedError):
+        shape, first = network.output_shape(samples), network.forward(samples)
+        if first.layout != torch.strided or first.is_complex():
+            raise NotDefinedError(f"The network must return dense real numbers, got {first.layout}, {first.dtype}.")
+        return shape, first, network.forward(samples), network.forward(samples[: SAMPLES - 1])
+    except (torch.OutOfMemoryError, MemoryError, NotDefinedError):
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+    except Exception as error:  # the user's own code may raise anything
         shown = network.input_shape
         cure = embedding_cure(network.module, "measure")
         cure = f".{cure}" if cure else ""

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sklearn_capacity._validation import float_array, plain_array
+
 __all__ = ["as_samples", "input_correlation", "normalize_samples"]
 
 
@@ -45,8 +47,8 @@ def input_correlation(X: Any) -> float:
 
 def as_samples(X: Any) -> NDArray[Any]:
     """A finite 2-D floating array: float32 stays, everything else becomes float64."""
-    X = np.asarray(X)
-    X = X if X.dtype == np.float32 else X.astype(np.float64)
+    X = np.asarray(plain_array("X", X))
+    X = X if X.dtype == np.float32 else float_array("X", X)
     if X.ndim < 2 or X.size == 0:
         raise ValueError(f"`X` must have shape (n_samples, ...) with at least one sample, got shape {X.shape}.")
     if not np.isfinite(X).all():

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from sklearn_capacity._validation import check_integer, check_interval, check_option
+from sklearn_capacity._validation import check_integer, check_interval, check_option, float_array
 from sklearn_capacity.theory._initialize import draw_normal
 from sklearn_capacity.theory._inputs import as_samples, input_correlation, normalize_samples
 from sklearn_capacity.theory._mean_field import OUTPUTS, mean_field
@@ -280,7 +280,7 @@ def _critical_rate(row: _Ensemble, n_features: int, n_outputs: int, momentum: fl
 
 
 def _increasing(name: str, values: Any, zero: bool = False) -> NDArray[np.float64]:
-    array = np.asarray(values, dtype=np.float64)
+    array = float_array(name, values)
     if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
         raise ValueError(f"`{name}` must be a non-empty sequence of finite numbers, got {values!r}.")
     if (np.diff(array) <= 0).any() or array[0] < 0 or (array[0] == 0 and not zero):
@@ -298,7 +298,7 @@ def _as_given(vary: str, value: float) -> float | int:
 
 def _check_data(X: Any, y: Any) -> tuple[NDArray[Any], NDArray[Any]]:
     inputs = normalize_samples(as_samples(X))
-    targets = np.asarray(y, dtype=inputs.dtype)
+    targets = float_array("y", y).astype(inputs.dtype)
     targets = targets[:, None] if targets.ndim == 1 else targets
     if targets.ndim != 2 or targets.shape[1] == 0 or len(targets) != len(inputs):
         raise ValueError(f"`y` must have shape ({len(inputs)},) or ({len(inputs)}, n_outputs), got {np.shape(y)}.")

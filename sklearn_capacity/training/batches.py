@@ -106,8 +106,8 @@ class TensorBatches:
     generator : torch.Generator on the CPU, default=None
         Source of the order; None stands for torch's default one.
     transform : callable, default=None
-        ``transform(X, generator)`` returns what the net gets in place of a batch's X, for example
-        :func:`sklearn_capacity.layers.crop_flip`.
+        ``transform(X, generator)`` returns what the net gets in place of a batch's X, of the same shape, dtype and
+        device, for example :func:`sklearn_capacity.layers.crop_flip`.
     """
 
     def __init__(
@@ -138,7 +138,9 @@ class TensorBatches:
         for batch in self._batches():
             if self.transform is not None:
                 X, y = batch
-                batch = TensorBatch(self.transform(X, self.generator), y, batch.sample_weight)
+                kind = X.shape, X.dtype, X.device  # before, as a transform may work in place
+                transformed = _checked(self.transform(X, self.generator), *kind)
+                batch = TensorBatch(transformed, y, batch.sample_weight)
             yield batch
 
     def _batches(self) -> Iterator[TensorBatch]:
@@ -152,3 +154,17 @@ class TensorBatches:
         order = torch.randperm(len(data), generator=self.generator, device="cpu").to(data.X.device)
         for start, stop in bounds:
             yield data.take(order[start:stop])
+
+
+def _checked(X: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What a transform has returned for a batch, if it can take the batch's place."""
+    if not isinstance(X, Tensor):
+        raise TypeError(f"`augmentation` must return a tensor, got {type(X).__name__}.")
+    if X.shape != shape:
+        raise ValueError(f"`augmentation` must return a batch of shape {tuple(shape)} as it got, got {tuple(X.shape)}.")
+    if X.dtype != dtype or X.device != device or X.layout != torch.strided:
+        raise ValueError(
+            f"`augmentation` must return a dense batch of {dtype} on {device} as it got, got {X.dtype}, {X.layout} on "
+            f"{X.device}. Convert it by `.to(X)`."
+        )
+    return X

@@ -154,6 +154,11 @@ class PenalizedNet(NeuralNet):
             )
         values = {term.key: term.value(shared, getattr(batch, "sample_weight", None)) for term in terms}
         objective = sum((term.strength * values[term.key] for term in terms), start=loss)
+        if not objective.requires_grad:
+            raise ValueError(
+                "`module` must return outputs that depend on a trained parameter, and these do not. Leave out `detach` "
+                "and `no_grad` in it, and `callbacks` that freeze every parameter."
+            )
         objective.backward()
         return {"loss": loss, "y_pred": shared.logits, "objective": objective, **values}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sklearn_capacity._validation import check_option
+from sklearn_capacity._validation import check_instance, check_option
 from sklearn_capacity.training.kfac import KFAC
 from sklearn_capacity.training.path_sgd import PathSGD
 
@@ -44,6 +44,7 @@ def resolve_optimizer(
     ``momentum`` goes to those that have one; ``weight_decay`` only if it is not 0, and one that has
     none raises then. ``params`` win over both. The fused implementations are taken where they exist.
     """
+    check_instance("device", device, torch.device, "a torch.device")
     if not callable(optimizer):
         optimizer = OPTIMIZERS[check_option("optimizer", optimizer, OPTIMIZERS)]
     accepted = inspect.signature(optimizer).parameters
