@@ -246,7 +246,7 @@ def critical_learning_rate(network: Network, batch: Batch, *, momentum: float = 
 
 def fisher_matrix(network: Network, batch: Batch, loss: str) -> FisherMatrix:
     """The Fisher matrix of a batch under a loss, with whatever was computed of it in this call."""
-    if loss == "absolute":
+    if isinstance(loss, str) and loss == "absolute":
         raise NotDefinedError(
             'The Fisher information is defined under loss="squared" or "cross_entropy", got "absolute". Give the '
             'measure a loss of its own: (name, {"loss": "squared"}).'

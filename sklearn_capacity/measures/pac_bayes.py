@@ -182,7 +182,7 @@ def pac_bayes_bound(
 
 
 def _check_noise(noise: str) -> None:
-    if noise != "spherical":
+    if not (isinstance(noise, str) and noise == "spherical"):
         raise ValueError(
             f"`noise` must be 'spherical' in a PAC-Bayes bound, got {noise!r}. Magnitude noise takes its scale from "
             "the learned weights, and with it the prior, which must not depend on the data: its divergence is at most "

@@ -152,13 +152,15 @@ def robustness_bound(
     >>> round(measure_capacity(net, X, y, line)["bound"], 4)  # gamma = 1/2
     0.0578
     """
+    check_interval("delta", delta, 0, 1, closed="neither")
+    check_option("method", method, METHODS)
+    check_integer("n_draws", n_draws, 1)
     if manifold_dim is None or manifold_constant is None:
         raise NotDefinedError(
             "The robustness bound needs a model of the data: pass `manifold_dim` and `manifold_constant`."
         )
-    check_integer("manifold_dim", manifold_dim, 1)
+    check_integer("manifold_dim", manifold_dim, 1, 2**31 - 1)
     check_interval("manifold_constant", manifold_constant, 0, closed="neither")
-    check_interval("delta", delta, 0, 1, closed="neither")
     measured = input_margin_bound(network, batch, method=method, n_draws=n_draws)
     gamma = measured.value
     # The logarithm of (2 C_M / gamma)^k: the covering number at radius gamma / 2.
