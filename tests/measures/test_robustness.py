@@ -283,7 +283,7 @@ def test_robustness_bound_in_many_dimensions_is_infinite_not_an_error():
     ("params", "message"),
     [
         ({}, "needs a model of the data: pass `manifold_dim` and `manifold_constant`"),
-        ({"manifold_dim": 0, "manifold_constant": 1.0}, "`manifold_dim` must be at least 1, got 0"),
+        ({"manifold_dim": 0, "manifold_constant": 1.0}, "`manifold_dim` must be between 1 and 2147483647, got 0"),
         ({"manifold_dim": 1, "manifold_constant": 0.0}, r"`manifold_constant` must lie in \(0, inf\), got 0"),
         ({"manifold_dim": 1, "manifold_constant": 1.0, "delta": 1.0}, r"`delta` must lie in \(0, 1\), got 1"),
     ],
