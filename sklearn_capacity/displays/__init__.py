@@ -11,6 +11,7 @@ from .bicriteria import BicriteriaDisplay
 from .capacity_gap import CapacityGapDisplay
 from .capacity_path import CapacityPathDisplay
 from .fisher_spectrum import FisherSpectrumDisplay
+from .hessian_spectrum import HessianSpectrumDisplay
 from .learning_rate_map import LearningRateMapDisplay
 from .margin import MarginDisplay
 from .norm_geometry import NormGeometryDisplay
@@ -21,6 +22,7 @@ __all__ = [
     "CapacityGapDisplay",
     "CapacityPathDisplay",
     "FisherSpectrumDisplay",
+    "HessianSpectrumDisplay",
     "LearningRateMapDisplay",
     "MarginDisplay",
     "NormGeometryDisplay",

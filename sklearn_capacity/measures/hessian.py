@@ -20,6 +20,7 @@ from ..derivatives.loss_hessian import LossHessian
 from ..derivatives.parameter_vector import raw_parameter_vector
 from ..graph import Network
 from ..linalg import largest_eigenvalue
+from ..linalg.lanczos import lanczos_quadrature
 from ..linalg.trace import trace_estimate
 from .batch import Batch
 from .losses import sample_losses, targets
@@ -29,6 +30,7 @@ __all__ = [
     "MEASURES",
     "hessian_max_eigenvalue",
     "hessian_min_eigenvalue",
+    "hessian_quadrature",
     "hessian_trace",
     "loss_gradient_norm",
     "loss_hessian",
@@ -246,6 +248,25 @@ def hessian_trace(network: Network, batch: Batch, *, n_products: int = SMALL, pe
         per_layer=rows if per_layer else (),
         info={**info, "products": sum(row["products"] for row in rows)},
     )
+
+
+def hessian_quadrature(network: Network, batch: Batch, n_draws: int, n_steps: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of the spectral density, (n_draws, steps) in float64 on the CPU; (1, P) of small networks.
+
+    By stochastic Lanczos quadrature with start vectors of random signs.
+    """
+    hessian = loss_hessian(network, batch)
+    if hessian.size <= SMALL:
+        nodes = torch.linalg.eigvalsh(_matrix(hessian, batch))[None]  # (1, P)
+        return nodes, torch.full_like(nodes, 1 / hessian.size)
+    generator, draws = batch.generator(), []
+    with _progress(batch, n_draws * n_steps) as bar:
+        for _ in range(n_draws):
+            signs = torch.randint(0, 2, (hessian.size,), generator=generator, device="cpu").double().mul_(2).sub_(1)
+            product = _counted(hessian.product, bar)
+            draws.append(lanczos_quadrature(product, hessian.size, n_steps=n_steps, start=signs, device=hessian.device))
+    nodes, weights = (torch.stack(parts) for parts in zip(*draws, strict=True))
+    return nodes, weights
 
 
 def loss_hessian(

@@ -1,18 +1,20 @@
-"""The eigenvalues of the Fisher information of any model."""
+"""The eigenvalues of the Fisher information and of the loss's Hessian, of any model."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import torch
 
-from .._validation import check_option
+from .._validation import NotDefinedError, check_integer, check_option
 from ..derivatives.fisher_matrix import LOSSES
 from ..measures.fisher_spectrum import fisher_eigenvalues
-from ..process_state import keeps_modes
+from ..measures.hessian import hessian_quadrature as _quadrature
+from ..process_state import computing, keeps_modes
 from .measurement import Session
 
-__all__ = ["fisher_spectrum"]
+__all__ = ["fisher_spectrum", "hessian_quadrature"]
 
 
 @keeps_modes
@@ -93,3 +95,59 @@ def fisher_spectrum(
     session = Session(model, X, None, batch_size=batch_size, device=device, random_state=random_state, verbose=verbose)
     values, _ = fisher_eigenvalues(session.network, session.batch, loss, n_largest)
     return values.numpy().copy()
+
+
+@keeps_modes
+def hessian_quadrature(
+    model: Any,
+    X: Any,
+    y: Any,
+    *,
+    n_draws: int = 10,
+    n_steps: int = 80,
+    loss: str | None = None,
+    max_samples: int | None = None,
+    batch_size: int | None = None,
+    device: Any = None,
+    random_state: int = 0,
+    verbose: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights that stand for the eigenvalues of the Hessian of the mean loss, for `HessianSpectrumDisplay`.
+
+    Parameters
+    ----------
+    model, X, y, loss, max_samples, batch_size, device, random_state, verbose
+        As in `measure_capacity`.
+    n_draws : int >= 1, default=10
+        Random vectors of stochastic Lanczos quadrature.
+    n_steps : int >= 1, default=80
+        Hessian-vector products for each.
+
+    Returns
+    -------
+    nodes, weights : ndarray of shape (n_draws, min(n_steps, P)), or (1, P)
+        Up to 300 parameters the eigenvalues themselves, each of the weight 1 / P. The weights of a draw have the sum 1.
+
+    Raises
+    ------
+    NotDefinedError
+        If there is no loss or nothing is trained, or the Hessian is not finite.
+    """
+    check_integer("n_draws", n_draws)
+    check_integer("n_steps", n_steps)
+    session = Session(
+        model,
+        X,
+        y,
+        loss=loss,
+        max_samples=max_samples,
+        batch_size=batch_size,
+        device=device,
+        random_state=random_state,
+        verbose=verbose,
+    )
+    if session.loss is None:
+        raise NotDefinedError('The Hessian needs a loss: pass loss="cross_entropy", "squared" or "absolute".')
+    with computing(), torch.inference_mode(False):
+        nodes, weights = _quadrature(session.network, session.batch, n_draws, n_steps)
+    return nodes.numpy(), weights.numpy()
