@@ -1,8 +1,8 @@
 """Figures of capacity: each a small object with its data, and its artists after `plot`.
 
 One display a file. Of a search: `capacity_path`, `capacity_gap`. Of trained models: `margin`, `weight_histogram`,
-`fisher_spectrum`, `bicriteria`, `norm_geometry`. Of the theory: `learning_rate_map`. matplotlib is imported when
-something is plotted, torch never.
+`fisher_spectrum`, `hessian_spectrum`, `bicriteria`, `norm_geometry`. Of the theory: `learning_rate_map`. matplotlib is
+imported when something is plotted, torch never.
 
 Data flow: models or tables -> Display.from_... -> arrays -> plot(ax) -> artists.
 """
