@@ -48,13 +48,14 @@ def jacobian_products(
     with torch.enable_grad():
         X = X.detach().requires_grad_(True)
         values = apply_output(function(X), output)
+        directions: Tensor | Iterator[Tensor]
         if vectors is None:
-            vectors = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
-        elif callable(vectors):
-            vectors = vectors(values.detach())
-        if isinstance(vectors, Tensor) and vectors.dim() == 2:
-            vectors = vectors[:, None, :].expand(-1, len(values), -1)
-    coming = iter(vectors)
+            directions = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
+        else:
+            directions = vectors if isinstance(vectors, Tensor) else vectors(values.detach())
+        if isinstance(directions, Tensor) and directions.dim() == 2:
+            directions = directions[:, None, :].expand(-1, len(values), -1)
+    coming = iter(directions)
     vector = next(coming, None)
     while vector is not None:  # in the caller's mode, which a generator would change for as long as it lives
         following = next(coming, None)

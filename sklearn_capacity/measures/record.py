@@ -146,7 +146,7 @@ class Measure:
         returned = self.function(*arguments(self.function, network, batch), **{**self.fixed, **params})
         if not isinstance(returned, Measured):
             return Measured(as_number(self.name, returned))
-        optional = {
+        optional: dict[str, Any] = {
             key: None if (number := getattr(returned, key)) is None else as_number(self.name, number)
             for key in ("log_value", "standard_error")
         }
