@@ -1,0 +1,210 @@
+"""Modules that users have, from the usual to the impossible, each made by a function of no arguments."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FEATURES, CLASSES = 4, 3
+
+
+class Forward(nn.Module):
+    """A linear layer, and what a function makes of it and X."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Any], outputs: int = CLASSES) -> None:
+        super().__init__()
+        self.layer = nn.Linear(FEATURES, outputs)
+        self.function = function
+        self.n_calls = 0
+
+    def forward(self, X: Tensor) -> Any:
+        return self.function(self, X)
+
+
+class Needs(nn.Module):
+    """A class with an argument that nobody offers."""
+
+    def __init__(self, width: int, n_outputs: int = CLASSES) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(FEATURES, width), nn.ReLU(), nn.Linear(width, n_outputs))
+
+    def forward(self, X: Tensor) -> Tensor:
+        return self.net(X)
+
+
+class NoCopy(nn.Linear):
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise RuntimeError("this object cannot be copied")
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, CLASSES)
+        self.b.weight = self.a.weight
+
+    def forward(self, X: Tensor) -> Tensor:
+        return self.head(self.b(self.a(X).relu()).relu())
+
+
+def mlp(*middle: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(FEATURES, 5), *(middle or (nn.ReLU(),)), nn.Linear(5, CLASSES))
+
+
+def _raises(error: Exception) -> Callable[[nn.Module, Tensor], Any]:
+    def forward(module: nn.Module, X: Tensor) -> Any:
+        raise error
+
+    return forward
+
+
+def _count(module: Any, X: Tensor) -> Tensor:
+    module.n_calls += 1
+    return module.layer(X)
+
+
+def _hooked() -> nn.Module:
+    module = mlp()
+    module[0].register_forward_hook(lambda m, args, out: out * 2)
+    module[2].register_forward_pre_hook(lambda m, args: (args[0] + 1,))
+    module[2].register_full_backward_hook(lambda m, gin, gout: None)
+    return module
+
+
+def _frozen(whole: bool) -> nn.Module:
+    module = mlp()
+    for parameter in module.parameters() if whole else module[0].parameters():
+        parameter.requires_grad_(False)
+    return module
+
+
+def _filled(value: float) -> nn.Module:
+    module = mlp()
+    for parameter in module.parameters():
+        nn.init.constant_(parameter, value)
+    return module
+
+
+def _quantised() -> nn.Module:
+    return torch.ao.quantization.quantize_dynamic(mlp().eval(), {nn.Linear}, dtype=torch.qint8)
+
+
+def _half_meta() -> nn.Module:
+    module = mlp()
+    module[2] = nn.Linear(5, CLASSES, device="meta")
+    return module
+
+
+def _unsaved_buffer() -> nn.Module:
+    module = mlp()
+    module.register_buffer("mask", torch.full((5,), -torch.inf), persistent=False)
+    return module
+
+
+def _no_call(*args: Any) -> Any:
+    raise AssertionError("nobody may call it")
+
+
+#: what an estimator can train and a measure can measure, more or less
+MODULES: dict[str, Callable[[], Any]] = {
+    "mlp": mlp,
+    "tanh": lambda: mlp(nn.Tanh()),
+    "batch norm": lambda: mlp(nn.BatchNorm1d(5), nn.ReLU()),
+    "layer norm": lambda: mlp(nn.LayerNorm(5), nn.GELU()),
+    "dropout": lambda: mlp(nn.Dropout(0.5)),
+    "in place": lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(FEATURES, CLASSES)),
+    "linear": lambda: nn.Linear(FEATURES, CLASSES),
+    "no bias": lambda: nn.Linear(FEATURES, CLASSES, bias=False),
+    "one output": lambda: nn.Linear(FEATURES, 1),
+    "two outputs": lambda: nn.Linear(FEATURES, 2),
+    "wrong outputs": lambda: nn.Linear(FEATURES, 7),
+    "wrong inputs": lambda: nn.Linear(6, CLASSES),
+    "no rows": lambda: Forward(lambda m, X: m.layer(X)[0]),
+    "flat": lambda: Forward(lambda m, X: m.layer(X).flatten()),
+    "a further axis": lambda: Forward(lambda m, X: m.layer(X)[..., None]),
+    "tuple": lambda: Forward(lambda m, X: (m.layer(X), X)),
+    "dict": lambda: Forward(lambda m, X: {"logits": m.layer(X)}),
+    "nothing": lambda: Forward(lambda m, X: None),
+    "text": lambda: Forward(lambda m, X: "logits"),
+    "numpy": lambda: Forward(lambda m, X: m.layer(X).detach().numpy()),
+    "detached": lambda: Forward(lambda m, X: m.layer(X).detach()),
+    "no grad": lambda: Forward(torch.no_grad()(lambda m, X: m.layer(X))),
+    "integers": lambda: Forward(lambda m, X: m.layer(X).long()),
+    "complex": lambda: Forward(lambda m, X: m.layer(X) + 1j),
+    "half": lambda: Forward(lambda m, X: m.layer(X).half()),
+    "sparse": lambda: Forward(lambda m, X: m.layer(X).to_sparse()),
+    "nan": lambda: Forward(lambda m, X: m.layer(X) * torch.nan),
+    "infinite": lambda: Forward(lambda m, X: m.layer(X) / 0),
+    "in training only": lambda: Forward(lambda m, X: m.layer(X) * (torch.nan if m.training else 1)),
+    "another shape in training": lambda: Forward(lambda m, X: m.layer(X)[:, :2] if m.training else m.layer(X)),
+    "tuple in training": lambda: Forward(lambda m, X: (m.layer(X),) if m.training else m.layer(X)),
+    "depends on data": lambda: Forward(lambda m, X: m.layer(X) if X.sum() > 0 else -m.layer(X)),
+    "random": lambda: Forward(lambda m, X: m.layer(X) + torch.rand(1)),
+    "counts": lambda: Forward(_count),
+    "key error": lambda: Forward(_raises(KeyError("no key"))),
+    "zero division": lambda: Forward(_raises(ZeroDivisionError("division by zero"))),
+    "attribute error": lambda: Forward(lambda m, X: m.missing(X)),
+    "assertion": lambda: Forward(_raises(AssertionError("the input must have 7 columns"))),
+    "not implemented": lambda: Forward(_raises(NotImplementedError("later"))),
+    "lazy": lambda: nn.Sequential(nn.LazyLinear(5), nn.ReLU(), nn.LazyLinear(CLASSES)),
+    "hooks": _hooked,
+    "tied": Tied,
+    "scripted": lambda: torch.jit.script(mlp()),
+    "traced": lambda: torch.jit.trace(mlp(), torch.zeros(2, FEATURES)),
+    "compiled": lambda: torch.compile(mlp(), backend="eager"),
+    "fx": lambda: torch.fx.symbolic_trace(mlp()),
+    "data parallel": lambda: nn.DataParallel(mlp()),
+    "frozen": lambda: _frozen(True),
+    "half frozen": lambda: _frozen(False),
+    "quantised": _quantised,
+    "meta": lambda: nn.Linear(FEATURES, CLASSES, device="meta"),
+    "half meta": _half_meta,
+    "double": lambda: mlp().double(),
+    "float16": lambda: mlp().half(),
+    "bfloat16": lambda: mlp().bfloat16(),
+    "complex weights": lambda: nn.Linear(FEATURES, CLASSES, dtype=torch.complex64),
+    "mixed": lambda: nn.Sequential(nn.Linear(FEATURES, 5).double(), nn.ReLU(), nn.Linear(5, CLASSES)),
+    "no parameters": nn.Identity,
+    "empty": nn.Sequential,
+    "bare": nn.Module,
+    "list": lambda: nn.ModuleList([nn.Linear(FEATURES, CLASSES)]),
+    "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(FEATURES, CLASSES)),
+    "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(FEATURES, CLASSES)),
+    "old weight norm": lambda: nn.utils.weight_norm(nn.Linear(FEATURES, CLASSES)),
+    "recurrent": lambda: nn.GRU(FEATURES, CLASSES),
+    "embedding": lambda: nn.Embedding(9, CLASSES),
+    "sparse embedding": lambda: nn.Sequential(nn.EmbeddingBag(9, CLASSES, sparse=True)),
+    "conv": lambda: nn.Sequential(nn.Conv2d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(2, CLASSES)),
+    "nan weights": lambda: _filled(float("nan")),
+    "zero weights": lambda: _filled(0.0),
+    "large weights": lambda: _filled(1e30),
+    "infinite buffer": _unsaved_buffer,
+    "cannot be copied": lambda: NoCopy(FEATURES, CLASSES),
+}
+
+#: what else the parameter `module` may be
+FACTORIES: dict[str, Callable[[], Any]] = {
+    "none": lambda: None,
+    "class": lambda: nn.Linear,
+    "class that needs more": lambda: Needs,
+    "partial": lambda: functools.partial(Needs, width=2),
+    "lambda": lambda: mlp,
+    "lambda of n_outputs": lambda: lambda n_features, n_outputs: nn.Linear(n_features, n_outputs),
+    "returns a class": lambda: lambda: nn.Linear,
+    "returns nothing": lambda: lambda: None,
+    "returns a meta module": lambda: lambda: nn.Linear(FEATURES, CLASSES, device="meta"),
+    "raises": lambda: lambda: {}["missing"],
+    "abstract": lambda: nn.Module,
+    "builtin": lambda: int,
+    "method": lambda: "".join,
+    "name": lambda: "mlp",
+    "another name": lambda: "conv",
+    "no name": lambda: "resnet",
+    "number": lambda: 3,
+    "state": lambda: mlp().state_dict(),
+    "lazy class": lambda: lambda n_outputs: nn.LazyLinear(n_outputs),
+}

@@ -1,0 +1,54 @@
+"""Random combinations of parameters, data, modules and calls: an answer or a refusal in words, and nothing changed."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from combinations.case import Case, Fault
+from combinations.kinds import KINDS, run
+
+pytestmark = [pytest.mark.fuzz, pytest.mark.filterwarnings("ignore")]
+
+SEED, CASES = int(os.environ.get("FUZZ_SEED", "0")), int(os.environ.get("FUZZ_CASES", "80"))
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_combinations(kind):
+    faults, totals = run(kind, SEED, range(CASES))
+    assert totals["answered"] > CASES / 10 and totals["refused"] > CASES / 10, totals
+    again = f"python -m tests.combinations {kind} {SEED} --cases 1 --first"
+    shown = "\n".join(f"{again} {number}\n  {choices}\n  {fault}" for number, choices, fault in faults)
+    assert not faults, f"{len(faults)} of {CASES} cases:\n{shown}"
+
+
+def test_a_case_is_made_again_from_its_number():
+    cases = [Case(3, 14), Case(3, 14), Case(3, 15)]
+    drawn = [[case.random.random() for _ in range(5)] for case in cases]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (KeyError("lost"), "KeyError"),
+        (RuntimeError("size mismatch"), "RuntimeError"),
+        (ValueError("no"), "says nothing"),
+    ],
+)
+def test_faults_are_seen(error, message):
+    def fails():
+        raise error
+
+    with pytest.raises(Fault, match=message):
+        Case(0, 0).call("a call", fails)
+
+
+def test_refusals_are_counted():
+    def refuses():
+        raise ValueError("`x` must be positive, got -1.")
+
+    case = Case(0, 0)
+    assert case.call("a call", refuses) is None
+    assert (case.answered, case.refused) == (0, 1)
