@@ -2,8 +2,9 @@
 
 `_base` is what all share, with `fit`; `_classifier` and `_regressor` differ in targets; `_jacobian` and
 `_generalization_layer` override a hook each. `_training` makes and trains the skorch net, `_callbacks` chooses its
-callbacks, `_modules` and `_data` check modules and arrays, `_constraints` parameters. `_restoring` and `_attributes`
-make an estimator from a file; `_docs` writes the docstrings of shared parameters.
+callbacks, `_modules` and `_data` check modules and arrays, `_constraints` parameters; `_failures` names the parameter
+that made a fit fail. `_restoring` and `_attributes` make an estimator from a file; `_docs` writes the docstrings of
+shared parameters.
 
 Data flow: fit(X, y) -> checked arrays -> module -> skorch net -> net_, module_, history_.
 """

@@ -3,7 +3,8 @@
 `frobenius` (and projections), `spectral`, `per_layer`: one penalty a file; `jacobian_penalty` names them for estimators
 and loops. `module_graph` traces a module once for a training, `shared_pass` makes the forward pass that loss and
 penalties share, `sweep_gradients` computes value and gradient by sweeps through the graph; a module without a graph is
-differentiated twice by autograd, slower and with the same result. `penalty_checks` serves penalties of a user's own.
+differentiated twice by autograd, slower and with the same result. `evaluation` checks what
+penalties are called with, `penalty_checks` serves penalties of a user's own.
 
 Data flow: module, X -> forward_pass -> SharedPass -> penalty -> scalar with a gradient.
 """
