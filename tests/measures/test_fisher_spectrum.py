@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -394,3 +396,23 @@ def test_weights_that_are_not_finite_are_named():
     net.weight.data[0, 0] = float("nan")
     with pytest.raises(ValueError, match="nan and inf"):
         fisher_spectrum(nn.Sequential(net, nn.Tanh(), nn.Linear(2, 2)), torch.ones(4, 3))
+
+
+@pytest.mark.parametrize("norm", ["Identity", "LayerNorm"])
+def test_a_thousand_classes_do_not_take_classes_times_parameters(norm):
+    """8 GB of gradients per sample if all were held; with a layer norm by automatic differentiation."""
+    script = f"""
+import resource, torch
+from torch import nn
+from sklearn_capacity import measure_capacity
+net = nn.Sequential(nn.Linear(4, 1000), nn.{norm}(1000), nn.ReLU(), nn.Linear(1000, 1000))
+X = torch.ones(1, 4)
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+measure_capacity(net, X, measures="parameter_count", loss="squared")
+before = peak()
+measure_capacity(net, X, measures="fisher_trace", loss="squared")
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1000  # MB
