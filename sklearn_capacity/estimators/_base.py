@@ -1,37 +1,86 @@
-"""What all network estimators share: they own a skorch net, and let scikit-learn see flat parameters."""
+"""What all network estimators share: how `fit` makes, trains and keeps a skorch net, and what follows from having one.
+
+`fit` is one line of steps: check the parameters, validate the data, split a part off for early stopping, make a net,
+bring its optimiser and callbacks up to date, train it, keep it. A variant overrides one hook: the module
+(`_make_module`), penalties, callbacks or the optimiser's groups of parameters.
+"""
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import numbers
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Self
 
 import cloudpickle
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from skorch.callbacks import Callback, EarlyStopping
+from skorch.helper import predefined_split
+from skorch.utils import noop
 from torch import Tensor, nn
 
 from sklearn_capacity._validation import failure_text, plain_array
 from sklearn_capacity.architectures.mlp import MLP
 from sklearn_capacity.estimators import _constraints
-from sklearn_capacity.estimators._callbacks import check_callbacks, named_callbacks, replaced
-from sklearn_capacity.estimators._data import flatten_samples, resolve_input_shape
-from sklearn_capacity.estimators._modules import make_module
-from sklearn_capacity.estimators._restoring import Restoring
-from sklearn_capacity.estimators._training import NetTraining
-from sklearn_capacity.process_state import keeps_modes
-from sklearn_capacity.training import PenalizedNet, TensorData, refuse_containers
+from sklearn_capacity.estimators._attributes import ATTRIBUTES, IMAGES_LAST, Check
+from sklearn_capacity.estimators._callbacks import check_callbacks, copies, named_callbacks, replaced
+from sklearn_capacity.estimators._checkpoints import newest_checkpoint
+from sklearn_capacity.estimators._data import Samples, flatten_samples, resolve_input_shape, weighted_samples
+from sklearn_capacity.estimators._failures import naming_parameters
+from sklearn_capacity.estimators._modules import check_batch_norm, check_output, make_module
+from sklearn_capacity.estimators._outcome import check_finite, tell_interrupt
+from sklearn_capacity.estimators._restoring import restore
+from sklearn_capacity.graph import takes_channels_last
+from sklearn_capacity.layers import resolve_augmentation
+from sklearn_capacity.process_state import computing, keeps_modes
+from sklearn_capacity.training import (
+    CRITERIA,
+    DivergenceCheck,
+    EpochProgress,
+    PenalizedNet,
+    StopBelow,
+    TensorData,
+    make_schedule,
+    refuse_containers,
+    resolve_device,
+    resolve_optimizer,
+    resumable_fit,
+    seeded,
+)
 
 __all__ = ["BaseNetwork", "can_continue"]
 
 #: parameters of the built-in MLP, which mean nothing to another module
 MLP_PARAMETERS = ("hidden_layer_sizes", "activation", "bias", "batch_norm", "weight_norm", "dropout")
+
+#: a change of one of these between fits makes a new optimiser
+OPTIMIZER_PARAMETERS = (
+    "optimizer",
+    "optimizer_params",
+    "learning_rate",
+    "learning_rate_schedule",
+    "momentum",
+    "weight_decay",
+)
+
+#: a change of one of these between fits, or calls of `partial_fit`, makes new callbacks
+CALLBACK_PARAMETERS = (
+    "callbacks",
+    "early_stopping",
+    "learning_rate_schedule",
+    "max_epochs",
+    "n_iter_no_change",
+    "stop_below",
+    "tol",
+    "verbose",
+)
 
 _PREDICTION_CHUNK = 512
 
@@ -43,15 +92,97 @@ def can_continue(estimator: BaseNetwork) -> bool:
     return True
 
 
-class BaseNetwork(NetTraining, Restoring, BaseEstimator):
-    """Base of the estimators.
+class BaseNetwork(BaseEstimator):
+    """Base of the estimators."""
 
-    A variant overrides one hook: ``_make_module()``, ``_penalties(generator)``, ``_extra_callbacks()``,
-    ``_parameter_groups()``.
-    """
-
+    # what differs between classifiers and regressors
     _constraints: ClassVar[dict[str, Any]] = _constraints.COMMON
+    _fitted_attributes: ClassVar[dict[str, Check]] = ATTRIBUTES  # those that a file may set
+    _net_class: ClassVar[type[PenalizedNet]]
+    _output_meaning: ClassVar[str]
+    _silenced: ClassVar[tuple[str, ...]] = ("print_log",)  # default callbacks of the skorch net
+    _target_options: ClassVar[dict[str, Any]] = {}  # how scikit-learn is to validate y
+    _callback_parameters: ClassVar[tuple[str, ...]] = CALLBACK_PARAMETERS
+
+    # learnt from the data by what a classifier, or a regressor, makes of it
     _dtype: np.dtype
+    _n_outputs: int
+    loss_name_: str
+
+    def __init__(
+        self,
+        hidden_layer_sizes: Any = (100,),
+        activation: Any = "relu",
+        *,
+        bias: bool = True,
+        batch_norm: bool = False,
+        weight_norm: bool = False,
+        dropout: float = 0.0,
+        module: Any = None,
+        module_params: dict | None = None,
+        input_shape: tuple[int, ...] | None = None,
+        loss: str = "auto",
+        optimizer: Any = "adam",
+        optimizer_params: dict | None = None,
+        learning_rate: float = 0.01,
+        learning_rate_schedule: Any = None,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        penalty: Any = None,
+        penalty_strength: float = 1.0,
+        max_epochs: int = 50,
+        batch_size: int = 128,
+        stop_below: float | None = None,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        tol: float = 1e-4,
+        augmentation: Any = None,
+        callbacks: Any = None,
+        dtype: Any = "auto",
+        device: Any = "auto",
+        random_state: Any = None,
+        verbose: int = 0,
+        warm_start: bool = False,
+        checkpoint_dir: Any = None,
+        checkpoint_every: int = 1,
+    ) -> None:
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.activation = activation
+        self.bias = bias
+        self.batch_norm = batch_norm
+        self.weight_norm = weight_norm
+        self.dropout = dropout
+        self.module = module
+        self.module_params = module_params
+        self.input_shape = input_shape
+        self.loss = loss
+        self.optimizer = optimizer
+        self.optimizer_params = optimizer_params
+        self.learning_rate = learning_rate
+        self.learning_rate_schedule = learning_rate_schedule
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.penalty = penalty
+        self.penalty_strength = penalty_strength
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.stop_below = stop_below
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.augmentation = augmentation
+        self.callbacks = callbacks
+        self.dtype = dtype
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+        self.warm_start = warm_start
+        self.checkpoint_dir = checkpoint_dir
+        self.checkpoint_every = checkpoint_every
+
+    # ---- hooks of the variants --------------------------------------------------------------
 
     def _make_module(self, input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
         """The network before training, on any device and in any precision."""
@@ -60,15 +191,314 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
         settings = {name: getattr(self, name) for name in MLP_PARAMETERS}
         return MLP(int(np.prod(input_shape)), n_outputs, **settings)
 
-    # ---- what differs between classifiers and regressors ------------------------------------
+    def _penalties(self, generator: torch.Generator) -> list[tuple[Any, float]]:
+        """Penalties, ``penalty(module, X, sample_weight=None)`` or None, each with its strength."""
+        return [(copied(self.penalty), self.penalty_strength)]  # a copy, as it may count or remember
 
-    def _target_options(self) -> dict[str, Any]:
-        """How scikit-learn is to validate y."""
-        return {}
+    def _extra_callbacks(self) -> list[Callback]:
+        """skorch callbacks of a variant; they run before the learning rate's schedule."""
+        return []
 
-    # ---- public methods ---------------------------------------------------------------------
+    def _parameter_groups(self, module: nn.Module) -> list[tuple[str, dict[str, Any]]]:
+        """skorch's ``optimizer__param_groups``: (pattern of parameter names, settings of the group)."""
+        return []
 
-    def set_params(self, **params: Any) -> BaseNetwork:
+    # ---- hooks of classifiers and regressors ------------------------------------------------
+
+    def _check_target(self, y: np.ndarray, *, reset: bool, classes: Any = None) -> np.ndarray:
+        """y as the loss takes it; with `reset` learn how many outputs the network has."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it predicts.")
+
+    def _check_kept(self, y: np.ndarray) -> None:
+        """Raise if a first fit cannot learn from the samples that remain without those of zero weight."""
+
+    def _strata(self, y: np.ndarray) -> np.ndarray | None:
+        """Groups to keep in proportion in the validation part."""
+        return None
+
+    def _weights(self, X: np.ndarray, y: np.ndarray, sample_weight: Any) -> np.ndarray | None:
+        """Weights of the samples, or None where all are 1."""
+        if sample_weight is None:
+            return None
+        weights = _check_sample_weight(
+            plain_array("sample_weight", sample_weight), X, dtype=X.dtype, ensure_non_negative=True
+        )
+        if not weights.any():  # older scikit-learns let it pass
+            raise ValueError("Sample weights must contain at least one non-zero number.")
+        return weights
+
+    # ---- fit and its steps ------------------------------------------------------------------
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
+        """Train the network.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
+        y : array-like of shape (n_samples,), or (n_samples, n_outputs) for regressors
+        sample_weight : array-like of shape (n_samples,), default=None
+            At least 0; divided by their mean. A weight of 0 is the same as leaving the sample out.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If a parameter or the data is not usable, or if training diverges: the message names the
+            epoch and the loss.
+        """
+        self._check_parameters()
+        return self._learn(X, y, sample_weight, reset=not (self.warm_start and hasattr(self, "net_")))
+
+    @available_if(can_continue)
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train for one epoch on the given samples; the first call makes the network.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As in `fit`.
+
+        Returns
+        -------
+        self
+        """
+        self._check_partial()
+        return self._learn(X, y, sample_weight, reset=not hasattr(self, "net_"), partial=True)
+
+    @keeps_modes
+    def _learn(
+        self, X: Any, y: Any, sample_weight: Any, *, reset: bool, partial: bool = False, classes: Any = None
+    ) -> Self:
+        """All steps after the check of the parameters; a new net if `reset`, one epoch if `partial`."""
+        samples = self._validated(X, y, sample_weight, reset=reset, classes=classes)
+        device = resolve_device(self.device)
+        if reset:
+            self.__dict__.pop("net_", None)  # should this fit fail, the last one's network does not stand for it
+        seed = self._next_seed(reset)
+        train, valid = self._split(samples, seed)
+        with naming_parameters(), seeded(seed, device) as generator:
+            with computing():
+                net = self._make_net(train.X, device) if reset else self.net_
+            self._update(net, callbacks=reset or not partial)
+            self._train(net, train, valid, 1 if partial else self.max_epochs, generator)
+        return self._keep(net, len(train.X))
+
+    def _validated(self, X: Any, y: Any, sample_weight: Any, *, reset: bool, classes: Any) -> Samples:
+        """What the user gave, checked, in the shape and precision of the network."""
+        X, y = self._check_X(X, y, reset=reset, **self._target_options)
+        y = self._check_target(y, reset=reset, classes=classes)
+        samples = weighted_samples(X, y, self._weights(X, y, sample_weight))
+        if reset:
+            self._check_kept(samples.y)
+        return samples
+
+    def _check_X(self, X: Any, y: Any = "no_validation", *, reset: bool, **options: Any) -> Any:
+        """X as an array of (n, *input_shape_), and y if it is given."""
+        alone = isinstance(y, str) and y == "no_validation"
+        if isinstance(y, str | bytes) and not alone:
+            raise ValueError(f"y must hold one entry per sample, got {y!r}.")
+        refuse_containers(X, "trained")
+        X, seen = flatten_samples(X)
+        dtype = _constraints.dtype("dtype", self.dtype)
+        if not reset:
+            allowed: Any = self._dtype
+        elif dtype is None:
+            allowed = [np.float64, np.float32]
+        else:
+            allowed = str(dtype).removeprefix("torch.")
+        y = plain_array("y", y)
+        try:
+            checked = validate_data(self, X, y, dtype=allowed, order="C", reset=reset, **options)
+        except OverflowError as error:
+            raise ValueError(f"X and y must hold numbers that are finite in float64: {error}.") from error
+        X, y = (checked, None) if alone else checked
+        if reset:
+            self.input_shape_ = resolve_input_shape(self.input_shape, seen, X.shape[1])
+            self._dtype = X.dtype
+        elif seen is not None and seen != self.input_shape_:
+            raise ValueError(f"X must hold samples of shape {self.input_shape_}, got {seen}.")
+        X = X.reshape(len(X), *self.input_shape_)
+        return X if alone else (X, y)
+
+    def _next_seed(self, reset: bool) -> int:
+        """An integer per run; continued runs have their own, which an integer `random_state` fixes."""
+        if reset:
+            self._seed, self._n_runs = int(check_random_state(self.random_state).randint(2**31 - 1)), 0
+        else:
+            self._n_runs += 1
+        return int(np.random.SeedSequence([self._seed, self._n_runs]).generate_state(1)[0])
+
+    def _split(self, samples: Samples, seed: int) -> tuple[Samples, Samples | None]:
+        """Training and validation parts; there is one of the latter under early stopping alone."""
+        if not self.early_stopping:
+            return samples, None
+        return samples.split(self.validation_fraction, self._strata(samples.y), seed)
+
+    def _make_net(self, X: np.ndarray, device: torch.device) -> PenalizedNet:
+        """An untrained skorch net around a new module."""
+        dtype = torch.from_numpy(np.empty(0, X.dtype)).dtype
+        module = self._make_module(self.input_shape_, self._n_outputs).to(device=device, dtype=dtype)
+        sample = TensorData(X[:1], device=device, dtype=dtype).X.clone()
+        check_output(module, sample, self._n_outputs, self._output_meaning)
+        self.initial_state_ = {name: t.detach().cpu().clone() for name, t in module.state_dict().items()}
+        return self._net_around(module, device)
+
+    def _net_around(self, module: nn.Module, device: torch.device, images_last: bool | None = None) -> PenalizedNet:
+        """A skorch net that owns the module and a new optimiser; None tries whether images may have channels last."""
+        self._optimizer_settings = self._current(OPTIMIZER_PARAMETERS)
+        net = self._net_class(
+            module,
+            criterion=CRITERIA[self.loss_name_],
+            device=str(device),
+            verbose=0,
+            **dict[str, Any]({f"callbacks__{name}": None for name in self._silenced}),
+            **self._optimizer_options(module, device),
+        )
+        net.initialize()
+        if images_last is not None:
+            net.images_last_ = images_last
+        elif len(self.input_shape_) == 3 and device.type == "cpu":
+            with torch.random.fork_rng(devices=[]):
+                net.images_last_ = takes_channels_last(module, self.input_shape_, training=True)
+        return net
+
+    def _optimizer_options(self, module: nn.Module, device: torch.device) -> dict[str, Any]:
+        """The optimiser's part of a net's parameters."""
+        optimizer, settings = resolve_optimizer(
+            self.optimizer,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            params=self.optimizer_params,
+            device=device,
+        )
+        settings["param_groups"] = self._parameter_groups(module)
+        return {
+            "optimizer": optimizer,
+            "lr": self.learning_rate,
+            **{f"optimizer__{name}": value for name, value in settings.items()},
+        }
+
+    def _update(self, net: PenalizedNet, *, callbacks: bool) -> None:
+        """Give the net the optimiser and, in a new run or where they have changed, the callbacks of the parameters."""
+        if self._changed("_optimizer_settings", OPTIMIZER_PARAMETERS):
+            self._renew_optimizer(net)
+        if callbacks or self._changed("_callback_settings", self._callback_parameters):
+            self._renew_callbacks(net)
+
+    def _renew_optimizer(self, net: PenalizedNet) -> None:
+        """A new optimiser, of parameters that have changed since the last fit (warm start)."""
+        self._optimizer_settings = self._current(OPTIMIZER_PARAMETERS)
+        for key in [key for key in vars(net) if key.startswith("optimizer__")]:
+            delattr(net, key)
+        for key, value in self._optimizer_options(net.module_, torch.device(net.device)).items():
+            setattr(net, key, value)
+        net._initialize_optimizer()
+
+    def _renew_callbacks(self, net: PenalizedNet) -> None:
+        """The variant's, which may regroup the optimiser's parameters, the schedule, the user's, those that end."""
+        self._callback_settings = self._current(self._callback_parameters)
+        schedule = make_schedule(self.learning_rate_schedule, self.max_epochs)
+        callbacks: list[Any] = [DivergenceCheck(), *self._extra_callbacks(), *([schedule] if schedule else [])]
+        callbacks += copies(self.callbacks)  # skorch writes into them
+        if self.verbose:
+            callbacks.append(EpochProgress())
+        if self.stop_below is not None:
+            callbacks.append(StopBelow(self.stop_below))
+        if self.early_stopping:
+            options = {"patience": self.n_iter_no_change, "threshold": self.tol, "threshold_mode": "abs"}
+            # named, so that a user's own may have the name of the class
+            callbacks.append(("early_stopping", EarlyStopping(**options, load_best=True, sink=noop)))
+        net.callbacks = callbacks
+        net.initialize_callbacks()
+
+    def _current(self, names: tuple[str, ...]) -> tuple[Any, ...]:
+        return tuple(copy.copy(getattr(self, name)) for name in names)
+
+    def _changed(self, kept: str, names: tuple[str, ...]) -> bool:
+        """Whether one of the parameters differs from what the attribute `kept` has kept of them."""
+        return not all(same(*pair) for pair in zip(self._current(names), getattr(self, kept), strict=True))
+
+    def _train(
+        self, net: PenalizedNet, train: Samples, valid: Samples | None, epochs: int, generator: torch.Generator
+    ) -> None:
+        """Train the net for some epochs with the current parameters."""
+        data = self._prepare(net, train, epochs, generator)
+        net.train_split = None if valid is None else predefined_split(net.get_dataset(*valid))
+        checkpoints = newest_checkpoint(self, net, train, valid)
+        try:
+            if checkpoints is None:
+                net.partial_fit(data, None, epochs=epochs)
+            else:
+                resumable_fit(net, data, epochs, *checkpoints, generator, self.checkpoint_every)
+            tell_interrupt(net)
+            check_finite(net, data)
+        except Exception:
+            self.__dict__.pop("net_", None)  # a diverged network is not a network
+            raise
+        # neither the data, nor generators, nor entries per batch travel with a pickle
+        net.train_split = net.iterator_train__generator = net.iterator_train__transform = None
+        net.penalties, net._terms_ = (), None
+        for epoch in net.history:
+            epoch["batches"] = epoch["batches"][-1:]  # skorch's Checkpoint reads an epoch's last one
+
+    def _prepare(self, net: PenalizedNet, train: Samples, epochs: int, generator: torch.Generator) -> TensorData:
+        """Tell the net how to train; returns its data."""
+        data = net.get_dataset(*train)
+        check_batch_norm(net.module_, min(len(data), self.batch_size))
+        net.penalties = self._penalties(generator)
+        net.batch_size, net.max_epochs = self.batch_size, epochs
+        net.iterator_train__generator = generator
+        net.iterator_train__transform = resolve_augmentation(self.augmentation)
+        return data
+
+    def _keep(self, net: PenalizedNet, n_samples: int) -> Self:
+        """The net and what is counted of its training as fitted attributes."""
+        self.net_ = net
+        self.n_samples_fit_ = n_samples
+        self.n_iter_ = len(net.history)
+        return self
+
+    # ---- what a fitted estimator has --------------------------------------------------------
+
+    @property
+    def module_(self) -> nn.Module:
+        """The trained network, which returns logits or outputs."""
+        return self._fitted_net("module_").module_
+
+    @property
+    def history_(self) -> Any:
+        """skorch's History: one dict per epoch, with ``train_loss``, ``dur`` and others."""
+        return self._fitted_net("history_").history
+
+    @property
+    def best_epoch_(self) -> int:
+        """Under early stopping, the epoch whose weights the network has; the first one is 1."""
+        if not self.early_stopping:
+            raise AttributeError(f"{type(self).__name__} has no attribute 'best_epoch_' without early stopping.")
+        net = self._fitted_net("best_epoch_")
+        stopping = [callback for _, callback in net.callbacks_ if isinstance(callback, EarlyStopping)]
+        if hasattr(stopping[-1], "best_epoch_"):
+            return stopping[-1].best_epoch_
+        best, threshold = 1, math.inf
+        for epoch in net.history:  # of an estimator that was saved and loaded
+            if epoch["valid_loss"] < threshold:
+                best, threshold = epoch["epoch"], epoch["valid_loss"] - self.tol
+        return best
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return "net_" in vars(self)
+
+    def _fitted_net(self, name: str) -> PenalizedNet:
+        if "net_" not in vars(self):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r} before `fit`.")
+        return self.net_
+
+    # ---- parameters -------------------------------------------------------------------------
+
+    def set_params(self, **params: Any) -> Self:
         """Set parameters by name.
 
         Parameters
@@ -104,82 +534,6 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
             named[name].set_params(**{parameter: value})
         else:
             self.callbacks = replaced(self.callbacks, name, value)
-
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> BaseNetwork:
-        """Train the network.
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
-        y : array-like of shape (n_samples,), or (n_samples, n_outputs) for regressors
-        sample_weight : array-like of shape (n_samples,), default=None
-            At least 0; divided by their mean. A weight of 0 is the same as leaving the sample out.
-
-        Returns
-        -------
-        self
-
-        Raises
-        ------
-        ValueError
-            If a parameter or the data is not usable, or if training diverges: the message names the
-            epoch and the loss.
-        """
-        refuse_containers(X, "trained")
-        self._check_parameters()
-        continued = self.warm_start and hasattr(self, "net_")
-        return self._train(X, y, sample_weight, reset=not continued)
-
-    @available_if(can_continue)
-    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> BaseNetwork:
-        """Train for one epoch on the given samples; the first call makes the network.
-
-        Parameters
-        ----------
-        X, y, sample_weight
-            As in `fit`.
-
-        Returns
-        -------
-        self
-        """
-        self._check_partial()
-        return self._train(X, y, sample_weight, reset=not hasattr(self, "net_"), partial=True)
-
-    @property
-    def module_(self) -> nn.Module:
-        """The trained network, which returns logits or outputs."""
-        return self._fitted_net("module_").module_
-
-    @property
-    def history_(self) -> Any:
-        """skorch's History: one dict per epoch, with ``train_loss``, ``dur`` and others."""
-        return self._fitted_net("history_").history
-
-    @property
-    def best_epoch_(self) -> int:
-        """Under early stopping, the epoch whose weights the network has; the first one is 1."""
-        if not self.early_stopping:
-            raise AttributeError(f"{type(self).__name__} has no attribute 'best_epoch_' without early stopping.")
-        net = self._fitted_net("best_epoch_")
-        stopping = [callback for _, callback in net.callbacks_ if isinstance(callback, EarlyStopping)]
-        if hasattr(stopping[-1], "best_epoch_"):
-            return stopping[-1].best_epoch_
-        best, threshold = 1, math.inf
-        for epoch in net.history:  # of an estimator that was saved and loaded
-            if epoch["valid_loss"] < threshold:
-                best, threshold = epoch["epoch"], epoch["valid_loss"] - self.tol
-        return best
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return "net_" in vars(self)
-
-    def _fitted_net(self, name: str) -> PenalizedNet:
-        if "net_" not in vars(self):
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r} before `fit`.")
-        return self.net_
-
-    # ---- checks -----------------------------------------------------------------------------
 
     def _check_parameters(self) -> None:
         for name, check in self._constraints.items():
@@ -222,45 +576,6 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
                 "its parameters do not determine where such a fit begins."
             )
 
-    def _check_X(self, X: Any, y: Any = "no_validation", *, reset: bool, **options: Any) -> Any:
-        """X as an array of (n, *input_shape_), and y if it is given."""
-        alone = isinstance(y, str) and y == "no_validation"
-        if isinstance(y, str | bytes) and not alone:
-            raise ValueError(f"y must hold one entry per sample, got {y!r}.")
-        refuse_containers(X, "trained")
-        X, seen = flatten_samples(X)
-        dtype = _constraints.dtype("dtype", self.dtype)
-        if not reset:
-            allowed: Any = self._dtype
-        elif dtype is None:
-            allowed = [np.float64, np.float32]
-        else:
-            allowed = str(dtype).removeprefix("torch.")
-        y = plain_array("y", y)
-        try:
-            checked = validate_data(self, X, y, dtype=allowed, order="C", reset=reset, **options)
-        except OverflowError as error:
-            raise ValueError(f"X and y must hold numbers that are finite in float64: {error}.") from error
-        X, y = (checked, None) if alone else checked
-        if reset:
-            self.input_shape_ = resolve_input_shape(self.input_shape, seen, X.shape[1])
-            self._dtype = X.dtype
-        elif seen is not None and seen != self.input_shape_:
-            raise ValueError(f"X must hold samples of shape {self.input_shape_}, got {seen}.")
-        X = X.reshape(len(X), *self.input_shape_)
-        return X if alone else (X, y)
-
-    def _weights(self, y: np.ndarray, sample_weight: Any, X: np.ndarray) -> np.ndarray | None:
-        """Weights of the samples, or None where all are 1."""
-        if sample_weight is None:
-            return None
-        weights = _check_sample_weight(
-            plain_array("sample_weight", sample_weight), X, dtype=X.dtype, ensure_non_negative=True
-        )
-        if not weights.any():  # older scikit-learns let it pass
-            raise ValueError("Sample weights must contain at least one non-zero number.")
-        return weights
-
     # ---- prediction -------------------------------------------------------------------------
 
     @keeps_modes
@@ -274,7 +589,22 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
             chunks = [self.net_.infer(chunk) for chunk in _chunks(X, device, max(self.batch_size, _PREDICTION_CHUNK))]
         return torch.cat(chunks).cpu().numpy()
 
-    # ---- pickling ---------------------------------------------------------------------------
+    # ---- files and pickles ------------------------------------------------------------------
+
+    def _fitted_values(self) -> dict[str, Any]:
+        """The fitted attributes as a file holds them; what else the user has put on the estimator is not among them."""
+        values = {name: getattr(self, name) for name in self._fitted_attributes if hasattr(self, name)}
+        return {**values, IMAGES_LAST: bool(self.net_.images_last_)}
+
+    def _restore(
+        self,
+        attributes: Mapping[str, Any],
+        state: Mapping[str, Tensor],
+        initial_state: Mapping[str, Tensor],
+        history: list[dict[str, Any]],
+    ) -> None:
+        """Become the fitted estimator of a file; raises ValueError for what does not fit the parameters."""
+        restore(self, attributes, state, initial_state, history)
 
     def __getstate__(self) -> dict[str, Any]:
         # by value where need be, so that modules of __main__ and lambdas travel
@@ -293,3 +623,16 @@ class BaseNetwork(NetTraining, Restoring, BaseEstimator):
 def _chunks(X: np.ndarray, device: torch.device, size: int) -> Iterator[Tensor]:
     # clones, as a module may work in place, and a tensor on the CPU may share its memory with the user's array
     return (TensorData(X[start : start + size], device=device).X.clone() for start in range(0, len(X), size))
+
+
+def copied(value: Any) -> Any:
+    """A deep copy, or a shallow one of what holds something that cannot be copied, as an open log."""
+    try:
+        return copy.deepcopy(value)
+    except TypeError:
+        return copy.copy(value)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two parameters are equal; arrays are compared as a whole."""
+    return a is b or (type(a) is type(b) and np.array_equal(np.asarray(a, object), np.asarray(b, object)))

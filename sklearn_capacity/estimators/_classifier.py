@@ -97,41 +97,43 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         checkpoint_dir: Any = None,
         checkpoint_every: int = 1,
     ) -> None:
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.bias = bias
-        self.batch_norm = batch_norm
-        self.weight_norm = weight_norm
-        self.dropout = dropout
-        self.module = module
-        self.module_params = module_params
-        self.input_shape = input_shape
-        self.loss = loss
-        self.optimizer = optimizer
-        self.optimizer_params = optimizer_params
-        self.learning_rate = learning_rate
-        self.learning_rate_schedule = learning_rate_schedule
-        self.momentum = momentum
-        self.weight_decay = weight_decay
-        self.penalty = penalty
-        self.penalty_strength = penalty_strength
-        self.max_epochs = max_epochs
-        self.batch_size = batch_size
-        self.stop_below = stop_below
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
-        self.tol = tol
+        super().__init__(
+            hidden_layer_sizes=hidden_layer_sizes,
+            activation=activation,
+            bias=bias,
+            batch_norm=batch_norm,
+            weight_norm=weight_norm,
+            dropout=dropout,
+            module=module,
+            module_params=module_params,
+            input_shape=input_shape,
+            loss=loss,
+            optimizer=optimizer,
+            optimizer_params=optimizer_params,
+            learning_rate=learning_rate,
+            learning_rate_schedule=learning_rate_schedule,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            penalty=penalty,
+            penalty_strength=penalty_strength,
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            stop_below=stop_below,
+            early_stopping=early_stopping,
+            validation_fraction=validation_fraction,
+            n_iter_no_change=n_iter_no_change,
+            tol=tol,
+            augmentation=augmentation,
+            callbacks=callbacks,
+            dtype=dtype,
+            device=device,
+            random_state=random_state,
+            verbose=verbose,
+            warm_start=warm_start,
+            checkpoint_dir=checkpoint_dir,
+            checkpoint_every=checkpoint_every,
+        )
         self.class_weight = class_weight
-        self.augmentation = augmentation
-        self.callbacks = callbacks
-        self.dtype = dtype
-        self.device = device
-        self.random_state = random_state
-        self.verbose = verbose
-        self.warm_start = warm_start
-        self.checkpoint_dir = checkpoint_dir
-        self.checkpoint_every = checkpoint_every
 
     @available_if(can_continue)
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> NetworkClassifier:
@@ -162,7 +164,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         reset = not hasattr(self, "net_")
         if reset and classes is None:
             raise ValueError("`classes` must be given in the first call of `partial_fit`.")
-        return self._train(X, y, sample_weight, reset=reset, partial=True, classes=classes)
+        return self._learn(X, y, sample_weight, reset=reset, partial=True, classes=classes)
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable label of each sample.
@@ -240,8 +242,8 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
     def _strata(self, y: np.ndarray) -> np.ndarray:
         return y
 
-    def _weights(self, y: np.ndarray, sample_weight: Any, X: np.ndarray) -> np.ndarray | None:
-        weights = super()._weights(y, sample_weight, X)
+    def _weights(self, X: np.ndarray, y: np.ndarray, sample_weight: Any) -> np.ndarray | None:
+        weights = super()._weights(X, y, sample_weight)
         if self.class_weight is None:
             return weights
         labels = self.classes_[y]

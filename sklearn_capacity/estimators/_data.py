@@ -1,15 +1,58 @@
-"""Between scikit-learn's two-dimensional X and the shape that a module wants."""
+"""Training data: from scikit-learn's two-dimensional X to samples in the shape that a module wants, and their parts."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.model_selection import train_test_split
 
 from sklearn_capacity._validation import plain_array
 
-__all__ = ["flatten_samples", "resolve_input_shape", "split_validation"]
+__all__ = ["Samples", "flatten_samples", "resolve_input_shape", "weighted_samples"]
+
+
+class Samples(NamedTuple):
+    """What a network is trained on.
+
+    Attributes
+    ----------
+    X : ndarray of shape (n, *input_shape)
+    y : ndarray of shape (n,) of class indices or (n, n_outputs)
+    weight : ndarray of shape (n,), or None where all are 1
+    """
+
+    X: np.ndarray
+    y: np.ndarray
+    weight: np.ndarray | None = None
+
+    def take(self, index: Any) -> Samples:
+        """The samples of an index array or slice."""
+        return Samples(self.X[index], self.y[index], None if self.weight is None else self.weight[index])
+
+    def split(self, fraction: float, strata: np.ndarray | None, seed: int) -> tuple[Samples, Samples]:
+        """Training and validation parts; stratified unless a class or a part is too small for it."""
+        index = np.arange(len(self.X))
+        options = {"test_size": fraction, "random_state": seed % 2**32}
+        try:
+            train, valid = train_test_split(index, stratify=strata, **options)
+        except ValueError:
+            if strata is None:
+                raise
+            train, valid = train_test_split(index, **options)
+        return self.take(train), self.take(valid)
+
+    def arrays(self) -> list[np.ndarray]:
+        """X, y, and the weights if there are any."""
+        return [array for array in self if array is not None]
+
+
+def weighted_samples(X: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -> Samples:
+    """Samples with weights of mean 1; without those of zero weight, so that none counts in a batch."""
+    if weights is None:
+        return Samples(X, y)
+    kept = weights > 0
+    return Samples(X[kept], y[kept], weights[kept] / weights[kept].mean())
 
 
 def flatten_samples(X: Any) -> tuple[Any, tuple[int, ...] | None]:
@@ -42,18 +85,3 @@ def resolve_input_shape(
             f"which has {int(np.prod(asked))} elements."
         )
     return asked
-
-
-def split_validation(
-    arrays: list[np.ndarray], stratify: np.ndarray | None, fraction: float, seed: int
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Training and validation parts of the arrays; stratified unless a class or a part is too small for it."""
-    index = np.arange(len(arrays[0]))
-    options = {"test_size": fraction, "random_state": seed % 2**32}
-    try:
-        train, valid = train_test_split(index, stratify=stratify, **options)
-    except ValueError:
-        if stratify is None:
-            raise
-        train, valid = train_test_split(index, **options)
-    return [array[train] for array in arrays], [array[valid] for array in arrays]

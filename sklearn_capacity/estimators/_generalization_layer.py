@@ -10,11 +10,11 @@ from skorch.callbacks import Callback
 from torch import nn
 
 from sklearn_capacity.estimators import _constraints
+from sklearn_capacity.estimators._base import CALLBACK_PARAMETERS
 from sklearn_capacity.estimators._classifier import NetworkClassifier
 from sklearn_capacity.estimators._docs import documented
 from sklearn_capacity.estimators._jacobian import JACOBIAN_CONSTRAINTS, JacobianPenaltyMixin
 from sklearn_capacity.estimators._regressor import NetworkRegressor
-from sklearn_capacity.estimators._training import CALLBACK_PARAMETERS
 from sklearn_capacity.layers import (
     generalization_layers,
     generalization_parameters,
@@ -62,8 +62,6 @@ class GeneralizationLayerMixin(JacobianPenaltyMixin):
     layer_form: str | None
     layer_depth: int
     layer_dropout: float
-    max_epochs: int
-    optimizer: Any
 
     _callback_parameters: ClassVar[tuple[str, ...]] = (
         *CALLBACK_PARAMETERS,
@@ -75,7 +73,7 @@ class GeneralizationLayerMixin(JacobianPenaltyMixin):
     )
 
     def _make_module(self, input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
-        module = super()._make_module(input_shape, n_outputs)  # type: ignore[misc]
+        module = super()._make_module(input_shape, n_outputs)
         if self.position is None:
             if self.variant == "skip" and not any(True for _ in generalization_layers(module)):
                 raise ValueError(

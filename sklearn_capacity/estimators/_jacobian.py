@@ -9,6 +9,7 @@ import torch
 from sklearn_capacity._validation import check_integer
 from sklearn_capacity.derivatives.input_jacobian import OUTPUTS
 from sklearn_capacity.estimators import _constraints
+from sklearn_capacity.estimators._base import BaseNetwork
 from sklearn_capacity.estimators._classifier import NetworkClassifier
 from sklearn_capacity.estimators._docs import documented
 from sklearn_capacity.estimators._regressor import NetworkRegressor
@@ -27,18 +28,17 @@ JACOBIAN_CONSTRAINTS: dict[str, Any] = {
 TOO_MANY = 'There are no more orthonormal directions than outputs; jacobian_norm="frobenius" is exact.'
 
 
-class JacobianPenaltyMixin:
+class JacobianPenaltyMixin(BaseNetwork):
     """The hook that turns ``jacobian_*`` parameters into a penalty."""
 
     jacobian_penalty: float
     jacobian_norm: str
     n_projections: int
     jacobian_output: str
-    _n_outputs: int
 
     def _penalties(self, generator: torch.Generator) -> list[tuple[Any, float]]:
         jacobian = self._jacobian_penalty(generator) if self.jacobian_penalty else None
-        return [(jacobian, self.jacobian_penalty), *super()._penalties(generator)]  # type: ignore[misc]
+        return [(jacobian, self.jacobian_penalty), *super()._penalties(generator)]
 
     def _jacobian_penalty(self, generator: torch.Generator) -> JacobianPenalty:
         if self.jacobian_norm == "projection":

@@ -14,7 +14,7 @@ from sklearn_capacity import architectures
 from sklearn_capacity._validation import check_option
 from sklearn_capacity.training import embedding_cure
 
-__all__ = ["check_output", "make_module"]
+__all__ = ["check_batch_norm", "check_output", "make_module"]
 
 
 def make_module(module: Any, module_params: Mapping[str, Any] | None, input_shape: tuple[int, ...], n_outputs: int):
@@ -92,3 +92,9 @@ def check_output(module: nn.Module, sample: torch.Tensor, n_outputs: int, meanin
             f"`module` must return a tensor of shape (n_samples, {n_outputs}), {meaning}; "
             f"for one sample it returned {got}."
         )
+
+
+def check_batch_norm(module: nn.Module, batch_size: int) -> None:
+    """Refuse batches of one sample where batch norm would divide by a variance of nothing."""
+    if batch_size == 1 and any(isinstance(m, nn.BatchNorm1d) for m in module.modules()):
+        raise ValueError("Batch norm needs batches of at least 2 samples, got 1 sample.")

@@ -6,7 +6,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from sklearn_capacity._validation import warn
-from sklearn_capacity.estimators._attributes import ATTRIBUTES, IMAGES_LAST, OPTIONAL, Check
-from sklearn_capacity.training import PenalizedNet, resolve_device, seeded
+from sklearn_capacity.estimators._attributes import IMAGES_LAST, OPTIONAL
+from sklearn_capacity.training import resolve_device, seeded
 
-__all__ = ["Restoring", "as_history"]
+if TYPE_CHECKING:
+    from sklearn_capacity.estimators._base import BaseNetwork
+
+__all__ = ["as_history", "restore"]
 
 #: values of a sample that a network is run on only to see how it is built; a larger one comes from a doubtful file
 MAX_MADE_UP = 2**20
@@ -29,109 +32,90 @@ LOSSES = ("train_loss", "train_penalty", "valid_loss", "dur", "train_batch_count
 _SLACK, _SMALL, _FEW = 4, 1_000_000, 1000
 
 
-class Restoring:
-    """The half of the estimators that puts a saved network back."""
+def restore(
+    estimator: BaseNetwork,
+    attributes: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    initial_state: Mapping[str, Tensor],
+    history: list[dict[str, Any]],
+) -> None:
+    """Give an estimator, which has its parameters, these fitted attributes and weights.
 
-    #: the fitted attributes that a file may set -> what checks one of them, given the others
-    _fitted_attributes: ClassVar[dict[str, Check]] = ATTRIBUTES
+    Raises
+    ------
+    ValueError
+        If something is missing, does not fit the parameters, or is not finite.
+    """
+    check_random_state(estimator.random_state)
+    images_last: bool | None = _restore_attributes(estimator, attributes)
+    _check_history(history, estimator.n_iter_)
+    device = _usable_device(estimator.device)
+    module = _module_like(estimator, state)
+    _load(module, state)
+    _check_state(initial_state, state, "initial state")
+    _check_finite(initial_state, module, "initial weights")
+    estimator.initial_state_ = {name: tensor.clone() for name, tensor in initial_state.items()}
+    if _is_built_in(estimator) or math.prod(estimator.input_shape_) > MAX_MADE_UP:
+        images_last = images_last and device.type == "cpu" and len(estimator.input_shape_) == 3
+    else:
+        images_last = None  # only a run of the user's module tells
+    net = estimator._net_around(module.to(device), device, images_last)
+    net.history = as_history(history)
+    estimator._renew_callbacks(net)
+    estimator.net_ = net
 
-    net_: PenalizedNet
-    device: Any
-    module: Any
-    random_state: Any
-    input_shape_: tuple[int, ...]
-    _dtype: np.dtype
-    _n_outputs: int
-    _make_module: Any
-    _net_around: Any
-    _update_callbacks: Any
-    n_iter_: int
 
-    def _fitted_values(self) -> dict[str, Any]:
-        """The fitted attributes as a file holds them; what else the user has put on the estimator is not among them."""
-        values = {name: getattr(self, name) for name in self._fitted_attributes if hasattr(self, name)}
-        return {**values, IMAGES_LAST: bool(self.net_.images_last_)}
+def _restore_attributes(estimator: BaseNetwork, attributes: Mapping[str, Any]) -> bool:
+    """Set what passes its check; returns whether images had their channels last in memory."""
+    allowed = estimator._fitted_attributes
+    foreign = [name for name in attributes if name not in (*allowed, IMAGES_LAST)]
+    if foreign:
+        raise ValueError(f"the fitted attribute {foreign[0]!r} is none of {type(estimator).__name__}")
+    missing = [name for name in allowed if name not in attributes and name not in OPTIONAL]
+    if missing:
+        raise ValueError(f"the fitted attributes {missing} are missing")
+    images_last = attributes.get(IMAGES_LAST, False)
+    if type(images_last) is not bool:
+        raise ValueError(f"`{IMAGES_LAST}` must be true or false, got {images_last!r}")
+    for name, check in allowed.items():
+        if name in attributes:
+            check(name, attributes[name], attributes)
+            setattr(estimator, name, attributes[name])
+    return images_last
 
-    def _restore(
-        self,
-        attributes: Mapping[str, Any],
-        state: Mapping[str, Tensor],
-        initial_state: Mapping[str, Tensor],
-        history: list[dict[str, Any]],
-    ) -> None:
-        """Become the fitted estimator with these attributes and weights.
 
-        Raises
-        ------
-        ValueError
-            If something is missing, does not fit the parameters, or is not finite.
-        """
-        check_random_state(self.random_state)
-        images_last: bool | None = self._restore_attributes(attributes)
-        _check_history(history, self.n_iter_)
-        device = self._usable_device()
-        module = self._module_like(state)
-        _load(module, state)
-        _check_state(initial_state, state, "initial state")
-        _check_finite(initial_state, module, "initial weights")
-        self.initial_state_ = {name: tensor.clone() for name, tensor in initial_state.items()}
-        if self._is_built_in() or math.prod(self.input_shape_) > MAX_MADE_UP:
-            images_last = images_last and device.type == "cpu" and len(self.input_shape_) == 3
-        else:
-            images_last = None  # only a run of the user's module tells
-        net = self._net_around(module.to(device), device, images_last)
-        net.history = as_history(history)
-        self._update_callbacks(net)
-        self.net_ = net
+def _is_built_in(estimator: BaseNetwork) -> bool:
+    return estimator.module is None or isinstance(estimator.module, str)
 
-    def _restore_attributes(self, attributes: Mapping[str, Any]) -> bool:
-        """Set what passes its check; returns whether images had their channels last in memory."""
-        allowed = self._fitted_attributes
-        foreign = [name for name in attributes if name not in (*allowed, IMAGES_LAST)]
-        if foreign:
-            raise ValueError(f"the fitted attribute {foreign[0]!r} is none of {type(self).__name__}")
-        missing = [name for name in allowed if name not in attributes and name not in OPTIONAL]
-        if missing:
-            raise ValueError(f"the fitted attributes {missing} are missing")
-        images_last = attributes.get(IMAGES_LAST, False)
-        if type(images_last) is not bool:
-            raise ValueError(f"`{IMAGES_LAST}` must be true or false, got {images_last!r}")
-        for name, check in allowed.items():
-            if name in attributes:
-                check(name, attributes[name], attributes)
-                setattr(self, name, attributes[name])
-        return images_last
 
-    def _is_built_in(self) -> bool:
-        return self.module is None or isinstance(self.module, str)
+def _module_like(estimator: BaseNetwork, state: Mapping[str, Tensor]) -> nn.Module:
+    """The network, before its weights are put back.
 
-    def _module_like(self, state: Mapping[str, Tensor]) -> nn.Module:
-        """The network, before its weights are put back.
+    A built-in one is made without memory for values first, so that no sample has to be run through real layers to
+    see where a generalization layer goes.
+    """
+    dtype = torch.from_numpy(np.empty(0, estimator._dtype)).dtype
+    size = _at_most(len(state), sum(t.numel() for t in state.values()))
+    if _is_built_in(estimator):
+        with seeded(0, torch.device("cpu")), size, torch.device("meta"):
+            module = estimator._make_module(estimator.input_shape_, estimator._n_outputs).to(dtype=dtype)
+        _check_state(state, module.state_dict(), "network")
+        return module.to_empty(device="cpu")
+    if getattr(estimator, "position", None) is not None and math.prod(estimator.input_shape_) > MAX_MADE_UP:
+        raise ValueError(
+            f"`input_shape_` is {estimator.input_shape_}, and to put a layer at a `position` of your module, it would "
+            f"have to be run on a sample of more than {MAX_MADE_UP} values"
+        )
+    with seeded(0, torch.device("cpu")), size:
+        return estimator._make_module(estimator.input_shape_, estimator._n_outputs).to(dtype=dtype)
 
-        A built-in one is made without memory for values first, so that no sample has to be run through real layers to
-        see where a generalization layer goes.
-        """
-        dtype = torch.from_numpy(np.empty(0, self._dtype)).dtype
-        size = _at_most(len(state), sum(t.numel() for t in state.values()))
-        if self._is_built_in():
-            with seeded(0, torch.device("cpu")), size, torch.device("meta"):
-                module = self._make_module(self.input_shape_, self._n_outputs).to(dtype=dtype)
-            _check_state(state, module.state_dict(), "network")
-            return module.to_empty(device="cpu")
-        if getattr(self, "position", None) is not None and math.prod(self.input_shape_) > MAX_MADE_UP:
-            raise ValueError(
-                f"`input_shape_` is {self.input_shape_}, and to put a layer at a `position` of your module, it would "
-                f"have to be run on a sample of more than {MAX_MADE_UP} values"
-            )
-        with seeded(0, torch.device("cpu")), size:
-            return self._make_module(self.input_shape_, self._n_outputs).to(dtype=dtype)
 
-    def _usable_device(self) -> torch.device:
-        try:
-            return resolve_device(self.device)
-        except ValueError as error:
-            warn(f"{error} The network is put on the CPU.")
-            return torch.device("cpu")
+def _usable_device(wanted: Any) -> torch.device:
+    try:
+        return resolve_device(wanted)
+    except ValueError as error:
+        warn(f"{error} The network is put on the CPU.")
+        return torch.device("cpu")
 
 
 def _check_history(rows: list[dict[str, Any]], n_epochs: int) -> None:

@@ -134,10 +134,11 @@ class KFAC(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Compute the gradient by `closure`, if there is one, and move the parameters."""
         loss = None if closure is None else closure()
-        if getattr(self, "_batch", None) is None:
+        batch = getattr(self, "_batch", None)
+        if batch is None:
             raise RuntimeError("KFAC needs `attach(module, criterion)` and `observe(X, y)` before a step.")
         self._check_gradients()
-        factors = self._current_factors()
+        factors = self._current_factors(*batch)
         self.param_groups[0]["n_steps"] += 1
         with torch.no_grad():
             self._move(factors)
@@ -157,20 +158,19 @@ class KFAC(torch.optim.Optimizer):
                     "in the loss. Freeze it, or take another optimiser."
                 )
 
-    def _current_factors(self) -> dict[str, LayerFactors]:
+    def _current_factors(self, X: Tensor, y: Tensor, version: int) -> dict[str, LayerFactors]:
         """Those of an earlier step while they last; they are in the state, where a checkpoint finds them."""
         first, trained = self.param_groups[0], self._trained()
         kept = self.state[first["params"][0]].get("factors")
         if first["n_steps"] % first["update_interval"] and kept and first["trained"] == trained:
             return {name: LayerFactors(**factors) for name, factors in kept.items()}
-        factors = self._new_factors()
+        factors = self._new_factors(X, y, version)
         if first["update_interval"] > 1:
             kept = {name: factors_._asdict() for name, factors_ in factors.items()}
             self.state[first["params"][0]]["factors"], first["trained"] = kept, trained
         return factors
 
-    def _new_factors(self) -> dict[str, LayerFactors]:
-        X, y, version = self._batch
+    def _new_factors(self, X: Tensor, y: Tensor, version: int) -> dict[str, LayerFactors]:
         if X._version != version:
             raise ValueError(
                 "`module` works in place on its input, which `optimizer` 'kfac' needs as it was. "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 from typing import Any
@@ -172,7 +171,10 @@ class PenalizedNet(NeuralNet):
 
     def _forward(self, X: Tensor, terms: list[PenaltyTerm], fit_params: dict[str, Any]) -> SharedPass:
         """The module's output for the loss, by a pass that penalties use again where they can."""
-        infer = functools.partial(self.infer, **fit_params)
+
+        def infer(x: Tensor) -> Any:
+            return self.infer(x, **fit_params)
+
         changed = fit_params or type(self).infer is not PenalizedNet.infer  # more than the module at X
         if changed or not any(term.takes_shared_pass for term in terms):
             return SharedPass(self.module_, X, infer(X))

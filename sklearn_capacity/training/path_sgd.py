@@ -84,7 +84,8 @@ class PathSGD(torch.optim.Optimizer):
                     f"`optimizer` 'path_sgd' takes chains of Linear, Conv2d, ReLU, max pooling and dropout only, but "
                     f"{name or 'the module'} is a {type(layer).__name__}. Take another optimiser."
                 )
-        self._is_checked = getattr(self, "_module", None) is module and self._is_checked
+        if getattr(self, "_module", None) is not module:
+            self._is_checked = False
         self._module = module
         self._sample: Tensor | None = None
         self._scales: dict[int, Tensor] = {}

@@ -134,9 +134,9 @@ class SlowLearning(Callback):
 
     def _leave(self) -> None:
         """Take the hooks off; where the training was stopped within a step, give its rates back."""
-        for group, rate in vars(self).pop("rates_", []):
+        for group, rate in self.__dict__.pop("rates_", []):
             group["lr"] = rate
-        for handle in vars(self).pop("handles_", []):
+        for handle in self.__dict__.pop("handles_", []):
             handle.remove()
 
     def __getstate__(self) -> dict[str, Any]:

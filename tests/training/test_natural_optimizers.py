@@ -169,7 +169,7 @@ def test_kfac_learns_piecewise_linear_curves_where_gradient_descent_cannot():
 def test_kfac_trains_convolutions_and_counts_its_updates(monkeypatch):
     calls = []
     original = KFAC._new_factors
-    monkeypatch.setattr(KFAC, "_new_factors", lambda self: calls.append(1) or original(self))
+    monkeypatch.setattr(KFAC, "_new_factors", lambda self, *batch: calls.append(1) or original(self, *batch))
     network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 36, 3))
     images = rng.normal(size=(40, 1, 8, 8))
     images[np.arange(40), 0, y, y] += 6
