@@ -1,13 +1,14 @@
 """Figures of capacity: each a small object with its data, and its artists after `plot`.
 
-One display a file. Of a search: `capacity_path`, `capacity_gap`. Of trained models: `margin`, `weight_histogram`,
-`fisher_spectrum`, `hessian_spectrum`, `bicriteria`, `norm_geometry`. Of the theory: `learning_rate_map`. matplotlib is
-imported when something is plotted, torch never.
+One display a file. Of a search: `capacity_path`, `capacity_gap`. Of trained models: `capacity_comparison`, `margin`,
+`weight_histogram`, `fisher_spectrum`, `hessian_spectrum`, `bicriteria`, `norm_geometry`. Of the theory:
+`learning_rate_map`. matplotlib is imported when something is plotted, torch never.
 
 Data flow: models or tables -> Display.from_... -> arrays -> plot(ax) -> artists.
 """
 
 from .bicriteria import BicriteriaDisplay
+from .capacity_comparison import CapacityComparisonDisplay
 from .capacity_gap import CapacityGapDisplay
 from .capacity_path import CapacityPathDisplay
 from .fisher_spectrum import FisherSpectrumDisplay
@@ -19,6 +20,7 @@ from .weight_histogram import WeightHistogramDisplay
 
 __all__ = [
     "BicriteriaDisplay",
+    "CapacityComparisonDisplay",
     "CapacityGapDisplay",
     "CapacityPathDisplay",
     "FisherSpectrumDisplay",

@@ -11,6 +11,7 @@ import pandas as pd
 from .._validation import check_axes, check_instance, closest
 from ..model_selection import capacity_table
 from ..model_selection.rank_measures import generalization_gap, rank_measures
+from ..scoring import compare_capacity
 
 __all__ = ["CapacityGapDisplay"]
 
@@ -83,6 +84,22 @@ class CapacityGapDisplay:
             Not drawn yet: call `plot`.
         """
         return cls(capacity_table(search.cv_results_), gap, **params)
+
+    @classmethod
+    def from_estimators(cls, models: Any, X: Any, y: Any, *args: Any, **params: Any) -> CapacityGapDisplay:
+        """Display of trained models.
+
+        Parameters
+        ----------
+        models, X, y, *args, **params
+            As in `compare_capacity`, with `X_test` and `y_test` among them.
+
+        Returns
+        -------
+        CapacityGapDisplay
+            Not drawn yet: call `plot`.
+        """
+        return cls(compare_capacity(models, X, y, *args, **params))
 
     def plot(self, axes: Any = None) -> CapacityGapDisplay:
         """Draw the panels, the measure with the largest tau first.

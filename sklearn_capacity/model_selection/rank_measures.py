@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from .._validation import check_instance, check_integer, check_interval, closest
-from ..measures import MEASURES
+from ..measures import MEASURES, Measure
+from ..scoring.requests import directions, label_of
 
 __all__ = ["generalization_gap", "hyperparameters", "rank_measures"]
 
-SCORES = ("test_", "train_")
+SCORES = ("test_", "train_", "gap_")
 
 
 def rank_measures(
@@ -21,7 +22,7 @@ def rank_measures(
     gap: str | tuple[str, str] | None = None,
     by: Sequence[str] | None = None,
     *,
-    measures: Sequence[str] | None = None,
+    measures: Any = None,
     n_bootstrap: int = 1000,
     confidence: float = 0.95,
     random_state: int = 0,
@@ -44,8 +45,9 @@ def rank_measures(
         and ``test_<score>``, if there is one such pair.
     by : sequence of str, default=None
         Columns of hyper-parameters. None takes those before the first score, as `capacity_table` orders them.
-    measures : sequence of str, default=None
-        Columns to rank; None takes all other columns of numbers but scores.
+    measures : sequence of str or Measure, or dict, default=None
+        Columns to rank, also as `measures` of `measure_capacity` gives them, whose own directions are then known; None
+        takes all other columns of numbers but scores.
     n_bootstrap : int >= 2, default=1000
         Resamples of the models for the interval.
     confidence : float in (0, 1), default=0.95
@@ -57,8 +59,9 @@ def rank_measures(
     DataFrame
         One row per measure, best first: ``measure``, ``better`` ("lower" or "higher"), ``tau``, ``tau_low`` and
         ``tau_high`` (bootstrap interval), ``n_models`` (rows without a nan), then ``sign_error_<h>`` and
-        ``n_pairs_<h>`` for each hyper-parameter. nan where nothing can be ordered. A name of `list_measures` knows its
-        direction; of any other column lower is taken to be better.
+        ``n_pairs_<h>`` for each hyper-parameter. nan where nothing can be ordered. Directions are known of
+        `measures` that are given as objects, of tables that `capacity_table` or `compare_capacity` made of such, and of
+        the names of `list_measures`; of any other column lower is taken to be better.
 
     Raises
     ------
@@ -91,7 +94,8 @@ def rank_measures(
     path_norm  lower  0.667               0.0               0.0
     """
     check_instance("table", table, pd.DataFrame, "a DataFrame, as `capacity_table` makes it")
-    by, measures = ([names] if isinstance(names, str) else names for names in (by, measures))
+    by = [by] if isinstance(by, str) else by
+    measures, better = _named(measures, table)
     n_bootstrap = check_integer("n_bootstrap", n_bootstrap, 2)
     confidence = check_interval("confidence", confidence, 0, 1, closed="neither")
     gaps, used = generalization_gap(table, gap)
@@ -107,7 +111,7 @@ def rank_measures(
     pairs = {name: _pairs(table, name, by) for name in by}
     rows = []
     for name in names:
-        lower = _lower_is_better(str(name))
+        lower = _lower_is_better(str(name), better)
         values = _numbers(table, name) * (1.0 if lower else -1.0)
         kept = known & ~np.isnan(values)
         measure_signs, gap_signs = _signs(values[kept]), _signs(gaps[kept])
@@ -163,9 +167,23 @@ def _measures(table: pd.DataFrame, others: set[str]) -> list[str]:
     return [name for name in numeric if name not in others and not str(name).startswith(SCORES)]
 
 
-def _lower_is_better(name: str) -> bool:
+def _named(measures: Any, table: pd.DataFrame) -> tuple[Sequence[str] | None, dict[str, str]]:
+    """Columns to rank, and the directions of measures that were given as objects, now or to whatever made the table."""
+    better = dict(table.attrs.get("better", {}))
+    if measures is None or isinstance(measures, str):
+        return (None if measures is None else [measures]), better
+    if isinstance(measures, Measure | Mapping):
+        return list(given := directions(measures)), better | given
+    columns = [label_of(entry) for entry in measures]
+    objects = [entry for entry in measures if isinstance(entry, Measure)]
+    return columns, better | (directions(objects) if objects else {})
+
+
+def _lower_is_better(name: str, better: Mapping[str, str]) -> bool:
+    if name in better:
+        return better[name] == "lower"
     if name.startswith("neg_"):  # as a scorer calls it: minus the measure
-        return not _lower_is_better(name.removeprefix("neg_"))
+        return not _lower_is_better(name.removeprefix("neg_"), better)
     return MEASURES[name].lower_is_better if name in MEASURES else True
 
 

@@ -11,18 +11,22 @@ from sklearn.metrics import get_scorer_names
 
 from .._validation import check_instance
 from ..measures import MEASURES
+from ..scoring.requests import directions
 from .refit import capacity_column, column, standard_error
 
 __all__ = ["capacity_table"]
 
 
-def capacity_table(cv_results: Mapping[str, Any]) -> pd.DataFrame:
+def capacity_table(cv_results: Mapping[str, Any], measures: Any = None) -> pd.DataFrame:
     """Scores and capacities of every candidate of a search.
 
     Parameters
     ----------
     cv_results : mapping
         ``cv_results_`` of a fitted search whose ``scoring`` was a `CapacityScorer` of several measures.
+    measures : default=None
+        The scorer's ``measures``, where some have labels of your own or are `Measure` objects: only so can those of
+        which higher is better be told from scores.
 
     Returns
     -------
@@ -57,29 +61,35 @@ def capacity_table(cv_results: Mapping[str, Any]) -> pd.DataFrame:
     keys = [name.removeprefix("mean_test_") for name in cv_results if name.startswith("mean_test_")]
     if not keys:
         raise ValueError("`cv_results` must hold mean_test_ columns; pass the `cv_results_` of a fitted search.")
+    better = {} if measures is None else directions(measures)
     table: dict[str, Any] = _parameters(cv_results["params"])
     capacities: dict[str, Any] = {}
     for key in keys:
-        name, sign = _unsigned(key)
-        if _is_capacity(key):
+        sign = _sign(key, better)
+        name = key.removeprefix("neg_") if sign < 0 else key
+        if sign:
             capacities[name] = sign * capacity_column(cv_results, key)
             continue
         table[f"test_{name}"] = column(cv_results, f"mean_test_{key}")
         table[f"test_{name}_se"] = standard_error(cv_results, f"test_{key}")
         if f"mean_train_{key}" in cv_results:
             table[f"train_{name}"] = column(cv_results, f"mean_train_{key}")
-    return pd.DataFrame(table | capacities)
+    frame = pd.DataFrame(table | capacities)
+    frame.attrs["better"] = {label: direction for label, direction in better.items() if label in capacities}
+    return frame
 
 
-def _is_capacity(key: str) -> bool:
-    """Negated keys that are not scikit-learn scorers, and names of measures; labels of one's own count as scores."""
-    return key in MEASURES or (key.startswith("neg_") and key not in get_scorer_names())
+def _sign(key: str, better: Mapping[str, str]) -> float:
+    """The sign that a capacity has under this key of a scorer; 0 for a score.
 
-
-def _unsigned(key: str) -> tuple[str, float]:
-    if key.startswith("neg_") and _is_capacity(key):
-        return key.removeprefix("neg_"), -1.0
-    return key, 1.0
+    Measures whose direction is not known are those of this package, and negated keys that are no scikit-learn scorer.
+    """
+    if better.get(key) == "higher":
+        return 1.0
+    negated = key.startswith("neg_") and key not in get_scorer_names()
+    if negated or better.get(key.removeprefix("neg_")) == "lower":
+        return -1.0
+    return 1.0 if key in MEASURES else 0.0
 
 
 def _parameters(params: list[dict[str, Any]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..process_state import keeps_modes
 from .measurement import Session
 from .requests import Request, parse_measures
 
-__all__ = ["capacity_report", "list_measures", "measure_capacity"]
+__all__ = ["capacity_report", "list_measures", "measure_capacity", "refuse_signed"]
 
 COLUMNS = [
     "measure",
@@ -109,7 +109,7 @@ def measure_capacity(
     """
     requests, explicit = parse_measures(measures)
     if log and explicit:
-        _refuse_signed(requests)
+        refuse_signed(requests)
     session = Session(
         model,
         X,
@@ -152,7 +152,8 @@ def _tell_weights_not_finite(session: Session) -> None:
             return
 
 
-def _refuse_signed(requests: list[Request]) -> None:
+def refuse_signed(requests: list[Request]) -> None:
+    """Raise if measures that were named have no logarithm."""
     signed = [r.label for r in requests if r.measure.signed]
     if signed:
         raise ValueError(f"`log` must be False for measures that may be negative, got log=True with {signed}.")

@@ -100,7 +100,9 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
         """What scikit-learn's displays of curves call the score."""
         if self.refit_measure is not None:
             return self.refit_measure
-        return self.measures if isinstance(self.measures, str) and not is_group(self.measures) else "capacity"
+        if isinstance(self.measures, str | Measure) and not is_group(self.measures):
+            return label_of(self.measures)
+        return "capacity"
 
     @keeps_modes
     def __call__(self, estimator: Any, X: Any, y: Any = None, sample_weight: Any = None) -> Any:

@@ -1,0 +1,109 @@
+"""Several models side by side: a heat map of their ranks, with the values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .._validation import check_instance
+from ..measures import MEASURES
+from ..scoring import compare_capacity
+
+__all__ = ["CapacityComparisonDisplay"]
+
+
+class CapacityComparisonDisplay:
+    """Heat map of the ranks of models in each score and measure, with the values written in the cells.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row per model, as `compare_capacity` gives it; it is not changed.
+
+    Attributes
+    ----------
+    ranks_ : DataFrame
+        1 for the best model of a column: the highest score, the smallest gap, the better capacity. Equal values share
+        the mean of their ranks; nan has none.
+    image_ : AxesImage
+    texts_ : ndarray of Text
+        The values, of the shape of the table.
+    ax_ : Axes
+    figure_ : Figure
+
+    Examples
+    --------
+    >>> import matplotlib
+    >>> matplotlib.use("Agg")
+    >>> import pandas as pd
+    >>> from sklearn_capacity.displays import CapacityComparisonDisplay
+    >>> table = pd.DataFrame({"test_accuracy": [0.9, 0.8], "l2_path_norm": [5.0, 3.0]}, index=["wide", "narrow"])
+    >>> CapacityComparisonDisplay(table).plot().ranks_
+            test_accuracy  l2_path_norm
+    wide              1.0           2.0
+    narrow            2.0           1.0
+    """
+
+    def __init__(self, table: pd.DataFrame):
+        self.table = check_instance("table", table, pd.DataFrame, "a DataFrame, as `compare_capacity` makes it")
+
+    @classmethod
+    def from_estimators(
+        cls, models: Mapping[str, Any] | Sequence[Any], X: Any = None, y: Any = None, *args: Any, **params: Any
+    ) -> CapacityComparisonDisplay:
+        """Display of trained models.
+
+        Parameters
+        ----------
+        models, X, y, *args, **params
+            As in `compare_capacity`.
+
+        Returns
+        -------
+        CapacityComparisonDisplay
+            Not drawn yet: call `plot`.
+        """
+        return cls(compare_capacity(models, X, y, *args, **params))
+
+    def plot(self, ax: Any = None) -> CapacityComparisonDisplay:
+        """Draw the heat map.
+
+        Parameters
+        ----------
+        ax : Axes, default=None
+            None makes a figure.
+
+        Returns
+        -------
+        CapacityComparisonDisplay
+            Itself, with the artists in its attributes.
+        """
+        import matplotlib.pyplot as plt
+
+        n_models, n_columns = self.table.shape
+        if ax is None:
+            _, ax = plt.subplots(figsize=(1.5 + 1.1 * n_columns, 1.8 + 0.45 * n_models), layout="constrained")
+        self.ax_, self.figure_ = ax, ax.figure
+        signs = [1.0 if _lower_is_better(str(name), self.table) else -1.0 for name in self.table.columns]
+        self.ranks_ = (self.table * signs).rank()
+        ranks = self.ranks_.to_numpy()
+        self.image_ = ax.imshow(ranks, cmap="RdYlGn_r", vmin=1, vmax=max(n_models, 2), aspect="auto", alpha=0.7)
+        ax.set_xticks(range(n_columns), [str(name).replace("_", " ") for name in self.table.columns])
+        ax.tick_params(axis="x", rotation=45)
+        ax.set_yticks(range(n_models), [str(label) for label in self.table.index])
+        self.texts_ = np.empty(self.table.shape, dtype=object)
+        for (i, j), value in np.ndenumerate(self.table.to_numpy(dtype=np.float64)):
+            self.texts_[i, j] = ax.text(j, i, f"{value:.3g}", ha="center", va="center", fontsize="small")
+        ax.set_title("rank of each model: green is best", fontsize="medium")
+        return self
+
+
+def _lower_is_better(name: str, table: pd.DataFrame) -> bool:
+    if name in table.attrs.get("better", {}):
+        return table.attrs["better"][name] == "lower"
+    if name.startswith(("train_", "test_")):
+        return False
+    return MEASURES[name].lower_is_better if name in MEASURES else True

@@ -1,0 +1,215 @@
+"""Several trained models side by side: their scores, their gaps and their capacities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import get_scorer
+from sklearn.utils.parallel import Parallel, delayed
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .._validation import NotDefinedError, warn
+from .capacity import refuse_signed
+from .measurement import Session
+from .module_estimator import module_estimator
+from .requests import Request, directions, is_group, parse_with_scores
+
+__all__ = ["compare_capacity"]
+
+
+def compare_capacity(
+    models: Mapping[str, Any] | Sequence[Any],
+    X: Any = None,
+    y: Any = None,
+    measures: Any = "cheap",
+    *,
+    X_test: Any = None,
+    y_test: Any = None,
+    initial_states: Mapping[str, Any] | Sequence[Any] | None = None,
+    loss: str | None = None,
+    classes: Any = None,
+    log: bool = False,
+    max_samples: int | None = None,
+    batch_size: int | None = None,
+    device: Any = None,
+    random_state: int = 0,
+    n_jobs: int | None = None,
+    verbose: int = 0,
+) -> pd.DataFrame:
+    """Capacities of several trained models in one table.
+
+    Parameters
+    ----------
+    models : dict of label to model, or list of models
+        Of any kind that `measure_capacity` takes, mixed as you like. Models of a list are labelled 0, 1, ...
+    X, y : array-like, default=None
+        The training data, on which capacities are measured.
+    measures : str, Measure, list of these, or dict, default="cheap"
+        As in `measure_capacity`; names of scikit-learn's scorers may stand among them.
+    X_test, y_test : array-like, default=None
+        Other data for the scores. Where no scorer is named, classifiers are scored by "accuracy", regressors by "r2".
+    initial_states : dict of label to state, or list, default=None
+        For each model, or some labels, an `initial_state` as in `measure_capacity`.
+    loss, classes, log, max_samples, batch_size, device, random_state
+        As in `measure_capacity`, the same for all models.
+    n_jobs : int, default=None
+        Models measured at once, as in joblib.
+    verbose : int, default=0
+        1 shows the progress.
+
+    Returns
+    -------
+    DataFrame
+        One row per model. For each score ``train_<score>``, ``test_<score>`` and ``gap_<score>``, their difference;
+        then one column per measure, not signed. nan where a measure is not defined for a model: of one that was named
+        a `CapacityWarning` gives the reason, and of "cheap" and "all" those that are defined for no model are left out.
+        ``attrs["better"]`` says for each measure whether "lower" or "higher" is better. `rank_measures` and the
+        displays take the table as it is.
+
+    Raises
+    ------
+    TypeError, ValueError, NotFittedError
+        For what is no trained model, and as `measure_capacity`; the message names the model.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.linear_model import LogisticRegression
+    >>> from sklearn_capacity import NetworkClassifier, compare_capacity
+    >>> X, y = load_iris(return_X_y=True)
+    >>> models = {
+    ...     "linear": LogisticRegression(max_iter=500).fit(X[::2], y[::2]),
+    ...     "network": NetworkClassifier((8,), random_state=0).fit(X[::2], y[::2]),
+    ... }
+    >>> table = compare_capacity(models, X[::2], y[::2], ["parameter_count"], X_test=X[1::2], y_test=y[1::2])
+    >>> list(table.columns), list(table["parameter_count"])
+    (['train_accuracy', 'test_accuracy', 'gap_accuracy', 'parameter_count'], [15.0, 67.0])
+    """
+    named = _labelled("models", models)
+    if not named:
+        raise ValueError("`models` must hold at least one trained model, got none.")
+    states = _initial_states(initial_states, named)
+    requests, scores = parse_with_scores(measures)
+    if log and not is_group(measures):
+        refuse_signed(requests)
+    if (X_test is None) != (y_test is None):
+        raise ValueError("`X_test` and `y_test` must be given together, got one of them.")
+    if X is None and (scores or X_test is not None):
+        raise ValueError("`X` must be given, as scores need the training data too.")
+    shared = {"loss": loss, "classes": classes, "max_samples": max_samples, "batch_size": batch_size, "device": device}
+    shared["random_state"] = random_state
+    tasks = [
+        delayed(_row)(label, model, (X, y), (X_test, y_test), requests, scores, log, {**shared, "initial_state": state})
+        for (label, model), state in zip(named.items(), states, strict=True)
+    ]
+    rows = Parallel(n_jobs=n_jobs, return_as="generator")(tasks)
+    measured = list(tqdm(rows, total=len(tasks), desc="models", disable=not verbose))
+    remarks = [(label, *remark) for label, (_, some) in zip(named, measured, strict=True) for remark in some]
+    _tell(remarks, measures)
+    return _table(named, [row for row, _ in measured], requests, measures)
+
+
+def _labelled(name: str, given: Any) -> dict[Any, Any]:
+    if isinstance(given, Mapping):
+        return dict(given)
+    if isinstance(given, list | tuple):
+        return dict(enumerate(given))
+    raise TypeError(f"`{name}` must be a dict of label to entry or a list, got {type(given).__name__}.")
+
+
+def _initial_states(given: Any, models: dict[Any, Any]) -> list[Any]:
+    if given is None:
+        return [None] * len(models)
+    states = _labelled("initial_states", given)
+    unknown = [label for label in states if label not in models]
+    if unknown:
+        raise ValueError(f"`initial_states` has {unknown[0]!r}, and `models` has only {', '.join(map(repr, models))}.")
+    return [states.get(label) for label in models]
+
+
+def _row(
+    label: Any,
+    model: Any,
+    train: tuple[Any, Any],
+    test: tuple[Any, Any],
+    requests: Sequence[Request],
+    scores: Mapping[str, str],
+    log: bool,
+    options: dict[str, Any],
+) -> tuple[dict[str, float], list[tuple[str, Exception]]]:
+    """Values of one model by column, and what could not be had with the reason."""
+    try:
+        session = Session(model, *train, **options)
+    except NotDefinedError as error:
+        return {}, [(request.label, error) for request in requests]
+    except (TypeError, ValueError) as error:
+        kind = next(k for k in (NotFittedError, TypeError, ValueError) if isinstance(error, k))
+        raise kind(f"Model {label!r}: {error}") from error
+    row: dict[str, float] = {}
+    remarks: list[tuple[str, Exception]] = []
+    if not scores and test[0] is not None:
+        scores = {"r2": "r2"} if session.task == "regression" else {"accuracy": "accuracy"}
+    estimator = model
+    if isinstance(model, nn.Module):
+        estimator = module_estimator(model, session, batch_size=options["batch_size"], device=options["device"])
+    for name, scorer in scores.items():
+        try:
+            row |= dict(_scores(name, scorer, estimator, train, test))
+        except Exception as error:
+            remarks.append((name, error))
+    for request in requests:
+        row[request.label] = math.nan
+        if log and request.measure.signed:
+            continue
+        try:
+            measured = session.run(request, log)
+        except Exception as error:
+            remarks.append((request.label, error))
+            continue
+        row[request.label] = measured.log() if log else measured.value
+    return row, remarks
+
+
+def _scores(name: str, scorer: str, estimator: Any, *parts: tuple[Any, Any]) -> Iterator[tuple[str, float]]:
+    values = [
+        float(get_scorer(scorer)(estimator, X, y.detach().cpu().numpy() if isinstance(y, Tensor) else y))
+        for X, y in parts
+        if X is not None
+    ]
+    yield from zip((f"train_{name}", f"test_{name}"), values, strict=False)
+    if len(values) == 2:
+        yield f"gap_{name}", values[0] - values[1]
+
+
+def _tell(remarks: list[tuple[Any, str, Exception]], measures: Any) -> None:
+    """Warn of what was asked for and has no value; of a group's measures only where one failed."""
+    reasons: dict[str, list[str]] = {}
+    for label, name, error in remarks:
+        if isinstance(error, NotDefinedError) and is_group(measures):
+            continue
+        reason = str(error) if isinstance(error, NotDefinedError) else f"{type(error).__name__}: {error}"
+        reasons.setdefault(f"for model {label!r}: {reason}", []).append(repr(name))
+    for reason, names in reasons.items():
+        warn(f"No value of {', '.join(names)} {reason}")
+
+
+def _table(
+    models: Mapping[Any, Any], rows: list[dict[str, float]], requests: Sequence[Request], measures: Any
+) -> pd.DataFrame:
+    labels = [request.label for request in requests]
+    found = list(dict.fromkeys(key for row in rows for key in row if key not in labels))
+    parts = ("train_", "test_", "gap_")
+    scores = sorted(found, key=lambda key: next(i for i, part in enumerate(parts) if key.startswith(part)))
+    table = pd.DataFrame(rows, columns=[*scores, *labels], dtype=np.float64)
+    table.index = pd.Index(list(models), name="model")
+    if is_group(measures):
+        table = table.drop(columns=[label for label in labels if table[label].isna().all()])
+    better = directions(measures)
+    table.attrs["better"] = {label: better[label] for label in labels if label in table}
+    return table
