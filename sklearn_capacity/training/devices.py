@@ -47,6 +47,8 @@ def resolve_device(device: Any) -> torch.device:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f'`device` must be "auto" or a device of torch such as "cpu", got {device!r}.') from error
+    if resolved.type == "cpu" and resolved.index:  # torch computes there, and cannot load from a file what was there
+        raise ValueError(f'`device` is {device!r}, but there is one CPU. Use device="cpu".')
     if resolved.type == "cuda" and (resolved.index or 0) >= n_gpus:
         raise ValueError(f'`device` is {device!r}, but torch sees {n_gpus} GPUs. Use device="auto".')
     if resolved.type not in ("cpu", "cuda"):

@@ -115,6 +115,11 @@ def test_nu_stays_a_number_in_single_precision(nu):
         GeneralizationLayerClassifier(max_epochs=1, nu_start=nu).fit(X, y)
 
 
+def test_there_is_one_cpu():
+    with pytest.raises(ValueError, match="`device` is 'cpu:7', but there is one CPU"):
+        NetworkClassifier(max_epochs=1, device="cpu:7").fit(X, y)
+
+
 def test_what_cannot_be_pickled_says_so():
     module = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
     fitted = NetworkClassifier(module=module, max_epochs=1).fit(X, y)
