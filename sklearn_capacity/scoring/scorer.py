@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.metrics import check_scoring
+from sklearn.metrics import check_scoring, get_scorer
 from sklearn.utils.validation import check_is_fitted
+from torch import nn
 
 from .._validation import NotDefinedError, check_option, warn
 from ..measures import Measure
@@ -17,6 +18,7 @@ from ..process_state import keeps_modes
 from .by_value import TravelsByValue
 from .find_network import resolve
 from .measurement import Session
+from .module_estimator import module_estimator
 from .requests import Request, is_group, label_of, parse_with_scores
 from .scores import Scores
 
@@ -221,7 +223,12 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
         values = {}
         for label, name in scorers.items():
             try:
-                values[label] = float(check_scoring(estimator, scoring=name)(twin, X, y, **weights))
+                if isinstance(estimator, nn.Module):
+                    session = session or self._session(estimator, X, y)
+                    module = module_estimator(estimator, session, batch_size=self.batch_size, device=self.device)
+                    values[label] = float(get_scorer(name)(module, X, y, **weights))
+                else:
+                    values[label] = float(check_scoring(estimator, scoring=name)(twin, X, y, **weights))
             except Exception as error:
                 self._failed([label], error)
                 values[label] = math.nan

@@ -19,6 +19,7 @@ from skorch import NeuralNetClassifier
 from torch import nn
 
 from sklearn_capacity import (
+    CapacityScorer,
     CapacityWarning,
     Measure,
     NetworkClassifier,
@@ -121,6 +122,14 @@ def test_probabilities_and_labels_of_a_plain_module(models):
     assert table.loc["module", "train_roc_auc_ovr"] == pytest.approx(roc_auc_score(train[1], p, multi_class="ovr"))
     as_tensors = compare_capacity(module, torch.from_numpy(train[0]), torch.from_numpy(train[1]), ["accuracy"])
     assert as_tensors.loc["module", "train_accuracy"] == table.loc["module", "train_accuracy"]
+
+
+def test_a_scorer_takes_names_of_scores_for_a_plain_module(models):
+    scores = CapacityScorer(["accuracy", "margin", "neg_log_loss"])(models["module"], *train)
+    table = compare_capacity({"module": models["module"]}, *train, ["accuracy", "neg_log_loss"])
+    assert scores["accuracy"] == table.loc["module", "train_accuracy"]
+    assert scores["neg_log_loss"] == pytest.approx(table.loc["module", "train_neg_log_loss"])
+    assert CapacityScorer("accuracy")(models["module"], *train) == scores["accuracy"]
 
 
 def test_initial_states_by_label(models):
