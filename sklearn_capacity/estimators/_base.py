@@ -35,7 +35,12 @@ from sklearn_capacity.estimators._checkpoints import newest_checkpoint
 from sklearn_capacity.estimators._data import Samples, flatten_samples, resolve_input_shape, weighted_samples
 from sklearn_capacity.estimators._failures import naming_parameters
 from sklearn_capacity.estimators._modules import check_batch_norm, check_output, make_module
-from sklearn_capacity.estimators._outcome import check_finite, tell_interrupt
+from sklearn_capacity.estimators._outcome import (
+    check_finite,
+    tell_interrupt,
+    warn_of_failure,
+    warn_of_normalized_outputs,
+)
 from sklearn_capacity.estimators._restoring import restore
 from sklearn_capacity.graph import takes_channels_last
 from sklearn_capacity.layers import resolve_augmentation
@@ -100,6 +105,7 @@ class BaseNetwork(BaseEstimator):
     _fitted_attributes: ClassVar[dict[str, Check]] = ATTRIBUTES  # those that a file may set
     _net_class: ClassVar[type[PenalizedNet]]
     _output_meaning: ClassVar[str]
+    _takes_logits: ClassVar[bool] = False  # whether the loss applies a softmax to the outputs
     _silenced: ClassVar[tuple[str, ...]] = ("print_log",)  # default callbacks of the skorch net
     _target_options: ClassVar[dict[str, Any]] = {}  # how scikit-learn is to validate y
     _callback_parameters: ClassVar[tuple[str, ...]] = CALLBACK_PARAMETERS
@@ -283,7 +289,7 @@ class BaseNetwork(BaseEstimator):
             with computing():
                 net = self._make_net(train.X, device) if reset else self.net_
             self._update(net, callbacks=reset or not partial)
-            self._train(net, train, valid, 1 if partial else self.max_epochs, generator)
+            self._train(net, train, valid, generator, partial=partial)
         return self._keep(net, len(train.X))
 
     def _validated(self, X: Any, y: Any, sample_weight: Any, *, reset: bool, classes: Any) -> Samples:
@@ -422,11 +428,14 @@ class BaseNetwork(BaseEstimator):
         return not all(same(*pair) for pair in zip(self._current(names), getattr(self, kept), strict=True))
 
     def _train(
-        self, net: PenalizedNet, train: Samples, valid: Samples | None, epochs: int, generator: torch.Generator
+        self, net: PenalizedNet, train: Samples, valid: Samples | None, generator: torch.Generator, *, partial: bool
     ) -> None:
-        """Train the net for some epochs with the current parameters."""
+        """Train the net with the current parameters, for one epoch if `partial`."""
+        epochs = 1 if partial else self.max_epochs
         data = self._prepare(net, train, epochs, generator)
         net.train_split = None if valid is None else predefined_split(net.get_dataset(*valid))
+        if self._takes_logits and not net.history and not (self.module is None or isinstance(self.module, str)):
+            warn_of_normalized_outputs(net, data)
         checkpoints = newest_checkpoint(self, net, train, valid)
         try:
             if checkpoints is None:
@@ -434,15 +443,17 @@ class BaseNetwork(BaseEstimator):
             else:
                 resumable_fit(net, data, epochs, *checkpoints, generator, self.checkpoint_every)
             tell_interrupt(net)
-            check_finite(net, data)
+            outputs = check_finite(net, data)
         except Exception:
             self.__dict__.pop("net_", None)  # a diverged network is not a network
             raise
         # neither the data, nor generators, nor entries per batch travel with a pickle
         net.train_split = net.iterator_train__generator = net.iterator_train__transform = None
+        is_held = any(penalty is not None and strength for penalty, strength in net.penalties)
         net.penalties, net._terms_ = (), None
         for epoch in net.history:
             epoch["batches"] = epoch["batches"][-1:]  # skorch's Checkpoint reads an epoch's last one
+        warn_of_failure(net, data, outputs, partial=partial, stops_early=self.early_stopping, is_held=is_held)
 
     def _prepare(self, net: PenalizedNet, train: Samples, epochs: int, generator: torch.Generator) -> TensorData:
         """Tell the net how to train; returns its data."""

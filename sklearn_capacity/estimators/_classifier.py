@@ -56,6 +56,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
     _fitted_attributes = CLASSIFIER
     _net_class = PenalizedClassifier
     _output_meaning = "one logit per class"
+    _takes_logits = True
     _silenced = ("print_log", "valid_acc")  # valid_acc would make the net keep each batch's entries
 
     def __init__(

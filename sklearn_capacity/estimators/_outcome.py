@@ -1,19 +1,39 @@
-"""What a training has ended in: an interrupt, a network that is no longer finite."""
+"""What a training ends in: an interrupt, a network that is not finite, one that predicts no better than a constant."""
 
 from __future__ import annotations
 
-import torch
+import math
+import sys
+import warnings
+from typing import Any
 
-from sklearn_capacity._validation import warn
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor, nn
+
+from sklearn_capacity._validation import CapacityWarning, warn
+from sklearn_capacity.graph.outputs import normalizing_call
 from sklearn_capacity.process_state import computing
 from sklearn_capacity.training import PenalizedNet, TensorData
 
-__all__ = ["check_finite", "tell_interrupt"]
+__all__ = ["check_finite", "tell_interrupt", "warn_of_failure", "warn_of_normalized_outputs"]
+
+#: optimiser steps from which on a network that is no better than a constant counts as a failure, not as a short fit
+SETTLED = 100
+#: a loss of so many times that of outputs of zero is a failure after any number of steps
+GROSS = 10.0
+#: share of the best constant's loss below which a network with one output for all samples is none that has failed
+SUSPECT = 0.9
+#: inputs whose root mean square lies outside are named as a cause
+ORDINARY_SCALE = (0.1, 10.0)
+#: samples that are looked at before the training
+_FEW = 8
+_ENDING_NAMES = {"probabilities": "softmax", "log_probabilities": "log-softmax", "one_probability": "sigmoid"}
 
 
 def tell_interrupt(net: PenalizedNet) -> None:
     """Warn if Ctrl-C has ended the training, which skorch takes for its end: in a search it would pass unseen."""
-    if net.history and "dur" not in net.history[-1]:  # the time of an epoch is taken at its end, before any stop
+    if was_interrupted(net):
         net.history.record("epoch", len(net.history))  # which the interrupt may have come before
         warn(
             f"Training was interrupted in epoch {net.history[-1, 'epoch']}, and the network is kept as it "
@@ -21,19 +41,195 @@ def tell_interrupt(net: PenalizedNet) -> None:
         )
 
 
-def check_finite(net: PenalizedNet, data: TensorData) -> None:
-    """Raise if the weights, or the outputs for some training samples, are not finite after the last step.
+def was_interrupted(net: PenalizedNet) -> bool:
+    """Whether the last epoch was cut off: its time is taken at its end, before any callback stops the training."""
+    return bool(net.history) and "dur" not in net.history[-1]
+
+
+def check_finite(net: PenalizedNet, data: TensorData) -> Tensor:
+    """The outputs for some training samples; raises if they, or the weights, are not finite after the last step.
 
     Buffers are left out: a mask may hold infinities. Those of batch norm show in the outputs.
     """
-    sample = data.X[: net.batch_size].clone()
-    net._set_training(False)
-    with computing(), torch.no_grad():
-        tensors = [*net.module_.parameters(), net.module_(sample)]
-        finite = torch.stack([t.isfinite().all() for t in tensors]).all().item()
+    outputs = first_outputs(net, data, net.batch_size)
+    finite = torch.stack([t.isfinite().all() for t in (*net.module_.parameters(), outputs)]).all().item()
     if not finite:
         epoch = net.history[-1]
         raise ValueError(
             f"Training diverged in epoch {epoch['epoch']}: the network is no longer finite, its last training loss "
             f"was {epoch.get('train_loss')}. Lower `learning_rate` ({net.lr:g}) or scale the data."
         )
+    return outputs
+
+
+def first_outputs(net: PenalizedNet, data: TensorData, n_samples: int) -> Tensor:
+    """What the module returns in eval mode for the first samples."""
+    net._set_training(False)
+    with computing(), torch.no_grad():
+        return net.module_(data.X[:n_samples].clone())
+
+
+# ---- no better than a constant ------------------------------------------------------------------
+
+
+def warn_of_failure(
+    net: PenalizedNet, data: TensorData, outputs: Tensor, *, partial: bool, stops_early: bool, is_held: bool
+) -> None:
+    """Warn if the trained network is worse than predicting one constant, or predicts one.
+
+    A short training, one that stops early or one with a penalty may rightly end near the constant, so that only
+    a loss far above it, or a dead network, counts there. The epoch's loss is a first sight, which costs nothing;
+    it is taken over the epoch with dropout, so the network's loss as it is now decides.
+
+    Parameters
+    ----------
+    net : PenalizedNet
+        Trained.
+    data : TensorData
+    outputs : Tensor of shape (m, n_outputs)
+        For the first m samples.
+    partial : bool
+        Whether the training goes on with other samples.
+    stops_early : bool
+        Whether it may have stopped before it has come far.
+    is_held : bool
+        Whether a penalty kept the network from learning.
+    """
+    if was_interrupted(net) or "train_loss" not in net.history[-1]:
+        return
+    constant, zero = _trivial_losses(net, data, outputs.shape[1])
+    n_steps = sum(epoch.get("train_batch_count", 0) for epoch in net.history)
+    settled = n_steps >= SETTLED and not (partial or stops_early) and not is_held and constant > 0
+    last, gross = net.history[-1, "train_loss"], GROSS * max(constant, zero)
+    dead = last > SUSPECT * constant > 0 and not is_held and _is_constant(outputs, data.X[: len(outputs)])
+    if not (last > gross or dead or (settled and last > constant)):
+        return
+    loss = _loss_of(net, data)
+    failed = loss > gross or (settled and loss > constant)
+    if not failed and not (dead and loss > SUSPECT * constant):
+        return
+    what = "the same output for every sample and " if dead else ""
+    _warn_once(
+        f"Training ended in epoch {len(net.history)} with {what}a training loss of {loss:.4g}, no better than the "
+        f"{constant:.4g} of the best constant prediction; the first epoch's loss was "
+        f"{net.history[0].get('train_loss', math.nan):.4g}. {_cure(net, data, slow=not dead and loss <= gross)}",
+        ConvergenceWarning,
+        once=partial,
+    )
+
+
+def _trivial_losses(net: PenalizedNet, data: TensorData, n_outputs: int) -> tuple[float, float]:
+    """Training losses of the best constant outputs and of outputs that are all zero."""
+    with torch.no_grad():
+        best = net.criterion_.best_constant(data.y, n_outputs, data.sample_weight)  # (n_outputs,)
+        constants = torch.stack([best, torch.zeros_like(best)])  # (2, n_outputs)
+        constant, zero = [_loss(net, c.expand(len(data), -1), data).item() for c in constants]
+    return constant, zero
+
+
+def _loss(net: PenalizedNet, outputs: Tensor, data: TensorData) -> Tensor:
+    """The mean over the data's samples of their weighted losses."""
+    return net.criterion_(outputs, data.y, sample_weight=data.sample_weight)
+
+
+def _loss_of(net: PenalizedNet, data: TensorData) -> float:
+    """The training loss of the network as it is, in eval mode."""
+    net._set_training(False)
+    size = max(net.batch_size, 512)
+    with computing(), torch.no_grad():
+        chunks = (data[start : start + size] for start in range(0, len(data), size))
+        losses = [
+            net.criterion_(net.infer(X.clone()), y, sample_weight=chunk.sample_weight) * len(X)
+            for chunk in chunks
+            for X, y in [chunk]
+        ]
+        return (torch.stack(losses).sum() / len(data)).item()
+
+
+def _is_constant(outputs: Tensor, X: Tensor) -> bool:
+    """Whether samples that differ have one output in common."""
+    spread = (outputs - outputs[:1]).abs().max()
+    return bool((spread <= 1e-6 * outputs.abs().max()) & (X != X[:1]).any())
+
+
+def _cure(net: PenalizedNet, data: TensorData, *, slow: bool) -> str:
+    """What to try; `slow` is a training that may only have been too short."""
+    cures = [f"Lower `learning_rate` ({net.lr:g})"]
+    if slow:
+        cures = [f"Change `learning_rate` ({net.lr:g})", "train for more epochs"]
+    y = data.y if data.y is not None and data.y.is_floating_point() else None
+    for name, values, scaler in (("X", data.X, "StandardScaler"), ("y", y, "TransformedTargetRegressor")):
+        scale = 1.0 if values is None else values.double().square().mean().sqrt().item()
+        if not ORDINARY_SCALE[0] <= scale <= ORDINARY_SCALE[1]:
+            cures.append(f"scale {name}, whose root mean square is {scale:.3g}, to about 1 ({scaler})")
+    return ", or ".join(cures) + "."
+
+
+# ---- outputs that are no logits -----------------------------------------------------------------
+
+
+def warn_of_normalized_outputs(net: PenalizedNet, data: TensorData) -> None:
+    """Warn if a classifier's module ends in a softmax, a log-softmax or a sigmoid, which the loss applies itself."""
+    with torch.random.fork_rng(devices=[]):  # a module may draw numbers in eval mode, too
+        outputs = first_outputs(net, data, _FEW)
+        total = outputs.sum(dim=1) if (outputs >= 0).all() else outputs.exp().sum(dim=1)  # 1, if normalised
+        normalized = bool(((total - 1).abs() < 1e-3).all())
+        if not normalized and not ((outputs >= 0) & (outputs <= 1)).all():
+            return
+        name, ending = _ending(net.module_, data.X[:_FEW].clone())
+    if not normalized and ending != "one_probability":
+        return
+    ending = ending or ("probabilities" if (outputs >= 0).all() else "log_probabilities")
+    harm = "training is slow and ends early"
+    if ending == "log_probabilities":
+        harm = "that changes nothing, but penalties on the Jacobian are those of the log-probabilities"
+    _warn_once(
+        f"`module` ends in a {_ENDING_NAMES[ending]}, in {name}, but the loss takes logits and applies the "
+        f"softmax itself: {harm}. Leave it out; `predict_proba` has the probabilities.",
+        CapacityWarning,
+    )
+
+
+def _ending(module: nn.Module, X: Tensor) -> tuple[str, str | None]:
+    """The layer that makes the outputs, in words, and which of the three functions it ends in, if in one of torch's."""
+    makers: list[tuple[str, nn.Module, Any]] = []
+    handles = [
+        layer.register_forward_hook(lambda layer, args, output, name=name: makers.append((name, layer, output)))
+        for name, layer in module.named_modules()
+        if name
+    ]
+    try:
+        with computing(), torch.no_grad():
+            returned, ending = normalizing_call(module, X)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, layer, output in makers:  # the innermost come first
+        if output is returned:
+            return f"its layer {name!r} ({type(layer).__name__})", ending
+    return "its `forward`", ending
+
+
+# ---- searches -----------------------------------------------------------------------------------
+
+_PASSED_ON = ("sklearn_capacity.", "sklearn.", "skorch.", "joblib.", "dask.", "distributed.")
+_SEARCHES = ("sklearn.model_selection.", "joblib.", "dask.", "distributed.")
+_warned: set[tuple[type, str, int]] = set()  # where searches have been warned
+
+
+def _warn_once(message: str, category: type[Warning], *, once: bool = False) -> None:
+    """Warn at the user's line; in a search, whose fits may fail by the hundred, or if `once`, once a line and process.
+
+    Python's own filter does not see to that: texts differ by their numbers, and joblib resets it for each task.
+    """
+    frame, level, repeated = sys._getframe(1), 2, once
+    while frame.f_back is not None and (name := frame.f_globals.get("__name__", "")).startswith(_PASSED_ON):
+        repeated |= name.startswith(_SEARCHES)
+        frame, level = frame.f_back, level + 1
+    place = (category, frame.f_code.co_filename, frame.f_lineno)
+    if repeated and place in _warned:
+        return
+    if repeated:
+        _warned.add(place)
+        message += " Further fits may end so, too; this is said once."
+    warnings.warn(message, category, stacklevel=level)

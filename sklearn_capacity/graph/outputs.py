@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from .fold import HEAD
 from .nodes import UnsupportedLayerError
 
-__all__ = ["Wrapper", "as_logits", "first_output"]
+__all__ = ["Wrapper", "as_logits", "first_output", "normalizing_call"]
 
 #: What a module returns -> torch's functions that make it of logits.
 _ENDINGS: dict[str, frozenset[Callable[..., Any]]] = {
@@ -40,6 +40,15 @@ def as_logits(module: nn.Module, output: str) -> nn.Module:
 def first_output(returned: Any) -> Any:
     """The first of several outputs."""
     return returned[0] if isinstance(returned, tuple | list) else returned
+
+
+def normalizing_call(module: nn.Module, x: Tensor) -> tuple[Any, str | None]:
+    """What a module returns at x, and what that is as a key of `_ENDINGS`, if it is such a function's result."""
+    with _LastCall(frozenset().union(*_ENDINGS.values())) as last:
+        returned = first_output(module(x))
+    if last.argument_of(returned) is None:
+        return returned, None
+    return returned, next(output for output, functions in _ENDINGS.items() if last.function in functions)
 
 
 class Wrapper(nn.Module):
@@ -96,6 +105,7 @@ class _LastCall(TorchFunctionMode):
     def __init__(self, functions: frozenset[Callable[..., Any]]):
         super().__init__()
         self.functions = functions
+        self.function: Callable[..., Any] | None = None
         self.argument: Tensor | None = None
         self.result: Any = None
         self.version = 0
@@ -105,7 +115,7 @@ class _LastCall(TorchFunctionMode):
         result = func(*args, **kwargs)
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)  # None: a sigmoid, or the one axis of a sample
         if func in self.functions and dim in (None, -1, result.dim() - 1):
-            self.argument, self.result = args[0] if args else kwargs["input"], result
+            self.function, self.argument, self.result = func, args[0] if args else kwargs["input"], result
             self.version = result._version
         return result
 
