@@ -68,12 +68,12 @@ class LossHessian:
     def gradient(self) -> Tensor:
         """Gradient of the mean loss, (P,) in float64."""
 
-        def on_chunk(*samples: Tensor) -> Tensor:
+        def on_chunk(*samples: Tensor) -> list[Tensor]:
             with torch.enable_grad():
                 value = self._loss(self._points, *samples)
-            return self._joined(self._derived([value], [None], create_graph=False))[:, None]
+            return [self._joined(self._derived([value], [None], create_graph=False))]
 
-        return self._mean(on_chunk, 1)[:, 0]
+        return self._mean(on_chunk, 1)[0]
 
     def product(self, direction: Tensor) -> Tensor:
         """Hessian times a vector of shape (P,), in float64."""
@@ -83,17 +83,19 @@ class LossHessian:
         """Hessian times every column of a matrix of shape (P, k), in float64; the gradient is formed once for all."""
         columns = [self._split(direction) for direction in directions.T]
 
-        def on_chunk(*samples: Tensor) -> Tensor:
+        def on_chunk(*samples: Tensor) -> list[Tensor]:
             gradients = self._gradients(samples)
-            return torch.stack([self._joined(self._along(gradients, column)) for column in columns], 1)
+            return [self._joined(self._along(gradients, column)) for column in columns]
 
-        return self._mean(on_chunk, len(columns))
+        return self._mean(on_chunk, len(columns)).T
 
-    def _mean(self, on_chunk: Callable[..., Tensor], n_columns: int) -> Tensor:
-        total = torch.zeros(self.size, n_columns, dtype=torch.float64, device=self.device)
+    def _mean(self, on_chunk: Callable[..., list[Tensor]], n_rows: int) -> Tensor:
+        total = torch.zeros(n_rows, self.size, dtype=torch.float64, device=self.device)
 
         def add(*samples: Tensor) -> None:
-            total.add_(on_chunk(*samples))  # last, so that a chunk that memory had no room for has added nothing
+            # Added last and in place, so that a chunk that memory had no room for has added nothing.
+            for row, part in zip(total, on_chunk(*samples), strict=True):
+                row.add_(part)
 
         self._in_chunks(add)
         return total.div_(self._n_samples)
