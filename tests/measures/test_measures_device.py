@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from measuring import separated, values_of
-from networks import NETWORKS
+from networks import NETWORKS, make
 from pretend_device import pretend_device
 from sklearn_capacity import CapacityScorer, NetworkClassifier, measure_capacity
 
@@ -19,6 +20,22 @@ def test_measures_run_on_the_device(case):
         got = values_of(module.to(pretend.device), X, y)
     for name, value in expected.items():
         assert got[name] == (None if value is None else pytest.approx(value, rel=1e-6, abs=1e-9)), name
+
+
+def test_iterations_and_draws_run_on_the_device():
+    """Of a network with too many parameters for the Hessian itself."""
+    layers = lambda: (nn.Linear(8, 30), nn.Tanh(), nn.Linear(30, 3))  # noqa: E731
+    module, X, y = make(lambda: nn.Sequential(*layers()), (8,))
+    request = {
+        "hessian_max_eigenvalue": "hessian_max_eigenvalue",
+        "hessian_trace": ("hessian_trace", {"n_products": 6}),
+        "average": ("adaptive_sharpness", {"average": True, "n_draws": 4}),
+        "restarts": ("adaptive_sharpness", {"n_restarts": 2, "norm": "linf", "steps": 3}),
+    }
+    expected = measure_capacity(module, X, y, request)
+    with pretend_device() as pretend:
+        got = measure_capacity(module.to(pretend.device), X, y, request)
+    assert got == pytest.approx(expected, rel=1e-6)
 
 
 def test_scorer_runs_on_the_device():
