@@ -18,6 +18,7 @@ __all__ = [
     "NotDefinedError",
     "as_list",
     "check_axes",
+    "check_boolean",
     "check_instance",
     "check_integer",
     "check_interval",
@@ -116,6 +117,13 @@ def as_list(name: str, values: Any) -> list[Any]:
     except Exception:  # an object may fail in its own way
         pass
     raise TypeError(f"`{name}` must be a sequence, got {values!r}.")
+
+
+def check_boolean(name: str, value: Any) -> bool:
+    """Return `value` as a bool, or raise if it is neither True nor False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"`{name}` must be True or False, got {value!r}.")
+    return bool(value)
 
 
 def check_integer(name: str, value: Any, low: int = 1, high: int | None = None, *, cure: str = "") -> int:

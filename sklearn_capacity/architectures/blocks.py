@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from sklearn_capacity._validation import check_integer
+from sklearn_capacity._validation import as_list, check_boolean, check_integer
 from sklearn_capacity.architectures.mlp import RowNormalizedLinear
 from sklearn_capacity.architectures.row_norm import RowNormalizedConv2d
 
@@ -51,6 +51,7 @@ def activated_convolution(
     weight_norm: bool = False,
 ) -> list[nn.Module]:
     """Return convolution, batch norm (or a bias in its place) and ReLU as a list of layers."""
+    batch_norm, weight_norm = check_boolean("batch_norm", batch_norm), check_boolean("weight_norm", weight_norm)
     conv = convolution(
         in_channels, out_channels, kernel_size, stride, padding, bias=not batch_norm, weight_norm=weight_norm
     )
@@ -59,7 +60,7 @@ def activated_convolution(
 
 def check_image(input_shape: Sequence[int] | Any, smallest: int) -> tuple[int, int, int]:
     """Return (channels, height, width), or say that the shape is not an image's, or too small for the network."""
-    shape = tuple(input_shape)
+    shape = tuple(as_list("input_shape", input_shape))
     if len(shape) != 3:
         raise ValueError(
             f"`input_shape` must be (channels, height, width) for this architecture, got {shape}. "

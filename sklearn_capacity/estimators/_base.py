@@ -92,7 +92,7 @@ _PREDICTION_CHUNK = 512
 
 def can_continue(estimator: BaseNetwork) -> bool:
     """Whether there is a `partial_fit`: a validation part cannot be kept apart over many calls."""
-    if estimator.early_stopping:
+    if estimator.early_stopping is True:  # anything but a bool is refused by `fit`
         raise AttributeError("`partial_fit` is not available with early_stopping=True.")
     return True
 

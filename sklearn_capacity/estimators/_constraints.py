@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from skorch.callbacks import Callback
 
-from sklearn_capacity._validation import check_instance, check_integer, check_interval, check_option
+from sklearn_capacity._validation import check_boolean, check_instance, check_integer, check_interval, check_option
 from sklearn_capacity.architectures.mlp import ACTIVATIONS, check_layer_sizes
 from sklearn_capacity.layers import resolve_augmentation
 from sklearn_capacity.training.losses import CRITERIA
@@ -49,11 +49,7 @@ def callable_or(check: Check) -> Check:
     return lambda name, value: value if callable(value) else check(name, value)
 
 
-def boolean(name: str, value: Any) -> bool:
-    """True or False."""
-    if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"`{name}` must be True or False, got {value!r}.")
-    return bool(value)
+boolean = check_boolean  #: True or False
 
 
 def mapping(name: str, value: Any) -> Mapping[str, Any]:

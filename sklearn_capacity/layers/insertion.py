@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklearn_capacity._validation import as_list, check_integer, check_option, closest
+from sklearn_capacity._validation import as_list, check_boolean, check_integer, check_option, closest
 from sklearn_capacity.layers.dropout import ConvGeneralizationDropout, GeneralizationDropout
 from sklearn_capacity.layers.generalization import (
     ConvGeneralizationLayer,
@@ -114,6 +114,7 @@ def insert_generalization_layer(
         raise TypeError(f"`module` must be a torch.nn.Module, got {type(module).__name__}.")
     check_option("variant", variant, FORMS)
     form = FORMS[variant][0] if form is None else check_option("form", form, FORMS[variant])
+    replace = check_boolean("replace", replace)
     if replace and (variant != "skip" or form == "wrap"):
         raise ValueError("`replace` needs variant='skip' and form='block' or 'conv3x3'.")
     module = copy.deepcopy(module)
@@ -173,6 +174,8 @@ def _watch(module: nn.Module, input_shape: Sequence[int]) -> _Flow:
     reference = next((t for t in module.parameters() if t.is_floating_point()), None)
     if reference is None:
         raise ValueError("`module` must have parameters: there is nothing in it to regularise.")
+    if len({t.is_meta for t in (*module.parameters(), *module.buffers())}) > 1:
+        raise ValueError("`module` has some of its tensors on the meta device. Give them values with `to_empty`.")
     recorder = _ShapeRecorder(module)
     modes = [(layer, layer.training) for layer in module.modules()]
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sklearn_capacity._validation import check_instance, check_option
+from sklearn_capacity._validation import check_instance, check_interval, check_option
 from sklearn_capacity.training.kfac import KFAC
 from sklearn_capacity.training.path_sgd import PathSGD
 
@@ -45,6 +45,9 @@ def resolve_optimizer(
     none raises then. ``params`` win over both. The fused implementations are taken where they exist.
     """
     check_instance("device", device, torch.device, "a torch.device")
+    weight_decay = check_interval("weight_decay", weight_decay)
+    if params is not None:
+        check_instance("params", params, Mapping, "a dict of the optimiser's settings")
     if not callable(optimizer):
         optimizer = OPTIMIZERS[check_option("optimizer", optimizer, OPTIMIZERS)]
     accepted = inspect.signature(optimizer).parameters
