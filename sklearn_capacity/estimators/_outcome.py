@@ -95,7 +95,7 @@ def warn_of_failure(
     is_held : bool
         Whether a penalty kept the network from learning.
     """
-    if was_interrupted(net) or "train_loss" not in net.history[-1]:
+    if not net.history or was_interrupted(net) or "train_loss" not in net.history[-1]:
         return
     constant, zero = _trivial_losses(net, data, outputs.shape[1])
     n_steps = sum(epoch.get("train_batch_count", 0) for epoch in net.history)

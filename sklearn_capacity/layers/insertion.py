@@ -174,7 +174,7 @@ def _watch(module: nn.Module, input_shape: Sequence[int]) -> _Flow:
     reference = next((t for t in module.parameters() if t.is_floating_point()), None)
     if reference is None:
         raise ValueError("`module` must have parameters: there is nothing in it to regularise.")
-    if len({t.is_meta for t in (*module.parameters(), *module.buffers())}) > 1:
+    if not reference.is_meta and any(p.is_meta for p in module.parameters()):
         raise ValueError("`module` has some of its tensors on the meta device. Give them values with `to_empty`.")
     recorder = _ShapeRecorder(module)
     modes = [(layer, layer.training) for layer in module.modules()]

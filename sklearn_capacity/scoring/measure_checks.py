@@ -204,7 +204,8 @@ def _contents(session: Session) -> dict[str, Any]:
     contents |= {"X": batch.X.clone()} if batch.has_samples else {}
     contents |= {"y": batch.y.clone()} if batch.has_labels else {}
     contents["the random numbers of torch, in the process"] = torch.get_rng_state()
-    contents["the random numbers of numpy, in the process"] = np.random.get_state()[1].tolist()  # type: ignore[index]
+    state = np.random.get_state(legacy=False)["state"]  # type: ignore[call-overload]
+    contents["the random numbers of numpy, in the process"] = state["key"].tolist(), state["pos"]
     contents["the random numbers of Python, in the process"] = random.getstate()
     return contents
 

@@ -62,19 +62,19 @@ def torch_file():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda old: b"", "no safetensors file"),
-        (lambda old: b"hello", "no safetensors file"),
+        (lambda old: b"", "not a safetensors file"),
+        (lambda old: b"hello", "not a safetensors file"),
         (lambda old: pickle.dumps(Bomb()), "pickle or an archive"),
         (lambda old: pickle.dumps(Bomb(), 2), "pickle or an archive"),
-        (lambda old: pickle.dumps(Bomb(), 0), "no safetensors file"),
+        (lambda old: pickle.dumps(Bomb(), 0), "not a safetensors file"),
         (lambda old: zip_bomb(), "pickle or an archive"),
         (lambda old: torch_file(), "pickle or an archive"),
-        (lambda old: old[:7], "no safetensors file"),
+        (lambda old: old[:7], "not a safetensors file"),
         (lambda old: old[:100], "cut off after 100 bytes"),
         (lambda old: old[:-1], "damaged: it has .* bytes in place of"),
         (lambda old: old + b"\0", "damaged"),
         (lambda old: old[:-9] + bytes([old[-9] ^ 1]) + old[-8:], "checksum"),
-        (lambda old: (10**15).to_bytes(8, "little") + old[8:], "no safetensors file"),
+        (lambda old: (10**15).to_bytes(8, "little") + old[8:], "not a safetensors file"),
         (lambda old: (100_000).to_bytes(8, "little") + b'{"a":' + b"[" * 99_995, "header is not a JSON"),
         (lambda old: (2).to_bytes(8, "little") + b"{}", "of another program"),
     ],
@@ -106,7 +106,7 @@ def test_every_cut_is_noticed(saved):
     whole = saved.read_bytes()
     for length in range(0, len(whole), 97):
         saved.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="damaged|no safetensors"):
+        with pytest.raises(ValueError, match="damaged|not a safetensors"):
             load(saved)
 
 
@@ -151,8 +151,8 @@ PARAM = {"hidden_layer_sizes": {"tuple": [10**6, 10**6]}}
         ({"params": {"activation": "os.system"}}, "`activation` must be one of"),
         ({"params": {"module": "os"}}, "`module` must be one of"),
         ({"params": {"module": 3}}, "`module` is 3, no name"),
-        ({"params": {"tol": {"object": "os.system"}}}, "no encoded value"),
-        ({"params": {"tol": {"float": "1"}}}, "no encoded value"),
+        ({"params": {"tol": {"object": "os.system"}}}, "not an encoded value"),
+        ({"params": {"tol": {"float": "1"}}}, "not an encoded value"),
         ({"params": [1]}, "cannot be loaded"),
         ({"params": PARAM}, "describe a network (larger than|that cannot be made)"),
         ({"params": {"hidden_layer_sizes": {"tuple": [10**15]}}}, "larger than"),
@@ -178,7 +178,7 @@ def test_wrong_documents(saved, changes, message):
         ("input_shape_", {"tuple": [0]}, "must be a tuple of 1 to 8 positive whole numbers"),
         ("n_features_in_", 15, "`n_features_in_` must be 16, since samples have shape"),
         ("_dtype", {"dtype": "<i8"}, "must be the precision float32 or float64"),
-        ("_dtype", {"dtype": "<U99999999"}, "no dtype of labels"),
+        ("_dtype", {"dtype": "<U99999999"}, "not a dtype of labels"),
         ("_dtype", {"dtype": "what"}, "is not a dtype"),
         (
             "classes_",

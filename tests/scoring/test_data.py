@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceW
         ([], ValueError, "at least one measure"),
         (3, TypeError, "`measures` must be a name"),
         ([("path_norm", {})], TypeError, "as a list must hold names"),
-        ({"a": 3}, TypeError, r"must be a name or \(name, params\)"),
+        ({"a": 3}, TypeError, r"must be a name, a `Measure`, a function, or \(one of these, params\)"),
         ({"a": ("path_norm", {"q": 1})}, ValueError, "no parameter 'q'"),
         ({"a": ("path_norm", {"p": -1})}, ValueError, r"`p` must lie in \(0, inf\), got -1"),
         ({"a": ("margin", {"percentile": 150})}, ValueError, r"`percentile` must lie in \[0, 100\], got 150"),

@@ -182,7 +182,7 @@ COSTLY = {
     "zeros after the end": (raw(with_document("{}"), 200 * 2**30), "in place of the"),
     "a tensor of 200 GB": (raw(with_document("{}", a=HUGE), 200 * 2**30), "more than the"),
     "a tensor that is not there": (raw(with_document("{}", a=HUGE)), "in place of the"),
-    "a header of gigabytes": (raw(b"{" + b" " * 100, 2**31, length=2**31), "no safetensors file"),
+    "a header of gigabytes": (raw(b"{" + b" " * 100, 2**31, length=2**31), "not a safetensors file"),
     "nested brackets": (raw(with_document("[" * 1_000_000)), "damaged"),
     "closed brackets": (raw(with_document(("[" * 900 + "]" * 900 + ",") * 4000)), "lists beside its tensors"),
     "brackets in the header": (raw(b'{"a":[' + b"[]," * 4_000_000 + b"[]]}"), "lists beside its tensors"),
