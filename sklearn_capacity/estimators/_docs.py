@@ -34,8 +34,9 @@ loss : %(losses)s, default="auto"
     %(loss_text)s
 optimizer : str or callable, default="adam"
     "adam", "adamw", "sgd", "rmsprop", "lbfgs" (use a `batch_size` of at least n_samples), "nadam",
-    "adagrad", "adadelta", "kfac" (natural gradient), "path_sgd" (rectifier chains), an optimiser
-    class of torch or a callable ``(params, lr=...)``.
+    "adagrad", "adadelta", "kfac" (natural gradient), "path_sgd" (rectifier chains), "sam"
+    (sharpness-aware, with the ``rho``, ``adaptive`` and ``base`` of `optimizer_params`), an optimiser class of torch
+    or a callable ``(params, lr=...)``.
 optimizer_params : dict, default=None
     More arguments for the optimiser.
 learning_rate : float > 0, default=0.01

@@ -1,7 +1,7 @@
 """Training loops: skorch nets with a penalty, and the parts around them.
 
 `net` is the skorch net; `penalty_terms` calls its penalties, `objectives` serves optimisers that evaluate a batch more
-than once, `batches` and `losses` feed it. Optimisers: `optimizers` by name, `kfac` with `kronecker`, `path_sgd`.
+than once, `batches` and `losses` feed it. Optimisers: `optimizers` by name, `kfac` with `kronecker`, `path_sgd`, `sam`.
 Callbacks: `callbacks`, `schedules` (learning rates), `regime` (generalization layers). Checkpoints: `checkpoints`,
 `run_state` (what the next epoch depends on), `behaviour` (how a changed definition is noticed). `devices` and `seeding`
 say where and from which numbers. Read `net`, then `batches`.
@@ -19,6 +19,7 @@ from sklearn_capacity.training.net import PenalizedClassifier, PenalizedNet, Pen
 from sklearn_capacity.training.optimizers import OPTIMIZERS, resolve_optimizer
 from sklearn_capacity.training.path_sgd import PathSGD
 from sklearn_capacity.training.regime import NuSchedule, SlowLearning
+from sklearn_capacity.training.sam import SAM
 from sklearn_capacity.training.schedules import LearningRateSchedule, TorchSchedule, make_schedule, set_learning_rates
 from sklearn_capacity.training.seeding import seeded
 
@@ -26,6 +27,7 @@ __all__ = [
     "CRITERIA",
     "KFAC",
     "OPTIMIZERS",
+    "SAM",
     "CheckpointFolder",
     "CheckpointWriter",
     "DivergenceCheck",

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from sklearn_capacity.training.sam import SAM
 
 __all__ = ["Objective", "calls_closure_once", "step_with_gradients"]
 
 
 def calls_closure_once(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a step begins with its only evaluation, as in torch (but for LBFGS) and in this package."""
-    return _begins_with_closure(optimizer) and not isinstance(optimizer, torch.optim.LBFGS)
+    """Whether a step begins with its only evaluation, as in torch (but for LBFGS) and in this package (but for SAM)."""
+    return _begins_with_closure(optimizer) and not isinstance(optimizer, (torch.optim.LBFGS, SAM))
 
 
 def _begins_with_closure(optimizer: torch.optim.Optimizer) -> bool:
@@ -24,7 +27,8 @@ class Objective:
     """The loss of a batch; calling it computes the gradients.
 
     It is the same function in every call: dropout masks and random projections are drawn again as they were, and
-    what a forward pass does to the module's buffers, as to running statistics, is done once for the batch.
+    what a forward pass does to the module's buffers is done once for the batch. Running statistics are moved by the
+    first call, and later ones find them so: a penalty that is evaluated with them sees the same.
 
     Parameters
     ----------
@@ -58,8 +62,10 @@ class Objective:
                 generator.set_state(state)
             if self._cuda is not None and self._cuda_state is not None:
                 torch.cuda.set_rng_state(self._cuda_state, self._cuda)
-            self._set_buffers(self._before)
-            loss = self.evaluate()
+            names = _names_of_statistics(self.module)
+            self._set_buffers({**self._before, **{name: self._after[name] for name in names}})
+            with _held_statistics(self.module):
+                loss = self.evaluate()
             self._set_buffers(self._after)
             return loss
 
@@ -70,6 +76,31 @@ class Objective:
         with torch.no_grad():
             for name, buffer in self.module.named_buffers():
                 buffer.copy_(values[name])
+
+
+def _norms(module: nn.Module) -> dict[str, nn.Module]:
+    """Batch and instance norms that keep running statistics."""
+    norms = {name: m for name, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)}
+    return {name: norm for name, norm in norms.items() if norm.track_running_stats}
+
+
+def _names_of_statistics(module: nn.Module) -> list[str]:
+    norms = _norms(module).items()
+    return [f"{name}.{key}".lstrip(".") for name, norm in norms for key, _ in norm.named_buffers(recurse=False)]
+
+
+@contextmanager
+def _held_statistics(module: nn.Module) -> Iterator[None]:
+    """Forward passes in training mode leave running statistics as they are."""
+    norms = list(_norms(module).values())
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0  # the share of the batch's own
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def step_with_gradients(optimizer: torch.optim.Optimizer, objective: Objective) -> None:

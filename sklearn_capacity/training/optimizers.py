@@ -11,6 +11,7 @@ import torch
 from sklearn_capacity._validation import check_instance, check_interval, check_option
 from sklearn_capacity.training.kfac import KFAC
 from sklearn_capacity.training.path_sgd import PathSGD
+from sklearn_capacity.training.sam import SAM
 
 __all__ = ["OPTIMIZERS", "resolve_optimizer"]
 
@@ -25,6 +26,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "nadam": torch.optim.NAdam,
     "path_sgd": PathSGD,
     "rmsprop": torch.optim.RMSprop,
+    "sam": SAM,
     "sgd": torch.optim.SGD,
 }
 
@@ -42,14 +44,28 @@ def resolve_optimizer(
     """The optimiser's class or factory and its keyword arguments besides the learning rate.
 
     ``momentum`` goes to those that have one; ``weight_decay`` only if it is not 0, and one that has
-    none raises then. ``params`` win over both. The fused implementations are taken where they exist.
+    none raises then. ``params`` win over both. The fused implementations are taken where they exist. SAM's ``base`` may
+    be a name, too; it gets what SAM itself does not take.
     """
     check_instance("device", device, torch.device, "a torch.device")
     weight_decay = check_interval("weight_decay", weight_decay)
     if params is not None:
         check_instance("params", params, Mapping, "a dict of the optimiser's settings")
-    if not callable(optimizer):
-        optimizer = OPTIMIZERS[check_option("optimizer", optimizer, OPTIMIZERS)]
+    optimizer, params = _resolved("optimizer", optimizer), dict(params or {})
+    if optimizer is SAM:
+        base = _resolved("base", params.pop("base", "sgd"))
+        return SAM, {**_settings(base, momentum, weight_decay, device), "base": base, **params}
+    return optimizer, {**_settings(optimizer, momentum, weight_decay, device), **params}
+
+
+def _resolved(name: str, optimizer: str | Callable[..., torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    return optimizer if callable(optimizer) else OPTIMIZERS[check_option(name, optimizer, OPTIMIZERS)]
+
+
+def _settings(
+    optimizer: Callable[..., torch.optim.Optimizer], momentum: float, weight_decay: float, device: torch.device
+) -> dict[str, Any]:
+    """Those of the estimators' settings that an optimiser takes."""
     accepted = inspect.signature(optimizer).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     settings: dict[str, Any] = {}
@@ -62,4 +78,4 @@ def resolve_optimizer(
         settings["weight_decay"] = weight_decay
     if "fused" in accepted and device.type in _FUSED_DEVICES:
         settings["fused"] = True
-    return optimizer, {**settings, **(params or {})}
+    return settings

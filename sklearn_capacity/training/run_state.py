@@ -65,9 +65,13 @@ def restore(net: NeuralNet, state: dict[str, Any], generator: torch.Generator) -
     frozen = set(state["frozen"])
     for name, parameter in net.module_.named_parameters():
         parameter.requires_grad_(name not in frozen)
+    inner_optimizers = _inner_optimizers(net.optimizer_)
+    sharing = {key for key, inner in inner_optimizers.items() if inner.param_groups is net.optimizer_.param_groups}
     _restore_optimizer(net.optimizer_, state["optimizer"])
-    for key, inner in _inner_optimizers(net.optimizer_).items():
+    for key, inner in inner_optimizers.items():
         _restore_optimizer(inner, state["inner_optimizers"][key])
+        if key in sharing:  # loading has made groups of their own
+            inner.param_groups = net.optimizer_.param_groups
     for name, callback in net.callbacks_:
         _restore_callback(callback, state["callbacks"].get(name, {}), net.module_)
     torch.random.default_generator.set_state(state["default_rng"])
@@ -81,7 +85,8 @@ def restore(net: NeuralNet, state: dict[str, Any], generator: torch.Generator) -
 
 def _inner_optimizers(optimizer: torch.optim.Optimizer) -> dict[str, torch.optim.Optimizer]:
     """Those that an optimiser takes its steps with, whose state its own `state_dict` leaves out."""
-    return {key: value for key, value in vars(optimizer).items() if isinstance(value, torch.optim.Optimizer)}
+    inner = {key: value for key, value in vars(optimizer).items() if isinstance(value, torch.optim.Optimizer)}
+    return {key: value for key, value in inner.items() if value.state is not optimizer.state}
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

@@ -104,7 +104,7 @@ def optimizers() -> list[Any]:
     """What users put into `optimizer`."""
     o = torch.optim
     return [
-        "adam", "sgd", "lbfgs", "kfac", "path_sgd", "rmsprop", "adagrad", "adadelta", "nadam", "adamw", "best", "Adam", o.SGD, o.Adam, o.AdamW, o.LBFGS, o.SparseAdam,
+        "adam", "sgd", "lbfgs", "kfac", "path_sgd", "sam", "rmsprop", "adagrad", "adadelta", "nadam", "adamw", "best", "Adam", o.SGD, o.Adam, o.AdamW, o.LBFGS, o.SparseAdam,
         o.Rprop, o.ASGD, o.Adamax, o.RAdam, o.Optimizer, getattr(o, "Muon", o.SGD), getattr(o, "Adafactor", o.SGD), int, nn.Linear, lambda params, lr: o.SGD(params, lr=lr),
         lambda params: o.SGD(params, lr=0.1), lambda params, lr: None, lambda *a, **k: o.SGD(*a, **k), o.lr_scheduler.StepLR,
     ]  # fmt: skip
@@ -118,7 +118,7 @@ def optimizer_params() -> list[Any]:
         {"nothing": 3}, {"lr": 0.1}, {"lr": torch.tensor(0.1)}, {"lr": "x"}, {"params": []}, {"momentum": "x"}, {"momentum": -1}, {"nesterov": True}, {"nesterov": True, "momentum": 0},
         {"dampening": 0.5}, {"maximize": True}, {"weight_decay": "x"}, {"weight_decay": float("nan")}, {"param_groups": []}, {"param_groups": [("*", {})]}, {"param_groups": 3}, {"line_search_fn": "strong_wolfe"},
         {"line_search_fn": "x"}, {"max_iter": 2}, {"max_iter": 0}, {"history_size": -1}, {"damping": 0}, {"damping": "x"}, {"update_interval": 0}, {"fisher": "x"}, {"random_state": "x"}, {1: 2}, 3, "text", [("lr", 0.1)],
-        {"params": 3, "lr": 1},
+        {"params": 3, "lr": 1}, {"rho": 0.5, "base": "adam"}, {"rho": "x"}, {"adaptive": True}, {"base": "lbfgs"}, {"base": 3},
     ]  # fmt: skip
 
 
