@@ -9,7 +9,8 @@ It runs in a thread of its own, too. Python raises KeyboardInterrupt, and whatev
 main thread only, so that no trace is cut off between a change and its undoing.
 
 A forked child has the forking thread only. A fork waits for computations and traces to end, so that none of torch's
-own locks is held in the child, and this package's locks are new there.
+own locks is held in the child, and this package's locks are new there. The child computes with one thread, since the
+threads among which OpenMP would share a sum exist in the parent only.
 """
 
 from __future__ import annotations
@@ -256,6 +257,8 @@ def _after_fork_in_child() -> None:
     _gates.clear()
     _gates.add(mine)
     _attention.renew()
+    if torch.get_num_threads() > 1:  # else the first parallel region waits for the parent's threads, for ever
+        torch.set_num_threads(1)
 
 
 # ---- attention --------------------------------------------------------------------------------------------------

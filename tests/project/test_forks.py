@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import subprocess
+import sys
+import textwrap
 import threading
 
 import numpy as np
@@ -121,3 +124,26 @@ def test_joblib_scores_while_a_thread_scores(model, backend):
     expected = score(model)
     with all_the_time(lambda: score(model)):
         assert Parallel(2, backend=backend, timeout=PATIENCE)(delayed(score)(model) for _ in range(4)) == [expected] * 4
+
+
+@forks
+def test_a_forked_child_computes_after_the_parent_shared_a_sum_between_threads():
+    """In an interpreter of its own, as the number of threads belongs to the whole process."""
+    script = """
+    import multiprocessing, torch
+    import sklearn_capacity
+
+    def total():
+        return torch.log_softmax(torch.ones(300, 400), -1).sum() + (torch.ones(300, 300) @ torch.ones(300, 300)).sum()
+
+    torch.set_num_threads(2)
+    total()
+    process = multiprocessing.get_context("fork").Process(target=total)
+    process.start()
+    process.join({patience})
+    print(process.exitcode, torch.get_num_threads())
+    process.kill()
+    """
+    script = textwrap.dedent(script).replace("{patience}", str(PATIENCE))
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["0", "2"], run.stderr
