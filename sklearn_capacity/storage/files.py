@@ -83,7 +83,7 @@ def write_file(path: str | os.PathLike[str], document: Mapping[str, Any], tensor
     data = save(held, metadata={_KEY: text, _DIGEST: _digest(text, held)})
     check_header(data[8 : 8 + int.from_bytes(data[:8], "little")], path)
     try:
-        target = Path(os.path.realpath(path, strict=path.exists()))  # through links, to a name beside the file itself
+        target = Path(os.path.realpath(path))  # through links, to a name beside the file itself
         mode = _mode_of(target, path)
         _replace(target, data, mode)
     except OSError as error:
@@ -192,7 +192,7 @@ def read_file(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> 
         If it is of another kind, too large, or was cut off.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():  # a pipe would never end, nor would a device
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would never end, nor would a device
         raise FileError(f"{path} is not a regular file.")
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size

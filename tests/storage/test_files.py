@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -227,3 +228,19 @@ def test_a_limit_by_the_reader(tmp_path):
     with pytest.raises(FileError, match="more than the 100 that are read here"):
         read_file(tmp_path / "file", max_bytes=100)
     assert 2**20 < files.memory_limit() < 2**50
+
+
+def test_a_file_may_vanish_while_it_is_replaced_or_read(tmp_path, monkeypatch):
+    """Another process that trains the same fit clears what it no longer needs."""
+    path = tmp_path / "file"
+
+    def exists(self):
+        found = os.path.exists(self)
+        if self == path and found:
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(Path, "exists", exists)
+    for _ in range(2):
+        write_file(path, {"a": 1}, {})
+    assert read_file(path)[0] == {"a": 1}
