@@ -14,6 +14,7 @@ __all__ = ["SHORT", "results_of", "separated", "values_of"]
 
 #: Cheap settings for measures that draw or ascend, and parameters that have no default.
 SHORT = {
+    **{name: {"min_eigenvalues": 2} for name in ("alpha_weighted", "log_alpha_norm", "power_law_alpha")},
     "adaptive_sharpness": {"steps": 3},
     "max_sharpness": {"steps": 20, "check_every": 10, "batch_size": 4},
     "expected_sharpness": {"n_draws": 20},

@@ -176,6 +176,7 @@ TESTED_IN = {
     "measures/losses": "measures/test_sharpness",
     "measures/normalized_margins": "measures/test_margins",
     "measures/output_gram": "measures/test_margins",
+    "measures/power_law_tails": "measures/test_spectral_shape",
     "measures/radii": "measures/test_robustness",
     "measures/rectifier_chain": "measures/test_data_norms",
     "model_selection": "model_selection/test_rank_measures",

@@ -3,7 +3,7 @@
 Eigenvalues: `lanczos` (the largest, of one operator or a batch, with an error bound), `block_lanczos` (several);
 `trace` estimates their sum. Norms: `operator_norm` from below, by the same iteration on a Gram matrix; `induced` for
 other exponents; `certificate`, `torus` and `banded` prove upper ends. `conv`, `matrix` and `pooling` hold the
-operators; `entries`, `padding` and `powers` serve them.
+operators; `entries`, `padding` and `powers` serve them. `power_law` fits the tail of a spectrum.
 
 `MatrixOperator`, `DiagonalOperator`, `ConvOperator` and `PoolOperator` share one interface: ``input_shape``,
 ``output_shape``, ``forward`` and ``adjoint`` on batches, ``norm_lower()``, ``norm_upper(lower)``, ``row_norms(p)``,
@@ -17,6 +17,7 @@ from .lanczos import Eigenvalue, RitzValues, lanczos, largest_eigenvalue
 from .matrix import DiagonalOperator, MatrixOperator
 from .operator_norm import OperatorNorm, operator_norm
 from .pooling import PoolOperator, adaptive_average_pool, average_pool
+from .power_law import PowerLaw, fit_power_law
 from .powers import power_product
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "MatrixOperator",
     "OperatorNorm",
     "PoolOperator",
+    "PowerLaw",
     "RitzValues",
     "adaptive_average_pool",
     "average_pool",
@@ -34,6 +36,7 @@ __all__ = [
     "conv_norm_upper",
     "diagonal_norm",
     "dual_exponent",
+    "fit_power_law",
     "induced_norm",
     "lanczos",
     "largest_eigenvalue",

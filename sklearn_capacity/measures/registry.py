@@ -19,10 +19,12 @@ from . import (
     norms,
     pac_bayes,
     paths,
+    power_law_tails,
     relative_flatness,
     robustness,
     sharpness,
     size,
+    spectral_shape,
 )
 from .record import Measure
 
@@ -32,6 +34,8 @@ __all__ = ["FAMILIES", "MEASURES", "measure_named"]
 FAMILIES = (
     size,
     norms,
+    spectral_shape,
+    power_law_tails,
     paths,
     capacities,
     data_norms,

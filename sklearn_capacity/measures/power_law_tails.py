@@ -1,0 +1,278 @@
+"""The tail of the eigenvalues of the layers' weights: the exponent of its power law, and norms that take it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .._validation import NotDefinedError, check_integer, warn
+from ..graph import Network, Node
+from ..linalg import PowerLaw, fit_power_law
+from .batch import Batch
+from .layers import check_view, weight_layers
+from .record import Measure, Measured
+from .spectral_shape import singular_values
+
+__all__ = ["MEASURES", "alpha_weighted", "log_alpha_norm", "power_law_alpha"]
+
+
+def power_law_alpha(network: Network, batch: Batch, *, min_eigenvalues: int = 20, view: str = "kernel") -> Measured:
+    r"""Mean over the layers of the exponent of the tail of their eigenvalues.
+
+    .. math:: \alpha_l = 1 + n \Big( \sum_{\lambda_i \ge \lambda_{\min}} \ln (\lambda_i / \lambda_{\min}) \Big)^{-1}
+
+    for the density :math:`\lambda^{-\alpha_l}` of the n largest eigenvalues of :math:`W_l^\top W_l`;
+    :math:`\lambda_{\min}` is the eigenvalue where the law's distance from them (Kolmogorov-Smirnov) is least. Smaller
+    goes with better generalisation; well trained layers are said to lie between 2 and 6. Biases take no part; batch
+    norm is folded.
+
+    Parameters
+    ----------
+    min_eigenvalues : int >= 2, default=20
+        A layer with fewer positive eigenvalues is left out, with a warning; so is one whose eigenvalues are all the
+        same. With so few an exponent says nothing: its standard error is above a fifth of alpha - 1.
+    view : "kernel" or "operator", default="kernel"
+        As for `stable_rank`; copies of a linear layer at several positions do not count.
+
+    Returns
+    -------
+    Measured
+        With the standard error of the mean, and one row per layer that took part: exponent, standard error
+        :math:`(\alpha_l - 1) / \sqrt n`, threshold, n, and distance.
+
+    Raises
+    ------
+    NotDefinedError
+        If no layer is left; as for `effective_rank`.
+
+    Warns
+    -----
+    CapacityWarning
+        If a layer was left out, once for all measures of a call.
+
+    Notes
+    -----
+    Weights only: all singular values. The standard error takes the eigenvalues for independent and the threshold for
+    given, as all the literature does.
+
+    References
+    ----------
+    Clauset, Shalizi, Newman (2009), Power-law distributions in empirical data, eqs. 3.1, 3.2, 3.9. Martin, Mahoney
+    (2021), Implicit self-regularization in deep neural networks.
+
+    Examples
+    --------
+    Evenly spaced quantiles of a density in proportion to the third power.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(200, 200, bias=False)
+    >>> _ = net.weight.data.copy_(torch.diag((1 - torch.arange(200) / 200) ** -0.25))
+    >>> round(measure_capacity(net, measures="power_law_alpha")["power_law_alpha"], 1)
+    3.0
+    """
+    rows = _tails(network, view, min_eigenvalues)
+    return _mean_of_tails(rows, [law.alpha for _, law, _ in rows], [law.standard_error for _, law, _ in rows])
+
+
+def alpha_weighted(network: Network, batch: Batch, *, min_eigenvalues: int = 20, view: str = "kernel") -> Measured:
+    r"""Mean over the layers of the tail's exponent times the logarithm of the largest eigenvalue.
+
+    .. math:: \frac{1}{d} \sum_{l=1}^d \alpha_l \log_{10} \|W_l\|_2^2
+
+    over the layers whose eigenvalues have an exponent, as `power_law_alpha` finds it. Smaller goes with better
+    generalisation. Biases take no part; batch norm is folded.
+
+    Parameters
+    ----------
+    min_eigenvalues : int >= 2, default=20
+    view : "kernel" or "operator", default="kernel"
+        Both as for `power_law_alpha`.
+
+    Returns
+    -------
+    Measured
+        With the standard error from that of the exponents, and one row per layer that took part.
+
+    Notes
+    -----
+    Weights only, shared with `power_law_alpha`.
+
+    References
+    ----------
+    Martin, Peng, Mahoney (2021), Predicting trends in the quality of state-of-the-art neural networks without access to
+    training or testing data, eq. 5.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(200, 200, bias=False)
+    >>> _ = net.weight.data.copy_(torch.diag((1 - torch.arange(200) / 200) ** -0.25))
+    >>> found = measure_capacity(net, measures=["alpha_weighted", "power_law_alpha"])
+    >>> round(found["alpha_weighted"] / found["power_law_alpha"], 4)  # the decimal logarithm of the root of 200
+    1.1505
+    """
+    rows = _tails(network, view, min_eigenvalues)
+    logs = [float(logs[-1]) / math.log(10) for _, _, logs in rows]
+    values = [law.alpha * log for (_, law, _), log in zip(rows, logs, strict=True)]
+    return _mean_of_tails(
+        rows, values, [law.standard_error * abs(log) for (_, law, _), log in zip(rows, logs, strict=True)]
+    )
+
+
+def log_alpha_norm(network: Network, batch: Batch, *, min_eigenvalues: int = 20, view: str = "kernel") -> Measured:
+    r"""Mean over the layers of the logarithm of the Schatten norm whose exponent is that of the tail.
+
+    .. math:: \frac{1}{d} \sum_{l=1}^d \log_{10} \sum_i \lambda_i^{\alpha_l}
+
+    over the eigenvalues :math:`\lambda_i` of :math:`W_l^\top W_l` and the layers that have an exponent, as
+    `power_law_alpha` finds it. Smaller goes with better generalisation. Biases take no part; batch norm is folded.
+
+    Parameters
+    ----------
+    min_eigenvalues : int >= 2, default=20
+    view : "kernel" or "operator", default="kernel"
+        Both as for `power_law_alpha`.
+
+    Returns
+    -------
+    Measured
+        With the standard error from that of the exponents, and one row per layer that took part.
+
+    Notes
+    -----
+    Weights only, shared with `power_law_alpha`.
+
+    References
+    ----------
+    Martin, Peng, Mahoney (2021), Predicting trends in the quality of state-of-the-art neural networks without access to
+    training or testing data, eq. 6.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(200, 200, bias=False)
+    >>> _ = net.weight.data.copy_(torch.diag((1 - torch.arange(200) / 200) ** -0.25))
+    >>> found = measure_capacity(net, measures=["log_alpha_norm", "alpha_weighted"])
+    >>> found["log_alpha_norm"] > found["alpha_weighted"]
+    True
+    """
+    rows = _tails(network, view, min_eigenvalues)
+    values, errors = [], []
+    for _, law, logs in rows:
+        powers = law.alpha * logs  # (n,)
+        share = np.exp(powers - powers.max())
+        values.append((powers.max() + math.log(share.sum())) / math.log(10))
+        slope = float((share * logs).sum() / share.sum()) / math.log(10)  # of the logarithm, in alpha
+        errors.append(abs(slope) * law.standard_error)
+    return _mean_of_tails(rows, values, errors)
+
+
+def _tails(network: Network, view: str, min_eigenvalues: int) -> list[tuple[Node, PowerLaw, np.ndarray]]:
+    """The layers whose positive eigenvalues have a tail, its law, and the logarithms of these eigenvalues, rising."""
+    check_integer("min_eigenvalues", min_eigenvalues, 2)
+    check_view(view)
+
+    def compute() -> list[tuple[Node, PowerLaw, np.ndarray]]:
+        found, missing = [], []
+        for node, values in zip(weight_layers(network), singular_values(network, view), strict=True):
+            logs = _log_eigenvalues(values)
+            if len(logs) < min_eigenvalues:
+                missing.append(f"`{node.label}` ({len(logs)})")
+                continue
+            try:
+                law = fit_power_law(np.exp(logs - logs.max()))
+            except NotDefinedError:
+                missing.append(f"`{node.label}` (all the same)")
+                continue
+            found.append((node, law, logs))
+        _tell_missing(missing, found, min_eigenvalues)
+        return found
+
+    return network.once(("tails", view, min_eigenvalues), compute)
+
+
+def _log_eigenvalues(values: Tensor) -> np.ndarray:
+    """Logarithms of the squared singular values that are more than rounding, rising."""
+    singular = values.numpy()
+    floor = singular[:1].max(initial=0.0) * len(singular) * np.finfo(np.float64).eps
+    return 2 * np.log(singular[singular > floor])[::-1]
+
+
+def _tell_missing(missing: Sequence[str], found: Sequence[Any], min_eigenvalues: int) -> None:
+    listed = ", ".join(missing)
+    if not found:
+        raise NotDefinedError(
+            f"A power law needs a layer with {min_eigenvalues} positive eigenvalues that are not all the same, and the "
+            f"layers have: {listed or 'none'}. Lower `min_eigenvalues`."
+        )
+    if missing:
+        warn(
+            f"The exponents leave out {len(missing)} of {len(missing) + len(found)} layers, with fewer than "
+            f"{min_eigenvalues} different positive eigenvalues: {listed}."
+        )
+
+
+def _mean_of_tails(
+    tails: Sequence[tuple[Node, PowerLaw, np.ndarray]], values: Sequence[float], errors: Sequence[float]
+) -> Measured:
+    rows = [
+        {
+            "layer": node.label,
+            "value": float(value),
+            "standard_error": float(error),
+            "x_min": Measured.from_log(math.log(law.x_min) + logs[-1]).value,
+            "n_tail": law.n_tail,
+            "distance": law.distance,
+        }
+        for (node, law, logs), value, error in zip(tails, values, errors, strict=True)
+    ]
+    n = len(rows)
+    error = math.sqrt(math.fsum(row["standard_error"] ** 2 for row in rows)) / n
+    return Measured(
+        math.fsum(row["value"] for row in rows) / n, standard_error=error, per_layer=rows, info={"layers": n}
+    )
+
+
+_TAIL: dict[str, Any] = {
+    "family": "spectral_shape",
+    "lower_is_better": True,
+    "needs": frozenset({"graph"}),
+    "cost": "spectrum",
+}
+_PERMUTATION = frozenset({"permutation"})
+
+MEASURES = (
+    Measure(
+        "power_law_alpha",
+        power_law_alpha,
+        source="Martin, Mahoney (2021)",
+        invariances=frozenset({"permutation", "layer_rescaling"}),
+        **_TAIL,
+    ),
+    Measure(
+        "alpha_weighted",
+        alpha_weighted,
+        source="Martin et al. (2021), eq. 5",
+        invariances=_PERMUTATION,
+        signed=True,
+        **_TAIL,
+    ),
+    Measure(
+        "log_alpha_norm",
+        log_alpha_norm,
+        source="Martin et al. (2021), eq. 6",
+        invariances=_PERMUTATION,
+        signed=True,
+        **_TAIL,
+    ),
+)

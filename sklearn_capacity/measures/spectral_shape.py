@@ -1,0 +1,283 @@
+"""Ranks of the layers' weights by their singular values, and mean logarithms of their norms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._validation import NotDefinedError
+from ..graph import Network, Node
+from ..linalg import ConvOperator, DiagonalOperator, MatrixOperator
+from .batch import Batch
+from .layers import Operator, as_operator, check_view, kernel_matrix, layer_weight, repetitions, weight_layers
+from .record import Measure, Measured
+
+__all__ = [
+    "MEASURES",
+    "effective_rank",
+    "log_norm",
+    "log_spectral_norm",
+    "singular_values",
+    "stable_rank",
+]
+
+#: Shorter side of the largest convolution whose operator is written out as a matrix.
+DENSE_SIDE = 4096
+
+
+def stable_rank(network: Network, batch: Batch, *, view: str = "kernel") -> Measured:
+    r"""Mean over the layers of the squared Frobenius norm over the squared spectral norm.
+
+    .. math:: \frac{1}{d} \sum_{l=1}^d \frac{\|W_l\|_F^2}{\|W_l\|_2^2}
+
+    Between 1 and the rank for each layer, 0 for one of zeros. Smaller goes with better generalisation. Biases take no
+    part; batch norm is folded, and one that no layer absorbs counts as its diagonal matrix.
+
+    Parameters
+    ----------
+    view : "kernel" or "operator", default="kernel"
+        A convolution as its kernel, one row per output channel, or as the linear operator at its input size, where a
+        linear layer that is applied at several positions is block diagonal.
+
+    Returns
+    -------
+    Measured
+        With one row per layer.
+
+    Notes
+    -----
+    Weights only: the norms of `frobenius_norm` and `spectral_norm`.
+
+    References
+    ----------
+    Rudelson, Vershynin (2007), Sampling from large matrices. Martin, Mahoney (2021), Implicit self-regularization in
+    deep neural networks.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(2, 2, bias=False)
+    >>> _ = net.weight.data.copy_(torch.tensor([[4.0, 0.0], [0.0, 2.0]]))
+    >>> round(measure_capacity(net, measures="stable_rank")["stable_rank"], 6)  # 20 / 16
+    1.25
+    """
+
+    def rank(operator: Operator, copies: int) -> float:
+        norm = operator.norm_lower().value
+        return copies * (operator.frobenius_norm() / norm) ** 2 if norm > 0 else 0.0
+
+    return _mean_of([rank(*entry) for entry in _operators(network, view)], network)
+
+
+def effective_rank(network: Network, batch: Batch, *, view: str = "kernel") -> Measured:
+    r"""Mean over the layers of the exponential of the entropy of their singular values.
+
+    .. math:: \frac{1}{d} \sum_{l=1}^d \exp \Big( - \sum_i p_i \ln p_i \Big), \qquad p_i = s_i / \sum_j s_j
+
+    Between 1 and the rank for each layer, 0 for one of zeros. Smaller goes with better generalisation. Biases take no
+    part; batch norm is folded, and one that no layer absorbs counts as its diagonal matrix.
+
+    Parameters
+    ----------
+    view : "kernel" or "operator", default="kernel"
+        As for `stable_rank`.
+
+    Returns
+    -------
+    Measured
+        With one row per layer.
+
+    Raises
+    ------
+    NotDefinedError
+        With view="operator" for a convolution whose operator has more than 4096 rows and columns.
+
+    Notes
+    -----
+    Weights only: all singular values, which all measures of a call share.
+
+    References
+    ----------
+    Roy, Vetterli (2007), The effective rank, definition 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(3, 3, bias=False)
+    >>> _ = net.weight.data.copy_(torch.diag(torch.tensor([2.0, 2.0, 0.0])))
+    >>> round(measure_capacity(net, measures="effective_rank")["effective_rank"], 6)
+    2.0
+    """
+
+    def rank(values: Tensor, copies: int) -> float:
+        total = float(values.sum())
+        return copies * math.exp(float(torch.special.entr(values / total).sum())) if total > 0 else 0.0
+
+    pairs = zip(singular_values(network, view), _operators(network, view), strict=True)
+    return _mean_of([rank(values, copies) for values, (_, copies) in pairs], network)
+
+
+def log_norm(network: Network, batch: Batch, *, view: str = "kernel") -> Measured:
+    r"""Mean over the layers of the decimal logarithm of the squared Frobenius norm.
+
+    .. math:: \frac{1}{d} \sum_{l=1}^d \log_{10} \|W_l\|_F^2
+
+    Smaller goes with better generalisation; minus infinity if a layer is zero. Biases take no part; batch norm is
+    folded, and one that no layer absorbs counts as its diagonal matrix.
+
+    Parameters
+    ----------
+    view : "kernel" or "operator", default="kernel"
+        As for `stable_rank`.
+
+    Returns
+    -------
+    Measured
+        With one row per layer.
+
+    Notes
+    -----
+    Weights only.
+
+    References
+    ----------
+    Martin, Peng, Mahoney (2021), Predicting trends in the quality of state-of-the-art neural networks without access to
+    training or testing data, eq. 3.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(2, 2, bias=False)
+    >>> _ = net.weight.data.copy_(torch.tensor([[6.0, 0.0], [0.0, 8.0]]))
+    >>> round(measure_capacity(net, measures="log_norm")["log_norm"], 6)
+    2.0
+    """
+    norms = [op.frobenius_norm() * math.sqrt(copies) for op, copies in _operators(network, view)]
+    return _mean_of([2 * _log10(norm) for norm in norms], network)
+
+
+def log_spectral_norm(network: Network, batch: Batch, *, view: str = "kernel") -> Measured:
+    r"""Mean over the layers of the decimal logarithm of the squared spectral norm.
+
+    .. math:: \frac{1}{d} \sum_{l=1}^d \log_{10} \|W_l\|_2^2
+
+    Smaller goes with better generalisation; minus infinity if a layer is zero. Biases take no part; batch norm is
+    folded, and one that no layer absorbs counts as its diagonal matrix.
+
+    Parameters
+    ----------
+    view : "kernel" or "operator", default="kernel"
+        As for `stable_rank`.
+
+    Returns
+    -------
+    Measured
+        With one row per layer.
+
+    Notes
+    -----
+    Weights only.
+
+    References
+    ----------
+    Martin, Peng, Mahoney (2021), Predicting trends in the quality of state-of-the-art neural networks without access to
+    training or testing data, eq. 4.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(2, 2, bias=False)
+    >>> _ = net.weight.data.copy_(torch.tensor([[6.0, 0.0], [0.0, 10.0]]))
+    >>> round(measure_capacity(net, measures="log_spectral_norm")["log_spectral_norm"], 6)
+    2.0
+    """
+    return _mean_of([2 * _log10(op.norm_lower().value) for op, _ in _operators(network, view)], network)
+
+
+def _operators(network: Network, view: str) -> list[tuple[Operator, int]]:
+    """Each layer in a view, and how often the network has it side by side."""
+    check_view(view)
+    layers = weight_layers(network, "The shape of the spectra")
+    if view == "operator":
+        return [(as_operator(network, node), repetitions(node)) for node in layers]
+    return [(_kernel(network, node), 1) for node in layers]
+
+
+def _kernel(network: Network, node: Node) -> Operator:
+    """The weight as a matrix; of a diagonal that is not its only column but the diagonal matrix."""
+    if node.op == "diagonal":
+        return DiagonalOperator(layer_weight(node).flatten())
+    return as_operator(network, node) if node.op == "linear" else MatrixOperator(kernel_matrix(node))
+
+
+def singular_values(network: Network, view: str) -> list[Tensor]:
+    """All singular values of every layer without its repetitions, descending, on the CPU."""
+
+    def compute() -> list[Tensor]:
+        pairs = zip(weight_layers(network), _operators(network, view), strict=True)
+        return [_values_of(operator, node).cpu() for node, (operator, _) in pairs]
+
+    return network.once(("singular_values", view), compute)
+
+
+def _values_of(operator: Operator, node: Node) -> Tensor:
+    if isinstance(operator, DiagonalOperator):
+        return operator.diagonal.abs().flatten().sort(descending=True).values
+    if isinstance(operator, MatrixOperator):
+        return torch.linalg.svdvals(operator.weight)
+    return torch.linalg.svdvals(_dense(operator, node))
+
+
+def _dense(operator: ConvOperator, node: Node) -> Tensor:
+    """The operator or its transpose as a matrix."""
+    sides = math.prod(operator.input_shape), math.prod(operator.output_shape)
+    if min(sides) > DENSE_SIDE:
+        raise node.refuse(
+            'The shape of the spectra with view="operator"',
+            f"its operator is a matrix of {sides[1]} by {sides[0]}, and the shorter side may be {DENSE_SIDE} here.",
+            'Take view="kernel".',
+        )
+    product, shape = (
+        (operator.forward, operator.input_shape) if sides[0] <= sides[1] else (operator.adjoint, operator.output_shape)
+    )
+    eye = torch.eye(min(sides), dtype=torch.float64, device=operator.weight.device)
+    return torch.cat([product(rows.reshape(-1, *shape)).flatten(1) for rows in eye.split(256)])
+
+
+def _log10(value: float) -> float:
+    return math.log10(value) if value > 0 else -math.inf
+
+
+def _mean_of(values: Sequence[float], network: Network) -> Measured:
+    layers = weight_layers(network)
+    if not layers:
+        raise NotDefinedError("The shape of the spectra needs a weight layer, and the network has none.")
+    rows = [{"layer": node.label, "value": value} for node, value in zip(layers, values, strict=True)]
+    return Measured(math.fsum(values) / len(values), per_layer=rows)
+
+
+_SHAPE: dict[str, Any] = {
+    "family": "spectral_shape",
+    "lower_is_better": True,
+    "needs": frozenset({"graph"}),
+    "invariances": frozenset({"permutation", "layer_rescaling"}),
+}
+
+MEASURES = (
+    Measure("stable_rank", stable_rank, source="Rudelson, Vershynin (2007)", **_SHAPE),
+    Measure("effective_rank", effective_rank, source="Roy, Vetterli (2007), def. 1", cost="spectrum", **_SHAPE),
+    Measure("log_norm", log_norm, source="Martin et al. (2021), eq. 3", signed=True, **_SHAPE),
+    Measure("log_spectral_norm", log_spectral_norm, source="Martin et al. (2021), eq. 4", signed=True, **_SHAPE),
+)
