@@ -447,10 +447,10 @@ class BaseNetwork(BaseEstimator):
         except Exception:
             self.__dict__.pop("net_", None)  # a diverged network is not a network
             raise
-        # neither the data, nor generators, nor entries per batch travel with a pickle
-        net.train_split = net.iterator_train__generator = net.iterator_train__transform = None
-        is_held = any(penalty is not None and strength for penalty, strength in net.penalties)
-        net.penalties, net._terms_ = (), None
+        finally:  # neither the data, nor generators, nor entries per batch travel with a pickle
+            is_held = any(penalty is not None and strength for penalty, strength in net.penalties)
+            net.train_split = net.iterator_train__generator = net.iterator_train__transform = None
+            net.penalties, net._terms_ = (), None
         for epoch in net.history:
             epoch["batches"] = epoch["batches"][-1:]  # skorch's Checkpoint reads an epoch's last one
         warn_of_failure(net, data, outputs, partial=partial, stops_early=self.early_stopping, is_held=is_held)

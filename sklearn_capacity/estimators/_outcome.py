@@ -33,17 +33,11 @@ _ENDING_NAMES = {"probabilities": "softmax", "log_probabilities": "log-softmax",
 
 def tell_interrupt(net: PenalizedNet) -> None:
     """Warn if Ctrl-C has ended the training, which skorch takes for its end: in a search it would pass unseen."""
-    if was_interrupted(net):
-        net.history.record("epoch", len(net.history))  # which the interrupt may have come before
+    if net.interrupted_:
         warn(
-            f"Training was interrupted in epoch {net.history[-1, 'epoch']}, and the network is kept as it "
-            "was then; a search goes on with its next fit. Fit again for a network that is trained to its end."
+            f"Training was interrupted {net.interrupted_}, and the estimator keeps what was learnt until then; a "
+            "search goes on with its next fit. Fit again for a network that is trained to its end."
         )
-
-
-def was_interrupted(net: PenalizedNet) -> bool:
-    """Whether the last epoch was cut off: its time is taken at its end, before any callback stops the training."""
-    return bool(net.history) and "dur" not in net.history[-1]
 
 
 def check_finite(net: PenalizedNet, data: TensorData) -> Tensor:
@@ -95,7 +89,7 @@ def warn_of_failure(
     is_held : bool
         Whether a penalty kept the network from learning.
     """
-    if not net.history or was_interrupted(net) or "train_loss" not in net.history[-1]:
+    if net.interrupted_ or "train_loss" not in net.history[-1]:
         return
     constant, zero = _trivial_losses(net, data, outputs.shape[1])
     n_steps = sum(epoch.get("train_batch_count", 0) for epoch in net.history)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
 import math
 from typing import Any
@@ -73,6 +74,8 @@ class PenalizedNet(NeuralNet):
     _observed_ = False
     _evaluates_once_ = True  # whether a step calls its closure once, and first
     _terms_: tuple[list, list[PenaltyTerm]] | None = None  # penalties with strengths, and what is made of them
+    _begun_at_ = _stepped_in_ = 0  # epochs before this training, and the one in which it has taken its last step
+    interrupted_ = ""  # where Ctrl-C has ended the last training, in words
     images_last_ = False  # whether the module gets images with their channels last
 
     def __init__(
@@ -199,6 +202,7 @@ class PenalizedNet(NeuralNet):
                 self._step_optimizer(closure)
             else:
                 step_with_gradients(self.optimizer_, Objective(closure, self.module_, self._generators()))
+        self._stepped_in_ = len(self.history)
         return steps[0]
 
     def _generators(self) -> list[torch.Generator]:
@@ -239,7 +243,43 @@ class PenalizedNet(NeuralNet):
 
     def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> PenalizedNet:
         self.begin_training()
-        return super().fit_loop(X, y, epochs, **kwargs)
+        self._begun_at_ = self._stepped_in_ = len(self.history)
+        try:
+            return super().fit_loop(X, y, epochs, **kwargs)
+        except KeyboardInterrupt as error:
+            self._note_interrupt(error)
+            raise
+
+    def partial_fit(self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any) -> PenalizedNet:
+        """As skorch's, which takes an interrupt for the end of the training, where something has been trained."""
+        self.interrupted_ = ""
+        try:
+            return super().partial_fit(X, y, classes, **fit_params)
+        except Exception as error:
+            if not self.interrupted_:
+                raise
+            raise KeyboardInterrupt(
+                f"Training was interrupted {self.interrupted_}, and `callbacks` cannot end there: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def _note_interrupt(self, error: KeyboardInterrupt) -> None:
+        """Remember where Ctrl-C came, unless a callback has stopped the training at the end of an epoch."""
+        if self._stepped_in_ < len(self.history):
+            self.history.pop()  # an epoch without a step
+        if self._stepped_in_ == self._begun_at_:
+            self.interrupted_ = "before its first step"
+            return
+        self.history.record("epoch", len(self.history))  # callbacks read it, and the interrupt may have come before
+        has_ended = "dur" in self.history[-1]  # taken before any callback stops the training
+        if not (has_ended and _is_raised(error)):
+            self.interrupted_ = f"{'after' if has_ended else 'in'} epoch {len(self.history)}"
+
+    def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Let an interrupt go on if nothing has been trained."""
+        if self.interrupted_ and self._stepped_in_ == self._begun_at_:
+            raise KeyboardInterrupt(f"Training was interrupted {self.interrupted_}.")
+        super().on_train_end(net, **kwargs)
 
     def run_single_epoch(self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any) -> None:
         """As skorch's, but keeps the losses on the device and reads them once, at the end."""
@@ -282,6 +322,14 @@ class PenalizedNet(NeuralNet):
         state = {**self.__dict__, "_terms_": None}
         kept = {key: state.pop(key) for key in ("device", "torch_load_kwargs")}
         return {**kept, "__cuda_dependent_attributes__": cloudpickle.dumps(state)}
+
+
+def _is_raised(error: BaseException) -> bool:
+    """Whether a `raise` in some Python code made an exception, as when a callback stops the training."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and frame.tb_frame.f_code.co_code[frame.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _recorded(step: dict[str, Any]) -> list[str]:
