@@ -1,10 +1,10 @@
 """scikit-learn estimators for networks of controlled capacity.
 
-`_base` is what all share: `fit`, all its steps, and prediction. `_classifier` and `_regressor` differ in targets;
-`_jacobian` and `_generalization_layer` override a hook each. `_callbacks` checks the user's callbacks, `_modules` and
-`_data` modules and arrays, `_constraints` parameters, `_outcome` what a training has ended in; `_failures` names the
-parameter behind an error; `_checkpoints` finds where a fit goes on. `_restoring` and `_attributes` make an estimator
-from a file; `_docs` writes the docstrings of shared parameters.
+`_base` holds what all estimators share: `fit`, its steps, and prediction. `_classifier` and `_regressor` differ in
+their targets; `_jacobian` and `_generalization_layer` each override a hook. `_constraints` checks parameters,
+`_callbacks` the user's callbacks, `_modules` modules and `_data` arrays. `_outcome` checks what training has produced;
+`_failures` names the parameter behind an error; `_checkpoints` finds the checkpoint from which a fit resumes.
+`_restoring` and `_attributes` rebuild an estimator from a file; `_docs` writes the docstrings of shared parameters.
 
 Data flow: fit(X, y) -> Samples -> training and validation parts -> module -> skorch net -> net_, module_, history_.
 """

@@ -1,4 +1,4 @@
-"""The fitted attributes that a file may set, each with the check that its value has to pass."""
+"""The fitted attributes that a file may set, each with the check that its value must pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ATTRIBUTES", "CLASSIFIER", "IMAGES_LAST", "OPTIONAL", "REGRESSOR", "
 #: ``check(name, value, attributes)`` raises ValueError
 Check = Callable[[str, Any, Mapping[str, Any]], None]
 
-#: no attribute of the estimator but of its net; files have it since only a run of the network would tell
+#: an attribute of the net, not of the estimator; files store it because only a run of the network would reveal it
 IMAGES_LAST = "images_last"
 OPTIONAL = ("feature_names_in_",)
 _MAX_DIMENSIONS = 8
@@ -32,14 +32,14 @@ def _is_whole(value: Any, low: int) -> bool:
 def _whole(low: int) -> Check:
     def check(name: str, value: Any, attributes: Mapping[str, Any]) -> None:
         if not _is_whole(value, low):
-            _refuse(name, f"a whole number of at least {low}", value)
+            _refuse(name, f"an integer of at least {low}", value)
 
     return check
 
 
 def _shape(name: str, value: Any, attributes: Mapping[str, Any]) -> None:
     if not (type(value) is tuple and 0 < len(value) <= _MAX_DIMENSIONS and all(_is_whole(n, 1) for n in value)):
-        _refuse(name, f"a tuple of 1 to {_MAX_DIMENSIONS} positive whole numbers", value)
+        _refuse(name, f"a tuple of 1 to {_MAX_DIMENSIONS} positive integers", value)
 
 
 def _n_features(name: str, value: Any, attributes: Mapping[str, Any]) -> None:
@@ -76,7 +76,7 @@ def _classes(name: str, value: Any, attributes: Mapping[str, Any]) -> None:
     if value.dtype.kind == "O" and not all(type(item) is str for item in value):
         _refuse(name, "of numbers or of text", value)
     if not (value[:-1] < value[1:]).all():
-        _refuse(name, "in order, each once", value)
+        _refuse(name, "sorted and without duplicates", value)
 
 
 def _one_column(name: str, value: Any, attributes: Mapping[str, Any]) -> None:
@@ -84,7 +84,7 @@ def _one_column(name: str, value: Any, attributes: Mapping[str, Any]) -> None:
         _refuse(name, f"true or false, and false for {attributes['_n_outputs']} outputs", value)
 
 
-#: of every estimator
+#: attributes of every estimator
 ATTRIBUTES: dict[str, Check] = {
     "input_shape_": _shape,
     "n_features_in_": _n_features,

@@ -1,8 +1,8 @@
-"""What all network estimators share: how `fit` makes, trains and keeps a skorch net, and what follows from having one.
+"""What all network estimators share: `fit`, which builds and trains a skorch net, and everything that uses the net.
 
-`fit` is one line of steps: check the parameters, validate the data, split a part off for early stopping, make a net,
-bring its optimiser and callbacks up to date, train it, keep it. A variant overrides one hook: the module
-(`_make_module`), penalties, callbacks or the optimiser's groups of parameters.
+`fit` is one sequence of steps: check the parameters, validate the data, split off a part for early stopping, build a
+net, update its optimiser and callbacks, train it, store it. A variant overrides one hook: the module
+(`_make_module`), the penalties, the callbacks or the optimiser's parameter groups.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ from sklearn_capacity.training import (
 
 __all__ = ["BaseNetwork", "can_continue"]
 
-#: parameters of the built-in MLP, which mean nothing to another module
+#: parameters of the built-in MLP, which other modules do not use
 MLP_PARAMETERS = ("hidden_layer_sizes", "activation", "bias", "batch_norm", "weight_norm", "dropout")
 
-#: a change of one of these between fits makes a new optimiser
+#: if one of these changes between fits, the optimiser is rebuilt
 OPTIMIZER_PARAMETERS = (
     "optimizer",
     "optimizer_params",
@@ -75,7 +75,7 @@ OPTIMIZER_PARAMETERS = (
     "weight_decay",
 )
 
-#: a change of one of these between fits, or calls of `partial_fit`, makes new callbacks
+#: if one of these changes between fits or calls of `partial_fit`, the callbacks are rebuilt
 CALLBACK_PARAMETERS = (
     "callbacks",
     "early_stopping",
@@ -91,8 +91,8 @@ _PREDICTION_CHUNK = 512
 
 
 def can_continue(estimator: BaseNetwork) -> bool:
-    """Whether there is a `partial_fit`: a validation part cannot be kept apart over many calls."""
-    if estimator.early_stopping is True:  # anything but a bool is refused by `fit`
+    """Whether `partial_fit` exists: no validation part can be held out across calls."""
+    if estimator.early_stopping is True:  # `fit` refuses anything but a bool
         raise AttributeError("`partial_fit` is not available with early_stopping=True.")
     return True
 
@@ -102,15 +102,15 @@ class BaseNetwork(BaseEstimator):
 
     # what differs between classifiers and regressors
     _constraints: ClassVar[dict[str, Any]] = _constraints.COMMON
-    _fitted_attributes: ClassVar[dict[str, Check]] = ATTRIBUTES  # those that a file may set
+    _fitted_attributes: ClassVar[dict[str, Check]] = ATTRIBUTES  # attributes that a file may set
     _net_class: ClassVar[type[PenalizedNet]]
     _output_meaning: ClassVar[str]
     _takes_logits: ClassVar[bool] = False  # whether the loss applies a softmax to the outputs
-    _silenced: ClassVar[tuple[str, ...]] = ("print_log",)  # default callbacks of the skorch net
-    _target_options: ClassVar[dict[str, Any]] = {}  # how scikit-learn is to validate y
+    _silenced: ClassVar[tuple[str, ...]] = ("print_log",)  # default callbacks of skorch that are turned off
+    _target_options: ClassVar[dict[str, Any]] = {}  # how scikit-learn validates y
     _callback_parameters: ClassVar[tuple[str, ...]] = CALLBACK_PARAMETERS
 
-    # learnt from the data by what a classifier, or a regressor, makes of it
+    # learnt from the data by a classifier or a regressor
     _dtype: np.dtype
     _n_outputs: int
     loss_name_: str
@@ -191,35 +191,35 @@ class BaseNetwork(BaseEstimator):
     # ---- hooks of the variants --------------------------------------------------------------
 
     def _make_module(self, input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
-        """The network before training, on any device and in any precision."""
+        """The untrained network, on any device and in any precision."""
         if self.module is not None:
             return make_module(self.module, self.module_params, input_shape, n_outputs)
         settings = {name: getattr(self, name) for name in MLP_PARAMETERS}
         return MLP(int(np.prod(input_shape)), n_outputs, **settings)
 
     def _penalties(self, generator: torch.Generator) -> list[tuple[Any, float]]:
-        """Penalties, ``penalty(module, X, sample_weight=None)`` or None, each with its strength."""
-        return [(copied(self.penalty), self.penalty_strength)]  # a copy, as it may count or remember
+        """Penalties, each ``penalty(module, X, sample_weight=None)`` or None, with their strengths."""
+        return [(copied(self.penalty), self.penalty_strength)]  # a copy, since a penalty may have state
 
     def _extra_callbacks(self) -> list[Callback]:
-        """skorch callbacks of a variant; they run before the learning rate's schedule."""
+        """skorch callbacks of a variant; they run before the learning-rate schedule."""
         return []
 
     def _parameter_groups(self, module: nn.Module) -> list[tuple[str, dict[str, Any]]]:
-        """skorch's ``optimizer__param_groups``: (pattern of parameter names, settings of the group)."""
+        """skorch's ``optimizer__param_groups``: pairs (pattern of parameter names, settings of the group)."""
         return []
 
     # ---- hooks of classifiers and regressors ------------------------------------------------
 
     def _check_target(self, y: np.ndarray, *, reset: bool, classes: Any = None) -> np.ndarray:
-        """y as the loss takes it; with `reset` learn how many outputs the network has."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what it predicts.")
+        """y in the form that the loss expects; with `reset`, learn the number of outputs."""
+        raise NotImplementedError(f"{type(self).__name__} must implement `_check_target`.")
 
     def _check_kept(self, y: np.ndarray) -> None:
-        """Raise if a first fit cannot learn from the samples that remain without those of zero weight."""
+        """Raise if the samples of positive weight are too few for a first fit."""
 
     def _strata(self, y: np.ndarray) -> np.ndarray | None:
-        """Groups to keep in proportion in the validation part."""
+        """Groups whose proportions the validation part keeps."""
         return None
 
     def _weights(self, X: np.ndarray, y: np.ndarray, sample_weight: Any) -> np.ndarray | None:
@@ -229,7 +229,7 @@ class BaseNetwork(BaseEstimator):
         weights = _check_sample_weight(
             plain_array("sample_weight", sample_weight), X, dtype=X.dtype, ensure_non_negative=True
         )
-        if not weights.any():  # older scikit-learns let it pass
+        if not weights.any():  # older versions of scikit-learn accept this
             raise ValueError("Sample weights must contain at least one non-zero number.")
         return weights
 
@@ -243,7 +243,7 @@ class BaseNetwork(BaseEstimator):
         X : array-like of shape (n_samples, n_features) or (n_samples, channels, height, width)
         y : array-like of shape (n_samples,), or (n_samples, n_outputs) for regressors
         sample_weight : array-like of shape (n_samples,), default=None
-            At least 0; divided by their mean. A weight of 0 is the same as leaving the sample out.
+            At least 0; divided by their mean. A weight of 0 has the effect of leaving the sample out.
 
         Returns
         -------
@@ -252,15 +252,15 @@ class BaseNetwork(BaseEstimator):
         Raises
         ------
         ValueError
-            If a parameter or the data is not usable, or if training diverges: the message names the
-            epoch and the loss.
+            If a parameter or the data is not usable, or if training diverges: the message then names
+            the epoch and the loss.
         """
         self._check_parameters()
         return self._learn(X, y, sample_weight, reset=not (self.warm_start and hasattr(self, "net_")))
 
     @available_if(can_continue)
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
-        """Train for one epoch on the given samples; the first call makes the network.
+        """Train for one epoch on the given samples; the first call builds the network.
 
         Parameters
         ----------
@@ -278,11 +278,11 @@ class BaseNetwork(BaseEstimator):
     def _learn(
         self, X: Any, y: Any, sample_weight: Any, *, reset: bool, partial: bool = False, classes: Any = None
     ) -> Self:
-        """All steps after the check of the parameters; a new net if `reset`, one epoch if `partial`."""
+        """All steps after the parameter checks; `reset` builds a new net, `partial` trains for one epoch."""
         samples = self._validated(X, y, sample_weight, reset=reset, classes=classes)
         device = resolve_device(self.device)
         if reset:
-            self.__dict__.pop("net_", None)  # should this fit fail, the last one's network does not stand for it
+            self.__dict__.pop("net_", None)  # if this fit fails, the previous network must not pass for its result
         seed = self._next_seed(reset)
         train, valid = self._split(samples, seed)
         with naming_parameters(), seeded(seed, device) as generator:
@@ -293,7 +293,7 @@ class BaseNetwork(BaseEstimator):
         return self._keep(net, len(train.X))
 
     def _validated(self, X: Any, y: Any, sample_weight: Any, *, reset: bool, classes: Any) -> Samples:
-        """What the user gave, checked, in the shape and precision of the network."""
+        """The user's data, validated, in the shape and precision of the network."""
         X, y = self._check_X(X, y, reset=reset, **self._target_options)
         y = self._check_target(y, reset=reset, classes=classes)
         samples = weighted_samples(X, y, self._weights(X, y, sample_weight))
@@ -302,10 +302,10 @@ class BaseNetwork(BaseEstimator):
         return samples
 
     def _check_X(self, X: Any, y: Any = "no_validation", *, reset: bool, **options: Any) -> Any:
-        """X as an array of (n, *input_shape_), and y if it is given."""
+        """X as an array of shape (n, *input_shape_), and y if given."""
         alone = isinstance(y, str) and y == "no_validation"
         if isinstance(y, str | bytes) and not alone:
-            raise ValueError(f"y must hold one entry per sample, got {y!r}.")
+            raise ValueError(f"y must have one entry per sample, got {y!r}.")
         refuse_containers(X, "trained")
         X, seen = flatten_samples(X)
         dtype = _constraints.dtype("dtype", self.dtype)
@@ -319,18 +319,18 @@ class BaseNetwork(BaseEstimator):
         try:
             checked = validate_data(self, X, y, dtype=allowed, order="C", reset=reset, **options)
         except OverflowError as error:
-            raise ValueError(f"X and y must hold numbers that are finite in float64: {error}.") from error
+            raise ValueError(f"X and y must contain numbers that are finite in float64: {error}.") from error
         X, y = (checked, None) if alone else checked
         if reset:
             self.input_shape_ = resolve_input_shape(self.input_shape, seen, X.shape[1])
             self._dtype = X.dtype
         elif seen is not None and seen != self.input_shape_:
-            raise ValueError(f"X must hold samples of shape {self.input_shape_}, got {seen}.")
+            raise ValueError(f"X must contain samples of shape {self.input_shape_}, got {seen}.")
         X = X.reshape(len(X), *self.input_shape_)
         return X if alone else (X, y)
 
     def _next_seed(self, reset: bool) -> int:
-        """An integer per run; continued runs have their own, which an integer `random_state` fixes."""
+        """An integer seed per run; a continued run has a new one, which an integer `random_state` determines."""
         if reset:
             self._seed, self._n_runs = int(check_random_state(self.random_state).randint(2**31 - 1)), 0
         else:
@@ -338,7 +338,7 @@ class BaseNetwork(BaseEstimator):
         return int(np.random.SeedSequence([self._seed, self._n_runs]).generate_state(1)[0])
 
     def _split(self, samples: Samples, seed: int) -> tuple[Samples, Samples | None]:
-        """Training and validation parts; there is one of the latter under early stopping alone."""
+        """The training part and the validation part, which is None without early stopping."""
         if not self.early_stopping:
             return samples, None
         return samples.split(self.validation_fraction, self._strata(samples.y), seed)
@@ -353,7 +353,7 @@ class BaseNetwork(BaseEstimator):
         return self._net_around(module, device)
 
     def _net_around(self, module: nn.Module, device: torch.device, images_last: bool | None = None) -> PenalizedNet:
-        """A skorch net that owns the module and a new optimiser; None tries whether images may have channels last."""
+        """A skorch net that owns the module and a new optimiser; with None, a trial run decides about channels last."""
         self._optimizer_settings = self._current(OPTIMIZER_PARAMETERS)
         net = self._net_class(
             module,
@@ -372,7 +372,7 @@ class BaseNetwork(BaseEstimator):
         return net
 
     def _optimizer_options(self, module: nn.Module, device: torch.device) -> dict[str, Any]:
-        """The optimiser's part of a net's parameters."""
+        """The net's parameters that concern the optimiser."""
         optimizer, settings = resolve_optimizer(
             self.optimizer,
             momentum=self.momentum,
@@ -388,14 +388,14 @@ class BaseNetwork(BaseEstimator):
         }
 
     def _update(self, net: PenalizedNet, *, callbacks: bool) -> None:
-        """Give the net the optimiser and, in a new run or where they have changed, the callbacks of the parameters."""
+        """Update the net's optimiser, and its callbacks if `callbacks` is true or a parameter of theirs has changed."""
         if self._changed("_optimizer_settings", OPTIMIZER_PARAMETERS):
             self._renew_optimizer(net)
         if callbacks or self._changed("_callback_settings", self._callback_parameters):
             self._renew_callbacks(net)
 
     def _renew_optimizer(self, net: PenalizedNet) -> None:
-        """A new optimiser, of parameters that have changed since the last fit (warm start)."""
+        """Rebuild the optimiser from parameters that have changed since the last fit (warm start)."""
         self._optimizer_settings = self._current(OPTIMIZER_PARAMETERS)
         for key in [key for key in vars(net) if key.startswith("optimizer__")]:
             delattr(net, key)
@@ -404,7 +404,7 @@ class BaseNetwork(BaseEstimator):
         net._initialize_optimizer()
 
     def _renew_callbacks(self, net: PenalizedNet) -> None:
-        """The variant's, which may regroup the optimiser's parameters, the schedule, the user's, those that end."""
+        """Rebuild the callbacks: the variant's (which may regroup parameters), schedule, user's, early stopping."""
         self._callback_settings = self._current(self._callback_parameters)
         schedule = make_schedule(self.learning_rate_schedule, self.max_epochs)
         callbacks: list[Any] = [DivergenceCheck(), *self._extra_callbacks(), *([schedule] if schedule else [])]
@@ -415,7 +415,7 @@ class BaseNetwork(BaseEstimator):
             callbacks.append(StopBelow(self.stop_below))
         if self.early_stopping:
             options = {"patience": self.n_iter_no_change, "threshold": self.tol, "threshold_mode": "abs"}
-            # named, so that a user's own may have the name of the class
+            # named, so that a user's callback may have the name of the class
             callbacks.append(("early_stopping", EarlyStopping(**options, load_best=True, sink=noop)))
         net.callbacks = callbacks
         net.initialize_callbacks()
@@ -424,7 +424,7 @@ class BaseNetwork(BaseEstimator):
         return tuple(copy.copy(getattr(self, name)) for name in names)
 
     def _changed(self, kept: str, names: tuple[str, ...]) -> bool:
-        """Whether one of the parameters differs from what the attribute `kept` has kept of them."""
+        """Whether a parameter differs from the value stored in the attribute `kept`."""
         return not all(same(*pair) for pair in zip(self._current(names), getattr(self, kept), strict=True))
 
     def _train(
@@ -447,16 +447,16 @@ class BaseNetwork(BaseEstimator):
         except Exception:
             self.__dict__.pop("net_", None)  # a diverged network is not a network
             raise
-        finally:  # neither the data, nor generators, nor entries per batch travel with a pickle
+        finally:  # data, generators and entries per batch do not go into a pickle
             is_held = any(penalty is not None and strength for penalty, strength in net.penalties)
             net.train_split = net.iterator_train__generator = net.iterator_train__transform = None
             net.penalties, net._terms_ = (), None
         for epoch in net.history:
-            epoch["batches"] = epoch["batches"][-1:]  # skorch's Checkpoint reads an epoch's last one
+            epoch["batches"] = epoch["batches"][-1:]  # skorch's Checkpoint reads the last entry of an epoch
         warn_of_failure(net, data, outputs, partial=partial, stops_early=self.early_stopping, is_held=is_held)
 
     def _prepare(self, net: PenalizedNet, train: Samples, epochs: int, generator: torch.Generator) -> TensorData:
-        """Tell the net how to train; returns its data."""
+        """Set the net's training options; returns its data."""
         data = net.get_dataset(*train)
         check_batch_norm(net.module_, min(len(data), self.batch_size))
         net.penalties = self._penalties(generator)
@@ -466,13 +466,13 @@ class BaseNetwork(BaseEstimator):
         return data
 
     def _keep(self, net: PenalizedNet, n_samples: int) -> Self:
-        """The net and what is counted of its training as fitted attributes."""
+        """Store the net, and the counts of samples and epochs, as fitted attributes."""
         self.net_ = net
         self.n_samples_fit_ = n_samples
         self.n_iter_ = len(net.history)
         return self
 
-    # ---- what a fitted estimator has --------------------------------------------------------
+    # ---- fitted attributes --------------------------------------------------------
 
     @property
     def module_(self) -> nn.Module:
@@ -486,7 +486,7 @@ class BaseNetwork(BaseEstimator):
 
     @property
     def best_epoch_(self) -> int:
-        """Under early stopping, the epoch whose weights the network has; the first one is 1."""
+        """Under early stopping, the epoch whose weights the network has, counted from 1."""
         if not self.early_stopping:
             raise AttributeError(f"{type(self).__name__} has no attribute 'best_epoch_' without early stopping.")
         net = self._fitted_net("best_epoch_")
@@ -494,7 +494,7 @@ class BaseNetwork(BaseEstimator):
         if hasattr(stopping[-1], "best_epoch_"):
             return stopping[-1].best_epoch_
         best, threshold = 1, math.inf
-        for epoch in net.history:  # of an estimator that was saved and loaded
+        for epoch in net.history:  # for an estimator that was saved and loaded
             if epoch["valid_loss"] < threshold:
                 best, threshold = epoch["epoch"], epoch["valid_loss"] - self.tol
         return best
@@ -527,20 +527,20 @@ class BaseNetwork(BaseEstimator):
             self._set_callback(key, params.pop(key))
         for key, value in params.items():
             owner, nested, name = key.partition("__")
-            if nested and owner in ("module", "optimizer"):  # as skorch has it
+            if nested and owner in ("module", "optimizer"):  # as in skorch
                 raise ValueError(
-                    f"`{key}` must be an entry of `{owner}_params`, got a parameter of its own. Set "
+                    f"`{key}` must be an entry of `{owner}_params`, got a separate parameter. Set "
                     f"{owner}_params={{{name!r}: {value!r}}}."
                 )
         return super().set_params(**params)
 
     def _set_callback(self, key: str, value: Any) -> None:
-        """``callbacks__name__parameter=value`` as skorch has it, or ``callbacks__name=callback``, or None."""
+        """``callbacks__name__parameter=value`` as in skorch, or ``callbacks__name=callback`` (None removes it)."""
         _, name, parameter = (*key.split("__", 2), "")[:3]
         named = dict(named_callbacks(self.callbacks))
         if not isinstance(named.get(name), Callback) and (parameter or name not in named):
             shown = ", ".join(repr(other) for other, callback in named.items() if callback is not None) or "none"
-            raise ValueError(f"`{key}` must name one of `callbacks`, got {name!r}; there is {shown}.")
+            raise ValueError(f"`{key}` must name one of `callbacks`, got {name!r}. Available: {shown}.")
         if parameter:
             named[name].set_params(**{parameter: value})
         else:
@@ -560,8 +560,8 @@ class BaseNetwork(BaseEstimator):
             value = getattr(self, name)
             if value is not defaults[name].default and value != defaults[name].default:
                 raise ValueError(
-                    f"`{name}` must keep its default beside `module`, got {value!r}: it belongs to the built-in "
-                    "MLP. Give it to your module by `module_params`."
+                    f"`{name}` must keep its default when `module` is given, got {value!r}: it belongs to the built-in "
+                    "MLP. Use `module_params` for arguments of your module."
                 )
 
     def _check_partial(self) -> None:
@@ -573,18 +573,18 @@ class BaseNetwork(BaseEstimator):
             )
 
     def _check_checkpoints(self) -> None:
-        """Checkpoints need a fit that its parameters and data fix."""
+        """Checkpoints require a fit that its parameters and data determine."""
         if self.checkpoint_dir is None:
             return
         if not isinstance(self.random_state, numbers.Integral):
             raise ValueError(
-                f"`random_state` must be an integer beside `checkpoint_dir`, got {self.random_state!r}: "
+                f"`random_state` must be an integer when `checkpoint_dir` is given, got {self.random_state!r}: "
                 "only then can another run continue this one."
             )
         if self.warm_start:
             raise ValueError(
-                "`warm_start` must be False beside `checkpoint_dir`, got True: "
-                "its parameters do not determine where such a fit begins."
+                "`warm_start` must be False when `checkpoint_dir` is given, got True: "
+                "the parameters do not determine where such a fit starts."
             )
 
     # ---- prediction -------------------------------------------------------------------------
@@ -603,7 +603,7 @@ class BaseNetwork(BaseEstimator):
     # ---- files and pickles ------------------------------------------------------------------
 
     def _fitted_values(self) -> dict[str, Any]:
-        """The fitted attributes as a file holds them; what else the user has put on the estimator is not among them."""
+        """The fitted attributes that a file stores; other attributes set by the user are left out."""
         values = {name: getattr(self, name) for name in self._fitted_attributes if hasattr(self, name)}
         return {**values, IMAGES_LAST: bool(self.net_.images_last_)}
 
@@ -614,17 +614,17 @@ class BaseNetwork(BaseEstimator):
         initial_state: Mapping[str, Tensor],
         history: list[dict[str, Any]],
     ) -> None:
-        """Become the fitted estimator of a file; raises ValueError for what does not fit the parameters."""
+        """Set the fitted state read from a file; raises ValueError if it does not match the parameters."""
         restore(self, attributes, state, initial_state, history)
 
     def __getstate__(self) -> dict[str, Any]:
-        # by value where need be, so that modules of __main__ and lambdas travel
+        # by value where necessary, so that modules of __main__ and lambdas can be pickled
         try:
             return {"by_value": cloudpickle.dumps(super().__getstate__())}
-        except RuntimeError as error:  # torch's, of parametrised modules
+        except RuntimeError as error:  # from torch, for parametrised modules
             raise TypeError(
-                f"{type(self).__name__} cannot be pickled, since its `module` cannot: {failure_text(error)} Use "
-                "sklearn_capacity.save, or give the module's class."
+                f"{type(self).__name__} cannot be pickled because its `module` cannot: {failure_text(error)} Use "
+                "sklearn_capacity.save, or pass the module's class."
             ) from error
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -632,12 +632,12 @@ class BaseNetwork(BaseEstimator):
 
 
 def _chunks(X: np.ndarray, device: torch.device, size: int) -> Iterator[Tensor]:
-    # clones, as a module may work in place, and a tensor on the CPU may share its memory with the user's array
+    # clones, since a module may work in place and a CPU tensor may share its memory with the user's array
     return (TensorData(X[start : start + size], device=device).X.clone() for start in range(0, len(X), size))
 
 
 def copied(value: Any) -> Any:
-    """A deep copy, or a shallow one of what holds something that cannot be copied, as an open log."""
+    """A deep copy, or a shallow one if the value holds something that cannot be copied, such as an open log."""
     try:
         return copy.deepcopy(value)
     except TypeError:
@@ -645,5 +645,5 @@ def copied(value: Any) -> Any:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two parameters are equal; arrays are compared as a whole."""
+    """Whether two parameters are equal; arrays are compared elementwise and reduced to one bool."""
     return a is b or (type(a) is type(b) and np.array_equal(np.asarray(a, object), np.asarray(b, object)))

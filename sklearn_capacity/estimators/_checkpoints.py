@@ -1,4 +1,4 @@
-"""The checkpoints of a fit: which folder is its own, and where in it the training goes on."""
+"""The checkpoints of a fit: which folder belongs to it, and where in it training resumes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOT_HASHED = ("checkpoint_dir", "checkpoint_every", "device", "verbose", "warm_s
 def newest_checkpoint(
     estimator: BaseNetwork, net: PenalizedNet, train: Samples, valid: Samples | None
 ) -> tuple[CheckpointFolder, Any] | None:
-    """The folder of this fit and what is in it, by a hash of parameters, data, seed, and by what it computes."""
+    """The folder of this fit, named by a hash of parameters, data, seed and first values, and its newest state."""
     if estimator.checkpoint_dir is None:
         return None
     params = {key: value for key, value in estimator.get_params(deep=False).items() if key not in NOT_HASHED}
@@ -40,7 +40,7 @@ def newest_checkpoint(
         raise TypeError(f"{error} Fit with checkpoint_dir=None.") from error
     try:
         behaviour = _behaviour(estimator, train, torch.device("cpu"))
-    except RuntimeError:  # layers that only a GPU has
+    except RuntimeError:  # layers that run on a GPU only
         if torch.device(net.device).type == "cpu":
             raise
         behaviour = _behaviour(estimator, train, torch.device(net.device))
@@ -48,10 +48,10 @@ def newest_checkpoint(
 
 
 def _behaviour(estimator: BaseNetwork, train: Samples, device: torch.device) -> Behaviour:
-    """What the first step computes, of a network that is made for this alone."""
+    """What the first step computes, from a network that is built only for this purpose."""
     few = train.take(slice(estimator.batch_size))
     schedule = make_schedule(estimator.learning_rate_schedule, estimator.max_epochs)
-    factor = getattr(schedule, "factor", None)  # a function of the epoch alone
+    factor = getattr(schedule, "factor", None)  # a function of the epoch only
     factors = [float(factor(epoch)) for epoch in range(estimator.max_epochs)] if callable(factor) else []
     with global_generators(), seeded(estimator._seed, device) as generator:
         alone = object.__new__(type(estimator))  # copy.copy would pickle the user's classes

@@ -57,7 +57,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
     _net_class = PenalizedClassifier
     _output_meaning = "one logit per class"
     _takes_logits = True
-    _silenced = ("print_log", "valid_acc")  # valid_acc would make the net keep each batch's entries
+    _silenced = ("print_log", "valid_acc")  # valid_acc would make the net store the entries of each batch
 
     def __init__(
         self,
@@ -145,7 +145,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         X, y, sample_weight
             As in `fit`.
         classes : array-like, default=None
-            All labels that may come; needed in the first call only.
+            All labels that may occur; needed in the first call only.
 
         Returns
         -------
@@ -154,13 +154,13 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         Raises
         ------
         ValueError
-            If the first call has no `classes`, or ``class_weight="balanced"``, which needs all of y at once.
+            If the first call has no `classes`, or if ``class_weight="balanced"``, which requires all of y at once.
         """
         self._check_partial()
         if isinstance(self.class_weight, str):
             raise ValueError(
-                '`class_weight` must be None or a dict in `partial_fit`, got "balanced", which needs all of y. '
-                "Compute it by sklearn.utils.compute_class_weight."
+                '`class_weight` must be None or a dict in `partial_fit`, got "balanced", which requires all of y. '
+                "Compute the weights with sklearn.utils.compute_class_weight."
             )
         reset = not hasattr(self, "net_")
         if reset and classes is None:
@@ -195,7 +195,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         return softmax(self._outputs(X), axis=1)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
-        """Logarithm of the probabilities, exact where they underflow.
+        """Logarithm of the probabilities, accurate where the probabilities underflow.
 
         Parameters
         ----------
@@ -222,18 +222,19 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
     def _check_target(self, y: np.ndarray, *, reset: bool, classes: Any = None) -> np.ndarray:
-        """y as class indices; with `reset` learn the classes."""
+        """y as class indices; with `reset`, learn the classes."""
         check_classification_targets(y)
         labels = np.unique(y) if classes is None else np.unique(np.asarray(classes))
         if reset:
             if len(labels) < 2:
-                raise ValueError(f"A classifier needs at least 2 classes, got {len(labels)} class.")
+                raise ValueError(f"A classifier needs at least 2 classes, got {len(labels)} class in y.")
             self.classes_, self._n_outputs, self.loss_name_ = labels, len(labels), "cross_entropy"
         elif classes is not None and not np.array_equal(labels, self.classes_):
-            raise ValueError(f"`classes` must stay {self.classes_.tolist()}, got {labels.tolist()}.")
+            first = self.classes_.tolist()
+            raise ValueError(f"`classes` must equal those of the first call, {first}, got {labels.tolist()}.")
         unseen = np.setdiff1d(y, self.classes_)
         if len(unseen):
-            raise ValueError(f"y must hold the classes {self.classes_.tolist()}, got {unseen.tolist()} as well.")
+            raise ValueError(f"y must contain only the classes {self.classes_.tolist()}, got also {unseen.tolist()}.")
         return np.searchsorted(self.classes_, y)
 
     def _check_kept(self, y: np.ndarray) -> None:

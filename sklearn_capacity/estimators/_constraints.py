@@ -1,4 +1,4 @@
-"""Entries of the tables that say what an estimator's parameters may be."""
+"""Entries of the tables that constrain an estimator's parameters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["COMMON", "boolean", "dtype", "integer", "interval", "mapping", "opti
 
 Check = Callable[[str, Any], Any]
 
-#: what `dtype` may be -> the dtype
+#: the values of `dtype` -> torch's dtype
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -40,12 +40,12 @@ def option(options: Iterable[Any]) -> Check:
 
 
 def optional(check: Check) -> Check:
-    """None, or what `check` lets pass."""
+    """None, or a value that passes `check`."""
     return lambda name, value: None if value is None else check(name, value)
 
 
 def callable_or(check: Check) -> Check:
-    """A callable, or what `check` lets pass."""
+    """A callable, or a value that passes `check`."""
     return lambda name, value: value if callable(value) else check(name, value)
 
 
@@ -98,8 +98,8 @@ def path(name: str, value: Any) -> str:
 
 
 def skorch_callbacks(name: str, value: Any) -> Any:
-    """Callbacks, or pairs of a name and one, as skorch takes them."""
-    for item in check_instance(name, value, (list, tuple), "None or a list of skorch's callbacks"):
+    """Callbacks, or (name, callback) pairs, as in skorch."""
+    for item in check_instance(name, value, (list, tuple), "None or a list of skorch callbacks"):
         named = isinstance(item, tuple) and len(item) == 2
         callback = item[1] if named else item
         if not (
@@ -107,7 +107,7 @@ def skorch_callbacks(name: str, value: Any) -> Any:
             or isinstance(callback, Callback)
             or (isinstance(callback, type) and issubclass(callback, Callback))
         ):
-            raise TypeError(f"`{name}` must hold skorch's callbacks, got {callback!r}.")
+            raise TypeError(f"`{name}` must contain skorch callbacks, got {callback!r}.")
     return value
 
 
@@ -118,7 +118,7 @@ def penalty(name: str, value: Any) -> Any:
     return value
 
 
-#: parameters that all networks share; `module`, `random_state` and `device` are checked where they act
+#: parameters that all networks share; `module`, `random_state` and `device` are checked where they are used
 COMMON: dict[str, Check] = {
     "hidden_layer_sizes": lambda name, value: check_layer_sizes(value),
     "activation": callable_or(option(ACTIVATIONS)),

@@ -1,4 +1,4 @@
-"""Training data: from scikit-learn's two-dimensional X to samples in the shape that a module wants, and their parts."""
+"""Training data: from scikit-learn's two-dimensional X to samples in the module's input shape, and splitting them."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class Samples(NamedTuple):
         return self.take(train), self.take(valid)
 
     def arrays(self) -> list[np.ndarray]:
-        """X, y, and the weights if there are any."""
+        """X, y, and the weights unless they are None."""
         return [array for array in self if array is not None]
 
 
 def weighted_samples(X: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -> Samples:
-    """Samples with weights of mean 1; without those of zero weight, so that none counts in a batch."""
+    """Samples with weights of mean 1; samples of zero weight are dropped, so that they do not count in a batch."""
     if weights is None:
         return Samples(X, y)
     kept = weights > 0
@@ -56,9 +56,9 @@ def weighted_samples(X: np.ndarray, y: np.ndarray, weights: np.ndarray | None) -
 
 
 def flatten_samples(X: Any) -> tuple[Any, tuple[int, ...] | None]:
-    """X with samples of more dimensions as rows, and their shape, or None where X had rows.
+    """X with each sample flattened to a row, and the samples' shape, or None if X had rows already.
 
-    scikit-learn's checks, and ``n_features_in_``, know two dimensions only.
+    scikit-learn's checks, and ``n_features_in_``, support only two dimensions.
     """
     X = plain_array("X", X)
     if isinstance(X, list | tuple) and len(X) and np.ndim(X[0]) > 1:
@@ -73,7 +73,7 @@ def flatten_samples(X: Any) -> tuple[Any, tuple[int, ...] | None]:
 def resolve_input_shape(
     asked: tuple[int, ...] | None, seen: tuple[int, ...] | None, n_features: int
 ) -> tuple[int, ...]:
-    """Shape of one sample as the module gets it."""
+    """Shape of one sample as the module receives it."""
     if asked is None:
         return (n_features,) if seen is None else seen
     asked = tuple(asked)

@@ -1,4 +1,4 @@
-"""What fails while a network is made or trained, as an error that names the parameter which it came from."""
+"""Errors while a network is built or trained, rewritten to name the parameter that caused them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sklearn_capacity.training.penalty_terms import PenaltyTerm
 
 __all__ = ["naming_parameters"]
 
-#: a parameter -> the functions that call what the user has given for it; the innermost on the way to an error decides
+#: parameter -> the functions that call its value; the innermost of them in the traceback decides
 CALLERS: dict[str, tuple[Any, ...]] = {
     "module": (make_module, PenalizedNet.infer, PenalizedNet.train_step_single),
     "optimizer": (
@@ -44,10 +44,10 @@ _PARAMETERS = {function.__code__: name for name, functions in CALLERS.items() fo
 
 @contextmanager
 def naming_parameters() -> Iterator[None]:
-    """Say by a ValueError or TypeError which parameter made the fit fail.
+    """Raise a ValueError or TypeError that names the parameter which made the fit fail.
 
-    Messages of this package, of the file system, of a full memory, and what a user's code raises of classes of its own
-    (as a search does to end a trial) pass as they are.
+    Messages of this package, of the file system and of exhausted memory are left unchanged, and so are exceptions of
+    classes that the user's code defines (a search raises these to end a trial).
     """
     try:
         yield
@@ -61,14 +61,14 @@ def naming_parameters() -> Iterator[None]:
 
 
 def _is_refusal(error: Exception, raised_in: types.FrameType) -> bool:
-    """Whether torch or skorch, or the very call of what a user has given, refuses an argument."""
+    """Whether torch or skorch, or the call of the user's object itself, refuses an argument."""
     package = raised_in.f_globals.get("__name__", "").partition(".")[0]
     foreign = package in ("torch", "skorch") or raised_in.f_code in _PARAMETERS
     return type(error) in (ValueError, TypeError) and foreign and not str(error).startswith("`")
 
 
 def _source(frames: list[types.FrameType]) -> str:
-    """The parameter on the way to an error, and the callback if it is one."""
+    """The parameter behind an error, with the callback's class if it is a callback."""
     source, callback = "`module`", ""
     for frame in frames:
         if frame.f_code in _PARAMETERS:

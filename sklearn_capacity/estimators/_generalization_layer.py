@@ -50,7 +50,7 @@ LAYER_CONSTRAINTS: dict[str, Any] = JACOBIAN_CONSTRAINTS | {
 
 
 class GeneralizationLayerMixin(JacobianPenaltyMixin):
-    """The hooks that insert the layer and train it by its own regime."""
+    """The hooks that insert the layer and control its training."""
 
     variant: str
     position: str | int | None
@@ -77,8 +77,8 @@ class GeneralizationLayerMixin(JacobianPenaltyMixin):
         if self.position is None:
             if self.variant == "skip" and not any(True for _ in generalization_layers(module)):
                 raise ValueError(
-                    "`position` must say where the layer goes, got None: the module has no generalization layer of "
-                    'its own, as "resnet20_gl" has.'
+                    "`position` must name the place of the layer, got None: the module has no generalization layer of "
+                    'its own (as "resnet20_gl" does). Set it to "head", a name or an index.'
                 )
             return module
         skip = self.variant == "skip"
@@ -94,9 +94,9 @@ class GeneralizationLayerMixin(JacobianPenaltyMixin):
         )
 
     def _parameter_groups(self, module: nn.Module) -> list[tuple[str, dict[str, Any]]]:
-        if self.optimizer in ("lbfgs", torch.optim.LBFGS):  # it takes one group; SlowLearning says what follows
+        if self.optimizer in ("lbfgs", torch.optim.LBFGS):  # it accepts one group only; see SlowLearning
             return []
-        # groups that are there from the beginning let a checkpoint find the optimiser as it left it
+        # with groups present from the start, a checkpoint can restore the optimiser's state
         slow = {id(parameter) for parameter in generalization_parameters(module)}
         names = [name for name, parameter in module.named_parameters() if id(parameter) in slow]
         return [(glob.escape(name), {SLOW: True}) for name in names]
@@ -110,13 +110,13 @@ class GeneralizationLayerMixin(JacobianPenaltyMixin):
 
 @documented("classifier", jacobian=True, generalization_layer=True)
 class GeneralizationLayerClassifier(GeneralizationLayerMixin, NetworkClassifier):
-    r"""Neural network classifier with a generalization layer, trained by that layer's own regime.
+    r"""Neural network classifier with a generalization layer and its training regime.
 
     .. math:: x^{(l+1)} = W_l\, \mathrm{relu}(W_g x^{(l)}) + \nu S x^{(l)}
 
-    New weights W_g stand before the linear map at `position`, with a skip S over both. nu falls while the network
-    is trained, and W_g learns slowly: small weights on all paths through the layer bound the network's Jacobian.
-    The variant "dropout" has a further layer there, relu(W x + b), with dropout on its own units only.
+    New weights W_g precede the linear map at `position`, and a skip S spans both. During training nu decreases
+    and W_g learns slowly: small weights on all paths through the layer bound the network's Jacobian.
+    The variant "dropout" inserts another layer, relu(W x + b), with dropout on its own units only.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ class GeneralizationLayerClassifier(GeneralizationLayerMixin, NetworkClassifier)
 
     Notes
     -----
-    The regime's epochs count on in `partial_fit` and with `warm_start`: beyond `max_epochs` nu stays at `nu_end`.
+    `partial_fit` and `warm_start` continue the regime's epoch count: beyond `max_epochs` nu stays at `nu_end`.
     The history has each epoch's ``nu`` and ``slow_factor``.
 
     References
@@ -262,7 +262,7 @@ class GeneralizationLayerClassifier(GeneralizationLayerMixin, NetworkClassifier)
 
 @documented("regressor", jacobian=True, generalization_layer=True)
 class GeneralizationLayerRegressor(GeneralizationLayerMixin, NetworkRegressor):
-    r"""Neural network regressor with a generalization layer, trained by that layer's own regime.
+    r"""Neural network regressor with a generalization layer and its training regime.
 
     .. math:: x^{(l+1)} = W_l\, \mathrm{relu}(W_g x^{(l)}) + \nu S x^{(l)}
 

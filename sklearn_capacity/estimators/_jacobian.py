@@ -25,7 +25,7 @@ JACOBIAN_CONSTRAINTS: dict[str, Any] = {
 }
 
 
-TOO_MANY = 'There are no more orthonormal directions than outputs; jacobian_norm="frobenius" is exact.'
+TOO_MANY = 'There are only as many orthonormal directions as outputs; jacobian_norm="frobenius" is exact.'
 
 
 class JacobianPenaltyMixin(BaseNetwork):
@@ -65,8 +65,8 @@ class JacobianRegularizedClassifier(JacobianPenaltyMixin, NetworkClassifier):
     Notes
     -----
     The penalty is evaluated in eval mode: batch norm with its running statistics (under batch statistics
-    a sample's output depends on its neighbours and has no Jacobian of its own), without dropout.
-    Under `sample_weight` it is the weighted mean.
+    a sample's output would depend on the rest of the batch), without dropout.
+    With `sample_weight` it is the weighted mean.
 
     References
     ----------
@@ -193,8 +193,8 @@ class JacobianRegularizedRegressor(JacobianPenaltyMixin, NetworkRegressor):
 
     Notes
     -----
-    The penalty is evaluated in eval mode, see :class:`JacobianRegularizedClassifier`. ``"softmax"`` is
-    refused as `jacobian_output`: it would be another function than the regression's.
+    The penalty is evaluated in eval mode, see :class:`JacobianRegularizedClassifier`. The regressor refuses
+    ``jacobian_output="softmax"``, since its outputs are not logits.
 
     References
     ----------

@@ -21,8 +21,8 @@ def make_module(module: Any, module_params: Mapping[str, Any] | None, input_shap
     """A new network for samples of `input_shape` from a name, class, factory or instance.
 
     A name goes to :func:`sklearn_capacity.architectures.make_network`. A class or factory gets those of
-    ``input_shape``, ``n_features`` and ``n_outputs`` that its signature names, plus `module_params`,
-    which win. An instance is copied with its weights.
+    ``input_shape``, ``n_features`` and ``n_outputs`` that its signature names, and `module_params`,
+    which take precedence. An instance is copied with its weights.
     """
     params = dict(module_params or {})
     if isinstance(module, str):
@@ -35,7 +35,7 @@ def make_module(module: Any, module_params: Mapping[str, Any] | None, input_shap
             )
         hollow = next((name for name, tensor in module.named_parameters() if tensor.is_meta), None)
         if hollow is not None:
-            raise ValueError(f"`module` must hold values, got {hollow!r} on the meta device. Give the class instead.")
+            raise ValueError(f"`module` must have values, got {hollow!r} on the meta device. Give the class instead.")
         try:
             return copy.deepcopy(module)
         except RuntimeError as error:
@@ -64,7 +64,7 @@ def _call(factory: Any, params: dict[str, Any], input_shape: tuple[int, ...], n_
         signature.bind(**arguments)
     except TypeError as error:
         raise ValueError(
-            f"`module` cannot be called with {sorted(arguments)}: {error}. Give what it needs as `module_params`."
+            f"`module` cannot be called with {sorted(arguments)}: {error}. Pass missing arguments in `module_params`."
         ) from error
     return factory(**arguments)
 
@@ -74,7 +74,7 @@ def _said(error: Exception) -> str:
 
 
 def check_output(module: nn.Module, sample: torch.Tensor, n_outputs: int, meaning: str) -> None:
-    """Run one sample through the module, which also materialises lazy layers, and check the output's shape."""
+    """Run one sample through the module, which also initialises lazy layers, and check the output's shape."""
     module.eval()
     try:
         with torch.no_grad():
@@ -95,6 +95,6 @@ def check_output(module: nn.Module, sample: torch.Tensor, n_outputs: int, meanin
 
 
 def check_batch_norm(module: nn.Module, batch_size: int) -> None:
-    """Refuse batches of one sample where batch norm would divide by a variance of nothing."""
+    """Refuse batches of one sample, whose variance batch norm cannot compute."""
     if batch_size == 1 and any(isinstance(m, nn.BatchNorm1d) for m in module.modules()):
         raise ValueError("Batch norm needs batches of at least 2 samples, got 1 sample.")

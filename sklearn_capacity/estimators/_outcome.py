@@ -1,4 +1,4 @@
-"""What a training ends in: an interrupt, a network that is not finite, one that predicts no better than a constant."""
+"""Checks after training: for an interrupt, weights that are not finite, and a network no better than a constant."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from sklearn_capacity.training import PenalizedNet, TensorData
 
 __all__ = ["check_finite", "tell_interrupt", "warn_of_failure", "warn_of_normalized_outputs"]
 
-#: optimiser steps from which on a network that is no better than a constant counts as a failure, not as a short fit
+#: number of optimiser steps after which a network no better than a constant counts as a failure, not as a short fit
 SETTLED = 100
-#: a loss of so many times that of outputs of zero is a failure after any number of steps
+#: a loss of this many times that of zero outputs is a failure after any number of steps
 GROSS = 10.0
-#: share of the best constant's loss below which a network with one output for all samples is none that has failed
+#: with a loss below this share of the best constant's, a network with equal outputs has not failed
 SUSPECT = 0.9
-#: inputs whose root mean square lies outside are named as a cause
+#: inputs whose root mean square is outside this range are named as a cause
 ORDINARY_SCALE = (0.1, 10.0)
-#: samples that are looked at before the training
+#: number of samples that are examined before training
 _FEW = 8
 _ENDING_NAMES = {"probabilities": "softmax", "log_probabilities": "log-softmax", "one_probability": "sigmoid"}
 
 
 def tell_interrupt(net: PenalizedNet) -> None:
-    """Warn if Ctrl-C has ended the training, which skorch takes for its end: in a search it would pass unseen."""
+    """Warn if Ctrl-C has ended training: skorch returns normally, so a search would not notice."""
     if net.interrupted_:
         warn(
-            f"Training was interrupted {net.interrupted_}, and the estimator keeps what was learnt until then; a "
-            "search goes on with its next fit. Fit again for a network that is trained to its end."
+            f"Training was interrupted {net.interrupted_}. The estimator keeps what was learnt until then; a search "
+            "continues with its next fit. Fit again to train to the end."
         )
 
 
 def check_finite(net: PenalizedNet, data: TensorData) -> Tensor:
-    """The outputs for some training samples; raises if they, or the weights, are not finite after the last step.
+    """The outputs for some training samples; raises if the outputs or the weights are not finite after the last step.
 
-    Buffers are left out: a mask may hold infinities. Those of batch norm show in the outputs.
+    Buffers are not checked, since a mask may contain infinities; those of batch norm affect the outputs.
     """
     outputs = first_outputs(net, data, net.batch_size)
     finite = torch.stack([t.isfinite().all() for t in (*net.module_.parameters(), outputs)]).all().item()
@@ -57,7 +57,7 @@ def check_finite(net: PenalizedNet, data: TensorData) -> Tensor:
 
 
 def first_outputs(net: PenalizedNet, data: TensorData, n_samples: int) -> Tensor:
-    """What the module returns in eval mode for the first samples."""
+    """The module's outputs in eval mode for the first samples."""
     net._set_training(False)
     with computing(), torch.no_grad():
         return net.module_(data.X[:n_samples].clone())
@@ -69,25 +69,25 @@ def first_outputs(net: PenalizedNet, data: TensorData, n_samples: int) -> Tensor
 def warn_of_failure(
     net: PenalizedNet, data: TensorData, outputs: Tensor, *, partial: bool, stops_early: bool, is_held: bool
 ) -> None:
-    """Warn if the trained network is worse than predicting one constant, or predicts one.
+    """Warn if the trained network is worse than the best constant prediction, or predicts a constant.
 
-    A short training, one that stops early or one with a penalty may rightly end near the constant, so that only
-    a loss far above it, or a dead network, counts there. The epoch's loss is a first sight, which costs nothing;
-    it is taken over the epoch with dropout, so the network's loss as it is now decides.
+    A short training, one that stops early or one with a penalty may legitimately end near the constant, so there only
+    a loss far above it, or a dead network, counts. The epoch's recorded loss is a first filter that costs nothing;
+    since it is averaged over the epoch and includes dropout, the loss of the final network decides.
 
     Parameters
     ----------
     net : PenalizedNet
-        Trained.
+        The trained net.
     data : TensorData
     outputs : Tensor of shape (m, n_outputs)
-        For the first m samples.
+        Outputs for the first m samples.
     partial : bool
-        Whether the training goes on with other samples.
+        Whether training continues with other samples.
     stops_early : bool
-        Whether it may have stopped before it has come far.
+        Whether training may have stopped early.
     is_held : bool
-        Whether a penalty kept the network from learning.
+        Whether a penalty may keep the network from learning.
     """
     if net.interrupted_ or "train_loss" not in net.history[-1]:
         return
@@ -122,12 +122,12 @@ def _trivial_losses(net: PenalizedNet, data: TensorData, n_outputs: int) -> tupl
 
 
 def _loss(net: PenalizedNet, outputs: Tensor, data: TensorData) -> Tensor:
-    """The mean over the data's samples of their weighted losses."""
+    """The weighted loss, averaged over the samples of the data."""
     return net.criterion_(outputs, data.y, sample_weight=data.sample_weight)
 
 
 def _loss_of(net: PenalizedNet, data: TensorData) -> float:
-    """The training loss of the network as it is, in eval mode."""
+    """The training loss of the network in its current state, in eval mode."""
     net._set_training(False)
     size = max(net.batch_size, 512)
     with computing(), torch.no_grad():
@@ -141,13 +141,13 @@ def _loss_of(net: PenalizedNet, data: TensorData) -> float:
 
 
 def _is_constant(outputs: Tensor, X: Tensor) -> bool:
-    """Whether samples that differ have one output in common."""
+    """Whether samples that differ all have the same output."""
     spread = (outputs - outputs[:1]).abs().max()
     return bool((spread <= 1e-6 * outputs.abs().max()) & (X != X[:1]).any())
 
 
 def _cure(net: PenalizedNet, data: TensorData, *, slow: bool) -> str:
-    """What to try; `slow` is a training that may only have been too short."""
+    """What to try; `slow` marks a training that may only have been too short."""
     cures = [f"Lower `learning_rate` ({net.lr:g})"]
     if slow:
         cures = [f"Change `learning_rate` ({net.lr:g})", "train for more epochs"]
@@ -159,12 +159,12 @@ def _cure(net: PenalizedNet, data: TensorData, *, slow: bool) -> str:
     return ", or ".join(cures) + "."
 
 
-# ---- outputs that are no logits -----------------------------------------------------------------
+# ---- outputs that are not logits -----------------------------------------------------------------
 
 
 def warn_of_normalized_outputs(net: PenalizedNet, data: TensorData) -> None:
-    """Warn if a classifier's module ends in a softmax, a log-softmax or a sigmoid, which the loss applies itself."""
-    with torch.random.fork_rng(devices=[]):  # a module may draw numbers in eval mode, too
+    """Warn if a classifier's module ends in a softmax, a log-softmax or a sigmoid, which the loss itself applies."""
+    with torch.random.fork_rng(devices=[]):  # a module may draw random numbers in eval mode, too
         outputs = first_outputs(net, data, _FEW)
         total = outputs.sum(dim=1) if (outputs >= 0).all() else outputs.exp().sum(dim=1)  # 1, if normalised
         normalized = bool(((total - 1).abs() < 1e-3).all())
@@ -174,18 +174,18 @@ def warn_of_normalized_outputs(net: PenalizedNet, data: TensorData) -> None:
     if not normalized and ending != "one_probability":
         return
     ending = ending or ("probabilities" if (outputs >= 0).all() else "log_probabilities")
-    harm = "training is slow and ends early"
+    harm = "training is slow and stops improving early"
     if ending == "log_probabilities":
-        harm = "that changes nothing, but penalties on the Jacobian are those of the log-probabilities"
+        harm = "training is unaffected, but penalties on the Jacobian are those of the log-probabilities"
     _warn_once(
-        f"`module` ends in a {_ENDING_NAMES[ending]}, in {name}, but the loss takes logits and applies the "
-        f"softmax itself: {harm}. Leave it out; `predict_proba` has the probabilities.",
+        f"`module` ends in a {_ENDING_NAMES[ending]} ({name}), but the loss expects logits and applies the "
+        f"softmax itself: {harm}. Remove that layer; `predict_proba` returns the probabilities.",
         CapacityWarning,
     )
 
 
 def _ending(module: nn.Module, X: Tensor) -> tuple[str, str | None]:
-    """The layer that makes the outputs, in words, and which of the three functions it ends in, if in one of torch's."""
+    """A description of the layer that computes the outputs, and which of the three functions it is, if any."""
     makers: list[tuple[str, nn.Module, Any]] = []
     handles = [
         layer.register_forward_hook(lambda layer, args, output, name=name: makers.append((name, layer, output)))
@@ -208,13 +208,13 @@ def _ending(module: nn.Module, X: Tensor) -> tuple[str, str | None]:
 
 _PASSED_ON = ("sklearn_capacity.", "sklearn.", "skorch.", "joblib.", "dask.", "distributed.")
 _SEARCHES = ("sklearn.model_selection.", "joblib.", "dask.", "distributed.")
-_warned: set[tuple[type, str, int]] = set()  # where searches have been warned
+_warned: set[tuple[type, str, int]] = set()  # warnings that searches have already issued
 
 
 def _warn_once(message: str, category: type[Warning], *, once: bool = False) -> None:
-    """Warn at the user's line; in a search, whose fits may fail by the hundred, or if `once`, once a line and process.
+    """Warn at the user's line; in a search, where hundreds of fits may fail, or if `once`, once per line and process.
 
-    Python's own filter does not see to that: texts differ by their numbers, and joblib resets it for each task.
+    Python's filter cannot do this: the texts contain different numbers, and joblib resets the filter for each task.
     """
     frame, level, repeated = sys._getframe(1), 2, once
     while frame.f_back is not None and (name := frame.f_globals.get("__name__", "")).startswith(_PASSED_ON):
@@ -225,5 +225,5 @@ def _warn_once(message: str, category: type[Warning], *, once: bool = False) -> 
         return
     if repeated:
         _warned.add(place)
-        message += " Further fits may end so, too; this is said once."
+        message += " Other fits may have the same problem; this warning is issued once."
     warnings.warn(message, category, stacklevel=level)

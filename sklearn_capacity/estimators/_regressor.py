@@ -20,7 +20,7 @@ __all__ = ["NetworkRegressor"]
 class NetworkRegressor(RegressorMixin, BaseNetwork):
     """Neural network for regression with one or several outputs.
 
-    The targets are learnt as they are: scale them, for example by TransformedTargetRegressor.
+    The targets are not scaled: scale them, for example with TransformedTargetRegressor.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class NetworkRegressor(RegressorMixin, BaseNetwork):
 
         Returns
         -------
-        ndarray of shape (n_samples,) or (n_samples, n_outputs), as y had it
+        ndarray of shape (n_samples,) or (n_samples, n_outputs), like y
         """
         outputs = self._outputs(X)
         return outputs[:, 0] if self._one_column else outputs
@@ -74,9 +74,9 @@ class NetworkRegressor(RegressorMixin, BaseNetwork):
         return tags
 
     def _check_target(self, y: np.ndarray, *, reset: bool, classes: Any = None) -> np.ndarray:
-        """y as a column per output; with `reset` learn how many there are."""
+        """y with one column per output; with `reset`, learn their number."""
         one_column = y.ndim == 1
-        with np.errstate(over="ignore"):  # what overflows raises below
+        with np.errstate(over="ignore"):  # overflow raises below
             y = y.reshape(len(y), -1).astype(self._dtype)
         if not np.isfinite(y).all():
             raise ValueError(f"y must be finite in {self._dtype}; it contains infinity or a value too large for it.")
@@ -84,5 +84,5 @@ class NetworkRegressor(RegressorMixin, BaseNetwork):
             self._one_column, self._n_outputs = one_column, y.shape[1]
             self.loss_name_ = "squared" if self.loss == "auto" else self.loss
         elif y.shape[1] != self._n_outputs:
-            raise ValueError(f"y must have {self._n_outputs} columns as before, got {y.shape[1]}.")
+            raise ValueError(f"y must have {self._n_outputs} columns, as in the first call, got {y.shape[1]}.")
         return y

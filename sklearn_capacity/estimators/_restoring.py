@@ -1,4 +1,4 @@
-"""A fitted estimator from its parameters, attributes and tensors, without training and without trust in them."""
+"""A fitted estimator from its parameters, attributes and tensors, without training and without trusting the file."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["as_history", "restore"]
 
-#: values of a sample that a network is run on only to see how it is built; a larger one comes from a doubtful file
+#: largest sample (in values) for a run that only reveals the network's structure; a larger one is suspect
 MAX_MADE_UP = 2**20
-#: entries of the history that callbacks and reports calculate with
+#: entries of the history that callbacks and reports compute with
 LOSSES = ("train_loss", "train_penalty", "valid_loss", "dur", "train_batch_count", "valid_batch_count")
-#: a module may make some parameters only to throw them away
+#: allowance for parameters that a module creates and discards
 _SLACK, _SMALL, _FEW = 4, 1_000_000, 1000
 
 
@@ -39,12 +39,12 @@ def restore(
     initial_state: Mapping[str, Tensor],
     history: list[dict[str, Any]],
 ) -> None:
-    """Give an estimator, which has its parameters, these fitted attributes and weights.
+    """Set these fitted attributes and weights on an estimator whose parameters are already set.
 
     Raises
     ------
     ValueError
-        If something is missing, does not fit the parameters, or is not finite.
+        If something is missing, does not match the parameters, or is not finite.
     """
     check_random_state(estimator.random_state)
     images_last: bool | None = _restore_attributes(estimator, attributes)
@@ -58,7 +58,7 @@ def restore(
     if _is_built_in(estimator) or math.prod(estimator.input_shape_) > MAX_MADE_UP:
         images_last = images_last and device.type == "cpu" and len(estimator.input_shape_) == 3
     else:
-        images_last = None  # only a run of the user's module tells
+        images_last = None  # only a run of the user's module shows it
     net = estimator._net_around(module.to(device), device, images_last)
     net.history = as_history(history)
     estimator._renew_callbacks(net)
@@ -66,11 +66,11 @@ def restore(
 
 
 def _restore_attributes(estimator: BaseNetwork, attributes: Mapping[str, Any]) -> bool:
-    """Set what passes its check; returns whether images had their channels last in memory."""
+    """Set the attributes that pass their checks; returns whether images were stored with channels last."""
     allowed = estimator._fitted_attributes
     foreign = [name for name in attributes if name not in (*allowed, IMAGES_LAST)]
     if foreign:
-        raise ValueError(f"the fitted attribute {foreign[0]!r} is none of {type(estimator).__name__}")
+        raise ValueError(f"the fitted attribute {foreign[0]!r} does not belong to {type(estimator).__name__}")
     missing = [name for name in allowed if name not in attributes and name not in OPTIONAL]
     if missing:
         raise ValueError(f"the fitted attributes {missing} are missing")
@@ -91,8 +91,8 @@ def _is_built_in(estimator: BaseNetwork) -> bool:
 def _module_like(estimator: BaseNetwork, state: Mapping[str, Tensor]) -> nn.Module:
     """The network, before its weights are put back.
 
-    A built-in one is made without memory for values first, so that no sample has to be run through real layers to
-    see where a generalization layer goes.
+    A built-in one is first built on the meta device, so that finding the place of a generalization layer does not
+    run a sample through real layers.
     """
     dtype = torch.from_numpy(np.empty(0, estimator._dtype)).dtype
     size = _at_most(len(state), sum(t.numel() for t in state.values()))
@@ -103,8 +103,8 @@ def _module_like(estimator: BaseNetwork, state: Mapping[str, Tensor]) -> nn.Modu
         return module.to_empty(device="cpu")
     if getattr(estimator, "position", None) is not None and math.prod(estimator.input_shape_) > MAX_MADE_UP:
         raise ValueError(
-            f"`input_shape_` is {estimator.input_shape_}, and to put a layer at a `position` of your module, it would "
-            f"have to be run on a sample of more than {MAX_MADE_UP} values"
+            f"`input_shape_` is {estimator.input_shape_}, and inserting a layer at a `position` of your module would "
+            f"require running it on a sample of more than {MAX_MADE_UP} values"
         )
     with seeded(0, torch.device("cpu")), size:
         return estimator._make_module(estimator.input_shape_, estimator._n_outputs).to(dtype=dtype)
@@ -114,12 +114,12 @@ def _usable_device(wanted: Any) -> torch.device:
     try:
         return resolve_device(wanted)
     except ValueError as error:
-        warn(f"{error} The network is put on the CPU.")
+        warn(f"{error} The network is loaded on the CPU.")
         return torch.device("cpu")
 
 
 def _check_history(rows: list[dict[str, Any]], n_epochs: int) -> None:
-    """As many epochs as were trained, numbered, with losses that are numbers."""
+    """Check that there is one entry per trained epoch, numbered in order, with numeric losses."""
     if len(rows) != n_epochs:
         raise ValueError(f"the history has {len(rows)} epochs, but `n_iter_` is {n_epochs}")
     for number, row in enumerate(rows, 1):
@@ -127,15 +127,15 @@ def _check_history(rows: list[dict[str, Any]], n_epochs: int) -> None:
             raise ValueError(f"epoch {number} of the history has the number {row.get('epoch')!r}")
         for key, value in row.items():
             if not isinstance(key, str):
-                raise ValueError(f"epoch {number} of the history has an entry {key!r}, which is no name")
+                raise ValueError(f"epoch {number} of the history has an entry {key!r}, which is not a name")
             if key in LOSSES and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise ValueError(f"`{key}` of epoch {number} in the history is {value!r}, no number")
+                raise ValueError(f"`{key}` of epoch {number} in the history must be a number, got {value!r}")
 
 
 def as_history(rows: list[dict[str, Any]]) -> History:
-    """skorch's History of epochs, without entries per batch."""
+    """The epochs as a skorch History without entries per batch."""
     history = History()
-    history.extend({**row, "batches": []} for row in rows)  # `record` takes time that grows with the history
+    history.extend({**row, "batches": []} for row in rows)  # `record` slows down as the history grows
     return history
 
 
@@ -149,7 +149,7 @@ def _load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _check_finite(state: Mapping[str, Tensor], module: nn.Module, what: str) -> None:
-    """Refuse nan everywhere, and infinities but in buffers, where a mask may hold them."""
+    """Refuse NaN everywhere, and infinities except in buffers, where a mask may contain them."""
     buffers = dict(module.named_buffers())
     for name, tensor in state.items():
         if (torch.isnan(tensor) if name in buffers else ~torch.isfinite(tensor)).any():
@@ -157,25 +157,25 @@ def _check_finite(state: Mapping[str, Tensor], module: nn.Module, what: str) -> 
 
 
 def _check_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:
-    """Names, shapes and precisions of a state against those of another."""
+    """Names, shapes and precisions of a state must equal those of another."""
     missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     if missing:
         raise ValueError(f"the {what} lacks the tensors {missing[:3]}{'...' * (len(missing) > 3)}")
     if extra:
-        raise ValueError(f"the {what} has no place for the tensors {extra[:3]}{'...' * (len(extra) > 3)}")
+        raise ValueError(f"the {what} has the unexpected tensors {extra[:3]}{'...' * (len(extra) > 3)}")
     for name, tensor in own.items():
         if state[name].shape != tensor.shape:
-            shapes = f"{tuple(state[name].shape)} in place of {tuple(tensor.shape)}"
+            shapes = f"{tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
             raise ValueError(f"the {what}'s tensor {name!r} has shape {shapes}")
         if state[name].dtype != tensor.dtype:
-            raise ValueError(f"the {what}'s tensor {name!r} is {state[name].dtype} in place of {tensor.dtype}")
+            raise ValueError(f"the {what}'s tensor {name!r} is {state[name].dtype} instead of {tensor.dtype}")
 
 
 @contextlib.contextmanager
 def _at_most(n_tensors: int, n_saved: int) -> Iterator[None]:
-    """Stop a module under construction that outgrows the weights which it is made for.
+    """Stop the construction of a module that becomes larger than the weights saved for it.
 
-    So a short file that asks for a network of a billion weights, or of a million layers, costs nothing: parameters
+    A short file that asks for a network of a billion weights, or of a million layers, then costs nothing: parameters
     are refused as they are registered, before anything writes to their memory.
     """
     thread, n_made, made = threading.get_ident(), 0, 0
@@ -192,7 +192,7 @@ def _at_most(n_tensors: int, n_saved: int) -> Iterator[None]:
     handle = register_module_parameter_registration_hook(count)
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # a single allocation that cannot be met
-        raise ValueError(f"the parameters describe a network that cannot be made: {error}") from error
+    except (RuntimeError, MemoryError) as error:  # a single allocation that is too large
+        raise ValueError(f"the parameters describe a network that cannot be built: {error}") from error
     finally:
         handle.remove()

@@ -115,7 +115,7 @@ def test_bad_labels():
     with pytest.raises(ValueError, match="y should be a 1d array|Unknown label type|multilabel"):
         NetworkClassifier().fit(X, np.eye(3)[y].astype(int))
     model = NetworkClassifier(warm_start=True, max_epochs=1).fit(X, y)
-    with pytest.raises(ValueError, match=r"y must hold the classes \[0, 1, 2\], got \[3\] as well"):
+    with pytest.raises(ValueError, match=r"y must contain only the classes \[0, 1, 2\], got also \[3\]"):
         model.fit(X, y + 1)
     assert model.fit(X, y).n_iter_ == 2  # bad data does no harm
 
@@ -127,10 +127,10 @@ def test_bad_weights():
         NetworkRegressor().fit(X, y, sample_weight=-np.ones(40))
     with pytest.raises(ValueError, match="`classes` must be given in the first call"):
         NetworkClassifier().partial_fit(X, y)
-    with pytest.raises(ValueError, match='got "balanced", which needs all of y'):
+    with pytest.raises(ValueError, match='got "balanced", which requires all of y'):
         NetworkClassifier(class_weight="balanced").partial_fit(X, y, classes=[0, 1, 2])
     model = NetworkClassifier().partial_fit(X, y, classes=[0, 1, 2])
-    with pytest.raises(ValueError, match=r"`classes` must stay \[0, 1, 2\], got \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"`classes` must equal those of the first call, \[0, 1, 2\], got \[0, 1\]"):
         model.partial_fit(X, y, classes=[0, 1])
 
 
@@ -138,7 +138,7 @@ def test_bad_targets_of_a_regression():
     with pytest.raises(ValueError, match="y must be finite in float32"):
         NetworkRegressor().fit(X.astype("float32"), np.full(40, 1e300))
     model = NetworkRegressor(warm_start=True, max_epochs=1).fit(X, X[:, :2])
-    with pytest.raises(ValueError, match="y must have 2 columns as before, got 1"):
+    with pytest.raises(ValueError, match="y must have 2 columns, as in the first call, got 1"):
         model.fit(X, X[:, 0])
 
 
@@ -176,7 +176,7 @@ def test_divergence_in_the_last_step_is_seen():
     ],
 )
 def test_mlp_parameters_beside_a_module_raise(name, value):
-    with pytest.raises(ValueError, match=f"`{name}` must keep its default beside `module`"):
+    with pytest.raises(ValueError, match=f"`{name}` must keep its default when `module` is given"):
         NetworkClassifier(module=lambda: nn.Linear(6, 3), **{name: value}).fit(X, y)
 
 
@@ -197,7 +197,7 @@ class NeedsDepth(nn.Linear):
         (NeedsDepth, None, ValueError, "cannot be called with .*: missing a required argument: 'depth'"),
         (NeedsDepth, {"dept": 1}, ValueError, "cannot be called with"),
         (lambda: 3, None, TypeError, "`module` must return an nn.Module, got 3"),
-        (nn.Linear(6, 3, device="meta"), None, ValueError, "must hold values, got 'weight' on the meta device"),
+        (nn.Linear(6, 3, device="meta"), None, ValueError, "must have values, got 'weight' on the meta device"),
         (3, None, TypeError, "`module` must be None, the name of an architecture"),
         ("resnet2000", None, ValueError, "`module` must be one of .*got 'resnet2000'"),
     ],
@@ -223,7 +223,7 @@ def test_shapes_of_images_must_agree():
     with pytest.raises(ValueError, match=r"`input_shape` must equal the shape \(1, 2, 2\) of the samples in X"):
         NetworkClassifier(module=module, input_shape=(1, 4, 1)).fit(IMAGES, y)
     model = NetworkClassifier(module=module, max_epochs=1).fit(IMAGES, y)
-    with pytest.raises(ValueError, match=r"X must hold samples of shape \(1, 2, 2\), got \(2, 2, 1\)"):
+    with pytest.raises(ValueError, match=r"X must contain samples of shape \(1, 2, 2\), got \(2, 2, 1\)"):
         model.predict(IMAGES.reshape(-1, 2, 2, 1))
     with pytest.raises(ValueError, match="Images need `input_shape`"):
         NetworkClassifier(module=module, max_epochs=1).fit(X, y)

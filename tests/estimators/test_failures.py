@@ -100,8 +100,8 @@ def test_tensors_are_arrays_wherever_they_come_from():
 @pytest.mark.parametrize(
     ("X_", "y_", "message"),
     [
-        ([[10**400] * 4] * 12, y, "X and y must hold numbers that are finite in float64"),
-        (X, "labels", "y must hold one entry per sample, got 'labels'"),
+        ([[10**400] * 4] * 12, y, "X and y must contain numbers that are finite in float64"),
+        (X, "labels", "y must have one entry per sample, got 'labels'"),
     ],
 )
 def test_data_that_are_no_numbers(X_, y_, message):
@@ -123,5 +123,5 @@ def test_there_is_one_cpu():
 def test_what_cannot_be_pickled_says_so():
     module = nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
     fitted = NetworkClassifier(module=module, max_epochs=1).fit(X, y)
-    with pytest.raises(TypeError, match="cannot be pickled, since its `module` cannot: .*sklearn_capacity.save"):
+    with pytest.raises(TypeError, match="cannot be pickled because its `module` cannot: .*sklearn_capacity.save"):
         pickle.dumps(fitted)

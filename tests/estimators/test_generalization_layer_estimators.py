@@ -64,7 +64,7 @@ def test_a_module_with_its_own_layers_needs_no_position():
     fitted = GeneralizationLayerClassifier(module=own, position=None, max_epochs=10, slow_after=3).fit(X, y)
     assert isinstance(fitted.module_[0], GeneralizationLayer)
     assert fitted.history_[-1, "nu"] == pytest.approx(0.1) == float(layer_of(fitted).nu)
-    with pytest.raises(ValueError, match="`position` must say where the layer goes, got None"):
+    with pytest.raises(ValueError, match="`position` must name the place of the layer, got None"):
         model(position=None).fit(X, y)
 
 

@@ -115,10 +115,10 @@ def test_every_cut_is_noticed(saved):
     [
         (lambda t: t.pop("module.output.bias"), r"network lacks the tensors \['output.bias'\]"),
         (lambda t: t.pop("initial.output.bias"), r"initial state lacks the tensors \['output.bias'\]"),
-        (lambda t: t.update({"module.more": torch.zeros(2)}), r"no place for the tensors \['more'\]"),
+        (lambda t: t.update({"module.more": torch.zeros(2)}), r"has the unexpected tensors \['more'\]"),
         (lambda t: t.update({"other": torch.zeros(2)}), "cannot be loaded"),
-        (lambda t: t.update({"module.output.bias": torch.zeros(4)}), r"shape \(4,\) in place of \(3,\)"),
-        (lambda t: t.update({"module.output.bias": torch.zeros(3)}), "torch.float32 in place of torch.float64"),
+        (lambda t: t.update({"module.output.bias": torch.zeros(4)}), r"shape \(4,\) instead of \(3,\)"),
+        (lambda t: t.update({"module.output.bias": torch.zeros(3)}), "torch.float32 instead of torch.float64"),
         (lambda t: t["module.output.bias"].fill_(torch.nan), "weights 'output.bias' are not finite"),
         (lambda t: t["module.output.bias"].fill_(torch.inf), "weights 'output.bias' are not finite"),
     ],
@@ -154,14 +154,14 @@ PARAM = {"hidden_layer_sizes": {"tuple": [10**6, 10**6]}}
         ({"params": {"tol": {"object": "os.system"}}}, "not an encoded value"),
         ({"params": {"tol": {"float": "1"}}}, "not an encoded value"),
         ({"params": [1]}, "cannot be loaded"),
-        ({"params": PARAM}, "describe a network (larger than|that cannot be made)"),
+        ({"params": PARAM}, "describe a network (larger than|that cannot be built)"),
         ({"params": {"hidden_layer_sizes": {"tuple": [10**15]}}}, "larger than"),
         ({"params": {"hidden_layer_sizes": {"tuple": [1000] * 5000}}}, "larger than"),
         ({"params": {"hidden_layer_sizes": {"tuple": [1] * 10**5}}}, "larger than"),
         ({"params": {"checkpoint_dir": "/etc"}}, r"no parameters \['checkpoint_dir'\]"),
         ({"fitted": {}}, r"fitted attributes \['input_shape_'"),
-        ({"fitted": {"predict": 1}}, "the fitted attribute 'predict' is none of"),
-        ({"fitted": {"__class__": 1}}, "the fitted attribute '__class__' is none of"),
+        ({"fitted": {"predict": 1}}, "the fitted attribute 'predict' does not belong to"),
+        ({"fitted": {"__class__": 1}}, "the fitted attribute '__class__' does not belong to"),
         ({"history": {"list": [3]}}, "history is not a list of epochs"),
         ({"history": None}, "history is not a list of epochs"),
     ],
@@ -175,7 +175,7 @@ def test_wrong_documents(saved, changes, message):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("input_shape_", {"tuple": [0]}, "must be a tuple of 1 to 8 positive whole numbers"),
+        ("input_shape_", {"tuple": [0]}, "must be a tuple of 1 to 8 positive integers"),
         ("n_features_in_", 15, "`n_features_in_` must be 16, since samples have shape"),
         ("_dtype", {"dtype": "<i8"}, "must be the precision float32 or float64"),
         ("_dtype", {"dtype": "<U99999999"}, "not a dtype of labels"),
@@ -191,7 +191,7 @@ def test_wrong_documents(saved, changes, message):
         ("classes_", {"list": [0, 1, 2]}, r"`classes_` must be an array of shape \(3,\) of labels, got \[0"),
         ("feature_names_in_", {"array": ["a"], "dtype": "|O", "shape": [1]}, "`feature_names_in_` must be an array"),
         ("input_shape_", {"tuple": [2**32, 2**32, 4]}, "`n_features_in_` must be"),
-        ("n_iter_", {"float": "nan"}, "`n_iter_` must be a whole number of at least 0, got nan"),
+        ("n_iter_", {"float": "nan"}, "`n_iter_` must be an integer of at least 0, got nan"),
         ("x_", {"list": [{"array": [""] * 999, "dtype": "<U262144", "shape": [999]}] * 999}, "more than 256 MiB"),
         ("x_", {"array": [], "dtype": "<f8", "shape": [10**4000] * 2000 + [0]}, "has 2001 dimensions"),
         ("loss_name_", "hinge", "cannot be loaded"),
@@ -223,7 +223,7 @@ def test_document_that_is_no_object(saved):
 
 def test_missing_gpu_is_told(saved):
     rewrite(saved, params={**document(saved)["params"], "device": "cuda:63"})
-    with pytest.warns(CapacityWarning, match="The network is put on the CPU"):
+    with pytest.warns(CapacityWarning, match="The network is loaded on the CPU"):
         assert load(saved).module_ is not None
 
 

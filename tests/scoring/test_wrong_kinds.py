@@ -43,7 +43,7 @@ def watch(**params):
         (displays.WeightHistogramDisplay.from_estimators, [[1.0]], "`estimators` must be a dict of label to model"),
         (lambda: model_card(None, description=3), [], "`description` must be text, got int"),
         (lambda: watch(max_samples=2.5), [], "`max_samples` must be an integer"),
-        (lambda: NetworkClassifier(callbacks=[3]).fit(X, y), [], "`callbacks` must hold skorch's callbacks, got 3"),
+        (lambda: NetworkClassifier(callbacks=[3]).fit(X, y), [], "`callbacks` must contain skorch callbacks, got 3"),
         (lambda: NetworkClassifier(callbacks=3).fit(X, y), [], "`callbacks` must be None or a list"),
     ],
 )  # fmt: skip

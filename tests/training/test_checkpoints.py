@@ -376,9 +376,9 @@ class Locked:
 
 def test_refusals(model):
     cases = [
-        ({"random_state": None}, ValueError, "`random_state` must be an integer beside `checkpoint_dir`, got None"),
+        ({"random_state": None}, ValueError, "`random_state` must be an integer when `checkpoint_dir` is given"),
         ({"random_state": np.random.RandomState(0)}, ValueError, "`random_state` must be an integer"),
-        ({"warm_start": True}, ValueError, "`warm_start` must be False beside `checkpoint_dir`"),
+        ({"warm_start": True}, ValueError, "`warm_start` must be False when `checkpoint_dir` is given"),
         ({"checkpoint_dir": 3}, TypeError, "`checkpoint_dir` must be None or the path of a folder, got 3"),
         ({"checkpoint_dir": ""}, TypeError, "`checkpoint_dir` must be None or the path"),
         ({"checkpoint_every": 0}, ValueError, "`checkpoint_every` must be at least 1"),
