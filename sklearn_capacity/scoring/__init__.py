@@ -1,13 +1,13 @@
 """Scoring: measure any model, as a function, a report or a scikit-learn scorer.
 
-What users call: `capacity` (`measure_capacity`, `capacity_report`, `list_measures`), `scorer` (`CapacityScorer`, whose
-several values are `scores`), `compare` (several models, where `module_estimator` predicts by plain modules), `callback`
-(capacity after each epoch), `spectrum`, `curves`, `landscape`.
+Public functions: `capacity` (`measure_capacity`, `capacity_report`, `list_measures`), `scorer` (`CapacityScorer`, whose
+multiple values are `scores`), `compare` (several models; `module_estimator` wraps plain modules for scikit-learn's
+scorers), `callback` (capacity after each epoch), `spectrum`, `curves`, `landscape`.
 
-How they get there: `requests` reads which measures are wanted; `find_network` finds the network in a model, by
-`from_sklearn` for linear models and perceptrons; `data` makes tensors; `probe` tries the network on a few samples;
-`measurement` runs the measures of one call. `initial_state` keeps weights before training, `by_value` carries a user's
-functions to other processes, `measure_checks` (`check_measure`) tries a measure on small networks.
+Their parts: `requests` parses the requested measures; `find_network` finds the network inside a model, with
+`from_sklearn` for linear models and perceptrons; `data` creates tensors; `probe` runs the network on a few samples;
+`measurement` runs the measures of one call. `initial_state` stores the weights before training, `by_value` pickles a
+user's functions for other processes, `measure_checks` (`check_measure`) tests a measure on small networks.
 
 Data flow: model, X, y -> find_network, data -> probe -> measurement -> Measured values -> dict, frame or score.
 """

@@ -1,4 +1,4 @@
-"""Objects that hold a user's functions, on their way to another process."""
+"""Pickling of objects that contain a user's functions, for other processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["TravelsByValue"]
 
 
 class TravelsByValue:
-    """A mixin for pickles that hold lambdas and functions of a notebook themselves, not by a name to import."""
+    """A mixin that pickles lambdas and a notebook's functions by value, not by an importable name."""
 
     def _state(self) -> dict[str, Any]:
         return dict(super().__getstate__())  # type: ignore[call-overload]
@@ -25,7 +25,7 @@ class TravelsByValue:
         vars(self).update(state) if inherited is None else inherited(state)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        # in one process a function stays the same object, whose globals are the user's
+        # within a process a function stays the same object and keeps the user's globals
         copied = memo[id(self)] = object.__new__(type(self))
         vars(copied).update(copy.deepcopy(self._state(), memo))
         return copied

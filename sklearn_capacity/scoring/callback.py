@@ -20,28 +20,28 @@ __all__ = ["CapacityCallback"]
 class CapacityCallback(TravelsByValue, Callback):
     """Record capacity measures in a skorch net's history after each epoch.
 
-    The network is measured with its weights of that moment: no cached prediction takes part, and neither the
-    training nor its random numbers change. The values stand in the history under the measures' labels, not negated,
-    so skorch's TensorBoard and MlflowLogger callbacks, if they come after this one, log them too.
+    The network is measured with its current weights, never from cached predictions, and the measurement changes
+    neither training nor its random numbers. The history stores the values under the measures' labels, not negated,
+    so skorch's TensorBoard and MlflowLogger callbacks also log them if they come after this one.
 
     Parameters
     ----------
     measures : str, Measure, list of these or dict, default="cheap"
         As in `measure_capacity`.
     X, y : array-like, default=None
-        What to measure on, with labels as the net gets them (class indices in this package's estimators). None: the
-        training data of the fit.
+        Data to measure on, with labels as the net receives them (class indices in this package's estimators). None:
+        the training data of the fit.
     every : int, default=1
-        Epochs between two measurements; those in between get nan.
+        Number of epochs between two measurements; the other epochs get nan.
     prefix : str, default=""
-        Goes before the labels.
+        Prefix of the labels.
     loss, log, max_samples, batch_size, device, random_state
-        As in `measure_capacity`; of the training data at most `max_samples` are measured on, default=1000.
+        As in `measure_capacity`; at most `max_samples` (default 1000) of the training samples are used.
 
     Raises
     ------
     ValueError
-        In training, as `measure_capacity`, if a measure that is named does not apply.
+        During training, as in `measure_capacity`, if a named measure does not apply.
 
     Examples
     --------
@@ -102,7 +102,7 @@ class CapacityCallback(TravelsByValue, Callback):
         self._data = None  # type: ignore[assignment]
 
     def _state(self) -> dict[str, Any]:
-        return {key: value for key, value in super()._state().items() if key != "_data"}  # training data do not travel
+        return {key: value for key, value in super()._state().items() if key != "_data"}  # without the training data
 
     def _measure(self, net: NeuralNet) -> dict[str, float]:
         module = net.module_
@@ -127,12 +127,14 @@ class CapacityCallback(TravelsByValue, Callback):
 
 
 def _arrays(X: Any, y: Any, max_samples: int | None, random_state: int) -> tuple[Any, Any]:
-    """The training data of a fit, which skorch hands on as arrays or as a dataset."""
+    """The training data of a fit, which skorch passes as arrays or as a dataset."""
     if not isinstance(X, torch.utils.data.Dataset):
         return X, y
     rows, _ = subsample(np.arange(len(X)), None, max_samples, random_state)  # type: ignore[arg-type]
     pairs = [X[int(row)] for row in rows]
     if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
-        raise NotDefinedError("CapacityCallback cannot read (X, y) from this dataset: pass `X` and `y` to it.")
+        raise NotDefinedError(
+            "CapacityCallback cannot read (X, y) from this dataset: pass `X` and `y` to the callback."
+        )
     inputs, targets = zip(*pairs, strict=True)
     return torch.stack([torch.as_tensor(x) for x in inputs]), torch.stack([torch.as_tensor(t) for t in targets])

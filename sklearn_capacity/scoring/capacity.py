@@ -1,4 +1,4 @@
-"""The functions that measure a model: numbers, a report, and the list of what there is."""
+"""The functions that measure a model: as numbers or as a report, and the list of all measures."""
 
 from __future__ import annotations
 
@@ -48,52 +48,51 @@ def measure_capacity(
     device: Any = None,
     random_state: int = 0,
 ) -> dict[str, float]:
-    """Capacity measures of a trained network.
+    """Measure the capacity of a trained network.
 
     Parameters
     ----------
     model : estimator, skorch net, nn.Module, or a Pipeline, target transformer or fitted search around one
-        Also scikit-learn's MLPs and its linear models with one linear map, which are converted exactly. Never changed:
-        measures work on a private copy in eval mode.
+        Also scikit-learn's MLPs and those of its linear models that are one linear map; they are converted exactly.
+        The model is never changed: measures work on a private copy in eval mode.
     X : array-like or Tensor of shape (n_samples, ...), default=None
-        None: measures of the weights only.
+        With None, only measures of the weights are available.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
-        Labels as the model knows them; for a plain module class indices, or those of `classes`.
+        Labels of the kind that the model was fitted on; for a plain module class indices, or elements of `classes`.
     measures : str, Measure, list of these, dict, "cheap" or "all", default="cheap"
         A dict is ``{label: measure or (measure, params)}``, where a measure is a name, a `Measure` or a function
-        ``f(network, batch, **params)`` or ``f(module, X, y, **params)`` that returns a number. "cheap": no ascent, no
-        random draws, no spectrum. "cheap" and "all" leave out what does not apply; `capacity_report` says what and why.
-        `list_measures` shows all.
+        ``f(network, batch, **params)`` or ``f(module, X, y, **params)`` that returns a number. "cheap" comprises the
+        measures without ascent, random draws or a spectrum. "cheap" and "all" omit measures that do not apply;
+        `capacity_report` shows which and why. `list_measures` lists all measures.
     loss : "cross_entropy", "squared", "absolute" or None, default=None
-        None: the model's own; for a plain module cross-entropy if `classes` are given or y is integer or boolean,
-        squared if float.
-        A model whose own is none of these, such as one trained by a hinge loss, has no measures that need a loss.
-        A loss that is named here is also the default of the measures with a parameter ``loss``.
+        None: the model's own loss; for a plain module, cross-entropy if `classes` are given or y is integer or boolean,
+        and squared if y is float. If the model was trained with another loss, such as a hinge loss, measures that need
+        a loss are not defined. A loss given here is also the default of measures with a parameter ``loss``.
     initial_state : nn.Module or dict of str to Tensor, default=None
-        The module or its state dict before training, for measures of the way from there. Estimators of this package,
-        and skorch nets with an `InitialStateCallback`, keep it themselves.
+        The module or its state dict before training, for measures of the distance from there. Estimators of this
+        package, and skorch nets with an `InitialStateCallback`, store it themselves.
     classes : array-like of shape (n_outputs,), default=None
-        Labels of a plain module's outputs, in their order, where `y` holds no class indices.
+        Labels of a plain module's outputs, in their order, if `y` does not contain class indices.
     log : bool, default=False
-        Natural logarithms. Products over many layers that overflow have finite ones.
+        Return natural logarithms. They are finite even where a product over many layers overflows.
     max_samples : int, default=None
-        Measure on a seeded subset of at most so many samples.
+        Measure on a seeded random subset of at most this many samples.
     batch_size : int, default=None
-        Samples at once; None chooses by memory. Halved when memory runs out.
+        Number of samples processed at once; None chooses it by memory. It is halved when memory runs out.
     device : str or torch.device, default=None
-        Where to compute; where the model is by default.
+        Where to compute; None is the model's device.
     random_state : int, default=0
         Seed of the stochastic measures.
 
     Returns
     -------
     dict of str to float
-        Values as they are, not signed for maximisation.
+        The values, not negated for maximisation.
 
     Raises
     ------
     ValueError
-        For unknown names or parameters, data that do not fit, measures that do not apply (named one by one), and
+        For unknown names or parameters, data that do not match the model, named measures that do not apply, and
         ``log=True`` with a measure that may be negative.
 
     Examples
@@ -145,7 +144,7 @@ def _reason(error: Exception) -> str:
 
 
 def _tell_weights_not_finite(session: Session) -> None:
-    """Warn of weights for which nearly all that was asked for as "cheap" or "all" is left out."""
+    """Warn of weights that are not finite, since "cheap" and "all" then omit nearly every measure."""
     for name, parameter in session.network.parameters.items():
         if not bool(parameter.isfinite().all()):
             warn(f"`{name}` of the network is not finite: few measures are defined. Has its training diverged?")
@@ -153,7 +152,7 @@ def _tell_weights_not_finite(session: Session) -> None:
 
 
 def refuse_signed(requests: list[Request]) -> None:
-    """Raise if measures that were named have no logarithm."""
+    """Raise if a requested measure has no logarithm."""
     signed = [r.label for r in requests if r.measure.signed]
     if signed:
         raise ValueError(f"`log` must be False for measures that may be negative, got log=True with {signed}.")
@@ -178,25 +177,25 @@ def capacity_report(
     random_state: int = 0,
     verbose: int = 0,
 ) -> pd.DataFrame:
-    """Capacity measures of a trained network with how they were computed.
+    """Measure the capacity of a trained network and report how each value was computed.
 
     Parameters
     ----------
     model, X, y, measures, loss, initial_state, classes, log, max_samples, batch_size, device, random_state
-        As in `measure_capacity`. A measure that does not apply, or that fails, has a row with the reason.
+        As in `measure_capacity`. A measure that does not apply or fails gets a row with the reason.
     per_layer : bool, default=False
-        Add one row for each weight layer of the measures that have such.
+        Add one row per weight layer for measures that have values per layer.
     per_class : bool, default=False
-        Add rows with the margins of each class's samples (the median over them).
+        Add one row per class with the median margin of its samples.
     verbose : int, default=0
-        1 shows the progress of long measures.
+        1 shows the progress of slow measures.
 
     Returns
     -------
     DataFrame
         One row per measure, with columns ``measure``, ``layer`` (or class), ``value``, ``standard_error``, ``unit``,
-        ``better`` ("lower" or "higher"), ``cost``, ``loss`` (that the measure was taken under), ``seconds``,
-        ``computed`` (way, iterations, residual) and ``reason`` (why there is no value).
+        ``better`` ("lower" or "higher"), ``cost``, ``loss`` (under which the measure was computed), ``seconds``,
+        ``computed`` (method, iterations, residual) and ``reason`` (why there is no value).
 
     Examples
     --------
@@ -243,12 +242,12 @@ def _report_rows(session: Session, request: Request, log: bool, per_layer: bool)
         "computed": "",
     }
     if log and measure.signed:
-        return [{**row, "reason": "may be negative, so it has no logarithm"}]
+        return [{**row, "reason": "may be negative, so its logarithm is not defined"}]
     try:
         measured = session.run(request, log)
     except Exception as error:
         mistake = isinstance(error, TypeError | ValueError) and not isinstance(error, NotDefinedError)
-        if mistake and request.params:  # a parameter that the caller gave
+        if mistake and request.params:  # a parameter given by the caller
             raise
         return [{**row, "reason": _reason(error)}]
     spread = measured.standard_error
@@ -290,7 +289,7 @@ def _class_rows(session: Session) -> list[dict[str, Any]]:
 
 
 def list_measures() -> pd.DataFrame:
-    """All measures, one row each.
+    """List all measures, one per row.
 
     Returns
     -------

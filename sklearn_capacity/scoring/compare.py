@@ -42,40 +42,40 @@ def compare_capacity(
     n_jobs: int | None = None,
     verbose: int = 0,
 ) -> pd.DataFrame:
-    """Capacities of several trained models in one table.
+    """Compare the capacities of several trained models in one table.
 
     Parameters
     ----------
     models : dict of label to model, or list of models
-        Of any kind that `measure_capacity` takes, mixed as you like. Models of a list are labelled 0, 1, ...
+        Any models that `measure_capacity` accepts, also of different kinds. Models of a list are labelled 0, 1, ...
     X, y : array-like, default=None
-        The training data, on which capacities are measured.
+        Training data, on which the capacities are measured.
     measures : str, Measure, list of these, or dict, default="cheap"
-        As in `measure_capacity`; names of scikit-learn's scorers may stand among them.
+        As in `measure_capacity`; names of scikit-learn's scorers are also allowed.
     X_test, y_test : array-like, default=None
-        Other data for the scores. Where no scorer is named, classifiers are scored by "accuracy", regressors by "r2".
+        Test data for the scores. Without a named scorer, classifiers are scored by "accuracy", regressors by "r2".
     initial_states : dict of label to state, or list, default=None
         For each model, or some labels, an `initial_state` as in `measure_capacity`.
     loss, classes, log, max_samples, batch_size, device, random_state
         As in `measure_capacity`, the same for all models.
     n_jobs : int, default=None
-        Models measured at once, as in joblib.
+        Number of models measured at once, as in joblib.
     verbose : int, default=0
         1 shows the progress.
 
     Returns
     -------
     DataFrame
-        One row per model. For each score ``train_<score>``, ``test_<score>`` and ``gap_<score>``, their difference;
-        then one column per measure, not signed. nan where a measure is not defined for a model: of one that was named
-        a `CapacityWarning` gives the reason, and of "cheap" and "all" those that are defined for no model are left out.
-        ``attrs["better"]`` says for each measure whether "lower" or "higher" is better. `rank_measures` and the
-        displays take the table as it is.
+        One row per model. For each score, ``train_<score>``, ``test_<score>`` and their difference ``gap_<score>``;
+        then one column per measure, not negated. The value is nan where a measure is not defined for a model: for a
+        named measure, a `CapacityWarning` gives the reason; of "cheap" and "all", measures defined for no model are
+        omitted. ``attrs["better"]`` states for each measure whether "lower" or "higher" is better. `rank_measures` and
+        the displays accept this table.
 
     Raises
     ------
     TypeError, ValueError, NotFittedError
-        For what is no trained model, and as `measure_capacity`; the message names the model.
+        If an entry is not a trained model, or as in `measure_capacity`; the message names the model.
 
     Examples
     --------
@@ -99,9 +99,9 @@ def compare_capacity(
     if log and not is_group(measures):
         refuse_signed(requests)
     if (X_test is None) != (y_test is None):
-        raise ValueError("`X_test` and `y_test` must be given together, got one of them.")
+        raise ValueError("`X_test` and `y_test` must be given together, got only one of them.")
     if X is None and (scores or X_test is not None):
-        raise ValueError("`X` must be given, as scores need the training data too.")
+        raise ValueError("`X` must be given, got None: scores need the training data too.")
     shared = {"loss": loss, "classes": classes, "max_samples": max_samples, "batch_size": batch_size, "device": device}
     shared["random_state"] = random_state
     tasks = [
@@ -129,7 +129,9 @@ def _initial_states(given: Any, models: dict[Any, Any]) -> list[Any]:
     states = _labelled("initial_states", given)
     unknown = [label for label in states if label not in models]
     if unknown:
-        raise ValueError(f"`initial_states` has {unknown[0]!r}, and `models` has only {', '.join(map(repr, models))}.")
+        raise ValueError(
+            f"`initial_states` must have the labels of `models` ({', '.join(map(repr, models))}), got {unknown[0]!r}."
+        )
     return [states.get(label) for label in models]
 
 
@@ -143,7 +145,7 @@ def _row(
     log: bool,
     options: dict[str, Any],
 ) -> tuple[dict[str, float], list[tuple[str, Exception]]]:
-    """Values of one model by column, and what could not be had with the reason."""
+    """Values of one model by column, and the entries without a value, each with its error."""
     try:
         session = Session(model, *train, **options)
     except NotDefinedError as error:
@@ -188,7 +190,7 @@ def _scores(name: str, scorer: str, estimator: Any, *parts: tuple[Any, Any]) -> 
 
 
 def _tell(remarks: list[tuple[Any, str, Exception]], measures: Any) -> None:
-    """Warn of what was asked for and has no value; of a group's measures only where one failed."""
+    """Warn of entries without a value; for a group, only of measures that failed."""
     reasons: dict[str, list[str]] = {}
     for label, name, error in remarks:
         if isinstance(error, NotDefinedError) and is_group(measures):

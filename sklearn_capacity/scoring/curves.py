@@ -1,4 +1,4 @@
-"""What a model shows beside single numbers: sharpness against divergence, and how its layers interact."""
+"""Properties of a model beyond single numbers: sharpness against divergence, and the interaction of its layers."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def bicriteria_curve(
     device: Any = None,
     verbose: int = 0,
 ) -> np.ndarray:
-    """Expected sharpness against Kullback-Leibler divergence over strengths of the noise on the weights.
+    """Compute expected sharpness and Kullback-Leibler divergence for several strengths of noise on the weights.
 
-    Of two networks the one whose curve runs lower generalises better: at the same divergence its loss rises less.
+    Of two networks, the one with the lower curve generalises better: its loss rises less at the same divergence.
 
     Parameters
     ----------
@@ -50,9 +50,9 @@ def bicriteria_curve(
     alphas : sequence of float > 0
         Scales of the noise: its standard deviation is alpha (10 abs(w) + 1) for a weight w.
     n_draws : int >= 2, default=1000
-        Draws of the noise; the same for every alpha, so that a curve is smooth.
+        Number of draws of the noise; all alphas share the draws, so that the curve is smooth.
     random_state : int, RandomState or None, default=None
-        Seed of the noise. None: another one in every call.
+        Seed of the noise. With None, every call uses a new seed.
     loss : "cross_entropy", "squared", "absolute" or None, default=None
         As in `measure_capacity`.
     max_samples, batch_size, device
@@ -63,12 +63,12 @@ def bicriteria_curve(
     Returns
     -------
     ndarray of shape (n_alphas, 2)
-        Expected sharpness, divergence; in the order of `alphas`.
+        Expected sharpness and divergence, in the order of `alphas`.
 
     Raises
     ------
     ValueError
-        For an alpha that is not positive, or a model that cannot be measured.
+        If an alpha is not positive, or the model cannot be measured.
 
     References
     ----------
@@ -109,7 +109,7 @@ def bicriteria_curve(
 
 
 def _seed(random_state: Any) -> int:
-    if random_state is None:  # not from numpy's global generator, which is left as it is
+    if random_state is None:  # not from numpy's global generator, which must not change
         return int(np.random.SeedSequence().generate_state(1)[0])
     if isinstance(random_state, np.random.RandomState):
         return int(random_state.randint(2**31 - 1))
@@ -126,24 +126,24 @@ def interaction_conditions(
     batch_size: int | None = None,
     device: Any = None,
 ) -> pd.DataFrame:
-    r"""The constants of three conditions under which a rectifier network has small expected sharpness.
+    r"""Compute the constants of three conditions under which a rectifier network has small expected sharpness.
 
     For the network :math:`f(x) = W_d D_{d-1} W_{d-1} \cdots D_1 W_1 x` with the states D_i(x) of its units, D_d = I,
     :math:`P_{a:b} = D_b W_b \cdots D_a W_a`, x = W_0 of unit norm and D_0 = I:
 
     - C1, layers (a, c, b): the largest :math:`\mu` with :math:`\|P_{a:b}\|_F \ge \mu \|P_{c+1:b}\|_F \|P_{a:c}\|_F /
-      \sqrt{h_c}`. Large is good: the layers do not cancel each other.
+      \sqrt{h_c}`. Larger is better: the layers do not cancel each other.
     - C2, layer (k,): the smallest C with (fraction of units whose pre-activation is at most :math:`\delta` in absolute
-      value) <= C :math:`\delta` over the grid. Small is good: few units are about to switch. Hidden layers only.
-    - C3, layer (i,): the smallest C with :math:`\sqrt{h_i} \max_j \|W_{i,j}\|_2 \le C \|D_i W_i\|_F`. Small is good: no
-      unit is far larger than the others.
+      value) <= C :math:`\delta` over the grid. Smaller is better: few units are about to switch. Hidden layers only.
+    - C3, layer (i,): the smallest C with :math:`\sqrt{h_i} \max_j \|W_{i,j}\|_2 \le C \|D_i W_i\|_F`. Smaller is
+      better: no unit is far larger than the others.
 
     Parameters
     ----------
     model : estimator, skorch net, nn.Module, or a Pipeline, target transformer or fitted search around one
-        A chain of fully connected layers without biases, rectified between the layers.
+        A chain of fully connected layers without biases, with a rectifier between them.
     X : array-like or Tensor of shape (n_samples, ...)
-        Scaled to unit norm here.
+        The function scales samples to unit norm.
     deltas : sequence of float > 0, default=0.001 to 1
         Grid of C2.
     max_samples, batch_size, device
@@ -152,8 +152,8 @@ def interaction_conditions(
     Returns
     -------
     DataFrame
-        Columns ``condition`` ("C1", "C2" or "C3"), ``layers`` (tuple), ``sample`` (position in X) and ``value``. C1 has
-        all 0 <= a <= c < b <= d; the paper prints a < c, but its lemma 1 needs c = a too.
+        Columns ``condition`` ("C1", "C2" or "C3"), ``layers`` (tuple), ``sample`` (position in X) and ``value``. C1
+        covers all 0 <= a <= c < b <= d; the paper prints a < c, but its lemma 1 also needs c = a.
 
     Raises
     ------
@@ -162,12 +162,12 @@ def interaction_conditions(
 
     Notes
     -----
-    d^2 / 2 products of weight matrices per sample.
+    The cost is d^2 / 2 products of weight matrices per sample.
 
     References
     ----------
     Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, section 4 and
-    appendix D. C2 is printed without the absolute value, and is infinite then.
+    appendix D. The paper prints C2 without the absolute value, which would make it infinite.
 
     Examples
     --------
@@ -187,6 +187,6 @@ def interaction_conditions(
 
 @keeps_modes
 def sample_margins(model: Any, X: Any, y: Any) -> np.ndarray:
-    """Margin f_y - max_{k != y} f_k of every sample, (n,), for any model that can be measured."""
+    """The margins f_y - max_{k != y} f_k of all samples, shape (n,), for any model that can be measured."""
     session = Session(model, X, y)
     return margins_of_samples(session.batch).copy()

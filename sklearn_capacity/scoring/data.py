@@ -1,4 +1,4 @@
-"""From a user's X and y to tensors: shapes, dtypes, labels and samples checked once."""
+"""Conversion of a user's X and y to tensors, with checks of shapes, dtypes, labels and samples."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ LOSSES = ("cross_entropy", "squared", "absolute")
 
 
 def checked_X(subject: Subject, X: Any) -> Any:
-    """X as a numeric array or tensor of shape (n, *input_shape), finite."""
+    """X as a finite numeric array or tensor of shape (n, *input_shape)."""
     if scipy.sparse.issparse(X):
         raise TypeError("`X` must be dense, got a sparse matrix. Use `X.toarray()`.")
     X = subject.transform_X(X.detach() if isinstance(X, Tensor) else X)
     _check_columns(subject, X)
     if scipy.sparse.issparse(X):
-        X = X.toarray()  # what the pipeline's own last step would see is its affair; a network sees dense rows
+        X = X.toarray()  # the pipeline may produce sparse rows, but a network needs dense ones
     if isinstance(X, Tensor):
         X = X.detach()
         if X.layout != torch.strided or is_hollow(X) or X.is_complex():
             kind = f"{X.layout}, {X.dtype}, on {X.device.type}"
-            raise TypeError(f"`X` must be a dense real tensor with values, got one of {kind}.")
+            raise TypeError(f"`X` must be a dense real tensor with values, got {kind}.")
         if X.dim() < 2 or not len(X):
-            raise ValueError(f"`X` must be (n_samples, ...) with at least one sample, got shape {tuple(X.shape)}.")
+            raise ValueError(f"`X` must have shape (n_samples, ...) with at least one sample, got {tuple(X.shape)}.")
         if not X.is_floating_point():
             X = X.to(torch.get_default_dtype())
         if not bool(X.isfinite().all()):
@@ -49,30 +49,30 @@ def checked_X(subject: Subject, X: Any) -> Any:
         n, size = X.shape[0], int(np.prod(subject.input_shape))
         if int(np.prod(X.shape[1:])) != size:
             raise ValueError(
-                f"`X` has {int(np.prod(X.shape[1:]))} features per sample, but the network was fitted on {size} "
-                f"(input shape {subject.input_shape})."
+                f"`X` must have {size} features per sample, as in `fit` (input shape {subject.input_shape}), got "
+                f"{int(np.prod(X.shape[1:]))}."
             )
         X = X.reshape(n, *subject.input_shape)
     return X
 
 
 def _check_columns(subject: Subject, X: Any) -> None:
-    """A frame's columns must be those of the fit: in another order they are other features."""
+    """Check that a frame's columns have the names and the order of the fit."""
     columns = getattr(X, "columns", None)
     if subject.columns is None or columns is None:
         return
     for place, (fitted, got) in enumerate(zip(subject.columns, columns, strict=False)):
         if fitted != got:
             raise ValueError(
-                f"`X` must have {fitted!r} as its column {place}, as in `fit`, got {got!r}. Order them by "
+                f"`X` must have {fitted!r} as column {place}, as in `fit`, got {got!r}. Order the columns with "
                 "`X[model.feature_names_in_]`."
             )
 
 
 def resolve_loss(loss: str | None, subject: Subject, y: Any) -> tuple[str | None, str | None]:
-    """The loss to measure with, and "classification" or "regression"; None where it is not known.
+    """The loss to measure with, and "classification" or "regression"; None where unknown.
 
-    The loss is the one named, the model's own, or what the labels say; if the model's own is none of ours, none.
+    The loss is the one named, else the model's own (None if this package does not have it), else given by the labels.
     """
     if loss is not None:
         loss = check_option("loss", loss, LOSSES)
@@ -103,8 +103,8 @@ def encode_targets(subject: Subject, y: Any, task: str | None, n_samples: int, n
         if n_outputs < 2:
             raise NotDefinedError(
                 "A classifier must return at least two logits, got a network with one output. For regression pass "
-                'loss="squared"; a binary model of one logit z is the module that returns [-z/2, z/2] (models of '
-                "scikit-learn and skorch's NeuralNetBinaryClassifier are taken so)."
+                'loss="squared"; for a binary model with one logit z pass a module that returns [-z/2, z/2] (models of '
+                "scikit-learn and skorch's NeuralNetBinaryClassifier are converted in this way)."
             )
         return _encode_labels(subject, y, n_outputs)
     if y.dtype.kind not in "fiub":
@@ -124,17 +124,20 @@ def _encode_labels(subject: Subject, y: np.ndarray, n_outputs: int) -> np.ndarra
         y = y[:, 0]
     if y.ndim != 1:
         raise NotDefinedError(
-            f"`y` must be one label per sample, got shape {y.shape}: multilabel is not defined here. Of one-hot rows "
+            f"`y` must be one label per sample, got shape {y.shape}: multilabel targets are not supported. For one-hot "
+            "rows "
             "pass `y.argmax(axis=1)`."
         )
-    if subject.classes is None and y.dtype.kind not in "iufb":  # which output is whose cannot be told
+    if subject.classes is None and y.dtype.kind not in "iufb":  # the outputs cannot be matched to the labels
         raise ValueError(
-            f"`y` must hold class indices, as a plain module knows no labels, got {y[:1].tolist()[0]!r}. Or pass the "
-            "labels in the order of the outputs as `classes`, to a function that takes them."
+            f"`y` must hold class indices, since a plain module has no labels, got {y[:1].tolist()[0]!r}. Or pass the "
+            "labels in the order of the outputs as `classes`, to a function with that parameter."
         )
     classes = np.arange(n_outputs) if subject.classes is None else np.asarray(subject.classes)
     if len(classes) != n_outputs:
-        raise ValueError(f"The network has {n_outputs} outputs, but `classes` are {len(classes)} labels.")
+        raise ValueError(
+            f"`classes` must have one label for each of the network's {n_outputs} outputs, got {len(classes)} labels."
+        )
     order = np.argsort(classes)
     place = np.searchsorted(classes[order], y).clip(max=len(classes) - 1)
     index = order[place]
@@ -142,32 +145,32 @@ def _encode_labels(subject: Subject, y: np.ndarray, n_outputs: int) -> np.ndarra
     if unseen.any():
         shown = ", ".join(repr(v) for v in np.unique(y[unseen])[:3].tolist())
         raise ValueError(
-            f"`y` holds labels that the model does not know: {shown}. It knows {classes.tolist()[:10]}"
-            + (" (class indices, since a plain module knows no labels)." if subject.classes is None else ".")
+            f"`y` contains labels that the model does not know: {shown}. The model knows {classes.tolist()[:10]}"
+            + (" (class indices, since a plain module has no labels)." if subject.classes is None else ".")
         )
     return index.astype(np.int64)
 
 
 def with_classes(subject: Subject, classes: Any) -> Subject:
-    """The subject with the labels that a caller gives for its outputs.
+    """The subject with the caller's labels for its outputs.
 
     Raises
     ------
     ValueError
-        If they are not different labels, or not those that the model knows.
+        If labels are repeated, or differ from those that the model knows.
     """
     labels = np.asarray(classes)
     if labels.ndim != 1 or len(labels) < 2 or len(np.unique(labels)) != len(labels):
-        raise ValueError(f"`classes` must be different labels, one for each output of the network, got {classes!r}.")
+        raise ValueError(f"`classes` must be distinct labels, one for each output of the network, got {classes!r}.")
     known = subject.classes
     if known is not None and not np.array_equal(np.asarray(known), labels):
         labels_known = np.asarray(known).tolist()
-        raise ValueError(f"`classes` must be those of the model, {labels_known}, or None, got {classes!r}.")
+        raise ValueError(f"`classes` must be None or the labels of the model, {labels_known}, got {classes!r}.")
     return replace(subject, classes=labels, loss=subject.loss or "cross_entropy")
 
 
 def subsample(X: Any, y: Any, max_samples: int | None, random_state: int) -> tuple[Any, Any]:
-    """A seeded subset of at most `max_samples` rows, in their order."""
+    """A seeded random subset of at most `max_samples` rows, in the original order."""
     if max_samples is None:
         return X, y
     check_integer("max_samples", max_samples, 1)

@@ -1,4 +1,4 @@
-"""What is measured: the module inside whatever model a user gives, and how data reach it."""
+"""The module inside any model that a user passes, and the path of data to it."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ def _unchanged(data: Any) -> Any:
 
 @dataclass(frozen=True)
 class Subject:
-    """A module with its surroundings.
+    """A module and what is known about the model around it.
 
     Attributes
     ----------
     module : nn.Module
-        The user's own; never changed here.
+        The user's module; never changed.
     output : "logits", "one_logit", "probabilities" or "one_probability"
     loss : str or None
         The model's own loss.
     other_loss : str or None
-        Its name, where it is none of ours.
+        The name of the model's loss, if it is not one of this package's.
     classes : ndarray or None
-        Labels in the order of the logits, where the model knows them.
+        Labels in the order of the logits, if the model knows them.
     columns : ndarray of str or None
-        Names of the features, where the model was fitted on a data frame.
+        Names of the features, if the model was fitted on a data frame.
     input_shape : tuple or None
-        Shape of one sample, where rows of X are to be reshaped.
+        Shape of one sample, if rows of X must be reshaped.
     transform_X, transform_y : callable
         The steps of a pipeline before the model; the target transformer.
     initial_state : mapping or None
     own : bool
-        Whether it is one of this package's estimators.
+        Whether the model is an estimator of this package.
     """
 
     module: nn.Module
@@ -75,16 +75,18 @@ def resolve(model: Any) -> Subject:
     NotFittedError
         If the model is an estimator that has not been fitted.
     TypeError
-        If there is no network in it.
+        If the model contains no network.
     NotDefinedError
-        If there is one that cannot be measured; the message says why.
+        If it contains one that cannot be measured; the message says why.
     """
     if isinstance(model, FrozenEstimator):
         model = model.estimator
     if isinstance(model, nn.Module):
         return Subject(model)
     if isinstance(model, type):
-        raise TypeError(f"`model` must be a fitted model, got the class {model.__name__}. Create an object and fit it.")
+        raise TypeError(
+            f"`model` must be a fitted model, got the class {model.__name__}. Create an instance and fit it."
+        )
     for wrapper in (_search, _threshold, _pipeline, _transformed_target):
         inner = wrapper(model)
         if inner is not None:
@@ -98,7 +100,8 @@ def resolve(model: Any) -> Subject:
     converted = convert(model)
     if converted is None:
         raise TypeError(
-            f"`model` must hold a network: an estimator of this package, a skorch net, an nn.Module, an MLP or linear "
+            "`model` must contain a network: an estimator of this package, a skorch net, an nn.Module, an MLP or "
+            "linear "
             f"model of scikit-learn, or a Pipeline or fitted search that ends in one; got {type(model).__name__}."
             + _inside(model)
         )
@@ -108,9 +111,9 @@ def resolve(model: Any) -> Subject:
 
 
 def _inside(model: Any) -> str:
-    """Where a model that is not a network may hold one, as a sentence."""
+    """A sentence on where a model that is not a network may contain one."""
     if hasattr(model, "estimators_") or hasattr(model, "calibrated_classifiers_"):
-        return " It holds several models: measure each by itself."
+        return " It contains several models: measure each of them separately."
     return " Measure its `estimator_`." * hasattr(model, "estimator_")
 
 
@@ -132,12 +135,12 @@ def _search(model: Any) -> Subject | None:
     if hasattr(model, "best_estimator_"):
         return resolve(model.best_estimator_)
     if hasattr(model, "cv_results_"):
-        raise NotFittedError(f"This {type(model).__name__} has no best estimator; fit it with refit=True.")
+        raise NotFittedError(f"This {type(model).__name__} has no best estimator. Fit it with refit=True.")
     return None
 
 
 def _threshold(model: Any) -> Subject | None:
-    """The classifier whose threshold was tuned: its logits do not know of that."""
+    """The classifier whose threshold was tuned; the threshold does not affect its logits."""
     if not isinstance(model, FixedThresholdClassifier | TunedThresholdClassifierCV):
         return None
     _check_fitted(model)
@@ -195,15 +198,15 @@ def _skorch_net(net: Any) -> Subject:
     elif isinstance(net, skorch.NeuralNetClassifier):
         try:
             classes = np.asarray(net.classes_)
-        except AttributeError:  # initialised without labels: they are the indices
+        except AttributeError:  # initialised without labels, so the labels are the indices
             classes = None
     kept = [cb for _, cb in getattr(net, "callbacks_", []) if isinstance(cb, InitialStateCallback)]
     initial_state = getattr(kept[0], "initial_state_", None) if kept else None
     return Subject(net.module_, output, loss, classes, initial_state=initial_state)
 
 
-#: What a skorch net's module returns under each criterion, and the loss it stands for. skorch takes the logarithm of
-#: the module's output itself under NLLLoss.
+#: What a skorch net's module returns under each criterion, and the corresponding loss. Under NLLLoss skorch itself
+#: takes the logarithm of the module's output.
 _CRITERIA: dict[type, tuple[str, str]] = {
     nn.CrossEntropyLoss: ("logits", "cross_entropy"),
     nn.NLLLoss: ("probabilities", "cross_entropy"),

@@ -1,4 +1,4 @@
-"""scikit-learn's own networks and linear models as torch modules with the same function."""
+"""scikit-learn's networks and linear models as torch modules that compute the same function."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .._validation import NotDefinedError
 
 __all__ = ["Converted", "convert"]
 
-#: One linear map whose rows are the classes' logits, or a single row for two classes; and scikit-learn's name of the
-#: loss, None where the parameter `loss` has it.
+#: Models that are one linear map, whose rows give the classes' logits (a single row for two classes), and
+#: scikit-learn's name of the loss, or None if the parameter `loss` holds it.
 LINEAR_MODELS: dict[type, str | None] = {
     linear_model.LogisticRegression: "log_loss",
     linear_model.LogisticRegressionCV: "log_loss",
@@ -30,11 +30,11 @@ LINEAR_MODELS: dict[type, str | None] = {
     linear_model.SGDRegressor: None,
     svm.LinearSVR: None,
 }
-#: Those that are losses of ours. For others the caller names a loss where one is needed: hinge and epsilon losses have
-#: no Fisher information.
+#: The losses that this package has too. For other models the caller names a loss where one is needed: hinge and epsilon
+#: losses have no Fisher information.
 LOSSES = {"log_loss": "cross_entropy", "squared_error": "squared"}
 _TARGETS = "it is trained on targets -1 and 1, so its outputs are not logits. Use LogisticRegression"
-#: Classifiers that look like one linear map and are none, and the losses with which others are like them.
+#: Classifiers trained on targets -1 and 1, and the losses that make others equivalent to them.
 REFUSED = (linear_model.RidgeClassifier, linear_model.RidgeClassifierCV)
 _REGRESSION_LOSSES = ("squared_error", "huber", "epsilon_insensitive", "squared_epsilon_insensitive")
 #: Classifiers that train one binary problem per class when there are more than two.
@@ -45,7 +45,7 @@ _ACTIVATIONS = {"identity": nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh, "logi
 
 
 class Converted(NamedTuple):
-    """A module in float64, what it returns, and the model's loss: one of ours, or else by scikit-learn's name."""
+    """A module in float64, what it returns, and the model's loss: one of this package, or else scikit-learn's name."""
 
     module: nn.Module
     output: str
@@ -54,12 +54,12 @@ class Converted(NamedTuple):
 
 
 def convert(model: Any) -> Converted | None:
-    """The network that a fitted scikit-learn model is, or None if there is no rule for it.
+    """The network equivalent to a fitted scikit-learn model, or None if there is no rule for it.
 
     Raises
     ------
     NotDefinedError
-        For models that are close to one that can be converted, with the reason.
+        For models that resemble a convertible one but cannot be converted; the message gives the reason.
     """
     if isinstance(model, REFUSED):
         raise NotDefinedError(f"{type(model).__name__} cannot be measured: {_TARGETS}.")
@@ -95,13 +95,13 @@ def _linear(model: Any, loss: str | None) -> Converted:
 
 def _is_one_versus_rest(model: Any) -> bool:
     """Whether a linear classifier with a row per class was trained one class at a time."""
-    if isinstance(model, _LOGISTIC):  # only before scikit-learn 1.8, which refuses to fit such
+    if isinstance(model, _LOGISTIC):  # only before scikit-learn 1.8, which refuses to fit these
         return model.solver == "liblinear" or getattr(model, "multi_class", None) == "ovr"
     return isinstance(model, ONE_VERSUS_REST) and getattr(model, "multi_class", "ovr") != "crammer_singer"
 
 
 def _layer(weight: np.ndarray, bias: np.ndarray) -> nn.Linear:
-    # without initial values, which would be drawn from the user's random numbers
+    # without initial values, since drawing them would advance the user's random numbers
     layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0], dtype=torch.float64, device="cpu")
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(np.array(weight, dtype=np.float64)))

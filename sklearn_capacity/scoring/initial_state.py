@@ -1,4 +1,4 @@
-"""The weights before training: given with a model, or kept by a callback of a skorch net."""
+"""The weights before training: passed with a model, or stored by a callback of a skorch net."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["InitialStateCallback", "checked_initial_state"]
 
 
 class InitialStateCallback(Callback):
-    """Keep the weights with which the training of a skorch net begins.
+    """Store the initial weights of a skorch net's training.
 
-    Measures that look at the way from there, such as `distance_from_initialization`, are then defined for the net. The
-    estimators of this package keep these weights without it, as ``initial_state_``.
+    Measures of the distance from them, such as `distance_from_initialization`, are then defined for the net. The
+    estimators of this package store these weights without the callback, as ``initial_state_``.
 
     Attributes
     ----------
     initial_state_ : dict of str to Tensor
-        A copy of the module's state before the first epoch since the net was initialized; `partial_fit` goes on from
-        the same.
+        A copy of the module's state before the first epoch since the net was initialized; `partial_fit` keeps
+        the same copy.
 
     Examples
     --------
@@ -49,19 +49,19 @@ class InitialStateCallback(Callback):
 
 
 def checked_initial_state(initial_state: Any, module: nn.Module) -> dict[str, Tensor]:
-    """The tensors before training by their names in `module`.
+    """The initial tensors by their names in `module`.
 
     Parameters
     ----------
     initial_state : nn.Module or mapping of str to Tensor
     module : nn.Module
-        The trained one.
+        The trained module.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no state, or that of another module: the message names a tensor that is missing, left over or of
-        another shape.
+        If it is not a state, or that of another module: the message names a tensor that is missing, unexpected or
+        of another shape.
     """
     if isinstance(initial_state, nn.Module):
         initial_state = measurable(initial_state).state_dict()
@@ -75,16 +75,17 @@ def checked_initial_state(initial_state: Any, module: nn.Module) -> dict[str, Te
     for name, tensor in known.items():
         initial = state.get(name)
         if not isinstance(initial, Tensor):
-            got = "has no such tensor" if initial is None else f"holds a {type(initial).__name__}"
+            got = "has no such tensor" if initial is None else f"has a {type(initial).__name__} there"
             hint = f"; it has `{foreign[0]}`" if foreign else ""
-            raise ValueError(f"`initial_state` must hold `{name}` of the trained module, but {got}{hint}.")
+            raise ValueError(f"`initial_state` must contain `{name}` of the trained module, but {got}{hint}.")
         if initial.shape != tensor.shape:
             raise ValueError(
-                f"`initial_state` must fit the trained module: its `{name}` has shape {tuple(initial.shape)}, that of "
+                f"`initial_state` must match the trained module: its `{name}` has shape {tuple(initial.shape)}, that "
+                "of "
                 f"the module {tuple(tensor.shape)}."
             )
     if foreign:
-        raise ValueError(f"`initial_state` holds `{foreign[0]}`, which the trained module does not have.")
+        raise ValueError(f"`initial_state` must not contain `{foreign[0]}`, which the trained module does not have.")
     return {name: state[name] for name in known}
 
 

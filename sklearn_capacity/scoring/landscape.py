@@ -1,4 +1,4 @@
-"""Measures as functions of two weights of a network, and the weights themselves: what figures are drawn from."""
+"""Measures as functions of two weights of a network, and the weights themselves: data for figures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .requests import parse_measures
 
 __all__ = ["MeasureLandscape", "measure_landscape", "network_weights"]
 
-#: A weight: the name of its parameter and its place in it.
+#: A weight: the name of its parameter and its index in it.
 Place = tuple[str, tuple[int, ...]]
 
 
@@ -35,9 +35,9 @@ class MeasureLandscape:
     x, y : ndarray
         Values of the first and of the second weight.
     here : (float, float)
-        Their values in the model.
+        Values of the two weights in the model.
     values : dict of str to ndarray of shape (len(y), len(x))
-        By label of the measure.
+        Values by label of the measure.
     """
 
     names: tuple[str, str]
@@ -59,20 +59,20 @@ def measure_landscape(
     resolution: int = 25,
     loss: str | None = None,
 ) -> MeasureLandscape:
-    """Measures of a network while two of its weights run over a grid around 0.
+    """Evaluate measures of a network while two of its weights vary over a grid around 0.
 
     Parameters
     ----------
     model, X, y, loss
-        As in `measure_capacity`. The model is left as it is.
+        As in `measure_capacity`. The model does not change.
     weights : two of (name of a parameter, index), default=None
-        None takes the first number of the first and of the last matrix or kernel.
+        None selects the first entry of the first and of the last matrix or kernel.
     measures : str, list of str or dict, default=("fisher_rao_norm", "l2_path_norm")
         As in `measure_capacity`.
     half_width : float > 0, default=None
-        The grid runs from -half_width to half_width; None takes twice the larger of the two weights.
+        The grid runs from -half_width to half_width; None is twice the larger absolute value of the two weights.
     resolution : int >= 2, default=25
-        Points per axis.
+        Number of points per axis.
 
     Returns
     -------
@@ -81,7 +81,7 @@ def measure_landscape(
     Raises
     ------
     ValueError
-        For an unknown parameter or an index outside of it.
+        For an unknown parameter or an index out of its range.
 
     Notes
     -----
@@ -132,7 +132,7 @@ def _chosen(parameters: Mapping[str, Tensor], weights: Sequence[Place] | None) -
 
 def _place(parameters: Mapping[str, Tensor], name: str, index: Any) -> tuple[str, Tensor, tuple[int, ...]]:
     if name not in parameters:
-        raise ValueError(f"`weights` names no trained parameter: {name!r}. {closest(name, parameters)}".rstrip())
+        raise ValueError(f"`weights` must name trained parameters, got {name!r}. {closest(name, parameters)}".rstrip())
     parameter, index = parameters[name], tuple(index)
     if len(index) != parameter.dim() or not all(0 <= i < n for i, n in zip(index, parameter.shape, strict=True)):
         raise ValueError(f"`weights` must index `{name}` of shape {tuple(parameter.shape)}, got {index}.")
@@ -141,19 +141,19 @@ def _place(parameters: Mapping[str, Tensor], name: str, index: Any) -> tuple[str
 
 @keeps_modes
 def network_weights(model: Any, *, initial: bool = False) -> np.ndarray:
-    """All numbers in the matrices and kernels of a network.
+    """All entries of the matrices and kernels of a network.
 
     Parameters
     ----------
     model : estimator, skorch net, nn.Module or scikit-learn network
         As in `measure_capacity`.
     initial : bool, default=False
-        Those before training, which estimators of this package keep.
+        The weights before training, which estimators of this package store.
 
     Returns
     -------
     ndarray of shape (n_weights,)
-        Effective weights where a layer is parametrised; biases and batch norms take no part, tied tensors count once.
+        Effective weights where a layer is parametrised; without biases and batch norms; tied tensors count once.
 
     Examples
     --------
@@ -163,11 +163,11 @@ def network_weights(model: Any, *, initial: bool = False) -> np.ndarray:
     (6,)
     """
     subject = resolve(model)
-    module = private_copy(subject.module)  # in eval mode: a spectral normalisation iterates in train mode
+    module = private_copy(subject.module)  # in eval mode, since a spectral normalisation iterates in train mode
     if initial:
         if subject.initial_state is None:
             raise NotDefinedError(
-                "The weights before training are known for estimators of this package only. Pass initial=False."
+                "The weights before training are known only for estimators of this package. Pass initial=False."
             )
         module.load_state_dict(subject.initial_state)
     found: dict[int, Tensor] = {}
@@ -182,7 +182,7 @@ def network_weights(model: Any, *, initial: bool = False) -> np.ndarray:
 
 
 def _own_weights(submodule: nn.Module) -> list[Tensor]:
-    """Tensors that a module itself computes with: what a parametrisation gives, not what it is made of."""
+    """Tensors that a module itself computes with: a parametrisation's result, not its parameters."""
     if isinstance(submodule, parametrize.ParametrizationList):
         return []
     own: list[Tensor] = list(submodule.parameters(recurse=False))

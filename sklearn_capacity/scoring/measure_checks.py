@@ -1,4 +1,4 @@
-"""What every measure must do, of this package or a user's own, checked on small networks."""
+"""Checks on small networks of the requirements that every measure must meet, built in or a user's own."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from .requests import Request, parse_measures
 
 __all__ = ["Example", "check_invariances", "check_measure", "check_on", "examples"]
 
-#: Relative differences that pass: of the same arithmetic in another order, of an iteration with another start, and of
-#: single precision.
+#: Accepted relative differences: between the same arithmetic in another order, between iterations from different start
+#: vectors, and between double and single precision.
 ROUNDING, START, SINGLE = 1e-9, 1e-6, 1e-4
 
 
 @dataclass(frozen=True)
 class Example:
-    """A small network in double precision with data, and what is left of it before its training."""
+    """A small network in double precision with data, and its state before training."""
 
     name: str
     module: nn.Module
@@ -46,32 +46,32 @@ def check_measure(
     *,
     params: Mapping[str, Any] | None = None,
 ) -> None:
-    """Raise if a measure does not keep what its record says, or what is asked of every measure.
+    """Check that a measure has the properties that its record declares and those required of every measure.
 
-    It must return a number, the same twice for one seed, and leave network, data and the global random numbers as they
-    are. Unless it is stochastic, its value may depend neither on the seed, nor on the number of samples at once, nor on
-    their order, and must be the same in single precision but for rounding. Of a `Measure`, values below 0 must be
-    declared, and so must invariances: those that are declared hold and the others do not.
+    It must return a number, return the same number twice for one seed, and leave the network, the data and the global
+    random numbers unchanged. Unless it is stochastic, its value must not depend on the seed, on the batch size or on
+    the order of the samples, and must agree in single precision up to rounding. A `Measure` must declare if values may
+    be negative, and must declare its invariances exactly: those it declares hold, and the others do not.
 
     Parameters
     ----------
     measure : Measure, function or str
-        A function declares nothing: neither its sign nor its invariances are checked.
+        A function declares nothing, so neither its sign nor its invariances are checked.
     model, X, y : default=None
-        A network and data as in `measure_capacity`, to be tried on too. Without them: a rectifier network without
-        biases, a convolutional one with batch norm, a tanh network, and a regression. Where the measure raises a
-        `NotDefinedError` it is not checked, but it must be defined for one of them.
+        A network and data as in `measure_capacity`, to be tested as well. Without them, the measure is tested on a
+        rectifier network without biases, a convolutional one with batch norm, a tanh network, and a regression. Where
+        the measure raises a `NotDefinedError` it is not checked, but it must be defined for at least one of them.
     params : dict, default=None
-        Parameters of the measure.
+        Parameters to pass to the measure.
 
     Raises
     ------
     TypeError or ValueError
-        The message says what the measure must do, what it did, and on which network.
+        The message states the requirement, the result and the network.
 
     Notes
     -----
-    Some ten evaluations on each network. Invariances are checked on the network without biases.
+    The cost is about ten evaluations on each network. Invariances are checked on the network without biases.
 
     Examples
     --------
@@ -95,7 +95,7 @@ def check_measure(
         (reason,) = check_on([request], example, declared=not function)
         reasons.append(None if reason is None else f"on {example.name}: {reason}")
     if None not in reasons:
-        raise ValueError(f"`{request.label}` must be defined for one of the networks, but it is not {reasons[0]}")
+        raise ValueError(f"`{request.label}` must be defined for at least one of the networks, but is not {reasons[0]}")
     if not function:
         check_invariances([request])
 
@@ -109,7 +109,7 @@ def _of_user(model: Any, X: Any, y: Any) -> Iterator[Example]:
 
 
 def check_on(requests: Sequence[Request], example: Example, *, declared: bool = True) -> list[str | None]:
-    """Check measures on one network.
+    """Check several measures on one network.
 
     Returns
     -------
@@ -148,7 +148,7 @@ def _session(example: Example) -> Session:
 def _with_batch(
     session: Session, *, batch_size: int | None = None, random_state: int = 0, order: bool = False
 ) -> Session:
-    """The session with nothing computed, and the same samples in another way."""
+    """The session without cached results, with the samples batched or ordered differently."""
     other, batch = session.renewed(), session.batch
     X, y = (batch.X if batch.has_samples else None), (batch.y if batch.has_labels else None)
     if order and X is not None:
@@ -160,7 +160,7 @@ def _with_batch(
 
 
 def _in_single(session: Session) -> Session:
-    """The session in float32, in which small networks are not measured otherwise."""
+    """The session in float32 (small networks are otherwise measured in float64)."""
     other, network = session.renewed(), session.network
     other.network = Network(
         network.users_module,
@@ -185,13 +185,14 @@ def _untouched(session: Session, request: Request, example: Example) -> Measured
         if not same:
             cure = "Draw from `batch.generator()`." if "random" in name else "Work on a copy."
             raise ValueError(
-                f"`{request.label}` must leave everything as it is, but changed {name} of {example.name}. {cure}"
+                f"`{request.label}` must not change its inputs or global state, but changed {name} of {example.name}. "
+                f"{cure}"
             )
     return measured
 
 
 def _contents(session: Session) -> dict[str, Any]:
-    """Whatever a measure could change by mistake, by the words for it."""
+    """Everything that a measure could change by mistake, by its description."""
     contents: dict[str, Any] = {}
     for name, tensor in session.network.tensors().items():
         shown = session.network.shown(name)
@@ -234,7 +235,7 @@ def _check_same(
         try:
             got = session.measured(request).value
         except NotDefinedError as error:
-            raise ValueError(f"`{request.label}` must be defined {when} too, but: {error}") from error
+            raise ValueError(f"`{request.label}` must also be defined {when}, but raised: {error}") from error
         if not _close(got, expected, tolerance):
             raise ValueError(f"`{request.label}` must be the same {when}, got {expected:.9g} and {got:.9g}.")
 
@@ -247,7 +248,7 @@ def _close(a: float, b: float, tolerance: float) -> bool:
 
 
 def check_invariances(requests: Sequence[Request]) -> None:
-    """Raise if a measure lacks an invariance that it declares, or has one that it does not declare."""
+    """Raise if a measure lacks a declared invariance, or has one that it does not declare."""
     tried = set()
     for example in examples()[:2]:
         changed = {change: _session_of(example, function(example.module)) for change, function in CHANGES.items()}
@@ -259,7 +260,7 @@ def check_invariances(requests: Sequence[Request]) -> None:
                 before = session.measured(request).value
             except NotDefinedError:
                 continue
-            if math.isinf(before):  # says that the measure tells nothing here
+            if math.isinf(before):  # the measure is uninformative here
                 continue
             tried.add(request.label)
             for change, other in changed.items():
@@ -268,7 +269,7 @@ def check_invariances(requests: Sequence[Request]) -> None:
         if request.measure.invariances and request.label not in tried and not request.measure.stochastic:
             raise ValueError(
                 f"`{request.label}` must be defined and finite for {examples()[0].name} or {examples()[1].name}, where "
-                "the invariances that it declares are checked."
+                "declared invariances are checked."
             )
 
 
@@ -280,18 +281,18 @@ def _check_invariance(request: Request, change: str, before: float, after: float
     same, declared = _close(after, before, ROUNDING), change in request.measure.invariances
     if declared and not same:
         raise ValueError(
-            f"`{request.label}` must not change under the invariance {change!r} that it declares, got {before:.9g} "
+            f"`{request.label}` must not change under its declared invariance {change!r}, got {before:.9g} "
             f"before and {after:.9g} after."
         )
     if same and not declared:
         raise ValueError(
             f"`{request.label}` must declare the invariance {change!r}, which it has: {before:.9g} before and after "
-            f"such a change of the weights of {example}."
+            f"this change of the weights of {example}."
         )
 
 
 def _rescaled(module: nn.Module, order: Sequence[int], factors: Sequence[float]) -> nn.Module:
-    """The same function: hidden units in another order, their weights scaled up before and down after."""
+    """The same function: hidden units permuted, incoming weights scaled up and outgoing weights scaled down."""
     changed: Any = copy.deepcopy(module)
     scale = torch.tensor(factors, dtype=torch.float64, device="cpu")
     changed[0].weight.data = module[0].weight.data[list(order)] * scale[:, None]  # type: ignore[index]
@@ -299,7 +300,7 @@ def _rescaled(module: nn.Module, order: Sequence[int], factors: Sequence[float])
     return changed
 
 
-#: Changes of the weights of a rectifier network with one hidden layer of six units that keep its function.
+#: Changes of weights that preserve the function of a rectifier network with one hidden layer of six units.
 CHANGES: dict[str, Callable[[nn.Module], nn.Module]] = {
     "permutation": lambda module: _rescaled(module, [3, 0, 5, 1, 4, 2], [1.0] * 6),
     "layer_rescaling": lambda module: _rescaled(module, range(6), [3.0] * 6),
@@ -311,7 +312,7 @@ CHANGES: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 def _drawn(module: nn.Module, seed: int) -> nn.Module:
-    """The module with weights and statistics from a seed, whatever torch's own initialisation does."""
+    """The module with weights and statistics drawn from a seed, independent of torch's initialisation."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
     module = module.to(device="cpu", dtype=torch.float64)
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
@@ -331,7 +332,7 @@ def _example(
     X = torch.randn(40, *shape, generator=generator, dtype=torch.float64, device="cpu")
     with torch.no_grad():
         outputs = module.eval()(X)
-    told = (outputs != 0).any(1)  # where all units are off, all classes tie
+    told = (outputs != 0).any(1)  # if all units are off, all classes tie
     y = outputs + 1.0 if regression else outputs.argmax(1)  # classes are separated, so that margins are positive
     return Example(name, module.train(), X[told], y[told], before.state_dict())
 
@@ -347,7 +348,7 @@ def _convolutional() -> nn.Module:
 
 @functools.cache
 def examples() -> tuple[Example, ...]:
-    """The networks that every measure is tried on; the first two have one hidden layer of six rectifiers."""
+    """The networks on which every measure is checked; the first two have one hidden layer of six rectifiers."""
     return (
         _example("a rectifier network without biases", lambda: _chain(3), (4,), 5),
         _example("a regression by a rectifier network", lambda: _chain(1), (4,), 6, regression=True),

@@ -1,4 +1,4 @@
-"""One measurement: a network and a batch made once, and every measure of the call run on them."""
+"""One measurement: a network and a batch created once, on which all measures of the call run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .requests import Request
 
 __all__ = ["Session"]
 
-#: Networks up to this many parameters are measured in float64 whatever they were trained in.
+#: Networks up to this many parameters are measured in float64 regardless of the precision they were trained in.
 FLOAT64_PARAMETERS = 20_000
 
 
@@ -54,7 +54,7 @@ class Session:
     ):
         if batch_size is not None:
             check_integer("batch_size", batch_size, 1)
-        seed = "A measurement is repeatable: give it an integer seed."
+        seed = "Measurements must be reproducible: pass an integer seed."
         check_integer("random_state", random_state, 0, 2**63 - 1, cure=seed)
         self.subject = resolve(model)
         self.subject = replace(self.subject, module=measurable(self.subject.module))
@@ -64,26 +64,26 @@ class Session:
         if classes is not None:
             self.subject = with_classes(self.subject, classes)
         if X is None and y is not None:
-            raise ValueError("`y` was given without `X`.")
+            raise ValueError("`X` must be given together with `y`, got only `y`.")
         refuse_containers(X, "measured")
         for name, data in (("X", X), ("y", y)):
             if data is not None and (not hasattr(data, "__len__") or getattr(data, "shape", None) == ()):
-                raise ValueError(f"`{name}` must hold one entry per sample, got {data!r}.")
+                raise ValueError(f"`{name}` must have one entry per sample, got {data!r}.")
         if X is not None and y is not None and _length(X) != _length(y):
             raise ValueError(f"`X` and `y` must have the same length, got {_length(X)} and {_length(y)}.")
         if X is not None:
             X, y = subsample(X, y, max_samples, random_state)
             X = checked_X(self.subject, X)
-        #: The loss that the call names, the default of every measure with a loss of its own.
+        #: The loss named in the call, the default of every measure with a parameter `loss`.
         self.named_loss = loss
         self.loss, self.task = resolve_loss(loss, self.subject, y)
         if classes is not None and self.task == "regression":
-            raise ValueError(f"`classes` must be None for regression, and the loss is {self.loss!r}; got {classes!r}.")
-        #: What to add where the loss that the dtype of y stands for is the wrong one.
+            raise ValueError(f"`classes` must be None for regression (the loss is {self.loss!r}), got {classes!r}.")
+        #: A hint for messages where the loss was inferred from the dtype of y.
         self._loss_from_y = ""
         if loss is None and self.subject.loss is None and self.loss == "squared":
-            self._loss_from_y = ', since `y` holds floats. For a classifier pass integers, or loss="cross_entropy"'
-        with computing(), torch.inference_mode(False):  # where nothing can be differentiated
+            self._loss_from_y = ', since `y` has floats. For a classifier pass integers, or loss="cross_entropy"'
+        with computing(), torch.inference_mode(False):  # inference mode would forbid differentiation
             self.network = _network(self.subject, X, self.task, device)
             X_tensor, y_tensor = self._tensors(X, y)
         self.batch = Batch(
@@ -110,32 +110,32 @@ class Session:
         return X, torch.from_numpy(encoded).to(network.device)
 
     def renewed(self) -> Session:
-        """The session after the weights of its network were changed in place: the trace is kept."""
+        """The session after an in-place change of the network's weights; the trace is reused."""
         renewed = copy.copy(self)
         renewed.network = self.network.renewed()
         renewed.batch = self.batch.renewed(renewed.network)
         return renewed
 
     def why_not(self, measure: Measure) -> str | None:
-        """Why a measure cannot be taken here, as far as its record says."""
+        """Why a measure cannot be computed here, as far as its record tells."""
         other = self.subject.other_loss
         if self.task is not None and self.task not in measure.tasks:
             return f"is defined for {measure.tasks[0]} only, and the loss is {self.loss or other!r}{self._loss_from_y}"
         if "loss" in measure.needs and self.loss is None:
-            but = "" if other is None else f", and is not defined for the model's own, {other!r}"
-            return f"needs a loss{but}: pass loss= one of {', '.join(map(repr, LOSSES))}"
+            but = "" if other is None else f" and is not defined for the model's own loss, {other!r}"
+            return f"needs a loss{but}. Set `loss` to one of {', '.join(map(repr, LOSSES))}"
         if "initial_state" in measure.needs and self.network.initial_state is None:
-            return "needs the weights before training: pass initial_state=, the module or its state dict as it was then"
+            return "needs the weights before training: pass the module or its state dict from then as `initial_state`"
         return None
 
     def parameters(self, request: Request) -> dict[str, Any]:
-        """The parameters that a measure is called with: its own, and the loss of the call where it has none."""
+        """The parameters of a request, with the call's loss as default of a parameter `loss`."""
         if self.named_loss is not None and "loss" in request.measure.parameters:
             return {"loss": self.named_loss, **request.params}
         return dict(request.params)
 
     def loss_of(self, request: Request) -> str:
-        """The loss that a measure is taken under; empty for one that needs none."""
+        """The loss under which a measure is computed; empty if it needs none."""
         defaults = request.measure.parameters
         if "loss" in defaults:
             return str(self.parameters(request).get("loss", defaults["loss"]))
@@ -148,23 +148,24 @@ class Session:
         ----------
         request : Request
         log : bool, default=False
-            Whether the value must have a logarithm.
+            Whether the logarithm of the value is required.
 
         Raises
         ------
         NotDefinedError
-            If the measure does not apply; the message names the reason.
+            If the measure does not apply; the message gives the reason.
         """
         start = time.perf_counter()
         measured = self.measured(request)
         if math.isnan(measured.value):
             if MEASURES.get(request.measure.name) is not request.measure:
                 raise NotDefinedError(
-                    f"The measure {request.measure.name!r} returned nan. Where it is not defined, its function must "
+                    f"The measure {request.measure.name!r} returned nan. Where the measure is not defined, its "
+                    "function must "
                     "raise a `NotDefinedError` that says why."
                 )
             raise NotDefinedError(
-                f"The measure {request.measure.name!r} is not a number here: weights, logits or derivatives of the "
+                f"The measure {request.measure.name!r} is not a number here: the weights, logits or derivatives of the "
                 "network are not finite on these data."
             )
         if log and measured.log_value is None and measured.value < 0:
@@ -175,7 +176,7 @@ class Session:
         return Measured(measured.value, measured.log_value, measured.standard_error, measured.per_layer, info)
 
     def measured(self, request: Request) -> Measured:
-        """What a measure returns, be it nan."""
+        """The value that a measure returns, possibly nan."""
         reason = self.why_not(request.measure)
         if reason is not None:
             raise NotDefinedError(f"The measure {request.measure.name!r} {reason}.")
@@ -195,7 +196,7 @@ def _network(subject: Subject, X: Any, task: str | None, device: Any) -> Network
     if own in (torch.float16, torch.bfloat16):
         own = torch.float32
     shape = _input_shape(subject, X)
-    # To add a number to all logits changes nothing for a classifier, only.
+    # Only for a classifier does adding a constant to all logits change nothing.
     output = "log_probabilities" if subject.output == "logits" and task != "regression" else subject.output
 
     def made(dtype: torch.dtype) -> Network:
@@ -216,7 +217,7 @@ def _network(subject: Subject, X: Any, task: str | None, device: Any) -> Network
         return made(torch.float64)
     except NotDefinedError:
         raise
-    except ValueError:  # perhaps since the forward pass itself casts to another dtype
+    except ValueError:  # the forward pass may itself cast to another dtype
         return made(own)
 
 

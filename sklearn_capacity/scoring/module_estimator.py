@@ -32,7 +32,7 @@ class _Classifier(ClassifierMixin, _Module):
 
     @property
     def classes_(self) -> np.ndarray:
-        return np.sort(self.classes)  # the order that scikit-learn takes the columns of probabilities in
+        return np.sort(self.classes)  # scikit-learn's order of the columns of probabilities
 
     def predict(self, X: Any) -> np.ndarray:
         return self.classes[self._logits(X).argmax(1)]
@@ -50,13 +50,13 @@ class _Regressor(RegressorMixin, _Module):
 
 
 def module_estimator(module: nn.Module, session: Session, **options: Any) -> Any:
-    """An estimator that predicts by a module, of the task of a session.
+    """An estimator for a session's task that predicts with a module.
 
     Parameters
     ----------
     module : nn.Module
     session : Session
-        Of that module.
+        The session of that module.
     **options
         `batch_size` and `device`, as in `measure_capacity`.
     """

@@ -1,4 +1,4 @@
-"""A few samples through the network before anything is measured: what it returns, and whether it is a function."""
+"""A run of the network on a few samples before measuring: the shape of its outputs, and whether they are a function."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ..training import embedding_cure
 
 __all__ = ["is_hollow", "measurable", "probe", "torch_refusals"]
 
-#: Samples of the probe, and how far two passes over them may differ, relative to the largest logit: far more than
-#: rounding, far less than other random numbers or another batch make of it.
+#: Number of samples of the probe, and the allowed difference of two passes relative to the largest logit: far above
+#: rounding, far below the effect of other random numbers or of another batch.
 SAMPLES, TOLERANCE = 3, 1e-3
-#: How torch says that something cannot be differentiated (so, or twice).
+#: Parts of torch's messages for what cannot be differentiated, or not twice.
 REFUSALS = (
     "derivative for",
     "does not require grad",
@@ -34,7 +34,7 @@ REFUSALS = (
 
 @contextmanager
 def torch_refusals(purpose: str) -> Iterator[None]:
-    """What torch cannot do with a network, as an error of this package; anything else passes."""
+    """Convert torch's refusals for a network to an error of this package; other errors pass."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -52,7 +52,7 @@ def measurable(module: nn.Module) -> nn.Module:
     Raises
     ------
     NotDefinedError
-        If it can neither be copied nor differentiated.
+        If the module can neither be copied nor differentiated.
     """
     while True:
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -63,30 +63,30 @@ def measurable(module: nn.Module) -> nn.Module:
             break
     name = type(module).__name__
     if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
-        raise NotDefinedError(f"`{name}` is compiled to TorchScript. Pass the module that it was made from.")
+        raise NotDefinedError(f"`{name}` is compiled to TorchScript. Pass the original module.")
     for key, tensor in (*module.named_parameters(), *module.named_buffers()):
         if is_lazy(tensor):
             raise NotDefinedError(f"`{key}` of `{name}` has no values yet. Run a batch through the lazy module first.")
         if is_hollow(tensor):
             raise NotDefinedError(f"`{key}` of `{name}` is on the meta device and has no values. Load them first.")
         if tensor.is_complex() or tensor.is_quantized:
-            raise NotDefinedError(f"`{key}` of `{name}` is of dtype {tensor.dtype}; weights must be real numbers.")
+            raise NotDefinedError(f"`{key}` of `{name}` has dtype {tensor.dtype}, but weights must be real numbers.")
     return module
 
 
 def is_hollow(tensor: Tensor) -> bool:
-    """Whether a tensor is on the meta device; a subclass there may hold values of its own."""
+    """Whether a tensor is on the meta device; a subclass on that device may have values."""
     return tensor.is_meta and type(tensor.data) is Tensor
 
 
 def probe(network: Network, X: Any, task: str | None) -> None:
-    """Raise if the network does not run on such samples, or is not a function of one sample to a vector of logits.
+    """Raise if the network fails on such samples, or does not map one sample to one vector of logits.
 
     Parameters
     ----------
     network : Network
     X : array or Tensor of shape (n, ...) or None
-        None: random samples.
+        None stands for random samples.
     task : "classification", "regression" or None
 
     Raises
@@ -94,7 +94,7 @@ def probe(network: Network, X: Any, task: str | None) -> None:
     ValueError
         If the forward pass fails.
     NotDefinedError
-        If a classifier returns no vector of logits.
+        If a classifier does not return a vector of logits.
     UnsupportedLayerError
         If two passes over the same samples differ, or the outputs of a sample depend on the others.
     """
@@ -105,16 +105,16 @@ def probe(network: Network, X: Any, task: str | None) -> None:
         if not _equal(first, again):
             raise UnsupportedLayerError(
                 "The network draws random numbers in eval mode: two passes over the same samples differ. Make it "
-                "deterministic there; `torch.nn.functional.dropout`, say, needs `training=self.training`."
+                "deterministic in eval mode; for example, `torch.nn.functional.dropout` needs `training=self.training`."
             )
     except BaseException:
-        _restore(network.device, states)  # and only here: another thread may be drawing numbers
+        _restore(network.device, states)  # only here, since another thread may be drawing numbers
         raise
     if not shape or 0 in shape:
         raise NotDefinedError("The network has no outputs.")
     if task == "classification" and sum(size > 1 for size in shape) > 1:
         raise NotDefinedError(
-            f"The network returns an array of shape {shape} for one sample, and a classifier must return one vector of "
+            f"The network returns an array of shape {shape} for one sample, but a classifier must return one vector of "
             "logits. Pool or flatten it in the forward pass."
         )
     if not _equal(first[: SAMPLES - 1], fewer):
@@ -128,7 +128,7 @@ def probe(network: Network, X: Any, task: str | None) -> None:
 
 @torch.no_grad()
 def _forward_passes(network: Network, samples: Tensor) -> tuple[tuple[int, ...], Tensor, Tensor, Tensor]:
-    """Shape of one output, and the outputs for the samples, for them again, and for all but the last."""
+    """The shape of one output, and the outputs for the samples, for the same again, and for all but the last."""
     try:
         shape, first = network.output_shape(samples), network.forward(samples)
         if first.layout != torch.strided or first.is_complex():
@@ -136,7 +136,7 @@ def _forward_passes(network: Network, samples: Tensor) -> tuple[tuple[int, ...],
         return shape, first, network.forward(samples), network.forward(samples[: SAMPLES - 1])
     except (torch.OutOfMemoryError, MemoryError, NotDefinedError):
         raise
-    except Exception as error:  # the user's own code may raise anything
+    except Exception as error:  # the user's code may raise anything
         shown = network.input_shape
         cure = embedding_cure(network.module, "measure")
         cure = f".{cure}" if cure else ""
@@ -145,19 +145,19 @@ def _forward_passes(network: Network, samples: Tensor) -> tuple[tuple[int, ...],
 
 @torch.no_grad()
 def _check_meaning(network: Network, samples: Tensor) -> None:
-    """Warn where probabilities are taken for logits, or logits for probabilities: the numbers are of another model."""
+    """Warn if probabilities are interpreted as logits, or logits as probabilities: the values would be wrong."""
     returned = network.returned(samples)
     if not bool(returned.isfinite().all()):
         return
     sum_to_one = bool(((returned.sum(-1) - 1).abs() <= TOLERANCE).all())
     if network.output in ("logits", "log_probabilities") and bool((returned >= 0).all()) and sum_to_one:
         warn(
-            "The network returns probabilities, outputs from 0 to 1 that sum to 1, and its measures take them for "
-            "logits. Leave out the final softmax."
+            "The network returns probabilities (outputs from 0 to 1 that sum to 1), and the measures interpret them as "
+            "logits. Remove the final softmax."
         )
     elif network.output == "probabilities" and not sum_to_one:
         warn(
-            "skorch's NLLLoss takes its outputs for probabilities, and those of this network do not sum to 1. Train "
+            "skorch's NLLLoss expects probabilities, but the outputs of this network do not sum to 1. Train "
             "logits with criterion=nn.CrossEntropyLoss, or end the module in a softmax."
         )
 
@@ -178,7 +178,7 @@ def _samples(network: Network, X: Any) -> Tensor:
         samples = torch.randn(SAMPLES, *network.input_shape, generator=generator, dtype=torch.float64, device="cpu")
     else:
         samples = X[:SAMPLES] if isinstance(X, Tensor) else torch.from_numpy(np.array(X[:SAMPLES]))
-        # Fewer than three are made up by multiples, so that they differ; 0 is a valid index too.
+        # Missing samples are multiples of the first, so that they differ; 0 is a valid index too.
         missing = [samples[:1] * factor for factor in (0, 0.5)][: SAMPLES - len(samples)]
         samples = torch.cat([samples, *missing])
     return samples.to(device=network.device, dtype=network.dtype)

@@ -1,4 +1,4 @@
-"""Which measures are asked for: by name, as records, as functions, with parameters and labels."""
+"""Requests for measures: names, records or functions, with parameters and labels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FORMS = (
 
 @dataclass(frozen=True)
 class Request:
-    """One measure that was asked for, under the label of its result."""
+    """One requested measure with the label of its result."""
 
     label: str
     measure: Measure
@@ -30,7 +30,7 @@ class Request:
 
 
 def is_group(measures: Any) -> bool:
-    """Whether a `measures` argument stands for all measures of a kind that apply."""
+    """Whether a `measures` argument stands for all applicable measures ("cheap" or "all")."""
     return isinstance(measures, str) and measures in ("cheap", "all")
 
 
@@ -45,7 +45,7 @@ def parse_measures(measures: Any) -> tuple[list[Request], bool]:
     Raises
     ------
     ValueError, TypeError
-        For an unknown name (the closest is offered), an unknown parameter, or another type.
+        For an unknown name (the message suggests the closest), an unknown parameter, or a wrong type.
     """
     if is_group(measures):
         chosen = [m for m in MEASURES.values() if measures == "all" or m.cheap]
@@ -63,12 +63,12 @@ def parse_measures(measures: Any) -> tuple[list[Request], bool]:
     labels = [label for label, _, _ in items]
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
-        raise ValueError(f"`measures` holds {twice!r} twice. Give each its own label with a dict.")
+        raise ValueError(f"`measures` contains {twice!r} twice. Give each its own label with a dict.")
     return [_request(label, measure, params) for label, measure, params in items], True
 
 
 def parse_with_scores(measures: Any) -> tuple[list[Request], dict[str, str]]:
-    """The requests in a `measures` argument, and the names of scikit-learn's scorers in it by their labels."""
+    """The requests in a `measures` argument, and its scikit-learn scorers as a dict of label to name."""
     if isinstance(measures, str) and not is_group(measures):
         measures = [measures]
     rest: Any = measures
@@ -89,13 +89,13 @@ def directions(measures: Any) -> dict[str, str]:
 
 
 def label_of(entry: Any) -> str:
-    """The label of a measure that stands in a list."""
+    """The label of a measure in a list."""
     if isinstance(entry, Measure):
         return entry.name
     if isinstance(entry, str):
         return entry
     cure = "Use a dict to give it a label." if callable(entry) else "Use a dict to give parameters."
-    raise TypeError(f"`measures` as a list must hold names and `Measure` objects, got {entry!r}. {cure}")
+    raise TypeError(f"`measures` must contain names and `Measure` objects if it is a list, got {entry!r}. {cure}")
 
 
 def _is_score(entry: Any) -> bool:
@@ -104,7 +104,7 @@ def _is_score(entry: Any) -> bool:
 
 def _named(label: Any, entry: Any) -> tuple[Measure, Mapping[str, Any]]:
     if not isinstance(label, str):
-        raise TypeError(f"The labels of `measures` must be text, got {label!r}.")
+        raise TypeError(f"The labels of `measures` must be strings, got {label!r}.")
     params: Any = {}
     if isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[1], Mapping):
         entry, params = entry
@@ -126,7 +126,8 @@ def _request(label: str, measure: Measure, params: Mapping[str, Any]) -> Request
             names = ", ".join(known) or "none"
             hint = closest(key, known)
             raise ValueError(
-                f"Measure {measure.name!r} has no parameter {key!r}. {hint + ' ' if hint else ''}It has: {names}."
+                f"Measure {measure.name!r} has no parameter {key!r}. {hint + ' ' if hint else ''}Its parameters: "
+                f"{names}."
             )
         if isinstance(known.get(key), bool) and not isinstance(params[key], bool | np.bool_):
             raise TypeError(f"`{key}` must be True or False, got {params[key]!r}.")

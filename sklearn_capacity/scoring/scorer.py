@@ -26,34 +26,35 @@ __all__ = ["CapacityScorer"]
 
 
 class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
-    """Capacity measures as `scoring=` of any search or curve, and as features of trained models.
+    """Capacity measures as the `scoring` of any search or curve, and as features of trained models.
 
-    Called as a scorer, greater is better: measures for which lower goes with better generalisation are negated and
-    their keys get the prefix ``neg_``. Names of scikit-learn scorers may stand among the measures.
+    As a scorer, greater is better: measures for which lower values go with better generalisation are negated, and
+    their keys get the prefix ``neg_``. `measures` may include names of scikit-learn's scorers.
 
     Parameters
     ----------
     measures : str, Measure, list of these, dict or "cheap", default="cheap"
-        As in `measure_capacity`; scikit-learn scorer names ("accuracy", "roc_auc") are allowed too.
+        As in `measure_capacity`; names of scikit-learn's scorers ("accuracy", "roc_auc") are also allowed.
     loss : "cross_entropy", "squared", "absolute" or None, default=None
     initial_state : nn.Module or dict of str to Tensor, default=None
     classes : array-like of shape (n_outputs,), default=None
-        Both as in `measure_capacity`.
+        All three as in `measure_capacity`.
     log : bool, default=False
-        Score natural logarithms of the capacity measures (not of scikit-learn's scores).
+        Return natural logarithms of the capacity measures (not of scikit-learn's scores).
     refit_measure : str, default=None
-        A key of the scores. The scorer then returns this one float, as HalvingGridSearchCV and cross_val_score need.
+        A key of the scores. The scorer then returns only this float, as HalvingGridSearchCV and cross_val_score
+        require.
     on_error : "nan" or "raise", default="nan"
         "nan": a measure that fails gives nan for its key, with a `CapacityWarning`, so that every fold has every key.
-        In either case a measure of "cheap" or "all" that is not defined for the network gives nan without a word;
-        `capacity_report` tells the reason.
+        In either case, a measure of "cheap" or "all" that is not defined for the network gives nan without a warning;
+        `capacity_report` shows the reason.
     max_samples, batch_size, device, random_state
         As in `measure_capacity`.
 
     Notes
     -----
-    Measures of the data are meant for the training fold: search with ``return_train_score=True`` and read the
-    ``mean_train_`` columns. One graph and one forward pass serve all measures of a call.
+    Measures that use data are meant for the training fold: search with ``return_train_score=True`` and read the
+    ``mean_train_`` columns. All measures of a call share one graph and one forward pass.
 
     Examples
     --------
@@ -99,7 +100,7 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
 
     @property
     def __name__(self) -> str:
-        """What scikit-learn's displays of curves call the score."""
+        """The name of the score in scikit-learn's displays of curves."""
         if self.refit_measure is not None:
             return self.refit_measure
         if isinstance(self.measures, str | Measure) and not is_group(self.measures):
@@ -115,13 +116,13 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
         estimator : fitted estimator
         X, y : array-like
         sample_weight : array-like of shape (n_samples,), default=None
-            Goes to scikit-learn's scorers only.
+            Passed to scikit-learn's scorers only.
 
         Returns
         -------
         float or dict of str to float
-            A float for one measure given by its name, or with `refit_measure`. Functions of scikit-learn that take one
-            number raise a TypeError on the dict, which names `refit_measure`.
+            A float for one measure given by its name, or with `refit_measure`. Functions of scikit-learn that require
+            one number raise a TypeError on the dict; its message names `refit_measure`.
         """
         capacities, scorers = self._parsed()
         keys = [_key(request) for request in capacities] + list(scorers)
@@ -139,9 +140,9 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
             return values[keys[0]]
         return Scores({key: values[key] for key in self._ordered(keys)})
 
-    # `score` carries the metadata request, which scikit-learn reads from a method of that name.
+    # scikit-learn reads the metadata request from a method of the name `score`.
     def score(self, estimator: Any, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
-        """The same as calling the scorer."""
+        """Call the scorer."""
         return self(estimator, X, y, sample_weight=sample_weight)
 
     def _accept_sample_weight(self) -> bool:
@@ -169,7 +170,7 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
     def _capacities(
         self, estimator: Any, X: Any, y: Any, requests: list[Request]
     ) -> tuple[Session | None, dict[str, float]]:
-        """The session, and the values under their labels, not signed; nan for those that failed."""
+        """The session, and the values by label, not negated; nan for measures that failed."""
         values = {request.label: math.nan for request in requests}
         try:
             session = self._session(estimator, X, y) if requests else None
@@ -179,7 +180,7 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
         failures: dict[str, list[str]] = {}
         for request in requests:
             if self.log and request.measure.signed:
-                continue  # of "cheap" and "all"; named ones were refused
+                continue  # a measure of "cheap" or "all"; a named one was refused before
             try:
                 assert session is not None
                 measured = session.run(request, self.log)
@@ -217,7 +218,7 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
     def _others(
         self, session: Session | None, estimator: Any, X: Any, y: Any, scorers: dict[str, str], sample_weight: Any
     ) -> dict[str, float]:
-        """scikit-learn's scorers, on the forward pass that the measures have made where that is possible."""
+        """scikit-learn's scorers, on the forward pass of the measures where possible."""
         twin = _with_known_outputs(session, estimator, self.max_samples)
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
         values = {}
@@ -237,7 +238,7 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
     # -- as a transformer -------------------------------------------------------------------------
 
     def fit(self, X: Any = None, y: Any = None) -> CapacityScorer:
-        """Keep reference data to measure models on; scoring never reads it.
+        """Store reference data for `transform`; scoring does not use them.
 
         Parameters
         ----------
@@ -262,12 +263,12 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (n_estimators, n_measures)
-            Values as they are, not signed for maximisation; nan where a measure does not apply.
+            The values, not negated for maximisation; nan where a measure does not apply.
 
         Raises
         ------
         TypeError, NotFittedError
-            If `X` holds anything but fitted models.
+            If `X` contains anything but fitted models.
         """
         check_is_fitted(self, "measures_")
         models = list(X) if isinstance(X, list | tuple | np.ndarray) else [X]
@@ -298,7 +299,7 @@ def _check_model(model: Any) -> None:
     try:
         resolve(model)
     except NotDefinedError:
-        pass  # a network for which every measure is nan, or raises, as `on_error` says
+        pass  # a network for which every measure is nan or raises, depending on `on_error`
 
 
 def _key(request: Request) -> str:
@@ -310,10 +311,10 @@ def _warn(keys: list[str], message: str) -> None:
 
 
 def _with_known_outputs(session: Session | None, estimator: Any, max_samples: int | None) -> Any:
-    """The estimator, answering `predict` and `predict_proba` from logits that are known already.
+    """The estimator with `predict` and `predict_proba` computed from the logits of the measurement.
 
-    Only for classifiers of this package, alone or last in a Pipeline, measured on all samples: there the answers are a
-    softmax and an argmax of the logits. Any other estimator answers itself.
+    Only for classifiers of this package, alone or last in a Pipeline, measured on all samples: their predictions are
+    the softmax and the argmax of the logits. Any other estimator is returned unchanged.
     """
     if session is None or not session.subject.own or session.loss != "cross_entropy" or max_samples is not None:
         return estimator

@@ -1,4 +1,4 @@
-"""Several scores of one call, in the form in which scikit-learn's callers of one number say what is wrong."""
+"""Several scores of one call, as a dict that raises a clear error wherever a single number is expected."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 __all__ = ["Scores"]
 
-#: Functions of scikit-learn that take several scores from a scorer, and fail on them later without a word about it.
+#: Functions of scikit-learn that accept several scores from a scorer and fail later with an unrelated error.
 _WANT_ONE_NUMBER = {
     "sklearn.model_selection._validation": ("learning_curve", "validation_curve", "_incremental_fit_estimator"),
     "sklearn.model_selection._search_successive_halving": ("_run_search",),
@@ -18,12 +18,12 @@ _WANT_ONE_NUMBER = {
 
 
 class Scores(dict[str, float]):
-    """Scores by name, which name the cure wherever they are taken for one number.
+    """Scores by name; using them as one number raises an error that names the cure.
 
     A scorer cannot know its caller, which may be in another process. `GridSearchCV`, `cross_validate` and
-    `permutation_importance` want a dict, and this is one. The other callers treat it as the number that they expect:
-    they do arithmetic with it, compare it, or ask for its `item`. Some put whatever they get into an array before
-    anything else; they are recognised by the call stack, in the process of the user.
+    `permutation_importance` expect a dict, and this is one. Other callers use the result as the number that they
+    expect: they do arithmetic with it, compare it, or call its `item`. Some first put any result into an array; these
+    are recognised from the call stack, in the user's process.
 
     Examples
     --------
@@ -35,11 +35,11 @@ class Scores(dict[str, float]):
     ...     scores + scores
     ... except TypeError as error:
     ...     print(error)
-    One number is wanted here, and the scorer gives 2 scores. Set `refit_measure` to one of 'accuracy', 'margin'.
+    One number is required here, but the scorer returns 2 scores. Set `refit_measure` to one of 'accuracy', 'margin'.
     """
 
     def item(self) -> NoReturn:
-        """Raise: there is more than one."""
+        """Raise, since there is more than one number."""
         raise self._several()
 
     def _refuse(self, *_: Any) -> NoReturn:
@@ -48,7 +48,7 @@ class Scores(dict[str, float]):
     def _several(self) -> TypeError:
         names = ", ".join(map(repr, self))
         cure = f"Set `refit_measure` to one of {names}."
-        return TypeError(f"One number is wanted here, and the scorer gives {len(self)} scores. {cure}")
+        return TypeError(f"One number is required here, but the scorer returns {len(self)} scores. {cure}")
 
     __float__ = __int__ = __neg__ = __abs__ = _refuse
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
@@ -65,6 +65,6 @@ class Scores(dict[str, float]):
         return array
 
 
-# Where scikit-learn gathers results it makes an array of numbers and leaves everything else in a list. Only as a number
-# is `__array__` asked for.
+# scikit-learn collects results that are numbers in an array and leaves all others in a list. Only for a number does it
+# call `__array__`.
 numbers.Number.register(Scores)

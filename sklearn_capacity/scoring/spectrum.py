@@ -1,4 +1,4 @@
-"""The eigenvalues of the Fisher information and of the loss's Hessian, of any model."""
+"""The eigenvalues of the Fisher information and of the Hessian of the loss, for any model."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def fisher_spectrum(
     random_state: int = 0,
     verbose: int = 0,
 ) -> np.ndarray:
-    r"""Eigenvalues of the Fisher information matrix of a network.
+    r"""Compute eigenvalues of the Fisher information matrix of a network.
 
     .. math:: F = \frac{1}{T} \sum_{t=1}^T J_t^T H_t J_t
 
-    with :math:`J_t` the Jacobian of the C logits at sample t in the P folded trainable parameters (batch norm folded,
+    with :math:`J_t` the Jacobian of the C logits at sample t in the P trainable parameters (batch norm folded,
     each tied tensor once), and :math:`H_t = I` for the squared loss ([MF] eq. 3) or :math:`\mathrm{diag}(p) - p p^T`
     for the softmax.
 
@@ -45,35 +45,36 @@ def fisher_spectrum(
     loss : "squared" or "cross_entropy", default="squared"
         The model's distribution: a Gaussian of unit variance around the logits, or the softmax.
     n_largest : int, default=None
-        So many of the largest only; None takes all that may differ from 0. Repeated eigenvalues count repeatedly.
+        Return only this many of the largest; None returns all that may be nonzero. Eigenvalues are repeated by
+        multiplicity.
     batch_size : int, default=None
-        Samples at once; None chooses by memory. Halved when memory runs out.
+        Number of samples processed at once; None chooses it by memory. It is halved when memory runs out.
     device : str or torch.device, default=None
-        Where to compute; where the model is by default.
+        Where to compute; None is the model's device.
     random_state : int, default=0
-        Seed of the start vectors of an iteration, if there is one.
+        Seed of the start vectors, where an iteration is used.
     verbose : int, default=0
         1 shows the progress.
 
     Returns
     -------
     ndarray of shape (min(C T, P),) or (n_largest,)
-        Descending, clipped at 0. The other eigenvalues of F are 0.
+        In descending order, clipped at 0. All other eigenvalues of F are 0.
 
     Raises
     ------
     ValueError
-        If the smaller of both matrices has more than 15,000 rows and `n_largest` is None, or `n_largest` is out of
+        If the smaller of the two matrices has more than 15,000 rows and `n_largest` is None, or `n_largest` is out of
         range.
     NotDefinedError
-        If nothing is trained, or the softmax has one logit.
+        If there are no trainable parameters, or the softmax has only one logit.
 
     Notes
     -----
-    All of them: through the dual matrix of size C T, or F itself where that costs less. For a network of linear layers
-    the dual takes C backward passes and one product of (C T)^2 entries per layer, without a gradient of a sample ever
-    being formed; memory is that of the matrix and its copy in float64. The largest of a large matrix: block Lanczos
-    with products by one backward and one tangent sweep.
+    All eigenvalues are computed from the dual matrix of size C T, or from F itself where that costs less. For a network
+    of linear layers the dual takes C backward passes and one product of (C T)^2 entries per layer, without forming the
+    gradients of single samples; the memory is that of the matrix and its copy in float64. The largest eigenvalues of a
+    large matrix are computed by block Lanczos, with one backward and one tangent sweep per product.
 
     References
     ----------
@@ -91,7 +92,7 @@ def fisher_spectrum(
     """
     check_option("loss", loss, LOSSES)
     if X is None:
-        raise ValueError("`X` must hold samples, got None. The Fisher information is an average over data.")
+        raise ValueError("`X` must contain samples, got None: the Fisher information is an average over data.")
     session = Session(model, X, None, batch_size=batch_size, device=device, random_state=random_state, verbose=verbose)
     values, _ = fisher_eigenvalues(session.network, session.batch, loss, n_largest)
     return values.numpy().copy()
@@ -112,26 +113,26 @@ def hessian_quadrature(
     random_state: int = 0,
     verbose: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights that stand for the eigenvalues of the Hessian of the mean loss, for `HessianSpectrumDisplay`.
+    """Compute quadrature nodes and weights for the spectrum of the Hessian of the mean loss (`HessianSpectrumDisplay`).
 
     Parameters
     ----------
     model, X, y, loss, max_samples, batch_size, device, random_state, verbose
         As in `measure_capacity`.
     n_draws : int >= 1, default=10
-        Random vectors of stochastic Lanczos quadrature.
+        Number of random vectors of stochastic Lanczos quadrature.
     n_steps : int >= 1, default=80
-        Hessian-vector products for each.
+        Number of Hessian-vector products per random vector.
 
     Returns
     -------
     nodes, weights : ndarray of shape (n_draws, min(n_steps, P)), or (1, P)
-        Up to 300 parameters the eigenvalues themselves, each of the weight 1 / P. The weights of a draw have the sum 1.
+        With up to 300 parameters, the eigenvalues themselves with weights 1 / P. The weights of each draw sum to 1.
 
     Raises
     ------
     NotDefinedError
-        If there is no loss or nothing is trained, or the Hessian is not finite.
+        If there is no loss or no trainable parameter, or the Hessian is not finite.
     """
     check_integer("n_draws", n_draws)
     check_integer("n_steps", n_steps)

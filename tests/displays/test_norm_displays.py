@@ -68,7 +68,7 @@ def test_default_weights_and_width(net, X):
         ({"weights": [("0.weight", (0, 0))]}, "`weights` must be two pairs"),
         (
             {"weights": [("0.wight", (0, 0)), ("2.weight", (0, 0))]},
-            "no trained parameter: '0.wight'. Did you mean '0.we",
+            "must name trained parameters, got '0.wight'. Did you mean '0.we",
         ),
         (
             {"weights": [("0.weight", (0, 2)), ("2.weight", (0, 0))]},
@@ -126,7 +126,7 @@ def test_network_weights_are_matrices_and_kernels(fitted):
     assert len(network_weights(NETWORKS["tied"]()[0])) == 16 + 12  # the tied matrix once
     normed = parametrizations.weight_norm(nn.Linear(3, 2))
     np.testing.assert_allclose(network_weights(normed), normed.weight.detach().numpy().ravel())
-    with pytest.raises(NotDefinedError, match="known for estimators of this package only. Pass initial=False"):
+    with pytest.raises(NotDefinedError, match="known only for estimators of this package. Pass initial=False"):
         network_weights(normed, initial=True)
     iterating = parametrizations.spectral_norm(nn.Linear(3, 2)).train()
     before = {name: value.clone() for name, value in iterating.state_dict().items()}

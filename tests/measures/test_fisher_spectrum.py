@@ -359,7 +359,7 @@ def test_refusals():
     module, X, _ = NETWORKS["mlp"]()
     with pytest.raises(ValueError, match="`loss` must be one of 'squared', 'cross_entropy', got 'absolute'"):
         fisher_spectrum(module, X, loss="absolute")
-    with pytest.raises(ValueError, match="`X` must hold samples, got None"):
+    with pytest.raises(ValueError, match="`X` must contain samples, got None"):
         fisher_spectrum(module, None)
     with pytest.raises(ValueError, match="`n_largest` must be between 1 and 21, got 22"):
         fisher_spectrum(module, X, n_largest=22)

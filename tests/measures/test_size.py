@@ -175,7 +175,7 @@ def test_distance_of_a_fitted_estimator():
 
 def test_distance_needs_a_matching_initial_state():
     module, X, _ = NETWORKS["mlp"]()
-    with pytest.raises(NotDefinedError, match="needs the weights before training: pass initial_state="):
+    with pytest.raises(NotDefinedError, match="needs the weights before training: pass .* `initial_state`"):
         measure_capacity(module, X, measures="distance_from_initialization")
     network = Network(module, (5,))
     with pytest.raises(UnsupportedLayerError, match="The weights before training are not known for this model"):

@@ -142,9 +142,11 @@ def test_initial_states_by_label(models):
     assert table.loc["module", name] == expected > 0
     as_list = compare_capacity(list(pair.values()), *train, [name], initial_states=[None, before.state_dict()])
     assert list(as_list[name]) == list(table[name])
-    with pytest.raises(ValueError, match="`initial_states` has 'mod', and `models` has only 'ours', 'module'"):
+    with pytest.raises(
+        ValueError, match=r"`initial_states` must have the labels of `models` \('ours', 'module'\), got 'mod'"
+    ):
         compare_capacity(pair, *train, [name], initial_states={"mod": before})
-    with pytest.raises(ValueError, match="Model 'module': `initial_state` must fit .* `0.weight`"):
+    with pytest.raises(ValueError, match="Model 'module': `initial_state` must match .* `0.weight`"):
         state = {**before.state_dict(), "0.weight": torch.ones(2)}
         compare_capacity(pair, *train, [name], initial_states={"module": state})
 
@@ -162,12 +164,12 @@ def test_what_is_not_defined_is_nan_with_the_reason(models):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"models": {"a": 3}}, TypeError, "Model 'a': `model` must hold a network"),
+        ({"models": {"a": 3}}, TypeError, "Model 'a': `model` must contain a network"),
         ({"models": {"a": LogisticRegression()}}, NotFittedError, "Model 'a': .* not fitted"),
         ({"models": []}, ValueError, "`models` must hold at least one trained model"),
         ({"models": nn.Linear(4, 3)}, TypeError, "`models` must be a dict of label to entry or a list, got Linear"),
         ({"y_test": None}, ValueError, "`X_test` and `y_test` must be given together"),
-        ({"X": None, "y": None}, ValueError, "`X` must be given, as scores need"),
+        ({"X": None, "y": None}, ValueError, "`X` must be given, got None: scores need"),
         ({"measures": ["margn"]}, ValueError, "Did you mean 'margin'"),
         ({"measures": ["margin"], "log": True}, ValueError, "`log` must be False"),
         ({"loss": "hinge"}, ValueError, "Model 0: `loss` must be one of"),

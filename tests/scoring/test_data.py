@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceW
         (["margin", "margin"], ValueError, "'margin' twice"),
         ([], ValueError, "at least one measure"),
         (3, TypeError, "`measures` must be a name"),
-        ([("path_norm", {})], TypeError, "as a list must hold names"),
+        ([("path_norm", {})], TypeError, "must contain names and `Measure` objects if it is a list"),
         ({"a": 3}, TypeError, r"must be a name, a `Measure`, a function, or \(one of these, params\)"),
         ({"a": ("path_norm", {"q": 1})}, ValueError, "no parameter 'q'"),
         ({"a": ("path_norm", {"p": -1})}, ValueError, r"`p` must lie in \(0, inf\), got -1"),
@@ -56,10 +56,10 @@ def test_bad_data_and_options(model, iris):
         ((model, X, y), {"random_state": None}, TypeError, "`random_state` must be an integer"),
         ((model, X, y), {"max_samples": 0}, ValueError, "`max_samples` must be at least 1"),
         ((model, X, y), {"batch_size": 0}, ValueError, "`batch_size` must be at least 1"),
-        ((model, None, y), {}, ValueError, "`y` was given without `X`"),
+        ((model, None, y), {}, ValueError, "`X` must be given together with `y`"),
         ((NetworkClassifier(), X, y), {}, NotFittedError, "not fitted yet"),
         ((NetworkClassifier, X, y), {}, TypeError, "got the class"),
-        ((object(), X, y), {}, TypeError, "must hold a network"),
+        ((object(), X, y), {}, TypeError, "must contain a network"),
         ((VotingClassifier([("a", GaussianNB())]).fit(X, y), X, y), {}, TypeError, "several models: measure each"),
         ((selected.fit(X, y == "setosa"), X, y), {}, TypeError, "got RFE. Measure its `estimator_`."),
         ((model, {"X": X}, y), {}, TypeError, "got a dict: networks of several inputs"),
@@ -90,7 +90,7 @@ def test_columns_are_those_of_the_fit(iris):
         piped.set_output(transform="pandas").fit(frame, y)
         for model in (plain, piped, FrozenEstimator(plain)):
             assert np.isfinite(measure_capacity(model, frame, y, "margin")["margin"])
-            with pytest.raises(ValueError, match="must be in the same order|`X` must have 'a' as its column 0"):
+            with pytest.raises(ValueError, match="must be in the same order|`X` must have 'a' as column 0"):
                 measure_capacity(model, turned, y, "margin")
 
 
@@ -102,7 +102,7 @@ def test_labels_of_a_plain_module(iris):
     assert measure_capacity(two, X[:20], ones > 0, "margin") == expected
     with pytest.raises(ValueError, match='3 columns, one per output.*got 1.*loss="cross_entropy"'):
         measure_capacity(net, X, ones[:1].repeat(len(X)))
-    with pytest.raises(NotDefinedError, match='`y` holds floats.*loss="cross_entropy"'):
+    with pytest.raises(NotDefinedError, match='`y` has floats.*loss="cross_entropy"'):
         measure_capacity(net, X, np.eye(3)[:1].repeat(len(X), 0), "margin")
     with pytest.raises(NotDefinedError, match=r"`y.argmax\(axis=1\)`"):
         measure_capacity(net, X, np.eye(3, dtype=int)[:1].repeat(len(X), 0), "margin")

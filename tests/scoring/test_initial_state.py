@@ -63,7 +63,7 @@ def test_bounds_with_the_initial_weights_as_prior():
     with torch.no_grad():
         before[1].weight.copy_(module[1].weight)
     entry = {"bound": ("pac_bayes_bound", {"prior": "initial", "n_draws": 20})}
-    with pytest.raises(NotDefinedError, match="needs the weights before training: pass initial_state="):
+    with pytest.raises(NotDefinedError, match="needs the weights before training: pass .* `initial_state`"):
         measure_capacity(module, X, y, entry)
     values = measure_capacity(module, X, y, entry, initial_state=before)
     assert 0 < values["bound"] < math.inf
@@ -161,9 +161,9 @@ def test_numbers_may_be_labels_too():
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
-        (["a", "b"], "The network has 3 outputs, but `classes` are 2 labels"),
-        (["a", "b", "b"], "`classes` must be different labels"),
-        ("abc", "`classes` must be different labels"),
+        (["a", "b"], "`classes` must have one label for each of the network's 3 outputs, got 2 labels"),
+        (["a", "b", "b"], "`classes` must be distinct labels"),
+        ("abc", "`classes` must be distinct labels"),
         (["a", "b", "c"], "labels that the model does not know"),
     ],
 )
@@ -177,7 +177,7 @@ def test_classes_are_for_modules_that_know_none():
     model = NetworkClassifier((5,), max_epochs=1, random_state=0).fit(X, np.array(["a", "b", "c"])[y])
     labels = np.array(["a", "b", "c"])[y]
     assert measure_capacity(model, X, labels, "margin", classes=["a", "b", "c"])
-    with pytest.raises(ValueError, match=r"`classes` must be those of the model, \['a', 'b', 'c'\], or None"):
+    with pytest.raises(ValueError, match=r"`classes` must be None or the labels of the model, \['a', 'b', 'c'\]"):
         measure_capacity(model, X, labels, "margin", classes=["c", "b", "a"])
     with pytest.raises(ValueError, match="`classes` must be None for regression"):
         measure_capacity(nn.Linear(4, 2), X, X[:, :2], "parameter_count", loss="squared", classes=[0, 1])

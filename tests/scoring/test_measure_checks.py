@@ -86,7 +86,7 @@ counter = iter(range(10**6))
 @pytest.mark.parametrize(
     ("function", "fields", "message"),
     [
-        (changes_weights, {}, "must leave everything as it is, but changed `0.weight` of a rectifier network"),
+        (changes_weights, {}, "must not change its inputs or global state, but changed `0.weight` of a rectifier network"),
         (leaves_a_gradient, {}, "changed the gradient of `0.weight`"),
         (trains, {}, "changed the mode of"),
         (changes_data, {}, "changed X of"),
@@ -104,7 +104,7 @@ counter = iter(range(10**6))
         (lambda n, b: Measured(2.0, standard_error=-1.0), {}, "standard error of at least 0"),
         (lambda n, b: Measured(2.0, per_layer=[{"name": "0"}]), {}, '`bad` must have rows with "layer" and "value"'),
         (largest, {}, "must declare the invariance 'permutation', which it has"),
-        (largest, {"invariances": FUNCTION}, "must not change under the invariance 'layer_rescaling' that it declares"),
+        (largest, {"invariances": FUNCTION}, "must not change under its declared invariance 'layer_rescaling'"),
         (lambda n, b: 1.0, {"invariances": {"permutation", "layer_rescaling"}}, "must declare .* 'node_rescaling'"),
     ],
 )  # fmt: skip
@@ -118,7 +118,7 @@ def test_a_measure_must_be_defined_somewhere():
         raise NotDefinedError("there is no such network.")
 
     with pytest.raises(
-        ValueError, match="`never` must be defined for one .* on a rectifier network .*: there is no such"
+        ValueError, match="`never` must be defined for at least one .* on a rectifier network .*: there is no such"
     ):
         check_measure(never)
 

@@ -82,7 +82,7 @@ def test_refused_with_the_cure(module, message):
 
 def test_probabilities_and_logits_that_are_taken_for_each_other_are_told():
     probabilities = nn.Sequential(perceptron(), nn.Softmax(1))
-    with pytest.warns(CapacityWarning, match="returns probabilities.*Leave out the final softmax"):
+    with pytest.warns(CapacityWarning, match="returns probabilities.*Remove the final softmax"):
         measure_capacity(probabilities, X, Y, "margin")
     with (
         pytest.warns(CapacityWarning, match="returns probabilities"),
@@ -91,7 +91,7 @@ def test_probabilities_and_logits_that_are_taken_for_each_other_are_told():
         measure_capacity(probabilities, X, Y, "l2_path_norm")
     options = dict(criterion=nn.NLLLoss, train_split=None, verbose=0)
     confused = NeuralNetClassifier(perceptron(), **options).initialize()
-    with pytest.warns(CapacityWarning, match="takes its outputs for probabilities.*criterion=nn.CrossEntropyLoss"):
+    with pytest.warns(CapacityWarning, match="expects probabilities.*criterion=nn.CrossEntropyLoss"):
         measure_capacity(confused, X.float(), Y, "margin")
     right = NeuralNetClassifier(probabilities, **options).initialize()
     with warnings.catch_warnings():
@@ -103,7 +103,7 @@ def test_probabilities_and_logits_that_are_taken_for_each_other_are_told():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_scripts_are_refused_with_the_cure():
-    with pytest.raises(NotDefinedError, match="compiled to TorchScript. Pass the module that it was made from"):
+    with pytest.raises(NotDefinedError, match="compiled to TorchScript. Pass the original module"):
         measure_capacity(torch.jit.trace(perceptron(), torch.zeros(2, 4)), X, Y, "margin")
 
 

@@ -192,12 +192,12 @@ def test_a_negative_value_has_no_logarithm(module):
 @pytest.mark.parametrize(
     ("measures", "error", "message"),
     [
-        ([largest_weight], TypeError, "must hold names and `Measure` objects, got <function.*Use a dict to give it"),
+        ([largest_weight], TypeError, "must contain names and `Measure` objects if it is a list.*Use a dict to give it"),
         (largest_weight, TypeError, "`measures` must be a name, a `Measure`, a list"),
         ({"a": 3}, TypeError, "An entry of `measures` must be a name, a `Measure`, a function"),
         ({"a": lambda network: 1.0}, TypeError, r"'a' must be a function f\(network, batch\) or f\(module, X, y\)"),
         ({"a": dict}, TypeError, "The measure 'a' must be a function, got <class 'dict'>"),
-        ({3: largest_weight}, TypeError, "The labels of `measures` must be text, got 3"),
+        ({3: largest_weight}, TypeError, "The labels of `measures` must be strings, got 3"),
         ([LARGEST, LARGEST], ValueError, "`measures` holds 'largest_weight' twice"),
     ],
 )  # fmt: skip

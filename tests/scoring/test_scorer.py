@@ -317,7 +317,7 @@ def test_a_wrong_parameter_is_an_error_in_a_report_too():
 @pytest.mark.parametrize("bad", [{"a": 1}, "abc", 3.0, [1, 2], np.zeros((3, 2)), None, [nn.Linear(4, 3), "abc"]])
 def test_only_models_are_transformed(bad):
     _, X, y = small_network()
-    with pytest.raises(TypeError, match="`model` must hold a network"):
+    with pytest.raises(TypeError, match="`model` must contain a network"):
         CapacityScorer("margin").fit(X, y).transform(bad)
 
 

@@ -36,7 +36,7 @@ matplotlib.use("Agg")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
 CURE = "Set `refit_measure` to one of 'accuracy', 'neg_spectral_norm'"
-SENTENCE = f"One number is wanted here, and the scorer gives 2 scores. {CURE}"
+SENTENCE = f"One number is required here, but the scorer returns 2 scores. {CURE}"
 GRID = {"C": [0.1, 1.0]}
 
 
