@@ -200,8 +200,8 @@ def _squared_distance(network: Network, prior: str) -> float:
     vector = parameter_vector(network)
     if prior == "initial" and network.initial_state is None:
         raise NotDefinedError(
-            "`prior='initial'` needs the weights before training: pass initial_state=, the module or its state dict as "
-            "it was then, or use prior='zero'."
+            "`prior='initial'` needs the weights before training: pass the module or its state dict from then as "
+            "`initial_state`, or use prior='zero'."
         )
     _check_learned_parts(network, prior)
     weights = _flat(vector.tensors)

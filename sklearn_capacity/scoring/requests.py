@@ -126,8 +126,7 @@ def _request(label: str, measure: Measure, params: Mapping[str, Any]) -> Request
             names = ", ".join(known) or "none"
             hint = closest(key, known)
             raise ValueError(
-                f"Measure {measure.name!r} has no parameter {key!r}. {hint + ' ' if hint else ''}Its parameters: "
-                f"{names}."
+                f"Measure {measure.name!r} has no parameter {key!r}. {hint + ' ' if hint else ''}It has: {names}."
             )
         if isinstance(known.get(key), bool) and not isinstance(params[key], bool | np.bool_):
             raise TypeError(f"`{key}` must be True or False, got {params[key]!r}.")

@@ -73,7 +73,7 @@ def test_bad_data_and_options(model, iris):
     with pytest.raises(ValueError, match="`log` must be False"):
         measure_capacity(model, X, y, "margin", log=True)
     fitted = NetworkClassifier((3,), max_epochs=1, random_state=0).fit(X, y)
-    with pytest.raises(ValueError, match="3 features per sample"):
+    with pytest.raises(ValueError, match="4 features per sample"):
         measure_capacity(fitted, X[:, :3], y, "margin")
     with pytest.raises(NotDefinedError, match="needs labels"):
         measure_capacity(model, X, measures="margin")

@@ -83,11 +83,11 @@ def test_an_initial_state_that_is_given_comes_before_the_one_kept():
         (lambda state: {**state, "0.weight": torch.ones(5, 4)}, ValueError,
          r"its `0.weight` has shape \(5, 4\), that of the module \(6, 4\)"),
         (lambda state: {k: v for k, v in state.items() if k != "1.running_var"}, ValueError,
-         "must hold `1.running_var` of the trained module, but has no such tensor"),
+         "must contain `1.running_var` of the trained module, but has no such tensor"),
         (lambda state: {f"net.{k}": v for k, v in state.items()}, ValueError, "it has `net.0.weight`"),
-        (lambda state: {**state, "4.weight": torch.ones(2)}, ValueError, "holds `4.weight`, which the trained module"),
-        (lambda state: {**state, "0.bias": [0.0] * 6}, ValueError, "`0.bias` of the trained module, but holds a list"),
-        (lambda state: nn.Linear(4, 3), ValueError, "must hold `0.weight` of the trained module"),
+        (lambda state: {**state, "4.weight": torch.ones(2)}, ValueError, "must not contain `4.weight`, which the trained module"),
+        (lambda state: {**state, "0.bias": [0.0] * 6}, ValueError, "`0.bias` of the trained module, but has a list there"),
+        (lambda state: nn.Linear(4, 3), ValueError, "must contain `0.weight` of the trained module"),
     ],
 )  # fmt: skip
 def test_the_state_of_another_module_is_refused_by_name(change, error, message):
@@ -116,7 +116,7 @@ def test_the_callback_keeps_the_state_of_a_skorch_net():
     assert measure_capacity(net, measures=DISTANCE)[DISTANCE] == pytest.approx(
         sum(float((net.module_.state_dict()[k] - v).norm()) for k, v in before.items() if v.dim() == 2), rel=1e-5
     )
-    with pytest.raises(NotDefinedError, match="pass initial_state="):
+    with pytest.raises(NotDefinedError, match="as `initial_state`"):
         measure_capacity(clone(net).set_params(callbacks=None).fit(X, y), measures=DISTANCE)
 
 

@@ -67,7 +67,7 @@ def test_inference_mode():
     [
         (nn.Sequential(nn.LazyLinear(3)), "`0.weight` of `Sequential` has no values yet"),
         (nn.Linear(4, 3, device="meta"), "`weight` of `Linear` is on the meta device"),
-        (nn.Linear(4, 3, dtype=torch.complex64), "of dtype torch.complex64; weights must be real"),
+        (nn.Linear(4, 3, dtype=torch.complex64), "has dtype torch.complex64, but weights must be real"),
         (nn.Linear(4, 1), 'at least two logits, got a network with one output. For regression pass loss="squared"'),
         (nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 1)), r"an array of shape \(3, 2, 2\) for one"),
         (Function(lambda net, x: {"logits": net(x)}), "returns dict and no tensor"),

@@ -192,13 +192,13 @@ def test_a_negative_value_has_no_logarithm(module):
 @pytest.mark.parametrize(
     ("measures", "error", "message"),
     [
-        ([largest_weight], TypeError, "must contain names and `Measure` objects if it is a list.*Use a dict to give it"),
+        ([largest_weight], TypeError, "must contain names and `Measure` objects if it is a list.*Use a dict"),
         (largest_weight, TypeError, "`measures` must be a name, a `Measure`, a list"),
         ({"a": 3}, TypeError, "An entry of `measures` must be a name, a `Measure`, a function"),
         ({"a": lambda network: 1.0}, TypeError, r"'a' must be a function f\(network, batch\) or f\(module, X, y\)"),
         ({"a": dict}, TypeError, "The measure 'a' must be a function, got <class 'dict'>"),
         ({3: largest_weight}, TypeError, "The labels of `measures` must be strings, got 3"),
-        ([LARGEST, LARGEST], ValueError, "`measures` holds 'largest_weight' twice"),
+        ([LARGEST, LARGEST], ValueError, "`measures` contains 'largest_weight' twice"),
     ],
 )  # fmt: skip
 def test_what_is_no_measure_is_refused(measures, error, message, module):
