@@ -85,8 +85,8 @@ def test_an_initial_state_that_is_given_comes_before_the_one_kept():
         (lambda state: {k: v for k, v in state.items() if k != "1.running_var"}, ValueError,
          "must contain `1.running_var` of the trained module, but has no such tensor"),
         (lambda state: {f"net.{k}": v for k, v in state.items()}, ValueError, "it has `net.0.weight`"),
-        (lambda state: {**state, "4.weight": torch.ones(2)}, ValueError, "must not contain `4.weight`, which the trained module"),
-        (lambda state: {**state, "0.bias": [0.0] * 6}, ValueError, "`0.bias` of the trained module, but has a list there"),
+        (lambda state: {**state, "4.weight": torch.ones(2)}, ValueError, "must not contain `4.weight`"),
+        (lambda state: {**state, "0.bias": [0.0] * 6}, ValueError, "`0.bias` of .*, but has a list there"),
         (lambda state: nn.Linear(4, 3), ValueError, "must contain `0.weight` of the trained module"),
     ],
 )  # fmt: skip
