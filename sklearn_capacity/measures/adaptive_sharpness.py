@@ -1,4 +1,4 @@
-"""How much the loss rises in a ball around the weights, whose axes may follow their magnitudes."""
+"""The rise of the loss in a ball around the weights, whose axes may be scaled by the weights' magnitudes."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def adaptive_sharpness(
     average: bool = False,
     n_draws: int = 100,
 ) -> Measured:
-    r"""Largest rise of the loss that was found in a ball around the weights, scaled by their magnitudes.
+    r"""Largest rise of the loss found in a ball around the weights, scaled by their magnitudes.
 
     .. math:: \max_{\|T_w^{-1} v\|_p \le \rho} L(w + v) - L(w), \qquad T_w = \mathrm{diag}(|w|)
 
     L is the mean loss over all the data (cross-entropy; squared or absolute error, averaged over the outputs as in
     training) and w holds all trainable parameters of the module as they stand: batch norm is **not** folded, a tied
-    tensor counts once, and a weight of 0 does not move. Smaller goes with better generalisation. Rescaling rectifier
-    layers or units against each other changes nothing, since the ball moves with the weights; without `adaptive` it
-    does. The maximum is sought by steepest ascent, so the value is a lower bound of it.
+    tensor counts once, and a weight of 0 does not move. Smaller values suggest better generalisation. The value is
+    invariant under rescaling of rectifier layers or units against each other, since the ball scales with the weights;
+    with ``adaptive=False`` it is not. Steepest ascent searches for the maximum, so the value is a lower bound of it.
 
     Parameters
     ----------
@@ -51,39 +51,40 @@ def adaptive_sharpness(
     norm : "l2" or "linf", default="l2"
         p = 2 or infinity.
     adaptive : bool, default=True
-        Without it T_w is the identity, and the ball is that of sharpness-aware minimisation (SAM).
+        If False, T_w is the identity, and the ball is that of sharpness-aware minimisation (SAM).
     steps : int >= 1, default=20
-        Steps of the ascent. A single one is SAM's: the rise at ``w + rho T_w u``, with u along the gradient in the
-        ball's coordinates, of length one (or its signs, for "linf"). It may be negative, as it is not compared with 0.
+        Number of ascent steps. A single step is that of SAM: the rise at ``w + rho T_w u``, with u the gradient in the
+        ball's coordinates, normalised to length one (or its signs, for "linf"). The result may then be negative.
     n_restarts : int >= 1, default=1
-        Ascents, the best of which counts: the first from w, the others from random points of the sphere.
+        Number of ascents, of which the best counts: the first from w, the others from random points on the sphere.
     m : int >= 1, default=None
-        Samples per batch: the mean over consecutive batches, weighted by their sizes, of the largest rise of each
-        batch's own loss (m-sharpness). None takes all samples as one batch.
+        Samples per batch: the result is the mean over consecutive batches, weighted by their sizes, of the largest rise
+        of each batch's loss (m-sharpness). None treats all samples as one batch.
     average : bool, default=False
-        The mean rise over random v in place of the largest: Gaussian with the standard deviations :math:`\rho |w_i|`
-        for "l2", uniform in the ball for "linf". The steps, the restarts and `m` take no part.
+        Return the mean rise over random v instead of the largest: Gaussian with standard deviations :math:`\rho |w_i|`
+        for "l2", uniform in the ball for "linf". `steps`, `n_restarts` and `m` are then ignored.
     n_draws : int >= 2, default=100
-        Draws of v with `average`, in pairs v, -v; an odd number is rounded up.
+        Number of draws of v with `average`, in pairs v, -v; an odd number is rounded up.
 
     Returns
     -------
     Measured
-        With the standard error over the pairs if `average`.
+        With the standard error over the pairs if `average` is true.
 
     Raises
     ------
     NotDefinedError
-        If nothing is trained, or the loss is not finite at w or within the ball.
+        If there are no trainable parameters, or the loss is not finite at w or within the ball.
 
     Warns
     -----
     CapacityWarning
-        If none of several steps raised the loss; the value is 0 then.
+        If none of several steps raised the loss; the value is then 0.
 
     Notes
     -----
-    One forward and one backward pass per step over all the data; with `average` one forward pass per draw.
+    The cost is one forward and one backward pass over all the data per step, or one forward pass per draw with
+    `average`.
 
     References
     ----------
@@ -93,7 +94,7 @@ def adaptive_sharpness(
 
     Examples
     --------
-    The model f = w x with absolute loss at w = 2, x = 1, y = 0: the worst w is 2 + rho 2, the loss was 2.
+    The model f = w x with absolute loss at w = 2, x = 1, y = 0: the worst w is 2 + rho 2, and the loss at w is 2.
 
     >>> import torch
     >>> from torch import nn
@@ -126,7 +127,7 @@ def adaptive_sharpness(
     value = total / batch.n_samples
     if value <= 0 and steps > 1:
         warn(
-            f"No step of the ascent raised the loss above {ball.loss:.6g}: the sharpness of 0 says that none was "
+            f"No step of the ascent raised the loss above {ball.loss:.6g}: a sharpness of 0 means that no rise was "
             "found, not that there is none. Try another `rho`, more `steps`, or more `n_restarts`.",
         )
     return Measured(value, info={"loss": ball.loss, "batches": n_batches, "steps": steps})
@@ -153,7 +154,7 @@ class _Ball:
             yield Batch(self.network, X[start:stop], y[start:stop], loss=self.batch.loss, batch_size=size)
 
     def largest_rise(self, part: Batch, steps: int, n_restarts: int, generator: torch.Generator) -> float:
-        """The best of some ascents; another one from a random point where none of several steps rises."""
+        """The best of several ascents; adds one from a random point if none of several steps raises the loss."""
         start, best = torch.zeros_like(self.theta.center), -math.inf
         evaluate = self._evaluation(part)
         at_center, _ = evaluate(False)
@@ -168,13 +169,13 @@ class _Ball:
         return best if steps == 1 else max(best, 0.0)
 
     def _random_point(self, generator: torch.Generator) -> Tensor:
-        """A random point of the sphere, in the ball's coordinates."""
+        """A random point on the sphere, in the ball's coordinates."""
         drawn = torch.randn(len(self.theta), generator=generator, dtype=torch.float32, device="cpu")
         u = drawn.to(self.theta.center)
         return self.rho * (u.sign() if self.norm == "linf" else u / torch.linalg.vector_norm(u))
 
     def _evaluation(self, part: Batch) -> Callable[[bool], tuple[float, Tensor | None]]:
-        """Mean loss over some samples where the weights are, and its gradient as the weights lie in memory."""
+        """Mean loss over some samples at the current weights, and its gradient as a flat vector like the weights."""
 
         def evaluate(with_gradient: bool) -> tuple[float, Tensor | None]:
             gradient = torch.zeros_like(self.theta.center)
@@ -191,7 +192,7 @@ class _Ball:
             loss = float(torch.stack(part.map(on_chunk, part.y)).sum())
             if not math.isfinite(loss):
                 raise NotDefinedError(
-                    f"The loss is {loss} within the ball of radius {self.rho:g} around the weights. Take a smaller "
+                    f"The loss is {loss} within the ball of radius {self.rho:g} around the weights. Use a smaller "
                     "`rho`."
                 )
             return loss, gradient if with_gradient else None

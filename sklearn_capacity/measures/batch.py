@@ -1,4 +1,4 @@
-"""The data that a measure is given: on the device, in chunks, with one forward pass that all measures share."""
+"""The data that a measure receives: on the device, in chunks, with one forward pass shared by all measures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Batch", "is_out_of_memory"]
 
 T = TypeVar("T")
 
-# Beyond this the allocator returns memory to the system on every call, which costs more than the arithmetic.
+# Above this size the allocator returns memory to the system on every call, which costs more than the arithmetic.
 CPU_BYTES = 16 * 2**20
 
 
@@ -32,9 +32,9 @@ class Batch:
     random_state : int
         Seed of every stochastic measure.
     batch_size : int or None
-        Samples per chunk; None chooses by memory. Halved, and tried again, when memory runs out.
+        Samples per chunk; None chooses by memory. When memory runs out, it is halved and the chunk is tried again.
     verbose : int
-        1 shows the progress of long measures.
+        1 shows the progress of slow measures.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Batch:
         verbose: int = 0,
     ):
         self.network = network
-        # Once, and not for every pass over the data.
+        # Converted once, not for every pass over the data.
         self._X = channels_last(X) if X is not None and network.takes_channels_last else X
         self._y = y
         self.loss = loss
@@ -84,38 +84,38 @@ class Batch:
 
     @property
     def chunk_size(self) -> int:
-        """Samples that go through the network at once."""
+        """Number of samples that the network processes at once."""
         if self._batch_size is None:
             per_sample = max(1, self.network.activation_size * self.X.element_size())
             self._batch_size = max(1, min(self.n_samples, _budget(self.X.device) // per_sample))
         return self._batch_size
 
     def once(self, key: Any, compute: Callable[[], T]) -> T:
-        """The value of `compute`, kept for every measure of this call."""
+        """The value of `compute`, cached for all measures of this call."""
         if key not in self._memo:
             self._memo[key] = compute()
         return self._memo[key]
 
     @property
     def known(self) -> Set[Any]:
-        """Keys of what was computed so far."""
+        """Keys of the values computed so far."""
         return self._memo.keys()
 
     def renewed(self, network: Network) -> Batch:
-        """The same samples for another network of the same kind; nothing computed is kept."""
+        """The same samples for another network of the same kind, without the cached values."""
         renewed = copy.copy(self)
         renewed.network = network
         renewed._memo = {}
         return renewed
 
     def generator(self) -> torch.Generator:
-        """A fresh CPU generator with this batch's seed: one stream per measure, whatever else was measured."""
+        """A fresh CPU generator with this batch's seed: one stream per measure, independent of other measures."""
         return torch.Generator(device="cpu").manual_seed(self.random_state)
 
     def map(self, function: Callable[..., T], *aligned: Tensor) -> list[T]:
         """`function(X, ...)` on consecutive chunks of X and of `aligned`, in order.
 
-        On out-of-memory the chunk is halved and tried again; a chunk of one sample that does not fit raises.
+        When memory runs out, the chunk is halved and tried again; a chunk of one sample that does not fit raises.
         """
         results: list[T] = []
         start = 0
@@ -142,7 +142,7 @@ class Batch:
         Raises
         ------
         NotDefinedError
-            If some of them are infinite or no numbers.
+            If some of them are infinite or NaN.
         """
 
         def forward() -> Tensor:
@@ -155,7 +155,7 @@ class Batch:
             if missing:
                 raise NotDefinedError(
                     f"The logits of {missing} of {len(logits)} samples are not finite: the weights or X are too large, "
-                    "or the training has diverged."
+                    "or training has diverged."
                 )
             return logits
 
@@ -170,7 +170,7 @@ class Batch:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on a device or on the host."""
+    """Whether an exception reports that memory ran out, on a device or on the host."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)

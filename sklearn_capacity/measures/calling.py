@@ -1,4 +1,4 @@
-"""How a measure's function is called, and what it may return."""
+"""Calling a measure's function and checking what it returns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 
 def check_function(name: str, function: Any) -> None:
-    """Refuse what cannot be called as ``f(network, batch)`` or ``f(module, X, y)``."""
+    """Refuse functions that cannot be called as ``f(network, batch)`` or ``f(module, X, y)``."""
     if not callable(function) or isinstance(function, type):
         raise TypeError(f"The measure {name!r} must be a function, got {function!r}.")
     try:
@@ -32,7 +32,7 @@ def check_function(name: str, function: Any) -> None:
 
 
 def takes_module(function: Callable[..., Any]) -> bool:
-    """Whether a function is called as ``f(module, X, y)`` or ``f(module, X)``, and not as ``f(network, batch)``."""
+    """Whether a function is called as ``f(module, X, y)`` or ``f(module, X)`` rather than as ``f(network, batch)``."""
     positional = _positional(function)
     if len(positional) < 2:
         return False
@@ -45,7 +45,7 @@ def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def settable(function: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
-    """Names and defaults of the parameters beside the data, and whether any other name is taken too."""
+    """Names and defaults of the parameters other than the data, and whether the function has ``**params``."""
     parameters = inspect.signature(function).parameters.values()
     first = {p.name for p in _positional(function)[: 3 if takes_module(function) else 2]}
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -54,7 +54,7 @@ def settable(function: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
 
 
 def arguments(function: Callable[..., Any], network: Any, batch: Any) -> tuple[Any, ...]:
-    """What a function is called with: network and batch, or a copy of the module, X and y."""
+    """The positional arguments of a function: network and batch, or a copy of the module, X and y."""
     if not takes_module(function):
         return network, batch
     module = copy.deepcopy(network.users_module)  # which the function may change
@@ -66,7 +66,7 @@ def arguments(function: Callable[..., Any], network: Any, batch: Any) -> tuple[A
 
 
 def as_number(name: str, returned: Any) -> float:
-    """A real number that a measure returned, also as a tensor or array of shape (), as a float."""
+    """The returned real number as a float; tensors and arrays of shape () are accepted."""
     value = returned
     if isinstance(value, Tensor | np.ndarray | np.generic) and value.shape == ():
         value = value.item()

@@ -33,7 +33,7 @@ def frobenius_capacity(
 
     .. math:: \frac{1}{\gamma^2} \prod_{l=1}^d \|W_l\|_F^2
 
-    Smaller goes with better generalisation. Infinite, with a warning, where the margin is not positive.
+    Smaller values suggest better generalisation. The value is infinite, with a warning, if the margin is not positive.
 
     Parameters
     ----------
@@ -42,21 +42,21 @@ def frobenius_capacity(
     margin_percentile : float in [0, 100], default=5
         The margin is this percentile over the data of f_y - max_{k != y} f_k.
     constants : bool, default=False
-        Bring back the factor 4^d, which [EG] drops in its figures.
+        Include the factor 4^d, which [EG] omits in its figures.
 
     Returns
     -------
     Measured
-        With the margin among its info.
+        With the margin in `info`.
 
     Warns
     -----
     CapacityWarning
-        If the margin is not positive; so do all capacities.
+        If the margin is not positive, as for all capacities.
 
     Notes
     -----
-    The norm and one forward pass, which all measures share.
+    The cost is that of the norm and one forward pass, which all measures share.
 
     References
     ----------
@@ -85,18 +85,18 @@ def l1_path_capacity(
 
     .. math:: \frac{1}{\gamma^2} \Big( \sum_{\text{paths}} \prod_{e} |w_e| \Big)^2
 
-    Smaller goes with better generalisation. Infinite, with a warning, where the margin is not positive.
+    Smaller values suggest better generalisation. The value is infinite, with a warning, if the margin is not positive.
 
     Parameters
     ----------
     margin_percentile : float in [0, 100], default=5
         The margin is this percentile over the data of f_y - max_{k != y} f_k.
     constants : bool, default=False
-        Bring back the factor 4^d (2 per edge, squared), which [EG] drops in its figures.
+        Include the factor 4^d (2 per edge, squared), which [EG] omits in its figures.
 
     Notes
     -----
-    The norm and one forward pass, which all measures share.
+    The cost is that of the norm and one forward pass, which all measures share.
 
     References
     ----------
@@ -125,19 +125,19 @@ def l2_path_capacity(
 
     .. math:: \frac{1}{\gamma^2} \sum_{\text{paths}} \prod_{e} w_e^2
 
-    Smaller goes with better generalisation. Infinite, with a warning, where the margin is not positive.
+    Smaller values suggest better generalisation. The value is infinite, with a warning, if the margin is not positive.
 
     Parameters
     ----------
     margin_percentile : float in [0, 100], default=5
         The margin is this percentile over the data of f_y - max_{k != y} f_k.
     constants : bool, default=False
-        Bring back the factor prod 4 h_l, which [EG] drops in its figures; h_l = units of layer l (channels times
+        Include the factor prod 4 h_l, which [EG] omits in its figures; h_l = units of layer l (channels times
         positions).
 
     Notes
     -----
-    The norm and one forward pass, which all measures share.
+    The cost is that of the norm and one forward pass, which all measures share.
 
     References
     ----------
@@ -167,19 +167,19 @@ def spectral_capacity(
 
     .. math:: \frac{1}{\gamma^2} \prod_{l=1}^d \|W_l\|_2^2
 
-    Smaller goes with better generalisation. Infinite, with a warning, where the margin is not positive.
+    Smaller values suggest better generalisation. The value is infinite, with a warning, if the margin is not positive.
 
     Parameters
     ----------
     margin_percentile : float in [0, 100], default=5
         The margin is this percentile over the data of f_y - max_{k != y} f_k.
     constants : bool, default=False
-        Bring back the factor prod h_l, which [EG] drops in its figures; h_l = units of layer l (channels times
+        Include the factor prod h_l, which [EG] omits in its figures; h_l = units of layer l (channels times
         positions).
 
     Notes
     -----
-    The norm and one forward pass, which all measures share.
+    The cost is that of the norm and one forward pass, which all measures share.
 
     References
     ----------
@@ -207,7 +207,7 @@ def l1_inf_capacity(
 
     .. math:: \frac{1}{\gamma^2} \prod_{l=1}^d \Big( \max_i \sum_j |W_l[i,j]| \Big)^2
 
-    Smaller goes with better generalisation. Infinite, with a warning, where the margin is not positive.
+    Smaller values suggest better generalisation. The value is infinite, with a warning, if the margin is not positive.
 
     Parameters
     ----------
@@ -216,11 +216,11 @@ def l1_inf_capacity(
     margin_percentile : float in [0, 100], default=5
         The margin is this percentile over the data of f_y - max_{k != y} f_k.
     constants : bool, default=False
-        The factor of this capacity is 1, so nothing changes.
+        Has no effect, since the factor of this capacity is 1.
 
     Notes
     -----
-    The norm and one forward pass, which all measures share.
+    The cost is that of the norm and one forward pass, which all measures share.
 
     References
     ----------
@@ -242,23 +242,23 @@ def l1_inf_capacity(
 
 
 def depth_of(network: Network) -> int:
-    """The number d of weight layers."""
+    """Number d of weight layers."""
     return len(weight_layers(network))
 
 
 def log_units(network: Network) -> float:
-    """The sum over the layers of the logarithm of their units h_l, channels times positions."""
+    """Sum over the layers of the logarithm of their number of units h_l (channels times positions)."""
     return math.fsum(math.log(math.prod(node.shape)) for node in weight_layers(network))
 
 
 def _margin(batch: Batch, percentile: float) -> float:
-    """The margin at a percentile; a warning, once for all capacities of a call, if it is not positive."""
+    """The margin at a percentile; if it is not positive, warns once for all capacities of a call."""
     check_interval("margin_percentile", percentile, 0, 100)
     margin = float(np.percentile(sample_margins(batch), percentile))
     if margin <= 0:
         message = (
-            f"The data are not separated at the percentile {percentile:g} of the margins, which is {margin:.3g}: "
-            "capacities, norms over margins, are infinite there. Raise `margin_percentile`, or train longer."
+            f"The margin at percentile {percentile:g} must be positive, got {margin:.3g}:  "
+            "capacities divide by this margin and are infinite. Raise `margin_percentile`, or train longer."
         )
         batch.once(message, lambda: warn(message))
     return margin

@@ -22,13 +22,13 @@ def pullback_curvature(network: Network, batch: Batch, *, reduction: str = "mean
     .. math:: \lambda_{\max}(\zeta(x)), \quad \zeta(x) = J(x)^\top F_\psi(f(x)) \, J(x)
 
     :math:`F_\psi` is the Fisher matrix of the loss at the output: diag p - p p^T for the cross-entropy with
-    p = softmax(f), the identity for the squared and the absolute loss. Smaller, a flatter metric around the data, goes
-    with better generalisation; 0 where the output does not move.
+    p = softmax(f), the identity for the squared and the absolute loss. Smaller values (a flatter metric around the
+    data) suggest better generalisation; 0 where the output does not change.
 
     Parameters
     ----------
     reduction : "mean" or "max", default="mean"
-        Over the samples.
+        Reduction over the samples.
 
     Returns
     -------
@@ -36,8 +36,8 @@ def pullback_curvature(network: Network, batch: Batch, *, reduction: str = "mean
 
     Notes
     -----
-    Labels take no part. By the C x C companion of the metric: one backward pass per class, shared with the Jacobian
-    measures; beyond 80 outputs by Lanczos, as `jacobian_spectral`.
+    Labels are ignored. The value is computed from the C x C matrix B^T J J^T B with F = B B^T: one backward pass per
+    class, shared with the Jacobian measures; above 80 outputs by Lanczos, as in `jacobian_spectral`.
 
     References
     ----------
@@ -45,7 +45,7 @@ def pullback_curvature(network: Network, batch: Batch, *, reduction: str = "mean
 
     Examples
     --------
-    At even odds diag p - p p^T has the eigenvalue 1/2 for the difference of two logits.
+    For equal probabilities, diag p - p p^T has the eigenvalue 1/2 for the difference of two logits.
 
     >>> import torch
     >>> from torch import nn
@@ -65,13 +65,13 @@ def pullback_trace(network: Network, batch: Batch, *, reduction: str = "mean") -
 
     .. math:: \mathrm{tr}(\zeta(x)), \quad \zeta(x) = J(x)^\top F_\psi(f(x)) \, J(x)
 
-    With the Fisher matrix of `pullback_curvature`, which it bounds from above. Smaller goes with better generalisation;
-    0 where the output does not move.
+    Uses the Fisher matrix of `pullback_curvature` and bounds that measure from above. Smaller values suggest better
+    generalisation; 0 where the output does not change.
 
     Parameters
     ----------
     reduction : "mean" or "max", default="mean"
-        Over the samples.
+        Reduction over the samples.
 
     Returns
     -------
@@ -79,7 +79,7 @@ def pullback_trace(network: Network, batch: Batch, *, reduction: str = "mean") -
 
     Notes
     -----
-    Labels take no part. One backward pass per class, shared with the Jacobian measures.
+    Labels are ignored. The cost is one backward pass per class, shared with the Jacobian measures.
 
     References
     ----------
@@ -104,13 +104,13 @@ def spectral_product_bound(network: Network, batch: Batch, *, reduction: str = "
 
     .. math:: \sigma_\psi(x) \, L^2 \ge \lambda_{\max}(\zeta(x))
 
-    :math:`\sigma_\psi(x)` is the largest eigenvalue of the output's Fisher matrix and L is `lipschitz_l2`. Never below
-    `pullback_curvature` with the same reduction. Smaller goes with better generalisation.
+    :math:`\sigma_\psi(x)` is the largest eigenvalue of the output's Fisher matrix and L is `lipschitz_l2`. The value is
+    never below `pullback_curvature` with the same reduction. Smaller values suggest better generalisation.
 
     Parameters
     ----------
     reduction : "mean" or "max", default="mean"
-        Over the samples.
+        Reduction over the samples.
 
     Returns
     -------
@@ -123,8 +123,8 @@ def spectral_product_bound(network: Network, batch: Batch, *, reduction: str = "
 
     Notes
     -----
-    One forward pass and the operator norms. The printed corollary speaks of the largest eigenvalues of the weights;
-    singular values are what its proof needs, and then its constant is 1.
+    The cost is one forward pass and the operator norms. The paper's corollary refers to the largest eigenvalues of the
+    weights; its proof needs singular values, and then its constant is 1.
 
     References
     ----------
@@ -150,7 +150,7 @@ def spectral_product_bound(network: Network, batch: Batch, *, reduction: str = "
 
 
 def _metric(batch: Batch) -> str:
-    """How the companion calls the Fisher matrix of the loss at the output."""
+    """The name in `output_gram` of the Fisher matrix of the loss at the output."""
     if batch.loss is None:
         raise NotDefinedError('The pull-back metric needs a loss: pass loss="cross_entropy" or loss="squared".')
     return "fisher" if batch.loss == "cross_entropy" else "logits"

@@ -1,6 +1,7 @@
 r"""Data-dependent norms ([FR] definitions 3-7): each dominates the Fisher-Rao norm divided by the depth (theorem 3.2).
 
-All are :math:`\sqrt{E[\|x\|^2 \prod_t \|D_t(x)\|^2]}` times a norm of the weights; they differ in the exponents.
+All are :math:`\sqrt{E[\|x\|^2 \prod_t \|D_t(x)\|^2]}` times a norm of the weights; they differ in the exponents of the
+norms.
 """
 
 from __future__ import annotations
@@ -37,21 +38,21 @@ LogNorm = Callable[[Tensor | None, int, int], Tensor | float]
 
 
 def data_spectral_norm(network: Network, batch: Batch) -> Measured:
-    r"""Spectral norm of a rectifier chain, weighed by the data and the activations they switch on.
+    r"""Spectral norm of a rectifier chain, weighted by the data and by the units that are active on them.
 
     .. math:: \Big( E\big[ \|x\|_2^2 \prod_{t=1}^{d} \|D_t(x)\|_2^2 \big] \Big)^{1/2} \prod_{l=1}^d \|W_l\|_2
 
-    :math:`D_t(x)` is the diagonal of the activations' slopes behind layer t, the identity behind the last layer and
-    where two layers follow each other. Smaller goes with better generalisation.
+    :math:`D_t(x)` is the diagonal matrix of the activations' slopes after layer t; it is the identity after the last
+    layer and where one layer directly follows another. Smaller values suggest better generalisation.
 
     Raises
     ------
     UnsupportedLayerError
-        For anything but a chain of bias-free linear maps and positively homogeneous activations.
+        If the network is not a chain of bias-free linear maps and positively homogeneous activations.
 
     Notes
     -----
-    `spectral_norm` (its lower end) and one forward pass.
+    The cost is that of `spectral_norm` (its lower end is used) and one forward pass.
 
     References
     ----------
@@ -74,12 +75,13 @@ def data_spectral_norm(network: Network, batch: Batch) -> Measured:
 
 
 def data_group_norm(network: Network, batch: Batch, *, p: float = 2.0, q: float = 2.0) -> Measured:
-    r"""Group norm of a rectifier chain, weighed by the data and the activations they switch on.
+    r"""Group norm of a rectifier chain, weighted by the data and by the units that are active on them.
 
     .. math:: \Big( E\big[ \|x\|_{p^*}^2 \prod_{t=1}^{d} \|D_t(x)\|_{q \to p^*}^2 \big] \Big)^{1/2} \|\theta\|_{p,q}
 
     with 1/p + 1/p* = 1 and the group norm of the operators (`group_norm`). :math:`D_t(x)` as in `data_spectral_norm`;
-    the identity on k units weighs 1 if q <= p*, else :math:`k^{1/p^* - 1/q}`. Smaller goes with better generalisation.
+    the identity on k units has norm 1 if q <= p*, else :math:`k^{1/p^* - 1/q}`. Smaller values suggest better
+    generalisation.
 
     Parameters
     ----------
@@ -91,11 +93,11 @@ def data_group_norm(network: Network, batch: Batch, *, p: float = 2.0, q: float 
     Raises
     ------
     UnsupportedLayerError
-        For anything but a chain of bias-free linear maps and positively homogeneous activations.
+        If the network is not a chain of bias-free linear maps and positively homogeneous activations.
 
     Notes
     -----
-    One forward pass.
+    The cost is one forward pass.
 
     References
     ----------
@@ -120,14 +122,14 @@ def data_group_norm(network: Network, batch: Batch, *, p: float = 2.0, q: float 
 
 
 def data_path_norm(network: Network, batch: Batch, *, q: float = 1.0) -> Measured:
-    r"""Path norm of a rectifier chain, weighed by the data and the activations they switch on.
+    r"""Path norm of a rectifier chain, weighted by the data and by the units that are active on them.
 
     .. math:: \Big( E\Big[ \Big( \sum_{i_0, \dots, i_d} \Big| x_{i_0} \prod_{t=1}^{d} D^t_{i_t}(x) \Big|^{q^*}
               \Big)^{2/q^*} \Big] \Big)^{1/2} \|\pi(\theta)\|_q
 
     with 1/q + 1/q* = 1 and the path norm of `path_norm`. The sum over all tuples of one unit per layer is the product
-    of :math:`\|x\|_{q^*}` and :math:`\|D^t(x)\|_{q^*}`. :math:`D^t(x)` as in `data_spectral_norm`; the identity on k
-    units weighs :math:`k^{1/q^*}`, also behind the last layer (k = 1 in the paper). Smaller goes with better
+    of :math:`\|x\|_{q^*}` and :math:`\|D^t(x)\|_{q^*}`. :math:`D^t(x)` is that of `data_spectral_norm`; the identity on
+    k units has norm :math:`k^{1/q^*}`, also after the last layer (k = 1 in the paper). Smaller values suggest better
     generalisation.
 
     Parameters
@@ -137,11 +139,11 @@ def data_path_norm(network: Network, batch: Batch, *, q: float = 1.0) -> Measure
     Raises
     ------
     UnsupportedLayerError
-        For anything but a chain of bias-free linear maps and positively homogeneous activations.
+        If the network is not a chain of bias-free linear maps and positively homogeneous activations.
 
     Notes
     -----
-    One forward pass.
+    The cost is one forward pass.
 
     References
     ----------
@@ -168,13 +170,13 @@ def data_path_norm(network: Network, batch: Batch, *, q: float = 1.0) -> Measure
 
 
 def data_induced_norm(network: Network, batch: Batch, *, p: float = 2.0, q: float = 2.0) -> Measured:
-    r"""Induced norm of a rectifier chain, weighed by the data and the activations they switch on.
+    r"""Induced norm of a rectifier chain, weighted by the data and by the units that are active on them.
 
     .. math:: \Big( E\big[ \|x\|_p^2 \prod_{t=1}^{d} \|D_t(x)\|_{q \to p}^2 \big] \Big)^{1/2}
               \prod_{l=1}^d \|W_l\|_{p \to q}
 
-    :math:`D_t(x)` as in `data_spectral_norm`; the identity on k units weighs 1 if q <= p, else :math:`k^{1/p - 1/q}`.
-    Smaller goes with better generalisation.
+    :math:`D_t(x)` as in `data_spectral_norm`; the identity on k units has norm 1 if q <= p, else :math:`k^{1/p - 1/q}`.
+    Smaller values suggest better generalisation.
 
     Parameters
     ----------
@@ -184,13 +186,13 @@ def data_induced_norm(network: Network, batch: Batch, *, p: float = 2.0, q: floa
     Raises
     ------
     UnsupportedLayerError
-        For anything but a chain of bias-free linear maps and positively homogeneous activations.
+        If the network is not a chain of bias-free linear maps and positively homogeneous activations.
     ValueError
-        For another pair, whose norm cannot be computed exactly here.
+        For any other pair, since its norm cannot be computed exactly.
 
     Notes
     -----
-    `induced_norm` and one forward pass.
+    The cost is that of `induced_norm` and one forward pass.
 
     References
     ----------
@@ -215,12 +217,12 @@ def data_induced_norm(network: Network, batch: Batch, *, p: float = 2.0, q: floa
 
 
 def data_chain_norm(network: Network, batch: Batch, *, exponents: Sequence[float] | None = None) -> Measured:
-    r"""Chain of induced norms of a rectifier chain, weighed by the data and the activations they switch on.
+    r"""Chain of induced norms of a rectifier chain, weighted by the data and by the units that are active on them.
 
     .. math:: \Big( E\big[ \|x\|_{p_0}^2 \prod_{t=1}^{d} \|D_t(x)\|_{p_t \to p_t}^2 \big] \Big)^{1/2}
               \prod_{l=1}^d \|W_l\|_{p_{l-1} \to p_l}
 
-    :math:`D_t(x)` as in `data_spectral_norm`. Smaller goes with better generalisation.
+    :math:`D_t(x)` as in `data_spectral_norm`. Smaller values suggest better generalisation.
 
     Parameters
     ----------
@@ -230,13 +232,13 @@ def data_chain_norm(network: Network, batch: Batch, *, exponents: Sequence[float
     Raises
     ------
     UnsupportedLayerError
-        For anything but a chain of bias-free linear maps and positively homogeneous activations.
+        If the network is not a chain of bias-free linear maps and positively homogeneous activations.
     ValueError
-        If their number is not d + 1, or for a pair whose norm cannot be computed exactly here.
+        If there are not d + 1 exponents, or for a pair whose norm cannot be computed exactly.
 
     Notes
     -----
-    `chain_norm` and one forward pass.
+    The cost is that of `chain_norm` and one forward pass.
 
     References
     ----------

@@ -37,16 +37,16 @@ def fisher_rao_norm(
     with :math:`u = J_\theta f \cdot \theta` and :math:`p = \mathrm{softmax}(f)`. Cross-entropy: the mean over the data
     of :math:`\langle p - e_y, u \rangle^2` (empirical) or of the variance of :math:`u_k` under :math:`k \sim p`
     (model). Squared loss, a Gaussian of unit variance: :math:`\langle f - y, u \rangle^2` or :math:`\|u\|^2`. Absolute
-    loss, one output: :math:`u^2`. Smaller goes with better generalisation; invariant under node-wise rescaling of
+    loss, one output: :math:`u^2`. Smaller values suggest better generalisation; invariant under node-wise rescaling of
     rectifier networks.
 
     Parameters
     ----------
     distribution : "empirical" or "model", default="empirical"
-        Labels of the data, or labels drawn from the model (which needs no y).
+        The data's labels, or labels distributed as the model predicts (which needs no y).
     parameters : "all" or "weights", default="all"
-        "weights": what multiplies by a matrix, convolves or looks up, no biases, shifts or scales of any shape. Batch
-        norm is folded, frozen parameters take no part.
+        "weights" excludes biases, shifts and scales of any shape, and keeps weights of matrix products, convolutions
+        and embeddings. Batch norm is folded; frozen parameters are ignored.
     squared : bool, default=False
         Return the quadratic form instead of its root ([MF] eq. 16).
     per_layer : bool, default=False
@@ -63,9 +63,9 @@ def fisher_rao_norm(
 
     Notes
     -----
-    One forward pass and, from the third layer on, its products once more (1.1 to 2 forward passes in all); no gradient
-    is formed. For networks with operators that have no tangent rule and parameters (attention, layer norm): reverse
-    mode twice, about four passes.
+    The cost is 1.1 to 2 forward passes: one forward pass and, from the third layer on, its products once more. No
+    gradient is formed. If an operator with parameters has no tangent rule (attention, layer norm), reverse mode is
+    applied twice, at about four passes.
 
     References
     ----------
@@ -99,7 +99,7 @@ def fisher_rao_norm(
 
 
 def quadratic_form(f: Tensor, u: Tensor, batch: Batch, distribution: str) -> Tensor:
-    """<u, F_psi u> per sample, (n,), F_psi being the Fisher matrix of the loss at the output."""
+    """<u, F_psi u> per sample, (n,), with F_psi the Fisher matrix of the loss at the output."""
     if batch.loss == "absolute":
         if f.shape[1] != 1:
             raise NotDefinedError(

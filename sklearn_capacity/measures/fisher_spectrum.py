@@ -28,12 +28,12 @@ __all__ = [
     "fisher_eigenvalues",
 ]
 
-#: Largest matrix whose eigenvalues are all taken: 1.8 GB, and as much again while they are.
+#: Largest size for which all eigenvalues are computed: 1.8 GB, twice that during the computation.
 MATRIX_SIZE = 15_000
-#: Up to this size all eigenvalues cost less than a few products.
+#: Up to this size, all eigenvalues cost less than a few products.
 SMALL = 512
 TOLERANCE = 1e-5
-#: Products after which the Lanczos iteration gives up.
+#: Number of products after which the Lanczos iteration stops.
 PRODUCTS = 200
 
 T = TypeVar("T")
@@ -44,28 +44,28 @@ def fisher_trace(network: Network, batch: Batch, *, loss: str = "squared") -> Me
 
     .. math:: \mathrm{tr}\, F = \frac{1}{T} \sum_{t=1}^T \sum_{k=1}^C \|\nabla_\theta f_k(t)\|^2
 
-    Smaller (flatter) goes with better generalisation. theta holds the folded trainable parameters, each tied tensor
-    once. Under the softmax the sum is :math:`\mathrm{tr}\, J_t^T (\mathrm{diag}\, p - p p^T) J_t`.
+    Smaller (flatter) values suggest better generalisation. theta holds the trainable parameters after folding batch
+    norm, each tied tensor once. For the softmax the sum is :math:`\mathrm{tr}\, J_t^T (\mathrm{diag}\, p - p p^T) J_t`.
 
     Parameters
     ----------
     loss : "squared" or "cross_entropy", default="squared"
         A Gaussian of unit variance around the logits ([MF] eq. 3), or the softmax: the Fisher matrix of the model's
-        own distribution, whatever loss the network was trained with. A loss named in the call is the default.
+        own distribution, regardless of the training loss. The default is the loss named in the call, if any.
 
     Returns
     -------
     Measured
-        With one row per layer.
+        With one row per weight layer.
 
     Raises
     ------
     NotDefinedError
-        If nothing is trained, or the softmax has one logit.
+        If there are no trainable parameters, or the softmax has only one logit.
 
     Notes
     -----
-    C backward passes; where a layer's weight is used at few positions its gradients are never formed. No spectrum.
+    The cost is C backward passes; gradients are not formed for layers whose weight is used at few positions.
 
     References
     ----------
@@ -96,16 +96,17 @@ def fisher_mean_eigenvalue(network: Network, batch: Batch, *, loss: str = "squar
 
     .. math:: m_\lambda = \frac{1}{P} \sum_{i=1}^P \lambda_i = \mathrm{tr}\, F / P
 
-    P counts the folded trainable parameters, each tied tensor once. Smaller goes with better generalisation.
+    P is the number of trainable parameters after folding batch norm, with tied tensors counted once. Smaller values
+    suggest better generalisation.
 
     Parameters
     ----------
     loss : "squared" or "cross_entropy", default="squared"
-        As for `fisher_trace`.
+        As in `fisher_trace`.
 
     Notes
     -----
-    C backward passes, shared with `fisher_trace`.
+    The cost is C backward passes, shared with `fisher_trace`.
 
     References
     ----------
@@ -129,17 +130,18 @@ def fisher_second_moment(network: Network, batch: Batch, *, loss: str = "squared
 
     .. math:: s_\lambda = \frac{1}{P} \sum_{i=1}^P \lambda_i^2 = \|F\|_F^2 / P
 
-    P counts the folded trainable parameters, each tied tensor once. Smaller goes with better generalisation.
+    P is the number of trainable parameters after folding batch norm, with tied tensors counted once. Smaller values
+    suggest better generalisation.
 
     Parameters
     ----------
     loss : "squared" or "cross_entropy", default="squared"
-        As for `fisher_trace`.
+        As in `fisher_trace`.
 
     Notes
     -----
-    Exact: the squared entries of the dual matrix (C T by C T) are summed tile by tile, or those of F where that is
-    smaller. A random probe would have a relative spread of 0.75.
+    Exact: the squared entries of the dual matrix (C T by C T) are summed tile by tile, or those of F if F is smaller. A
+    single random probe would have a relative spread of 0.75.
 
     References
     ----------
@@ -170,20 +172,21 @@ def fisher_max_eigenvalue(network: Network, batch: Batch, *, loss: str = "square
 
     .. math:: \lambda_{\max} = \max_v v^T F v / v^T v
 
-    Smaller goes with better generalisation: the sharpest direction of the landscape around a minimum of zero error.
+    Smaller values suggest better generalisation: it is the curvature in the sharpest direction at a minimum of zero
+    error.
 
     Parameters
     ----------
     loss : "squared" or "cross_entropy", default="squared"
-        As for `fisher_trace`.
+        As in `fisher_trace`.
 
     Notes
     -----
-    Lanczos on the dual matrix until the value lies within a relative 1e-5 of the largest eigenvalue with a probability
-    of 1 - 1e-6 over the draw of the start vector, however close the next eigenvalues are. Each product is one backward
-    and one tangent sweep: 8 to 16 of them where the first eigenvalues stand out, up to about 30 where they do not. The
-    report shows their number and the error, to which the rounding of X's precision is added. A matrix of at most 512
-    rows is diagonalised instead.
+    Lanczos iteration on the dual matrix, until the value is within a relative 1e-5 of the largest eigenvalue with
+    probability 1 - 1e-6 over the random start vector, however close the next eigenvalues are. Each product is one
+    backward and one tangent sweep; 8 to 16 products suffice if the first eigenvalues are well separated, and about 30
+    otherwise. The report shows their number and the error, which includes rounding in the precision of X. A matrix of
+    at most 512 rows is diagonalised instead.
 
     References
     ----------
@@ -211,18 +214,18 @@ def critical_learning_rate(network: Network, batch: Batch, *, momentum: float = 
     for the training loss :math:`E = \frac{1}{2T} \sum_t \|y_t - f(x_t)\|^2` at zero error, where F is its Hessian.
     torch's ``MSELoss`` is :math:`\frac{1}{CT} \sum_t \|y_t - f(x_t)\|^2`, so its critical learning rate is C / 2 times
     this. With ``loss="cross_entropy"`` F is the Gauss-Newton approximation of the Hessian of the mean cross-entropy,
-    and needs no factor. Larger (flatter) goes with better generalisation; inf if no parameter moves the logits.
+    without a factor. Larger (flatter) values suggest better generalisation; inf if no parameter affects the logits.
 
     Parameters
     ----------
     momentum : float in [0, 1), default=0.0
-        mu, of heavy-ball momentum.
+        Heavy-ball momentum mu.
     loss : "squared" or "cross_entropy", default="squared"
-        As for `fisher_trace`.
+        As in `fisher_trace`.
 
     Notes
     -----
-    As `fisher_max_eigenvalue`, and shared with it.
+    The cost is that of `fisher_max_eigenvalue`, and is shared with it.
 
     References
     ----------
@@ -245,11 +248,11 @@ def critical_learning_rate(network: Network, batch: Batch, *, momentum: float = 
 
 
 def fisher_matrix(network: Network, batch: Batch, loss: str) -> FisherMatrix:
-    """The Fisher matrix of a batch under a loss, with whatever was computed of it in this call."""
+    """The Fisher matrix of a batch under a loss, with what this call has already computed of it."""
     if isinstance(loss, str) and loss == "absolute":
         raise NotDefinedError(
             'The Fisher information is defined under loss="squared" or "cross_entropy", got "absolute". Give the '
-            'measure a loss of its own: (name, {"loss": "squared"}).'
+            'measure its own loss: (name, {"loss": "squared"}).'
         )
     check_option("loss", loss, LOSSES)
 
@@ -279,19 +282,19 @@ def fisher_eigenvalues(
     batch : Batch
     loss : "squared" or "cross_entropy", default="squared"
     n_largest : int, default=None
-        None takes all min(C T, P) that may differ from 0.
+        None returns all min(C T, P) eigenvalues that may be nonzero.
 
     Returns
     -------
     values : Tensor of shape (min(C T, P) or n_largest,), float64, on the CPU
     info : dict
         "way": "dual matrix", "parameter matrix" (F itself), "Lanczos on the dual" or "block Lanczos on the dual", with
-        "size", and "products" and "residual" of the iterations; "error" of a single largest one.
+        "size"; for an iteration "products" and "residual"; for a single eigenvalue "error".
 
     Raises
     ------
     ValueError
-        If all eigenvalues are asked for and the smaller of the two matrices is too large.
+        If all eigenvalues are requested and the smaller of the two matrices is too large.
     """
     fisher = fisher_matrix(network, batch, loss)
     size = min(fisher.dual_size, fisher.jacobian.size)
@@ -306,21 +309,21 @@ def fisher_eigenvalues(
 def _all_eigenvalues(fisher: FisherMatrix, size: int) -> tuple[Tensor, dict[str, Any]]:
     if size > MATRIX_SIZE:
         raise ValueError(
-            f"`n_largest` must be given where the matrix is larger than {MATRIX_SIZE}: outputs times samples are "
-            f"{fisher.dual_size}, parameters {fisher.jacobian.size}. Or measure fewer samples."
+            f"`n_largest` must be given if both matrices have more than {MATRIX_SIZE} rows: outputs times samples are "
+            f"{fisher.dual_size}, parameters {fisher.jacobian.size}. Or use fewer samples."
         )
     dual = _dual_products(fisher) + _eigenvalue_products(fisher.dual_size)
     direct = _matrix_products(fisher) + _eigenvalue_products(fisher.jacobian.size)
     way = "dual matrix" if dual <= direct and fisher.dual_size <= MATRIX_SIZE else "parameter matrix"
     matrix = _retried(fisher, fisher.dual if way == "dual matrix" else fisher.matrix)
     if not bool(torch.isfinite(matrix.diagonal()).all()):
-        raise NotDefinedError("The Fisher information is not finite. Check the weights and X for nan and inf.")
+        raise NotDefinedError("The Fisher information is not finite. Check the weights and X for NaN and infinity.")
     values = torch.linalg.eigvalsh(matrix).flip(0)[:size].clamp_min(0).cpu()
     return values, {"way": way, "size": len(matrix)}
 
 
 def _iterated(fisher: FisherMatrix, k: int, random_state: int) -> tuple[Tensor, dict[str, Any]]:
-    """The largest by Lanczos; several by block Lanczos, since a linear output layer repeats eigenvalues C times."""
+    """The largest eigenvalue by Lanczos, several by block Lanczos, as a linear output layer repeats them C times."""
     size = fisher.dual_size
     options: dict[str, Any] = {"tol": TOLERANCE, "device": fisher.X.device, "random_state": random_state}
     if k == 1:
@@ -336,7 +339,7 @@ def _iterated(fisher: FisherMatrix, k: int, random_state: int) -> tuple[Tensor, 
 
 
 def _retried(fisher: FisherMatrix, compute: Callable[[], T]) -> T:
-    """The result of `compute`, with half as many samples at once as often as memory runs out."""
+    """The result of `compute`; the number of samples at once is halved whenever memory runs out."""
     while True:
         try:
             return compute()

@@ -1,8 +1,8 @@
-"""First and second derivatives of the training loss in the weights as they stand.
+"""First and second derivatives of the training loss with respect to the module's trainable parameters.
 
 L is the mean loss over all the data (cross-entropy; squared or absolute error, averaged over the outputs as in
-training), and w all trainable parameters of the module: batch norm not folded, a tied tensor once, a normalised weight
-by the parameters that it is computed from.
+training), and w holds all trainable parameters of the module: batch norm is not folded, a tied tensor counts once, and
+a normalised weight is represented by the parameters from which it is computed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
     "loss_hessian",
 ]
 
-#: Up to this many parameters the matrix itself costs little more than an iteration.
+#: Up to this many parameters, the full matrix costs little more than an iteration.
 SMALL = 300
 
 
@@ -47,21 +47,21 @@ def loss_gradient_norm(network: Network, batch: Batch) -> Measured:
 
     L is the mean loss over all the data (cross-entropy; squared or absolute error, averaged over the outputs as in
     training) and w holds all trainable parameters of the module as they stand: batch norm is **not** folded, a tied
-    tensor counts once. 0 at a stationary point; smaller says that training has come nearer to one, in weights of this
-    scale.
+    tensor counts once. 0 at a stationary point; a smaller value shows that training is closer to one, for weights of
+    this scale.
 
     Raises
     ------
     NotDefinedError
-        If nothing is trained, or the gradient is not finite.
+        If there are no trainable parameters, or the gradient is not finite.
 
     Notes
     -----
-    One forward and one backward pass over all the data.
+    The cost is one forward and one backward pass over all the data.
 
     References
     ----------
-    Dziugaite et al. (2020), In search of robust measures of generalization, measures of the gradient.
+    Dziugaite et al. (2020), In search of robust measures of generalization, gradient-based measures.
 
     Examples
     --------
@@ -88,18 +88,18 @@ def hessian_max_eigenvalue(
 
     L is the mean loss over all the data (cross-entropy; squared or absolute error, averaged over the outputs as in
     training) and w holds all trainable parameters of the module as they stand: batch norm is **not** folded, a tied
-    tensor counts once. Smaller (flatter) goes with better generalisation, but rescaling rectifier layers against each
-    other changes it. Gradient descent with a rate above 2 over it leaves a minimum. The second derivative of
-    rectifiers, max pooling and the absolute loss is the one almost everywhere: 0 beside the kinks.
+    tensor counts once. Smaller (flatter) values suggest better generalisation, but rescaling rectifier layers against
+    each other changes the value. Gradient descent with a learning rate above 2 / lambda_max leaves a minimum. Second
+    derivatives of rectifiers, max pooling and the absolute loss are those that hold almost everywhere: 0 off the kinks.
 
     Parameters
     ----------
     tol : float in (0, 1), default=1e-5
-        Error of the iteration, as a fraction of the largest absolute eigenvalue.
+        Error of the iteration, relative to the largest absolute eigenvalue.
     max_products : int >= 1, default=200
-        Hessian-vector products at most; a `CapacityWarning` says if `tol` was not reached.
+        Largest number of Hessian-vector products; a `CapacityWarning` reports if `tol` was not reached.
     per_layer : bool, default=False
-        Whether to add a row per layer: the same of the diagonal block of its own parameters.
+        Whether to add a row per layer with the same value for the diagonal block of its own parameters.
 
     Returns
     -------
@@ -109,15 +109,15 @@ def hessian_max_eigenvalue(
     Raises
     ------
     NotDefinedError
-        If nothing is trained, or the Hessian is not finite.
+        If there are no trainable parameters, or the Hessian is not finite.
 
     Notes
     -----
-    Up to 300 parameters the matrix itself, by as many products. Else Lanczos: the value is a lower bound, and lies
-    within the stated error of the eigenvalue with a probability of 1 - 1e-6 over the draw of the start vector, however
-    close the next eigenvalues are; rounding in the network's precision is part of the error. A product is one backward
-    pass through a gradient, which is formed once where all samples fit into memory, and again for every product where
-    they do not.
+    With up to 300 parameters the full matrix is computed, with as many products. Above that, Lanczos gives a lower
+    bound that is within the stated error of the eigenvalue with probability 1 - 1e-6 over the random start vector,
+    however close the next eigenvalues are; the error includes rounding in the network's precision. A product is one
+    backward pass through a gradient, which is computed once if all samples fit into memory, and otherwise again for
+    every product.
 
     References
     ----------
@@ -145,17 +145,17 @@ def hessian_min_eigenvalue(
 
     .. math:: \lambda_{\min} = \min_v \frac{v^\top \nabla_w^2 L(w)\, v}{v^\top v}
 
-    L and w as in `hessian_max_eigenvalue`. At a minimum it is at least 0. Larger goes with a loss that falls in no
-    direction; far below 0 the training has stopped at a saddle or before its end.
+    L and w are those of `hessian_max_eigenvalue`. At a minimum the value is at least 0. Larger values mean that the
+    loss falls in no direction; a value far below 0 means that training has stopped at a saddle or too early.
 
     Parameters
     ----------
     tol : float in (0, 1), default=1e-5
-        Error of the iteration, as a fraction of the largest absolute eigenvalue.
+        Error of the iteration, relative to the largest absolute eigenvalue.
     max_products : int >= 1, default=200
-        Hessian-vector products at most; a `CapacityWarning` says if `tol` was not reached.
+        Largest number of Hessian-vector products; a `CapacityWarning` reports if `tol` was not reached.
     per_layer : bool, default=False
-        Whether to add a row per layer: the same of the diagonal block of its own parameters.
+        Whether to add a row per layer with the same value for the diagonal block of its own parameters.
 
     Returns
     -------
@@ -165,12 +165,12 @@ def hessian_min_eigenvalue(
     Raises
     ------
     NotDefinedError
-        If nothing is trained, or the Hessian is not finite.
+        If there are no trainable parameters, or the Hessian is not finite.
 
     Notes
     -----
-    As `hessian_max_eigenvalue`, of the Hessian times -1: the value is an upper bound. The lower end of the spectrum is
-    the denser one, so it takes several times as many products.
+    Computed like `hessian_max_eigenvalue`, for the negated Hessian, so the value is an upper bound. The lower end of
+    the spectrum is denser and takes several times as many products.
 
     References
     ----------
@@ -194,33 +194,33 @@ def hessian_trace(network: Network, batch: Batch, *, n_products: int = SMALL, pe
 
     .. math:: \mathrm{tr}\, \nabla_w^2 L(w) = \sum_i \lambda_i
 
-    L and w as in `hessian_max_eigenvalue`. Twice the mean rise of the loss under small noise of unit variance per
-    parameter. Smaller (flatter) goes with better generalisation, but rescaling rectifier layers against each other
-    changes it. May be negative away from a minimum.
+    L and w are those of `hessian_max_eigenvalue`. The trace is twice the mean rise of the loss under small noise, per
+    unit of its variance. Smaller (flatter) values suggest better generalisation, but rescaling rectifier layers against
+    each other changes the value. It may be negative away from a minimum.
 
     Parameters
     ----------
     n_products : int >= 6, default=300
-        Hessian-vector products at most. Exact if there are no more parameters than that.
+        Largest number of Hessian-vector products. The value is exact if there are at most as many parameters.
     per_layer : bool, default=False
-        Whether to add a row per layer, the trace of the diagonal block of its own parameters; the value is then the
-        sum of the rows, with `n_products` for each.
+        Whether to add a row per layer with the trace of the diagonal block of its own parameters; the value is then the
+        sum of the rows, with `n_products` for each row.
 
     Returns
     -------
     Measured
-        With the standard error where it is an estimate.
+        With the standard error if the value is an estimate.
 
     Raises
     ------
     NotDefinedError
-        If nothing is trained, or the Hessian is not finite.
+        If there are no trainable parameters, or the Hessian is not finite.
 
     Notes
     -----
-    One product each, or Hutch++: a third of the products finds the directions of the large eigenvalues, a third takes
-    the trace there, which is exact, and a third estimates the rest by random signs. Unbiased; where the spectrum falls
-    off, far below the spread of random signs alone.
+    Exact with one product per parameter, or Hutch++: a third of the products finds the directions of the large
+    eigenvalues, a third computes the trace on these exactly, and a third estimates the rest with random signs. The
+    estimate is unbiased; if the spectrum decays, its spread is far below that of random signs alone.
 
     References
     ----------
@@ -251,9 +251,9 @@ def hessian_trace(network: Network, batch: Batch, *, n_products: int = SMALL, pe
 
 
 def hessian_quadrature(network: Network, batch: Batch, n_draws: int, n_steps: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of the spectral density, (n_draws, steps) in float64 on the CPU; (1, P) of small networks.
+    """Nodes and weights of the spectral density, (n_draws, steps) in float64 on the CPU; (1, P) for small networks.
 
-    By stochastic Lanczos quadrature with start vectors of random signs.
+    Computed by stochastic Lanczos quadrature with start vectors of random signs.
     """
     hessian = loss_hessian(network, batch)
     if hessian.size <= SMALL:
@@ -272,7 +272,7 @@ def hessian_quadrature(network: Network, batch: Batch, n_draws: int, n_steps: in
 def loss_hessian(
     network: Network, batch: Batch, purpose: str = "The Hessian of the loss", layer: str | None = None
 ) -> LossHessian:
-    """Derivatives of the mean loss over a batch in the trainable parameters, or in those of one layer."""
+    """Derivatives of a batch's mean loss with respect to the trainable parameters, or to those of one layer."""
     vector = raw_parameter_vector(network, purpose)
     chosen = [layer is None or _layer_of(name) == layer for name in vector.names]
     fixed = [tensor.detach() for tensor in vector.tensors]
@@ -288,19 +288,19 @@ def loss_hessian(
 
 
 def _blocks(network: Network, batch: Batch) -> Iterator[tuple[str, LossHessian]]:
-    """Every layer that has trainable parameters, in the module's order, and the Hessian in these alone."""
+    """Every layer with trainable parameters, in the module's order, and the Hessian restricted to them."""
     names = raw_parameter_vector(network, "The Hessian of the loss").names
     for layer in dict.fromkeys(map(_layer_of, names)):
         yield layer, loss_hessian(network, batch, layer=layer)
 
 
 def _layer_of(name: str) -> str:
-    """The submodule that a parameter belongs to; of a parametrised weight, the module that has it."""
+    """The submodule of a parameter; for a parametrised weight, the module that owns the weight."""
     return name.split(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0] or name
 
 
 def _extreme(network: Network, batch: Batch, sign: int, tol: float, max_products: int, per_layer: bool) -> Measured:
-    """The largest (sign 1) or smallest (sign -1) eigenvalue, of the whole Hessian and of its blocks."""
+    """The largest (sign 1) or smallest (sign -1) eigenvalue, of the full Hessian and of its blocks."""
     check_interval("tol", tol, 0, 1, closed="neither")
     check_integer("max_products", max_products, 1)
 
@@ -347,7 +347,7 @@ def _trace(hessian: LossHessian, batch: Batch, n_products: int, generator: torch
 
 
 def _matrix(hessian: LossHessian, batch: Batch) -> Tensor:
-    """The Hessian itself, (P, P), symmetric to the last bit, on the CPU."""
+    """The full Hessian, (P, P), exactly symmetric, on the CPU."""
     with _progress(batch, hessian.size) as bar:
         eye = torch.eye(hessian.size, dtype=torch.float64, device=hessian.device)
         matrix = _counted(hessian.products, bar)(eye).cpu()
@@ -357,7 +357,7 @@ def _matrix(hessian: LossHessian, batch: Batch) -> Tensor:
 def _finite(numbers: Tensor, what: str) -> Tensor:
     if not bool(torch.isfinite(numbers).all()):
         raise NotDefinedError(
-            f"The {what} of the loss is not finite: the weights or X are too large, or the training has diverged."
+            f"The {what} of the loss is not finite: the weights or X are too large, or training has diverged."
         )
     return numbers
 

@@ -1,4 +1,4 @@
-"""How the layers of a rectifier network interact, and what that says of its sharpness ([EG] section 4)."""
+"""The interaction of a rectifier network's layers, and its relation to sharpness ([EG] section 4)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .rectifier_chain import rectifier_chain
 
 __all__ = ["DELTAS", "MEASURES", "interaction_conditions", "sharpness_estimate"]
 
-#: Sizes of pre-activations at which condition C2 counts units.
+#: Thresholds for pre-activations below which condition C2 counts units.
 DELTAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 @dataclass(frozen=True)
 class LayerTable:
-    """What the three conditions are made of, per sample of unit norm.
+    """The quantities in the three conditions, per sample of unit norm.
 
     Attributes
     ----------
@@ -35,7 +35,7 @@ class LayerTable:
     products : dict of (a, b) to Tensor of shape (n,)
         Frobenius norms of D_b W_b ... D_a W_a for 0 <= a <= b <= d, with W_0 = x, D_0 = I and D_d = I.
     near_zero : Tensor of shape (n, d - 1)
-        Largest fraction / delta over the grid: of the hidden units with a pre-activation of at most delta.
+        Largest ratio over the grid of the fraction of hidden units with a pre-activation of at most delta, to delta.
     largest_rows : list of float
         Largest Euclidean norm of a row of W_1 to W_d.
     """
@@ -63,15 +63,15 @@ class LayerTable:
         return self.largest_rows[i - 1] * math.sqrt(self.widths[i]) / self.products[i, i]
 
     def triples(self) -> list[tuple[int, int, int]]:
-        """All a <= c < b; the paper prints a < c, but its lemma 1 uses c = a too."""
+        """All a <= c < b; the paper prints a < c, but its lemma 1 also uses c = a."""
         d = self.depth
         return [(a, c, b) for a in range(d) for c in range(a, d) for b in range(c + 1, d + 1)]
 
 
 def interaction_conditions(network: Network, batch: Batch, *, deltas: Sequence[float] = DELTAS) -> pd.DataFrame:
-    r"""The constants of the three interaction conditions, layer by layer and sample by sample.
+    r"""The constants of the three interaction conditions, per layer and sample.
 
-    See :func:`sklearn_capacity.interaction_conditions`, which takes any model.
+    See :func:`sklearn_capacity.interaction_conditions`, which accepts any model.
 
     Parameters
     ----------
@@ -108,35 +108,36 @@ def sharpness_estimate(
     delta: float = 0.05,
     deltas: Sequence[float] = DELTAS,
 ) -> Measured:
-    r"""Estimate of the expected sharpness from how the layers interact; an O() without its constants, and no bound.
+    r"""Estimate of the expected sharpness from the interaction of the layers; an O() without constants, not a bound.
 
     .. math::
         \frac{C_L}{m} \sum_x \|f(x)\| \Big[ \prod_i (1 + \gamma_i) - 1
         + \prod_i (1 + \gamma_i C_2 C_3) \Big( \prod_i (1 + \gamma_i C_\delta C_2) - 1 \Big) \Big]
 
     with :math:`\gamma_i = \sigma \sqrt{h_i h_{i-1}} / (\mu^2 \|D_i W_i\|_F)` and :math:`C_\delta = 2 \sqrt{\ln(d h /
-    \delta)}`, under spherical noise on the weights. The constants mu, C2 and C3 of the conditions are taken for each
-    sample by itself: mu the smallest over a <= c < b and at most 1, C2 and C3 the largest over the layers. Samples are
-    scaled to unit norm. Smaller goes with better generalisation; inf where the output or a whole layer is zero.
+    \delta)}`, under spherical noise on the weights. The constants mu, C2 and C3 of the conditions are computed
+    separately for each sample: mu is the smallest over a <= c < b and at most 1, C2 and C3 are the largest over the
+    layers. Samples are scaled to unit norm. Smaller values suggest better generalisation; inf if the output or a layer
+    is zero.
 
-    Defined for chains of fully connected layers without biases, rectified between the layers.
+    Defined for chains of fully connected layers without biases, with rectifiers between the layers.
 
     Parameters
     ----------
     sigma : float > 0, default=1e-3
         Standard deviation of the noise.
     loss_constant : float > 0, default=1
-        C_L, the Lipschitz constant of the loss in the logits: at most sqrt(2) for cross-entropy, 1 for the absolute
-        loss of one output. The estimate is proportional to it.
+        C_L, the Lipschitz constant of the loss with respect to the logits: at most sqrt(2) for cross-entropy, 1 for the
+        absolute loss of one output. The estimate is proportional to it.
     delta : float in (0, 1), default=0.05
-        Failure probability inside C_delta.
+        Failure probability in C_delta.
     deltas : sequence of float > 0, default=0.001 to 1
         Grid for C2.
 
     Returns
     -------
     Measured
-        Medians of mu, C2 and C3 are in `info`.
+        The medians of mu, C2 and C3 are in `info`.
 
     Raises
     ------
@@ -145,12 +146,12 @@ def sharpness_estimate(
 
     Notes
     -----
-    d^2 / 2 products of weight matrices per sample.
+    The cost is d^2 / 2 products of weight matrices per sample.
 
     References
     ----------
     Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, theorem 1 (which
-    prints the norm of W_i in gamma where its lemmas have that of D_i W_i).
+    prints the norm of W_i in gamma, while its lemmas use that of D_i W_i).
 
     Examples
     --------
@@ -179,7 +180,7 @@ def sharpness_estimate(
     ]
     gamma = torch.stack(gammas)
     c_delta = 2 * math.sqrt(math.log(d * max(table.widths[1:]) / delta))
-    # Products of many layers overflow, so all of it in logarithms.
+    # Computed in logarithms, since products of many layers overflow.
     linear = _log_expm1(torch.log1p(gamma).sum(0))
     switched = torch.log1p(gamma * c2 * c3).sum(0) + _log_expm1(torch.log1p(gamma * c_delta * c2).sum(0))
     logs = torch.logaddexp(linear, switched) + table.products[0, d].log()
@@ -202,7 +203,7 @@ def _layer_table(network: Network, batch: Batch, deltas: Sequence[float]) -> Lay
 def _measure_layers(network: Network, batch: Batch, grid: tuple[float, ...]) -> LayerTable:
     weights = _weights(network)
     widths = [weights[0].shape[1], *(len(weight) for weight in weights)]
-    # Only norms of the products matter, so a wide W_a may be replaced by the L of W_a = L Q.
+    # Only norms of the products matter, so the L of W_a = L Q may replace a wide W_a.
     narrow = [torch.linalg.qr(w.mT).R.mT if w.shape[1] > w.shape[0] else w for w in weights]
     largest = max(w.numel() for w in weights) * weights[0].element_size()
     chunks = Batch(network, batch.X, batch_size=max(1, min(batch.n_samples, CPU_BYTES // largest)))
@@ -219,7 +220,7 @@ def _chunk(
     d = len(weights)
     norms = X.norm(dim=1, keepdim=True)
     if not bool((norms > 0).all()):
-        raise NotDefinedError("The interaction conditions take samples of unit norm, and `X` holds one that is zero.")
+        raise NotDefinedError("The interaction conditions need samples of unit norm, but `X` contains a zero sample.")
     h = X / norms
     products = {(0, 0): h.norm(dim=1)}
     active: list[Tensor] = []
@@ -243,7 +244,7 @@ def _chunk(
 
 
 def _weights(network: Network) -> list[Tensor]:
-    """W_1 ... W_d, float64, of a chain of linear maps without biases, each but the last rectified."""
+    """W_1 ... W_d, float64, of a chain of linear maps without biases, with rectifiers between them."""
     purpose = "An interaction condition"
     weights: list[Tensor] = []
     rectified = True
@@ -256,10 +257,10 @@ def _weights(network: Network) -> list[Tensor]:
         elif node.op == "activation" and node.params["kind"] == "relu":
             rectified = True
         elif node.op != "view" or weights:
-            raise node.refuse(purpose, "only fully connected layers with ReLU between them are covered.")
+            raise node.refuse(purpose, "only fully connected layers with ReLU between them are supported.")
     if rectified:
         node = network.graph[network.graph.output]
-        raise node.refuse(purpose, "the output must be that of a linear layer.")
+        raise node.refuse(purpose, "the output must come from a linear layer.")
     return weights
 
 

@@ -19,7 +19,7 @@ REDUCTIONS = ("max", "mean")
 
 
 def reduce_samples(values: Tensor, reduction: str) -> float:
-    """The largest or the mean of one value per sample."""
+    """The largest or the mean of the samples' values."""
     return float(values.max() if reduction == "max" else values.mean())
 
 
@@ -28,12 +28,12 @@ def jacobian_frobenius(network: Network, batch: Batch, *, output: str = "logits"
 
     .. math:: \frac{1}{m} \sum_i \|J(x_i)\|_F^2
 
-    Smaller goes with better generalisation; 0 where the network is constant around every sample.
+    Smaller values suggest better generalisation; 0 if the network is constant around every sample.
 
     Parameters
     ----------
     output : "logits" or "softmax", default="logits"
-        The function whose Jacobian is meant; [JR] differentiates through the softmax.
+        The outputs whose Jacobian is taken; [JR] differentiates through the softmax.
 
     Returns
     -------
@@ -41,7 +41,7 @@ def jacobian_frobenius(network: Network, batch: Batch, *, output: str = "logits"
 
     Notes
     -----
-    One backward pass per class, shared with `jacobian_spectral` and the pull-back measures.
+    The cost is one backward pass per class, shared with `jacobian_spectral` and the pull-back measures.
 
     References
     ----------
@@ -66,14 +66,14 @@ def jacobian_spectral(network: Network, batch: Batch, *, reduction: str = "max",
 
     .. math:: \max_i \|J(x_i)\|_2
 
-    Smaller goes with better generalisation; 0 where the network is constant around every sample.
+    Smaller values suggest better generalisation; 0 if the network is constant around every sample.
 
     Parameters
     ----------
     reduction : "max" or "mean", default="max"
-        Over the samples.
+        Reduction over the samples.
     output : "logits" or "softmax", default="logits"
-        [JR] differentiates through the softmax (its figure 4c falls with depth; on logits the quantity rises).
+        [JR] differentiates through the softmax (in its figure 4c the value falls with depth; on logits it rises).
 
     Returns
     -------
@@ -81,8 +81,8 @@ def jacobian_spectral(network: Network, batch: Batch, *, reduction: str = "max",
 
     Notes
     -----
-    One backward pass per class and an eigenvalue problem of size C per sample; beyond 80 outputs 20 to 30 pairs of
-    backward passes by Lanczos, to a relative error of 1e-6, whatever C is.
+    The cost is one backward pass per class and an eigenvalue problem of size C per sample; above 80 outputs it is 20 to
+    30 pairs of backward passes for Lanczos with a relative error of 1e-6, independent of C.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""The weight layers of a network as matrices and operators, for the measures that take norms of them."""
+"""The weight layers of a network as matrices and operators, for measures that compute their norms."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ Operator = MatrixOperator | DiagonalOperator | ConvOperator
 
 
 def check_view(view: str) -> str:
-    """The view, if there is one of this name."""
+    """The view, if the name is valid."""
     return check_option("view", view, VIEWS)
 
 
 def weight_layers(network: Network, purpose: str = "A product of layer norms") -> tuple[Node, ...]:
-    """The weight layers l = 1..d, if these are all that the network has and their weights are numbers.
+    """The weight layers l = 1..d, if the network has no unknown operator and the weights are finite.
 
     Raises
     ------
     UnsupportedLayerError
-        If there is an operator that the graph does not know (attention, layer norm), whose weights would be missing, or
-        a weight that is not finite.
+        If the graph does not know an operator (attention, layer norm), whose weights would be missing, or if a weight
+        is not finite.
     """
 
     def checked() -> tuple[Node, ...]:
         for node in network.graph.nodes:
             if node.op == "opaque":
                 cure = "If it is the last step, measure the module before it, which returns logits." * _is_softmax(node)
-                raise node.refuse(purpose, "it is not one of the weight layers and activations that are known.", cure)
+                raise node.refuse(purpose, "it is not a known weight layer or activation.", cure)
             if node.weight is not None and not bool(node.weight.isfinite().all()):
                 raise node.refuse(purpose, "its weights are not finite.", "The network has diverged.")
         return network.graph.layers
@@ -69,7 +69,7 @@ def layer_weight(node: Node) -> Tensor:
 
 
 def kernel_matrix(node: Node) -> Tensor:
-    """The kernel as a matrix, one row per output channel: (c_out, c_in / groups * k); a diagonal as its column."""
+    """The kernel as a matrix, one row per output channel: (c_out, c_in / groups * k); a diagonal becomes a column."""
     weight = layer_weight(node)
     if node.op == "conv_transpose":  # stored as (c_in, c_out / groups, ...)
         groups = node.params["groups"]
@@ -82,15 +82,15 @@ def kernel_matrix(node: Node) -> Tensor:
 
 
 def as_operator(network: Network, node: Node) -> Operator:
-    """A weight layer as the linear operator at the input size it sees.
+    """A weight layer as the linear operator at its input size.
 
-    A linear layer that is applied at several positions is given once: see `repetitions`.
+    A linear layer that is applied at several positions is returned once: see `repetitions`.
     """
     return operator_of(node, layer_weight(node), network.graph[node.inputs[0]].shape)
 
 
 def operator_of(node: Node, weight: Tensor, input_shape: tuple[int, ...]) -> Operator:
-    """The operator of a layer with another weight in its place."""
+    """The operator of a layer with its weight replaced."""
     if node.op == "linear":
         return MatrixOperator(weight)
     if node.op == "diagonal":
@@ -113,15 +113,15 @@ def operator_of(node: Node, weight: Tensor, input_shape: tuple[int, ...]) -> Ope
 
 
 def repetitions(node: Node) -> int:
-    """At how many positions of its input a linear layer is applied, 1 for any other layer.
+    """Number of input positions at which a linear layer is applied; 1 for any other layer.
 
-    The operator is then block diagonal, with that many copies of the weight.
+    The operator is then block diagonal, with this many copies of the weight.
     """
     return math.prod(node.shape[:-1]) if node.op == "linear" else 1
 
 
 def operator_norms(network: Network) -> list[OperatorNorm]:
-    """Spectral norm of every weight layer as an operator, from below (to rounding), in layer order."""
+    """Spectral norm of every weight layer as an operator, from below (up to rounding), in layer order."""
     return network.once(
         "operator_norms",
         lambda: [as_operator(network, node).norm_lower() for node in weight_layers(network)],
@@ -129,7 +129,7 @@ def operator_norms(network: Network) -> list[OperatorNorm]:
 
 
 def operator_norm_uppers(network: Network) -> list[float]:
-    """Proven upper ends of the spectral norms of every weight layer as an operator, in layer order."""
+    """Proven upper bounds of the spectral norm of every weight layer as an operator, in layer order."""
 
     def uppers() -> list[float]:
         pairs = zip(network.graph.layers, operator_norms(network), strict=True)
@@ -139,7 +139,7 @@ def operator_norm_uppers(network: Network) -> list[float]:
 
 
 class LazyRows(Sequence):
-    """Rows of a report that cost something, made when they are first read."""
+    """Costly rows of a report, computed when they are first read."""
 
     def __init__(self, make: Callable[[], Sequence[Mapping[str, Any]]]):
         self._make = make

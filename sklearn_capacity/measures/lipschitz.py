@@ -1,4 +1,4 @@
-"""Lipschitz constants composed along the graph: what the network can stretch at most, anywhere."""
+"""Lipschitz constants composed along the graph: global bounds on how far the network stretches distances."""
 
 from __future__ import annotations
 
@@ -31,24 +31,25 @@ def lipschitz_l2(network: Network, batch: Batch) -> Measured:
 
     .. math:: \|f(x) - f(x')\|_2 \le L \, \|x - x'\|_2 \quad \text{for all } x, x'
 
-    Composed along the graph: proven upper ends of the layers' operator norms; the branches of an addition add up, those
-    of a concatenation as the root of their squares; an activation counts with its Lipschitz constant, overlapping max
-    pooling with the root of how many windows share a pixel, average pooling and padding with their own norms. Smaller
-    goes with better generalisation; 0 means a constant function. Biases take no part; batch norm is folded.
+    The bound is composed along the graph from proven upper bounds of the layers' operator norms. Branches of an
+    addition add up, those of a concatenation combine as the root of the sum of squares; an activation contributes its
+    Lipschitz constant, overlapping max pooling the root of the number of windows that share a pixel, average pooling
+    and padding their own norms. Smaller values suggest better generalisation; 0 means a constant function. Biases are
+    ignored; batch norm is folded.
 
     Returns
     -------
     Measured
-        One row per weight layer: "value" is the upper end that was used, "lower" the norm itself from below.
+        One row per weight layer: "value" is the upper bound in use, "lower" the norm computed from below.
 
     Raises
     ------
     UnsupportedLayerError
-        For an operator without a finite or known constant, such as layer norm or attention.
+        If an operator has no finite or known constant, such as layer norm or attention.
 
     Notes
     -----
-    Weights only: the operator norms, which are shared with `spectral_norm`, and their upper ends.
+    The cost is that of the operator norms, shared with `spectral_norm`, and of their upper bounds.
 
     References
     ----------
@@ -62,7 +63,7 @@ def lipschitz_l2(network: Network, batch: Batch) -> Measured:
     >>> from sklearn_capacity import measure_capacity
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.Sigmoid())
     >>> _ = net[0].weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
-    >>> round(measure_capacity(net, measures="lipschitz_l2")["lipschitz_l2"], 6)  # a sigmoid's slope is 1/4 at most
+    >>> round(measure_capacity(net, measures="lipschitz_l2")["lipschitz_l2"], 6)  # a sigmoid's slope is at most 1/4
     1.0
     """
     log = log_lipschitz(network, "l2")
@@ -76,9 +77,9 @@ def lipschitz_linf(network: Network, batch: Batch) -> Measured:
 
     .. math:: \|f(x) - f(x')\|_\infty \le L \, \|x - x'\|_\infty \quad \text{for all } x, x'
 
-    As `lipschitz_l2`, with the largest sum of absolute incoming weights as a layer's norm; a concatenation is the
-    largest of its branches, pooling and padding count 1. Smaller goes with better generalisation; 0 means a constant
-    function. Biases take no part; batch norm is folded.
+    As `lipschitz_l2`, with the largest sum of absolute incoming weights as a layer's norm; a concatenation counts with
+    the largest of its branches, pooling and padding with 1. Smaller values suggest better generalisation; 0 means a
+    constant function. Biases are ignored; batch norm is folded.
 
     Returns
     -------
@@ -88,11 +89,11 @@ def lipschitz_linf(network: Network, batch: Batch) -> Measured:
     Raises
     ------
     UnsupportedLayerError
-        For an operator without a finite or known constant, such as layer norm or attention.
+        If an operator has no finite or known constant, such as layer norm or attention.
 
     Notes
     -----
-    Weights only: one convolution of ones per layer.
+    The cost is one convolution of ones per layer.
 
     References
     ----------
@@ -114,12 +115,12 @@ def lipschitz_linf(network: Network, batch: Batch) -> Measured:
 
 
 def log_lipschitz(network: Network, kind: str) -> Log:
-    """Logarithm of the composed bound.
+    """Compute the logarithm of the composed bound.
 
     Parameters
     ----------
     kind : "l2", "linf" or "frobenius"
-        "frobenius" bounds the same slopes as "l2", layer by layer by Frobenius norms.
+        "frobenius" bounds the same quantity as "l2", with Frobenius norms of the layers.
     """
 
     def compose() -> Log:
@@ -130,7 +131,7 @@ def log_lipschitz(network: Network, kind: str) -> Log:
 
 
 def _layer_norms(network: Network, kind: str) -> dict[str, float]:
-    """The norm of every weight layer by the name of its node; rounding is covered."""
+    """The norm of every weight layer by node name, with an allowance for rounding."""
     layers = weight_layers(network, PURPOSE)
     if kind == "l2":
         return {node.name: upper for node, upper in zip(layers, operator_norm_uppers(network), strict=True)}
@@ -210,7 +211,7 @@ def _add(node: Node, *logs: Log) -> Log:
 
 
 def _diagonal_norm(node: Node, shape: Sequence[int], device: torch.device, *, maximum: bool) -> float:
-    """The largest factor; if inputs are repeated by broadcasting, their copies count together."""
+    """The largest factor; copies made by broadcasting count together."""
     ones = torch.ones(1, *node.shape, dtype=torch.float64, device=device)
     factors = ones[0] if node.weight is None else (ones * broadcast(node, layer_weight(node), ones))[0]
     if maximum or tuple(shape) == tuple(node.shape):
@@ -219,13 +220,13 @@ def _diagonal_norm(node: Node, shape: Sequence[int], device: torch.device, *, ma
 
 
 def _images(node: Node, shape: Sequence[int]) -> tuple[int, ...]:
-    """(channels, *sizes) of a pooling node's input; every leading axis counts as channels."""
+    """(channels, *sizes) of a pooling node's input; leading axes count as channels."""
     nd = node.params["nd"]
     return (math.prod(shape[: len(shape) - nd]), *shape[len(shape) - nd :])
 
 
 def _windows_per_pixel(node: Node, shape: Sequence[int]) -> int:
-    """In how many pooling windows a pixel stands at most: the squared Lipschitz constant of max pooling."""
+    """Largest number of pooling windows with a common pixel: the squared Lipschitz constant of max pooling."""
     p, count = node.params, 1
     sizes, outputs = _images(node, shape)[1:], _images(node, node.shape)[1:]
     for axis, (n, m) in enumerate(zip(sizes, outputs, strict=True)):

@@ -1,4 +1,4 @@
-"""The three losses, sample by sample, and their means over all the data."""
+"""The three losses per sample, and their means over all the data."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def targets(batch: Batch) -> Tensor:
 
 
 def sample_losses(logits: Tensor, y: Tensor, loss: str | None) -> Tensor:
-    """Loss of every sample, (n,): what training takes the mean of.
+    """Loss of every sample, (n,); training minimises its mean.
 
-    Cross-entropy in nats; (f - y)^2 and abs(f - y) as means over the outputs, as `torch.nn.MSELoss` has it.
+    Cross-entropy in nats; (f - y)^2 and abs(f - y) as means over the outputs, as in `torch.nn.MSELoss`.
     """
     if loss == "cross_entropy":
         return F.cross_entropy(logits, y, reduction="none")

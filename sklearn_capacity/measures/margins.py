@@ -18,7 +18,7 @@ __all__ = ["MEASURES", "margin", "margin_percentile", "margins_of", "min_margin"
 
 
 def margins_of(logits: Tensor, classes: Tensor) -> Tensor:
-    """f_y - max_{k != y} f_k per sample, (n,); its sign is kept: negative where the sample is misclassified."""
+    """f_y - max_{k != y} f_k per sample, (n,); negative where the sample is misclassified."""
     if logits.shape[1] < 2:
         raise NotDefinedError(f"A margin needs at least two logits, got {logits.shape[1]}.")
     own = logits.gather(1, classes[:, None])
@@ -31,7 +31,7 @@ def sample_margins(batch: Batch) -> np.ndarray:
 
 
 def margin_percentile(batch: Batch, percentile: float) -> float:
-    """Percentile of the samples' margins, linear between them."""
+    """Percentile of the samples' margins, interpolated linearly."""
     check_interval("percentile", percentile, 0, 100)
     return float(np.percentile(sample_margins(batch), percentile))
 
@@ -41,7 +41,7 @@ def margin(network: Network, batch: Batch, *, percentile: float = 5.0) -> Measur
 
     .. math:: f_y(x) - \max_{k \ne y} f_k(x)
 
-    Larger goes with better generalisation. Negative where more than `percentile` per cent of the samples are
+    Larger values suggest better generalisation. Negative if more than `percentile` per cent of the samples are
     misclassified.
 
     Parameters
@@ -51,7 +51,7 @@ def margin(network: Network, batch: Batch, *, percentile: float = 5.0) -> Measur
 
     Notes
     -----
-    One forward pass, shared with every other measure of the call.
+    The cost is one forward pass, shared by all measures of the call.
 
     References
     ----------
@@ -74,11 +74,11 @@ def min_margin(network: Network, batch: Batch) -> Measured:
 
     .. math:: \min_i \big( f_{y_i}(x_i) - \max_{k \ne y_i} f_k(x_i) \big)
 
-    Larger goes with better generalisation; negative if a sample is misclassified.
+    Larger values suggest better generalisation; negative if a sample is misclassified.
 
     Notes
     -----
-    One shared forward pass.
+    The cost is one forward pass, shared by all measures of the call.
 
     References
     ----------
@@ -101,8 +101,9 @@ def softmax_score(network: Network, batch: Batch) -> Measured:
 
     .. math:: \min_i \min_{j \ne y_i} \sqrt{2} \, (z_{y_i} - z_j), \quad z = \mathrm{softmax}(f(x_i))
 
-    Between -sqrt(2) and sqrt(2); larger goes with better generalisation; negative if a sample is misclassified. Of use
-    for comparison with the published figure only: the certified radii of `input_margin_bound` take another constant.
+    Between -sqrt(2) and sqrt(2); larger values suggest better generalisation; negative if a sample is misclassified.
+    Use it only for comparison with the published figure: the certified radii of `input_margin_bound` use another
+    constant.
 
     Returns
     -------
@@ -110,7 +111,7 @@ def softmax_score(network: Network, batch: Batch) -> Measured:
 
     Notes
     -----
-    One shared forward pass.
+    The cost is one forward pass, shared by all measures of the call.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Margins over a capacity, so that no rescaling of the weights can make them large."""
+"""Margins divided by a capacity, so that rescaling the weights cannot make them large."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def spectrally_normalized_margin(network: Network, batch: Batch, *, percentile: 
               \Big( \sum_{l=1}^d \big( \|W_l^\top\|_{2,1} / s_l \big)^{2/3} \Big)^{3/2}
 
     :math:`s_l = \|W_l\|_2`, and :math:`\|W_l^\top\|_{2,1}` is the sum over the units of the Euclidean norm of their
-    incoming weights; convolutions are taken as operators at the input size they see, and compared with zero weights.
-    Larger goes with better generalisation; negative as `margin`. Where a layer is zero, R is 0 and the value infinite
-    with the margin's sign. Biases take no part; batch norm is folded.
+    incoming weights; convolutions are treated as linear operators at their input size, and compared with zero weights.
+    Larger values suggest better generalisation; negative like `margin`. If a layer is zero, R is 0 and the value is
+    infinite with the margin's sign. Biases are ignored; batch norm is folded.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def spectrally_normalized_margin(network: Network, batch: Batch, *, percentile: 
 
     Notes
     -----
-    One forward pass and the operator norms. On branching networks R is a description and no bound.
+    The cost is one forward pass and the operator norms. On branching networks R is descriptive and not a bound.
 
     References
     ----------
@@ -70,8 +70,8 @@ def fisher_rao_normalized_margin(network: Network, batch: Batch, *, percentile: 
 
     .. math:: \gamma / \|\theta\|_{fr}
 
-    The norm is the empirical one over all parameters, `fisher_rao_norm`. Larger goes with better generalisation;
-    negative as `margin`. Where the norm is 0, infinite with the margin's sign.
+    The norm is `fisher_rao_norm` with its defaults: empirical, over all parameters. Larger values suggest better
+    generalisation; negative like `margin`. If the norm is 0, infinite with the margin's sign.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def fisher_rao_normalized_margin(network: Network, batch: Batch, *, percentile: 
 
     Notes
     -----
-    One forward pass and the tangent sweep, both shared.
+    The cost is one forward pass and the tangent sweep, both shared with other measures.
 
     References
     ----------
@@ -92,7 +92,7 @@ def fisher_rao_normalized_margin(network: Network, batch: Batch, *, percentile: 
 
     Examples
     --------
-    One sample, u = f for a linear model, so the norm is the residual p - e_y times f.
+    For one sample and a linear model, u = f, so the norm is the absolute inner product of p - e_y and f.
 
     >>> import torch
     >>> from torch import nn
@@ -108,7 +108,7 @@ def fisher_rao_normalized_margin(network: Network, batch: Batch, *, percentile: 
 
 
 def normalized(margin: float, log_norm: float) -> float:
-    """The margin over a norm that is given by its logarithm; infinite with the margin's sign over 0."""
+    """The margin divided by a norm given by its logarithm; for norm 0, infinite with the margin's sign."""
     if margin == 0:
         return 0.0
     return math.copysign(Measured.from_log(math.log(abs(margin)) - log_norm).value, margin)

@@ -44,26 +44,26 @@ def frobenius_norm(network: Network, batch: Batch, *, view: str = "kernel") -> M
 
     .. math:: \prod_{l=1}^d \|W_l\|_F
 
-    Smaller goes with better generalisation. 0 if a layer is zero. Biases take no part; batch norm is folded.
+    Smaller values suggest better generalisation. 0 if a layer is zero. Biases are ignored; batch norm is folded.
 
     Parameters
     ----------
     view : "kernel" or "operator", default="kernel"
-        A convolution as its kernel, or as the linear operator at its input size, where every position counts.
+        Treat a convolution as its kernel, or as the linear operator at its input size, where every position counts.
 
     Returns
     -------
     Measured
-        With one row per layer.
+        With one row per weight layer.
 
     Raises
     ------
     UnsupportedLayerError
-        If an operator is not a known layer (attention, layer norm); so do all norms of this file.
+        If an operator is not a known layer (attention, layer norm).
 
     Notes
     -----
-    Weights only. On branching networks the product over all layers is a description and no bound.
+    Uses the weights only. On branching networks the product over all layers is descriptive and not a bound.
 
     References
     ----------
@@ -87,24 +87,24 @@ def group_norm(network: Network, batch: Batch, *, p: float = 2.0, q: float = 2.0
 
     .. math:: \prod_{l=1}^d \Big( \sum_i \big( \sum_j |W_l[i,j]|^p \big)^{q/p} \Big)^{1/q}
 
-    Smaller goes with better generalisation. 0 if a layer is zero. Biases take no part; batch norm is folded.
+    Smaller values suggest better generalisation. 0 if a layer is zero. Biases are ignored; batch norm is folded.
 
     Parameters
     ----------
     p, q : float in (0, inf], default=2
         inf is the maximum.
     view : "kernel" or "operator", default="kernel"
-        A convolution as its kernel with one unit per channel, or as the linear operator at its input size with one unit
-        per channel and position.
+        Treat a convolution as its kernel with one unit per channel, or as the linear operator at its input size with
+        one unit per channel and position.
 
     Returns
     -------
     Measured
-        With one row per layer.
+        With one row per weight layer.
 
     Notes
     -----
-    Weights only. On branching networks the product over all layers is a description and no bound.
+    Uses the weights only. On branching networks the product over all layers is descriptive and not a bound.
 
     References
     ----------
@@ -140,22 +140,22 @@ def l1_inf_norm(network: Network, batch: Batch, *, view: str = "kernel") -> Meas
 
     .. math:: \prod_{l=1}^d \max_i \sum_j |W_l[i,j]|
 
-    Smaller goes with better generalisation. 0 if a layer is zero. Biases take no part; batch norm is folded.
+    Smaller values suggest better generalisation. 0 if a layer is zero. Biases are ignored; batch norm is folded.
 
     Parameters
     ----------
     view : "kernel" or "operator", default="kernel"
-        A convolution as its kernel, or as the linear operator at its input size. The two differ only where the kernel
-        always hangs over the border, or where padding by reflection or wrapping makes weights meet.
+        Treat a convolution as its kernel, or as the linear operator at its input size. The results differ only if the
+        kernel always extends over the border, or if reflecting or circular padding adds weights up.
 
     Returns
     -------
     Measured
-        With one row per layer.
+        With one row per weight layer.
 
     Notes
     -----
-    Weights only. On branching networks the product over all layers is a description and no bound.
+    Uses the weights only. On branching networks the product over all layers is descriptive and not a bound.
 
     References
     ----------
@@ -180,21 +180,21 @@ def spectral_norm(network: Network, batch: Batch) -> Measured:
 
     .. math:: \prod_{l=1}^d \|W_l\|_2
 
-    Convolutions are taken as linear operators at the input size they see. Smaller goes with better generalisation.
-    Biases take no part; batch norm is folded.
+    Convolutions are treated as linear operators at their input size. Smaller values suggest better generalisation.
+    Biases are ignored; batch norm is folded.
 
     Returns
     -------
     Measured
-        With one row per layer: value, proven upper end, relative residual and steps of the iteration. The upper ends
-        are computed when the rows are read.
+        With one row per layer: the value, a proven upper bound, the relative residual and the number of steps. The
+        upper bounds are computed when the rows are read.
 
     Notes
     -----
-    Weights only: an exact SVD for a matrix with a side of at most 256. For larger ones, and for convolutions, Lanczos
-    from below to a relative error of 1e-7 (with a probability of 1 - 1e-6): mostly 50 to 200 products with one sample
-    and as many with the adjoint. Certified quantities use upper ends. On branching networks the product over all layers
-    is a description and no bound.
+    Uses the weights only: an exact SVD if a side of the matrix is at most 256. For larger matrices and for
+    convolutions, Lanczos from below with a relative error of 1e-7 (with probability 1 - 1e-6), mostly in 50 to 200
+    products of the operator with one sample and as many of its adjoint. Certified quantities use the upper bounds. On
+    branching networks the product over all layers is descriptive and not a bound.
 
     References
     ----------
@@ -228,8 +228,8 @@ def induced_norm(network: Network, batch: Batch, *, p: float = 2.0, q: float = 2
 
     .. math:: \prod_{l=1}^d \max_v \|W_l v\|_q / \|v\|_p
 
-    Convolutions are taken as linear operators at the input size they see. Smaller goes with better generalisation.
-    Biases take no part; batch norm is folded.
+    Convolutions are treated as linear operators at their input size. Smaller values suggest better generalisation.
+    Biases are ignored; batch norm is folded.
 
     Parameters
     ----------
@@ -240,16 +240,16 @@ def induced_norm(network: Network, batch: Batch, *, p: float = 2.0, q: float = 2
     Returns
     -------
     Measured
-        With one row per layer.
+        With one row per weight layer.
 
     Raises
     ------
     ValueError
-        For another pair, whose norm cannot be computed exactly here.
+        For any other pair, since its norm cannot be computed exactly.
 
     Notes
     -----
-    Weights only. On branching networks the product over all layers is a description and no bound.
+    Uses the weights only. On branching networks the product over all layers is descriptive and not a bound.
 
     References
     ----------
@@ -272,12 +272,12 @@ def induced_norm(network: Network, batch: Batch, *, p: float = 2.0, q: float = 2
 
 
 def chain_norm(network: Network, batch: Batch, *, exponents: Sequence[float] | None = None) -> Measured:
-    r"""Product over the layers of the norms of their operators, each between exponents of its own.
+    r"""Product over the layers of the norms of their operators, each with its own exponents.
 
     .. math:: \prod_{l=1}^d \|W_l\|_{p_{l-1} \to p_l}
 
-    Convolutions are taken as linear operators at the input size they see. Smaller goes with better generalisation.
-    Biases take no part; batch norm is folded.
+    Convolutions are treated as linear operators at their input size. Smaller values suggest better generalisation.
+    Biases are ignored; batch norm is folded.
 
     Parameters
     ----------
@@ -287,16 +287,16 @@ def chain_norm(network: Network, batch: Batch, *, exponents: Sequence[float] | N
     Returns
     -------
     Measured
-        With one row per layer.
+        With one row per weight layer.
 
     Raises
     ------
     ValueError
-        If their number is not d + 1, or for a pair whose norm cannot be computed exactly here.
+        If there are not d + 1 exponents, or for a pair whose norm cannot be computed exactly.
 
     Notes
     -----
-    Weights only. On branching networks the product over all layers is a description and no bound.
+    Uses the weights only. On branching networks the product over all layers is descriptive and not a bound.
 
     References
     ----------
@@ -327,12 +327,12 @@ def check_pair(p: float, q: float, name: str) -> tuple[float, float]:
         return p, q
     raise ValueError(
         f"{name} must be a pair whose norm can be computed exactly, got {p:g} and {q:g}. "
-        "Take 1 and any, any and inf, or 2 and 2."
+        "Use 1 and any, any and inf, or 2 and 2."
     )
 
 
 def check_exponents(exponents: Sequence[float] | None, n_layers: int) -> list[float]:
-    """The d + 1 exponents of a chain, each pair of neighbours computable."""
+    """The d + 1 exponents of a chain, checked pair by pair."""
     if exponents is None:
         return [2.0] * (n_layers + 1)
     if isinstance(exponents, str | numbers.Number) or not hasattr(exponents, "__len__") or np.ndim(exponents) != 1:
@@ -348,7 +348,7 @@ def check_exponents(exponents: Sequence[float] | None, n_layers: int) -> list[fl
 
 
 def _induced_norm(network: Network, index: int, p: float, q: float) -> float:
-    """Repetitions of a layer change none of these: they are largest values over rows, columns or blocks."""
+    """Norm of one layer. Repetitions do not change it: it is a maximum over rows, columns or blocks."""
     if p == q == 2:
         return operator_norms(network)[index].value
     return operator_induced_norm(as_operator(network, network.graph.layers[index]), p, q)

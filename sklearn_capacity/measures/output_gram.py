@@ -1,7 +1,7 @@
-r"""Trace and largest eigenvalue of :math:`J^\top F J` per sample, by the C x C companion :math:`B^\top J J^\top B`.
+r"""Trace and largest eigenvalue of :math:`J^\top F J` per sample, from the C x C matrix :math:`B^\top J J^\top B`.
 
-F = B B^T weighs the outputs: the identity, the square of the softmax's Jacobian, or the Fisher matrix of the softmax.
-The non-zero eigenvalues of both products agree, and C is small where the input is large.
+F = B B^T weights the outputs: it is the identity, the square of the softmax's Jacobian, or the Fisher matrix of the
+softmax. Both products have the same nonzero eigenvalues, and C is small where the input is large.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ __all__ = [
     "traces",
 ]
 
-# Up to here the C backward passes for the whole Gram matrix cost less than the 20 to 30 products of Lanczos.
+# Up to this C, the C backward passes for the Gram matrix cost less than the 20 to 30 products of Lanczos.
 FULL_GRAM = 80
-# Relative error of Lanczos, close eigenvalues or not; see `linalg.lanczos`.
+# Relative error of Lanczos, also for close eigenvalues; see `linalg.lanczos`.
 TOLERANCE = 1e-6
-# Numbers that pass through the largest layer, from where on a trace of the network costs less than it saves.
+# Size of the largest layer's output above which tracing the network saves more than it costs.
 TRACE_PAYS = 2**21
-# Rows of J that are held at once.
+# Memory for the rows of J held at once.
 ROW_BYTES = 2**25
 
 
 class FoldedLogits:
-    """The logits of a traced network: without its batch norms it is differentiated in less of the time."""
+    """The logits of a traced network: with batch norm folded, differentiation is faster."""
 
     def __init__(self, graph: NetworkGraph):
         self.graph = graph
@@ -51,7 +51,7 @@ class FoldedLogits:
 
 
 def logits_function(network: Network, batch: Batch) -> Callable[[Tensor], Tensor]:
-    """The logits as a function to differentiate: the folded graph's where there is enough work to pay for the trace."""
+    """The logits as a function to differentiate: from the folded graph if there is enough work to justify tracing."""
     if batch.n_samples * network.activation_size < TRACE_PAYS:
         return network.forward
     try:
@@ -61,14 +61,14 @@ def logits_function(network: Network, batch: Batch) -> Callable[[Tensor], Tensor
 
 
 def jacobian_rows(function: Callable[[Tensor], Tensor], X: Tensor) -> Tensor:
-    """J(x) of every sample, (n, C, D), from one backward pass per class: along the graph where it can be walked."""
+    """J(x) of every sample, (n, C, D), from one backward pass per class: along the graph where possible."""
     if isinstance(function, FoldedLogits) and function.walkable:
         return chain.jacobian_rows(function.graph, X)
     return torch.stack([row.flatten(1) for row in jacobian_products(function, X)], dim=1)
 
 
 def jacobian_gram(network: Network, batch: Batch) -> Tensor:
-    """J(x) J(x)^T of every sample, (n, C, C), float64; kept for the call."""
+    """J(x) J(x)^T of every sample, (n, C, C), float64; cached for the call."""
     function = logits_function(network, batch)
 
     def gram(X: Tensor) -> Tensor:
@@ -79,12 +79,12 @@ def jacobian_gram(network: Network, batch: Batch) -> Tensor:
 
 
 def in_pieces(function: Callable[[Tensor], Tensor], X: Tensor, n_outputs: int) -> Tensor:
-    """`function` on so few samples at once that their Jacobians stay small."""
+    """`function` on pieces whose Jacobians fit into memory."""
     return torch.cat([function(piece) for piece in X.split(piece_size(X, n_outputs))])
 
 
 def piece_size(X: Tensor, n_outputs: int) -> int:
-    """How many samples' Jacobians are held at once."""
+    """Number of samples whose Jacobians are held at once."""
     return max(1, ROW_BYTES // (8 * n_outputs * max(1, X[0].numel())))
 
 
@@ -112,7 +112,7 @@ def largest_eigenvalues(network: Network, batch: Batch, metric: str) -> Tensor:
             return batch.cat(lambda X: _by_lanczos(function, X, metric))
         companion = batch.once(("companion", metric), lambda: _companion(network, batch, metric))
         if not bool(torch.isfinite(companion).all()):
-            raise NotDefinedError("The Jacobian is not finite. Check the weights and X for nan and inf.")
+            raise NotDefinedError("The Jacobian is not finite. Check the weights and X for NaN and infinity.")
         # Many small symmetric problems: a GPU solves them one after the other.
         return torch.linalg.eigvalsh(companion.cpu())[:, -1].clamp_min(0)
 
@@ -140,7 +140,7 @@ def _by_lanczos(function: Callable[[Tensor], Tensor], X: Tensor, metric: str) ->
 
 
 def _columns(logits: Tensor, metric: str) -> Tensor:
-    """B e_k of every sample for every class k, (C, n, C); a sure network's small entries are kept."""
+    """B e_k of every sample for every class k, (C, n, C); small entries of a confident network are kept."""
     if metric == "fisher":
         return cotangents(logits, "cross_entropy")
     p = logits.softmax(1)
@@ -149,7 +149,7 @@ def _columns(logits: Tensor, metric: str) -> Tensor:
 
 
 def _each_column(logits: Tensor, metric: str) -> Iterator[Tensor]:
-    """The same one class at a time, (n, C) each: C classes times n samples of them may not fit into memory."""
+    """The same one class at a time, (n, C) each: all C n vectors may not fit into memory."""
     p = logits.double().softmax(1).to(logits.dtype)
     scale = _scale(p, metric)
     for k in range(p.shape[1]):
@@ -178,8 +178,8 @@ def _scale(p: Tensor, metric: str) -> Tensor:
 def fisher_norm(logits: Tensor) -> Tensor:
     r"""Largest eigenvalue of diag p - p p^T, p = softmax(logits), per sample, from above.
 
-    By Gershgorin's discs and the largest diagonal entry it lies in [q, 2 q], q = p_1 (1 - p_1) for the most likely
-    class; inside, the secular equation of the rank-one change is bisected to the last digit.
+    By Gershgorin's discs and the largest diagonal entry, the eigenvalue is in [q, 2 q] with q = p_1 (1 - p_1) for the
+    most likely class; within that interval, the secular equation of the rank-one change is bisected to the last digit.
     """
     p = logits.double().softmax(1).sort(1, descending=True).values
     top, rest = p[:, :1], p[:, 1:]

@@ -1,4 +1,4 @@
-"""What noise on the weights costs in bits, and what it proves ([EG] section 2.4)."""
+"""The divergence of noisy weights from a prior, and the PAC-Bayes bound ([EG] section 2.4)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = ["FORMS", "MEASURES", "PRIORS", "SIGMAS", "kl_divergence", "kl_inverse
 
 FORMS = ("sqrt", "implicit", "kl")
 PRIORS = ("zero", "initial")
-#: Standard deviations 0.001 to 1, ten per decade. Fixed before any data are seen, as the union bound wants it.
+#: Standard deviations 0.001 to 1, ten per decade. Fixed before any data are seen, as the union bound requires.
 SIGMAS = tuple(10 ** (k / 10) for k in range(-30, 1))
-#: Part of delta that pays for estimating E L(w + v) by draws.
+#: Share of delta for estimating E L(w + v) from draws.
 MONTE_CARLO_SHARE = 0.1
-#: Draws with which each sigma is tried before the bound is taken at one of them.
+#: Number of draws for each sigma before one sigma is chosen for the bound.
 PILOT_DRAWS = 10
 
 
@@ -37,9 +37,9 @@ def kl_divergence(
 
     .. math:: \sum_i \frac{w_i^2}{2 s_i^2}
 
-    between N(w, s^2) and N(0, s^2), w being the folded trainable parameters ([EG] section 2.4; its appendix A leaves
-    out the 1/2). Smaller goes with better generalisation at the same expected sharpness. With magnitude noise it is at
-    most P / (200 alpha^2) whatever the weights are.
+    between N(w, s^2) and N(0, s^2), where w holds the trainable parameters after folding batch norm ([EG] section 2.4;
+    its appendix A omits the 1/2). Smaller values suggest better generalisation at the same expected sharpness. With
+    magnitude noise the value is at most P / (200 alpha^2) for any weights.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def kl_divergence(
 
     Notes
     -----
-    No forward pass.
+    Needs no forward pass.
 
     References
     ----------
@@ -87,7 +87,7 @@ def pac_bayes_bound(
     n_draws: int = 1000,
     noise: str = "spherical",
 ) -> Measured:
-    r"""Upper bound of the error of the network with Gaussian noise on its weights.
+    r"""Upper bound on the error of the network with Gaussian noise on its weights.
 
     With probability 1 - delta over the training data and the draws, for m samples, v ~ N(0, sigma^2 I), the empirical
     error rate :math:`\hat L` and :math:`KL = \|w - w_0\|^2 / (2 \sigma^2)`:
@@ -100,25 +100,27 @@ def pac_bayes_bound(
 
         kl(\hat L, E_v L(w + v)) \le (KL + \ln(2 \sqrt m / \delta)) / m \quad \text{(kl)}
 
-    :math:`\hat L` stands for an upper limit of :math:`E_v \hat L(w + v)` from the draws, which has its own tenth of
-    delta; the rest is divided among the sigmas. w are the folded trainable parameters, the loss is the 0-1 loss, and
-    the bound is for the **noisy** network, on fresh data from where the samples came. Beyond 1 it says nothing.
+    Here :math:`\hat L` is replaced by an upper confidence limit of :math:`E_v \hat L(w + v)` from the draws, which uses
+    a tenth of delta; the rest is divided among the sigmas. w holds the trainable parameters after folding batch norm,
+    the loss is the 0-1 loss, and the bound applies to the **noisy** network on new data from the same distribution. A
+    value above 1 is vacuous.
 
-    X and y must be the samples that the network was trained on, all of them, and what is not trained (frozen layers)
-    must not come from them.
+    X and y must be all the samples that the network was trained on, and no untrained part (frozen layers) may depend on
+    them.
 
     Parameters
     ----------
     delta : float in (0, 1), default=0.05
     form : "sqrt", "implicit" or "kl", default="sqrt"
-        Below 1 from the loosest to the tightest; only "kl" never exceeds 1.
+        Ordered from the loosest to the tightest for values below 1; only "kl" never exceeds 1.
     prior : "zero" or "initial", default="zero"
-        Mean w_0 of the prior: zero ([EG]), or the weights before training (`initial_state_`), which know no data
-        either and are far nearer. Batch norm in it is folded with the statistics it had then, mean 0 and variance 1.
+        Mean w_0 of the prior: zero ([EG]), or the weights before training (`initial_state_`), which do not depend on
+        the data either and are far closer. Their batch norm is folded with its initial statistics, mean 0 and variance
+        1.
     sigmas : sequence of float > 0, default=0.001 to 1 in 31 steps
-        Standard deviations to choose from, fixed before the data were seen.
+        Candidate standard deviations, fixed before the data were seen.
     n_draws : int >= 1, default=1000
-        Independent draws at the sigma that is taken.
+        Number of independent draws at the chosen sigma.
     noise : "spherical", default="spherical"
         Magnitude noise is refused.
 
@@ -130,15 +132,15 @@ def pac_bayes_bound(
     Raises
     ------
     ValueError
-        For magnitude noise: a prior whose scale depends on the learned weights depends on the data.
+        For magnitude noise: its prior would depend on the learned weights and thus on the data.
     NotDefinedError
-        For prior="initial" where the weights before training are not known; if a part of the network that carries no
+        For prior="initial" if the weights before training are unknown; or if a part of the network that carries no
         noise was learned from the data.
 
     Notes
     -----
-    A few draws for every sigma choose the most promising, which the union bound allows; fresh ones count. In all about
-    `n_draws` + 10 forward passes per sigma over all the data.
+    A few draws per sigma choose the most promising one, which the union bound allows; new draws then give the bound. In
+    total about `n_draws` + 10 forward passes per sigma over all the data.
 
     References
     ----------
@@ -184,10 +186,11 @@ def pac_bayes_bound(
 def _check_noise(noise: str) -> None:
     if not (isinstance(noise, str) and noise == "spherical"):
         raise ValueError(
-            f"`noise` must be 'spherical' in a PAC-Bayes bound, got {noise!r}. Magnitude noise takes its scale from "
-            "the learned weights, and with it the prior, which must not depend on the data: its divergence is at most "
-            "P / (200 alpha^2) whatever the weights are, and bounds nothing. `kl_divergence` and `expected_sharpness` "
-            "describe such noise."
+            f"`noise` must be 'spherical' in a PAC-Bayes bound, got {noise!r}. The scale of magnitude noise, and with "
+            "it "
+            "the prior, depends on the learned weights, but a prior must not depend on the data. Use `kl_divergence` "
+            "and "
+            "`expected_sharpness` to describe magnitude noise."
         )
 
 
@@ -196,7 +199,7 @@ def _check_sigmas(sigmas: Sequence[float]) -> list[float]:
 
 
 def _squared_distance(network: Network, prior: str) -> float:
-    """Of the weights from the prior mean, after a check that all that was learned is among them."""
+    """Squared distance of the weights from the prior mean, after a check that they include all that was learned."""
     vector = parameter_vector(network)
     if prior == "initial" and network.initial_state is None:
         raise NotDefinedError(
@@ -209,11 +212,11 @@ def _squared_distance(network: Network, prior: str) -> float:
 
 
 def _check_learned_parts(network: Network, prior: str) -> None:
-    """Raise if a tensor without noise was learned: the posterior would not be absolutely continuous to the prior."""
+    """Raise if a tensor without noise was learned: no posterior on it has a finite divergence from the prior."""
     statistics = _folded_statistics(network)
     try:
         graph = network.graph
-    except UnsupportedLayerError:  # then the raw parameters carry the noise
+    except UnsupportedLayerError:  # in this case the raw parameters carry the noise
         if prior == "initial":
             _check_frozen_tensors(network)
         return
@@ -228,7 +231,7 @@ def _check_learned_parts(network: Network, prior: str) -> None:
             if moved and not bound.trainable:
                 raise node.refuse(
                     "A PAC-Bayes bound",
-                    "it has numbers that were learned from the data (statistics, or weights that are frozen now) but "
+                    "it contains values learned from the data (statistics, or weights that are now frozen) that "
                     "are not trained parameters, so they carry no noise.",
                 )
 
@@ -249,7 +252,7 @@ def _folded_statistics(network: Network) -> set[str]:
 
 
 def _check_frozen_tensors(network: Network) -> None:
-    """Raise if a tensor that is not trained now differs from what it was before training."""
+    """Raise if a tensor that is not trained differs from its value before training."""
     initial = network.initial_tensors()
     for name, tensor in network.tensors().items():
         if not tensor.requires_grad and not torch.equal(tensor, initial[name]):
@@ -264,7 +267,7 @@ def _learned(name: str) -> UnsupportedLayerError:
 
 
 class _NoisyErrors:
-    """Error rates of a network under spherical noise; every call draws anew."""
+    """Error rates of a network under spherical noise; every call uses new draws."""
 
     def __init__(self, network: Network, batch: Batch):
         vector = parameter_vector(network)
@@ -282,7 +285,7 @@ class _NoisyErrors:
 
 
 def _bound(form: str, error: float, kl: float, m: int, delta: float) -> float:
-    """[EG] eq. 6, eq. 5 or the inverted small kl."""
+    """[EG] eq. 6, eq. 5 or the inverse of the binary kl."""
     if form == "sqrt":
         return error + 4 * math.sqrt((kl + math.log(2 * m / delta)) / m)
     if form == "implicit":
@@ -292,10 +295,10 @@ def _bound(form: str, error: float, kl: float, m: int, delta: float) -> float:
 
 
 def upper_limit(errors: Tensor, delta: float) -> float:
-    """What the expectation of draws in [0, 1] exceeds with probability delta at most.
+    """An upper limit of the expectation of draws in [0, 1], exceeded with probability at most delta.
 
-    The lower of two, at delta / 2 each: Chernoff's kl(mean, p) <= ln(1 / delta) / n, which is good near 0, and the
-    empirical Bernstein bound, which is good where the draws hardly differ (Maurer and Pontil 2009, theorem 4).
+    The smaller of two limits, each at delta / 2: Chernoff's kl(mean, p) <= ln(1 / delta) / n, which is tight near 0,
+    and the empirical Bernstein bound, which is tight if the draws hardly differ (Maurer and Pontil 2009, theorem 4).
     """
     n, mean = len(errors), float(errors.mean())
     limit = kl_inverse(mean, math.log(2 / delta) / n)
@@ -306,7 +309,7 @@ def upper_limit(errors: Tensor, delta: float) -> float:
 
 
 def kl_inverse(q: float, budget: float) -> float:
-    """The largest p with kl(q, p) <= budget, from above; kl is that of two coins.
+    """The largest p with kl(q, p) <= budget, rounded up; kl is the divergence of Bernoulli distributions.
 
     Examples
     --------

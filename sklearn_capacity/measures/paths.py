@@ -29,9 +29,9 @@ def path_norm(network: Network, batch: Batch, *, p: float = 2.0) -> Measured:
 
     .. math:: \Big( \sum_{\text{paths}} \prod_{e \in \text{path}} |w_e|^p \Big)^{1/p}
 
-    Layers are linear operators at the input size they see. Invariant under node-wise rescaling of rectifier networks.
-    Smaller goes with better generalisation. Biases take no part; batch norm is folded. Max pooling counts every path of
-    its window, average pooling's 1/k is a weight of the path.
+    Layers are treated as linear operators at their input size. Invariant under node-wise rescaling of rectifier
+    networks. Smaller values suggest better generalisation. Biases are ignored; batch norm is folded. Max pooling counts
+    every path through its window; the 1/k of average pooling is an edge weight.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def path_norm(network: Network, batch: Batch, *, p: float = 2.0) -> Measured:
 
     Notes
     -----
-    One forward pass of one all-ones sample in float64 with a running logarithm of the scale.
+    The cost is one forward pass of an all-ones sample in float64, with a running logarithm of the scale.
 
     References
     ----------
@@ -73,9 +73,9 @@ def path_norm(network: Network, batch: Batch, *, p: float = 2.0) -> Measured:
 def _rules(network: Network, p: float) -> dict[str, Callable[..., Paths]]:
     def affine(node: Node, paths: Paths) -> Paths:
         values, log_scale = paths
-        if node.weight is None:  # a shift: nothing but a bias, which may be wider than what it shifts
+        if node.weight is None:  # a shift is only a bias, which may have more entries than its input
             return values.expand(len(values), *node.shape), log_scale
-        # Divided by its largest entry, so that the power of no weight overflows.
+        # Divided by its largest entry, so that powers of weights do not overflow.
         top = max(abs(float(end)) for end in node.weight.aminmax()) or 1.0
         weight = node.weight.detach().to(torch.float64, copy=True).div_(top)
         if node.op == "conv" and node.params["padding_mode"] != "zeros":
@@ -114,19 +114,19 @@ def _rules(network: Network, p: float) -> dict[str, Callable[..., Paths]]:
 
 
 def _scaled(values: Tensor, log_scale: float) -> Paths:
-    """Divide by the largest entry, so that no depth overflows."""
+    """Divide by the largest entry, so that deep networks do not overflow."""
     top = float(values.max())
     return (values / top, log_scale + math.log(top)) if top > 0 else (values, log_scale)
 
 
 def _aligned(parts: tuple[Paths, ...]) -> tuple[list[Tensor], float]:
-    """Values of several branches on one scale; a branch that is dead on the others' scale becomes 0."""
+    """Values of several branches on a common scale; a branch that is negligible on that scale becomes 0."""
     common = max(log_scale for _, log_scale in parts)
     return [values * math.exp(log_scale - common) for values, log_scale in parts], common
 
 
 def _selection(op: str) -> Callable[[Node, Paths], Paths]:
-    """Operators that only move, copy or drop numbers: every edge weighs 1."""
+    """Rule for operators that only move, copy or drop entries: every edge has weight 1."""
     return lambda node, paths: (LINEAR_RULES[op](node, paths[0]), paths[1])
 
 
@@ -140,7 +140,7 @@ def _activation(node: Node, paths: Paths) -> Paths:
 
 
 def _images(node: Node, values: Tensor) -> Tensor:
-    """Values as (images, 1, *sizes), whatever axes stand before the pooled ones."""
+    """Values as (images, 1, *sizes); all axes before the pooled ones count as images."""
     return values.reshape(-1, 1, *values.shape[values.dim() - node.params["nd"] :])
 
 
@@ -158,7 +158,7 @@ def _window_sums(node: Node, values: Tensor) -> Tensor:
 
 
 def _ceil_padded(node: Node, images: Tensor) -> Tensor:
-    """Zeros around the images up to what the last window of every axis reaches; less than that is cut."""
+    """Pad the images with zeros up to the end of the last window of every axis, or crop them to it."""
     q = node.params
     flat: list[int] = []
     for i in reversed(range(q["nd"])):
@@ -171,12 +171,12 @@ def _ceil_padded(node: Node, images: Tensor) -> Tensor:
 
 
 def _average_power(node: Node, values: Tensor, p: float) -> Tensor:
-    """Sum over the window of (1 / k)^p times the value, k being what that window is divided by."""
+    """Sum over the window of (1 / k)^p times the value, where k is the divisor of that window."""
     if "adaptive" in node.params:  # windows of unequal size
         pool = adaptive_average_pool((1, *values.shape[-node.params["nd"] :]), node.params["adaptive"])
         axes = tuple(axis.to(values).pow(p) for axis in pool.axes)
         images = _images(node, values)
-        for axis in axes:  # the first size goes, the new one comes last
+        for axis in axes:  # the first axis is consumed, and the new one is last
             images = torch.tensordot(images, axis, dims=([2], [1]))
         return images.reshape(len(values), *node.shape)
     ones = torch.ones_like(values)

@@ -85,8 +85,8 @@ def alpha_weighted(network: Network, batch: Batch, *, min_eigenvalues: int = 20,
 
     .. math:: \frac{1}{d} \sum_{l=1}^d \alpha_l \log_{10} \|W_l\|_2^2
 
-    over the layers whose eigenvalues have an exponent, as `power_law_alpha` finds it. Smaller goes with better
-    generalisation. Biases take no part; batch norm is folded.
+    over the layers whose eigenvalues have an exponent, as `power_law_alpha` finds it. Smaller values suggest better
+    generalisation. Biases are ignored; batch norm is folded.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def log_alpha_norm(network: Network, batch: Batch, *, min_eigenvalues: int = 20,
     .. math:: \frac{1}{d} \sum_{l=1}^d \log_{10} \sum_i \lambda_i^{\alpha_l}
 
     over the eigenvalues :math:`\lambda_i` of :math:`W_l^\top W_l` and the layers that have an exponent, as
-    `power_law_alpha` finds it. Smaller goes with better generalisation. Biases take no part; batch norm is folded.
+    `power_law_alpha` finds it. Smaller values suggest better generalisation. Biases are ignored; batch norm is folded.
 
     Parameters
     ----------

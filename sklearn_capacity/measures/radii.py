@@ -1,4 +1,4 @@
-"""Radii around the samples in which the prediction does not change: two certified ones and two estimates ([JR] thm 4).
+"""Radii around samples within which the prediction does not change: two certified, two estimated ([JR] theorem 4).
 
 The score is o = (f_y - max f_k) / sqrt(2): f_y - f_k is a linear functional of norm sqrt(2), so within a distance of
 o / s, s the Lipschitz constant, no logit overtakes that of the label.
@@ -26,14 +26,15 @@ __all__ = ["CERTIFIED", "METHODS", "sample_radii"]
 
 Logits = Callable[[Tensor], Tensor]
 METHODS = ("spectral", "frobenius", "jacobian", "hull")
-# Steps of ascent, over the radius, and where each ends: its share of the way from the expected radius to that so far.
+# Ascent steps relative to the radius, and each step's end: a fraction of the way from the expected to the current
+# radius.
 STEPS = ((1.0, 0.0), (1.0, 0.5), (0.5, 0.0), (0.5, 0.25), (0.25, 0.0), (0.25, 0.5))
 CERTIFIED = ("spectral", "frobenius")
-# A relative change of the slope across the ball that is not worth following: the step is at random.
+# Below this relative change of the slope across the ball, the step is random.
 FLAT = 1e-3
-# Order of the Schatten norm whose gradient stands for that of the largest singular value, halved.
+# Half the order of the Schatten norm whose gradient replaces that of the largest singular value.
 ORDER = 64
-# Share of the gradient below which a singular value is left out of it.
+# Singular values that contribute less than this share to the gradient are left out.
 NEGLIGIBLE = 1e-12
 
 
@@ -47,7 +48,7 @@ def sample_radii(network: Network, batch: Batch, method: str, n_draws: int) -> t
         log_slope = math.log(slope) if (slope := _hull_slope(network, batch, n_draws)) > 0 else -math.inf
     else:
         log_slope = log_lipschitz(network, "l2" if method == "spectral" else "frobenius")
-    # exp(log o - log s) stands where s itself would overflow; log 0 = -inf gives the radius 0.
+    # exp(log o - log s) is finite where s itself would overflow; log 0 = -inf gives the radius 0.
     radii = torch.where(scores > 0, (scores.log() - log_slope).exp(), torch.zeros_like(scores))
     return radii, {**info, "log_slope": log_slope}
 
@@ -55,13 +56,13 @@ def sample_radii(network: Network, batch: Batch, method: str, n_draws: int) -> t
 def _ball_radii(network: Network, batch: Batch, scores: Tensor, n_draws: int) -> Tensor:
     r"""The fixed points gamma = o / (largest slope found within gamma).
 
-    S(r), the largest \|J\|_2 among the points found within r, grows with r, so sup {r : r S(r) <= o} is the least of
-    max(d, o / \|J(z)\|) over the points z found, d being their distance: each point is looked at once and forgotten.
+    S(r), the largest \|J\|_2 among the points found within r, grows with r, so sup {r : r S(r) <= o} is the smallest
+    max(d, o / \|J(z)\|) over the points z found, with d their distance: each point is evaluated once and not stored.
     """
     search = _BallSearch(network, batch, scores)
     generator = batch.generator()
     for draw in _progress(range(n_draws), batch, "radii"):
-        # In float64, whose draws do not hang on the processor.
+        # In float64, whose draws do not depend on the processor.
         noise = torch.randn(batch.X.shape, generator=generator, dtype=torch.float64, device="cpu").to(batch.X)
         share = torch.rand(len(noise), generator=generator, dtype=torch.float64, device="cpu").to(batch.X.device)
         search.look_at(_scaled(noise, share * search.reach()))
@@ -70,30 +71,30 @@ def _ball_radii(network: Network, batch: Batch, scores: Tensor, n_draws: int) ->
 
 
 class _BallSearch:
-    """For every sample the radius so far, and the point that it came from.
+    """For every sample, the current radius and the point that determines it.
 
-    A change in the last bits of the Jacobians moves the points, and the radius, by as little: every step is a
-    continuous function of the point before it, and where two points are equally good, as all of one linear region are,
-    the earlier stays.
+    A change in the last bits of the Jacobians changes the points and the radius equally little: every step is a
+    continuous function of the previous point, and of two equally good points (as within one linear region) the earlier
+    one stays.
     """
 
     def __init__(self, network: Network, batch: Batch, scores: Tensor):
         self.function, self.n_outputs = logits_function(network, batch), network.n_outputs
         self.batch, self.scores = batch, scores
-        # Where the network is flat at the sample any radius may do: look no further than the data reach.
+        # If the network is flat at a sample, any radius may be valid: search no further than the extent of the data.
         self.horizon = float(_lengths(batch.X - batch.X.mean(0)).max()) or 1.0
         self.gain = math.sqrt(torch.finfo(batch.X.dtype).eps)
         self.offsets = torch.zeros_like(batch.X)
         self.slopes = self._slopes(batch.X)
         self.radii = self._allowed(torch.zeros_like(self.slopes), self.slopes)
-        # Of the point to climb from: the radius that it leaves, times the one that its slope would leave.
+        # Merit of the point to climb from: the radius that it allows times the radius that its slope allows.
         self.merits = self.radii * self.scores / self.slopes
 
     def reach(self) -> Tensor:
         return self.radii.clamp(max=self.horizon)
 
     def _allowed(self, distances: Tensor, slopes: Tensor) -> Tensor:
-        """The radius that points at these distances leave; 0 for misclassified samples."""
+        """The radius that points at these distances allow; 0 for misclassified samples."""
         allowed = torch.maximum(distances, self.scores / slopes)
         return torch.where(self.scores > 0, allowed, torch.zeros_like(allowed))
 
@@ -109,15 +110,15 @@ class _BallSearch:
         self.offsets = torch.where(_over(better, offsets), offsets, self.offsets)
 
     def climb(self, noise: Tensor, step: float, share: float) -> None:
-        """One step up the slope from the best points, at random where it is locally constant.
+        """Take one ascent step on the slope from the best points, or a random step where the slope is locally constant.
 
-        The fixed point lies between o over the largest slope known and the radius so far, so there the step ends.
+        The fixed point is between o over the largest known slope and the current radius, so the step ends there.
         """
         reach = self.reach()
         parts = self.batch.map(
             lambda X, offsets: _log_slope_gradient(self.function, X + offsets, self.n_outputs), self.offsets
         )
-        # The relative change of the slope across the ball; none where there is no second derivative.
+        # The relative change of the slope across the ball; zero where there is no second derivative.
         change = torch.cat(parts).nan_to_num(0.0, 0.0, 0.0) * _over(reach, noise).to(noise.dtype)
         direction = change + _scaled(noise, torch.full_like(reach, FLAT))
         offsets = self.offsets + _scaled(direction, step * reach)
@@ -125,7 +126,7 @@ class _BallSearch:
         self.look_at(_scaled(offsets, least + share * (reach - least)))
 
     def _crossing(self, change: Tensor, offsets: Tensor, reach: Tensor) -> Tensor:
-        """Where r S(r) passes o on the way to these offsets, by one Newton step in log r from the reach."""
+        """The crossing of r S(r) with o towards these offsets, by one Newton step in log r from the reach."""
         end = _scaled(offsets, torch.ones_like(reach))
         growth = _dots(change, end)
         log_slopes = self.slopes.log() + growth - _dots(change, self.offsets) / reach
@@ -167,8 +168,8 @@ def _spectral_norms(function: Logits, points: Tensor, n_outputs: int) -> Tensor:
 def _log_slope_gradient(function: Logits, points: Tensor, n_outputs: int) -> Tensor:
     r"""Gradient of log \|J(x)\| in the Schatten norm of order 2 p, (n, ...); 0 for piecewise linear networks.
 
-    Unlike \|J\|_2, which it comes close to, it is smooth where singular values meet: it weighs the gradients of
-    u_i^T J v_i, the singular vectors held, by s_i^{2 p - 1}.
+    Unlike \|J\|_2, to which it is close, it is smooth where singular values coincide: it weights the gradients of
+    u_i^T J v_i, with the singular vectors fixed, by s_i^{2 p - 1}.
     """
     return torch.cat([_piece_gradient(function, piece) for piece in points.split(piece_size(points, n_outputs))])
 
@@ -177,7 +178,7 @@ def _piece_gradient(function: Logits, points: Tensor) -> Tensor:
     """The sum over i of (s_i / s_1)^{2 p - 2} grad (u_i^T J v_i) s_i / s_1^2, over that of (s_i / s_1)^{2 p}."""
     rows = jacobian_rows(function, points).double()
     squares, outer = _left_singular(rows)
-    ratios = (squares / squares[:, -1:]).nan_to_num(0.0)  # of a Jacobian of zeros
+    ratios = (squares / squares[:, -1:]).nan_to_num(0.0)  # for a zero Jacobian
     weights = ratios ** (ORDER - 1)
     weights = torch.where(weights > NEGLIGIBLE, weights, 0.0)
     scale = (squares[:, -1:] * (ratios**ORDER).sum(1, keepdim=True)).clamp_min(torch.finfo(squares.dtype).tiny)
@@ -200,7 +201,7 @@ def _left_singular(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Squared singular values of J, ascending, (n, C), and the left singular vectors, (n, C, C), of J (n, C, D)."""
     gram = rows @ rows.transpose(1, 2)
     if not bool(gram.isfinite().all()):
-        raise NotDefinedError("The Jacobian is not finite. Check the weights and X for nan and inf.")
+        raise NotDefinedError("The Jacobian is not finite. Check the weights and X for NaN and infinity.")
     # Many small symmetric problems: a GPU solves them one after the other.
     squares, vectors = torch.linalg.eigh(gram.cpu())
     return squares.clamp_min(0).to(rows.device), vectors.to(rows.device)
@@ -215,12 +216,12 @@ def _dots(some: Tensor, others: Tensor) -> Tensor:
 
 
 def _over(factors: Tensor, samples: Tensor) -> Tensor:
-    """One number per sample, laid out to be broadcast over tensors like `samples`."""
+    """One number per sample, reshaped to broadcast over tensors like `samples`."""
     return factors.reshape(-1, *(1,) * (samples.dim() - 1))
 
 
 def _scaled(directions: Tensor, lengths: Tensor) -> Tensor:
-    """Vectors along `directions`, of the lengths given; 0 along a zero direction."""
+    """Vectors along `directions` with the given lengths; 0 along a zero direction."""
     norms = _lengths(directions)
     factors = torch.where(norms > 0, lengths / norms, 0.0)
     return directions * _over(factors, directions).to(directions.dtype)

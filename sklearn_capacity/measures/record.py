@@ -1,4 +1,4 @@
-"""What a measure is: a pure function and one record that says what it needs and how it behaves."""
+"""The record of a measure: its function, what it needs and how it behaves."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .calling import arguments, as_number, check_function, settable
 
 __all__ = ["COSTS", "INVARIANCES", "NEEDS", "Measure", "Measured", "NotDefinedError", "logarithm"]
 
-#: What a measure may need beside the network's forward pass.
+#: What a measure may need besides the network's forward pass.
 NEEDS = ("weights", "graph", "chain", "data", "labels", "loss", "initial_state")
-#: From cheap to dear; `measures="cheap"` stops before the first that ascends, draws or takes a spectrum.
+#: From cheap to expensive; `measures="cheap"` excludes "spectrum", "draws" and "ascent".
 COSTS = ("weights", "forward", "jacobian", "spectrum", "draws", "ascent")
 CHEAP_COSTS = ("weights", "forward", "jacobian")
 INVARIANCES = ("permutation", "layer_rescaling", "node_rescaling")
@@ -33,15 +33,15 @@ class Measured:
     Attributes
     ----------
     value : float
-        May be infinite where the measure's docstring says so.
+        The value; may be infinite where the measure's docstring says so.
     log_value : float or None
-        Natural logarithm, kept where the value itself may overflow.
+        Natural logarithm, stored if the value itself may overflow.
     standard_error : float or None
-        Of a stochastic measure.
+        Standard error of a stochastic measure.
     per_layer : sequence of mappings
         One row per weight layer, each with at least "layer" and "value".
     info : mapping
-        How it was computed: iterations, residual, the way that was taken.
+        How it was computed: method, iterations, residual.
     """
 
     value: float
@@ -52,7 +52,7 @@ class Measured:
 
     @classmethod
     def from_log(cls, log_value: float, **others: Any) -> Measured:
-        """A positive number given by its logarithm; beyond the largest float the value is inf."""
+        """Create from the logarithm of a positive number; above the largest float, the value is inf."""
         value = math.inf if log_value >= 709.78 else math.exp(log_value)  # nan stays nan
         return cls(value, float(log_value), **others)
 
@@ -63,34 +63,34 @@ class Measured:
 
 @dataclass(frozen=True)
 class Measure:
-    """The record of a measure, from which scorer, tables, docs and common tests follow.
+    """The record of a measure, from which the scorer, tables, docs and common tests are derived.
 
     Attributes
     ----------
     name : str
     function : callable(network, batch, *, params) -> Measured or float
-        Or ``f(module, X, y)``, which is given a copy of the user's own module in eval mode, and tensors.
+        Or ``f(module, X, y)``, which receives a copy of the user's module in eval mode, and tensors.
     family : str, default="other"
         "size", "norm", "capacity", "margin", "jacobian", "fisher", "sharpness", ...
     lower_is_better : bool, default=True
-        Whether a lower value goes with better generalisation.
+        Whether lower values suggest better generalisation.
     source : str, default=""
         Paper and equation.
     needs : subset of NEEDS
     cost : one of COSTS
     unit : str
-        In what the value is measured; "1" for a pure number.
+        Unit of the value; "1" for a pure number.
     tasks : subset of ("classification", "regression")
     invariances : subset of INVARIANCES
-        Which changes of the weights that keep the function leave the value as it is, for rectifier networks.
+        Function-preserving changes of a rectifier network's weights that do not change the value.
     stochastic : bool
         Whether it draws random numbers (from its own seeded generator).
     signed : bool
-        Whether it may be negative, so that it has no logarithm.
+        Whether it may be negative, so that its logarithm is not defined.
     fixed : mapping
-        Parameters held fixed: `l1_path_norm` is `path_norm` with p = 1.
+        Fixed parameters: `l1_path_norm` is `path_norm` with p = 1.
     description : str
-        First line of the docs table; that of the function's docstring by default.
+        Summary in the docs table; by default the first line of the function's docstring.
     """
 
     name: str
@@ -133,7 +133,7 @@ class Measure:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Names and defaults of what a user may set."""
+        """Names and defaults of the parameters that a user may set."""
         named, _ = settable(self.function)
         return {name: default for name, default in named.items() if name not in self.fixed}
 

@@ -15,7 +15,7 @@ from .layers import weight_layers
 
 __all__ = ["Chain", "rectifier_chain"]
 
-#: Operators that only move numbers.
+#: Operators that only move entries.
 MOVES = ("view", "permute")
 POOLS = ("max_pool", "avg_pool", "reduce")
 
@@ -38,8 +38,8 @@ class Chain:
     def slopes(self, X: Tensor) -> Iterator[Tensor | None]:
         """The diagonals of D_1(x) .. D_d(x) for a batch, each (n, units), float64; None stands for the identity.
 
-        The identity stands between two layers without an activation, and after the last one unless the network ends in
-        an activation. Two activations in a row make one diagonal.
+        D_t is the identity between two layers without an activation, and after the last layer unless the network ends
+        in an activation. Consecutive activations form one diagonal.
         """
         slope: Tensor | None = None
         for node in self.nodes:
@@ -51,16 +51,16 @@ class Chain:
                 activation, args = activation_of(node)
                 own = activation.derivative(X, *args).double()
                 slope = own if slope is None else slope * own
-            elif slope is not None:  # so that a further activation finds its numbers in the same places
+            elif slope is not None:  # so that entries stay in place for a further activation
                 slope = EVALUATE[node.op](node, slope)
             X = EVALUATE[node.op](node, X)
-            if node.is_layer:  # a positive factor changes no slope, and no depth overflows
+            if node.is_layer:  # a positive factor changes no slope and prevents overflow
                 X = X / _scale(X)
         yield None if slope is None else slope.flatten(1)
 
 
 def _scale(X: Tensor) -> Tensor:
-    """The largest absolute number of every sample, shaped to divide it; 1 where that is 0."""
+    """The largest absolute entry of every sample, shaped for division; 1 where it is 0."""
     top = X.abs().flatten(1).amax(1).reshape(-1, *(1 for _ in X.shape[1:]))
     return torch.where(top > 0, top, torch.ones_like(top))
 
@@ -77,7 +77,7 @@ def rectifier_chain(network: Network, purpose: str) -> Chain:
     Raises
     ------
     UnsupportedLayerError
-        If it is none; the message names the layer and says why.
+        If it is not such a chain; the message names the layer and the reason.
     """
     layers = weight_layers(network, purpose)
     if not layers:
@@ -88,7 +88,7 @@ def rectifier_chain(network: Network, purpose: str) -> Chain:
     for position, node in enumerate(nodes):
         why = _obstacle(node, network.graph[node.inputs[0]].shape)
         if why is None and len(readers[node.inputs[0]]) > 1:
-            why = "what it reads is read elsewhere too, so the network is not a chain."
+            why = "its input is also used elsewhere, so the network is not a chain."
         if why is None and node.op == "activation" and position < first:
             why = "it acts before the first weight layer."
         if why is not None:
@@ -97,11 +97,11 @@ def rectifier_chain(network: Network, purpose: str) -> Chain:
 
 
 def _obstacle(node: Node, shape_before: tuple[int, ...]) -> str | None:
-    """Why a node cannot stand in a chain, or None."""
+    """The reason why a node cannot be part of a chain, or None."""
     if node.op == "pick":
         index = node.params["index"]
         one_to_one = len(index.unique()) == len(index) and len(index) == math.prod(shape_before)
-        return None if one_to_one else "it repeats or drops numbers."
+        return None if one_to_one else "it repeats or drops entries."
     if node.op in MOVES:
         return None
     if node.op == "activation":

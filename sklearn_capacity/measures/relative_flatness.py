@@ -1,4 +1,4 @@
-"""Curvature of the loss in one layer's weights, relative to these weights (Petzka et al., 2021)."""
+"""Curvature of the loss in one layer's weights, relative to the weights (Petzka et al., 2021)."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def relative_flatness(network: Network, batch: Batch, *, layer: str | None = Non
         H_{s,s'} = \left( \frac{\partial^2 L}{\partial w_{s,t}\, \partial w_{s',t'}} \right)_{t,t'}
 
     :math:`w_s` are the rows of the weight matrix of a linear layer, one per output, and L is the mean loss over all the
-    data (cross-entropy; squared or absolute error, averaged over the outputs as in training). The bias takes no part;
-    of a normalised weight the effective one is meant. Smaller (flatter) goes with better generalisation. Rescaling
-    whole rectifier layers against each other changes nothing.
+    data (cross-entropy; squared or absolute error, averaged over the outputs as in training). The bias is ignored; a
+    normalised weight counts as its effective weight. Smaller (flatter) values suggest better generalisation. The value
+    is invariant under rescaling of rectifier layers against each other.
 
     Parameters
     ----------
     layer : str, default=None
-        Name of a linear layer, as in ``named_modules()``; None takes the last layer with parameters: the weights that
-        the last hidden layer's features meet.
+        Name of a linear layer, as in ``named_modules()``; None selects the last layer with parameters, whose inputs are
+        the last hidden features.
 
     Returns
     -------
@@ -45,15 +45,15 @@ def relative_flatness(network: Network, batch: Batch, *, layer: str | None = Non
     Raises
     ------
     NotDefinedError
-        If the layer is not a linear one, does not see one vector per sample once, or shares its weight.
+        If the layer is not linear, does not receive exactly one vector per sample, or shares its weight.
     ValueError
         If there is no layer of this name.
 
     Notes
     -----
-    Exact. H comes from the Hessian in the layer's outputs z, since :math:`H_{s,s'}` is the mean of
-    :math:`\partial^2 \ell / \partial z_s \partial z_{s'}\; x x^\top` over the layer's inputs x: as many products with
-    that as the weight has singular values, each two backward passes through the layers above.
+    The value is exact. H is computed from the Hessian with respect to the layer's outputs z, since :math:`H_{s,s'}` is
+    the mean of :math:`\partial^2 \ell / \partial z_s \partial z_{s'}\; x x^\top` over the layer's inputs x. The cost is
+    one product with that Hessian per singular value of the weight, each two backward passes through the layers above.
 
     References
     ----------
@@ -95,7 +95,7 @@ def _directions(weight: Tensor) -> Tensor:
 
 
 def _curvature(loss: Tensor, shift: Tensor, direction: Tensor) -> Tensor:
-    """a^T (d^2 loss / dz^2) a of every sample, (n,); the samples do not meet in eval mode."""
+    """a^T (d^2 loss / dz^2) a of every sample, (n,); samples do not interact in eval mode."""
     along = direction.to(shift)
     (slope,) = torch.autograd.grad(loss, shift, create_graph=True, allow_unused=True)
     if slope is None or not slope.requires_grad:
@@ -108,14 +108,15 @@ def _curvature(loss: Tensor, shift: Tensor, direction: Tensor) -> Tensor:
 
 @contextmanager
 def _shifted(linear: nn.Module, name: str, n_samples: int) -> Iterator[list[Tensor]]:
-    """While inside, the layer's outputs z are z + 0; the list gets its inputs, its weight, and that 0 to derive by."""
+    """In the context, add a zero to the layer's outputs z; the list receives its inputs, its weight and that zero."""
     seen: list[Tensor] = []
 
     def add(module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         (x,) = inputs
         if seen or x.dim() != 2 or len(x) != n_samples:
             raise NotDefinedError(
-                f"The relative flatness needs a linear layer that sees one vector per sample, once, and `{name}` does "
+                f"The relative flatness needs a linear layer that receives one vector per sample, once, but `{name}` "
+                "does "
                 "not. Name another `layer`."
             )
         shift = torch.zeros_like(output, requires_grad=True)
@@ -130,7 +131,7 @@ def _shifted(linear: nn.Module, name: str, n_samples: int) -> Iterator[list[Tens
 
 
 def _linear_layer(network: Network, wanted: str | None) -> tuple[str, nn.Linear]:
-    """The linear layer of a name, or the last one, if nothing with parameters comes after it."""
+    """The linear layer of the given name, or the last one if no layer with parameters follows it."""
     modules = {network.shown(name): module for name, module in network.module.named_modules()}
     if wanted is not None:
         check_instance("layer", wanted, str, "the name of a linear layer or None")
@@ -139,26 +140,29 @@ def _linear_layer(network: Network, wanted: str | None) -> tuple[str, nn.Linear]
             raise ValueError(f"`layer` must be the name of a submodule, got {wanted!r}.{hint and ' ' + hint}")
     ended = _ended(network, modules)
     if not ended:
-        raise NotDefinedError("The relative flatness needs a linear layer, and the network has no weights.")
+        raise NotDefinedError("The relative flatness needs a linear layer, but the network has no weights.")
     name = ended[-1] if wanted is None else wanted
     linear = modules[name]
     if not isinstance(linear, nn.Linear):
         raise NotDefinedError(
-            f"The relative flatness needs a linear layer, and `{name}` is a {type(linear).__name__}. Name a linear one "
+            f"The relative flatness needs a linear layer, but `{name}` is a {type(linear).__name__}. Name a linear "
+            "layer "
             "as `layer`."
         )
     if name not in ended:
-        raise NotDefinedError(f"The relative flatness needs a layer that is used, and `{name}` is not.")
+        raise NotDefinedError(
+            f"The relative flatness needs a layer that the forward pass uses, but `{name}` is not used."
+        )
     holders = [id(p) for _, p in network.module.named_parameters(remove_duplicate=False)]
     if holders.count(id(linear.weight)) > 1:
         raise NotDefinedError(
-            f"The relative flatness needs a weight that is used once, and that of `{name}` is tied to another layer's."
+            f"The relative flatness needs a weight that is used once, but that of `{name}` is tied to another layer's."
         )
     return name, linear
 
 
 def _ended(network: Network, modules: dict[str, nn.Module]) -> list[str]:
-    """Names of the submodules with parameters in the order in which they end in a forward pass."""
+    """Names of the submodules with parameters in the order in which they finish in a forward pass."""
     ended: list[str] = []
     handles = [
         module.register_forward_hook(lambda *_, name=name: ended.append(name))

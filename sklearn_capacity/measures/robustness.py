@@ -1,4 +1,4 @@
-"""Classification margins at the input and the bounds that rest on them ([JR] section IV)."""
+"""Classification margins at the input, and bounds derived from them ([JR] section IV)."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ def input_margin_bound(
 
     .. math:: \gamma_i = \max(0, o_i) / s, \quad o_i = \min_{j \ne y_i} (f_{y_i}(x_i) - f_j(x_i)) / \sqrt{2}
 
-    **Certified**, for every input in the Euclidean ball around a sample: "spectral", s = `lipschitz_l2`, and
-    "frobenius", s composed alike of the layers' Frobenius norms, never larger. **Estimates** from above, which prove
-    nothing: "jacobian", the fixed point :math:`\gamma = o / s(\gamma)` with :math:`s(\gamma)` the largest
-    :math:`\|J\|_2` found in the ball of radius :math:`\gamma` by sampling and ascent; "hull", s the largest
-    :math:`\|J\|_2` found at the data and their convex combinations. Larger goes with better generalisation; 0 where a
-    sample is misclassified; inf where s is 0.
+    **Certified** for every input in the Euclidean ball around a sample: "spectral", where s is `lipschitz_l2`, and
+    "frobenius", where s is composed of the layers' Frobenius norms; the latter radius is never larger. **Estimates**
+    from above, which certify nothing: "jacobian", the fixed point :math:`\gamma = o / s(\gamma)` with :math:`s(\gamma)`
+    the largest :math:`\|J\|_2` found in the ball of radius :math:`\gamma` by sampling and ascent; "hull", where s is
+    the largest :math:`\|J\|_2` found at the data and at their convex combinations. Larger values suggest better
+    generalisation; 0 where a sample is misclassified; inf where s is 0.
 
     Parameters
     ----------
     method : "spectral", "frobenius", "jacobian" or "hull", default="spectral"
     percentile : float in [0, 100], default=0
-        Over the samples; 0 is the smallest radius.
+        Percentile over the samples; 0 is the smallest radius.
     n_draws : int >= 1, default=10
-        Of the estimates: random points per sample, and steps of ascent.
+        For the estimates: number of random points per sample, and of ascent steps.
 
     Returns
     -------
     Measured
-        ``info["certified"]`` tells which of the two it is.
+        ``info["certified"]`` states which of the two it is.
 
     Raises
     ------
     UnsupportedLayerError
-        The certified ones, for an operator without a known Lipschitz constant. The estimates need no graph.
+        For the certified methods, if an operator has no known Lipschitz constant. The estimates need no graph.
 
     Notes
     -----
-    Certified: one forward pass and the operator norms; the network is taken to be evaluated without rounding.
-    Estimates: `n_draws` (hull) or about 3 `n_draws` (jacobian) full Jacobians per sample. Another processor or batch
-    size changes them as little as the Jacobians themselves. The printed score of eq. 33
-    is sqrt(2) (f_y - f_j), whose radii exceed the true margin by up to a factor of 2; with the one above the bound is
+    Certified methods cost one forward pass and the operator norms; they assume that the network is evaluated without
+    rounding. Estimates cost `n_draws` ("hull") or about 3 `n_draws` ("jacobian") full Jacobians per sample; another
+    processor or batch size changes them as little as it changes the Jacobians. The paper's eq. 33 has the score
+    sqrt(2) (f_y - f_j), whose radii exceed the true margin by up to a factor of 2; the score above makes the bound
     exact for linear models of two classes with opposite weights.
 
     References
@@ -64,7 +64,7 @@ def input_margin_bound(
 
     Examples
     --------
-    The boundary of the classes is x_1 = 0, and the sample lies 3 away from it.
+    The class boundary is x_1 = 0, at distance 3 from the sample.
 
     >>> import torch
     >>> from torch import nn
@@ -83,7 +83,7 @@ def input_margin_bound(
 
 
 def _percentile(values: np.ndarray, percentile: float) -> float:
-    """As numpy's, where some values are infinite: between a number and infinity lies infinity."""
+    """Like numpy's percentile, but between a finite value and infinity the result is infinity."""
     low, high = (float(np.percentile(values, percentile, method=side)) for side in ("lower", "higher"))
     if low == high or math.isinf(high):
         return high
@@ -100,24 +100,24 @@ def robustness_bound(
     method: str = "spectral",
     n_draws: int = 10,
 ) -> Measured:
-    r"""Bound of the generalisation error from the classification margin at the input.
+    r"""Bound on the generalisation error from the classification margin at the input.
 
     .. math:: \sqrt{\frac{\log 2 \; C \; 2^{k+1} C_M^k}{\gamma^k m}} + \sqrt{\frac{2 \log(1 / \delta)}{m}}
 
-    C classes, m training samples, :math:`\gamma` the smallest `input_margin_bound` over them. It presumes that the
-    inputs lie on a k-dimensional manifold with the covering number :math:`(C_M / \rho)^k` at radius
-    :math:`\rho = \gamma / 2`, and holds with probability 1 - delta for the 0-1 loss; above 1 it says nothing. Smaller
-    goes with better generalisation; inf if a training sample is misclassified.
+    for C classes, m training samples, and :math:`\gamma` the smallest `input_margin_bound` over them. The bound assumes
+    that the inputs are on a k-dimensional manifold with covering number :math:`(C_M / \rho)^k` at radius
+    :math:`\rho = \gamma / 2`. It holds with probability 1 - delta for the 0-1 loss; values above 1 are vacuous. Smaller
+    values suggest better generalisation; inf if a training sample is misclassified.
 
     Parameters
     ----------
     manifold_dim : int >= 1
-        Dimension k of the data's manifold. There is no default: the data alone do not tell it.
+        Dimension k of the data's manifold. There is no default: it cannot be inferred from the data alone.
     manifold_constant : float > 0
-        Its constant C_M, a length in units of the inputs.
+        Constant C_M of the manifold, a length in units of the inputs.
     delta : float in (0, 1), default=0.05
     method : "spectral", "frobenius", "jacobian" or "hull", default="spectral"
-        Radius that is taken; with one of the last two, estimates of the margin, the value is itself an estimate.
+        Method for the radius; the last two only estimate the margin, so the value is then an estimate.
     n_draws : int >= 1, default=10
         As in `input_margin_bound`.
 
@@ -133,7 +133,7 @@ def robustness_bound(
 
     Notes
     -----
-    The cost of `input_margin_bound`. For other models of the data see
+    The cost is that of `input_margin_bound`. For other models of the data see
     :func:`sklearn_capacity.theory.robustness_bound_from_covering`.
 
     References
@@ -172,26 +172,26 @@ def robustness_bound(
 
 
 def rademacher_bound(network: Network, batch: Batch) -> Measured:
-    r"""Bound of the Rademacher complexity of networks with these Frobenius norms.
+    r"""Bound on the Rademacher complexity of networks with these Frobenius norms.
 
     .. math:: \frac{2^{d-1}}{\sqrt m} \, \max_i \|x_i\|_2 \prod_{l=1}^d \|W_l\|_F
 
-    Convolutions are taken as operators at the input size they see. Smaller goes with better generalisation, and it
-    doubles with every layer whatever the norms.
+    Convolutions are treated as linear operators at their input size. Smaller values suggest better generalisation; the
+    value doubles with every layer, whatever the norms.
 
     Returns
     -------
     Measured
-        With one row per layer.
+        With one row per weight layer.
 
     Raises
     ------
     UnsupportedLayerError
-        Unless the network is a chain of linear maps without biases and rectifiers of slope at most 1.
+        If the network is not a chain of linear maps without biases and rectifiers of slope at most 1.
 
     Notes
     -----
-    Weights, and the norms of the samples; the printed equation leaves the latter out.
+    Uses the weights and the norms of the samples; the printed equation omits the latter.
 
     References
     ----------

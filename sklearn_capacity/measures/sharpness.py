@@ -1,4 +1,4 @@
-"""How much the loss rises when the weights move: at worst, and on average ([EG] section 2.4)."""
+"""The rise of the loss when the weights are perturbed, at worst and on average ([EG] section 2.4)."""
 
 from __future__ import annotations
 
@@ -52,15 +52,16 @@ def expected_sharpness(
     .. math:: E_v [L(w + v)] - L(w), \qquad v_i \sim N(0, s_i^2)
 
     L is the mean loss over all the data (cross-entropy; squared or absolute error, averaged over the outputs as in
-    training) and w the folded trainable parameters, biases among them. Smaller goes with better generalisation, but
-    only beside `kl_divergence` at the same noise: `bicriteria_curve` gives both. May be negative.
+    training) and w holds the trainable parameters after folding batch norm, including biases. Smaller values suggest
+    better generalisation, but only in combination with `kl_divergence` at the same noise: `bicriteria_curve` gives
+    both. The value may be negative.
 
     Parameters
     ----------
     alpha : float > 0, default=1e-3
         Scale of the magnitude noise.
     n_draws : int >= 2, default=1000
-        Draws of the noise, in antithetic pairs v, -v; an odd number is rounded up.
+        Number of draws of the noise, in antithetic pairs v, -v; an odd number is rounded up.
     noise : "magnitude" or "spherical", default="magnitude"
         s_i = alpha (10 abs(w_i) + 1), or s_i = sigma for every parameter.
     sigma : float > 0, default=None
@@ -69,7 +70,7 @@ def expected_sharpness(
     Returns
     -------
     Measured
-        With the standard error over the pairs (None with a single one).
+        With the standard error over the pairs (None for a single pair).
 
     Raises
     ------
@@ -78,8 +79,8 @@ def expected_sharpness(
 
     Notes
     -----
-    One forward pass over all the data per draw. Unbiased; the pairs cancel what is odd in v, so the spread comes from
-    the curvature alone where the noise is small.
+    The cost is one forward pass over all the data per draw. The estimate is unbiased; the pairs cancel terms that are
+    odd in v, so for small noise the spread comes from the curvature alone.
 
     References
     ----------
@@ -113,7 +114,7 @@ def expected_sharpness(
 def mean_rise(
     batch: Batch, forward: Callable[[Tensor], Tensor], start: float, draws: Iterator[None], n_pairs: int
 ) -> Measured:
-    """Mean of the loss over draws of the weights, in pairs v, -v, above the loss at the start."""
+    """Mean over draws of the weights, in pairs v, -v, of the rise of the loss above its initial value."""
     with torch.no_grad():
         losses = torch.stack([mean_loss(batch, forward) for _ in _counted(draws, batch, 2 * n_pairs)])
         rises = losses.reshape(n_pairs, 2).mean(1) - start
@@ -126,10 +127,10 @@ def _counted(draws: Iterator[None], batch: Batch, total: int) -> tqdm:
 
 
 def finite_loss(batch: Batch, forward: Callable[[Tensor], Tensor]) -> float:
-    """The loss at the weights, if it is a number."""
+    """The loss at the current weights, if it is finite."""
     loss = float(mean_loss(batch, forward))
     if not math.isfinite(loss):
-        raise NotDefinedError(f"Sharpness is not defined for a network whose loss is {loss}. Did the training diverge?")
+        raise NotDefinedError(f"Sharpness is not defined for a network whose loss is {loss}. Has training diverged?")
     return loss
 
 
@@ -146,34 +147,35 @@ def max_sharpness(
     n_restarts: int = 1,
     normalize: bool = True,
 ) -> Measured:
-    r"""Largest rise of the loss that was found in a box around the weights.
+    r"""Largest rise of the loss found in a box around the weights.
 
     .. math:: \frac{\max_{|v_i| \le \alpha (|w_i| + 1)} L(w + v) - L(w)}{1 + L(w)}
 
-    L is the mean loss over all the data and w the folded trainable parameters, as in `expected_sharpness`. The maximum
-    is sought by projected stochastic gradient ascent from w, so the value is a lower bound of it, and never negative.
-    Smaller goes with better generalisation, but it depends on the scale of the weights and controls no capacity alone.
+    L is the mean loss over all the data and w holds the trainable parameters after folding batch norm, as in
+    `expected_sharpness`. Projected stochastic gradient ascent from w searches for the maximum, so the value is a lower
+    bound of it, and never negative. Smaller values suggest better generalisation, but the value depends on the scale of
+    the weights and does not control capacity alone.
 
     Parameters
     ----------
     alpha : float > 0, default=5e-4
     steps : int >= 1, default=2000
-        Steps of the ascent.
+        Number of ascent steps.
     batch_size : int >= 1, default=64
         Samples per step, drawn without replacement.
     learning_rate : float > 0, default=0.01
     momentum : float in [0, 1), default=0.9
     check_every : int >= 1, default=50
-        Steps between two evaluations of the loss on all the data, the largest of which counts.
+        Number of steps between two evaluations of the loss on all the data, of which the largest counts.
     n_restarts : int >= 1, default=1
-        Ascents with different batches, the best of which counts.
+        Number of ascents with different batches, of which the best counts.
     normalize : bool, default=True
-        Divide by 1 + L(w) (Keskar); [EG] drops it.
+        Divide by 1 + L(w), as in Keskar et al.; [EG] omits the divisor.
 
     Returns
     -------
     Measured
-        With the standard deviation over the restarts as standard error, if there are several.
+        With the standard deviation over the restarts as standard error, if there is more than one.
 
     Raises
     ------
@@ -183,11 +185,11 @@ def max_sharpness(
     Warns
     -----
     CapacityWarning
-        If the loss never rose; the value is 0 then.
+        If the loss never rose; the value is then 0.
 
     Notes
     -----
-    One forward and backward pass over a mini-batch per step, one forward pass over all the data per check.
+    The cost is one forward and backward pass over a mini-batch per step, and one forward pass over all data per check.
 
     References
     ----------
@@ -196,7 +198,8 @@ def max_sharpness(
 
     Examples
     --------
-    The model f = w x with absolute loss at w = 1, x = 1, y = 0: the worst w is 1 + alpha (1 + 1), the loss was 1.
+    The model f = w x with absolute loss at w = 1, x = 1, y = 0: the worst w is 1 + alpha (1 + 1), and the loss at w is
+    1.
 
     >>> import torch
     >>> from torch import nn
@@ -224,7 +227,7 @@ def max_sharpness(
     best = max(range(n_restarts), key=lambda i: rises[i])
     if rises[best] <= 0:
         warn(
-            f"No step of the ascent raised the loss above {search.start:.6g}: the sharpness of 0 says that none was "
+            f"No step of the ascent raised the loss above {search.start:.6g}: a sharpness of 0 means that no rise was "
             "found, not that there is none. Try a larger `learning_rate`, or more `steps`.",
         )
     factor = 1 / (1 + search.start) if normalize else 1.0
@@ -237,7 +240,7 @@ def max_sharpness(
 
 
 class _Search:
-    """Ascents from one network."""
+    """Gradient ascent from the weights of a network."""
 
     def __init__(self, network: Network, batch: Batch, *, alpha: float, batch_size: int):
         self.network, self.batch, self.y = network, batch, targets(batch)
@@ -253,7 +256,7 @@ class _Search:
     def ascend(
         self, generator: torch.Generator, steps: int, check_every: int, learning_rate: float, momentum: float, bar: tqdm
     ) -> tuple[float, int]:
-        """The largest loss that one ascent meets, and the step at which it does."""
+        """The largest loss in one ascent, and its step."""
         best = (self.start, 0)
         ascent = ProjectedAscent(self.theta, self.radius, learning_rate=learning_rate, momentum=momentum)
         samples = self._samples(generator)
@@ -270,13 +273,13 @@ class _Search:
         return best
 
     def _samples(self, generator: torch.Generator) -> Iterator[Tensor]:
-        """Indices of mini-batches: shuffled passes over the data, without end."""
+        """Indices of mini-batches: endless shuffled passes over the data."""
         while True:
             order = torch.randperm(self.batch.n_samples, generator=generator, device="cpu").to(self.network.device)
             yield from order.split(self.batch_size)
 
     def _gradients(self, index: Tensor) -> list[Tensor]:
-        """Gradient of the mean loss over some samples, in chunks where they do not fit into memory."""
+        """Gradient of the mean loss over some samples, in chunks if they do not fit into memory."""
 
         def gradients(X: Tensor, y: Tensor) -> list[Tensor]:
             with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""How large a network is, and how far it has moved ([EG] section 2.1, [FR] figure 1)."""
+"""The size of a network, and its distance from initialisation ([EG] section 2.1, [FR] figure 1)."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ MATRICES = ("linear", "conv", "conv_transpose")
 def parameter_count(network: Network, batch: Batch) -> Measured:
     """Number of trainable parameters.
 
-    Every parameter of the module as it stands (batch norm not folded, a tied tensor counted once, a frozen one not).
-    Smaller goes with better generalisation in the classical view, which large networks contradict.
+    All trainable parameters of the module count: batch norm is not folded, a tied tensor counts once, a frozen one does
+    not count. In the classical view, smaller values suggest better generalisation; large networks contradict it.
 
     Notes
     -----
-    Weights only, at no cost.
+    Uses the weights only, at negligible cost.
 
     References
     ----------
@@ -52,9 +52,9 @@ def vc_dimension(network: Network, batch: Batch) -> Measured:
 
     .. math:: d \cdot \dim(w)
 
-    d is the number of weight layers and dim(w) that of the trainable parameters, both after batch norm has been folded;
-    tied tensors count once in dim(w), and a model of one logit has the parameters of that one. Smaller goes with better
-    generalisation in the classical view.
+    d is the number of weight layers and dim(w) the number of trainable parameters, both after folding batch norm; tied
+    tensors count once in dim(w), and a model with one logit counts only the parameters of that logit. In the classical
+    view, smaller values suggest better generalisation.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def vc_dimension(network: Network, batch: Batch) -> Measured:
 
     Notes
     -----
-    Weights only.
+    Uses the weights only.
 
     References
     ----------
@@ -86,9 +86,9 @@ def parameter_norm(network: Network, batch: Batch) -> Measured:
 
     .. math:: \|\theta\|_2
 
-    Trainable weights, biases and shifts, after batch norm has been folded and parametrisations applied; a tied tensor
-    counts once, a frozen one not, and a model of one logit has the parameters of that one. Smaller goes with better
-    generalisation.
+    Trainable weights, biases and shifts, after folding batch norm and applying parametrisations; a tied tensor counts
+    once, a frozen one does not count, and a model with one logit counts only the parameters of that logit. Smaller
+    values suggest better generalisation.
 
     Raises
     ------
@@ -97,7 +97,7 @@ def parameter_norm(network: Network, batch: Batch) -> Measured:
 
     Notes
     -----
-    Weights only.
+    Uses the weights only.
 
     References
     ----------
@@ -125,32 +125,32 @@ def distance_from_initialization(network: Network, batch: Batch, *, norm: str = 
 
     .. math:: \sum_{l=1}^d \|W_l - W_l^0\|
 
-    Weights are matrices and kernels as the module holds them (of a parametrised layer: the effective ones). Batch norm
-    is **not** folded: its scales and shifts take no part, as biases take none. A tied matrix counts once, and a frozen
-    one adds 0. Smaller goes with better generalisation.
+    The weights are the matrices and kernels of the module (the effective ones of a parametrised layer). Batch norm is
+    **not** folded: its scales and shifts are ignored, like all biases. A tied matrix counts once, and a frozen one adds
+    0. Smaller values suggest better generalisation.
 
     Parameters
     ----------
     norm : "frobenius" or "spectral", default="frobenius"
-        Frobenius norm of the difference of the kernels; or its spectral norm, of convolutions as linear operators at
-        the input size they see.
+        Frobenius norm of the difference of the kernels, or its spectral norm; for the latter, convolutions are treated
+        as linear operators at their input size.
 
     Returns
     -------
     Measured
-        With one row per layer.
+        With one row per weight layer.
 
     Raises
     ------
     NotDefinedError
-        If the weights before training are not known: estimators of this package keep them (`initial_state_`); with any
-        other model they are given as `initial_state`.
+        If the weights before training are unknown: estimators of this package store them (`initial_state_`); for any
+        other model pass them as `initial_state`.
     UnsupportedLayerError
-        If a matrix or kernel with a trained parameter is used by no known layer.
+        If a matrix or kernel with a trained parameter is not used by a known layer.
 
     Notes
     -----
-    Weights only; spectral: as `spectral_norm`.
+    Uses the weights only; with "spectral", the cost is that of `spectral_norm`.
 
     References
     ----------
@@ -180,7 +180,7 @@ def distance_from_initialization(network: Network, batch: Batch, *, norm: str = 
 
 
 def _moved_layers(network: Network) -> list[tuple[Node, Tensor, tuple[int, ...]]]:
-    """Every layer that has a trained matrix or kernel, its change, and its input shape; a tied one once."""
+    """Every layer with a trained matrix or kernel, its change and its input shape; tied layers once."""
     states = network.tensors(), network.initial_tensors()
     with torch.no_grad():
         now, before = (network.program.bind(state, folded=False) for state in states)

@@ -34,8 +34,8 @@ def stable_rank(network: Network, batch: Batch, *, view: str = "kernel") -> Meas
 
     .. math:: \frac{1}{d} \sum_{l=1}^d \frac{\|W_l\|_F^2}{\|W_l\|_2^2}
 
-    Between 1 and the rank for each layer, 0 for one of zeros. Smaller goes with better generalisation. Biases take no
-    part; batch norm is folded, and one that no layer absorbs counts as its diagonal matrix.
+    Between 1 and the rank for each layer, 0 for one of zeros. Smaller values suggest better generalisation. Biases take
+    no part; batch norm is folded, and one that no layer absorbs counts as its diagonal matrix.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def stable_rank(network: Network, batch: Batch, *, view: str = "kernel") -> Meas
     Returns
     -------
     Measured
-        With one row per layer.
+        With one row per weight layer.
 
     Notes
     -----
@@ -80,8 +80,8 @@ def effective_rank(network: Network, batch: Batch, *, view: str = "kernel") -> M
 
     .. math:: \frac{1}{d} \sum_{l=1}^d \exp \Big( - \sum_i p_i \ln p_i \Big), \qquad p_i = s_i / \sum_j s_j
 
-    Between 1 and the rank for each layer, 0 for one of zeros. Smaller goes with better generalisation. Biases take no
-    part; batch norm is folded, and one that no layer absorbs counts as its diagonal matrix.
+    Between 1 and the rank for each layer, 0 for one of zeros. Smaller values suggest better generalisation. Biases take
+    no part; batch norm is folded, and one that no layer absorbs counts as its diagonal matrix.
 
     Parameters
     ----------
@@ -91,7 +91,7 @@ def effective_rank(network: Network, batch: Batch, *, view: str = "kernel") -> M
     Returns
     -------
     Measured
-        With one row per layer.
+        With one row per weight layer.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def log_norm(network: Network, batch: Batch, *, view: str = "kernel") -> Measure
 
     .. math:: \frac{1}{d} \sum_{l=1}^d \log_{10} \|W_l\|_F^2
 
-    Smaller goes with better generalisation; minus infinity if a layer is zero. Biases take no part; batch norm is
+    Smaller values suggest better generalisation; minus infinity if a layer is zero. Biases take no part; batch norm is
     folded, and one that no layer absorbs counts as its diagonal matrix.
 
     Parameters
@@ -141,11 +141,11 @@ def log_norm(network: Network, batch: Batch, *, view: str = "kernel") -> Measure
     Returns
     -------
     Measured
-        With one row per layer.
+        With one row per weight layer.
 
     Notes
     -----
-    Weights only.
+    Uses the weights only.
 
     References
     ----------
@@ -171,7 +171,7 @@ def log_spectral_norm(network: Network, batch: Batch, *, view: str = "kernel") -
 
     .. math:: \frac{1}{d} \sum_{l=1}^d \log_{10} \|W_l\|_2^2
 
-    Smaller goes with better generalisation; minus infinity if a layer is zero. Biases take no part; batch norm is
+    Smaller values suggest better generalisation; minus infinity if a layer is zero. Biases take no part; batch norm is
     folded, and one that no layer absorbs counts as its diagonal matrix.
 
     Parameters
@@ -182,11 +182,11 @@ def log_spectral_norm(network: Network, batch: Batch, *, view: str = "kernel") -
     Returns
     -------
     Measured
-        With one row per layer.
+        With one row per weight layer.
 
     Notes
     -----
-    Weights only.
+    Uses the weights only.
 
     References
     ----------

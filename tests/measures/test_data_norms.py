@@ -259,7 +259,7 @@ def plain(*middle: nn.Module) -> nn.Module:
             "`avg_pool` in layer `2`: pooling is neither",
         ),
         (nn.Sequential(nn.ReLU(), nn.Linear(5, 3, bias=False)), (5,), "`relu` in layer `0`: it acts before the first"),
-        (_Branches(), (5,), "in layer `a`: what it reads is read elsewhere too, so the network is not a chain"),
+        (_Branches(), (5,), "in layer `a`: its input is also used elsewhere, so the network is not a chain"),
         (plain(nn.LayerNorm(4)), (5,), "`layer_norm.default` in layer `1`"),
     ],
 )

@@ -188,7 +188,7 @@ class _Branch(nn.Module):
     [
         (lambda: nn.Sequential(nn.Linear(4, 3)), "in layer `0`: it has a bias. It needs a chain of bias-free"),
         (lambda: nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 3, bias=False)), "there is no ReLU between"),
-        (lambda: nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU()), "the output must be that of a linear layer"),
+        (lambda: nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU()), "the output must come from a linear layer"),
         (lambda: nn.Sequential(nn.Linear(4, 3, bias=False), nn.Tanh()), "it is not positively homogeneous"),
         (lambda: nn.Sequential(nn.Linear(4, 3, bias=False), nn.LeakyReLU()), "only fully connected layers with ReLU"),
         (_Branch, "the network is not a chain"),
@@ -202,7 +202,7 @@ def test_other_networks_are_refused(build, message):
 
 def test_bad_input_is_refused():
     module, X = chain()
-    with pytest.raises(NotDefinedError, match="take samples of unit norm, and `X` holds one that is zero"):
+    with pytest.raises(NotDefinedError, match="need samples of unit norm, but `X` contains a zero sample"):
         interaction_conditions(module, torch.cat([X, torch.zeros(1, 5)]))
     with pytest.raises(ValueError, match=r"`deltas` must lie in \(0, inf\), got 0"):
         interaction_conditions(module, X, deltas=[0.0])

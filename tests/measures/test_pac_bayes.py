@@ -217,7 +217,9 @@ def test_seeds_decide():
 def test_magnitude_noise_is_refused_with_the_reason():
     module, X, y = networks.mlp()
     asked = {"b": ("pac_bayes_bound", {"noise": "magnitude"})}
-    with pytest.raises(ValueError, match="Magnitude noise takes its scale from the learned weights") as caught:
+    with pytest.raises(
+        ValueError, match="The scale of magnitude noise, and with it the prior, depends on the learned weights"
+    ) as caught:
         measure_capacity(module, X, y, asked)
     assert "`noise` must be 'spherical' in a PAC-Bayes bound, got 'magnitude'" in str(caught.value)
 
@@ -230,7 +232,7 @@ def test_statistics_without_noise_are_refused():
         return nn.Sequential(nn.Linear(4, 5, bias=False), norm, nn.ReLU(), nn.Linear(5, 3))
 
     module, X, y = networks.make(build, (4,))
-    with pytest.raises(UnsupportedLayerError, match=r"in layer `0`: it has numbers that were learned from the data"):
+    with pytest.raises(UnsupportedLayerError, match=r"in layer `0`: it contains values learned from the data"):
         measured(module, X, y, n_draws=10)
     fine, X, y = networks.mlp_batch_norm()
     assert math.isfinite(measured(fine, X, y, n_draws=10).value)
@@ -257,7 +259,7 @@ class _Branching(nn.Sequential):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (nn.Sequential, "layer `0`: it has numbers that were learned"),
+        (nn.Sequential, "layer `0`: it contains values learned"),
         (_Branching, r"`0\.bias` was learned from the data"),
     ],
 )
@@ -275,7 +277,7 @@ def test_a_frozen_layer_must_not_have_moved():
     module[0].weight.requires_grad_(False)
     assert math.isfinite(measured(module, X, y, initial=initial, prior="initial", n_draws=10).value)
     initial["0.weight"] += 0.1
-    with pytest.raises(UnsupportedLayerError, match="statistics, or weights that are frozen now"):
+    with pytest.raises(UnsupportedLayerError, match="statistics, or weights that are now frozen"):
         measured(module, X, y, initial=initial, prior="initial", n_draws=10)
 
 

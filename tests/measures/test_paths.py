@@ -255,7 +255,7 @@ def test_capacities_are_norms_over_margins(name):
 def test_capacity_is_infinite_without_a_margin():
     module, X, y = NETWORKS["mlp"]()
     names = list(OWN_LABELS)
-    with pytest.warns(CapacityWarning, match="The data are not separated at the percentile 5 of the margins") as caught:
+    with pytest.warns(CapacityWarning, match="The margin at percentile 5 must be positive") as caught:
         values = measure_capacity(module, X, y, names)
     assert values == dict.fromkeys(names, math.inf)
     assert sum(issubclass(w.category, CapacityWarning) for w in caught) == 1  # one for the whole call

@@ -93,9 +93,9 @@ class Ends(nn.Module):
     ("build", "layer", "error", "message"),
     [
         (NETWORKS["tied"], "first", NotDefinedError, "`first` is tied to another layer's"),
-        (NETWORKS["tokens"], "second", NotDefinedError, "one vector per sample, once, and `second` does not"),
+        (NETWORKS["tokens"], "second", NotDefinedError, "one vector per sample, once, but `second` does not"),
         (NETWORKS["residual"], "blocks.0.conv1", NotDefinedError, "`blocks.0.conv1` is a Conv2d"),
-        (lambda: make(Ends, (4,)), None, NotDefinedError, "`norm` is a LayerNorm. Name a linear one"),
+        (lambda: make(Ends, (4,)), None, NotDefinedError, "`norm` is a LayerNorm. Name a linear layer"),
         (lambda: make(nn.Flatten, (3,)), None, NotDefinedError, "the network has no weights"),
         (NETWORKS["residual"], "haed", ValueError, "got 'haed'. Did you mean 'head'?"),
         (NETWORKS["residual"], 3, TypeError, "`layer` must be the name of a linear layer or None, got int"),
@@ -109,5 +109,5 @@ def test_layers_that_are_refused(build, layer, error, message):
 def test_a_layer_that_is_not_used():
     module, X, y = make(Ends, (4,))
     module.spare = nn.Linear(4, 3).double()
-    with pytest.raises(NotDefinedError, match="needs a layer that is used, and `spare` is not"):
+    with pytest.raises(NotDefinedError, match="needs a layer that the forward pass uses, but `spare` is not"):
         flatness(module, X, y, layer="spare")

@@ -338,5 +338,5 @@ def test_parameters_out_of_range(name, params, message):
 def test_a_diverged_network_is_refused(name):
     module, X, y = networks.mlp()
     module[0].weight.data.fill_(torch.inf)
-    with pytest.raises(NotDefinedError, match="not defined for a network whose loss is nan. Did the training diverge"):
+    with pytest.raises(NotDefinedError, match="not defined for a network whose loss is nan. Has training diverged"):
         measured(name, module, X, y)

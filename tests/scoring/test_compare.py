@@ -82,7 +82,7 @@ def test_two_jobs_give_the_same_table(models):
     pd.testing.assert_frame_equal(one, two, check_exact=True)
 
 
-@pytest.mark.filterwarnings("ignore:The data are not separated")
+@pytest.mark.filterwarnings("ignore:The margin at percentile")
 def test_lists_defaults_and_progress(models, capsys):
     table = compare_capacity(list(models.values())[:2], *train, **PARTS, verbose=1)
     assert list(table.index) == [0, 1] and list(table.columns[:3]) == [
