@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint changelog docs bench fuzz soak test-oldest test-newest test-torch test-kernels test-gpu test-dist clean
+.PHONY: help demo test lint changelog docs docs-check bench fuzz soak test-oldest test-newest test-torch test-kernels test-gpu test-dist clean
 
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
@@ -23,12 +23,14 @@ TEST_WITH := $(ONE_THREAD) SCIPY_ARRAY_API=1
 TORCH ?= 2.14.1
 # `make test-kernels KERNEL_ARGS=--numerical` leaves out the tests whose subject is no number.
 KERNEL_ARGS ?=
+DOCS_ARGS ?=
 .PRECIOUS: %/bin/python .venv-torch-%/.test
 NEEDS := pyproject.toml constraints.txt
 
 help:
 	@echo "make demo         fit, search and measure on scikit-learn's digits; writes a table and a picture"
 	@echo "make test         all tests and doctests          make lint         style, spelling and types"
+	@echo "make docs-check   looks at every page of the docs in a browser"
 	@echo "make docs         docs/_build/html                make bench        ratios against peers"
 	@echo "make fuzz         thousands of hostile inputs     make soak         1,000 fits in one process"
 	@echo "make test-oldest  oldest declared versions        make test-newest  newest declared versions"
@@ -103,9 +105,14 @@ lint: $(VENV)/.lint
 changelog: $(VENV)/.lint
 	@$(PYTHON) -m towncrier build --draft --version next
 
+# The gallery's scripts are run, those that changed; DOCS_ARGS="-D plot_gallery=0" shows them without their figures.
 docs: $(VENV)/.docs
-	$(ONE_THREAD) $(PYTHON) -m sphinx -W --keep-going --quiet -b html docs docs/_build/html
+	$(ONE_THREAD) $(PYTHON) -m sphinx -W --keep-going --quiet $(DOCS_ARGS) -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+# Every page at two widths in a headless Chromium: nothing overflows, no image or formula is missing, no link is dead.
+docs-check: docs
+	$(PYTHON) docs/check_site.py
 
 bench: $(VENV)/.bench
 	$(ONE_THREAD) $(PYTHON) -m benchmarks $(BENCH_ARGS)
@@ -155,5 +162,5 @@ test-dist: $(VENV)/.core
 	$(PYTHON) .ci/check_dist.py
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-newest .venv-torch-* build dist docs/_build docs/generated demo *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-newest .venv-torch-* build dist docs/_build docs/generated docs/gallery demo *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

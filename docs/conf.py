@@ -1,4 +1,4 @@
-"""Sphinx configuration. Nothing is executed here: examples are shown as they stand, doctests run in the test suite."""
+"""Sphinx configuration: pages written from the source, a gallery that is executed, formulas that need no network."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 
 from measure_pages import write_measures  # noqa: E402
-from written_pages import write_api_page, write_example_pages  # noqa: E402
+from written_pages import write_api_page, write_changes  # noqa: E402
 
 import sklearn_capacity  # noqa: E402
 
 write_measures(HERE / "generated")
 write_api_page(HERE / "generated")
-write_example_pages(HERE.parent / "examples", HERE / "generated")
+write_changes(HERE.parent / "changes", HERE / "generated")
 
 project = "sklearn_capacity"
 author = "sklearn_capacity developers"
@@ -27,17 +27,47 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
     "numpydoc",
 ]
-exclude_patterns = ["_build", "_ext", "_templates"]
+exclude_patterns = ["_build", "_ext", "_templates", "generated/*.inc"]
 templates_path = ["_templates"]
-html_theme = "alabaster"
-html_static_path: list[str] = []
+
+html_theme = "pydata_sphinx_theme"
+html_title = project
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_theme_options = {
-    "description": "Capacity of neural networks, controlled and measured in scikit-learn",
-    "page_width": "1100px",
-    "sidebar_width": "260px",
-    "fixed_sidebar": True,
+    "navbar_align": "left",
+    "header_links_before_dropdown": 6,
+    "show_toc_level": 2,
+    "navigation_with_keys": False,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": ["sphinx-version"],
+}
+html_show_sourcelink = False
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+# `-D plot_gallery=0` shows the scripts without running them.
+sphinx_gallery_conf = {
+    "examples_dirs": ["../examples"],
+    "gallery_dirs": ["gallery"],
+    "ignore_pattern": r"papers/",
+    "filename_pattern": r"/plot_",
+    "within_subsection_order": "FileNameSortKey",
+    "backreferences_dir": "generated/backreferences",
+    "doc_module": ("sklearn_capacity",),
+    "show_memory": False,
+    "write_computation_times": False,
+    "download_all_examples": False,
+    "remove_config_comments": True,
+    "min_reported_time": 5,
+    "abort_on_example_error": True,
 }
 
 autosummary_generate = True

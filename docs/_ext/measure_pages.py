@@ -1,4 +1,4 @@
-"""The table of measures and their descriptions, written from the records before a build."""
+"""The tables of measures and one page for each, written from the records before a build."""
 
 from __future__ import annotations
 
@@ -30,56 +30,69 @@ def title_of(family: str) -> str:
 
 
 def reference(name: str) -> str:
-    """A link to the function that computes a measure."""
-    function = MEASURES[name].function
-    return f":func:`{name} <{function.__module__}.{function.__qualname__}>`"
+    """A link to the page of a measure."""
+    return f":doc:`{name} </generated/measures/{name}>`"
 
 
-def table_rows(table) -> list[list[str]]:
-    """Cells of the rows of one family."""
-    rows = []
-    for row in table.to_dict("records"):
-        tasks = "both" if "," in row["tasks"] else row["tasks"]
-        needs = row["needs"] or "nothing"
-        cells = [reference(row["name"]), *(row[key] for key in ("summary", "better"))]
-        rows.append([*cells, needs, row["cost"], row["unit"], tasks, row["source"]])
-    return rows
-
-
-def list_table(rows: list[list[str]]) -> list[str]:
+def list_table(rows: list[list[str]], widths: str, *, header: bool) -> list[str]:
     """A reStructuredText table."""
-    head = ["name", "what it is", "better", "needs", "cost", "unit", "tasks", "source"]
-    lines = [".. list-table::", "   :header-rows: 1", "   :class: measures", ""]
-    for cells in [head, *rows]:
+    lines = [".. list-table::", f"   :widths: {widths}", *(["   :header-rows: 1"] if header else []), ""]
+    for cells in rows:
         lines += [f"   {'* -' if i == 0 else '  -'} {cell}" for i, cell in enumerate(cells)]
     return [*lines, ""]
 
 
-def functions_of(names) -> list[str]:
-    """The functions behind some measures, each once, as autodoc names them."""
-    found = {}
-    for name in names:
-        function = MEASURES[name].function
-        found[f"{function.__module__}.{function.__qualname__}"] = None
-    return list(found)
-
-
-def measure_text() -> str:
-    """Tables of all families, then the functions' docstrings."""
+def overview() -> str:
+    """One table per family: name, what it is, which direction is better, cost."""
     table = list_measures()
     lines: list[str] = []
-    families = list(dict.fromkeys(table["family"]))
-    for family in families:
-        rows = table[table["family"] == family]
-        lines += [title_of(family), "-" * len(title_of(family)), "", *list_table(table_rows(rows))]
-    lines += ["Definitions", "-----------", "", "Every function below is called by its name in `measures=`; ", ""]
-    lines[-2] += "`network` and `batch` are made by the scorer."
-    for function in functions_of(table["name"]):
-        lines += [f".. autofunction:: {function}", "   :no-index-entry:", ""]
+    for family, rows in table.groupby("family", sort=False):
+        title = title_of(family)
+        cells = [[reference(r["name"]), r["summary"], r["better"], r["cost"]] for r in rows.to_dict("records")]
+        lines += [title, "-" * len(title), ""]
+        lines += list_table([["name", "what it is", "better", "cost"], *cells], "25 50 10 15", header=True)
+    pages = [f"   /generated/measures/{name}" for name in table["name"]]
+    return "\n".join([*lines, ".. toctree::", "   :hidden:", "", *pages, ""])
+
+
+def facts(row) -> list[list[str]]:
+    """What a record says of its measure, as rows of a table."""
+    parameters = ", ".join(f"``{name}={default!r}``" for name, default in row["parameters"].items())
+    return [
+        ["Better", row["better"]],
+        ["Needs", row["needs"] or "nothing beside the network"],
+        ["Cost", row["cost"] + (", of the preset ``cheap``" if row["cheap"] else "")],
+        ["Unit", row["unit"]],
+        ["Tasks", row["tasks"]],
+        ["Unchanged by", row["invariances"].replace("_", " ") or "no transformation of the weights"],
+        ["Value", "an estimate by random draws" if row["stochastic"] else "the same for every seed"],
+        ["Parameters", parameters or "none"],
+        ["Source", row["source"]],
+    ]
+
+
+def measure_page(row, seen: set[str]) -> str:
+    """The page of one measure; several measures may share one function."""
+    name, measure = row["name"], MEASURES[row["name"]]
+    function = f"{measure.function.__module__}.{measure.function.__qualname__}"
+    lines = [name, "=" * len(name), "", f"{row['summary']}.".replace("..", "."), ""]
+    lines += list_table(facts(row), "20 80", header=False)
+    if measure.fixed:
+        fixed = ", ".join(f"{key}={value!r}" for key, value in measure.fixed.items())
+        lines += [f"The function below with ``{fixed}``.", ""]
+    lines += ["Definition", "----------", "", f".. autofunction:: {function}"]
+    lines += ["   :no-index:", ""] if function in seen else ["   :no-index-entry:", ""]
+    seen.add(function)
     return "\n".join(lines)
 
 
 def write_measures(folder: Path) -> None:
-    """Write `measures.inc`, which `measures.rst` includes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_if_changed(folder / "measures.inc", measure_text())
+    """Write `measures.inc`, which `measures.rst` includes, and a page for each measure."""
+    pages = folder / "measures"
+    pages.mkdir(parents=True, exist_ok=True)
+    write_if_changed(folder / "measures.inc", overview())
+    seen: set[str] = set()
+    for old in set(pages.glob("*.rst")) - {pages / f"{name}.rst" for name in MEASURES}:
+        old.unlink()
+    for row in list_measures().to_dict("records"):
+        write_if_changed(pages / f"{row['name']}.rst", measure_page(row, seen))

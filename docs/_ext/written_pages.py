@@ -1,10 +1,10 @@
-"""Pages that are written from the source before a build: the API page, and one page per example."""
+"""The API page and the list of changes, written from the source before a build."""
 
 from __future__ import annotations
 
-import ast
 import importlib
 import pkgutil
+import re
 from pathlib import Path
 
 import sklearn_capacity
@@ -41,31 +41,21 @@ def write_api_page(folder: Path) -> None:
     write_if_changed(folder / "api.rst", api_page())
 
 
-def example_page(path: Path, include: str) -> str:
-    """Title and text from the script's docstring, then the script itself."""
-    docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
-    title, _, text = docstring.partition("\n")
-    title = title.strip().rstrip(".")
-    text = "\n".join(line for line in text.splitlines() if set(line.strip()) - set("=-") or not line.strip())
-    return "\n".join([title, "=" * len(title), "", text.strip(), "", f".. literalinclude:: {include}", ""])
-
-
-def write_example_pages(examples: Path, folder: Path) -> None:
-    """Write one page per script and the list of them."""
-    pages = folder / "examples"
-    pages.mkdir(parents=True, exist_ok=True)
-    scripts = sorted(examples.rglob("*.py"))
-    for old in set(pages.glob("*.rst")) - {pages / f"{script.stem}.rst" for script in scripts}:
-        old.unlink()
-    for script in scripts:
-        include = f"../../../examples/{script.relative_to(examples).as_posix()}"
-        write_if_changed(pages / f"{script.stem}.rst", example_page(script, include))
-    lines = ["Examples", "========", "", "Scripts to run as they stand; those that draw need the extra `plot`.", ""]
-    lines += [".. toctree::", "   :maxdepth: 1", "", *(f"   examples/{script.stem}" for script in scripts), ""]
-    write_if_changed(folder / "examples.rst", "\n".join(lines))
-
-
 def write_if_changed(path: Path, text: str) -> None:
     """Leave an unchanged page alone, so that Sphinx does not read it again."""
     if not path.exists() or path.read_text() != text:
         path.write_text(text)
+
+
+def write_changes(changes: Path, folder: Path) -> None:
+    """Write `changes.inc`: the notes that wait for the next release, new features first."""
+    kinds = {"feature": "New", "change": "Changed", "removal": "Removed", "fix": "Repaired", "docs": "Documentation"}
+    lines: list[str] = []
+    for kind, title in kinds.items():
+        notes = sorted(changes.glob(f"*.{kind}.md"))
+        lines += [title, "-" * len(title), ""] if notes else []
+        for note in notes:
+            first, *rest = re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", note.read_text()).strip().splitlines()
+            lines += [f"* {first}", *(f"  {line}" for line in rest)]
+        lines.append("")
+    write_if_changed(folder / "changes.inc", "\n".join(lines))

@@ -10,12 +10,7 @@ residual blocks for 45, and Adam for plain gradient descent, whose published rat
 than an example has.
 """
 
-from __future__ import annotations
-
-import argparse
-import sys
-from statistics import mean, stdev
-
+import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.pipeline import make_pipeline
@@ -42,31 +37,22 @@ def make_model(with_layers: bool, epochs: int, seed: int) -> TransformedTargetRe
     return TransformedTargetRegressor(make_pipeline(StandardScaler(), network), transformer=StandardScaler())
 
 
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--epochs", type=int, default=600)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    options = parser.parse_args(arguments)
+grid = np.linspace(-8, 8, 801)[:, None]
+_, clean = make_noisy_cubic(801, noise=0.0, switch=-4.0)
+X, y = make_noisy_cubic(100, switch=-4.0, random_state=0)
 
-    import matplotlib.pyplot as plt
+figure, panels = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True, layout="constrained")
+for panel, (name, with_layers) in zip(panels, {"plain": False, "with layers": True}.items(), strict=True):
+    predictions = make_model(with_layers, epochs=400, seed=0).fit(X, y).predict(grid)
+    error = float(np.sqrt(np.mean((predictions - clean) ** 2)))
+    print(f"{name}: root mean squared error {error:.2f} on the function without noise")
+    panel.plot(grid, predictions, lw=1, label="network")
+    panel.plot(grid, clean, "k--", lw=1, label="function")
+    panel.plot(X, y, ".", color="grey", ms=3, label="data")
+    panel.set(title=f"{name}: error {error:.2f}", xlabel="x")
+panels[0].legend()
+plt.show()
 
-    grid = np.linspace(-8, 8, 801)[:, None]
-    _, clean = make_noisy_cubic(801, noise=0.0, switch=-4.0)
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True)
-    for panel, (name, with_layers) in zip(panels, {"plain": False, "GL": True}.items(), strict=True):
-        errors = []
-        for seed in options.seeds:
-            X, y = make_noisy_cubic(100, switch=-4.0, random_state=seed)
-            found = make_model(with_layers, options.epochs, seed).fit(X, y).predict(grid)
-            errors.append(float(np.sqrt(np.mean((found - clean) ** 2))))
-            panel.plot(grid, found, lw=1)
-        spread = stdev(errors) / len(errors) ** 0.5 if len(errors) > 1 else float("nan")
-        print(f"{name:5s} root mean squared error {mean(errors):.2f} +- {spread:.2f}  {np.round(errors, 2)}")
-        panel.plot(grid, clean, "k--", lw=1)
-        panel.plot(X, y, ".", color="grey", ms=3)
-        panel.set(title=f"{name}: error {mean(errors):.2f}", xlabel="x")
-    figure.savefig("gl_polynomials.png", dpi=150, bbox_inches="tight")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+# %%
+# One seed decides nothing: over three seeds the two errors do not differ by more than their standard errors (see the
+# page of results).

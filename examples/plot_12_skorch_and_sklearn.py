@@ -6,8 +6,6 @@ The same measures on scikit-learn's own models, a plain PyTorch module and a sko
 with the reasons where a measure does not apply.
 """
 
-from __future__ import annotations
-
 import warnings
 
 import matplotlib.pyplot as plt
@@ -53,22 +51,17 @@ def trained_models(X: np.ndarray, y: np.ndarray) -> dict[str, object]:
         }
 
 
-def main() -> None:
-    X, y = load_digits(return_X_y=True)
-    X = (X / 16).astype(np.float32)
-    models = trained_models(X, y)
-    table = pd.DataFrame({name: measure_capacity(model, X, y, MEASURES) for name, model in models.items()})
-    print(table.to_string(float_format="{:.4g}".format))
+X, y = load_digits(return_X_y=True)
+X = (X / 16).astype(np.float32)
+models = trained_models(X, y)
+table = pd.DataFrame({name: measure_capacity(model, X, y, MEASURES) for name, model in models.items()})
+print(table.to_string(float_format="{:.4g}".format))
 
-    report = capacity_report(models["nn.Module"], X, y, "cheap")
-    print(report[["measure", "value", "unit", "seconds", "reason"]].to_string())
+report = capacity_report(models["nn.Module"], X, y, "cheap")
+print(report[["measure", "value", "unit", "seconds", "reason"]].to_string())
 
-    norms = table.drop(index="margin")  # which may be negative
-    relative = norms.div(norms["LogisticRegression"], axis=0)
-    ax = relative.plot(style="o", logy=True, ylabel="value, relative to logistic regression", figsize=(8, 5))
-    ax.set_xticks(range(len(relative)), relative.index)
-    plt.savefig("any_model.png", dpi=150, bbox_inches="tight")
-
-
-if __name__ == "__main__":
-    main()
+norms = table.drop(index="margin")  # which may be negative
+relative = norms.div(norms["LogisticRegression"], axis=0)
+ax = relative.plot(style="o", logy=True, ylabel="value, relative to logistic regression", figsize=(8, 5))
+ax.set_xticks(range(len(relative)), relative.index)
+plt.show()
