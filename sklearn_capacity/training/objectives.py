@@ -78,7 +78,7 @@ class Objective:
                 buffer.copy_(values[name])
 
 
-def _norms(module: nn.Module) -> dict[str, nn.Module]:
+def _norms(module: nn.Module) -> dict[str, nn.modules.batchnorm._NormBase]:
     """Batch and instance norms that keep running statistics."""
     norms = {name: m for name, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)}
     return {name: norm for name, norm in norms.items() if norm.track_running_stats}
