@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.datasets import fetch_openml, load_digits
 from sklearn.utils import Bunch
 
-from sklearn_capacity._validation import check_option
+from sklearn_capacity._validation import check_boolean, check_option
 
 __all__ = ["fetch_cifar10", "fetch_mnist", "load_digit_images"]
 
@@ -38,6 +38,7 @@ def load_digit_images(*, return_X_y: bool = False) -> Any:
     >>> X.shape, X.dtype.name, float(X.max())
     ((1797, 1, 8, 8), 'float32', 1.0)
     """
+    check_boolean("return_X_y", return_X_y)
     digits = load_digits()
     X = (digits.images[:, np.newaxis] / 16.0).astype(np.float32)
     y = digits.target.astype(np.int64)
@@ -81,6 +82,7 @@ def fetch_mnist(*, subset: str = "all", return_X_y: bool = False, data_home: Any
     (60000, 1, 28, 28)
     """
     check_option("subset", subset, ["all", "train", "test"])
+    check_boolean("return_X_y", return_X_y)
     data = _fetch("fetch_mnist", 554, data_home)
     part = {"all": slice(None), "train": slice(60000), "test": slice(60000, None)}[subset]
     X = np.asarray(data.data)[part].reshape(-1, 1, 28, 28)
@@ -123,6 +125,7 @@ def fetch_cifar10(*, return_X_y: bool = False, data_home: Any = None) -> Any:
     >>> fetch_cifar10().data.shape  # doctest: +SKIP
     (60000, 3, 32, 32)
     """
+    check_boolean("return_X_y", return_X_y)
     data = _fetch("fetch_cifar10", 40927, data_home)
     X = np.asarray(data.data).reshape(-1, 3, 32, 32)
     y = np.asarray(data.target).astype(np.int64)

@@ -4,7 +4,7 @@ Input side: `input_jacobian` (rows of dlogits/dx by autograd), `input_sweeps` (t
 autograd), `sweep_rules` (the transposed and the tangent operators that the sweeps apply).
 Parameter side: `parameter_groups` (which tensors theta holds), `parameter_vector` (theta as tensors that can be moved),
 `parameter_uses` (matrices and scales), `parameter_jacobian`, `parameter_tangent`, `parameter_linearization`,
-`sample_gradients`, `fisher_matrix`, `loss_hessian`.
+`sample_gradients`, `output_fisher` (the loss's Fisher matrix at the logits), `fisher_matrix`, `loss_hessian`.
 Shared: `double_backward` (J v by two reverse passes), `perturbation` (weights that move), `modes`.
 
 Data flow: NetworkGraph, X -> Linearization -> sample gradients -> FisherMatrix -> measures.

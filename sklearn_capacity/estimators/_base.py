@@ -44,6 +44,7 @@ from sklearn_capacity.estimators._outcome import (
 from sklearn_capacity.estimators._restoring import restore
 from sklearn_capacity.graph import takes_channels_last
 from sklearn_capacity.layers import resolve_augmentation
+from sklearn_capacity.penalties import PARAMETER_PENALTIES
 from sklearn_capacity.process_state import computing, keeps_modes
 from sklearn_capacity.training import (
     CRITERIA,
@@ -199,7 +200,8 @@ class BaseNetwork(BaseEstimator):
 
     def _penalties(self, generator: torch.Generator) -> list[tuple[Any, float]]:
         """Penalties, each ``penalty(module, X, sample_weight=None)`` or None, with their strengths."""
-        return [(copied(self.penalty), self.penalty_strength)]  # a copy, since a penalty may have state
+        penalty = PARAMETER_PENALTIES[self.penalty] if isinstance(self.penalty, str) else self.penalty
+        return [(copied(penalty), self.penalty_strength)]  # a copy, since a penalty may have state
 
     def _extra_callbacks(self) -> list[Callback]:
         """skorch callbacks of a variant; they run before the learning-rate schedule."""

@@ -13,6 +13,7 @@ from skorch.callbacks import Callback
 from sklearn_capacity._validation import check_boolean, check_instance, check_integer, check_interval, check_option
 from sklearn_capacity.architectures.mlp import ACTIVATIONS, check_layer_sizes
 from sklearn_capacity.layers import resolve_augmentation
+from sklearn_capacity.penalties import PARAMETER_PENALTIES
 from sklearn_capacity.training.losses import CRITERIA
 from sklearn_capacity.training.optimizers import OPTIMIZERS
 
@@ -112,9 +113,14 @@ def skorch_callbacks(name: str, value: Any) -> Any:
 
 
 def penalty(name: str, value: Any) -> Any:
-    """A function of a module and a batch."""
+    """The name of a penalty, or a function of a module and a batch."""
+    if isinstance(value, str):
+        return check_option(name, value, PARAMETER_PENALTIES)
     if isinstance(value, type) or not callable(value):
-        raise TypeError(f"`{name}` must be None or a callable (module, X, sample_weight=None), got {value!r}.")
+        shown = ", ".join(map(repr, PARAMETER_PENALTIES))
+        raise TypeError(
+            f"`{name}` must be None, one of {shown}, or a callable (module, X, sample_weight=None), got {value!r}."
+        )
     return value
 
 

@@ -3,8 +3,9 @@
 `trace` turns a module into a `Program`; `binding` puts tensors into it and converts its operators by the table in
 `rules`; `fold` removes batch norms. That gives a `NetworkGraph` of `nodes`, which `evaluate` and every other
 interpreter walk in order. `Network` (in `network`) is what measures get: a module with its program, its graph and its
-checks. `activations` is the table of element-wise functions, `outputs` finds a module's logits, `memory_layout` tries
-channels-last images, `export_cleanup` removes what a trace leaves behind. Read `nodes`, then `trace` and `binding`.
+checks. `activations` is the table of element-wise functions, `operators` makes a layer's linear operator, `outputs`
+finds a module's logits, `memory_layout` tries channels-last images, `export_cleanup` removes what a trace leaves
+behind. Read `nodes`, then `trace` and `binding`.
 
 Data flow: module -> trace -> Program.bind(tensors) -> fold -> NetworkGraph -> interpret(rules).
 """
@@ -14,6 +15,7 @@ from .evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast, evaluate
 from .memory_layout import channels_first, channels_last, takes_channels_last
 from .network import Network
 from .nodes import NetworkGraph, Node, UnsupportedLayerError, interpret
+from .operators import operator_of
 from .trace import Program, named_tensors, private_copy, trace
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "evaluate",
     "interpret",
     "named_tensors",
+    "operator_of",
     "private_copy",
     "takes_channels_last",
     "trace",

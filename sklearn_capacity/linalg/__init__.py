@@ -1,9 +1,10 @@
 """Linear maps known by their products: norms from below and from above, eigenvalues, norms of rows and columns.
 
 Eigenvalues: `lanczos` (the largest, of one operator or a batch, with an error bound), `block_lanczos` (several);
-`trace` estimates their sum. Norms: `operator_norm` from below, by the same iteration on a Gram matrix; `induced` for
-other exponents; `certificate`, `torus` and `banded` prove upper ends. `conv`, `matrix` and `pooling` hold the
-operators; `entries`, `padding` and `powers` serve them. `power_law` fits the tail of a spectrum.
+`trace` estimates their sum. Norms: `operator_norm` from below, by the same iteration on a Gram matrix;
+`singular_vector` is where it is taken; `induced` for other exponents; `certificate`, `torus` and `banded` prove upper
+ends. `conv`, `matrix` and `pooling` hold the operators; `entries`, `padding` and `powers` serve them. `power_law` fits
+the tail of a spectrum.
 
 `MatrixOperator`, `DiagonalOperator`, `ConvOperator` and `PoolOperator` share one interface: ``input_shape``,
 ``output_shape``, ``forward`` and ``adjoint`` on batches, ``norm_lower()``, ``norm_upper(lower)``, ``row_norms(p)``,
@@ -19,6 +20,7 @@ from .operator_norm import OperatorNorm, operator_norm
 from .pooling import PoolOperator, adaptive_average_pool, average_pool
 from .power_law import PowerLaw, fit_power_law
 from .powers import power_product
+from .singular_vector import leading_singular_vector
 
 __all__ = [
     "ConvOperator",
@@ -40,6 +42,7 @@ __all__ = [
     "induced_norm",
     "lanczos",
     "largest_eigenvalue",
+    "leading_singular_vector",
     "operator_norm",
     "power_product",
 ]

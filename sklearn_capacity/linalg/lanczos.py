@@ -36,7 +36,16 @@ from sklearn_capacity._validation import (
     warn,
 )
 
-__all__ = ["MISS", "Eigenvalue", "RitzValues", "error_bound", "lanczos", "lanczos_quadrature", "largest_eigenvalue"]
+__all__ = [
+    "MISS",
+    "Eigenvalue",
+    "LanczosProcess",
+    "RitzValues",
+    "error_bound",
+    "lanczos",
+    "lanczos_quadrature",
+    "largest_eigenvalue",
+]
 
 #: The probability, over the draw of the start vector, that a stated error does not cover the truth.
 MISS = 1e-6
@@ -194,7 +203,7 @@ def lanczos(
     generator = torch.Generator().manual_seed(check_integer("random_state", random_state, 0))
     start = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device=device, dtype=dtype)
     with torch.no_grad():
-        process = _Process(product, start.reshape(-1, shape[-1]), shape)
+        process = LanczosProcess(product, start.reshape(-1, shape[-1]), shape)
         for step in range(1, max_steps + 1):
             process.step()
             if step >= k and (step % check_every == 0 or step == max_steps):
@@ -288,14 +297,14 @@ def lanczos_quadrature(
     size = check_integer("size", size, 1)
     n_steps = min(check_integer("n_steps", n_steps, 1), size)
     with torch.no_grad():
-        process = _Process(product, start.to(device=device, dtype=torch.float64).reshape(1, size), (size,))
+        process = LanczosProcess(product, start.to(device=device, dtype=torch.float64).reshape(1, size), (size,))
         for _ in range(n_steps):
             process.step()
         nodes, vectors = process.eigen()  # (1, j), (1, j, j)
     return nodes[0], vectors[0, 0].square()
 
 
-class _Process:
+class LanczosProcess:
     """A Q_j = Q_j T_j + beta q_{j+1} e_j^T for each operator of the batch, with orthonormal Q_j."""
 
     def __init__(self, product: Callable[[Tensor], Tensor], start: Tensor, shape: tuple[int, ...]):
@@ -340,6 +349,12 @@ class _Process:
         residuals = (last * vectors[:, -1]).abs() / divisor
         errors = error_bound(residuals[:, -1], vectors[:, 0, -1].abs(), self.basis.shape[-1])
         return values.flip(-1)[:, :k], residuals.flip(-1)[:, :k], errors, largest.squeeze(-1)
+
+    def leading_vector(self) -> Tensor:
+        """Ritz vectors of the largest Ritz values, (batch, n)."""
+        _, vectors = self.eigen()  # (batch, j, j)
+        coefficients = vectors[:, :, -1].to(self.basis)  # (batch, j)
+        return torch.einsum("jbn,bj->bn", self.basis[: coefficients.shape[1]], coefficients)
 
     def eigen(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (batch, j), ascending, and eigenvectors (batch, j, j) of T_j, on the CPU.

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from .._validation import check_option
+from ..derivatives.output_fisher import DISTRIBUTIONS, fisher_form
 from ..derivatives.parameter_jacobian import AutogradJacobian
 from ..derivatives.parameter_tangent import parameter_tangent
 from ..derivatives.parameter_uses import which_are_weights
 from ..graph import Network, UnsupportedLayerError
 from .batch import Batch
+from .losses import targets
 from .record import Measure, Measured, NotDefinedError
 
 __all__ = ["MEASURES", "fisher_rao_norm"]
 
-DISTRIBUTIONS = ("empirical", "model")
 PARAMETERS = ("all", "weights")
 
 
@@ -91,31 +92,12 @@ def fisher_rao_norm(
         raise NotDefinedError("The Fisher-Rao norm needs trainable parameters, and all are frozen.")
     biases = parameters == "all"
     f, u = batch.once(("tangent", biases), lambda: _tangents(network, batch, biases))
-    form = quadratic_form(f, u, batch, distribution).mean().item()
+    y = None if distribution == "model" else targets(batch)
+    form = fisher_form(f, u, y, str(batch.loss), distribution).mean().item()
     value = math.sqrt(max(form, 0.0))
     if per_layer:
         value /= len(network.graph.layers)
     return Measured(value**2 if squared else value)
-
-
-def quadratic_form(f: Tensor, u: Tensor, batch: Batch, distribution: str) -> Tensor:
-    """<u, F_psi u> per sample, (n,), with F_psi the Fisher matrix of the loss at the output."""
-    if batch.loss == "absolute":
-        if f.shape[1] != 1:
-            raise NotDefinedError(
-                f"The Fisher-Rao norm under the absolute loss is defined for one output, got {f.shape[1]}. "
-                'Use loss="squared".'
-            )
-        return u.squeeze(1) ** 2
-    if batch.loss == "squared":
-        if distribution == "model":
-            return (u**2).sum(1)
-        return ((f - batch.y.double()) * u).sum(1) ** 2
-    p = f.softmax(1)
-    mean = (p * u).sum(1, keepdim=True)
-    if distribution == "model":
-        return (p * (u - mean) ** 2).sum(1)
-    return (mean - u.gather(1, batch.classes[:, None])).squeeze(1) ** 2
 
 
 def _tangents(network: Network, batch: Batch, biases: bool) -> tuple[Tensor, Tensor]:

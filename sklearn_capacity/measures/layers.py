@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .._validation import check_option
-from ..graph import Network, Node, broadcast
-from ..linalg import ConvOperator, DiagonalOperator, MatrixOperator, OperatorNorm
+from ..graph import Network, Node, operator_of
+from ..graph.operators import Operator
+from ..linalg import OperatorNorm
 
 __all__ = [
     "VIEWS",
@@ -22,13 +22,11 @@ __all__ = [
     "layer_weight",
     "operator_norm_uppers",
     "operator_norms",
-    "operator_of",
     "repetitions",
     "weight_layers",
 ]
 
 VIEWS = ("kernel", "operator")
-Operator = MatrixOperator | DiagonalOperator | ConvOperator
 
 
 def check_view(view: str) -> str:
@@ -87,29 +85,6 @@ def as_operator(network: Network, node: Node) -> Operator:
     A linear layer that is applied at several positions is returned once: see `repetitions`.
     """
     return operator_of(node, layer_weight(node), network.graph[node.inputs[0]].shape)
-
-
-def operator_of(node: Node, weight: Tensor, input_shape: tuple[int, ...]) -> Operator:
-    """The operator of a layer with its weight replaced."""
-    if node.op == "linear":
-        return MatrixOperator(weight)
-    if node.op == "diagonal":
-        if input_shape != node.shape:
-            raise node.refuse("The operator of a layer", "it repeats its input by broadcasting.")
-        ones = torch.ones(1, *node.shape, dtype=weight.dtype, device=weight.device)
-        return DiagonalOperator((ones * broadcast(node, weight, ones))[0])
-    p = node.params
-    return ConvOperator(
-        weight,
-        input_shape,
-        stride=p["stride"],
-        padding=p["padding"],
-        dilation=p["dilation"],
-        groups=p["groups"],
-        padding_mode=p["padding_mode"],
-        transposed=node.op == "conv_transpose",
-        output_padding=p["output_padding"],
-    )
 
 
 def repetitions(node: Node) -> int:

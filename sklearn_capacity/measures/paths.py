@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._validation import check_interval
-from ..graph import LINEAR_RULES, Network, Node, activation_of, apply_linear
+from ..graph import LINEAR_RULES, Network, Node, activation_of, apply_linear, operator_of
 from ..graph.nodes import WEIGHT_OPS, interpret
 from ..linalg import adaptive_average_pool, power_product
 from .batch import Batch
-from .layers import operator_of, weight_layers
+from .layers import weight_layers
 from .record import Measure, Measured, logarithm
 
 __all__ = ["MEASURES", "path_norm"]

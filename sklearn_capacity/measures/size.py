@@ -10,11 +10,11 @@ from torch import Tensor
 
 from .._validation import check_option
 from ..derivatives.parameter_groups import parameter_groups
-from ..graph import Network, Node
+from ..graph import Network, Node, operator_of
 from ..graph.fold import split_head
 from ..linalg.entries import stable_norm
 from .batch import Batch
-from .layers import layer_weight, operator_of
+from .layers import layer_weight
 from .record import Measure, Measured
 
 __all__ = ["MEASURES", "distance_from_initialization", "parameter_count", "parameter_norm", "vc_dimension"]

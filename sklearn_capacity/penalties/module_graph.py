@@ -14,10 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sklearn_capacity._validation import check_instance
 from sklearn_capacity.derivatives.input_sweeps import chain_refusal
-from sklearn_capacity.graph import NetworkGraph, Program, evaluate, named_tensors, private_copy, trace
+from sklearn_capacity.graph import (
+    NetworkGraph,
+    Program,
+    UnsupportedLayerError,
+    evaluate,
+    named_tensors,
+    private_copy,
+    trace,
+)
 
-__all__ = ["acts_alike_in_training", "graph_of", "has_folded_layers", "has_hooks", "trace_of", "writes_into_itself"]
+__all__ = [
+    "acts_alike_in_training",
+    "graph_of",
+    "has_folded_layers",
+    "has_hooks",
+    "trace_of",
+    "whole_graph",
+    "writes_into_itself",
+]
 
 #: A module whose attributes change more often than this is left to the loop.
 MANY_TRACES = 20
@@ -38,7 +55,9 @@ class ModuleTrace:
     key : tuple
         Shape, precision and device of a sample, and the settings that the trace bakes in.
     program : Program or None
-        None: it cannot be traced, or has no chain.
+        None: it cannot be traced.
+    refusal : str or None
+        Why it cannot be traced, or its graph has no chain.
     writes : bool
         Whether a forward pass changes the module's buffers or attributes.
     traces : int
@@ -54,6 +73,7 @@ class ModuleTrace:
     owner: weakref.ref
     key: tuple
     program: Program | None
+    refusal: str | None = None
     writes: bool = False
     traces: int = 1
     volatile: frozenset[tuple[str, str]] = frozenset()
@@ -71,15 +91,36 @@ def graph_of(module: Any, X: Tensor, *, folded: bool = True) -> NetworkGraph | N
     if not isinstance(module, nn.Module) or not X.is_floating_point():
         return None
     entry = trace_of(module, X)
-    if entry.program is None:
+    if entry.program is None or entry.refusal is not None:
         return None
+    return _bound(entry, entry.program, module, folded)
+
+
+def whole_graph(module: nn.Module, X: Tensor, purpose: str) -> NetworkGraph:
+    """The module's folded graph with its live tensors, whether or not it has a chain.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If the module cannot be traced; the message begins with `purpose`.
+    """
+    check_instance("module", module, nn.Module, "a torch.nn.Module")
+    entry = trace_of(module, X)
+    if entry.program is None:
+        raise UnsupportedLayerError(
+            f"{purpose} needs the graph of `module`, and {type(module).__name__} has none: {entry.refusal}"
+        )
+    return _bound(entry, entry.program, module)
+
+
+def _bound(entry: ModuleTrace, program: Program, module: nn.Module, folded: bool = True) -> NetworkGraph:
     tensors = named_tensors(module)
-    if not folded and entry.program.may_fold:
-        return entry.program.bind(tensors, folded=False)
+    if not folded and program.may_fold:
+        return program.bind(tensors, folded=False)
     state = tuple((id(t), t.requires_grad) for t in tensors.values())
     if entry.graph is not None and entry.bound_to == state:
         return entry.graph
-    graph = entry.program.bind(tensors)
+    graph = program.bind(tensors)
     # The graph can serve again if nothing in it was computed from the tensors; an optimiser works in place.
     entry.graph, entry.bound_to = (graph, state) if _holds_only(graph, tensors) else (None, ())
     return graph
@@ -95,8 +136,9 @@ def trace_of(module: nn.Module, X: Tensor) -> ModuleTrace:
     number = id(module)
     owner = weakref.ref(module, lambda _: _TRACES.pop(number, None))
     traces = 1 if entry is None else entry.traces + 1
-    program, writes = (None, False) if traces > MANY_TRACES else _program(module, X)
-    new = ModuleTrace(owner, key, program, writes, traces)
+    often = f"its attributes change at every step, {traces} times so far."
+    program, refusal, writes = (None, often, False) if traces > MANY_TRACES else _program(module, X)
+    new = ModuleTrace(owner, key, program, refusal, writes, traces)
     if entry is not None:
         new.volatile = entry.volatile | _without_effect(entry, new)
         new.key = (*key[:3], {name: value for name, value in key[3].items() if name not in new.volatile})
@@ -114,28 +156,29 @@ def _without_effect(old: ModuleTrace, new: ModuleTrace) -> frozenset[tuple[str, 
     return frozenset(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 
-def _program(module: nn.Module, X: Tensor) -> tuple[Program | None, bool]:
-    """The traced program, if it has a chain and reproduces the module at X, and whether the module writes in itself."""
+def _program(module: nn.Module, X: Tensor) -> tuple[Program | None, str | None, bool]:
+    """The traced program, if it reproduces the module at X; why there is none, or no chain; whether the module writes.
+
+    A module that cannot be traced may still serve the loop of double backward passes, whatever it has raised here.
+    """
     try:
         program = trace(module, tuple(X.shape[1:]), dtype=X.dtype)
         copied = private_copy(module)  # what a forward pass leaves behind is left in the copy
         before = _contents(copied)
         with torch.no_grad():
             graph = program.bind(named_tensors(module))
-            if chain_refusal(graph) is not None:
-                return None, False
             expected, got = copied(X), evaluate(graph, X)
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # whatever a user's module raises here, the loop of double backward passes may still serve it
-        return None, False
+    except Exception as error:
+        return None, str(error), False
     if not isinstance(expected, Tensor) or expected.shape != got.shape:
-        return None, False
+        return None, "it returns something else than the operators of its graph.", False
     scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
-    error = float((got - expected).abs().max() / scale)
-    if error >= 1e3 * torch.finfo(expected.dtype).eps ** 0.8:
-        return None, False
-    return program, before != _contents(copied)
+    difference = float((got - expected).abs().max() / scale)
+    if difference >= 1e3 * torch.finfo(expected.dtype).eps ** 0.8:
+        return None, f"the operators of its graph differ from it by {difference:.1e}.", False
+    return program, chain_refusal(graph), before != _contents(copied)
 
 
 def _contents(module: nn.Module) -> tuple:

@@ -29,16 +29,22 @@ WITHOUT_GRADIENT = (
 )
 
 
+#: What a penalty may take besides the module and X.
+OFFERED = frozenset({"sample_weight", "shared", "y", "criterion"})
+
+
 def keywords_of(penalty: Callable[..., Any]) -> frozenset[str]:
-    """What the penalty takes besides the module and X: "shared" if it is named, "sample_weight" also by ``**``."""
+    """Those of `OFFERED` that the penalty names besides the module and X; "sample_weight" also by ``**``."""
     function = penalty.forward if isinstance(penalty, nn.Module) else penalty  # a module's call takes anything
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = list(inspect.signature(function).parameters.values())
     except ValueError:  # written in C, and without a signature
         return frozenset()
-    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    module_and_batch = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:2]
+    others = [p for p in parameters if p not in module_and_batch]
+    named = {p.name for p in others if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     by_stars = {"sample_weight"} if any(p.kind is p.VAR_KEYWORD for p in parameters) else set()
-    return frozenset({"sample_weight", "shared"} & named | by_stars)
+    return frozenset(OFFERED & named | by_stars)
 
 
 def check_value(value: Any, *, read: bool) -> None:
@@ -60,7 +66,15 @@ def _described(value: Any) -> str:
     return f"{value!r} of type {type(value).__name__}"
 
 
-def check_penalty(penalty: Callable[..., Tensor], module: nn.Module, X: Tensor, *, random_state: int = 0) -> None:
+def check_penalty(
+    penalty: Callable[..., Tensor],
+    module: nn.Module,
+    X: Tensor,
+    y: Tensor | None = None,
+    *,
+    criterion: nn.Module | None = None,
+    random_state: int = 0,
+) -> None:
     """Raise if a penalty is not one that a network can be trained with.
 
     The penalty must return a finite real tensor of shape (), the same twice for one seed, and leave the module and X as
@@ -76,6 +90,10 @@ def check_penalty(penalty: Callable[..., Tensor], module: nn.Module, X: Tensor, 
         A network of the kind that will be trained; a small one will do. A copy in float64 and in training mode is
         checked.
     X : Tensor of shape (n, ...)
+    y : Tensor, default=None
+        Targets, for a penalty that takes them.
+    criterion : nn.Module, default=None
+        The loss, for a penalty that takes it.
     random_state : int, default=0
         Seed of the directions, and of what the penalty draws from torch's default generator.
 
@@ -109,16 +127,21 @@ def check_penalty(penalty: Callable[..., Tensor], module: nn.Module, X: Tensor, 
     check_instance("X", X, Tensor, "a tensor of shape (n, ...)")
     check_integer("random_state", random_state, 0, 2**63 - 1)
     with naming_function(module, X):
-        _check_penalty(penalty, copy.deepcopy(module).double().train(), X.detach().double(), random_state)
+        y = y.double() if isinstance(y, Tensor) and y.is_floating_point() else y
+        given = {name: value for name, value in (("y", y), ("criterion", criterion)) if value is not None}
+        _check_penalty(penalty, copy.deepcopy(module).double().train(), X.detach().double(), given, random_state)
 
 
-def _check_penalty(penalty: Callable[..., Tensor], module: nn.Module, X: Tensor, random_state: int) -> None:
+def _check_penalty(
+    penalty: Callable[..., Tensor], module: nn.Module, X: Tensor, given: dict[str, Any], random_state: int
+) -> None:
     takes = keywords_of(penalty)
+    given = {name: value for name, value in given.items() if name in takes}
 
     def evaluate(**keywords: Any) -> Tensor:
         with torch.random.fork_rng(devices=[X.device] if X.is_cuda else []):
             torch.manual_seed(random_state)
-            return copy.deepcopy(penalty)(module, X, **keywords)  # a copy, as it may count or draw
+            return copy.deepcopy(penalty)(module, X, **given, **keywords)  # a copy, as it may count or draw
 
     before = _contents(module, X)
     value = evaluate()

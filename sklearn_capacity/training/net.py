@@ -39,8 +39,8 @@ class PenalizedNet(NeuralNet):
         ``penalty(module, X, sample_weight=None)`` returns a differentiable scalar, for example
         :func:`sklearn_capacity.penalties.frobenius_penalty`, or a ``functools.partial`` of it. It is
         evaluated on training batches only, with the module in training mode. `sample_weight` may be missing from its
-        signature. One that names ``shared`` gets the loss's forward pass, a
-        :class:`sklearn_capacity.penalties.SharedPass`, to save one of its own.
+        signature. One that names ``y`` or ``criterion`` gets the batch's targets or the loss; one that names ``shared``
+        gets the loss's forward pass, a :class:`sklearn_capacity.penalties.SharedPass`, to save one of its own.
     penalty_strength : float, default=1.0
     penalties : sequence of (penalty, strength), default=()
         Further penalties.
@@ -154,7 +154,12 @@ class PenalizedNet(NeuralNet):
                 "`module` works in place on its input, which the penalty needs as it was. "
                 "Let the first operation make a new tensor, as nn.ReLU(inplace=False) does."
             )
-        values = {term.key: term.value(shared, getattr(batch, "sample_weight", None)) for term in terms}
+        offered = {
+            "y": batch[1],
+            "criterion": self.criterion_,
+            "sample_weight": getattr(batch, "sample_weight", None),
+        }
+        values = {term.key: term.value(shared, **offered) for term in terms}
         objective = sum((term.strength * values[term.key] for term in terms), start=loss)
         if not objective.requires_grad:
             raise ValueError(

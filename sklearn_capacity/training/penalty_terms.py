@@ -26,7 +26,7 @@ class PenaltyTerm:
     penalty : callable
     strength : float
     keywords : frozenset of str
-        Those of "sample_weight" and "shared" that the penalty takes.
+        Those of "sample_weight", "shared", "y" and "criterion" that the penalty takes.
     """
 
     key: str
@@ -47,10 +47,10 @@ class PenaltyTerm:
         held |= getattr(self.penalty, "options", {})
         return [value for value in held.values() if isinstance(value, torch.Generator)]
 
-    def value(self, shared: SharedPass, sample_weight: Tensor | None) -> Tensor:
-        """The penalty at the module and batch of a forward pass, ()."""
+    def value(self, shared: SharedPass, **offered: Any) -> Tensor:
+        """The penalty at the module and batch of a forward pass, (); `offered` is what it may take besides these."""
         X, version = shared.X, shared.X._version
-        offered = {"sample_weight": sample_weight, "shared": shared}
+        offered["shared"] = shared
         value = self.penalty(shared.module, X, **{name: offered[name] for name in self.keywords})
         if X._version != version:
             raise ValueError(

@@ -108,8 +108,11 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[], Arguments]]] = {
     "projection_penalty": _penalty(penalties.projection_penalty, n_projections=1),
     "spectral_penalty": _penalty(penalties.spectral_penalty),
     "per_layer_penalty": _penalty(penalties.per_layer_penalty),
+    "spectral_norm_penalty": (penalties.spectral_norm_penalty, lambda: {"module": mlp(), "X": _batch()}),
+    "gradient_norm_penalty": (penalties.gradient_norm_penalty, lambda: {"module": mlp(), "X": _batch(), "y": torch.arange(N) % 2, "criterion": None, "sample_weight": torch.ones(N), "squared": True}),
+    "fisher_rao_penalty": (penalties.fisher_rao_penalty, lambda: {"module": mlp(), "X": _batch(), "y": torch.arange(N) % 2, "criterion": None, "distribution": "empirical", "sample_weight": torch.ones(N)}),
     "JacobianPenalty": (penalties.JacobianPenalty, lambda: {"norm": "projection", "output": "softmax", "n_projections": 1}),
-    "check_penalty": (penalties.check_penalty, lambda: {"penalty": penalties.frobenius_penalty, "module": mlp(nn.Tanh()).double(), "X": _batch().double(), "random_state": 0}),
+    "check_penalty": (penalties.check_penalty, lambda: {"penalty": penalties.frobenius_penalty, "module": mlp(nn.Tanh()).double(), "X": _batch().double(), "y": None, "criterion": None, "random_state": 0}),
     "forward_pass": (penalties.forward_pass, lambda: {"module": mlp(), "X": _batch()}),
     "GeneralizationLayer": (layers.GeneralizationLayer, lambda: {"in_features": 4, "out_features": 3, "depth": 1, "nu": 1.0}),
     "ConvGeneralizationLayer": (layers.ConvGeneralizationLayer, lambda: {"in_channels": 2, "out_channels": 2, "stride": 1, "form": "conv1x1", "depth": 1, "nu": 1.0}),
@@ -170,6 +173,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[], Arguments]]] = {
     "resolve_optimizer": (training.resolve_optimizer, lambda: {"optimizer": "adam", "momentum": 0.9, "weight_decay": 0.1, "params": None, "device": torch.device("cpu")}),
     "KFAC": (training.KFAC, lambda: {"params": list(mlp().parameters()), "lr": 0.1, "momentum": 0.0, "damping": 0.1, "weight_decay": 0.0, "update_interval": 1, "fisher": "type-2", "max_kl": 0.1, "random_state": 0}),
     "PathSGD": (training.PathSGD, lambda: {"params": list(mlp().parameters()), "lr": 0.1, "update_interval": 1}),
+    "SAM": (training.SAM, lambda: {"params": list(mlp().parameters()), "lr": 0.1, "rho": 0.1, "adaptive": True, "base": torch.optim.SGD}),
     "list_measures": (package.list_measures, dict),
     "save": (package.save, lambda: {"estimator": fitted("classifier"), "path": "model.safetensors"}),
     "load": (package.load, lambda: {"path": "model.safetensors"}),
@@ -178,7 +182,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[], Arguments]]] = {
 #: what makes layers, or draws in place of torch's own generator, as torch does
 DRAWS = {
     "GeneralizationLayer", "ConvGeneralizationLayer", "GeneralizationDropout", "ConvGeneralizationDropout", "insert_generalization_layer", "he_initialize", "MLP", "ConvNet", "VGG",
-    "AllConvNet", "CifarResNet", "PreactResNet", "WideResNet", "ResidualMLP", "make_network", "forward_pass", "crop_flip", "random_crop", "random_flip", "projection_penalty", "per_layer_penalty", "frobenius_penalty", "spectral_penalty",
+    "AllConvNet", "CifarResNet", "PreactResNet", "WideResNet", "ResidualMLP", "make_network", "forward_pass", "crop_flip", "random_crop", "random_flip", "projection_penalty", "per_layer_penalty", "frobenius_penalty", "spectral_penalty", "spectral_norm_penalty", "gradient_norm_penalty", "fisher_rao_penalty",
 }  # fmt: skip
 #: what may end in an error of the file system
 FILES = {"save", "load"}

@@ -127,7 +127,8 @@ def _penalties() -> list[Any]:
         None, frobenius_penalty, JacobianPenalty("spectral"), JacobianPenalty("projection"), lambda module, X: module(X).pow(2).mean(), lambda module, X: None, lambda module, X: 3.0,
         lambda module, X: "text", lambda module, X: module(X), lambda module, X: module(X).sum() * float("nan"), lambda module, X: module(X).mean().detach(),
         lambda module: 0, lambda *args: torch.tensor(1.0), lambda module, X: torch.tensor(1j), lambda module, X: module(X).sum().long(), lambda module, X: (module(X).sum(), 1), nn.Linear(1, 1), nn.Linear,
-        lambda module, X: sum(p.abs().sum() for p in module.parameters()), lambda module, X: X.sum(), lambda module, X: module(X).sum().double(),
+        lambda module, X: sum(p.abs().sum() for p in module.parameters()), lambda module, X: X.sum(), lambda module, X: module(X).sum().double(), "spectral_norm", "gradient_norm", "fisher_rao", "weights",
+        lambda module, X, y: torch.nn.functional.cross_entropy(module(X), y), lambda module, X, y, criterion: criterion(module(X), y),
     ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from measuring import values_of
 from networks import NETWORKS
 from sklearn_capacity.architectures import make_network
-from sklearn_capacity.penalties import PENALTIES
+from sklearn_capacity.penalties import PARAMETER_PENALTIES, PENALTIES
 from tests.gpu.runner import check
 
 CASES = ("mlp_no_bias", "mlp_tanh", "conv_batch_norm", "conv_strided_grouped", "residual", "tokens")
@@ -48,22 +49,26 @@ def penalties_equal_the_cpu(device: torch.device) -> str:
         module = build().double()
         X = torch.randn(6, 16, dtype=torch.float64) if len(list(module.parameters())) < 9 else None
         X = torch.randn(6, 3, 8, 8, dtype=torch.float64) if X is None else X
-        for name in PENALTIES:
-            for output in ("logits", "softmax"):
-                expected = _value_and_gradient(module, X, name, output)
-                got = _value_and_gradient(module.to(device), X.to(device), name, output)
-                module.to("cpu")
-                error = float((got - expected).norm() / expected.norm())
-                assert error < 1e-9, f"{name}, {output}: {error:.1e}"
-                worst, n_values = max(worst, error), n_values + 1
+        on_jacobian = itertools.product(PENALTIES, ("logits", "softmax"))
+        for name, output in [*on_jacobian, *((name, "") for name in PARAMETER_PENALTIES)]:
+            expected = _value_and_gradient(module, X, name, output)
+            got = _value_and_gradient(module.to(device), X.to(device), name, output)
+            module.to("cpu")
+            error = float((got - expected).norm() / expected.norm())
+            assert error < 1e-9, f"{name}, {output}: {error:.1e}"
+            worst, n_values = max(worst, error), n_values + 1
     return f"{n_values} values with gradients, largest relative difference {worst:.1e}"
 
 
 def _value_and_gradient(module: nn.Module, X: Tensor, name: str, output: str) -> Tensor:
     """The penalty and its gradient with respect to all parameters as one vector on the CPU."""
-    penalty = PENALTIES[name]
-    options = {"generator": torch.Generator().manual_seed(0)} if penalty.random else {}
-    value = penalty.function(module, X, output=output, **options)
+    if name in PENALTIES:
+        penalty = PENALTIES[name]
+        options = {"generator": torch.Generator().manual_seed(0)} if penalty.random else {}
+        value = penalty.function(module, X, output=output, **options)
+    else:
+        options = {} if name == "spectral_norm" else {"y": (torch.arange(len(X)) % 3).to(X.device)}
+        value = PARAMETER_PENALTIES[name](module, X, **options)
     parameters = [p for p in module.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(value, parameters, allow_unused=True)
     pieces = [value.reshape(1), *(g.flatten() for g in gradients if g is not None)]

@@ -56,6 +56,9 @@ CASES: list[tuple[type, dict[str, Any]]] = [
     (NetworkClassifier, {"optimizer": "kfac", "learning_rate": 1e-2}),
     (NetworkClassifier, {"optimizer": "kfac", "learning_rate": 1e-2, "optimizer_params": {"fisher": "mc"}}),
     (NetworkRegressor, {"loss": "absolute", "optimizer": "lbfgs", "learning_rate": 0.1, "stop_below": 0.01}),
+    (NetworkClassifier, {"penalty": "spectral_norm", "penalty_strength": 1e-3, **CONV}),
+    (NetworkClassifier, {"penalty": "gradient_norm", "penalty_strength": 0.1, "activation": "tanh"}),
+    (NetworkRegressor, {"penalty": "fisher_rao", "penalty_strength": 0.01, "batch_norm": True}),
     (NetworkClassifier, {"optimizer": "sam", "batch_norm": True, "dropout": 0.2}),
     (JacobianRegularizedClassifier, {"optimizer": "sam", "optimizer_params": {"base": "adam", "adaptive": True}}),
 ]

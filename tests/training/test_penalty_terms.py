@@ -132,6 +132,29 @@ def test_sample_weights_reach_the_penalty():
     assert sums == [pytest.approx(40.0)]
 
 
+def test_a_penalty_gets_the_targets_and_the_loss_that_it_names():
+    X, y = data()
+    seen = []
+
+    def penalty(y, X, criterion, **others):  # its first two are the module and the batch, whatever their names
+        seen.append((type(y).__name__, len(X), type(criterion).__name__, sorted(others)))
+        return squared_weights(y, X)
+
+    def with_targets(module, X, y, sample_weight=None):
+        seen.append((y.dtype, tuple(y.shape), sample_weight))
+        return squared_weights(module, X)
+
+    NetworkClassifier((4,), penalty=penalty, max_epochs=1, batch_size=40).fit(X, y)
+    NetworkClassifier((4,), penalty=with_targets, max_epochs=1, batch_size=40).fit(X, y)
+    NetworkRegressor((4,), penalty=with_targets, max_epochs=1, batch_size=40).fit(X, X[:, :2])
+    assert seen == [
+        ("MLP", 40, "CrossEntropyLoss", ["sample_weight"]),
+        (torch.int64, (40,), None),
+        (torch.float64, (40, 2), None),
+    ]
+    check_penalty(with_targets, nn.Linear(5, 3), torch.randn(4, 5), torch.tensor([0, 1, 2, 0]))
+
+
 class Counting:
     """A penalty that remembers its calls."""
 
@@ -314,9 +337,12 @@ def test_the_check_sees_wrong_returns(name):
         check_penalty(penalty, nn.Linear(5, 3), network()[1])
 
 
-@pytest.mark.parametrize("bad", ["l2", 3, nn.Linear, Counting])
+@pytest.mark.parametrize("bad", [3, nn.Linear, Counting])
 def test_what_is_no_penalty_is_refused(bad):
-    with pytest.raises(TypeError, match=r"`penalty` must be None or a callable \(module, X, sample_weight=None\), got"):
+    message = r"`penalty` must be None, one of .*'spectral_norm', or a callable \(module, X, sample_weight=None\), got"
+    with pytest.raises(TypeError, match=message):
         NetworkClassifier(penalty=bad).fit(*data())
+    with pytest.raises(ValueError, match="`penalty` must be one of 'fisher_rao', .* got 'l2'"):
+        NetworkClassifier(penalty="l2").fit(*data())
     with pytest.raises(ValueError, match="`penalty_strength` must lie in"):
         NetworkClassifier(penalty_strength=-1.0).fit(*data())

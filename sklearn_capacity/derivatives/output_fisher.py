@@ -1,0 +1,47 @@
+"""The Fisher matrix of a loss at the output, as a quadratic form."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .._validation import NotDefinedError
+
+__all__ = ["DISTRIBUTIONS", "fisher_form"]
+
+#: Labels of the data, or labels drawn from the model.
+DISTRIBUTIONS = ("empirical", "model")
+
+
+def fisher_form(f: Tensor, u: Tensor, y: Tensor | None, loss: str, distribution: str) -> Tensor:
+    r""":math:`\langle u, F_\psi u \rangle` of each sample, (n,); differentiable ([FR] definition 2).
+
+    Cross-entropy: :math:`\langle p - e_y, u \rangle^2` or the variance of u under p; squared:
+    :math:`\langle f - y, u \rangle^2` or :math:`\|u\|^2`; absolute: :math:`u^2` with either.
+
+    Parameters
+    ----------
+    f, u : Tensor of shape (n, C)
+        Logits, and a direction in their space.
+    y : Tensor or None
+        Class indices (n,) under cross-entropy, else targets (n, C); for "empirical" only.
+    loss : "cross_entropy", "squared" or "absolute"
+    distribution : one of `DISTRIBUTIONS`
+    """
+    if loss == "absolute":
+        if f.shape[1] != 1:
+            raise NotDefinedError(
+                f"The Fisher-Rao norm under the absolute loss is defined for one output, got {f.shape[1]}. "
+                'Use loss="squared".'
+            )
+        return u.squeeze(1) ** 2
+    if loss == "squared":
+        if distribution == "model":
+            return (u**2).sum(1)
+        assert y is not None
+        return ((f - y.to(f.dtype)) * u).sum(1) ** 2
+    p = f.softmax(1)
+    mean = (p * u).sum(1, keepdim=True)  # (n, 1)
+    if distribution == "model":
+        return (p * (u - mean) ** 2).sum(1)
+    assert y is not None
+    return (mean - u.gather(1, y[:, None])).squeeze(1) ** 2
