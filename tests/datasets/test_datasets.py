@@ -176,3 +176,9 @@ def test_no_network_is_a_clear_error(monkeypatch, fetch):
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("load", [load_digit_images, fetch_mnist, fetch_cifar10])
+def test_the_form_of_the_result_is_checked_before_anything_is_read(load):
+    with pytest.raises(TypeError, match="`return_X_y` must be True or False, got 'yes'"):
+        load(return_X_y="yes")
