@@ -164,6 +164,8 @@ TESTED_IN = {
     "estimators": "estimators/test_estimators",
     "estimators/_generalization_layer": "estimators/test_generalization_layer_estimators",
     "graph": "graph/test_network",
+    "graph/fold_scales": "graph/test_weight_layers",
+    "graph/linear_maps": "graph/test_weight_layers",
     "graph/operators": "measures/test_norms",
     "layers": "layers/test_layers",
     "linalg": "linalg/test_operators",

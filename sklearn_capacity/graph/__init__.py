@@ -5,7 +5,8 @@
 interpreter walk in order. `Network` (in `network`) is what measures get: a module with its program, its graph and its
 checks. `activations` is the table of element-wise functions, `operators` makes a layer's linear operator, `outputs`
 finds a module's logits, `memory_layout` tries channels-last images, `export_cleanup` removes what a trace leaves
-behind. Read `nodes`, then `trace` and `binding`.
+behind. `weight_layers` lists the weight layers of any graph: `linear_maps` finds those in operators without a rule,
+`fold_scales` folds constant factors. Read `nodes`, then `trace` and `binding`.
 
 Data flow: module -> trace -> Program.bind(tensors) -> fold -> NetworkGraph -> interpret(rules).
 """
@@ -17,6 +18,7 @@ from .network import Network
 from .nodes import NetworkGraph, Node, UnsupportedLayerError, interpret
 from .operators import operator_of
 from .trace import Program, named_tensors, private_copy, trace
+from .weight_layers import WeightLayers, weight_layers
 
 __all__ = [
     "ACTIVATIONS",
@@ -28,6 +30,7 @@ __all__ = [
     "Node",
     "Program",
     "UnsupportedLayerError",
+    "WeightLayers",
     "activation_of",
     "apply_linear",
     "broadcast",
@@ -40,4 +43,5 @@ __all__ = [
     "private_copy",
     "takes_channels_last",
     "trace",
+    "weight_layers",
 ]

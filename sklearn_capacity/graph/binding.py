@@ -38,12 +38,15 @@ class Signal:
         Whether it holds real numbers, and no indices, truth values or complex numbers.
     is_batch_size : bool
         Whether it is the number of samples.
+    for_one : tuple of int
+        Its sizes for a single sample, whatever axis the samples stand along, alone or joined with another.
     """
 
     shape: tuple[int, ...] = ()
     is_tensor: bool = False
     is_real: bool = False
     is_batch_size: bool = False
+    for_one: tuple[int, ...] = ()
 
     @property
     def has_rows(self) -> bool:
@@ -107,7 +110,8 @@ class Binder:
         name, program = operation.name, self.program
         if name == program.input_name:
             self.nodes[name] = Node(name, "input", (), "", program.input_shape)
-            self._note(name, Signal((-1, *program.input_shape), is_tensor=True, is_real=True))
+            shapes = {"shape": (-1, *program.input_shape), "for_one": (1, *program.input_shape)}
+            self._note(name, Signal(is_tensor=True, is_real=True, **shapes))
             return Ref(name)
         if name in program.tensor_names:
             tensor = self.tensors[program.tensor_names[name]]
@@ -154,7 +158,7 @@ class Binder:
                 args=_named(operation, args, kwargs),
                 shapes=self.shapes,
                 shape=signal.shape,
-                scope=self.program.shown(_scope(operation)),
+                scope=self.program.shown(_origin(operation)[0]),
                 device=self.device,
                 dtype=self.dtype,
                 batch_sizes=self.batch_sizes,
@@ -163,7 +167,9 @@ class Binder:
             draft = rule(call)
         if isinstance(draft, Ref):
             return draft  # the identity
-        return self._bound(operation, _opaque(operation, args, kwargs) if draft is None else draft, signal)
+        if draft is None:
+            draft = self._opaque(operation, args, kwargs, signal)
+        return self._bound(operation, draft, signal)
 
     def _part(self, operation: fx.Node, whole: Ref, index: int) -> Ref:
         """One of the several results of an operator."""
@@ -180,13 +186,34 @@ class Binder:
             rank = len(self.signals[x.name].shape)
             pieces = [tuple(piece.shape) for piece in producer.meta["val"]]
             draft = split_piece(x, rank, named["dim"] % rank, pieces, index)
-        return self._bound(operation, draft or _opaque(operation, (whole, index), {}), signal)
+        return self._bound(operation, draft or self._opaque(operation, (whole, index), {}, signal), signal)
+
+    def _opaque(self, operation: fx.Node, args: tuple, kwargs: dict, signal: Signal) -> Draft:
+        """An operator without a rule: itself, its arguments, which of them are inputs, and their sizes for a sample."""
+        leaves, spec = tree_flatten((args, kwargs), is_leaf=lambda v: isinstance(v, Ref | Weight))
+        refs = tuple(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Ref)))
+        places = {ref: Place(index) for index, ref in enumerate(refs)}
+        function: Any = operation.target
+        if function is torch.ops.aten.view.default:  # another attention kernel gives other strides than the trace saw
+            function = torch.ops.aten.reshape.default
+        params = {
+            "target": getattr(operation.target, "__name__", str(operation.target)),
+            "function": function,
+            "leaves": [places[leaf] if isinstance(leaf, Ref) else leaf for leaf in leaves],
+            "spec": spec,
+            "trained": any(_is_weight(leaf) and leaf.trainable for leaf in leaves),
+            "is_tensor": signal.is_tensor or isinstance(operation.meta.get("val"), tuple | list),
+            "for_one": tuple(self.signals[ref.name].for_one for ref in refs),
+            "stack_trace": operation.meta.get("stack_trace"),
+        }
+        return Draft("opaque", refs, params=params)
 
     # -- nodes ---------------------------------------------------------------------------------------------------------
 
     def _bound(self, operation: fx.Node, draft: Draft, signal: Signal) -> Ref:
         """Enter the operation's node, after those of the drafts among its inputs."""
-        scope = self.program.shown(_scope(operation))
+        path, module = _origin(operation)
+        scope = self.program.shown(path)
 
         def enter(name: str, draft: Draft) -> str:
             parts = enumerate(draft.inputs)  # no name of the trace has a dot
@@ -204,6 +231,7 @@ class Binder:
                 (weight is not None and weight.trainable, bias is not None and bias.trainable),
                 (_sources(weight), _sources(bias)),
                 draft.params,
+                module,
             )
             return name
 
@@ -224,13 +252,22 @@ class Binder:
             -1 if axis == 0 and str(size) == batch else size if isinstance(size, int) else -2
             for axis, size in enumerate(result.shape)
         )
-        return Signal(shape, is_tensor=True, is_real=result.is_floating_point())
+        for_one = tuple(1 if shape[axis] == -1 else _for_one(size) for axis, size in enumerate(result.shape))
+        return Signal(shape, is_tensor=True, is_real=result.is_floating_point(), for_one=for_one)
 
     def _in_rows(self, results: Sequence[Signal], read: Iterable[fx.Node]) -> bool:
         """Whether an operator takes rows per sample to such rows; only then it has a canonical form."""
         refs = [value for value in (self.values[n.name] for n in read) if isinstance(value, Ref)]
         results = [*results, *(self.signals[ref.name] for ref in refs)]
         return results[0].is_tensor and all(signal.has_rows for signal in results)
+
+
+def _for_one(size: int | torch.SymInt) -> int:
+    """A size at one sample."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
 
 
 def _sources(weight: Weight | None) -> frozenset[str]:
@@ -248,29 +285,11 @@ def _named(operation: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     return {**{argument.name: argument.default_value for argument in schema}, **given, **kwargs}
 
 
-def _opaque(operation: fx.Node, args: tuple, kwargs: dict) -> Draft:
-    """An operator without a rule: itself, its arguments, and which of them are inputs."""
-    leaves, spec = tree_flatten((args, kwargs), is_leaf=lambda v: isinstance(v, Ref | Weight))
-    refs = tuple(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Ref)))
-    places = {ref: Place(index) for index, ref in enumerate(refs)}
-    function: Any = operation.target
-    if function is torch.ops.aten.view.default:  # another attention kernel gives other strides than the trace saw
-        function = torch.ops.aten.reshape.default
-    params = {
-        "target": getattr(operation.target, "__name__", str(operation.target)),
-        "function": function,
-        "leaves": [places[leaf] if isinstance(leaf, Ref) else leaf for leaf in leaves],
-        "spec": spec,
-        "trained": any(_is_weight(leaf) and leaf.trainable for leaf in leaves),
-    }
-    return Draft("opaque", refs, params=params)
-
-
-def _scope(operation: fx.Node) -> str:
-    """Dotted name of the submodule that an operation came from."""
+def _origin(operation: fx.Node) -> tuple[str, str]:
+    """Dotted name and class of the submodule that an operation came from."""
     stack = operation.meta.get("nn_module_stack") or {}
-    paths = [path for path, _ in stack.values()]
-    path = paths[-1] if paths else ""
+    path, kind = [("", ""), *stack.values()][-1]
+    name = kind if isinstance(kind, str) else kind.__qualname__
     if path.startswith("_empty_nn_module_stack"):
-        return ""
-    return path.removeprefix("module").removeprefix(".")
+        return "", ""
+    return path.removeprefix("module").removeprefix("."), name.rsplit(".", 1)[-1]

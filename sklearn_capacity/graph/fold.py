@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .nodes import NetworkGraph, Node
 
-__all__ = ["HEAD", "fold", "split_head"]
+__all__ = ["HEAD", "fold", "rebuild", "split_head"]
 
 #: Name of the submodule that holds the fixed map from one logit to two.
 HEAD = "binary_head"
@@ -32,7 +32,9 @@ def fold(graph: NetworkGraph, *, norms: bool = True) -> NetworkGraph:
     return graph
 
 
-def _rebuild(graph: NetworkGraph, replaced: dict[str, Node], aliases: dict[str, str]) -> NetworkGraph:
+def rebuild(graph: NetworkGraph, replaced: dict[str, Node], aliases: dict[str, str]) -> NetworkGraph:
+    """The graph with some nodes replaced under their names, and others left out for what `aliases` names instead."""
+
     def target(name: str) -> str:
         while name in aliases:
             name = aliases[name]
@@ -69,7 +71,7 @@ def _fold_padding(graph: NetworkGraph, *, across_layers: bool) -> NetworkGraph:
         params = {**node.params, "padding": pairs, "padding_mode": modes[pad.params["mode"]]}
         replaced[node.name] = replace(node, params=params)
         aliases[pad.name] = pad.inputs[0]
-    return _rebuild(graph, replaced, aliases)
+    return rebuild(graph, replaced, aliases)
 
 
 def _is_norm(node: Node) -> bool:
@@ -114,7 +116,7 @@ def _fold_norm_backward(graph: NetworkGraph) -> NetworkGraph:
             sources=_joined_sources(before, norm),
         )
         aliases[norm.name] = before.name
-    return _rebuild(graph, replaced, aliases)
+    return rebuild(graph, replaced, aliases)
 
 
 def _joined(linear: Node, norm: Node) -> tuple[bool, bool]:
@@ -155,7 +157,7 @@ def _fold_norm_forward(graph: NetworkGraph) -> NetworkGraph:
             sources=(after.sources[0] | norm.sources[0], after.sources[1] | after.sources[0] | norm.sources[1]),
         )
         aliases[norm.name] = norm.inputs[0]
-    return _rebuild(graph, replaced, aliases)
+    return rebuild(graph, replaced, aliases)
 
 
 def _takes_input_scale(after: Node, norm: Node) -> bool:
@@ -183,7 +185,7 @@ def _fold_head(graph: NetworkGraph) -> NetworkGraph:
     # What was trained is the one row, so it is kept for those who differentiate with respect to the parameters.
     params = {**last.params, "stem": last, "head": head}
     joined = replace(last, weight=head.weight @ last.weight, bias=bias, shape=head.shape, params=params)
-    return _rebuild(graph, {last.name: joined}, {**views, head.name: last.name})
+    return rebuild(graph, {last.name: joined}, {**views, head.name: last.name})
 
 
 def split_head(graph: NetworkGraph) -> NetworkGraph:

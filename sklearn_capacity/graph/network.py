@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from .memory_layout import channels_first, takes_channels_last
 from .nodes import NetworkGraph, UnsupportedLayerError
 from .outputs import Wrapper, as_logits, first_output
 from .trace import Program, named_tensors, private_copy, trace
+from .weight_layers import WeightLayers, weight_layers
 
 __all__ = ["Network"]
 
@@ -57,6 +58,8 @@ class Network:
         Raw parameters before training, for distances from the initialisation.
     dtype, device : default=None
         Where to compute; those of the module by default.
+    samples : Tensor of shape (n, *input_shape), default=None
+        A few inputs to compare graph and module on, where random numbers are none that the module takes (token ids).
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Network:
         initial_state: Mapping[str, Tensor] | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        samples: Tensor | None = None,
     ):
         copied = private_copy(module, device)
         tensors = named_tensors(copied)
@@ -79,6 +83,7 @@ class Network:
         self.parameters = {name: p for name, p in copied.to(dtype=self.dtype).named_parameters() if p.requires_grad}
         self.parameter_count = sum(p.numel() for p in self.parameters.values())
         self.input_shape = tuple(input_shape)
+        self._samples = samples
         self.output = output
         self.module = as_logits(copied, output).to(dtype=self.dtype, device=self.device).eval()
         self.initial_state = initial_state
@@ -182,6 +187,18 @@ class Network:
             self._check(graph)
         return graph
 
+    @computed_once
+    def weight_layers(self) -> WeightLayers:
+        """The weight layers, effective and folded, whatever stands between them.
+
+        Raises
+        ------
+        UnsupportedLayerError
+            If the module cannot be traced, or the graph does not reproduce it.
+        """
+        with torch.no_grad():
+            return weight_layers(self.graph, shown=self.shown)
+
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers by every name they have."""
         return named_tensors(self.module)
@@ -215,7 +232,8 @@ class Network:
     def renewed(self) -> Network:
         """The network after its module's weights were changed in place: the trace is kept, what followed is not."""
         renewed = copy.copy(self)
-        renewed.__dict__.pop("graph", None)
+        for followed in ("graph", "weight_layers"):
+            renewed.__dict__.pop(followed, None)
         renewed._memo = {}
         return renewed
 
@@ -243,6 +261,13 @@ class Network:
             self._memo[key] = compute()
         return self._memo[key]
 
+    def _inputs_to_try(self, n: int) -> Iterator[Tensor]:
+        """Random inputs, and those that the caller knows that the module takes: token ids, say."""
+        generator = torch.Generator().manual_seed(0)
+        yield torch.randn(n, *self.input_shape, dtype=torch.float64, device="cpu", generator=generator)
+        if self._samples is not None and len(self._samples):
+            yield self._samples[torch.arange(n) % len(self._samples)]
+
     @computed_once
     def n_outputs(self) -> int:
         with torch.no_grad():
@@ -254,21 +279,25 @@ class Network:
             self.forward(X)
         return seen.dtypes | {self.dtype}
 
-    def _check(self, graph: NetworkGraph) -> None:
-        generator = torch.Generator().manual_seed(0)
+    def _compared(self, graph: NetworkGraph) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples, and what module and graph return for them."""
         # Another number of samples than the trace had, so that one baked into the graph shows.
-        X = torch.randn(3, *self.input_shape, dtype=torch.float64, device="cpu", generator=generator)
-        X = X.to(device=self.device, dtype=self.dtype)
-        try:
-            expected, got = self.forward(X), evaluate(graph, X)
-            got = got.reshape(len(X), -1)
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, IndexError, TypeError, ValueError) as error:
-            raise UnsupportedLayerError(
-                f"The traced graph cannot be compared with the module on {len(X)} random samples: {error} Does the "
-                "forward pass fix the number of samples, by `len(x)` in place of `x.shape[0]`, or read integers?"
-            ) from error
+        failure: Exception | None = None
+        for inputs in self._inputs_to_try(3):
+            X = inputs.to(device=self.device, dtype=self.dtype)
+            try:
+                return X, self.forward(X), evaluate(graph, X).reshape(len(X), -1)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, IndexError, TypeError, ValueError) as error:
+                failure = error
+        raise UnsupportedLayerError(
+            f"The traced graph cannot be compared with the module on 3 random samples: {failure} Does the forward pass "
+            "fix the number of samples, by `len(x)` in place of `x.shape[0]`? If it reads integers, pass `X`."
+        ) from failure
+
+    def _check(self, graph: NetworkGraph) -> None:
+        X, expected, got = self._compared(graph)
         if got.shape != expected.shape:
             raise UnsupportedLayerError(
                 f"The traced graph returns shape {tuple(got.shape)}, the module {tuple(expected.shape)}."

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._validation import NotDefinedError
@@ -19,6 +21,12 @@ WEIGHT_OPS = ("linear", "conv", "conv_transpose", "diagonal")
 class UnsupportedLayerError(NotDefinedError):
     """A measure does not apply to this network; the message names the layer and says why.
 
+    Parameters
+    ----------
+    message : str
+    reason : str, default=""
+        The message without the name of what is not defined, so the same for all measures that meet this obstacle.
+
     Examples
     --------
     >>> from torch import nn
@@ -27,8 +35,12 @@ class UnsupportedLayerError(NotDefinedError):
     ...     measure_capacity(nn.Sequential(nn.Linear(2, 2), nn.Tanh()), measures="path_norm")
     ... except UnsupportedLayerError as error:
     ...     print(str(error).split(":")[0])
-    A path norm is not defined for the operator `tanh` in layer `1`
+    A path norm is not defined for the operator `tanh` in layer `1 (Tanh)`
     """
+
+    def __init__(self, message: str, *, reason: str = ""):
+        super().__init__(message)
+        self.reason = reason or message
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,8 @@ class Node:
         Names of the parameters behind the weight and behind the bias; tensors with the same ones are tied.
     params : mapping
         What else the operator needs: stride, dims, the kind of activation, ...; never the name of a node.
+    module : str
+        Class of the submodule it came from.
     """
 
     name: str
@@ -97,6 +111,7 @@ class Node:
     trainable: tuple[bool, bool] = (False, False)
     sources: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
     params: Mapping[str, Any] = field(default_factory=dict)
+    module: str = ""
 
     @property
     def is_layer(self) -> bool:
@@ -130,14 +145,38 @@ class Node:
         """How messages and per-layer rows call the node."""
         return self.scope or self.name
 
+    @property
+    def place(self) -> str:
+        """The user's module that the node came from, as error messages name it."""
+        if self.scope:
+            return f"layer `{self.scope} ({self.module})`" if self.module else f"layer `{self.scope}`"
+        return f"the forward pass of `{self.module}`" if self.module else f"layer `{self.name}`"
+
+    @property
+    def is_size(self) -> bool:
+        """Whether it gives no tensor, such as the number of samples; nothing has to be known of it."""
+        return self.op == "opaque" and not self.params.get("is_tensor", True)
+
     def refuse(self, purpose: str, why: str = "", cure: str = "") -> UnsupportedLayerError:
         """The error that says why `purpose` is not defined for this node."""
-        kind = self.params.get("kind", self.params.get("target", self.op))
-        reason = f" {why}" if why else " there is no rule for it."
-        return UnsupportedLayerError(
-            f"{purpose} is not defined for the operator `{kind}` in layer `{self.label}`:{reason}"
-            + (f" {cure}" if cure else "")
-        )
+        reason = f"the operator `{self._operator}` in {self.place}{self._line}: {why or 'there is no rule for it.'}"
+        reason += f" {cure}" if cure else ""
+        return UnsupportedLayerError(f"{purpose} is not defined for {reason}", reason=reason)
+
+    @property
+    def _operator(self) -> str:
+        """The operator as users call it."""
+        if self.op != "opaque":
+            return str(self.params.get("kind", self.op))
+        name = self.params["target"].split(".")[0]
+        return next((f"{m.__name__}.{name}" for m in (torch, torch.nn.functional) if hasattr(m, name)), f"aten.{name}")
+
+    @property
+    def _line(self) -> str:
+        """The line of the user's own code that called an operator without a rule, in brackets."""
+        *_, where, code = ["", "", *(self.params.get("stack_trace") or "").strip().splitlines()]
+        library = os.path.join("torch", "nn") in where
+        return f" (`{code.strip()}`)" if where.strip().startswith("File ") and not library else ""
 
 
 @dataclass(frozen=True)

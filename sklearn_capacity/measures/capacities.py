@@ -248,7 +248,8 @@ def depth_of(network: Network) -> int:
 
 def log_units(network: Network) -> float:
     """Sum over the layers of the logarithm of their number of units h_l (channels times positions)."""
-    return math.fsum(math.log(math.prod(node.shape)) for node in weight_layers(network))
+    layers = weight_layers(network)
+    return math.fsum(math.log(math.prod(node.shape) * node.params.get("copies", 1)) for node in layers)
 
 
 def _margin(batch: Batch, percentile: float) -> float:
@@ -266,7 +267,7 @@ def _margin(batch: Batch, percentile: float) -> float:
 
 def _capacity(norm: Measured, margin: float, log_factor: float) -> Measured:
     """norm^2 / margin^2 times a factor."""
-    info = {"margin": margin}
+    info = {"margin": margin, **{key: text for key, text in norm.info.items() if key == "left_out"}}
     if margin <= 0:
         return Measured(math.inf, math.inf, info=info)
     return Measured.from_log(2 * (norm.log() - math.log(margin)) + log_factor, info=info)
@@ -276,17 +277,24 @@ _COMMON: dict[str, Any] = {
     "family": "capacity",
     "lower_is_better": True,
     "source": "[EG] 2.2",
-    "needs": frozenset({"graph", "data", "labels"}),
     "cost": "forward",
     "tasks": ("classification",),
 }
-_PER_LAYER = frozenset({"permutation", "layer_rescaling"})
-_PER_NODE = _PER_LAYER | {"node_rescaling"}
+_PER_LAYER: dict[str, Any] = {
+    "needs": frozenset({"layers", "data", "labels"}),
+    "invariances": frozenset({"permutation", "layer_rescaling"}),
+    **_COMMON,
+}
+_PER_NODE: dict[str, Any] = {
+    "needs": frozenset({"homogeneous", "data", "labels"}),
+    "invariances": frozenset({"permutation", "layer_rescaling", "node_rescaling"}),
+    **_COMMON,
+}
 
 MEASURES = (
-    Measure("frobenius_capacity", frobenius_capacity, invariances=_PER_LAYER, **_COMMON),
-    Measure("l1_path_capacity", l1_path_capacity, invariances=_PER_NODE, **_COMMON),
-    Measure("l2_path_capacity", l2_path_capacity, invariances=_PER_NODE, **_COMMON),
-    Measure("spectral_capacity", spectral_capacity, invariances=_PER_LAYER, **_COMMON),
-    Measure("l1_inf_capacity", l1_inf_capacity, invariances=_PER_LAYER, **_COMMON),
+    Measure("frobenius_capacity", frobenius_capacity, **_PER_LAYER),
+    Measure("l1_path_capacity", l1_path_capacity, **_PER_NODE),
+    Measure("l2_path_capacity", l2_path_capacity, **_PER_NODE),
+    Measure("spectral_capacity", spectral_capacity, **_PER_LAYER),
+    Measure("l1_inf_capacity", l1_inf_capacity, **_PER_LAYER),
 )

@@ -96,7 +96,7 @@ def fisher_rao_norm(
     form = fisher_form(f, u, y, str(batch.loss), distribution).mean().item()
     value = math.sqrt(max(form, 0.0))
     if per_layer:
-        value /= len(network.graph.layers)
+        value /= len(network.weight_layers.nodes)
     return Measured(value**2 if squared else value)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from .._validation import check_option
-from ..graph import Network, Node, operator_of
+from .._validation import check_option, warn
+from ..graph import Network, NetworkGraph, Node, UnsupportedLayerError, operator_of
 from ..graph.operators import Operator
 from ..linalg import OperatorNorm
 
@@ -17,11 +17,15 @@ __all__ = [
     "VIEWS",
     "LazyRows",
     "as_operator",
+    "check_finite",
     "check_view",
+    "graph_layers",
     "kernel_matrix",
     "layer_weight",
-    "operator_norm_uppers",
-    "operator_norms",
+    "left_out",
+    "operator_norm",
+    "operator_norm_upper",
+    "refuse_unknown",
     "repetitions",
     "weight_layers",
 ]
@@ -35,29 +39,66 @@ def check_view(view: str) -> str:
 
 
 def weight_layers(network: Network, purpose: str = "A product of layer norms") -> tuple[Node, ...]:
-    """The weight layers l = 1..d, if the network has no unknown operator and the weights are finite.
+    """The weight layers l = 1..d that a description runs over, whatever operators stand between them.
+
+    Matrices of operators without a rule are among them (attention, recurrent layers, `einsum`), and scales of layer
+    norms as diagonals. `left_out` names the layers whose matrices are not.
 
     Raises
     ------
     UnsupportedLayerError
-        If the graph does not know an operator (attention, layer norm), whose weights would be missing, or if a weight
-        is not finite.
+        If a weight is not finite, or no weight layer is known.
     """
 
     def checked() -> tuple[Node, ...]:
-        for node in network.graph.nodes:
-            if node.op == "opaque":
-                cure = "If it is the last step, measure the module before it, which returns logits." * _is_softmax(node)
-                raise node.refuse(purpose, "it is not a known weight layer or activation.", cure)
-            if node.weight is not None and not bool(node.weight.isfinite().all()):
-                raise node.refuse(purpose, "its weights are not finite.", "The network has diverged.")
-        return network.graph.layers
+        found = network.weight_layers
+        check_finite(found.nodes, purpose)
+        if found.left_out and not found.nodes:
+            raise UnsupportedLayerError(f"{purpose} is not defined for this network: {found.left_out[0]} is not known.")
+        return found.nodes
 
     return network.once("weight_layers", checked)
 
 
-def _is_softmax(node: Node) -> bool:
-    return "softmax" in str(node.params.get("target", ""))
+def graph_layers(network: Network, purpose: str) -> tuple[Node, ...]:
+    """The weight layers as nodes of the graph, for measures that compose along it.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If a weight is not finite.
+    """
+    check_finite(network.graph.nodes, purpose)
+    return network.graph.layers
+
+
+def check_finite(nodes: Iterable[Node], purpose: str) -> None:
+    """Raise if a weight is not finite."""
+    for node in nodes:
+        if node.weight is not None and not bool(node.weight.isfinite().all()):
+            raise node.refuse(purpose, "its weights are not finite.", "The network has diverged.")
+
+
+def refuse_unknown(graph: NetworkGraph, rules: Container[str], purpose: str) -> None:
+    """Raise for the first operator without a rule, before anything is computed for those before it.
+
+    Of sizes, such as the number of samples, nothing has to be known.
+    """
+    for node in graph.nodes:
+        if node.op != "input" and node.op not in rules and not node.is_size:
+            softmax = "softmax" in str(node.params.get("target", ""))
+            raise node.refuse(
+                purpose, cure="If it is the last step, measure the module before it, which returns logits." * softmax
+            )
+
+
+def left_out(network: Network) -> dict[str, str]:
+    """For the report, the layers with a trained matrix that takes no part in a description; a warning says so once."""
+    names = ", ".join(network.weight_layers.left_out)
+    if names:
+        message = f"Products, sums and means over the layers leave out weights of {names}: no rule says what they do."
+        network.once(message, lambda: warn(message))
+    return {"left_out": names} if names else {}
 
 
 def layer_weight(node: Node) -> Tensor:
@@ -82,35 +123,31 @@ def kernel_matrix(node: Node) -> Tensor:
 def as_operator(network: Network, node: Node) -> Operator:
     """A weight layer as the linear operator at its input size.
 
-    A linear layer that is applied at several positions is returned once: see `repetitions`.
+    A layer that is applied at several positions is returned once: see `repetitions`.
     """
-    return operator_of(node, layer_weight(node), network.graph[node.inputs[0]].shape)
+    shape = node.params["input_shape"] if "input_shape" in node.params else network.graph[node.inputs[0]].shape
+    return operator_of(node, layer_weight(node), shape)
 
 
 def repetitions(node: Node) -> int:
-    """Number of input positions at which a linear layer is applied; 1 for any other layer.
+    """Number of input positions at which a layer is applied.
 
     The operator is then block diagonal, with this many copies of the weight.
     """
-    return math.prod(node.shape[:-1]) if node.op == "linear" else 1
+    return int(node.params.get("copies", 1)) * (math.prod(node.shape[:-1]) if node.op == "linear" else 1)
 
 
-def operator_norms(network: Network) -> list[OperatorNorm]:
-    """Spectral norm of every weight layer as an operator, from below (up to rounding), in layer order."""
-    return network.once(
-        "operator_norms",
-        lambda: [as_operator(network, node).norm_lower() for node in weight_layers(network)],
-    )
+def operator_norm(network: Network, node: Node) -> OperatorNorm:
+    """Spectral norm of a weight layer as an operator, from below (up to rounding)."""
+    # By its tensor, which is another one where a description has folded a scale into the layer of the graph.
+    key = ("operator_norm", node.name, id(node.weight))
+    return network.once(key, lambda: as_operator(network, node).norm_lower())
 
 
-def operator_norm_uppers(network: Network) -> list[float]:
-    """Proven upper bounds of the spectral norm of every weight layer as an operator, in layer order."""
-
-    def uppers() -> list[float]:
-        pairs = zip(network.graph.layers, operator_norms(network), strict=True)
-        return [as_operator(network, node).norm_upper(norm.value) for node, norm in pairs]
-
-    return network.once("operator_norm_uppers", uppers)
+def operator_norm_upper(network: Network, node: Node) -> float:
+    """Proven upper end of the spectral norm of a weight layer as an operator."""
+    key = ("operator_norm_upper", node.name, id(node.weight))
+    return network.once(key, lambda: as_operator(network, node).norm_upper(operator_norm(network, node).value))
 
 
 class LazyRows(Sequence):

@@ -14,7 +14,7 @@ from ..linalg import PoolOperator, adaptive_average_pool, average_pool
 from ..linalg.certificate import ROUNDING
 from ..linalg.padding import padding_norm
 from .batch import Batch
-from .layers import as_operator, layer_weight, operator_norm_uppers, operator_norms, weight_layers
+from .layers import as_operator, graph_layers, layer_weight, operator_norm, operator_norm_upper, refuse_unknown
 from .norms import layer_group_norm
 from .record import Measure, Measured, logarithm
 
@@ -67,8 +67,10 @@ def lipschitz_l2(network: Network, batch: Batch) -> Measured:
     1.0
     """
     log = log_lipschitz(network, "l2")
-    ends = zip(network.graph.layers, operator_norm_uppers(network), operator_norms(network), strict=True)
-    rows = [{"layer": node.label, "value": upper, "lower": lower.value} for node, upper, lower in ends]
+    rows = [
+        {"layer": n.label, "value": operator_norm_upper(network, n), "lower": operator_norm(network, n).value}
+        for n in network.graph.layers
+    ]
     return Measured.from_log(log, per_layer=rows)
 
 
@@ -109,8 +111,8 @@ def lipschitz_linf(network: Network, batch: Batch) -> Measured:
     >>> round(measure_capacity(net, measures="lipschitz_linf")["lipschitz_linf"], 6)
     4.0
     """
-    log, norms = log_lipschitz(network, "linf"), _layer_norms(network, "linf")
-    rows = [{"layer": node.label, "value": norms[node.name]} for node in network.graph.layers]
+    log = log_lipschitz(network, "linf")
+    rows = [{"layer": node.label, "value": _layer_norm(network, node, "linf")} for node in network.graph.layers]
     return Measured.from_log(log, per_layer=rows)
 
 
@@ -125,18 +127,18 @@ def log_lipschitz(network: Network, kind: str) -> Log:
 
     def compose() -> Log:
         rules = _rules(network, kind)
+        refuse_unknown(network.graph, rules, PURPOSE)
         return interpret(network.graph, rules, 0.0, purpose=PURPOSE)
 
     return network.once(("log_lipschitz", kind), compose)
 
 
-def _layer_norms(network: Network, kind: str) -> dict[str, float]:
-    """The norm of every weight layer by node name, with an allowance for rounding."""
-    layers = weight_layers(network, PURPOSE)
+def _layer_norm(network: Network, node: Node, kind: str) -> float:
+    """The norm of a weight layer, with an allowance for rounding."""
     if kind == "l2":
-        return {node.name: upper for node, upper in zip(layers, operator_norm_uppers(network), strict=True)}
+        return operator_norm_upper(network, node)
     norm = _row_sum if kind == "linf" else _frobenius
-    return network.once(("norms", kind), lambda: {node.name: norm(network, node) * (1 + ROUNDING) for node in layers})
+    return network.once(("layer_norm", kind, node.name), lambda: norm(network, node) * (1 + ROUNDING))
 
 
 def _row_sum(network: Network, node: Node) -> float:
@@ -148,13 +150,14 @@ def _frobenius(network: Network, node: Node) -> float:
 
 
 def _rules(network: Network, kind: str) -> dict[str, Callable[..., Log]]:
-    graph, norms, maximum = network.graph, _layer_norms(network, kind), kind == "linf"
+    graph, maximum = network.graph, kind == "linf"
+    graph_layers(network, PURPOSE)  # all finite
 
     def shape_before(node: Node) -> tuple[int, ...]:
         return graph[node.inputs[0]].shape
 
     def layer(node: Node, log: Log) -> Log:
-        return log + logarithm(norms[node.name])
+        return log + logarithm(_layer_norm(network, node, kind))
 
     def diagonal(node: Node, log: Log) -> Log:
         if kind == "frobenius" and node.is_layer:
@@ -263,7 +266,7 @@ _LIPSCHITZ: dict[str, Any] = {
     "family": "jacobian",
     "lower_is_better": True,
     "source": "[JR] lemma 1",
-    "needs": frozenset({"graph"}),
+    "needs": frozenset({"lipschitz"}),
     "unit": "logit / input",
     "invariances": frozenset({"permutation", "layer_rescaling"}),
 }

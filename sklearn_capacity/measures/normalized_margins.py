@@ -8,8 +8,9 @@ from typing import Any
 from ..graph import Network
 from .batch import Batch
 from .fisher_rao import fisher_rao_norm
-from .layers import as_operator, operator_norms, repetitions, weight_layers
+from .layers import as_operator, left_out, operator_norm, repetitions, weight_layers
 from .margins import margin_percentile
+from .norms import warn_of_zeros
 from .record import Measure, Measured, logarithm
 
 __all__ = [
@@ -62,7 +63,7 @@ def spectrally_normalized_margin(network: Network, batch: Batch, *, percentile: 
     """
     margin = margin_percentile(batch, percentile)
     rows = _layer_rows(network)
-    return Measured(normalized(margin, _log_complexity(rows)), per_layer=rows)
+    return Measured(normalized(margin, _log_complexity(rows)), per_layer=rows, info=left_out(network))
 
 
 def fisher_rao_normalized_margin(network: Network, batch: Batch, *, percentile: float = 5.0) -> Measured:
@@ -121,8 +122,12 @@ def _layer_rows(network: Network) -> list[dict]:
         return [float(as_operator(network, node).row_norms(2).sum()) * repetitions(node) for node in layers]
 
     norms = network.once("21_norms", row_norms)
-    triples = zip(layers, operator_norms(network), norms, strict=True)
-    return [{"layer": node.label, "value": norm.value, "value_21": norm_21} for node, norm, norm_21 in triples]
+    rows = [
+        {"layer": node.label, "value": operator_norm(network, node).value, "value_21": norm_21}
+        for node, norm_21 in zip(layers, norms, strict=True)
+    ]
+    warn_of_zeros(network, rows)
+    return rows
 
 
 def _log_complexity(rows: list[dict]) -> float:
@@ -146,7 +151,7 @@ MEASURES = (
         "spectrally_normalized_margin",
         spectrally_normalized_margin,
         source="Bartlett et al. 2017, eq. 1.2",
-        needs=frozenset({"graph", "data", "labels"}),
+        needs=frozenset({"layers", "data", "labels"}),
         invariances=frozenset({"permutation", "layer_rescaling"}),
         unit="input",
         **_NORMALIZED,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from .._validation import check_interval
+from .._validation import check_interval, warn
 from ..graph import Network, Node
 from ..linalg import induced_norm as operator_induced_norm
 from ..linalg.entries import stable_norm
@@ -19,8 +21,9 @@ from .layers import (
     as_operator,
     check_view,
     kernel_matrix,
-    operator_norm_uppers,
-    operator_norms,
+    left_out,
+    operator_norm,
+    operator_norm_upper,
     repetitions,
     weight_layers,
 )
@@ -36,6 +39,7 @@ __all__ = [
     "layer_group_norm",
     "product_of",
     "spectral_norm",
+    "warn_of_zeros",
 ]
 
 
@@ -56,10 +60,10 @@ def frobenius_norm(network: Network, batch: Batch, *, view: str = "kernel") -> M
     Measured
         With one row per weight layer.
 
-    Raises
-    ------
-    UnsupportedLayerError
-        If an operator is not a known layer (attention, layer norm).
+    Warns
+    -----
+    CapacityWarning
+        If the weights of a layer are zero, which makes the product zero.
 
     Notes
     -----
@@ -125,7 +129,7 @@ def group_norm(network: Network, batch: Batch, *, p: float = 2.0, q: float = 2.0
     p, q = check_interval("p", p, 0, closed="right"), check_interval("q", q, 0, closed="right")
     check_view(view)
     layers = weight_layers(network)
-    return product_of(layers, [layer_group_norm(network, node, p, q, view) for node in layers])
+    return product_of(network, layers, [layer_group_norm(network, node, p, q, view) for node in layers])
 
 
 def layer_group_norm(network: Network, node: Node, p: float, q: float, view: str) -> float:
@@ -210,17 +214,19 @@ def spectral_norm(network: Network, batch: Batch) -> Measured:
     >>> round(measure_capacity(net, measures="spectral_norm")["spectral_norm"], 6)
     4.0
     """
-    layers, norms = weight_layers(network), operator_norms(network)
+    layers = weight_layers(network)
+    norms = [operator_norm(network, node) for node in layers]
 
     def rows() -> list[dict]:
-        ends = zip(layers, norms, operator_norm_uppers(network), strict=True)
+        ends = [(node, norm, operator_norm_upper(network, node)) for node, norm in zip(layers, norms, strict=True)]
         return [
             {"layer": node.label, "value": norm.value, "upper": upper, "residual": norm.residual, "steps": norm.steps}
             for node, norm, upper in ends
         ]
 
-    info = {"residual": max((norm.residual for norm in norms), default=0.0)}
-    return Measured.from_log(_log_product([norm.value for norm in norms]), per_layer=LazyRows(rows), info=info)
+    product = product_of(network, layers, [norm.value for norm in norms])
+    info = {"residual": max((norm.residual for norm in norms), default=0.0), **product.info}
+    return replace(product, per_layer=LazyRows(rows), info=info)
 
 
 def induced_norm(network: Network, batch: Batch, *, p: float = 2.0, q: float = 2.0) -> Measured:
@@ -268,7 +274,7 @@ def induced_norm(network: Network, batch: Batch, *, p: float = 2.0, q: float = 2
     """
     p, q = check_pair(p, q, "`p` and `q`")
     layers = weight_layers(network)
-    return product_of(layers, [_induced_norm(network, index, p, q) for index in range(len(layers))])
+    return product_of(network, layers, [_induced_norm(network, node, p, q) for node in layers])
 
 
 def chain_norm(network: Network, batch: Batch, *, exponents: Sequence[float] | None = None) -> Measured:
@@ -316,8 +322,8 @@ def chain_norm(network: Network, batch: Batch, *, exponents: Sequence[float] | N
     """
     layers = weight_layers(network)
     chain = check_exponents(exponents, len(layers))
-    values = [_induced_norm(network, index, *chain[index : index + 2]) for index in range(len(layers))]
-    return product_of(layers, values)
+    values = [_induced_norm(network, node, *pair) for node, pair in zip(layers, pairwise(chain), strict=True)]
+    return product_of(network, layers, values)
 
 
 def check_pair(p: float, q: float, name: str) -> tuple[float, float]:
@@ -347,17 +353,34 @@ def check_exponents(exponents: Sequence[float] | None, n_layers: int) -> list[fl
     return chain
 
 
-def _induced_norm(network: Network, index: int, p: float, q: float) -> float:
+def _induced_norm(network: Network, node: Node, p: float, q: float) -> float:
     """Norm of one layer. Repetitions do not change it: it is a maximum over rows, columns or blocks."""
     if p == q == 2:
-        return operator_norms(network)[index].value
-    return operator_induced_norm(as_operator(network, network.graph.layers[index]), p, q)
+        return operator_norm(network, node).value
+    return operator_induced_norm(as_operator(network, node), p, q)
 
 
-def product_of(layers: Sequence[Node], values: Sequence[float]) -> Measured:
-    """The product of the layers' values, through their logarithms, so that no depth overflows."""
+def product_of(network: Network, layers: Sequence[Node], values: Sequence[float]) -> Measured:
+    """The product of the layers' values, through their logarithms, so that no depth overflows.
+
+    A layer of zeros makes it 0 whatever the others are: a warning, once for all products of a call, names it.
+    """
     rows = [{"layer": node.label, "value": value} for node, value in zip(layers, values, strict=True)]
-    return Measured.from_log(_log_product(values), per_layer=rows)
+    warn_of_zeros(network, rows)
+    return Measured.from_log(_log_product(values), per_layer=rows, info=left_out(network))
+
+
+def warn_of_zeros(network: Network, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Warn of layers whose norm is 0, by their names."""
+    zero = [f"`{row['layer']}`" for row in rows if row["value"] == 0]
+    if zero:
+        shown = ", ".join(zero[:3]) + (f" and {len(zero) - 3} more" if len(zero) > 3 else "")
+        message = (
+            f"The weights of {len(zero)} of {len(rows)} layers are zero ({shown}), such as gains that a network starts "
+            "from: products over all layers are 0, and say nothing of the others. `capacity_report(..., "
+            "per_layer=True)` shows each."
+        )
+        network.once(("zeros", *zero), lambda: warn(message))
 
 
 def _log_product(values: Sequence[float]) -> float:
@@ -368,7 +391,7 @@ def _log_product(values: Sequence[float]) -> float:
 _PRODUCT: dict[str, Any] = {
     "family": "norm",
     "lower_is_better": True,
-    "needs": frozenset({"graph"}),
+    "needs": frozenset({"layers"}),
     "invariances": frozenset({"permutation", "layer_rescaling"}),
 }
 

@@ -15,13 +15,14 @@ from ..graph import LINEAR_RULES, Network, Node, activation_of, apply_linear, op
 from ..graph.nodes import WEIGHT_OPS, interpret
 from ..linalg import adaptive_average_pool, power_product
 from .batch import Batch
-from .layers import weight_layers
+from .layers import graph_layers, refuse_unknown
 from .record import Measure, Measured, logarithm
 
 __all__ = ["MEASURES", "path_norm"]
 
 #: Non-negative sums over paths, divided by exp of the running logarithm of their scale.
 Paths = tuple[Tensor, float]
+PURPOSE = "A path norm"
 
 
 def path_norm(network: Network, batch: Batch, *, p: float = 2.0) -> Measured:
@@ -63,10 +64,12 @@ def path_norm(network: Network, batch: Batch, *, p: float = 2.0) -> Measured:
     6.0
     """
     p = check_interval("p", p, 0, math.inf, closed="neither")
-    weight_layers(network, "A path norm")
+    graph_layers(network, PURPOSE)  # all finite
+    rules = _rules(network, p)
+    refuse_unknown(network.graph, rules, PURPOSE)
     ones = torch.ones(1, *network.input_shape, dtype=torch.float64, device=network.device)
     with torch.no_grad():
-        total, log_scale = interpret(network.graph, _rules(network, p), (ones, 0.0), purpose="A path norm")
+        total, log_scale = interpret(network.graph, rules, (ones, 0.0), purpose=PURPOSE)
     return Measured.from_log((logarithm(float(total.sum())) + log_scale) / p)
 
 
@@ -132,7 +135,7 @@ def _selection(op: str) -> Callable[[Node, Paths], Paths]:
 
 def _activation(node: Node, paths: Paths) -> Paths:
     if not activation_of(node)[0].homogeneous:
-        raise node.refuse("A path norm", "it is not positively homogeneous, so paths do not multiply.", "Use ReLU.")
+        raise node.refuse(PURPOSE, "it is not positively homogeneous, so paths do not multiply.", "Use ReLU.")
     return paths
 
 
@@ -188,7 +191,7 @@ _COMMON: dict[str, Any] = {
     "family": "norm",
     "lower_is_better": True,
     "source": "[EG] 2.2, [FR] 4.1",
-    "needs": frozenset({"graph"}),
+    "needs": frozenset({"homogeneous"}),
     "invariances": frozenset({"permutation", "layer_rescaling", "node_rescaling"}),
 }
 

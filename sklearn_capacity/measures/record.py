@@ -13,8 +13,22 @@ from .calling import arguments, as_number, check_function, settable
 
 __all__ = ["COSTS", "INVARIANCES", "NEEDS", "Measure", "Measured", "NotDefinedError", "logarithm"]
 
-#: What a measure may need besides the network's forward pass.
-NEEDS = ("weights", "graph", "chain", "data", "labels", "loss", "initial_state")
+#: What a measure may need beside the network's forward pass; it refuses a network for lack of these alone.
+#: "layers": the trained matrices and the size that each sees, whatever stands between them. "homogeneous": a graph of
+#: linear maps and positively homogeneous functions. "lipschitz": one of functions with a known Lipschitz constant.
+#: "chain": linear maps without biases and rectifiers, one after the other. "graph": a module that can be traced.
+NEEDS = (
+    "weights",
+    "layers",
+    "homogeneous",
+    "lipschitz",
+    "chain",
+    "graph",
+    "data",
+    "labels",
+    "loss",
+    "initial_state",
+)
 #: From cheap to expensive; `measures="cheap"` excludes "spectrum", "draws" and "ascent".
 COSTS = ("weights", "forward", "jacobian", "spectrum", "draws", "ascent")
 CHEAP_COSTS = ("weights", "forward", "jacobian")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._validation import NotDefinedError
 from ..graph import EVALUATE, Network, Node, activation_of
-from .layers import weight_layers
+from .layers import graph_layers, refuse_unknown
 
 __all__ = ["Chain", "rectifier_chain"]
 
@@ -79,7 +79,8 @@ def rectifier_chain(network: Network, purpose: str) -> Chain:
     UnsupportedLayerError
         If it is not such a chain; the message names the layer and the reason.
     """
-    layers = weight_layers(network, purpose)
+    refuse_unknown(network.graph, EVALUATE.keys() - {"opaque"}, purpose)
+    layers = graph_layers(network, purpose)
     if not layers:
         raise NotDefinedError(f"{purpose} is not defined for a network without weight layers.")
     readers = network.graph.consumers()

@@ -1,4 +1,10 @@
-"""The size of a network, and its distance from initialisation ([EG] section 2.1, [FR] figure 1)."""
+"""The size of a network, and its distance from initialisation ([EG] section 2.1, [FR] figure 1).
+
+`parameter_count`, `parameter_norm` and `vc_dimension` are of one set of parameters: all that the module trains, whether
+or not its output depends on them; a tied one once, a frozen one not, and of a model of one logit those of that one. The
+count is of the parameters as they stand. Norm and dimension are of the effective ones: where batch norm is folded or a
+weight is computed from other parameters (weight norm), what comes out takes their place.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +15,13 @@ import torch
 from torch import Tensor
 
 from .._validation import check_option
-from ..derivatives.parameter_groups import parameter_groups
+from ..derivatives.parameter_groups import parameter_groups, root
 from ..graph import Network, Node, operator_of
+from ..graph import weight_layers as weight_layers_of
 from ..graph.fold import split_head
 from ..linalg.entries import stable_norm
 from .batch import Batch
-from .layers import layer_weight
+from .layers import layer_weight, left_out, weight_layers
 from .record import Measure, Measured
 
 __all__ = ["MEASURES", "distance_from_initialization", "parameter_count", "parameter_norm", "vc_dimension"]
@@ -26,8 +33,9 @@ MATRICES = ("linear", "conv", "conv_transpose")
 def parameter_count(network: Network, batch: Batch) -> Measured:
     """Number of trainable parameters.
 
-    All trainable parameters of the module count: batch norm is not folded, a tied tensor counts once, a frozen one does
-    not count. In the classical view, smaller values suggest better generalisation; large networks contradict it.
+    All trainable parameters of the module count, whether or not its output depends on them: batch norm is not folded, a
+    tied tensor counts once, a frozen one does not count. In the classical view, smaller values suggest better
+    generalisation; large networks contradict it.
 
     Notes
     -----
@@ -52,14 +60,9 @@ def vc_dimension(network: Network, batch: Batch) -> Measured:
 
     .. math:: d \cdot \dim(w)
 
-    d is the number of weight layers and dim(w) the number of trainable parameters, both after folding batch norm; tied
-    tensors count once in dim(w), and a model with one logit counts only the parameters of that logit. In the classical
-    view, smaller values suggest better generalisation.
-
-    Raises
-    ------
-    UnsupportedLayerError
-        If an operator with parameters is not a known layer (attention, layer norm).
+    d is the number of weight layers that the output depends on, and dim(w) is the number of the parameters that
+    `parameter_count` counts, both after folding batch norm. In the classical view, smaller values suggest better
+    generalisation.
 
     Notes
     -----
@@ -77,8 +80,8 @@ def vc_dimension(network: Network, batch: Batch) -> Measured:
     >>> measure_capacity(net, measures="vc_dimension")
     {'vc_dimension': 22.0}
     """
-    groups = parameter_groups(split_head(network.graph))
-    return Measured(float(len(network.graph.layers) * sum(group.size for group in groups)))
+    size = sum(tensor.numel() for tensor in _effective_parameters(network))
+    return Measured(float(len(weight_layers(network, "A VC dimension")) * size), info=left_out(network))
 
 
 def parameter_norm(network: Network, batch: Batch) -> Measured:
@@ -86,14 +89,8 @@ def parameter_norm(network: Network, batch: Batch) -> Measured:
 
     .. math:: \|\theta\|_2
 
-    Trainable weights, biases and shifts, after folding batch norm and applying parametrisations; a tied tensor counts
-    once, a frozen one does not count, and a model with one logit counts only the parameters of that logit. Smaller
-    values suggest better generalisation.
-
-    Raises
-    ------
-    UnsupportedLayerError
-        If an operator with parameters is not a known layer (attention, layer norm).
+    These are the parameters that `parameter_count` counts, after folding batch norm and applying parametrisations.
+    Smaller values suggest better generalisation.
 
     Notes
     -----
@@ -113,11 +110,27 @@ def parameter_norm(network: Network, batch: Batch) -> Measured:
     >>> measure_capacity(net, measures="parameter_norm")
     {'parameter_norm': 5.0}
     """
-    groups = parameter_groups(split_head(network.graph))
-    if not groups:
+    tensors = _effective_parameters(network)
+    if not tensors:
         return Measured(0.0)
-    norms = torch.stack([stable_norm(group.values.detach().double(), 2) for group in groups])
+    norms = torch.stack([stable_norm(tensor.detach().double().flatten(), 2) for tensor in tensors])
     return Measured(float(stable_norm(norms, 2)))
+
+
+def _effective_parameters(network: Network) -> list[Tensor]:
+    """The set of the file's docstring, in its effective form."""
+    parameters = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    computed: list[Tensor] = []
+    sources: set[str] = set()
+    plain: set[str] = set()
+    for group in parameter_groups(split_head(network.graph), without_rule=True):
+        read = {names.get(id(root(use.tensor))) for use in group.uses}
+        if None in read:
+            computed.append(group.values)
+            sources |= {source for use in group.uses for source in use.sources}
+        plain |= {name for name in read if name is not None}
+    return computed + [p for name, p in parameters.items() if name in plain or name not in sources]
 
 
 def distance_from_initialization(network: Network, batch: Batch, *, norm: str = "frobenius") -> Measured:
@@ -145,8 +158,6 @@ def distance_from_initialization(network: Network, batch: Batch, *, norm: str = 
     NotDefinedError
         If the weights before training are unknown: estimators of this package store them (`initial_state_`); for any
         other model pass them as `initial_state`.
-    UnsupportedLayerError
-        If a matrix or kernel with a trained parameter is not used by a known layer.
 
     Notes
     -----
@@ -176,31 +187,25 @@ def distance_from_initialization(network: Network, batch: Batch, *, norm: str = 
         else:
             value = float(stable_norm(change.flatten(), 2))
         rows.append({"layer": node.label, "value": value})
-    return Measured(math.fsum(row["value"] for row in rows), per_layer=rows)
+    return Measured(math.fsum(row["value"] for row in rows), per_layer=rows, info=left_out(network))
 
 
 def _moved_layers(network: Network) -> list[tuple[Node, Tensor, tuple[int, ...]]]:
     """Every layer with a trained matrix or kernel, its change and its input shape; tied layers once."""
     states = network.tensors(), network.initial_tensors()
     with torch.no_grad():
-        now, before = (network.program.bind(state, folded=False) for state in states)
+        graphs = [network.program.bind(state, folded=False) for state in states]
+        now, before = (weight_layers_of(graph, folded=False, shown=network.shown) for graph in graphs)
     found, seen = [], set()
     for node, start in zip(now.nodes, before.nodes, strict=True):
-        _refuse_hidden_matrix(node)
-        if node.weight is None or node.op not in MATRICES or not node.trainable[0]:
+        if node.op not in MATRICES or not node.trainable[0]:
             continue
         assert node.weight is not None
         key = (node.sources[0], node.weight.numel(), node.weight.storage_offset())
         if key not in seen:
             seen.add(key)
-            found.append((node, layer_weight(node) - layer_weight(start), now[node.inputs[0]].shape))
+            found.append((node, layer_weight(node) - layer_weight(start), node.params["input_shape"]))
     return found
-
-
-def _refuse_hidden_matrix(node: Node) -> None:
-    if node.op == "opaque" and node.params["trained"]:
-        if any(bound.tensor.dim() > 1 for bound in node.tensors().values()):
-            raise node.refuse("The distance from the initialisation", "its matrix is not a weight of a known layer.")
 
 
 _COMMON: dict[str, Any] = {"family": "size", "lower_is_better": True}
@@ -220,7 +225,7 @@ MEASURES = (
         "vc_dimension",
         vc_dimension,
         source="[EG] eq. 1",
-        needs=frozenset({"graph"}),
+        needs=frozenset({"layers"}),
         unit="parameters",
         invariances=_FUNCTION,
         **_COMMON,
@@ -237,7 +242,7 @@ MEASURES = (
         "distance_from_initialization",
         distance_from_initialization,
         source="[EG] 2.2",
-        needs=frozenset({"graph", "initial_state"}),
+        needs=frozenset({"layers", "initial_state"}),
         **_COMMON,
     ),
 )

@@ -13,7 +13,7 @@ from .._validation import NotDefinedError
 from ..graph import Network, Node
 from ..linalg import ConvOperator, DiagonalOperator, MatrixOperator
 from .batch import Batch
-from .layers import Operator, as_operator, check_view, kernel_matrix, layer_weight, repetitions, weight_layers
+from .layers import Operator, as_operator, check_view, kernel_matrix, layer_weight, left_out, repetitions, weight_layers
 from .record import Measure, Measured
 
 __all__ = [
@@ -265,13 +265,13 @@ def _mean_of(values: Sequence[float], network: Network) -> Measured:
     if not layers:
         raise NotDefinedError("The shape of the spectra needs a weight layer, and the network has none.")
     rows = [{"layer": node.label, "value": value} for node, value in zip(layers, values, strict=True)]
-    return Measured(math.fsum(values) / len(values), per_layer=rows)
+    return Measured(math.fsum(values) / len(values), per_layer=rows, info=left_out(network))
 
 
 _SHAPE: dict[str, Any] = {
     "family": "spectral_shape",
     "lower_is_better": True,
-    "needs": frozenset({"graph"}),
+    "needs": frozenset({"layers"}),
     "invariances": frozenset({"permutation", "layer_rescaling"}),
 }
 

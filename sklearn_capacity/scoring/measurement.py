@@ -196,6 +196,7 @@ def _network(subject: Subject, X: Any, task: str | None, device: Any) -> Network
     if own in (torch.float16, torch.bfloat16):
         own = torch.float32
     shape = _input_shape(subject, X)
+    samples = None if X is None else X[:3] if isinstance(X, torch.Tensor) else torch.from_numpy(np.array(X[:3]))
     # Only for a classifier does adding a constant to all logits change nothing.
     output = "log_probabilities" if subject.output == "logits" and task != "regression" else subject.output
 
@@ -207,6 +208,7 @@ def _network(subject: Subject, X: Any, task: str | None, device: Any) -> Network
             initial_state=subject.initial_state,
             dtype=dtype,
             device=device,
+            samples=samples,
         )
         probe(network, X, task)
         return network

@@ -210,7 +210,7 @@ def test_gated_halves_are_evaluated_and_refused_by_name():
     graph = Network(module, (3,)).graph
     assert [node.op for node in graph.nodes if node.scope == "1"] == ["slice", "slice", "activation", "opaque"]
     torch.testing.assert_close(evaluate(graph, X), module(X))
-    with pytest.raises(UnsupportedLayerError, match="not defined for the operator `mul` in layer `1`"):
+    with pytest.raises(UnsupportedLayerError, match="not defined for the operator `torch.mul` in layer `1 \\(GLU\\)`"):
         measure_capacity(module, X, y, "l2_path_norm")
     spectrum = torch.linalg.eigvalsh(reference_fisher.matrix(module, X, "squared")).flip(0)[:14].clamp_min(0)
     assert fisher_spectrum(module, X) == pytest.approx(spectrum.numpy(), rel=1e-8, abs=1e-10)

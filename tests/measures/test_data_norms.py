@@ -246,21 +246,29 @@ def plain(*middle: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     ("module", "shape", "message"),
     [
-        (nn.Sequential(nn.Linear(5, 3)), (5,), "`linear` in layer `0`: it has a bias"),
-        (plain(nn.Tanh()), (5,), "`tanh` in layer `1`: it is not positively homogeneous"),
+        (nn.Sequential(nn.Linear(5, 3)), (5,), "`linear` in layer `0 \\(Linear\\)`: it has a bias"),
+        (plain(nn.Tanh()), (5,), "`tanh` in layer `1 \\(Tanh\\)`: it is not positively homogeneous"),
         (
             plain(nn.Unflatten(1, (1, 4)), nn.MaxPool1d(1), nn.Flatten()),
             (5,),
-            "`max_pool` in layer `2`: pooling is neither",
+            "`max_pool` in layer `2 \\(MaxPool1d\\)`: pooling is neither",
         ),
         (
             plain(nn.Unflatten(1, (1, 4)), nn.AvgPool1d(1), nn.Flatten()),
             (5,),
-            "`avg_pool` in layer `2`: pooling is neither",
+            "`avg_pool` in layer `2 \\(AvgPool1d\\)`: pooling is neither",
         ),
-        (nn.Sequential(nn.ReLU(), nn.Linear(5, 3, bias=False)), (5,), "`relu` in layer `0`: it acts before the first"),
-        (_Branches(), (5,), "in layer `a`: its input is also used elsewhere, so the network is not a chain"),
-        (plain(nn.LayerNorm(4)), (5,), "`layer_norm.default` in layer `1`"),
+        (
+            nn.Sequential(nn.ReLU(), nn.Linear(5, 3, bias=False)),
+            (5,),
+            "`relu` in layer `0 \\(ReLU\\)`: it acts before the first",
+        ),
+        (
+            _Branches(),
+            (5,),
+            "in layer `a \\(Linear\\)`: its input is also used elsewhere, so the network is not a chain",
+        ),
+        (plain(nn.LayerNorm(4)), (5,), "`torch.layer_norm` in layer `1 \\(LayerNorm\\)`"),
     ],
 )
 def test_anything_but_a_bias_free_chain_is_refused(module, shape, message):

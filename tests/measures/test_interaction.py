@@ -186,7 +186,10 @@ class _Branch(nn.Module):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: nn.Sequential(nn.Linear(4, 3)), "in layer `0`: it has a bias. It needs a chain of bias-free"),
+        (
+            lambda: nn.Sequential(nn.Linear(4, 3)),
+            "in layer `0 \\(Linear\\)`: it has a bias. It needs a chain of bias-free",
+        ),
         (lambda: nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 3, bias=False)), "there is no ReLU between"),
         (lambda: nn.Sequential(nn.Linear(4, 3, bias=False), nn.ReLU()), "the output must come from a linear layer"),
         (lambda: nn.Sequential(nn.Linear(4, 3, bias=False), nn.Tanh()), "it is not positively homogeneous"),

@@ -12,7 +12,7 @@ from torch import nn
 
 import reference_margins as reference
 from networks import CHAINS, NETWORKS
-from sklearn_capacity import NotDefinedError, measure_capacity
+from sklearn_capacity import CapacityWarning, NotDefinedError, measure_capacity
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch
 from sklearn_capacity.measures.normalized_margins import normalized
@@ -130,7 +130,8 @@ def test_margin_over_nothing_is_infinite_with_its_sign():
     module[2].weight.data.zero_()
     module[2].bias.data.copy_(torch.tensor([2.0, 0.0]))
     X, y = torch.ones(3, 2, dtype=torch.float64), torch.zeros(3, dtype=torch.long)
-    assert value(module, X, y, "spectrally_normalized_margin") == math.inf
+    with pytest.warns(CapacityWarning, match=r"weights of 2 of 2 layers are zero \(`0`, `2`\)"):
+        assert value(module, X, y, "spectrally_normalized_margin") == math.inf
 
 
 @pytest.mark.parametrize("name", ["margin", "spectrally_normalized_margin", "fisher_rao_normalized_margin"])

@@ -232,7 +232,9 @@ def test_statistics_without_noise_are_refused():
         return nn.Sequential(nn.Linear(4, 5, bias=False), norm, nn.ReLU(), nn.Linear(5, 3))
 
     module, X, y = networks.make(build, (4,))
-    with pytest.raises(UnsupportedLayerError, match=r"in layer `0`: it contains values learned from the data"):
+    with pytest.raises(
+        UnsupportedLayerError, match=r"in layer `0 \(Linear\)`: it contains values learned from the data"
+    ):
         measured(module, X, y, n_draws=10)
     fine, X, y = networks.mlp_batch_norm()
     assert math.isfinite(measured(fine, X, y, n_draws=10).value)
@@ -259,7 +261,7 @@ class _Branching(nn.Sequential):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (nn.Sequential, "layer `0`: it contains values learned"),
+        (nn.Sequential, r"layer `0 \(Linear\)`: it contains values learned"),
         (_Branching, r"`0\.bias` was learned from the data"),
     ],
 )

@@ -126,7 +126,7 @@ def test_power_product_is_that_of_the_dense_matrix(mode, kernel, stride, dilatio
 def test_path_norm_refuses_what_is_not_homogeneous(activation):
     module = nn.Sequential(nn.Linear(5, 4), activation, nn.Linear(4, 3))
     with pytest.raises(
-        UnsupportedLayerError, match="A path norm is not defined .* in layer `1`: it is not positively ho"
+        UnsupportedLayerError, match="A path norm is not defined .* in layer `1 \\(.*\\)`: it is not positively ho"
     ):
         measure_module(module, torch.ones(2, 5), "path_norm")
 

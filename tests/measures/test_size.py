@@ -83,12 +83,46 @@ class _Overlapping(_Sliced):
         return nn.functional.linear(hidden, self.parts[1:, :3])
 
 
-def test_what_two_slices_share_counts_once():
+def test_what_two_slices_share_counts_once_and_what_none_reads_too():
     module, X = _Overlapping().double(), torch.ones(2, 4, dtype=torch.float64)
-    read = module.parts.detach().clone()
-    read[3, 3] = 0.0
-    assert measure_module(module, X, "parameter_norm").value == pytest.approx(float(read.norm()), rel=1e-12)
-    assert measure_module(module, X, "vc_dimension").value == 2 * 15
+    expected = math.hypot(float(module.parts.detach().norm()), float(module.tied.detach().norm()))
+    assert measure_module(module, X, "parameter_norm").value == pytest.approx(expected, rel=1e-12)
+    assert measure_module(module, X, "vc_dimension").value == 2 * 32
+
+
+class _Unused(nn.Module):
+    """A layer beside the path to the output, a frozen one on it, and two that read one matrix."""
+
+    def __init__(self, *, norm: bool = False) -> None:
+        super().__init__()
+        self.first, self.other, self.fixed = nn.Linear(4, 5), nn.Linear(6, 2), nn.Linear(5, 5).requires_grad_(False)
+        self.norm = nn.BatchNorm1d(5) if norm else nn.Identity()
+        self.second, self.last = nn.Linear(5, 5), nn.Linear(5, 3)
+        self.last_but_one = nn.Linear(5, 5)
+        self.last_but_one.weight = self.second.weight
+
+    def forward(self, x):
+        hidden = torch.sigmoid(self.fixed(self.norm(self.first(x))))
+        return self.last(self.last_but_one(hidden * self.second(hidden)))
+
+
+def test_the_three_sizes_are_of_one_set_of_parameters():
+    module, X, _ = make(_Unused, (4,))
+    theta = torch.cat([p.detach().flatten() for p in module.parameters() if p.requires_grad])  # a tied one once
+    assert measure_module(module, X, "parameter_count").value == len(theta)
+    assert measure_module(module, X, "vc_dimension").value == 5 * len(theta)
+    assert measure_module(module, X, "parameter_norm").value == pytest.approx(float(theta.norm()), rel=1e-12)
+
+
+def test_unused_parameters_count_beside_a_folded_batch_norm():
+    module, X, _ = make(lambda: _Unused(norm=True), (4,))
+    with torch.no_grad():
+        fused = nn.utils.fusion.fuse_linear_bn_eval(module.first, module.norm)
+    plain = _Unused().double()
+    plain.load_state_dict({k: v for k, v in module.state_dict().items() if not k.startswith("norm")})
+    plain.first = fused
+    for name in ("parameter_norm", "vc_dimension"):
+        assert measure_module(module, X, name).value == pytest.approx(measure_module(plain, X, name).value, rel=1e-12)
 
 
 def test_a_model_of_one_logit_has_the_parameters_of_one():
@@ -189,22 +223,20 @@ def test_distance_needs_a_matching_initial_state():
         MEASURES["distance_from_initialization"](network, Batch(network))
 
 
-class _Bilinear(nn.Module):
-    """A matrix between two copies of the input, which is not a linear layer."""
+def test_distance_is_taken_of_matrices_in_any_operator():
+    def build() -> nn.Module:
+        return nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.matrix = nn.Parameter(torch.eye(3))
-
-    def forward(self, x):
-        return torch.einsum("ni,ij,nj->n", x, self.matrix, x)[:, None]
-
-
-def test_distance_refuses_matrices_of_no_layer():
-    module = _Bilinear()
-    network = Network(module, (3,), initial_state=module.state_dict())
-    with pytest.raises(UnsupportedLayerError, match="its matrix is not a weight of a known layer"):
-        MEASURES["distance_from_initialization"](network, Batch(network))
+    module, X, _ = make(build, (5, 4))
+    before = copy.deepcopy(module)
+    expected = 0.0
+    for parameter in module.parameters():
+        parameter.data += 0.5
+        expected += 0.5 * math.sqrt(parameter.numel()) if parameter.dim() > 1 else 0.0
+    network = Network(module, (5, 4), initial_state=before.state_dict())
+    batch = Batch(network, X)
+    assert MEASURES["distance_from_initialization"](network, batch).value == pytest.approx(expected)
+    assert MEASURES["distance_from_initialization"](network, batch, norm="spectral").value == pytest.approx(expected)
 
 
 def test_distance_lets_layer_norm_pass():
