@@ -201,9 +201,6 @@ TESTED_IN = {
     "theory/_covering": "measures/test_robustness",
     "theory/_initialize": "theory/test_learning_rate_map",
     "training": "training/test_net",
-    "training/kfac": "training/test_natural_optimizers",
-    "training/kronecker": "training/test_natural_optimizers",
-    "training/path_sgd": "training/test_natural_optimizers",
     "training/regime": "estimators/test_generalization_layer_estimators",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -119,27 +120,39 @@ def partners(groups: tuple[ParameterGroup, ...]) -> dict[int, int]:
 def _group_gradients(
     inputs: Mapping[str, Tensor], deltas: Mapping[str, list[Tensor]], group: ParameterGroup, with_bias: bool, few: int
 ) -> Outer | Rows:
-    uses = [(use, inputs[use.node.name], deltas[use.node.name]) for use in group.uses]
-    products = [_product(use, x, delta) for use, x, delta in uses]
-    if group.plain and all(isinstance(p, Outer) for p in products):
-        left = torch.cat([p.left for p in products if isinstance(p, Outer)], dim=2)
-        right = torch.cat([p.right for p in products if isinstance(p, Outer)], dim=1)
-        if with_bias:
-            right = F.pad(right, (0, 1), value=1.0)
-        outer = Outer(left, right)
-        a, b, s = left.shape[3], right.shape[2], right.shape[1]
-        # Gram of positions against Gram of rows, per pair of samples and of cotangents
-        keep = s <= few and s * s * (a + b / len(left)) <= a * b
-        return outer if keep else Rows(outer.rows())
-    total: Tensor | None = None
-    for use, product in zip(group.uses, products, strict=True):
-        rows = product.rows()
-        if use.index is not None:
-            spread = rows.new_zeros((*rows.shape[:2], group.size))
-            rows = spread.index_add_(2, use.index.to(rows.device), rows)
-        total = rows if total is None else total + rows
-    assert total is not None
-    return Rows(total)
+    """The sum over the uses of a group; with the group of its bias, if `with_bias`, as further columns."""
+    products = [_product(use, inputs[use.node.name], deltas[use.node.name]) for use in group.uses]
+    outers = [product for product in products if isinstance(product, Outer)]
+    if group.plain and len(outers) == len(products):
+        joined = _joined(outers, with_bias)
+        return joined if _stays_product(joined, few) else Rows(joined.rows())
+    pairs = zip(group.uses, products, strict=True)
+    return Rows(reduce(torch.add, (_in_order(use, product.rows(), group.size) for use, product in pairs)))
+
+
+def _joined(outers: list[Outer], with_bias: bool) -> Outer:
+    """One sum over the positions of all uses. A bias is the weight of an input that is 1."""
+    left = torch.cat([outer.left for outer in outers], dim=2)  # (K, n, S, a), S positions in all
+    right = torch.cat([outer.right for outer in outers], dim=1)  # (n, S, b)
+    return Outer(left, F.pad(right, (0, 1), value=1.0) if with_bias else right)
+
+
+def _stays_product(outer: Outer, few: int) -> bool:
+    """Whether inner products of two gradients cost less by pairs of positions than by their a b entries.
+
+    A pair of positions costs a for each pair of cotangents, and b once for all K of them.
+    """
+    n_cotangents, _, s, a = outer.left.shape
+    b = outer.right.shape[2]
+    return s <= few and s * s * (a + b / n_cotangents) <= a * b
+
+
+def _in_order(use: Use, rows: Tensor, size: int) -> Tensor:
+    """Gradients (K, n, p) of one use, its elements in the group's order: (K, n, size)."""
+    if use.index is None:
+        return rows
+    spread = rows.new_zeros((*rows.shape[:2], size))
+    return spread.index_add_(2, use.index.to(rows.device), rows)
 
 
 def _product(use: Use, x: Tensor, deltas: list[Tensor]) -> Outer | Rows:
