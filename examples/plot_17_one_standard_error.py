@@ -42,4 +42,4 @@ ax.set(xscale="log", xlabel="parameters", ylabel="accuracy on the test folds")
 ax.legend()
 plt.show()
 
-print(f"chosen: {search.best_params_[WIDTH]}, accuracy on new samples {search.score(X_test, y_test)['accuracy']:.3f}")
+print(f"chosen: {search.best_params_[WIDTH]}, accuracy on new samples {search.score(X_test, y_test):.3f}")

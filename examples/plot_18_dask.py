@@ -32,8 +32,9 @@ try:
 except ImportError:
     search.fit(X, y)
 else:
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
-        with dask_backend(client):
+    # Workers in threads of this process: a script whose workers are processes needs a main guard.
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
+        with Client(cluster) as client, dask_backend(client):
             search.fit(X, y)
 
 print("best strength:", search.best_params_["jacobian_penalty"])

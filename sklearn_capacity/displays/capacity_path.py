@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,9 +10,13 @@ import numpy as np
 import pandas as pd
 
 from .._validation import check_axes, check_instance, closest
+from ..measures import MEASURES
 from ..model_selection import capacity_table
 
 __all__ = ["CapacityPathDisplay"]
+
+# A capacity whose largest value is this many times its smallest is drawn on a logarithmic axis.
+WIDE_RANGE = 100
 
 
 class CapacityPathDisplay:
@@ -27,6 +32,8 @@ class CapacityPathDisplay:
         The score whose ``test_`` and ``train_`` columns are drawn.
     capacities : sequence of str, default=None
         Columns of capacities; None takes all that follow the scores.
+    chosen : float, default=None
+        The strength to mark in every panel.
 
     Attributes
     ----------
@@ -53,15 +60,17 @@ class CapacityPathDisplay:
         strength: str = "jacobian_penalty",
         score: str = "accuracy",
         capacities: Sequence[str] | None = None,
+        chosen: float | None = None,
     ):
         self.table = check_instance("table", table, pd.DataFrame, "a DataFrame (a search goes to `from_search`)")
         self.strength = strength
         self.score = score
         self.capacities = capacities
+        self.chosen = chosen
 
     @classmethod
     def from_search(cls, search: Any, **kwargs: Any) -> CapacityPathDisplay:
-        """Display of a fitted search.
+        """Display of a fitted search, its choice marked.
 
         Parameters
         ----------
@@ -69,7 +78,9 @@ class CapacityPathDisplay:
         **kwargs
             Parameters of the display.
         """
-        return cls(capacity_table(search.cv_results_), **kwargs)
+        strength = kwargs.get("strength", "jacobian_penalty")
+        chosen = [value for key, value in getattr(search, "best_params_", {}).items() if key.endswith(strength)]
+        return cls(capacity_table(search.cv_results_), **{"chosen": chosen[0] if chosen else None, **kwargs})
 
     def plot(self, axes: Any = None) -> CapacityPathDisplay:
         """Draw the panels.
@@ -101,10 +112,19 @@ class CapacityPathDisplay:
         self._plot_score(self.axes_[0], x, table)
         for ax, name in zip(self.axes_[1:], capacities, strict=True):
             (self.lines_[name],) = ax.plot(x, table[self._column(name)], marker="o", color="C3")
-            ax.set_ylabel(name.replace("_", "\n", 1).replace("_", " "))
+            ax.set_ylabel(textwrap.fill(name.replace("_", " "), 14))
+            values = ax.lines[-1].get_ydata()
+            if np.nanmin(values) > 0 and np.nanmax(values) > WIDE_RANGE * np.nanmin(values):
+                ax.set_yscale("log")
+            self._say_better(ax, name)
         for ax in self.axes_:
             _scale_strength(ax, x)
             ax.grid(alpha=0.3)
+            if self.chosen is not None:
+                line = ax.axvline(self.chosen, color="black", ls=":", label="chosen")
+        if self.chosen is not None:
+            self.lines_["chosen"] = line
+            self.axes_[0].legend()
         self.axes_[-1].set_xlabel(self.strength.replace("_", " "))
         return self
 
@@ -119,6 +139,15 @@ class CapacityPathDisplay:
             self.lines_[f"train_{self.score}"] = line
         ax.set_ylabel(self.score.replace("_", " "))
         ax.legend()
+
+    def _say_better(self, ax: Any, name: str) -> None:
+        """Which direction goes with better generalisation, beside the panel of a measure that has one."""
+        better = self.table.attrs.get("better", {}).get(name)
+        if better is None and name in MEASURES:
+            better = "lower" if MEASURES[name].lower_is_better else "higher"
+        if better is not None:
+            where = {"transform": ax.transAxes, "rotation": -90, "va": "center"}
+            ax.text(1.01, 0.5, f"{better} is better", fontsize="small", **where)
 
     def _capacities(self) -> list[str]:
         if self.capacities is not None:

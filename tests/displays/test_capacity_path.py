@@ -1,0 +1,76 @@
+"""The path of a search: its choice, what is better, and axes that suit the values."""
+
+from __future__ import annotations
+
+import matplotlib
+import pandas as pd
+import pytest
+from sklearn.datasets import load_iris
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sklearn_capacity import CapacityScorer, JacobianRegularizedClassifier
+from sklearn_capacity.displays import CapacityPathDisplay
+
+matplotlib.use("Agg")
+TABLE = pd.DataFrame(
+    {
+        "alpha": [0.0, 0.1, 1.0],
+        "test_f1": [0.8, 0.9, 0.7],
+        "l2_path_norm": [900.0, 4.0, 3.0],
+        "margin": [-1.0, 1.0, 2.0],
+    }
+)
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_measures_say_which_direction_is_better_and_other_columns_do_not():
+    display = CapacityPathDisplay(TABLE.assign(mine=1.0), strength="alpha", score="f1").plot()
+    assert [texts(ax) for ax in display.axes_] == [[], ["lower is better"], ["higher is better"], []]
+
+
+def test_the_direction_of_a_measure_of_ones_own_is_that_of_the_table():
+    table = TABLE.assign(mine=1.0)
+    table.attrs["better"] = {"mine": "higher"}
+    display = CapacityPathDisplay(table, strength="alpha", score="f1", capacities=["mine"]).plot()
+    assert texts(display.axes_[1]) == ["higher is better"]
+
+
+def test_wide_positive_ranges_are_logarithmic():
+    display = CapacityPathDisplay(TABLE, strength="alpha", score="f1").plot()
+    assert [ax.get_yscale() for ax in display.axes_] == ["linear", "log", "linear"]
+
+
+def test_words_are_not_broken():
+    display = CapacityPathDisplay(TABLE, strength="alpha", score="f1").plot()
+    assert display.axes_[1].get_ylabel().split() == ["l2", "path", "norm"]
+    assert all(len(line) <= 14 for line in display.axes_[1].get_ylabel().splitlines())
+
+
+@pytest.mark.parametrize("chosen", [0.1, 0.0])
+def test_the_choice_is_marked_in_every_panel(chosen):
+    display = CapacityPathDisplay(TABLE, strength="alpha", score="f1", chosen=chosen).plot()
+    for ax in display.axes_:
+        assert any(line.get_label() == "chosen" and set(line.get_xdata()) == {chosen} for line in ax.lines)
+    assert "chosen" in [text.get_text() for text in display.axes_[0].get_legend().get_texts()]
+    assert "chosen" not in CapacityPathDisplay(TABLE, strength="alpha", score="f1").plot().lines_
+
+
+def test_a_search_brings_its_choice():
+    X, y = load_iris(return_X_y=True)
+    network = JacobianRegularizedClassifier((4,), max_epochs=2, random_state=0)
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), network),
+        {"jacobianregularizedclassifier__jacobian_penalty": [0.0, 0.1]},
+        scoring=CapacityScorer(["accuracy", "l2_path_norm"]),
+        refit="accuracy",
+        return_train_score=True,
+        cv=2,
+    ).fit(X, y)
+    (best,) = search.best_params_.values()
+    assert CapacityPathDisplay.from_search(search).chosen == best
+    assert CapacityPathDisplay.from_search(search, chosen=0.1).chosen == 0.1
