@@ -198,9 +198,11 @@ def failure_text(error: Exception) -> str | None:
 
 
 def closest(value: Any, options: Iterable[Any]) -> str:
-    """A sentence naming the option most like `value`, or nothing."""
+    """A sentence naming the option that begins with `value`, or the one most like it, or nothing."""
     names = [option for option in options if isinstance(option, str)]
-    match = difflib.get_close_matches(str(value), names, n=1)
+    text = str(value)
+    longer = [name for name in names if len(text) > 2 and name.casefold().startswith(text.casefold())]
+    match = [min(longer, key=len)] if longer else difflib.get_close_matches(text, names, n=1)
     return f"Did you mean {match[0]!r}?" if match else ""
 
 

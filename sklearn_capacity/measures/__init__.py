@@ -13,6 +13,6 @@ Data flow: Network, Batch -> function -> Measured(value, standard_error, per_lay
 
 from .batch import Batch
 from .record import Measure, Measured, NotDefinedError
-from .registry import MEASURES, measure_named
+from .registry import ESSENTIAL, MEASURES, measure_named
 
-__all__ = ["MEASURES", "Batch", "Measure", "Measured", "NotDefinedError", "measure_named"]
+__all__ = ["ESSENTIAL", "MEASURES", "Batch", "Measure", "Measured", "NotDefinedError", "measure_named"]

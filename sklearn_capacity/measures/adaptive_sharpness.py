@@ -209,6 +209,7 @@ MEASURES = (
         source="Kwon et al. (2021)",
         needs=frozenset({"data", "labels", "loss"}),
         cost="ascent",
+        passes=(4, "steps", "n_restarts"),
         unit="loss",
         invariances=frozenset({"permutation", "layer_rescaling", "node_rescaling"}),
         stochastic=True,

@@ -9,7 +9,7 @@ from .._validation import NotDefinedError, check_option
 from ..graph import Network
 from .batch import Batch
 from .jacobians import REDUCTIONS, reduce_samples
-from .lipschitz import log_lipschitz
+from .lipschitz import CERTIFICATE, log_lipschitz
 from .output_gram import fisher_norm, largest_eigenvalues, traces
 from .record import Measure, Measured
 
@@ -180,7 +180,8 @@ MEASURES = (
         "spectral_product_bound",
         spectral_product_bound,
         source="[GL] corollary 3.0.1",
-        cost="forward",
+        cost="spectrum",
+        passes=CERTIFICATE,
         invariances=frozenset({"permutation", "layer_rescaling"}),
         **_PULLBACK,
     ),

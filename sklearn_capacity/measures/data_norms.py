@@ -314,6 +314,20 @@ MEASURES = (
         invariances=_PER_LAYER | {"node_rescaling"},
         **_COMMON,
     ),
-    Measure("data_induced_norm", data_induced_norm, source="[FR] definition 6", invariances=_PER_LAYER, **_COMMON),
-    Measure("data_chain_norm", data_chain_norm, source="[FR] definition 7", invariances=_PER_LAYER, **_COMMON),
+    Measure(
+        "data_induced_norm",
+        data_induced_norm,
+        source="[FR] definition 6",
+        same_as="data_spectral_norm",
+        invariances=_PER_LAYER,
+        **_COMMON,
+    ),
+    Measure(
+        "data_chain_norm",
+        data_chain_norm,
+        source="[FR] definition 7",
+        same_as="data_spectral_norm",
+        invariances=_PER_LAYER,
+        **_COMMON,
+    ),
 )

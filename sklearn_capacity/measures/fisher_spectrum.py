@@ -368,9 +368,16 @@ _FISHER: dict[str, Any] = {
 }
 
 MEASURES = (
-    Measure("fisher_trace", fisher_trace, source="[MF] eq. 3", cost="jacobian", **_FISHER),
-    Measure("fisher_mean_eigenvalue", fisher_mean_eigenvalue, source="[MF] theorem 1", cost="jacobian", **_FISHER),
-    Measure("fisher_second_moment", fisher_second_moment, source="[MF] theorem 3", cost="spectrum", **_FISHER),
+    Measure("fisher_trace", fisher_trace, source="[MF] eq. 3", cost="gradients", **_FISHER),
+    Measure("fisher_mean_eigenvalue", fisher_mean_eigenvalue, source="[MF] theorem 1", cost="gradients", **_FISHER),
+    Measure(
+        "fisher_second_moment",
+        fisher_second_moment,
+        source="[MF] theorem 3",
+        cost="spectrum",
+        passes=(60, "n_outputs"),
+        **_FISHER,
+    ),
     Measure("fisher_max_eigenvalue", fisher_max_eigenvalue, source="[MF] theorem 4", cost="spectrum", **_FISHER),
     Measure(
         "critical_learning_rate",

@@ -399,7 +399,7 @@ MEASURES = (
     Measure("frobenius_norm", frobenius_norm, source="[EG] 2.2, [FR] 4.1", **_PRODUCT),
     Measure("spectral_norm", spectral_norm, source="[EG] 2.2, [FR] 4.1", **_PRODUCT),
     Measure("l1_inf_norm", l1_inf_norm, source="[EG] 2.2", **_PRODUCT),
-    Measure("group_norm", group_norm, source="[EG] 2.2, [FR] 4.1", **_PRODUCT),
-    Measure("induced_norm", induced_norm, source="[FR] 4.1", **_PRODUCT),
-    Measure("chain_norm", chain_norm, source="[FR] 4.1", **_PRODUCT),
+    Measure("group_norm", group_norm, source="[EG] 2.2, [FR] 4.1", same_as="frobenius_norm", **_PRODUCT),
+    Measure("induced_norm", induced_norm, source="[FR] 4.1", same_as="spectral_norm", **_PRODUCT),
+    Measure("chain_norm", chain_norm, source="[FR] 4.1", same_as="spectral_norm", **_PRODUCT),
 )

@@ -352,6 +352,7 @@ MEASURES = (
         source="[EG] eqs. 5-8",
         needs=frozenset({"data", "labels"}),
         cost="draws",
+        passes=(1.2, "n_draws"),
         unit="error rate",
         tasks=("classification",),
         invariances=frozenset({"permutation"}),

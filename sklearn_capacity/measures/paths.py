@@ -196,7 +196,7 @@ _COMMON: dict[str, Any] = {
 }
 
 MEASURES = (
-    Measure("path_norm", path_norm, **_COMMON),
+    Measure("path_norm", path_norm, same_as="l2_path_norm", **_COMMON),
     Measure("l1_path_norm", path_norm, fixed={"p": 1.0}, description="Sum of all absolute path weights.", **_COMMON),
     Measure(
         "l2_path_norm",

@@ -29,8 +29,17 @@ NEEDS = (
     "loss",
     "initial_state",
 )
-#: From cheap to expensive; `measures="cheap"` excludes "spectrum", "draws" and "ascent".
-COSTS = ("weights", "forward", "jacobian", "spectrum", "draws", "ascent")
+#: From cheap to expensive, with factors of the approximate number of forward passes over the data.
+#: `measures="cheap"` excludes "gradients" (of single samples) and what follows.
+COSTS: dict[str, tuple[float | str, ...]] = {
+    "weights": (0,),
+    "forward": (2,),
+    "jacobian": (1.5, "n_outputs"),
+    "gradients": (15, "n_outputs"),
+    "spectrum": (15, "n_outputs"),
+    "draws": (1000,),
+    "ascent": (2000,),
+}
 CHEAP_COSTS = ("weights", "forward", "jacobian")
 INVARIANCES = ("permutation", "layer_rescaling", "node_rescaling")
 
@@ -92,6 +101,9 @@ class Measure:
         Paper and equation.
     needs : subset of NEEDS
     cost : one of COSTS
+    passes : tuple of float and str, default=()
+        Factors of the number of forward passes over the data that it takes, roughly: numbers, names of its parameters,
+        "n_outputs", "per_sample" (one over the number of samples). Empty: those of its cost.
     unit : str
         Unit of the value; "1" for a pure number.
     tasks : subset of ("classification", "regression")
@@ -103,6 +115,8 @@ class Measure:
         Whether it may be negative, so that its logarithm is not defined.
     fixed : mapping
         Fixed parameters: `l1_path_norm` is `path_norm` with p = 1.
+    same_as : str, default=""
+        Another measure with the same value by definition when no parameters are given.
     description : str
         Summary in the docs table; by default the first line of the function's docstring.
     """
@@ -114,12 +128,14 @@ class Measure:
     source: str = ""
     needs: frozenset[str] = frozenset()
     cost: str = "weights"
+    passes: tuple[float | str, ...] = ()
     unit: str = "1"
     tasks: tuple[str, ...] = ("classification", "regression")
     invariances: frozenset[str] = frozenset()
     stochastic: bool = False
     signed: bool = False
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    same_as: str = ""
     description: str = ""
 
     def __post_init__(self) -> None:
@@ -131,7 +147,11 @@ class Measure:
             object.__setattr__(self, name, kind([given] if isinstance(given, str) else given))
         for task in self.tasks:
             check_option("tasks", task, ("classification", "regression"))
-        check_option("cost", self.cost, COSTS)
+        check_option("cost", self.cost, tuple(COSTS))
+        known = {*self.parameters, "n_outputs", "per_sample"}
+        for factor in self.passes:
+            if isinstance(factor, str):
+                check_option("passes", factor, tuple(sorted(known)))
         for need in self.needs:
             check_option("needs", need, NEEDS)
         for invariance in self.invariances:
@@ -150,6 +170,12 @@ class Measure:
         """Names and defaults of the parameters that a user may set."""
         named, _ = settable(self.function)
         return {name: default for name, default in named.items() if name not in self.fixed}
+
+    def estimated_passes(self, n_outputs: int, n_samples: int, params: Mapping[str, Any]) -> float:
+        """How many forward passes over the data it takes, roughly."""
+        known = {"n_outputs": n_outputs, "per_sample": 1 / max(1, n_samples), **self.parameters, **params}
+        factors = [known[f] if isinstance(f, str) else f for f in self.passes or COSTS[self.cost]]
+        return math.prod(1 if factor is None else float(factor) for factor in factors)
 
     @property
     def takes_any(self) -> bool:

@@ -28,7 +28,7 @@ from . import (
 )
 from .record import Measure
 
-__all__ = ["FAMILIES", "MEASURES", "measure_named"]
+__all__ = ["ESSENTIAL", "FAMILIES", "MEASURES", "measure_named"]
 
 #: One module per family; its table MEASURES stands at the foot of the file.
 FAMILIES = (
@@ -54,6 +54,10 @@ FAMILIES = (
     interaction,
     pac_bayes,
 )
+
+#: The default of every call: different in kind, together less than three forward passes and a Jacobian
+#: (with attention seven, since the Fisher-Rao norm takes reverse mode twice).
+ESSENTIAL = ("parameter_count", "frobenius_norm", "l2_path_norm", "fisher_rao_norm", "margin", "jacobian_frobenius")
 
 MEASURES: dict[str, Measure] = {measure.name: measure for family in FAMILIES for measure in family.MEASURES}
 

@@ -10,6 +10,7 @@ import numpy as np
 from .._validation import check_integer, check_interval, check_option
 from ..graph import Network, activation_of
 from .batch import Batch
+from .lipschitz import CERTIFICATE
 from .norms import frobenius_norm
 from .radii import METHODS, sample_radii
 from .record import Measure, Measured, NotDefinedError, logarithm
@@ -223,7 +224,6 @@ def rademacher_bound(network: Network, batch: Batch) -> Measured:
 
 _ROBUSTNESS: dict[str, Any] = {
     "family": "robustness",
-    "cost": "forward",
     "invariances": frozenset({"permutation", "layer_rescaling"}),
 }
 
@@ -233,6 +233,8 @@ MEASURES = (
         input_margin_bound,
         lower_is_better=False,
         source="[JR] theorem 4",
+        cost="spectrum",
+        passes=CERTIFICATE,
         needs=frozenset({"lipschitz", "data", "labels"}),
         unit="input",
         tasks=("classification",),
@@ -243,6 +245,8 @@ MEASURES = (
         robustness_bound,
         lower_is_better=True,
         source="[JR] corollary 3",
+        cost="spectrum",
+        passes=CERTIFICATE,
         needs=frozenset({"lipschitz", "data", "labels"}),
         tasks=("classification",),
         **_ROBUSTNESS,
@@ -252,6 +256,7 @@ MEASURES = (
         rademacher_bound,
         lower_is_better=True,
         source="[JR] eq. 44",
+        cost="forward",
         needs=frozenset({"chain", "data"}),
         unit="logit",
         **_ROBUSTNESS,

@@ -303,12 +303,20 @@ _SHARPNESS: dict[str, Any] = {
 }
 
 MEASURES = (
-    Measure("max_sharpness", max_sharpness, source="[EG] eq. 4", cost="ascent", **_SHARPNESS),
+    Measure(
+        "max_sharpness",
+        max_sharpness,
+        source="[EG] eq. 4",
+        cost="ascent",
+        passes=(1, "steps", "n_restarts"),
+        **_SHARPNESS,
+    ),
     Measure(
         "expected_sharpness",
         expected_sharpness,
         source="[EG] eq. 7",
         cost="draws",
+        passes=(1, "n_draws"),
         unit="loss",
         signed=True,
         **_SHARPNESS,

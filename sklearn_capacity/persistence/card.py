@@ -20,7 +20,7 @@ def model_card(
     model: Any,
     X: Any = None,
     y: Any = None,
-    measures: Any = "cheap",
+    measures: Any = "essential",
     *,
     title: str | None = None,
     description: str = "",

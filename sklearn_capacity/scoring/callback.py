@@ -26,8 +26,8 @@ class CapacityCallback(TravelsByValue, Callback):
 
     Parameters
     ----------
-    measures : str, Measure, list of these or dict, default="cheap"
-        As in `measure_capacity`.
+    measures : str, Measure, list of these, dict, "essential", "cheap" or "all", default="essential"
+        As in `measure_capacity`; names of scikit-learn's scorers ("accuracy") may stand among them.
     X, y : array-like, default=None
         Data to measure on, with labels as the net receives them (class indices in this package's estimators). None:
         the training data of the fit.
@@ -56,7 +56,7 @@ class CapacityCallback(TravelsByValue, Callback):
 
     def __init__(
         self,
-        measures: Any = "cheap",
+        measures: Any = "essential",
         *,
         X: Any = None,
         y: Any = None,

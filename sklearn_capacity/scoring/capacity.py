@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from .._validation import NotDefinedError, warn
-from ..measures import MEASURES, Measured
+from ..measures import ESSENTIAL, MEASURES, Measured
 from ..measures.margins import sample_margins
 from ..process_state import keeps_modes
 from .measurement import Session
-from .requests import Request, parse_measures
+from .module_estimator import score, scored_estimator
+from .outcomes import LeftOutError, check_max_seconds, outcomes, tell_left_out
+from .requests import Request, in_order, is_group, parse_with_scores
 
 __all__ = ["capacity_report", "list_measures", "measure_capacity", "refuse_signed"]
 
@@ -28,6 +31,7 @@ COLUMNS = [
     "loss",
     "seconds",
     "computed",
+    "same_as",
     "reason",
 ]
 
@@ -37,7 +41,7 @@ def measure_capacity(
     model: Any,
     X: Any = None,
     y: Any = None,
-    measures: Any = "cheap",
+    measures: Any = "essential",
     *,
     loss: str | None = None,
     initial_state: Any = None,
@@ -47,6 +51,8 @@ def measure_capacity(
     batch_size: int | None = None,
     device: Any = None,
     random_state: int = 0,
+    max_seconds: float | None = None,
+    verbose: int = 0,
 ) -> dict[str, float]:
     """Measure the capacity of a trained network.
 
@@ -59,11 +65,12 @@ def measure_capacity(
         With None, only measures of the weights are available.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs), default=None
         Labels of the kind that the model was fitted on; for a plain module class indices, or elements of `classes`.
-    measures : str, Measure, list of these, dict, "cheap" or "all", default="cheap"
+    measures : str, Measure, list of these, dict, "essential", "cheap" or "all", default="essential"
         A dict is ``{label: measure or (measure, params)}``, where a measure is a name, a `Measure` or a function
-        ``f(network, batch, **params)`` or ``f(module, X, y, **params)`` that returns a number. "cheap" comprises the
-        measures without ascent, random draws or a spectrum. "cheap" and "all" omit measures that do not apply;
-        `capacity_report` shows which and why. `list_measures` lists all measures.
+        ``f(network, batch, **params)`` or ``f(module, X, y, **params)`` that returns a number. Names of
+        scikit-learn's scorers ("accuracy") are also allowed. "essential" comprises six measures of different kinds,
+        "cheap" the measures without ascent, random draws, a spectrum or gradients of single samples. These and "all"
+        omit measures that do not apply; `capacity_report` shows which and why. `list_measures` lists all measures.
     loss : "cross_entropy", "squared", "absolute" or None, default=None
         None: the model's own loss; for a plain module, cross-entropy if `classes` are given or y is integer or boolean,
         and squared if y is float. If the model was trained with another loss, such as a hinge loss, measures that need
@@ -83,6 +90,11 @@ def measure_capacity(
         Where to compute; None is the model's device.
     random_state : int, default=0
         Seed of the stochastic measures.
+    max_seconds : float, default=None
+        The cheapest measures come first then, and those that would not fit into what is left of this time, by their
+        estimated cost, are left out, with a `CapacityWarning`. A measure that has begun is not broken off.
+    verbose : int, default=0
+        1 shows the progress and which measure runs.
 
     Returns
     -------
@@ -106,9 +118,11 @@ def measure_capacity(
     >>> measure_capacity(model.fit(X / 16, y), X / 16, y, "parameter_count")
     {'parameter_count': 610.0}
     """
-    requests, explicit = parse_measures(measures)
-    if log and explicit:
+    requests, scores = parse_with_scores(measures)
+    group = measures if is_group(measures) else None
+    if log and group is None:
         refuse_signed(requests)
+    check_max_seconds(max_seconds)
     session = Session(
         model,
         X,
@@ -120,23 +134,33 @@ def measure_capacity(
         batch_size=batch_size,
         device=device,
         random_state=random_state,
+        verbose=verbose,
     )
-    values = {}
-    for request in requests:
-        if not explicit and log and request.measure.signed:
-            continue
-        try:
-            measured = session.run(request, log)
-        except Exception as error:
-            if explicit:
-                raise
-            if not isinstance(error, NotDefinedError):
-                warn(f"The measure {request.label!r} failed: {_reason(error)}")
-            continue
-        values[request.label] = measured.log() if log else measured.value
-    if not explicit:
+    values = _scored(session, model, X, y, scores, batch_size=batch_size, device=device)
+    left_out = []
+    requests = [request for request in requests if not (log and request.measure.signed)]
+    for request, outcome in outcomes(session, requests, group=group, log=log, max_seconds=max_seconds, verbose=verbose):
+        if isinstance(outcome, Measured):
+            values[request.label] = outcome.log() if log else outcome.value
+        elif isinstance(outcome, LeftOutError):
+            left_out.append(request.label)
+        elif group is None:
+            raise outcome
+        elif not isinstance(outcome, NotDefinedError):
+            warn(f"The measure {request.label!r} failed: {_reason(outcome)}")
+    tell_left_out(left_out, max_seconds)
+    if group is not None:
         _tell_weights_not_finite(session)
-    return values
+        return {request.label: values[request.label] for request in requests if request.label in values}
+    return in_order(measures, values)
+
+
+def _scored(session: Session, model: Any, X: Any, y: Any, scores: Mapping[str, str], **options: Any) -> dict[str, Any]:
+    """scikit-learn's scores by their labels, on all samples."""
+    if scores and (X is None or y is None):
+        raise ValueError(f"`X` and `y` must be given for the scores {', '.join(map(repr, scores))}.")
+    estimator = scored_estimator(model, session, **options) if scores else None
+    return {label: score(name, estimator, X, y) for label, name in scores.items()}
 
 
 def _reason(error: Exception) -> str:
@@ -163,7 +187,7 @@ def capacity_report(
     model: Any,
     X: Any = None,
     y: Any = None,
-    measures: Any = "cheap",
+    measures: Any = "essential",
     *,
     loss: str | None = None,
     initial_state: Any = None,
@@ -175,27 +199,29 @@ def capacity_report(
     batch_size: int | None = None,
     device: Any = None,
     random_state: int = 0,
+    max_seconds: float | None = None,
     verbose: int = 0,
 ) -> pd.DataFrame:
     """Measure the capacity of a trained network and report how each value was computed.
 
     Parameters
     ----------
-    model, X, y, measures, loss, initial_state, classes, log, max_samples, batch_size, device, random_state
-        As in `measure_capacity`. A measure that does not apply or fails gets a row with the reason.
+    model, X, y, measures, loss, initial_state, classes, log, max_samples, batch_size, device, random_state, max_seconds
+        As in `measure_capacity`. A measure that does not apply, fails or is left out gets a row with the reason.
     per_layer : bool, default=False
         Add one row per weight layer for measures that have values per layer.
     per_class : bool, default=False
         Add one row per class with the median margin of its samples.
     verbose : int, default=0
-        1 shows the progress of slow measures.
+        1 shows the progress and the measure that runs.
 
     Returns
     -------
     DataFrame
         One row per measure, with columns ``measure``, ``layer`` (or class), ``value``, ``standard_error``, ``unit``,
         ``better`` ("lower" or "higher"), ``cost``, ``loss`` (under which the measure was computed), ``seconds``,
-        ``computed`` (method, iterations, residual) and ``reason`` (why there is no value).
+        ``computed`` (method, iterations, residual), ``same_as`` (another row that is equal by definition) and
+        ``reason`` (why there is no value).
 
     Examples
     --------
@@ -205,7 +231,8 @@ def capacity_report(
     >>> float(report.loc[0, "value"]), report.loc[0, "unit"]
     (10.0, 'parameters')
     """
-    requests, _ = parse_measures(measures)
+    requests, scores = parse_with_scores(measures)
+    check_max_seconds(max_seconds)
     session = Session(
         model,
         X,
@@ -219,37 +246,62 @@ def capacity_report(
         random_state=random_state,
         verbose=verbose,
     )
-    rows: list[dict[str, Any]] = []
+    found = _scored(session, model, X, y, scores, batch_size=batch_size, device=device)
+    rows = {label: [{**_PLAIN_ROW, "measure": label, "value": v, "unit": "score"}] for label, v in found.items()}
+    group = measures if is_group(measures) else None
+    no_log = {r.label: [_no_logarithm(session, r)] for r in requests if log and r.measure.signed}
+    asked = [r for r in requests if r.label not in no_log]
+    ran = outcomes(session, asked, group=group, log=log, max_seconds=max_seconds, verbose=verbose)
+    rows |= no_log | {r.label: _report_rows(session, r, outcome, log, per_layer) for r, outcome in ran}
     for request in requests:
-        rows += _report_rows(session, request, log, per_layer)
-    if per_class:
-        rows += _class_rows(session)
-    return pd.DataFrame(rows, columns=COLUMNS)
+        rows[request.label][0]["same_as"] = _same_as(request, requests)
+    labels = [request.label for request in requests] if group else list(in_order(measures, rows))
+    listed = [row for label in labels for row in rows[label]]
+    return pd.DataFrame(listed + (_class_rows(session) if per_class else []), columns=COLUMNS)
 
 
-def _report_rows(session: Session, request: Request, log: bool, per_layer: bool) -> list[dict[str, Any]]:
+#: What the rows of no measure have in common.
+_PLAIN_ROW = {"layer": "", "better": "higher", "cost": "forward"} | dict.fromkeys(
+    ("loss", "computed", "same_as", "reason"), ""
+)
+
+
+def _same_as(request: Request, requests: Sequence[Request]) -> str:
+    """The label of another row with the same value by definition, or nothing."""
+    first = request.measure.same_as
+    same = (r.label for r in requests if first and not request.params and r.measure.name == first and not r.params)
+    return next(same, "")
+
+
+def _row(session: Session, request: Request, **others: Any) -> dict[str, Any]:
     measure = request.measure
-    row: dict[str, Any] = {
+    return {
+        **_PLAIN_ROW,
         "measure": request.label,
-        "layer": "",
         "value": math.nan,
         "standard_error": math.nan,
-        "unit": f"log({measure.unit})" if log else measure.unit,
+        "unit": measure.unit,
         "better": "lower" if measure.lower_is_better else "higher",
         "cost": measure.cost,
         "loss": session.loss_of(request),
-        "reason": "",
-        "computed": "",
+        **others,
     }
-    if log and measure.signed:
-        return [{**row, "reason": "may be negative, so its logarithm is not defined"}]
-    try:
-        measured = session.run(request, log)
-    except Exception as error:
-        mistake = isinstance(error, TypeError | ValueError) and not isinstance(error, NotDefinedError)
+
+
+def _no_logarithm(session: Session, request: Request) -> dict[str, Any]:
+    unit = f"log({request.measure.unit})"
+    return _row(session, request, unit=unit, reason="may be negative, so its logarithm is not defined")
+
+
+def _report_rows(
+    session: Session, request: Request, measured: Measured | Exception, log: bool, per_layer: bool
+) -> list[dict[str, Any]]:
+    row = _row(session, request, unit=f"log({request.measure.unit})" if log else request.measure.unit)
+    if isinstance(measured, Exception):
+        mistake = isinstance(measured, TypeError | ValueError) and not isinstance(measured, NotDefinedError)
         if mistake and request.params:  # a parameter given by the caller
-            raise
-        return [{**row, "reason": _reason(error)}]
+            raise measured
+        return [{**row, "reason": _reason(measured)}]
     spread = measured.standard_error
     if spread is not None:
         row["standard_error"] = spread / measured.value if log and measured.value else spread
@@ -281,10 +333,9 @@ def _class_rows(session: Session) -> list[dict[str, Any]]:
     rows = []
     for c in np.unique(index):
         label = c if known is None else known[c]
-        row = {"measure": "median_margin", "layer": f"class {label}", "value": float(np.median(margins[index == c]))}
-        rows.append(
-            {**row, "unit": "logit", "better": "higher", "cost": "forward", "loss": "", "computed": "", "reason": ""}
-        )
+        value = float(np.median(margins[index == c]))
+        row = {**_PLAIN_ROW, "measure": "median_margin", "unit": "logit"}
+        rows.append({**row, "layer": f"class {label}", "value": value})
     return rows
 
 
@@ -294,8 +345,8 @@ def list_measures() -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Columns ``name``, ``family``, ``better`` ("lower" or "higher"), ``needs``, ``cost``, ``cheap``, ``unit``,
-        ``tasks``, ``invariances``, ``stochastic``, ``signed``, ``parameters`` (name to default), ``source``,
+        Columns ``name``, ``family``, ``better`` ("lower" or "higher"), ``needs``, ``cost``, ``essential``, ``cheap``,
+        ``unit``, ``tasks``, ``invariances``, ``stochastic``, ``signed``, ``parameters`` (name to default), ``source``,
         ``summary``.
 
     Examples
@@ -312,6 +363,7 @@ def list_measures() -> pd.DataFrame:
             "better": "lower" if m.lower_is_better else "higher",
             "needs": ", ".join(sorted(m.needs)),
             "cost": m.cost,
+            "essential": m.name in ESSENTIAL,
             "cheap": m.cheap,
             "unit": m.unit,
             "tasks": ", ".join(m.tasks),

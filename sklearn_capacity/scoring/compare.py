@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from sklearn.exceptions import NotFittedError
-from sklearn.metrics import get_scorer
 from sklearn.utils.parallel import Parallel, delayed
-from torch import Tensor, nn
 from tqdm import tqdm
 
 from .._validation import NotDefinedError, warn
 from .capacity import refuse_signed
 from .measurement import Session
-from .module_estimator import module_estimator
+from .module_estimator import score, scored_estimator
+from .outcomes import LeftOutError, check_max_seconds, outcomes, tell_left_out
 from .requests import Request, directions, is_group, parse_with_scores
 
 __all__ = ["compare_capacity"]
@@ -27,7 +25,7 @@ def compare_capacity(
     models: Mapping[str, Any] | Sequence[Any],
     X: Any = None,
     y: Any = None,
-    measures: Any = "cheap",
+    measures: Any = "essential",
     *,
     X_test: Any = None,
     y_test: Any = None,
@@ -39,6 +37,7 @@ def compare_capacity(
     batch_size: int | None = None,
     device: Any = None,
     random_state: int = 0,
+    max_seconds: float | None = None,
     n_jobs: int | None = None,
     verbose: int = 0,
 ) -> pd.DataFrame:
@@ -50,7 +49,7 @@ def compare_capacity(
         Any models that `measure_capacity` accepts, also of different kinds. Models of a list are labelled 0, 1, ...
     X, y : array-like, default=None
         Training data, on which the capacities are measured.
-    measures : str, Measure, list of these, or dict, default="cheap"
+    measures : str, Measure, list of these, dict, "essential", "cheap" or "all", default="essential"
         As in `measure_capacity`; names of scikit-learn's scorers are also allowed.
     X_test, y_test : array-like, default=None
         Test data for the scores. Without a named scorer, classifiers are scored by "accuracy", regressors by "r2".
@@ -58,19 +57,21 @@ def compare_capacity(
         For each model, or some labels, an `initial_state` as in `measure_capacity`.
     loss, classes, log, max_samples, batch_size, device, random_state
         As in `measure_capacity`, the same for all models.
+    max_seconds : float, default=None
+        For each model, as in `measure_capacity`.
     n_jobs : int, default=None
         Number of models measured at once, as in joblib.
     verbose : int, default=0
-        1 shows the progress.
+        1 shows the progress and, unless `n_jobs` models are measured at once, which measure runs.
 
     Returns
     -------
     DataFrame
         One row per model. For each score, ``train_<score>``, ``test_<score>`` and their difference ``gap_<score>``;
         then one column per measure, not negated. The value is nan where a measure is not defined for a model: for a
-        named measure, a `CapacityWarning` gives the reason; of "cheap" and "all", measures defined for no model are
-        omitted. ``attrs["better"]`` states for each measure whether "lower" or "higher" is better. `rank_measures` and
-        the displays accept this table.
+        named measure, a `CapacityWarning` gives the reason; of "essential", "cheap" and "all", measures defined for no
+        model are omitted. ``attrs["better"]`` states for each measure whether "lower" or "higher" is better.
+        `rank_measures` and the displays accept this table.
 
     Raises
     ------
@@ -94,6 +95,7 @@ def compare_capacity(
     named = _labelled("models", models)
     if not named:
         raise ValueError("`models` must hold at least one trained model, got none.")
+    check_max_seconds(max_seconds)
     states = _initial_states(initial_states, named)
     requests, scores = parse_with_scores(measures)
     if log and not is_group(measures):
@@ -103,15 +105,16 @@ def compare_capacity(
     if X is None and (scores or X_test is not None):
         raise ValueError("`X` must be given, got None: scores need the training data too.")
     shared = {"loss": loss, "classes": classes, "max_samples": max_samples, "batch_size": batch_size, "device": device}
-    shared["random_state"] = random_state
+    shared |= {"random_state": random_state, "verbose": verbose if n_jobs in (None, 1) else 0}
+    how = {"group": measures if is_group(measures) else None, "log": log, "max_seconds": max_seconds}
     tasks = [
-        delayed(_row)(label, model, (X, y), (X_test, y_test), requests, scores, log, {**shared, "initial_state": state})
+        delayed(_row)(label, model, (X, y), (X_test, y_test), requests, scores, how, {**shared, "initial_state": state})
         for (label, model), state in zip(named.items(), states, strict=True)
     ]
     rows = Parallel(n_jobs=n_jobs, return_as="generator")(tasks)
     measured = list(tqdm(rows, total=len(tasks), desc="models", disable=not verbose))
     remarks = [(label, *remark) for label, (_, some) in zip(named, measured, strict=True) for remark in some]
-    _tell(remarks, measures)
+    _tell(remarks, measures, max_seconds)
     return _table(named, [row for row, _ in measured], requests, measures)
 
 
@@ -142,7 +145,7 @@ def _row(
     test: tuple[Any, Any],
     requests: Sequence[Request],
     scores: Mapping[str, str],
-    log: bool,
+    how: dict[str, Any],
     options: dict[str, Any],
 ) -> tuple[dict[str, float], list[tuple[str, Exception]]]:
     """Values of one model by column, and the entries without a value, each with its error."""
@@ -157,42 +160,36 @@ def _row(
     remarks: list[tuple[str, Exception]] = []
     if not scores and test[0] is not None:
         scores = {"r2": "r2"} if session.task == "regression" else {"accuracy": "accuracy"}
-    estimator = model
-    if isinstance(model, nn.Module):
-        estimator = module_estimator(model, session, batch_size=options["batch_size"], device=options["device"])
+    estimator = scored_estimator(model, session, batch_size=options["batch_size"], device=options["device"])
     for name, scorer in scores.items():
         try:
             row |= dict(_scores(name, scorer, estimator, train, test))
         except Exception as error:
             remarks.append((name, error))
-    for request in requests:
-        row[request.label] = math.nan
-        if log and request.measure.signed:
-            continue
-        try:
-            measured = session.run(request, log)
-        except Exception as error:
-            remarks.append((request.label, error))
-            continue
-        row[request.label] = measured.log() if log else measured.value
+    log = how["log"]
+    requests = [request for request in requests if not (log and request.measure.signed)]
+    for request, outcome in outcomes(session, requests, verbose=options["verbose"], **how):
+        if isinstance(outcome, Exception):
+            remarks.append((request.label, outcome))
+        else:
+            row[request.label] = outcome.log() if log else outcome.value
     return row, remarks
 
 
 def _scores(name: str, scorer: str, estimator: Any, *parts: tuple[Any, Any]) -> Iterator[tuple[str, float]]:
-    values = [
-        float(get_scorer(scorer)(estimator, X, y.detach().cpu().numpy() if isinstance(y, Tensor) else y))
-        for X, y in parts
-        if X is not None
-    ]
+    values = [score(scorer, estimator, X, y) for X, y in parts if X is not None]
     yield from zip((f"train_{name}", f"test_{name}"), values, strict=False)
     if len(values) == 2:
         yield f"gap_{name}", values[0] - values[1]
 
 
-def _tell(remarks: list[tuple[Any, str, Exception]], measures: Any) -> None:
+def _tell(remarks: list[tuple[Any, str, Exception]], measures: Any, max_seconds: float | None) -> None:
     """Warn of entries without a value; for a group, only of measures that failed."""
     reasons: dict[str, list[str]] = {}
+    tell_left_out(sorted({name for _, name, error in remarks if isinstance(error, LeftOutError)}), max_seconds)
     for label, name, error in remarks:
+        if isinstance(error, LeftOutError):
+            continue
         if isinstance(error, NotDefinedError) and is_group(measures):
             continue
         reason = str(error) if isinstance(error, NotDefinedError) else f"{type(error).__name__}: {error}"

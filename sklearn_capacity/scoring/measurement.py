@@ -52,6 +52,7 @@ class Session:
         random_state: int = 0,
         verbose: int = 0,
     ):
+        self.started = time.perf_counter()
         if batch_size is not None:
             check_integer("batch_size", batch_size, 1)
         seed = "Measurements must be reproducible: pass an integer seed."

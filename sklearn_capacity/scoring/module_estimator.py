@@ -1,20 +1,22 @@
-"""A plain module with the methods that scikit-learn's scorers call."""
+"""Scores of scikit-learn by name, also for a plain module: what scorers call is answered from its logits."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+import skorch
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from torch import nn
+from sklearn.metrics import get_scorer
+from torch import Tensor, nn
 
 from .measurement import Session
 
-__all__ = ["module_estimator"]
+__all__ = ["module_estimator", "score", "scored_estimator"]
 
 
 class _Module(BaseEstimator):
-    def __init__(self, module: nn.Module, options: dict[str, Any]):
+    def __init__(self, module: Any, options: dict[str, Any]):
         self.module = module
         self.options = options
 
@@ -26,7 +28,7 @@ class _Module(BaseEstimator):
 
 
 class _Classifier(ClassifierMixin, _Module):
-    def __init__(self, module: nn.Module, options: dict[str, Any], classes: np.ndarray):
+    def __init__(self, module: Any, options: dict[str, Any], classes: np.ndarray):
         super().__init__(module, options)
         self.classes = classes
 
@@ -49,12 +51,26 @@ class _Regressor(RegressorMixin, _Module):
         return outputs[:, 0] if outputs.shape[1] == 1 else outputs
 
 
-def module_estimator(module: nn.Module, session: Session, **options: Any) -> Any:
+def scored_estimator(model: Any, session: Session, **options: Any) -> Any:
+    """The estimator that scikit-learn's scorers are called with: the model itself if it is one.
+
+    Modules predict from their logits, and so do skorch nets, whose own `predict` draws from the global random numbers.
+    The parameters are those of `module_estimator`.
+    """
+    return module_estimator(model, session, **options) if isinstance(model, nn.Module | skorch.NeuralNet) else model
+
+
+def score(name: str, estimator: Any, X: Any, y: Any) -> float:
+    """The score of a scikit-learn scorer by its name; labels may be a tensor."""
+    return float(get_scorer(name)(estimator, X, y.detach().cpu().numpy() if isinstance(y, Tensor) else y))
+
+
+def module_estimator(module: Any, session: Session, **options: Any) -> Any:
     """An estimator for a session's task that predicts with a module.
 
     Parameters
     ----------
-    module : nn.Module
+    module : nn.Module, or any model with a network
     session : Session
         The session of that module.
     **options

@@ -10,14 +10,18 @@ import numpy as np
 from sklearn.metrics import get_scorer_names
 
 from .._validation import closest
-from ..measures import MEASURES, Measure, measure_named
+from ..measures import ESSENTIAL, MEASURES, Measure, measure_named
 
-__all__ = ["Request", "directions", "is_group", "label_of", "parse_measures", "parse_with_scores"]
+__all__ = ["GROUPS", "Request", "directions", "in_order", "is_group", "label_of", "parse_measures", "parse_with_scores"]
 
 _FORMS = (
     "a name, a `Measure`, a list of these, a dict {label: measure or (measure, params)}, where a measure may be a "
-    'function too, "cheap" or "all"'
+    'function too, "essential", "cheap" or "all"'
 )
+
+
+#: Names that stand for several measures, of which those that do not apply are left out.
+GROUPS = ("essential", "cheap", "all")
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,8 @@ class Request:
 
 
 def is_group(measures: Any) -> bool:
-    """Whether a `measures` argument stands for all applicable measures ("cheap" or "all")."""
-    return isinstance(measures, str) and measures in ("cheap", "all")
+    """Whether a `measures` argument stands for all applicable measures of a group."""
+    return isinstance(measures, str) and measures in GROUPS
 
 
 def parse_measures(measures: Any) -> tuple[list[Request], bool]:
@@ -39,7 +43,7 @@ def parse_measures(measures: Any) -> tuple[list[Request], bool]:
 
     Parameters
     ----------
-    measures : str, Measure, list of these, dict of label to measure or (measure, params), "cheap" or "all"
+    measures : str, Measure, list of these, dict of label to measure or (measure, params), or one of GROUPS
         In a dict a measure may also be a function.
 
     Raises
@@ -48,8 +52,8 @@ def parse_measures(measures: Any) -> tuple[list[Request], bool]:
         For an unknown name (the message suggests the closest), an unknown parameter, or a wrong type.
     """
     if is_group(measures):
-        chosen = [m for m in MEASURES.values() if measures == "all" or m.cheap]
-        return [Request(m.name, m) for m in chosen], False
+        names = {"essential": ESSENTIAL, "cheap": [m.name for m in MEASURES.values() if m.cheap], "all": MEASURES}
+        return [Request(name, MEASURES[name]) for name in names[measures]], False
     if isinstance(measures, str | Measure):
         measures = [measures]
     if isinstance(measures, Mapping):
@@ -59,7 +63,7 @@ def parse_measures(measures: Any) -> tuple[list[Request], bool]:
     else:
         raise TypeError(f"`measures` must be {_FORMS}, got {measures!r}.")
     if not items:
-        raise ValueError('`measures` must name at least one measure, got none. Use "cheap" for the default set.')
+        raise ValueError('`measures` must name at least one measure, got none. Use "essential" for the default set.')
     labels = [label for label, _, _ in items]
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
@@ -80,6 +84,16 @@ def parse_with_scores(measures: Any) -> tuple[list[Request], dict[str, str]]:
         scores = {label: entry for label, entry in measures.items() if _is_score(entry)}
         rest = {label: entry for label, entry in measures.items() if label not in scores}
     return [] if scores and not rest else parse_measures(rest)[0], scores
+
+
+def in_order(measures: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by label in the order of a `measures` argument that names them; ``neg_`` before a label is no matter."""
+    if isinstance(measures, str | Measure):
+        return dict(values)
+    labels = measures if isinstance(measures, Mapping) else map(label_of, measures)
+    place = {label: i for i, label in enumerate(labels)}
+    keys = sorted(values, key=lambda key: place.get(key, place.get(key.removeprefix("neg_"), len(place))))
+    return {key: values[key] for key in keys}
 
 
 def directions(measures: Any) -> dict[str, str]:

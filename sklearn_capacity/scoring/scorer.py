@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,8 @@ from .by_value import TravelsByValue
 from .find_network import resolve
 from .measurement import Session
 from .module_estimator import module_estimator
-from .requests import Request, is_group, label_of, parse_with_scores
+from .outcomes import LeftOutError, check_max_seconds, outcomes, tell_left_out
+from .requests import Request, in_order, is_group, label_of, parse_with_scores
 from .scores import Scores
 
 __all__ = ["CapacityScorer"]
@@ -33,7 +33,7 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
 
     Parameters
     ----------
-    measures : str, Measure, list of these, dict or "cheap", default="cheap"
+    measures : str, Measure, list of these, dict, "essential", "cheap" or "all", default="essential"
         As in `measure_capacity`; names of scikit-learn's scorers ("accuracy", "roc_auc") are also allowed.
     loss : "cross_entropy", "squared", "absolute" or None, default=None
     initial_state : nn.Module or dict of str to Tensor, default=None
@@ -46,10 +46,10 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
         require.
     on_error : "nan" or "raise", default="nan"
         "nan": a measure that fails gives nan for its key, with a `CapacityWarning`, so that every fold has every key.
-        In either case, a measure of "cheap" or "all" that is not defined for the network gives nan without a warning;
-        `capacity_report` shows the reason.
-    max_samples, batch_size, device, random_state
-        As in `measure_capacity`.
+        In either case, a measure of "essential", "cheap" or "all" that is not defined for the network gives nan
+        without a warning; `capacity_report` shows the reason.
+    max_samples, batch_size, device, random_state, max_seconds
+        As in `measure_capacity`; a measure for which there is no time gives nan.
 
     Notes
     -----
@@ -71,7 +71,7 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
 
     def __init__(
         self,
-        measures: Any = "cheap",
+        measures: Any = "essential",
         *,
         loss: str | None = None,
         initial_state: Any = None,
@@ -83,6 +83,7 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
         batch_size: int | None = None,
         device: Any = None,
         random_state: int = 0,
+        max_seconds: float | None = None,
     ):
         self.measures = measures
         self.loss = loss
@@ -95,6 +96,7 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
         self.batch_size = batch_size
         self.device = device
         self.random_state = random_state
+        self.max_seconds = max_seconds
 
     # -- as a scorer ------------------------------------------------------------------------------
 
@@ -138,7 +140,7 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
             return values[self.refit_measure]
         if isinstance(self.measures, str | Measure) and not is_group(self.measures):
             return values[keys[0]]
-        return Scores({key: values[key] for key in self._ordered(keys)})
+        return Scores(in_order(self.measures, values))
 
     # scikit-learn reads the metadata request from a method of the name `score`.
     def score(self, estimator: Any, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
@@ -151,6 +153,7 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
     def _parsed(self) -> tuple[list[Request], dict[str, str]]:
         """Capacity requests, and scikit-learn scorer names by label."""
         check_option("on_error", self.on_error, ("nan", "raise"))
+        check_max_seconds(self.max_seconds)
         requests, names = parse_with_scores(self.measures)
         if is_group(self.measures):
             return requests, names
@@ -158,14 +161,6 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
         if self.log and signed:
             raise ValueError(f"`log` must be False for measures that may be negative, got log=True with {signed}.")
         return requests, names
-
-    def _ordered(self, keys: list[str]) -> list[str]:
-        """Keys in the order in which the measures were given."""
-        if isinstance(self.measures, str | Measure):
-            return keys
-        labels = self.measures if isinstance(self.measures, Mapping) else map(label_of, self.measures)
-        place = {label: i for i, label in enumerate(labels)}
-        return sorted(keys, key=lambda key: place.get(key, place.get(key.removeprefix("neg_"), len(place))))
 
     def _capacities(
         self, estimator: Any, X: Any, y: Any, requests: list[Request]
@@ -177,24 +172,28 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
         except Exception as error:
             self._failed([_key(request) for request in requests], error)
             return None, values
+        if session is not None:
+            self._measure(session, requests, values)
+        return session, values
+
+    def _measure(self, session: Session, requests: list[Request], values: dict[str, float]) -> None:
+        """Put what is defined into `values`."""
+        group = self.measures if is_group(self.measures) else None
+        requests = [r for r in requests if not (self.log and r.measure.signed)]  # of a group; named ones were refused
         failures: dict[str, list[str]] = {}
-        for request in requests:
-            if self.log and request.measure.signed:
-                continue  # a measure of "cheap" or "all"; a named one was refused before
-            try:
-                assert session is not None
-                measured = session.run(request, self.log)
-            except Exception as error:
-                if isinstance(error, NotDefinedError) and is_group(self.measures):
-                    continue
+        left_out = []
+        for request, outcome in outcomes(session, requests, group=group, log=self.log, max_seconds=self.max_seconds):
+            if not isinstance(outcome, Exception):
+                values[request.label] = outcome.log() if self.log else outcome.value
+            elif isinstance(outcome, LeftOutError):
+                left_out.append(request.label)
+            elif group is None or not isinstance(outcome, NotDefinedError):
                 if self.on_error == "raise":
-                    raise
-                failures.setdefault(f"{type(error).__name__}: {error}", []).append(_key(request))
-                continue
-            values[request.label] = measured.log() if self.log else measured.value
+                    raise outcome
+                failures.setdefault(f"{type(outcome).__name__}: {outcome}", []).append(_key(request))
+        tell_left_out(left_out, self.max_seconds)
         for message, keys in failures.items():
             _warn(keys, message)
-        return session, values
 
     def _session(self, estimator: Any, X: Any, y: Any) -> Session:
         return Session(

@@ -157,3 +157,17 @@ def test_refusals():
 
     with pytest.raises(ValueError, match="cannot read .* from this dataset: pass `X` and `y`"):
         CapacityCallback().on_train_begin(None, Odd())
+
+
+def test_scores_of_scikit_learn_stand_in_the_history_and_change_no_training():
+    for make in (
+        lambda callbacks: NetworkClassifier((5,), max_epochs=3, dropout=0.5, random_state=0, callbacks=callbacks),
+        lambda callbacks: skorch_net(callbacks, iterator_train__shuffle=True),
+    ):
+        torch.manual_seed(1)
+        plain = make([]).fit(X, y)
+        torch.manual_seed(1)
+        model = make([CapacityCallback(["accuracy", "margin"], X=X, y=y)]).fit(X, y)
+        history = model.history_
+        assert history[-1, "accuracy"] == pytest.approx(np.mean(model.predict(X) == y))
+        np.testing.assert_array_equal(history[:, "train_loss"], plain.history_[:, "train_loss"])

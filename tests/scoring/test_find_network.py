@@ -94,7 +94,7 @@ def test_a_loss_that_is_none_of_ours_has_to_be_named(iris, estimator, own):
         return
     with pytest.raises(NotDefinedError, match="is not defined for the model's own loss, '.*'. Set `loss`"):
         measure_capacity(estimator, X, y, "fisher_rao_norm")
-    cheap, all_cheap = measure_capacity(estimator, X, y), measure_capacity(estimator, X, y, loss=named)
+    cheap, all_cheap = (measure_capacity(estimator, X, y, "cheap", loss=loss) for loss in (None, named))
     assert all_cheap.keys() - cheap.keys() == {name for name in all_cheap if "loss" in MEASURES[name].needs}
     same = [name for name in cheap if "loss" not in MEASURES[name].parameters]  # others follow the loss that is named
     assert [cheap[name] for name in same] == [all_cheap[name] for name in same]

@@ -128,7 +128,7 @@ def test_a_failure_gives_nan_for_every_declared_name(iris):
 @pytest.mark.parametrize("on_error", ["nan", "raise"])
 def test_the_default_measures_are_those_that_apply(iris, on_error, recwarn):
     fitted = NetworkClassifier(max_epochs=30, learning_rate=0.03, random_state=0).fit(*iris)
-    scores = CapacityScorer(on_error=on_error)(fitted, *iris)
+    scores = CapacityScorer("cheap", on_error=on_error)(fitted, *iris)
     assert np.isnan(scores["neg_data_path_norm"]) and np.isfinite(scores["neg_l2_path_norm"])  # it has biases
     assert not [str(w.message) for w in recwarn if "No score" in str(w.message)]
 
@@ -208,9 +208,9 @@ def test_report_and_list(model, iris):
 
 @pytest.mark.filterwarnings("ignore::sklearn_capacity._validation.CapacityWarning")
 def test_cheap_leaves_out_what_does_not_apply(model, iris):
-    values = measure_capacity(model, *iris)
+    values = measure_capacity(model, *iris, "cheap")
     assert "margin" in values and all(MEASURES[name].cheap for name in values)
-    weights_only = measure_capacity(model)
+    weights_only = measure_capacity(model, measures="cheap")
     assert "margin" not in weights_only and "spectral_norm" in weights_only
 
 

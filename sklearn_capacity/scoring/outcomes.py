@@ -1,0 +1,120 @@
+"""The measures of one call run one after another: what each gives, which are left out for their cost, the progress."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from .._validation import NotDefinedError, check_interval, warn
+from ..measures import Measured
+from ..process_state import computing
+from .measurement import Session
+from .requests import Request
+
+__all__ = ["LeftOutError", "check_max_seconds", "outcomes", "tell_left_out"]
+
+#: Beyond so many forward passes over the data a measure is not cheap, whatever its kind: a Jacobian of 1,000 outputs.
+CHEAP_PASSES = 200
+#: Samples on which a forward pass is timed.
+TIMED_SAMPLES = 128
+
+
+class LeftOutError(NotDefinedError):
+    """A measure was not run, for what it would have cost."""
+
+
+def check_max_seconds(max_seconds: Any) -> None:
+    """Raise unless it is None or a positive number."""
+    if max_seconds is not None:
+        check_interval("max_seconds", max_seconds, 0, math.inf, closed="neither")
+
+
+def outcomes(
+    session: Session,
+    requests: Sequence[Request],
+    *,
+    group: str | None = None,
+    log: bool = False,
+    max_seconds: float | None = None,
+    verbose: int = 0,
+) -> Iterator[tuple[Request, Measured | Exception]]:
+    """Each request with its value, or with what was raised instead.
+
+    Parameters
+    ----------
+    session : Session
+    requests : sequence of Request
+    group : str or None
+        "cheap" leaves out what would be dear on this network.
+    log : bool
+        Whether values must have a logarithm.
+    max_seconds : float or None
+        Since the session was made. The cheapest measures come first then, and those that would not fit any more, by
+        their estimated cost, are left out.
+    verbose : int
+        1 shows the progress, and which measure runs.
+    """
+    passes = {id(request): _passes(session, request) for request in requests}
+    per_pass = 0.0
+    if max_seconds is not None:
+        requests = sorted(requests, key=lambda request: passes[id(request)])
+        per_pass = _seconds_per_pass(session)
+    with tqdm(total=len(requests), unit="measure", disable=not verbose) as bar:
+        for request in requests:
+            bar.set_description_str(request.label)
+            needed = passes[id(request)]
+            try:
+                if group == "cheap" and needed > CHEAP_PASSES:
+                    raise LeftOutError(
+                        f"It would take some {needed:.0f} forward passes over the data, which is not cheap. Ask for "
+                        f"{request.label!r} by name."
+                    )
+                if max_seconds is not None:
+                    _check_time(session, needed * per_pass, max_seconds)
+                outcome: Measured | Exception = session.run(request, log)
+            except Exception as error:
+                outcome = error
+            bar.update()
+            yield request, outcome
+
+
+def _passes(session: Session, request: Request) -> float:
+    batch = session.batch
+    n_samples = batch.n_samples if batch.has_samples else 1
+    try:
+        return request.measure.estimated_passes(session.network.n_outputs, n_samples, session.parameters(request))
+    except (TypeError, ValueError):  # parameters that the measure itself will refuse
+        return 0.0
+
+
+def _seconds_per_pass(session: Session) -> float:
+    """The time of one forward pass over all samples, from one over a few."""
+    batch, network = session.batch, session.network
+    if not batch.has_samples:
+        return 0.0
+    X = batch.X[: min(TIMED_SAMPLES, batch.chunk_size)]
+    with computing(), torch.no_grad():
+        for _ in range(2):  # the first also warms up
+            start = time.perf_counter()
+            float(network.forward(X).sum())  # waits for the device
+            seconds = time.perf_counter() - start
+    return seconds * batch.n_samples / len(X)
+
+
+def _check_time(session: Session, seconds: float, max_seconds: float) -> None:
+    left = max_seconds - (time.perf_counter() - session.started)
+    if seconds > left:
+        needed = "There is no time left for it" if left <= 0 else f"It would take some {seconds:.2g} s"
+        raise LeftOutError(f"{needed}: {max(left, 0):.2g} s are left of `max_seconds={max_seconds:g}`.")
+
+
+def tell_left_out(labels: Sequence[str], max_seconds: float | None) -> None:
+    """Warn of measures for which there was no time."""
+    if labels and max_seconds is not None:
+        names = ", ".join(map(repr, labels))
+        warn(f"Left out, since they would not fit into `max_seconds={max_seconds:g}`: {names}.")
