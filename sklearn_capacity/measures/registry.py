@@ -56,7 +56,7 @@ FAMILIES = (
 )
 
 #: The default of every call: different in kind, together less than three forward passes and a Jacobian
-#: (with attention seven, since the Fisher-Rao norm takes reverse mode twice).
+#: (with attention eight, since the Fisher-Rao norm takes reverse mode twice).
 ESSENTIAL = ("parameter_count", "frobenius_norm", "l2_path_norm", "fisher_rao_norm", "margin", "jacobian_frobenius")
 
 MEASURES: dict[str, Measure] = {measure.name: measure for family in FAMILIES for measure in family.MEASURES}

@@ -80,7 +80,7 @@ def test_the_default_costs_three_forward_passes_and_a_jacobian(case):
     y = torch.arange(200) % 3
     forward = flops(lambda: module.eval()(X))  # with gradients: the encoder's fused kernel would not be counted
     jacobian = flops(lambda: measure_capacity(module, X, y, "jacobian_frobenius"))
-    assert 0 < flops(lambda: measure_capacity(module, X, y)) <= (7 if case == "transformer" else 3) * forward + jacobian
+    assert 0 < flops(lambda: measure_capacity(module, X, y)) <= (8 if case == "transformer" else 3) * forward + jacobian
 
 
 @pytest.mark.parametrize("case", CASES)
