@@ -12,6 +12,7 @@ from sklearn_capacity.scoring.requests import parse_measures
 
 __all__ = ["SHORT", "results_of", "separated", "values_of"]
 
+FLATNESS_FORMS = ("flatness", "init", "orig", "mag_flatness", "mag_init", "mag_orig")
 #: Cheap settings for measures that draw or ascend, and parameters that have no default.
 SHORT = {
     **{name: {"min_eigenvalues": 2} for name in ("alpha_weighted", "log_alpha_norm", "power_law_alpha")},
@@ -19,6 +20,9 @@ SHORT = {
     "max_sharpness": {"steps": 20, "check_every": 10, "batch_size": 4},
     "expected_sharpness": {"n_draws": 20},
     "pac_bayes_bound": {"n_draws": 20},
+    **{f"pacbayes_{form}": {"n_draws": 10, "criterion": "loss"} for form in FLATNESS_FORMS},
+    **{f"sharpness_{form}": {"steps": 2, "criterion": "loss"} for form in FLATNESS_FORMS},
+    "steps_to_loss": {"start": "trained", "max_steps": 20, "threshold": 0.2, "batch_size": 8},
     "robustness_bound": {"manifold_dim": 2, "manifold_constant": 1.0},
 }
 

@@ -1,8 +1,8 @@
 """Figures of capacity: each a small object with its data, and its artists after `plot`.
 
 One display a file. Of a search: `capacity_path`, `capacity_gap`. Of trained models: `capacity_comparison`, `margin`,
-`weight_histogram`, `fisher_spectrum`, `hessian_spectrum`, `bicriteria`, `norm_geometry`. Of the theory:
-`learning_rate_map`. matplotlib is imported when something is plotted, torch never.
+`hidden_margin`, `weight_histogram`, `fisher_spectrum`, `hessian_spectrum`, `bicriteria`, `norm_geometry`. Of the
+theory: `learning_rate_map`. matplotlib is imported when something is plotted, torch never.
 
 Data flow: models or tables -> Display.from_... -> arrays -> plot(ax) -> artists.
 """
@@ -13,6 +13,7 @@ from .capacity_gap import CapacityGapDisplay
 from .capacity_path import CapacityPathDisplay
 from .fisher_spectrum import FisherSpectrumDisplay
 from .hessian_spectrum import HessianSpectrumDisplay
+from .hidden_margin import HiddenMarginDisplay
 from .learning_rate_map import LearningRateMapDisplay
 from .margin import MarginDisplay
 from .norm_geometry import NormGeometryDisplay
@@ -25,6 +26,7 @@ __all__ = [
     "CapacityPathDisplay",
     "FisherSpectrumDisplay",
     "HessianSpectrumDisplay",
+    "HiddenMarginDisplay",
     "LearningRateMapDisplay",
     "MarginDisplay",
     "NormGeometryDisplay",

@@ -22,6 +22,7 @@ __all__ = [
     "l1_inf_capacity",
     "l1_path_capacity",
     "l2_path_capacity",
+    "separating_margin",
     "spectral_capacity",
 ]
 
@@ -73,7 +74,7 @@ def frobenius_capacity(
     >>> round(measure_capacity(net, X, y, "frobenius_capacity")["frobenius_capacity"], 6)  # 25 / 9
     2.777778
     """
-    margin = _margin(batch, margin_percentile)
+    margin = separating_margin(batch, margin_percentile)
     factor = depth_of(network) * math.log(4) if constants else 0.0
     return _capacity(frobenius_norm(network, batch, view=view), margin, factor)
 
@@ -113,7 +114,7 @@ def l1_path_capacity(
     >>> round(measure_capacity(net, X, y, "l1_path_capacity")["l1_path_capacity"], 6)  # 49 / 9
     5.444444
     """
-    margin = _margin(batch, margin_percentile)
+    margin = separating_margin(batch, margin_percentile)
     factor = depth_of(network) * math.log(4) if constants else 0.0
     return _capacity(path_norm(network, batch, p=1.0), margin, factor)
 
@@ -155,7 +156,7 @@ def l2_path_capacity(
     >>> round(measure_capacity(net, X, y, with_constants)["capacity"], 6)  # 4 * 2 * 25 / 9
     22.222222
     """
-    margin = _margin(batch, margin_percentile)
+    margin = separating_margin(batch, margin_percentile)
     factor = depth_of(network) * math.log(4) + log_units(network) if constants else 0.0
     return _capacity(path_norm(network, batch, p=2.0), margin, factor)
 
@@ -196,7 +197,7 @@ def spectral_capacity(
     >>> round(measure_capacity(net, X, y, "spectral_capacity")["spectral_capacity"], 6)  # 16 / 9
     1.777778
     """
-    margin = _margin(batch, margin_percentile)
+    margin = separating_margin(batch, margin_percentile)
     return _capacity(spectral_norm(network, batch), margin, log_units(network) if constants else 0.0)
 
 
@@ -238,7 +239,7 @@ def l1_inf_capacity(
     >>> round(measure_capacity(net, X, y, "l1_inf_capacity")["l1_inf_capacity"], 6)  # 16 / 9
     1.777778
     """
-    return _capacity(l1_inf_norm(network, batch, view=view), _margin(batch, margin_percentile), 0.0)
+    return _capacity(l1_inf_norm(network, batch, view=view), separating_margin(batch, margin_percentile), 0.0)
 
 
 def depth_of(network: Network) -> int:
@@ -252,7 +253,7 @@ def log_units(network: Network) -> float:
     return math.fsum(math.log(math.prod(node.shape) * node.params.get("copies", 1)) for node in layers)
 
 
-def _margin(batch: Batch, percentile: float) -> float:
+def separating_margin(batch: Batch, percentile: float) -> float:
     """The margin at a percentile; if it is not positive, warns once for all capacities of a call."""
     check_interval("margin_percentile", percentile, 0, 100)
     margin = float(np.percentile(sample_margins(batch), percentile))

@@ -26,6 +26,7 @@ __all__ = [
     "fisher_second_moment",
     "fisher_trace",
     "fisher_eigenvalues",
+    "retried",
 ]
 
 #: Largest size for which all eigenvalues are computed: 1.8 GB, twice that during the computation.
@@ -83,7 +84,7 @@ def fisher_trace(network: Network, batch: Batch, *, loss: str = "squared") -> Me
     {'fisher_trace': 13.0}
     """
     fisher = fisher_matrix(network, batch, loss)
-    traces = batch.once(("fisher_traces", loss), lambda: _retried(fisher, fisher.traces))
+    traces = batch.once(("fisher_traces", loss), lambda: retried(fisher, fisher.traces))
     rows: dict[str, float] = {}
     for label, value in zip(fisher.jacobian.labels, traces, strict=True):
         rows[label] = rows.get(label, 0.0) + value
@@ -160,8 +161,8 @@ def fisher_second_moment(network: Network, batch: Batch, *, loss: str = "squared
 
     def sum_of_squares() -> tuple[float, str]:
         if _matrix_products(fisher) < _dual_products(fisher) and fisher.jacobian.size <= MATRIX_SIZE:
-            return float(_retried(fisher, fisher.matrix).square().sum()), "parameters"
-        return _retried(fisher, fisher.squared_norm), "dual tiles"
+            return float(retried(fisher, fisher.matrix).square().sum()), "parameters"
+        return retried(fisher, fisher.squared_norm), "dual tiles"
 
     value, way = batch.once(("fisher_squares", loss), sum_of_squares)
     return Measured(value / fisher.jacobian.size, info={"way": way})
@@ -315,7 +316,7 @@ def _all_eigenvalues(fisher: FisherMatrix, size: int) -> tuple[Tensor, dict[str,
     dual = _dual_products(fisher) + _eigenvalue_products(fisher.dual_size)
     direct = _matrix_products(fisher) + _eigenvalue_products(fisher.jacobian.size)
     way = "dual matrix" if dual <= direct and fisher.dual_size <= MATRIX_SIZE else "parameter matrix"
-    matrix = _retried(fisher, fisher.dual if way == "dual matrix" else fisher.matrix)
+    matrix = retried(fisher, fisher.dual if way == "dual matrix" else fisher.matrix)
     if not bool(torch.isfinite(matrix.diagonal()).all()):
         raise NotDefinedError("The Fisher information is not finite. Check the weights and X for NaN and infinity.")
     values = torch.linalg.eigvalsh(matrix).flip(0)[:size].clamp_min(0).cpu()
@@ -328,17 +329,17 @@ def _iterated(fisher: FisherMatrix, k: int, random_state: int) -> tuple[Tensor, 
     options: dict[str, Any] = {"tol": TOLERANCE, "device": fisher.X.device, "random_state": random_state}
     if k == 1:
         one = {**options, "max_steps": PRODUCTS, "check_every": 1, "precision": fisher.X.dtype}
-        largest = _retried(fisher, lambda: largest_eigenvalue(fisher.product, size, **one))
+        largest = retried(fisher, lambda: largest_eigenvalue(fisher.product, size, **one))
         info = {"products": largest.n_products, "residual": largest.residual, "error": largest.error}
         value = torch.tensor([max(largest.value, 0.0)], dtype=torch.float64, device="cpu")
         return value, {"way": "Lanczos on the dual", "size": size, **info}
     block = min(k, fisher.n_outputs) if fisher.n_outputs > 1 else 2
-    several = _retried(fisher, lambda: block_lanczos(fisher.product, size, k=k, block=block, **options))
+    several = retried(fisher, lambda: block_lanczos(fisher.product, size, k=k, block=block, **options))
     info = {"products": several.n_products, "residual": float(several.residuals.max())}
     return several.values.clamp_min(0), {"way": "block Lanczos on the dual", "size": size, **info}
 
 
-def _retried(fisher: FisherMatrix, compute: Callable[[], T]) -> T:
+def retried(fisher: FisherMatrix, compute: Callable[[], T]) -> T:
     """The result of `compute`; the number of samples at once is halved whenever memory runs out."""
     while True:
         try:

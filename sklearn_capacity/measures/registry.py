@@ -5,12 +5,15 @@ from __future__ import annotations
 from .._validation import closest
 from . import (
     adaptive_sharpness,
+    battery,
+    battery_flatness,
     capacities,
     curvature,
     data_norms,
     fisher_rao,
     fisher_spectrum,
     hessian,
+    hidden_margins,
     interaction,
     jacobians,
     lipschitz,
@@ -25,6 +28,7 @@ from . import (
     sharpness,
     size,
     spectral_shape,
+    steps_to_loss,
 )
 from .record import Measure
 
@@ -43,6 +47,7 @@ FAMILIES = (
     fisher_spectrum,
     margins,
     normalized_margins,
+    hidden_margins,
     jacobians,
     lipschitz,
     curvature,
@@ -53,6 +58,9 @@ FAMILIES = (
     adaptive_sharpness,
     interaction,
     pac_bayes,
+    battery,
+    battery_flatness,
+    steps_to_loss,
 )
 
 #: The default of every call: different in kind, together less than three forward passes and a Jacobian

@@ -18,7 +18,16 @@ from .batch import Batch
 from .losses import mean_loss, sample_losses, targets
 from .record import Measure, Measured, NotDefinedError
 
-__all__ = ["MEASURES", "NOISES", "expected_sharpness", "finite_loss", "max_sharpness", "mean_rise", "noise_scale"]
+__all__ = [
+    "MEASURES",
+    "NOISES",
+    "MovedWeights",
+    "expected_sharpness",
+    "finite_loss",
+    "max_sharpness",
+    "mean_rise",
+    "noise_scale",
+]
 
 NOISES = ("magnitude", "spherical")
 
@@ -239,46 +248,24 @@ def max_sharpness(
     )
 
 
-class _Search:
-    """Gradient ascent from the weights of a network."""
+class MovedWeights:
+    """A network whose weights lie in a vector that can be moved, and gradients of its loss on mini-batches there."""
 
-    def __init__(self, network: Network, batch: Batch, *, alpha: float, batch_size: int):
+    def __init__(self, network: Network, batch: Batch, vector: ParameterVector, *, batch_size: int):
         self.network, self.batch, self.y = network, batch, targets(batch)
-        self.vector: ParameterVector = parameter_vector(network)
-        self.theta = FlatParameters(self.vector.tensors)
-        self.radius = self.theta.center.abs().add_(1).mul_(alpha)
+        self.theta = FlatParameters(vector.tensors)
         self.leaves = [view.detach().requires_grad_(True) for view in self.theta.views]
-        self.forward = self.vector.bind(self.leaves)
+        self.forward = vector.bind(self.leaves)
         self.batch_size = min(batch_size, batch.n_samples)
         self.chunk_size = batch.chunk_size
-        self.start = finite_loss(batch, self.forward)
 
-    def ascend(
-        self, generator: torch.Generator, steps: int, check_every: int, learning_rate: float, momentum: float, bar: tqdm
-    ) -> tuple[float, int]:
-        """The largest loss in one ascent, and its step."""
-        best = (self.start, 0)
-        ascent = ProjectedAscent(self.theta, self.radius, learning_rate=learning_rate, momentum=momentum)
-        samples = self._samples(generator)
-        try:
-            for step in range(1, steps + 1):
-                ascent.step(self._gradients(next(samples)))
-                bar.update()
-                if step % check_every == 0 or step == steps:
-                    loss = float(mean_loss(self.batch, self.forward))
-                    if loss > best[0]:
-                        best = loss, step
-        finally:
-            self.theta.restore()
-        return best
-
-    def _samples(self, generator: torch.Generator) -> Iterator[Tensor]:
-        """Indices of mini-batches: endless shuffled passes over the data."""
+    def samples(self, generator: torch.Generator) -> Iterator[Tensor]:
+        """Indices of mini-batches: shuffled passes over the data, without end."""
         while True:
             order = torch.randperm(self.batch.n_samples, generator=generator, device="cpu").to(self.network.device)
             yield from order.split(self.batch_size)
 
-    def _gradients(self, index: Tensor) -> list[Tensor]:
+    def gradients(self, index: Tensor) -> list[Tensor]:
         """Gradient of the mean loss over some samples, in chunks if they do not fit into memory."""
 
         def gradients(X: Tensor, y: Tensor) -> list[Tensor]:
@@ -292,6 +279,34 @@ class _Search:
         for part in parts[1:]:
             torch._foreach_add_(parts[0], part)
         return parts[0]
+
+
+class _Search(MovedWeights):
+    """Gradient ascent from the weights of a network."""
+
+    def __init__(self, network: Network, batch: Batch, *, alpha: float, batch_size: int):
+        super().__init__(network, batch, parameter_vector(network), batch_size=batch_size)
+        self.radius = self.theta.center.abs().add_(1).mul_(alpha)
+        self.start = finite_loss(batch, self.forward)
+
+    def ascend(
+        self, generator: torch.Generator, steps: int, check_every: int, learning_rate: float, momentum: float, bar: tqdm
+    ) -> tuple[float, int]:
+        """The largest loss in one ascent, and its step."""
+        best = (self.start, 0)
+        ascent = ProjectedAscent(self.theta, self.radius, learning_rate=learning_rate, momentum=momentum)
+        samples = self.samples(generator)
+        try:
+            for step in range(1, steps + 1):
+                ascent.step(self.gradients(next(samples)))
+                bar.update()
+                if step % check_every == 0 or step == steps:
+                    loss = float(mean_loss(self.batch, self.forward))
+                    if loss > best[0]:
+                        best = loss, step
+        finally:
+            self.theta.restore()
+        return best
 
 
 _SHARPNESS: dict[str, Any] = {

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from .._validation import check_integer, check_numbers
+from ..measures.hidden_margins import layer_margins
 from ..measures.interaction import DELTAS
 from ..measures.interaction import interaction_conditions as _conditions
 from ..measures.margins import sample_margins as margins_of_samples
-from ..process_state import keeps_modes
+from ..process_state import computing, keeps_modes
 from .measurement import Session
 from .requests import parse_measures
 
@@ -190,3 +192,11 @@ def sample_margins(model: Any, X: Any, y: Any) -> np.ndarray:
     """The margins f_y - max_{k != y} f_k of all samples, shape (n,), for any model that can be measured."""
     session = Session(model, X, y)
     return margins_of_samples(session.batch).copy()
+
+
+@keeps_modes
+def hidden_margins(model: Any, X: Any, y: Any) -> dict[str, np.ndarray]:
+    """Margins at the input and in the hidden layers, (n,) for each weight layer, as `hidden_margin` has them."""
+    session = Session(model, X, y)
+    with computing(), torch.inference_mode(False):
+        return {label: values.copy() for label, values in layer_margins(session.network, session.batch).items()}

@@ -220,7 +220,7 @@ def test_checks_count_the_largest_loss_of_all_the_data():
 def test_batches_are_drawn_without_replacement():
     module, X, y = networks.mlp()
     search = sharpness._Search(*batch_of(module, X, y), alpha=0.1, batch_size=3)
-    samples = search._samples(torch.Generator().manual_seed(0))
+    samples = search.samples(torch.Generator().manual_seed(0))
     for _ in range(3):
         epoch = [next(samples) for _ in range(3)]
         assert [len(part) for part in epoch] == [3, 3, 1] and sorted(torch.cat(epoch).tolist()) == list(range(7))

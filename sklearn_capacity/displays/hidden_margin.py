@@ -1,0 +1,109 @@
+"""Distributions of the margins at the input and in the hidden layers, one box per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .._validation import check_axes, float_array
+from ..scoring.curves import hidden_margins
+
+__all__ = ["HiddenMarginDisplay"]
+
+
+class HiddenMarginDisplay:
+    """Quartiles and fences of the margins in every layer, relative to the layer's spread, from the input on.
+
+    Parameters
+    ----------
+    margins : dict of str to ndarray of shape (n_samples,)
+        Margins by the weight layer that reads the representation, in order; not changed. Infinite ones, of samples that
+        nothing in the layer can take across, are left out of the boxes and counted under them.
+
+    Attributes
+    ----------
+    boxes_ : dict of str to list
+        The artists of :meth:`matplotlib.axes.Axes.boxplot`: boxes, medians, whiskers, caps and fliers.
+    ax_ : Axes
+    figure_ : Figure
+
+    References
+    ----------
+    Jiang, Krishnan, Mobahi, Bengio (2019), Predicting the generalization gap in deep networks with margin
+    distributions.
+
+    Examples
+    --------
+    >>> import matplotlib
+    >>> matplotlib.use("Agg")
+    >>> import numpy as np
+    >>> from sklearn_capacity.displays import HiddenMarginDisplay
+    >>> display = HiddenMarginDisplay({"0": np.array([1.0, 2.0, 4.0]), "2": np.array([-1.0, 1.0, 3.0])}).plot()
+    >>> [float(line.get_ydata()[0]) for line in display.boxes_["medians"]]
+    [2.0, 1.0]
+    """
+
+    def __init__(self, margins: Mapping[str, Any]):
+        self.margins = margins
+
+    @classmethod
+    def from_estimator(cls, estimator: Any, X: Any, y: Any) -> HiddenMarginDisplay:
+        """Display of one model.
+
+        Parameters
+        ----------
+        estimator, X, y
+            As in `measure_capacity`.
+
+        Returns
+        -------
+        HiddenMarginDisplay
+            Not drawn yet: call `plot`.
+        """
+        return cls(hidden_margins(estimator, X, y))
+
+    def plot(self, ax: Any = None) -> HiddenMarginDisplay:
+        """Draw the boxes.
+
+        Parameters
+        ----------
+        ax : Axes, default=None
+            None makes a figure.
+
+        Returns
+        -------
+        HiddenMarginDisplay
+            Itself, with the artists in its attributes.
+
+        Raises
+        ------
+        ValueError
+            If a layer has no finite margins, or some that are not numbers.
+        """
+        import matplotlib.pyplot as plt
+
+        margins = self._checked()
+        if ax is None:
+            _, ax = plt.subplots(layout="constrained")
+        check_axes("ax", ax)
+        self.ax_, self.figure_ = ax, ax.figure
+        finite = {name: values[np.isfinite(values)] for name, values in margins.items()}
+        self.boxes_ = ax.boxplot(list(finite.values()))
+        missing = {name: len(values) - len(finite[name]) for name, values in margins.items()}
+        labels = [f"{name}\n({n} infinite)" if n else name for name, n in missing.items()]
+        ax.set_xticks(range(1, len(margins) + 1), labels, rotation=90 if len(margins) > 12 else 0)
+        ax.axhline(0, color="black", lw=0.8)
+        ax.set_xlabel("layer that reads the representation")
+        ax.set_ylabel("margin over the layer's spread")
+        return self
+
+    def _checked(self) -> dict[str, np.ndarray]:
+        if not isinstance(self.margins, Mapping) or not self.margins:
+            raise ValueError("`margins` must be a dict of at least one layer's margins.")
+        checked = {name: float_array("margins", values).ravel() for name, values in self.margins.items()}
+        for name, values in checked.items():
+            if np.isnan(values).any() or not np.isfinite(values).any():
+                raise ValueError(f"`margins` must hold finite numbers, got {values.tolist()[:3]} for {name!r}.")
+        return checked

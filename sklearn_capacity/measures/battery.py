@@ -1,0 +1,444 @@
+"""The battery of Jiang et al. (2020) and Dziugaite et al. (2020): norms and margins; `battery_flatness` has the rest.
+
+The formulas are those of appendix C of Jiang et al., with the signs printed there, under the names of both papers. The
+docs have a table of all their names (`battery.rst`); those of another family's measures are not repeated here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from .._validation import check_option
+from ..graph import Network, Node
+from ..linalg.entries import stable_norm
+from .batch import Batch
+from .capacities import separating_margin
+from .layers import kernel_matrix, layer_weight, operator_norms, operator_of, weight_layers
+from .norms import layer_group_norm
+from .record import Measure, Measured, NotDefinedError, logarithm
+
+__all__ = [
+    "MEASURES",
+    "check_initial_state",
+    "fro_over_spec",
+    "inverse_margin",
+    "log_of_norms",
+    "log_spec_main",
+    "sum_of_squares",
+]
+
+NORMS = ("spectral", "frobenius")
+CENTERS = ("init", "orig")
+
+
+def log_of_norms(
+    network: Network,
+    batch: Batch,
+    *,
+    norm: str = "spectral",
+    total: str = "product",
+    over_margin: bool = False,
+    margin_percentile: float = 10.0,
+) -> Measured:
+    r"""Logarithm of the product, or of d times the geometric mean, of the layers' squared norms.
+
+    .. math::
+        \ln \prod_{l=1}^d \|W_l\|^2 - 2 \ln \gamma \quad \text{(product)}
+
+        \ln d + \frac{1}{d} \Big( \ln \prod_{l=1}^d \|W_l\|^2 - 2 \ln \gamma \Big) \quad \text{(sum)}
+
+    The margin :math:`\gamma` takes part under the names that end in ``over_margin``. ``spec`` is the spectral norm, of
+    convolutions as linear operators at the input size they see, ``fro`` the Frobenius norm of matrices and kernels.
+    Smaller goes with better generalisation. Infinite, with a warning, where the margin is not positive, and minus
+    infinity if a layer is zero. Biases take no part; batch norm is folded.
+
+    Parameters
+    ----------
+    norm : "spectral" or "frobenius", default="spectral"
+    total : "product" or "sum", default="product"
+    over_margin : bool, default=False
+    margin_percentile : float in [0, 100], default=10
+        The margin is this percentile over the data of f_y - max_{k != y} f_k.
+
+    Returns
+    -------
+    Measured
+        With the logarithm of each layer's squared norm.
+
+    Notes
+    -----
+    Weights only, and a shared forward pass for the margin.
+
+    References
+    ----------
+    Jiang, Neyshabur, Mobahi, Krishnan, Bengio (2020), Fantastic generalization measures and where to find them,
+    appendix C, eqs. 31, 32 and 34 to 39.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(2, 2, bias=False)
+    >>> _ = net.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+    >>> X, y = torch.tensor([[1.0, 0.0]]), torch.tensor([0])  # a margin of 3
+    >>> names = ["log_prod_of_spec", "log_prod_of_fro", "log_prod_of_spec_over_margin"]
+    >>> [round(value, 4) for value in measure_capacity(net, X, y, names).values()]  # ln 16, ln 25, ln (16 / 9)
+    [2.7726, 3.2189, 0.5754]
+    """
+    check_option("norm", norm, NORMS)
+    check_option("total", total, ("product", "sum"))
+    log_margin = _log_squared_margin(batch, margin_percentile) if over_margin else 0.0
+    layers = _layers(network)
+    logs = [2 * logarithm(value) for value in _norms(network, norm)]
+    rows = [{"layer": node.label, "value": log} for node, log in zip(layers, logs, strict=True)]
+    value = -math.inf if -math.inf in logs else math.fsum(logs)
+    value = math.inf if log_margin == -math.inf else value - log_margin
+    return Measured(value if total == "product" else math.log(len(logs)) + value / len(logs), per_layer=rows)
+
+
+def fro_over_spec(network: Network, batch: Batch) -> Measured:
+    r"""Sum over the layers of the squared Frobenius norm over the squared spectral norm.
+
+    .. math:: \sum_{l=1}^d \|W_l\|_F^2 / \|W_l\|_2^2
+
+    with the Frobenius norm of kernels and the spectral norm of convolutions as linear operators, as in `log_of_norms`;
+    `stable_rank` takes both of one and the same matrix. A layer of zeros adds 0. Smaller goes with better
+    generalisation. Biases take no part; batch norm is folded.
+
+    Returns
+    -------
+    Measured
+        With one row per layer.
+
+    Notes
+    -----
+    Weights only.
+
+    References
+    ----------
+    Jiang, Neyshabur, Mobahi, Krishnan, Bengio (2020), Fantastic generalization measures and where to find them,
+    appendix C, eq. 33.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(2, 2, bias=False)
+    >>> _ = net.weight.data.copy_(torch.tensor([[4.0, 0.0], [0.0, 2.0]]))
+    >>> round(measure_capacity(net, measures="fro_over_spec")["fro_over_spec"], 6)
+    1.25
+    """
+    return _summed(network, _ratios(network, _norms(network, "frobenius")))
+
+
+def log_spec_main(network: Network, batch: Batch, *, center: str = "init", margin_percentile: float = 10.0) -> Measured:
+    r"""Logarithm of the main term of the spectrally normalised margin bound.
+
+    .. math::
+        \ln \prod_{l=1}^d \|W_l\|_2^2 + \ln \sum_{l=1}^d \frac{\|W_l - W_l^0\|_F^2}{\|W_l\|_2^2} - 2 \ln \gamma
+
+    :math:`W_l^0` are the weights before training, or zero (``center="orig"``). Norms and margin are those of
+    `log_of_norms`. Smaller goes with better generalisation. Infinite, with a warning, where the margin is not positive.
+    Biases take no part; batch norm is folded, before training with the statistics it had then.
+
+    Parameters
+    ----------
+    center : "init" or "orig", default="init"
+    margin_percentile : float in [0, 100], default=10
+        As for `log_of_norms`.
+
+    Raises
+    ------
+    NotDefinedError
+        If the weights before training are needed and not known.
+
+    Notes
+    -----
+    Weights only, and a shared forward pass for the margin.
+
+    References
+    ----------
+    Jiang, Neyshabur, Mobahi, Krishnan, Bengio (2020), Fantastic generalization measures and where to find them,
+    appendix C, eqs. 29 and 30.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(2, 2, bias=False)
+    >>> _ = net.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+    >>> X, y = torch.tensor([[1.0, 0.0]]), torch.tensor([0])  # a margin of 3
+    >>> round(measure_capacity(net, X, y, "log_spec_orig_main")["log_spec_orig_main"], 4)  # ln (16 * 25 / 16 / 9)
+    1.0217
+    """
+    check_option("center", center, CENTERS)
+    log_margin = _log_squared_margin(batch, margin_percentile)
+    spectral = _norms(network, "spectral")
+    lengths = _norms(network, "frobenius") if center == "orig" else [norm for _, norm in _changes(network, "frobenius")]
+    if log_margin == -math.inf:
+        return Measured(math.inf)
+    if 0.0 in spectral:
+        return Measured(-math.inf)
+    total = math.fsum(_ratios(network, lengths))
+    return Measured(2 * math.fsum(math.log(norm) for norm in spectral) + logarithm(total) - log_margin)
+
+
+def sum_of_squares(network: Network, batch: Batch, *, norm: str = "frobenius", center: str = "init") -> Measured:
+    r"""Sum over the layers of the squared norms of their weights, or of their way from the weights before training.
+
+    .. math:: \sum_{l=1}^d \|W_l - W_l^0\|^2
+
+    :math:`W_l^0` are the weights before training, or zero (``center="orig"``). The Frobenius norm is that of matrices
+    and kernels, the spectral norm that of convolutions as linear operators. Smaller goes with better generalisation.
+    Biases take no part; batch norm is folded, before training with the statistics it had then, where
+    `distance_from_initialization` leaves it out.
+
+    Parameters
+    ----------
+    norm : "frobenius" or "spectral", default="frobenius"
+    center : "init" or "orig", default="init"
+
+    Returns
+    -------
+    Measured
+        With one row per layer.
+
+    Raises
+    ------
+    NotDefinedError
+        If the weights before training are needed and not known.
+
+    Notes
+    -----
+    Weights only.
+
+    References
+    ----------
+    Jiang, Neyshabur, Mobahi, Krishnan, Bengio (2020), Fantastic generalization measures and where to find them,
+    appendix C, eqs. 40 to 42.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(2, 2, bias=False)
+    >>> before = {"weight": torch.eye(2)}
+    >>> _ = net.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
+    >>> found = measure_capacity(net, measures=["fro_dist", "dist_spec_init", "param_norm"], initial_state=before)
+    >>> [round(value, 6) for value in found.values()]  # 4 + 9, 9, 9 + 16
+    [13.0, 9.0, 25.0]
+    """
+    check_option("norm", norm, NORMS)
+    check_option("center", center, CENTERS)
+    lengths = _norms(network, norm) if center == "orig" else [length for _, length in _changes(network, norm)]
+    return _summed(network, [length**2 for length in lengths])
+
+
+def inverse_margin(network: Network, batch: Batch, *, margin_percentile: float = 10.0) -> Measured:
+    r"""One over the squared margin.
+
+    .. math:: 1 / \gamma^2
+
+    Smaller goes with better generalisation. Infinite, with a warning, where the margin is not positive.
+
+    Parameters
+    ----------
+    margin_percentile : float in [0, 100], default=10
+        As for `log_of_norms`.
+
+    Notes
+    -----
+    One forward pass, shared with every other measure of the call.
+
+    References
+    ----------
+    Jiang, Neyshabur, Mobahi, Krishnan, Bengio (2020), Fantastic generalization measures and where to find them,
+    appendix C, eq. 22.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> X = torch.tensor([[3.0, 1.0]])
+    >>> measure_capacity(nn.Identity(), X, torch.tensor([0]), "inverse_margin")
+    {'inverse_margin': 0.25}
+    """
+    return Measured.from_log(-_log_squared_margin(batch, margin_percentile))
+
+
+def _layers(network: Network) -> tuple[Node, ...]:
+    layers = weight_layers(network)
+    if not layers:
+        raise NotDefinedError("A norm of the layers needs a weight layer, and the network has none.")
+    return layers
+
+
+def _norms(network: Network, norm: str) -> list[float]:
+    """Of every layer: spectral of the operator, Frobenius of the kernel."""
+    layers = _layers(network)
+    if norm == "spectral":
+        return [found.value for found in operator_norms(network)]
+    return [layer_group_norm(network, node, 2, 2, "kernel") for node in layers]
+
+
+def _changes(network: Network, norm: str) -> list[tuple[Node, float]]:
+    """Every layer with the norm of its way from the weights before training, both with batch norm folded."""
+    check_initial_state(network)
+    layers = _layers(network)
+
+    def compute() -> list[tuple[Node, float]]:
+        with torch.no_grad():
+            before = network.program.bind(network.initial_tensors())
+        found = []
+        for node in layers:
+            start = before[node.name]
+            if norm == "spectral":
+                way = layer_weight(node) - layer_weight(start)
+                length = operator_of(node, way, network.graph[node.inputs[0]].shape).norm_lower().value
+            else:
+                length = float(stable_norm((kernel_matrix(node) - kernel_matrix(start)).flatten(), 2))
+            found.append((node, length))
+        return found
+
+    return network.once(("folded_changes", norm), compute)
+
+
+def check_initial_state(network: Network) -> None:
+    """Raise if the weights before training are not known."""
+    if network.initial_state is None:
+        raise NotDefinedError(
+            "This measure needs the weights before training: pass initial_state=, the module or its state dict as it "
+            "was then."
+        )
+
+
+def _ratios(network: Network, lengths: list[float]) -> list[float]:
+    """Squares over the squared spectral norms; 0 for a layer of zeros."""
+    pairs = zip(lengths, _norms(network, "spectral"), strict=True)
+    return [(length / norm) ** 2 if norm > 0 else 0.0 for length, norm in pairs]
+
+
+def _summed(network: Network, values: list[float]) -> Measured:
+    rows = [{"layer": node.label, "value": value} for node, value in zip(_layers(network), values, strict=True)]
+    return Measured(math.fsum(values), per_layer=rows)
+
+
+def _log_squared_margin(batch: Batch, percentile: float) -> float:
+    """2 ln of the margin; -inf, with a warning, where it is not positive."""
+    margin = separating_margin(batch, percentile)
+    return 2 * math.log(margin) if margin > 0 else -math.inf
+
+
+_PER_LAYER = frozenset({"permutation", "layer_rescaling"})
+_FUNCTION = _PER_LAYER | {"node_rescaling"}
+_JIANG = "Jiang et al. (2020), eq. "
+
+
+def _norm_record(name: str, equation: int, description: str, **fixed: Any) -> Measure:
+    over_margin = fixed["over_margin"]
+    return Measure(
+        name,
+        log_of_norms,
+        family="battery",
+        source=f"{_JIANG}{equation}",
+        needs=frozenset({"graph", "data", "labels"} if over_margin else {"graph"}),
+        cost="forward" if over_margin else "weights",
+        tasks=("classification",) if over_margin else ("classification", "regression"),
+        invariances=_PER_LAYER,
+        signed=True,
+        fixed=fixed if over_margin else {**fixed, "margin_percentile": 10.0},
+        description=description,
+    )
+
+
+def _norm_records() -> list[Measure]:
+    records = []
+    equations = {"spectral": (32, 31, 35, 34), "frobenius": (37, 36, 39, 38)}
+    for norm, short in (("spectral", "spec"), ("frobenius", "fro")):
+        numbers = iter(equations[norm])
+        for total, words in (("product", "product"), ("sum", "d times the geometric mean")):
+            for over_margin in (False, True):
+                name = f"log_{'prod' if total == 'product' else 'sum'}_of_{short}" + "_over_margin" * over_margin
+                text = f"Logarithm of the {words} of the layers' squared {norm.capitalize()} norms"
+                text = text.replace("Spectral", "spectral") + ", over the squared margin" * over_margin + "."
+                fixed = {"norm": norm, "total": total, "over_margin": over_margin}
+                records.append(_norm_record(name, next(numbers), text, **fixed))
+    return records
+
+
+_SUM: dict[str, Any] = {"family": "battery"}
+_WAY = frozenset({"graph", "initial_state"})
+
+MEASURES = (
+    *_norm_records(),
+    Measure(
+        "fro_over_spec",
+        fro_over_spec,
+        source=f"{_JIANG}33",
+        needs=frozenset({"graph"}),
+        invariances=_PER_LAYER,
+        **_SUM,
+    ),
+    *(
+        Measure(
+            f"log_spec_{center}_main",
+            log_spec_main,
+            source=f"{_JIANG}{equation}",
+            needs=frozenset({"graph", "data", "labels"} | ({"initial_state"} if center == "init" else set())),
+            cost="forward",
+            tasks=("classification",),
+            invariances=_PER_LAYER if center == "orig" else frozenset(),
+            signed=True,
+            fixed={"center": center},
+            description=f"Logarithm of the main term of the spectral margin bound, with distances from {start}.",
+            **_SUM,
+        )
+        for center, equation, start in (("init", 29, "the weights before training"), ("orig", 30, "zero"))
+    ),
+    Measure(
+        "fro_dist",
+        sum_of_squares,
+        source=f"{_JIANG}40",
+        needs=_WAY,
+        fixed={"norm": "frobenius", "center": "init"},
+        description="Sum over the layers of the squared Frobenius distance from the weights before training.",
+        **_SUM,
+    ),
+    Measure(
+        "dist_spec_init",
+        sum_of_squares,
+        source=f"{_JIANG}41",
+        needs=_WAY,
+        fixed={"norm": "spectral", "center": "init"},
+        description="Sum over the layers of the squared spectral distance from the weights before training.",
+        **_SUM,
+    ),
+    Measure(
+        "param_norm",
+        sum_of_squares,
+        source=f"{_JIANG}42",
+        needs=frozenset({"graph"}),
+        invariances=frozenset({"permutation"}),
+        fixed={"norm": "frobenius", "center": "orig"},
+        description="Sum over the layers of the squared Frobenius norm.",
+        **_SUM,
+    ),
+    Measure(
+        "inverse_margin",
+        inverse_margin,
+        source=f"{_JIANG}22",
+        needs=frozenset({"data", "labels"}),
+        cost="forward",
+        tasks=("classification",),
+        invariances=_FUNCTION,
+        **_SUM,
+    ),
+)

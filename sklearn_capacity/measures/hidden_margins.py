@@ -1,0 +1,201 @@
+"""Margins at the input and inside the network, relative to the spread of the layer (Jiang et al. 2019)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._validation import NotDefinedError, check_instance, check_option, closest
+from ..graph import Network, Node, evaluate
+from .batch import Batch
+from .record import Measure, Measured
+
+__all__ = ["MEASURES", "STATISTICS", "hidden_margin", "layer_margins"]
+
+#: Beyond this a margin counts as infinite.
+LARGE = 1e300
+
+
+def hidden_margin(network: Network, batch: Batch, *, statistic: str = "median", layer: str | None = None) -> Measured:
+    r"""Statistic of the distances from the decision boundary in the layers, relative to the layers' spread.
+
+    .. math::
+        d_l(x) = \frac{f_y(x) - f_j(x)}{\| \nabla_{h_l} (f_y - f_j)(x) \|_2 \, \sqrt{\nu_l}}, \qquad
+        \nu_l = \frac1m \sum_i \| h_l(x_i) - \bar h_l \|_2^2
+
+    where j is the best class beside y, and :math:`h_l` what the weight layer l reads: the input itself for the first
+    one, a hidden representation for the others, after activation and pooling. The value is the mean over the layers of
+    the quartile, median or fence of :math:`d_l` over the data. The fences are the smallest and the largest d_l within
+    1.5 interquartile ranges of the quartiles. Larger goes with better generalisation; negative where samples are
+    misclassified. Batch norm is folded.
+
+    Parameters
+    ----------
+    statistic : "lower_fence", "lower_quartile", "median", "upper_quartile" or "upper_fence", default="median"
+        Percentiles are linear between samples.
+    layer : str, default=None
+        Name of the weight layer whose input is looked at, as the rows have it. None takes the mean over all.
+
+    Returns
+    -------
+    Measured
+        With one row per weight layer, named by the layer that reads the representation.
+
+    Raises
+    ------
+    NotDefinedError
+        If a representation is the same for all samples, or the network has no weight layer.
+    UnsupportedLayerError
+        If the network cannot be traced.
+
+    Notes
+    -----
+    One forward and one backward pass for all layers, shared by all statistics of a call.
+
+    References
+    ----------
+    Jiang, Krishnan, Mobahi, Bengio (2019), Predicting the generalization gap in deep networks with margin
+    distributions, eqs. 3 to 5.
+
+    Examples
+    --------
+    The difference of the logits is x with slope 1; x = 1, 3 have the variance 1.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(1, 2, bias=False)
+    >>> _ = net.weight.data.copy_(torch.tensor([[0.5], [-0.5]]))
+    >>> measure_capacity(net, torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0]), "hidden_margin_median")
+    {'hidden_margin_median': 2.0}
+    """
+    check_option("statistic", statistic, STATISTICS)
+    margins = layer_margins(network, batch)
+    if layer is not None:
+        check_instance("layer", layer, str, "the name of a weight layer or None")
+        if layer not in margins:
+            hint = closest(layer, margins)
+            raise ValueError(f"`layer` must be the name of a weight layer, got {layer!r}.{hint and ' ' + hint}")
+        margins = {layer: margins[layer]}
+    rows = [{"layer": label, "value": _statistic(values, statistic)} for label, values in margins.items()]
+    return Measured(float(np.mean([row["value"] for row in rows])), per_layer=rows)
+
+
+def layer_margins(network: Network, batch: Batch) -> Mapping[str, np.ndarray]:
+    """The normalised margins of all samples, (m,), by the weight layer that reads the representation."""
+    return batch.once("layer_margins", lambda: _margins(network, batch))
+
+
+def _margins(network: Network, batch: Batch) -> dict[str, np.ndarray]:
+    if network.n_outputs < 2:
+        raise NotDefinedError(f"A margin needs at least two logits, got {network.n_outputs}.")
+    _ = batch.logits  # which are finite
+    readers = _readers(network)
+    spreads = [_Spread() for _ in readers]
+
+    def on_chunk(X: Tensor, y: Tensor) -> Tensor:
+        kept: dict[str, Tensor] = {}
+
+        def keep(node: Node, value: Tensor) -> None:
+            if node.name in readers:
+                kept[node.name] = value
+
+        with torch.enable_grad():
+            logits = evaluate(network.graph, X.detach().requires_grad_(True), keep).reshape(len(X), -1)
+            others = logits.detach().scatter(1, y[:, None], -torch.inf)
+            pairs = torch.stack([y, others.argmax(1)], dim=1)
+            gaps = logits.gather(1, pairs).diff(dim=1).neg().squeeze(1)  # (n,)
+            values = [kept[name] for name in readers]
+            slopes = torch.autograd.grad(gaps.sum(), values, allow_unused=True, materialize_grads=True)
+        for spread, value in zip(spreads, values, strict=True):
+            spread.add(value.detach().flatten(1).double())
+        lengths = [torch.linalg.vector_norm(slope.flatten(1).double(), dim=1) for slope in slopes]
+        return gaps.detach().double()[:, None] / torch.stack(lengths, dim=1)  # (n, layers)
+
+    distances = batch.cat(on_chunk, batch.classes).nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
+    found = {}
+    for label, spread, column in zip(readers.values(), spreads, distances.T, strict=True):
+        if not spread.total > 0:
+            raise NotDefinedError(
+                f"The margins inside the network need inputs of layer `{label}` that differ between the samples, and "
+                f"all {batch.n_samples} are the same."
+            )
+        found[label] = (column / math.sqrt(spread.total / batch.n_samples)).cpu().numpy()
+    return found
+
+
+def _readers(network: Network) -> dict[str, str]:
+    """The nodes that weight layers read, with the label of the first that does."""
+    readers: dict[str, str] = {}
+    for node in network.graph.layers:
+        readers.setdefault(node.inputs[0], node.label)
+    if not readers:
+        raise NotDefinedError("The margins inside the network need a weight layer, and it has none.")
+    return readers
+
+
+class _Spread:
+    """The sum of squared distances from the mean of rows that come in chunks (Chan, Golub, LeVeque 1983)."""
+
+    def __init__(self) -> None:
+        self.n, self.mean, self.total = 0, None, 0.0
+
+    def add(self, rows: Tensor) -> None:
+        mean = rows.mean(0)
+        total = float((rows - mean).square().sum())
+        if self.mean is not None:
+            total += self.n * len(rows) / (self.n + len(rows)) * float((mean - self.mean).square().sum())
+            mean = self.mean + (mean - self.mean) * (len(rows) / (self.n + len(rows)))
+        self.n, self.mean, self.total = self.n + len(rows), mean, self.total + total
+
+
+def _statistic(values: np.ndarray, statistic: str) -> float:
+    """A quartile or fence; infinite margins keep their order."""
+    values = np.clip(values, -LARGE, LARGE)
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    reach = 1.5 * (high - low)
+    found = {
+        "lower_fence": values[values >= low - reach].min(),
+        "lower_quartile": low,
+        "median": middle,
+        "upper_quartile": high,
+        "upper_fence": values[values <= high + reach].max(),
+    }[statistic]
+    return float(found) if abs(found) < LARGE else math.copysign(math.inf, found)
+
+
+#: Statistics of a distribution, with the words for them.
+STATISTICS = {
+    "lower_fence": "lower fence",
+    "lower_quartile": "lower quartile",
+    "median": "median",
+    "upper_quartile": "upper quartile",
+    "upper_fence": "upper fence",
+}
+
+_HIDDEN: dict[str, Any] = {
+    "family": "margin",
+    "lower_is_better": False,
+    "source": "Jiang et al. (2019), eqs. 3-5",
+    "needs": frozenset({"graph", "data", "labels"}),
+    "cost": "jacobian",
+    "tasks": ("classification",),
+    "invariances": frozenset({"permutation", "layer_rescaling"}),
+    "signed": True,
+}
+
+MEASURES = tuple(
+    Measure(
+        f"hidden_margin_{statistic}",
+        hidden_margin,
+        fixed={"statistic": statistic},
+        description=f"Mean over the layers of the {words} of the margins inside, relative to the layer's spread.",
+        **_HIDDEN,
+    )
+    for statistic, words in STATISTICS.items()
+)

@@ -1,0 +1,139 @@
+"""How many steps of gradient descent lead to a training loss."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from tqdm import tqdm
+
+from .._validation import check_integer, check_interval, check_option, warn
+from ..derivatives.parameter_vector import raw_parameter_vector
+from ..graph import Network
+from .batch import Batch
+from .battery import check_initial_state
+from .losses import mean_loss
+from .record import Measure, Measured
+from .sharpness import MovedWeights
+
+__all__ = ["MEASURES", "steps_to_loss"]
+
+
+def steps_to_loss(
+    network: Network,
+    batch: Batch,
+    *,
+    threshold: float = 0.1,
+    start: str = "initial",
+    learning_rate: float = 0.01,
+    momentum: float = 0.9,
+    batch_size: int = 64,
+    check_every: int = 10,
+    max_steps: int = 5000,
+) -> Measured:
+    r"""Steps of stochastic gradient descent until the training loss is below a threshold.
+
+    .. math:: \min \{ t : L(w_t) \le \theta \}
+
+    L is the mean loss over all the data and :math:`w_t` the trainable parameters of the module as they stand, after t
+    steps from the weights before training, or from the trained ones: the steps that are left. Smaller (a loss that is
+    easily learned) goes with better generalisation. 0 if the start is below the threshold, and infinite, with a
+    warning, if `max_steps` do not suffice.
+
+    Parameters
+    ----------
+    threshold : float > 0, default=0.1
+    start : "initial" or "trained", default="initial"
+    learning_rate : float > 0, default=0.01
+    momentum : float in [0, 1), default=0.9
+        Of this descent, whatever the network was trained by.
+    batch_size : int >= 1, default=64
+        Samples per step, drawn without replacement.
+    check_every : int >= 1, default=10
+        Steps between two looks at the loss on all the data; the number is a multiple of it.
+    max_steps : int >= 1, default=5000
+
+    Returns
+    -------
+    Measured
+        With the loss that was reached among its info.
+
+    Raises
+    ------
+    NotDefinedError
+        If nothing is trained; with start="initial" if the weights before training are not known.
+
+    Warns
+    -----
+    CapacityWarning
+        If the threshold was not reached.
+
+    Notes
+    -----
+    One forward and backward pass over a mini-batch per step, one forward pass over all the data per look. Dropout is
+    off, and batch norm keeps the statistics that it has now.
+
+    References
+    ----------
+    Jiang, Neyshabur, Mobahi, Krishnan, Bengio (2020), Fantastic generalization measures and where to find them,
+    appendix C.
+
+    Examples
+    --------
+    The squared loss w^2 of one sample falls by the factor (1 - 2 * 0.25)^2 with every step.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from sklearn_capacity import measure_capacity
+    >>> net = nn.Linear(1, 1, bias=False)
+    >>> _ = net.weight.data.fill_(1.0)
+    >>> descent = {"start": "trained", "learning_rate": 0.25, "momentum": 0.0, "check_every": 1}
+    >>> request = {"steps": ("steps_to_loss", descent)}
+    >>> measure_capacity(net, torch.ones(1, 1), torch.zeros(1), request)  # 1, 1/4, 1/16
+    {'steps': 2.0}
+    """
+    check_interval("threshold", threshold, 0, math.inf, closed="neither")
+    check_option("start", start, ("initial", "trained"))
+    check_interval("learning_rate", learning_rate, 0, math.inf, closed="neither")
+    check_interval("momentum", momentum, 0, 1, closed="left")
+    for name, value in (("batch_size", batch_size), ("check_every", check_every), ("max_steps", max_steps)):
+        check_integer(name, value)
+    vector = raw_parameter_vector(network, "A number of steps")
+    weights = MovedWeights(network, batch, vector, batch_size=batch_size)
+    if start == "initial":
+        check_initial_state(network)
+        for view, before in zip(weights.theta.views, vector.initial(), strict=True):
+            view.copy_(before)
+    samples, velocity = weights.samples(batch.generator()), torch.zeros_like(weights.theta.flat)
+    steps, loss = 0, float(mean_loss(batch, weights.forward))
+    with tqdm(desc="steps to a loss", total=max_steps, disable=not batch.verbose, leave=False) as bar:
+        while loss > threshold and math.isfinite(loss) and steps < max_steps:
+            for _ in range(min(check_every, max_steps - steps)):
+                velocity.mul_(momentum)
+                torch._foreach_add_(weights.theta.split(velocity), weights.gradients(next(samples)))
+                weights.theta.flat.sub_(velocity, alpha=learning_rate)
+                steps += 1
+                bar.update()
+            loss = float(mean_loss(batch, weights.forward))
+    if loss <= threshold:
+        return Measured(float(steps), info={"loss": loss})
+    warn(
+        f"The loss is {loss:.4g} after {steps} steps and not {threshold:g}. Take another `learning_rate`, or more "
+        "`max_steps`."
+    )
+    return Measured(math.inf, info={"loss": loss, "steps": steps})
+
+
+MEASURES = (
+    Measure(
+        "steps_to_loss",
+        steps_to_loss,
+        family="battery",
+        source="Jiang et al. (2020), appendix C",
+        needs=frozenset({"data", "labels", "loss"}),
+        cost="ascent",
+        unit="steps",
+        invariances=frozenset({"permutation"}),
+        stochastic=True,
+    ),
+)
