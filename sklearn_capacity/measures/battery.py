@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from .._validation import check_option
-from ..graph import Network, Node
+from ..graph import Network, Node, operator_of
+from ..graph.weight_layers import weight_layers as weight_layers_of
 from ..linalg.entries import stable_norm
 from .batch import Batch
 from .capacities import separating_margin
-from .layers import kernel_matrix, layer_weight, operator_norms, operator_of, weight_layers
+from .layers import kernel_matrix, layer_weight, left_out, operator_norm, weight_layers
 from .norms import layer_group_norm
 from .record import Measure, Measured, NotDefinedError, logarithm
 
@@ -97,7 +98,9 @@ def log_of_norms(
     rows = [{"layer": node.label, "value": log} for node, log in zip(layers, logs, strict=True)]
     value = -math.inf if -math.inf in logs else math.fsum(logs)
     value = math.inf if log_margin == -math.inf else value - log_margin
-    return Measured(value if total == "product" else math.log(len(logs)) + value / len(logs), per_layer=rows)
+    return Measured(
+        value if total == "product" else math.log(len(logs)) + value / len(logs), per_layer=rows, info=left_out(network)
+    )
 
 
 def fro_over_spec(network: Network, batch: Batch) -> Measured:
@@ -285,7 +288,7 @@ def _norms(network: Network, norm: str) -> list[float]:
     """Of every layer: spectral of the operator, Frobenius of the kernel."""
     layers = _layers(network)
     if norm == "spectral":
-        return [found.value for found in operator_norms(network)]
+        return [operator_norm(network, node).value for node in layers]
     return [layer_group_norm(network, node, 2, 2, "kernel") for node in layers]
 
 
@@ -296,13 +299,12 @@ def _changes(network: Network, norm: str) -> list[tuple[Node, float]]:
 
     def compute() -> list[tuple[Node, float]]:
         with torch.no_grad():
-            before = network.program.bind(network.initial_tensors())
+            before = weight_layers_of(network.program.bind(network.initial_tensors()), shown=network.shown).nodes
         found = []
-        for node in layers:
-            start = before[node.name]
+        for node, start in zip(layers, before, strict=True):
             if norm == "spectral":
                 way = layer_weight(node) - layer_weight(start)
-                length = operator_of(node, way, network.graph[node.inputs[0]].shape).norm_lower().value
+                length = operator_of(node, way, node.params["input_shape"]).norm_lower().value
             else:
                 length = float(stable_norm((kernel_matrix(node) - kernel_matrix(start)).flatten(), 2))
             found.append((node, length))
@@ -328,7 +330,7 @@ def _ratios(network: Network, lengths: list[float]) -> list[float]:
 
 def _summed(network: Network, values: list[float]) -> Measured:
     rows = [{"layer": node.label, "value": value} for node, value in zip(_layers(network), values, strict=True)]
-    return Measured(math.fsum(values), per_layer=rows)
+    return Measured(math.fsum(values), per_layer=rows, info=left_out(network))
 
 
 def _log_squared_margin(batch: Batch, percentile: float) -> float:
@@ -349,7 +351,7 @@ def _norm_record(name: str, equation: int, description: str, **fixed: Any) -> Me
         log_of_norms,
         family="battery",
         source=f"{_JIANG}{equation}",
-        needs=frozenset({"graph", "data", "labels"} if over_margin else {"graph"}),
+        needs=frozenset({"layers", "data", "labels"} if over_margin else {"layers"}),
         cost="forward" if over_margin else "weights",
         tasks=("classification",) if over_margin else ("classification", "regression"),
         invariances=_PER_LAYER,
@@ -375,7 +377,7 @@ def _norm_records() -> list[Measure]:
 
 
 _SUM: dict[str, Any] = {"family": "battery"}
-_WAY = frozenset({"graph", "initial_state"})
+_WAY = frozenset({"layers", "initial_state"})
 
 MEASURES = (
     *_norm_records(),
@@ -383,7 +385,7 @@ MEASURES = (
         "fro_over_spec",
         fro_over_spec,
         source=f"{_JIANG}33",
-        needs=frozenset({"graph"}),
+        needs=frozenset({"layers"}),
         invariances=_PER_LAYER,
         **_SUM,
     ),
@@ -392,7 +394,7 @@ MEASURES = (
             f"log_spec_{center}_main",
             log_spec_main,
             source=f"{_JIANG}{equation}",
-            needs=frozenset({"graph", "data", "labels"} | ({"initial_state"} if center == "init" else set())),
+            needs=frozenset({"layers", "data", "labels"} | ({"initial_state"} if center == "init" else set())),
             cost="forward",
             tasks=("classification",),
             invariances=_PER_LAYER if center == "orig" else frozenset(),
@@ -425,7 +427,7 @@ MEASURES = (
         "param_norm",
         sum_of_squares,
         source=f"{_JIANG}42",
-        needs=frozenset({"graph"}),
+        needs=frozenset({"layers"}),
         invariances=frozenset({"permutation"}),
         fixed={"norm": "frobenius", "center": "orig"},
         description="Sum over the layers of the squared Frobenius norm.",

@@ -15,7 +15,7 @@ from ..graph import Network, Node, evaluate
 from .batch import Batch
 from .record import Measure, Measured
 
-__all__ = ["MEASURES", "STATISTICS", "hidden_margin", "layer_margins"]
+__all__ = ["MEASURES", "STATISTICS", "hidden_margin", "layer_inputs", "layer_margins"]
 
 #: Beyond this a margin counts as infinite.
 LARGE = 1e300
@@ -95,7 +95,7 @@ def _margins(network: Network, batch: Batch) -> dict[str, np.ndarray]:
     if network.n_outputs < 2:
         raise NotDefinedError(f"A margin needs at least two logits, got {network.n_outputs}.")
     _ = batch.logits  # which are finite
-    readers = _readers(network)
+    readers = layer_inputs(network)
     spreads = [_Spread() for _ in readers]
 
     def on_chunk(X: Tensor, y: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def _margins(network: Network, batch: Batch) -> dict[str, np.ndarray]:
     return found
 
 
-def _readers(network: Network) -> dict[str, str]:
+def layer_inputs(network: Network) -> dict[str, str]:
     """The nodes that weight layers read, with the label of the first that does."""
     readers: dict[str, str] = {}
     for node in network.graph.layers:

@@ -18,7 +18,7 @@ from .batch import Batch
 from .layers import graph_layers, refuse_unknown
 from .record import Measure, Measured, logarithm
 
-__all__ = ["MEASURES", "path_norm"]
+__all__ = ["MEASURES", "Paths", "path_norm", "path_rules"]
 
 #: Non-negative sums over paths, divided by exp of the running logarithm of their scale.
 Paths = tuple[Tensor, float]
@@ -65,7 +65,7 @@ def path_norm(network: Network, batch: Batch, *, p: float = 2.0) -> Measured:
     """
     p = check_interval("p", p, 0, math.inf, closed="neither")
     graph_layers(network, PURPOSE)  # all finite
-    rules = _rules(network, p)
+    rules = path_rules(network, p)
     refuse_unknown(network.graph, rules, PURPOSE)
     ones = torch.ones(1, *network.input_shape, dtype=torch.float64, device=network.device)
     with torch.no_grad():
@@ -73,7 +73,9 @@ def path_norm(network: Network, batch: Batch, *, p: float = 2.0) -> Measured:
     return Measured.from_log((logarithm(float(total.sum())) + log_scale) / p)
 
 
-def _rules(network: Network, p: float) -> dict[str, Callable[..., Paths]]:
+def path_rules(network: Network, p: float) -> dict[str, Callable[..., Paths]]:
+    """What every operator does to sums over paths."""
+
     def affine(node: Node, paths: Paths) -> Paths:
         values, log_scale = paths
         if node.weight is None:  # a shift is only a bias, which may have more entries than its input

@@ -246,7 +246,7 @@ def _mean_of_tails(
 _TAIL: dict[str, Any] = {
     "family": "spectral_shape",
     "lower_is_better": True,
-    "needs": frozenset({"graph"}),
+    "needs": frozenset({"layers"}),
     "cost": "spectrum",
 }
 _PERMUTATION = frozenset({"permutation"})

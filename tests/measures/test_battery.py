@@ -95,7 +95,7 @@ def test_data_that_are_not_separated():
     module, X, y = NETWORKS["mlp"]()
     wrong = (module(X).argmax(1) + 1) % 3
     names = [n for n in NAMES if n.endswith("_over_margin")] + ["inverse_margin", "log_spec_orig_main"]
-    with pytest.warns(CapacityWarning, match="not separated at the percentile 10"):
+    with pytest.warns(CapacityWarning, match="margin at percentile 10 must be positive"):
         found = measure_capacity(module, X, wrong, names)
     assert set(found.values()) == {math.inf}
 
