@@ -317,8 +317,8 @@ def check_initial_state(network: Network) -> None:
     """Raise if the weights before training are not known."""
     if network.initial_state is None:
         raise NotDefinedError(
-            "This measure needs the weights before training: pass initial_state=, the module or its state dict as it "
-            "was then."
+            "This measure needs the weights before training: pass the module or its state dict from then as "
+            "`initial_state`."
         )
 
 

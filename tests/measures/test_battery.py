@@ -112,10 +112,41 @@ def test_what_needs_the_weights_before_training_says_so():
     module, X, y = NETWORKS["mlp"]()
     for name in ("fro_dist", "dist_spec_init", "log_spec_init_main"):
         assert "initial_state" in MEASURES[name].needs
-        with pytest.raises(NotDefinedError, match="needs the weights before training: pass initial_state="):
+        with pytest.raises(NotDefinedError, match="needs the weights before training: pass the module"):
             measure_capacity(module, X, y, name)
 
 
 def test_no_layers():
     with pytest.raises(NotDefinedError, match="needs a weight layer, and the network has none"):
         measure_capacity(nn.Identity(), 3 * torch.eye(3), measures="log_prod_of_fro")
+
+
+class Attention(nn.Module):
+    """Attention with two further matrices."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.attend = nn.Linear(3, 4), nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = self.first(x).relu()
+        return self.head(self.attend(h, h, h, need_weights=False)[0].mean(1))
+
+
+def test_matrices_of_attention_take_part():
+    module, X, _ = make(Attention, (5, 3))
+    before = make(Attention, (5, 3), seed=1)[0]
+
+    def matrices(module):
+        attend = module.attend
+        parts = (module.first.weight, attend.in_proj_weight, attend.out_proj.weight, module.head.weight)
+        return [p.detach().numpy() for p in parts]
+
+    pairs = list(zip(matrices(module), matrices(before), strict=True))
+    found = measure_capacity(
+        module, X, measures=["fro_dist", "dist_spec_init", "log_prod_of_fro"], initial_state=before
+    )
+    assert found["fro_dist"] == pytest.approx(sum(float(((W - V) ** 2).sum()) for W, V in pairs))
+    assert found["dist_spec_init"] == pytest.approx(sum(np.linalg.norm(W - V, 2) ** 2 for W, V in pairs))
+    assert found["log_prod_of_fro"] == pytest.approx(sum(math.log(float((W**2).sum())) for W, _ in pairs))

@@ -90,7 +90,7 @@ def test_a_network_that_is_off():
 
 def test_operators_without_a_rule_are_named():
     net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
-    with pytest.raises(UnsupportedLayerError, match="A path activity is not defined .*`1`"):
+    with pytest.raises(UnsupportedLayerError, match="A path activity is not defined .*`1 .LayerNorm"):
         measure_capacity(net, torch.zeros(3, 4), measures="path_activity")
     with pytest.raises(ValueError, match="`p` must lie in"):
         measure_module(net, torch.zeros(3, 4), "path_activity", p=0.0)
