@@ -132,7 +132,8 @@ def mixup_error(network: Network, batch: Batch, *, n_pairs: int = 10_000) -> Mea
     Returns
     -------
     Measured
-        With the standard error from the classes whose pairs were drawn; 0 if all pairs were taken.
+        With the standard error from the classes whose pairs were drawn, of rates smoothed by Laplace's rule of
+        succession; 0 if all pairs were taken.
 
     Raises
     ------
@@ -170,7 +171,8 @@ def mixup_error(network: Network, batch: Batch, *, n_pairs: int = 10_000) -> Mea
         first, second = _all_pairs(n) if everything else _drawn_pairs(n, each, generator)
         wrong = _errors(batch, members[first.to(members.device)], members[second.to(members.device)])
         rates.append(wrong)
-        variances.append(0.0 if everything else wrong * (1 - wrong) / each)
+        smoothed = (wrong * each + 1) / (each + 2)  # no errors among the draws do not make it certain
+        variances.append(0.0 if everything else smoothed * (1 - smoothed) / each)
     k = len(groups)
     error = math.sqrt(math.fsum(variances)) / k
     return Measured(math.fsum(rates) / k, standard_error=error, info={"classes": k})
