@@ -32,7 +32,7 @@ print(report[["measure", "value", "unit", "better", "reason"]].to_string(index=F
 # The margin of a sample is the logit of its class less the largest other one. A negative margin is a mistake. The
 # whole distribution says more than one number: here that of the training digits beside that of new ones.
 
-MarginDisplay.from_models({"training": (model, X_train, y_train), "new": (model, X_test, y_test)}).plot()
+MarginDisplay.from_estimators({"training": (model, X_train, y_train), "new": (model, X_test, y_test)}).plot()
 plt.show()
 
 # %%

@@ -35,7 +35,7 @@ table = compare_capacity(models, X, y, ["margin", "spectral_norm", "spectral_cap
 print(table.T.to_string())
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-raw = MarginDisplay.from_models({name: (m, X, y) for name, m in models.items()}).plot(left)
+raw = MarginDisplay.from_estimators({name: (m, X, y) for name, m in models.items()}).plot(left)
 left.set_title("raw margins")
 norms = table["spectral_norm"]
 normalised = {name: margins / norms[name] for name, margins in raw.margins.items()}

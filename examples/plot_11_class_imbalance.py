@@ -40,7 +40,7 @@ for weight in (None, "balanced"):
 # %%
 # The margins of the rare class alone: without weights most of them are negative, that is, most are missed.
 
-display = MarginDisplay.from_models(curves).plot()
+display = MarginDisplay.from_estimators(curves).plot()
 display.ax_.axvline(0, color="black", lw=0.8)
 display.ax_.set_title("margins of the rare class, new rows")
 plt.show()

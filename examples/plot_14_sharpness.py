@@ -33,5 +33,5 @@ print(table.to_string())
 # %%
 # A curve nearer to the lower left corner belongs to a flatter minimum of smaller weights.
 
-BicriteriaDisplay.from_models({name: (model, X, y) for name, model in models.items()}).plot()
+BicriteriaDisplay.from_estimators({name: (model, X, y) for name, model in models.items()}).plot()
 plt.show()

@@ -12,7 +12,7 @@ from ..scoring import bicriteria_curve
 
 __all__ = ["BicriteriaDisplay"]
 
-#: Strengths of the noise at which `from_estimator` and `from_models` draw curves.
+#: Strengths of the noise at which `from_estimator` and `from_estimators` draw curves.
 ALPHAS = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 3e-2, 5e-2)
 
 
@@ -72,7 +72,7 @@ class BicriteriaDisplay:
         return cls({name: bicriteria_curve(estimator, X, y, alphas, **params)})
 
     @classmethod
-    def from_models(
+    def from_estimators(
         cls, models: Mapping[str, tuple[Any, Any, Any]], alphas: Sequence[float] = ALPHAS, **params: Any
     ) -> BicriteriaDisplay:
         """Display of several models, each on the data that it was trained on.
@@ -90,6 +90,8 @@ class BicriteriaDisplay:
             Not drawn yet: call `plot`.
         """
         return cls({name: bicriteria_curve(*entry, alphas, **params) for name, entry in models.items()})
+
+    from_models = from_estimators  # the name before
 
     def plot(self, ax: Any = None) -> BicriteriaDisplay:
         """Draw the curves.

@@ -56,7 +56,7 @@ class FisherSpectrumDisplay:
         )
 
     @classmethod
-    def from_model(cls, model: Any, X: Any, *, mean_field: Any = None, **params: Any) -> FisherSpectrumDisplay:
+    def from_estimator(cls, model: Any, X: Any, *, mean_field: Any = None, **params: Any) -> FisherSpectrumDisplay:
         """Display of a model's Fisher information.
 
         Parameters
@@ -75,6 +75,8 @@ class FisherSpectrumDisplay:
         from ..scoring import fisher_spectrum
 
         return cls(fisher_spectrum(model, X, **params), mean_field)
+
+    from_model = from_estimator  # the name before
 
     def plot(self, ax: Any = None) -> FisherSpectrumDisplay:
         """Draw the eigenvalues; those below 1e-12 of the largest are rounding and left out.

@@ -69,7 +69,7 @@ class MarginDisplay:
         return cls({name: sample_margins(estimator, X, y)}, **params)
 
     @classmethod
-    def from_models(cls, models: Mapping[str, tuple[Any, Any, Any]], **params: Any) -> MarginDisplay:
+    def from_estimators(cls, models: Mapping[str, tuple[Any, Any, Any]], **params: Any) -> MarginDisplay:
         """Display of several models, each on its own data.
 
         Parameters
@@ -84,6 +84,8 @@ class MarginDisplay:
             Not drawn yet: call `plot`.
         """
         return cls({name: sample_margins(*entry) for name, entry in models.items()}, **params)
+
+    from_models = from_estimators  # the name before
 
     def plot(self, ax: Any = None) -> MarginDisplay:
         """Draw the curves.

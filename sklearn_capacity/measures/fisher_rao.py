@@ -92,7 +92,7 @@ def fisher_rao_norm(
         raise NotDefinedError("The Fisher-Rao norm needs trainable parameters, and all are frozen.")
     biases = parameters == "all"
     f, u = batch.once(("tangent", biases), lambda: _tangents(network, batch, biases))
-    y = None if distribution == "model" else targets(batch)
+    y = None if distribution == "model" or batch.loss == "absolute" else targets(batch)
     form = fisher_form(f, u, y, str(batch.loss), distribution).mean().item()
     value = math.sqrt(max(form, 0.0))
     if per_layer:

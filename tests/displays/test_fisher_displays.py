@@ -32,7 +32,7 @@ def test_spectrum_of_a_model_with_mean_field_lines():
     net = initialize_mean_field(net, 3.0, 0.64, random_state=0)
     X = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
     theory = mean_field("tanh", 3.0, 0.64, depth=3, width=40, n_outputs=2, output="linear")
-    display = FisherSpectrumDisplay.from_model(net, X, mean_field=theory).plot()
+    display = FisherSpectrumDisplay.from_estimator(net, X, mean_field=theory).plot()
     spectrum = fisher_spectrum(net, X)
     assert display.lines_[""].get_ydata() == pytest.approx(spectrum[spectrum > 1e-12 * spectrum[0]])
     assert display.lines_[""].get_xdata()[0] == 1

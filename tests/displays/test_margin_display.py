@@ -24,7 +24,7 @@ def test_curve_is_the_distribution_and_the_data_stay():
 def test_margins_of_models_are_those_that_are_measured():
     X, y = load_iris(return_X_y=True)
     models = {"weak": LogisticRegression(C=0.01).fit(X, y), "strong": LogisticRegression(C=10).fit(X, y)}
-    display = MarginDisplay.from_models({name: (model, X, y) for name, model in models.items()})
+    display = MarginDisplay.from_estimators({name: (model, X, y) for name, model in models.items()})
     for name, model in models.items():
         assert display.margins[name].min() == measure_capacity(model, X, y, "min_margin")["min_margin"]
     alone = MarginDisplay.from_estimator(models["weak"], X, y, name="weak")

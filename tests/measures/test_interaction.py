@@ -291,14 +291,14 @@ def test_display_shows_the_curves():
     plt.close("all")
 
 
-def test_display_from_models():
+def test_display_from_estimators():
     import matplotlib.pyplot as plt
 
     module, X, y = networks.mlp()
     params = {"n_draws": 6, "random_state": 0}
     one = BicriteriaDisplay.from_estimator(module, X, y, [0.01, 0.1], name="net", **params)
     np.testing.assert_array_equal(one.curves["net"], bicriteria_curve(module, X, y, [0.01, 0.1], **params))
-    many = BicriteriaDisplay.from_models({"a": (module, X, y), "b": (module, X, y)}, [0.01, 0.1], **params)
+    many = BicriteriaDisplay.from_estimators({"a": (module, X, y), "b": (module, X, y)}, [0.01, 0.1], **params)
     assert (many.curves["a"] == many.curves["b"]).all() and set(many.plot().lines_) == {"a", "b"}
     plt.close("all")
 

@@ -296,7 +296,8 @@ def test_killed_at_random_moments(tmp_path):
     longest, killed = time.perf_counter() - start, 0
     for seed in range(int(os.environ.get("KILLS", "5"))):
         model.set_params(checkpoint_dir=tmp_path / str(seed))
-        killed += run_and_kill(lambda: clone(model).fit(X, y), 1, longest, seed)
+        n_killed = run_and_kill(lambda: clone(model).fit(X, y), 1, longest, seed)
+        killed, longest = killed + n_killed, longest if n_killed else longest / 2  # it may have been timed under load
         assert bits(clone(model).fit(X, y)) == bits(whole)
         left = sorted(path.name for path in folder_of(model).iterdir())
         assert left == ["epoch-00000025.safetensors", "finished.safetensors"]
