@@ -110,8 +110,8 @@ class Binder:
         name, program = operation.name, self.program
         if name == program.input_name:
             self.nodes[name] = Node(name, "input", (), "", program.input_shape)
-            shapes = {"shape": (-1, *program.input_shape), "for_one": (1, *program.input_shape)}
-            self._note(name, Signal(is_tensor=True, is_real=True, **shapes))
+            shape, for_one = (-1, *program.input_shape), (1, *program.input_shape)
+            self._note(name, Signal(is_tensor=True, is_real=True, shape=shape, for_one=for_one))
             return Ref(name)
         if name in program.tensor_names:
             tensor = self.tensors[program.tensor_names[name]]

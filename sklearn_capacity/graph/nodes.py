@@ -174,7 +174,8 @@ class Node:
     @property
     def _line(self) -> str:
         """The line of the user's own code that called an operator without a rule, in brackets."""
-        *_, where, code = ["", "", *(self.params.get("stack_trace") or "").strip().splitlines()]
+        trace: list[str] = (self.params.get("stack_trace") or "").strip().splitlines()
+        *_, where, code = ["", "", *trace]
         library = os.path.join("torch", "nn") in where
         return f" (`{code.strip()}`)" if where.strip().startswith("File ") and not library else ""
 

@@ -101,7 +101,13 @@ def pacbayes(
     True
     """
     check_option("form", form, FORMS)
-    options = {"rise": rise, "magnitude": magnitude, "epsilon": epsilon, "n_draws": n_draws, "criterion": criterion}
+    options: dict[str, Any] = {
+        "rise": rise,
+        "magnitude": magnitude,
+        "epsilon": epsilon,
+        "n_draws": n_draws,
+        "criterion": criterion,
+    }
     point = _Point(network, batch, form, magnitude)
     key = ("pacbayes_sigma", *options.values())
     scale = batch.once(key, lambda: noise_scale_of_rise(network, batch, **options))
@@ -195,7 +201,13 @@ def sharpness_bound(
     """
     check_option("form", form, FORMS)
     check_interval("delta", delta, 0, 1, closed="right")
-    options = {"rise": rise, "magnitude": magnitude, "epsilon": epsilon, "steps": steps, "criterion": criterion}
+    options: dict[str, Any] = {
+        "rise": rise,
+        "magnitude": magnitude,
+        "epsilon": epsilon,
+        "steps": steps,
+        "criterion": criterion,
+    }
     point = _Point(network, batch, form, magnitude)
     key = ("sharpness_alpha", *options.values())
     scale = batch.once(key, lambda: worst_scale_of_rise(network, batch, **options))

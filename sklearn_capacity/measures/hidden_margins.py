@@ -143,7 +143,8 @@ class _Spread:
     """The sum of squared distances from the mean of rows that come in chunks (Chan, Golub, LeVeque 1983)."""
 
     def __init__(self) -> None:
-        self.n, self.mean, self.total = 0, None, 0.0
+        self.n, self.total = 0, 0.0
+        self.mean: Tensor | None = None
 
     def add(self, rows: Tensor) -> None:
         mean = rows.mean(0)

@@ -237,10 +237,8 @@ def _mean_of_tails(
         for (node, law, logs), value, error in zip(tails, values, errors, strict=True)
     ]
     n = len(rows)
-    error = math.sqrt(math.fsum(row["standard_error"] ** 2 for row in rows)) / n
-    return Measured(
-        math.fsum(row["value"] for row in rows) / n, standard_error=error, per_layer=rows, info={"layers": n}
-    )
+    error = math.sqrt(math.fsum(float(error) ** 2 for error in errors)) / n
+    return Measured(math.fsum(map(float, values)) / n, standard_error=error, per_layer=rows, info={"layers": n})
 
 
 _TAIL: dict[str, Any] = {
