@@ -28,10 +28,11 @@ class Activation:
     homogeneous : bool
         Positively homogeneous: f(c z) = c f(z) for c > 0, so that f(z) = f'(z) z.
     piecewise_linear : bool
-        The derivative is piecewise constant, so its own derivative takes no part in a gradient.
+        The derivative is piecewise constant, so gradients do not include the second derivative.
     slope_mask : callable(Tensor) -> Tensor, or None
-        Where a trained slope is the derivative, 1, else 0: the derivative of f' by that slope, and of f, if z is put
-        on. The slope is the node's weight and the last of `args`, shaped to broadcast against a batch.
+        1 where the derivative is a trained slope, else 0: the derivative of f' with respect to the slope and,
+        multiplied by z, that of f. The slope is the node's weight and the last of `args`, shaped to broadcast against a
+        batch.
     """
 
     value: Callable[..., Tensor]
@@ -97,7 +98,7 @@ ACTIVATIONS: dict[str, Activation] = {
         slope_mask=lambda z: (z <= 0).to(z.dtype),
     ),
     "abs": Activation(torch.abs, torch.sign, lambda: 1.0, homogeneous=True, piecewise_linear=True),
-    "threshold": Activation(  # a jump, unless it begins where it is cut
+    "threshold": Activation(  # a jump unless the value equals the threshold
         F.threshold,
         lambda z, threshold, value: (z > threshold).to(z.dtype),
         lambda threshold, value: 1.0 if threshold == value else math.inf,
@@ -122,10 +123,10 @@ ACTIVATIONS: dict[str, Activation] = {
     "softplus": Activation(
         F.softplus,
         lambda z, beta=1.0, threshold=20.0: torch.sigmoid(beta * z),
-        # torch continues as the identity beyond the threshold: a jump, of the size of rounding where that is 20
+        # torch uses the identity beyond the threshold: a jump, which for a threshold of 20 is as small as rounding
         lambda beta=1.0, threshold=20.0: 1.0 if threshold >= 20 else math.inf,
     ),
-    # Extrema of the derivatives, found where the second derivative vanishes: GELU at z = sqrt(2), SiLU at z = 2.3994;
+    # Extrema of the derivatives, at zeros of the second derivative: GELU at z = sqrt(2), SiLU at z = 2.3994;
     # rounded up in the last digit, so that they are bounds.
     "gelu": Activation(
         lambda z, approximate="none": F.gelu(z, approximate=approximate),
@@ -135,13 +136,13 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": Activation(F.silu, _silu_slope, lambda: 1.0998394),
     "elu": Activation(_elu, _elu_slope, _elu_lipschitz),
     "hardsigmoid": Activation(
-        # torch's own has no second derivative
+        # torch's hardsigmoid has no second derivative
         lambda z: F.hardtanh(z + 3, 0.0, 6.0) / 6,
         lambda z: ((z > -3) & (z < 3)).to(z.dtype) / 6,
         lambda: 1 / 6,
         piecewise_linear=True,
     ),
-    "hardswish": Activation(F.hardswish, _hardswish_slope, lambda: 1.5),  # the slope left of z = 3
+    "hardswish": Activation(F.hardswish, _hardswish_slope, lambda: 1.5),  # the slope just below z = 3
     # steepest at z = 1.4907, where the derivative is 1.088498..., rounded up
     "mish": Activation(F.mish, _mish_slope, lambda: 1.0884982),
     "log_sigmoid": Activation(F.logsigmoid, lambda z: torch.sigmoid(-z), lambda: 1.0),

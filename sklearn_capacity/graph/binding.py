@@ -1,7 +1,7 @@
-"""From a program and tensors to the graph: what depends on parameters alone is computed, the rest is converted.
+"""From a program and tensors to a graph: values that depend only on parameters are computed, the rest is converted.
 
-Every operation of the trace gets a value. A `Weight` (or a number, or a list of these) is known: it depends on
-parameters and buffers only. A `Ref` depends on the network's input, and names the node that stands for it.
+Every operation of the trace gets a value. A `Weight` (or a number, or a list of these) is known: it depends only on
+parameters and buffers. A `Ref` depends on the network's input and names the node that represents it.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ __all__ = ["Binder"]
 
 @dataclass(frozen=True)
 class Signal:
-    """What is known of a value that depends on the input.
+    """Properties of a value that depends on the input.
 
     Attributes
     ----------
     shape : tuple of int
-        Sizes with the batch, -1 for the number of samples and -2 for anything else that depends on it; () for what is
-        no tensor.
+        Sizes with the batch, -1 for the number of samples and -2 for any other size that depends on it; () if the value
+        is not a tensor.
     is_tensor : bool
     is_real : bool
-        Whether it holds real numbers, and no indices, truth values or complex numbers.
+        Whether it contains real numbers, as opposed to indices, booleans or complex numbers.
     is_batch_size : bool
         Whether it is the number of samples.
     for_one : tuple of int
@@ -50,7 +50,7 @@ class Signal:
 
     @property
     def has_rows(self) -> bool:
-        """Whether it is real and has one row per sample, as a rule needs it; a size may stand beside such values."""
+        """Whether it is real and has one row per sample, as rules require; batch sizes also qualify."""
         return not self.is_tensor or (self.is_real and self.shape[:1] == (-1,) and -2 not in self.shape)
 
 
@@ -67,20 +67,20 @@ class Binder:
     def __init__(self, program: Program, tensors: Mapping[str, Tensor]):
         self.program = program
         self.tensors = tensors
-        self.first_names: dict[int, str] = {}  # of tied tensors, which have several
+        self.first_names: dict[int, str] = {}  # first names of tied tensors, which have several
         for name, tensor in tensors.items():
             self.first_names.setdefault(id(tensor), name)
         floats = [t for t in tensors.values() if t.is_floating_point()]
         self.device = floats[0].device if floats else torch.device("cpu")
         self.dtype = floats[0].dtype if floats else torch.get_default_dtype()
-        self.values: dict[str, Any] = {}  # by the names of the trace's operations
+        self.values: dict[str, Any] = {}  # by name of the trace's operation
         self.nodes: dict[str, Node] = {}
-        self.signals: dict[str, Signal] = {}  # by the names of nodes; what rules read of them stands below
+        self.signals: dict[str, Signal] = {}  # by node name; the subsets that rules use follow
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.batch_sizes: set[str] = set()
 
     def graph(self) -> NetworkGraph:
-        """The graph, without what its output does not need: sizes of views, unused statistics.
+        """The graph, without nodes that its output does not need, such as sizes of views and unused statistics.
 
         Raises
         ------
@@ -92,7 +92,7 @@ class Binder:
                 self.values[operation.name] = self._placeholder(operation)
             elif operation.op != "output":
                 self.values[operation.name] = self._value(operation)
-        # By name: inputs and buffers that the forward pass overwrites stand before it among the outputs.
+        # By name, since overwritten inputs and buffers precede it among the outputs.
         output = self.values.get(self.program.output_name)
         if not isinstance(output, Ref):
             raise UnsupportedLayerError("The network's output does not depend on its input.")
@@ -103,7 +103,7 @@ class Binder:
         kept = tuple(node for node in self.nodes.values() if node.name in live or node.op == "input")
         return NetworkGraph(kept, output.name)
 
-    # -- what an operation stands for ----------------------------------------------------------------------------------
+    # -- values of operations ----------------------------------------------------------------------------------
 
     def _placeholder(self, operation: fx.Node) -> Ref | Weight:
         """The input, a parameter or buffer, or a tensor constant."""
@@ -121,7 +121,7 @@ class Binder:
         return Weight(constant.to(self.dtype) if constant.is_floating_point() else constant, False, frozenset())
 
     def _value(self, operation: fx.Node) -> Any:
-        """What an operator gives: a known value where all that it reads is known."""
+        """The value of an operator: a known value if all its inputs are known."""
         args, kwargs = fx.node.map_arg((tuple(operation.args), dict(operation.kwargs)), lambda n: self.values[n.name])
         read = [self.values[n.name] for n in operation.all_input_nodes]
         if not any(isinstance(value, Ref) for value in read):
@@ -131,7 +131,7 @@ class Binder:
         return self._converted(operation, args, kwargs)
 
     def _known(self, operation: fx.Node, args: tuple, kwargs: dict) -> Any:
-        """Run an operator of parameters, buffers and numbers: a parametrised weight, a table of indices."""
+        """Evaluate an operator of parameters, buffers and numbers, as in a parametrised weight."""
         weights = [leaf for leaf in tree_leaves((args, kwargs), is_leaf=_is_weight) if _is_weight(leaf)]
         args, kwargs = tree_map_only(Weight, lambda w: w.tensor, (args, kwargs), is_leaf=_is_weight)
         if "device" in kwargs:
@@ -141,15 +141,15 @@ class Binder:
         result = operation.target(*args, **kwargs)  # type: ignore[operator]
         trainable = any(w.trainable for w in weights)
         sources = frozenset().union(*(w.sources for w in weights))
-        # One tensor, or the several that a split gives.
+        # One tensor, or the several results of a split.
         return tree_map_only(Tensor, lambda tensor: Weight(tensor, trainable, sources), result)
 
     def _converted(self, operation: fx.Node, args: tuple, kwargs: dict) -> Ref:
-        """The node that an operator becomes by its rule, or an opaque one."""
+        """The node into which its rule converts an operator, or an opaque node."""
         result = operation.meta.get("val")
         rule = CONVERSIONS.get(operation.target)
         if rule is not None and isinstance(result, tuple | list) and result:
-            result = result[0]  # batch norm, pooling with indices: the rule stands for the first of several results
+            result = result[0]  # batch norm, pooling with indices: the rule describes the first of several results
         signal = self._signal(result)
         draft: Draft | Ref | None = None
         if rule is not None and self._in_rows([signal], operation.all_input_nodes):
@@ -216,7 +216,7 @@ class Binder:
         scope = self.program.shown(path)
 
         def enter(name: str, draft: Draft) -> str:
-            parts = enumerate(draft.inputs)  # no name of the trace has a dot
+            parts = enumerate(draft.inputs)  # names of the trace have no dot
             inputs = tuple(enter(f"{name}.{i}", p) if isinstance(p, Draft) else p.name for i, p in parts)
             shape = signal.shape[1:] if draft.shape is None else draft.shape
             weight, bias = draft.weight, draft.bias
@@ -244,7 +244,7 @@ class Binder:
             self.batch_sizes.add(name)
 
     def _signal(self, result: Any) -> Signal:
-        """What the trace knows of a result that depends on the input."""
+        """The properties that the trace records of a result that depends on the input."""
         batch = self.program.batch
         if not isinstance(result, Tensor):
             return Signal(is_batch_size=str(result) == batch)
@@ -256,7 +256,7 @@ class Binder:
         return Signal(shape, is_tensor=True, is_real=result.is_floating_point(), for_one=for_one)
 
     def _in_rows(self, results: Sequence[Signal], read: Iterable[fx.Node]) -> bool:
-        """Whether an operator takes rows per sample to such rows; only then it has a canonical form."""
+        """Whether an operator maps rows per sample to rows per sample; only then does it have a canonical form."""
         refs = [value for value in (self.values[n.name] for n in read) if isinstance(value, Ref)]
         results = [*results, *(self.signals[ref.name] for ref in refs)]
         return results[0].is_tensor and all(signal.has_rows for signal in results)

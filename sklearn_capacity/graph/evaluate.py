@@ -31,7 +31,7 @@ def evaluate(graph: NetworkGraph, X: Tensor, keep: Callable[[Node, Any], None] |
 
 
 def plain_padding(node: Node) -> bool:
-    """Whether a convolution pads with zeros, as many before as behind, so that torch's does it by itself."""
+    """Whether a convolution pads symmetrically with zeros, so that torch's convolution can do it."""
     p = node.params
     return p["padding_mode"] == "zeros" and all(a == b for a, b in p["padding"])
 
@@ -44,7 +44,7 @@ def pad_input(node: Node, x: Tensor) -> Tensor:
 
 
 def apply_linear(node: Node, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """The affine map of a weight-carrying node with other tensors in its place.
+    """The affine map of a weight-carrying node with other tensors in place of its own.
 
     `x` is (n, ...); a weight of None stands for the identity of a diagonal node.
     """
@@ -62,7 +62,7 @@ def apply_linear(node: Node, x: Tensor, weight: Tensor | None, bias: Tensor | No
         return _CONV_TRANSPOSE[p["nd"]](x, weight, bias, *more)  # type: ignore[arg-type]
     y = x if weight is None else x * broadcast(node, weight, x)
     y = y if bias is None else y + broadcast(node, bias, x)
-    return y if y.shape[1:] == node.shape else y.expand(len(y), *node.shape)  # by a bias that is left out here
+    return y if y.shape[1:] == node.shape else y.expand(len(y), *node.shape)  # a bias left out here would broadcast
 
 
 def broadcast(node: Node, tensor: Tensor, x: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def _max_pool(node: Node, x: Tensor) -> Tensor:
 
 
 def pool_indices(node: Node, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Maxima over the windows, and where they were found."""
+    """Maxima over the windows, and their indices."""
     p = node.params
     window = (p["kernel"], p["stride"], p["padding"], p["dilation"])
     return _MAX_POOL[p["nd"]](x, *window, ceil_mode=p["ceil_mode"], return_indices=True)
@@ -96,7 +96,7 @@ def pick(where: Tensor, dx: Tensor) -> Tensor:
     """Entries of dx (n, c, ...) at the indices of its flattened trailing axes."""
     if dx.dim() == 4 and dx.is_contiguous(memory_format=torch.channels_last):
         n, c = dx.shape[:2]
-        rows = dx.permute(0, 2, 3, 1).reshape(n, -1, c)  # views, where a flattened channel would be a copy
+        rows = dx.permute(0, 2, 3, 1).reshape(n, -1, c)  # views; flattening per channel would copy
         found = rows.gather(1, where.permute(0, 2, 3, 1).reshape(n, -1, c))
         return found.reshape(n, *where.shape[2:], c).permute(0, 3, 1, 2)
     return dx.flatten(2).gather(2, where.flatten(2)).reshape(where.shape)

@@ -1,8 +1,8 @@
-"""What `torch.export` keeps of every trace for the rest of the process, set free again.
+"""Frees what `torch.export` would keep of every trace for the rest of the process.
 
-A shape environment holds fake tensors, whose symbolic sizes hold the environment from C++, where no garbage collector
-looks; class-wide caches of its methods hold it too. The source text of every intermediate graph stays in `linecache`,
-and the shapes of every operator with every constant in a table of all fake tensors, which has no bound.
+A shape environment holds fake tensors, whose symbolic sizes hold the environment from C++, out of reach of the garbage
+collector; class-wide caches of its methods hold it too. The source text of every intermediate graph stays in
+`linecache`, and the shapes of every operator with every constant in an unbounded table of all fake tensors.
 Together that is about 75 kB per trace: a search over hundreds of networks would grow by tens of megabytes.
 """
 
@@ -29,9 +29,9 @@ _LOGGER = logging.getLogger("torch.fx.experimental.symbolic_shapes")
 
 @contextmanager
 def no_leftovers() -> Iterator[list[Any]]:
-    """Free what the tracing inside leaves behind; the caller puts the exported programs into the list it gets.
+    """Free what tracing within the context leaves behind; the caller adds the exported programs to the yielded list.
 
-    A failed export is quiet: its error tells what the pages in torch's log would.
+    A failed export prints nothing: its error contains what pages of torch's log would say.
     """
     before, stream, thread = set(linecache.cache), sys.stderr, threading.get_ident()
     known = set(FakeTensorMode.cache)
@@ -42,7 +42,7 @@ def no_leftovers() -> Iterator[list[Any]]:
         return record.thread != thread or record.levelno >= logging.ERROR
 
     _LOGGER.addFilter(of_others)
-    quiet = sys.stderr = _Quiet(stream)  # a failed export prints its graph there
+    quiet = sys.stderr = _Quiet(stream)  # a failed export prints its graph to stderr
     try:
         yield programs
         modes += [mode for program in programs for mode in _modes_of(program)]
@@ -50,17 +50,17 @@ def no_leftovers() -> Iterator[list[Any]]:
         modes += _modes_behind(error)
         raise
     finally:
-        if sys.stderr is quiet:  # and no other thread has put its own there
+        if sys.stderr is quiet:  # and no other thread has replaced it
             sys.stderr = stream
         _LOGGER.removeFilter(of_others)
         for mode in modes:
             if mode.shape_env is not None:
                 mode.shape_env.tracked_fakes = None
                 mode.shape_env.fake_tensor_cache.clear()
-        # Here, since it brings sympy: a second that whoever imports the package to train should not wait.
+        # Imported here, since it imports sympy, which would slow the package's import by a second.
         from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-        for method in vars(ShapeEnv).values():  # the keys hold the environment
+        for method in vars(ShapeEnv).values():  # the cache keys hold the environment
             if hasattr(method, "cache_clear"):
                 method.cache_clear()
         for key in set(FakeTensorMode.cache) - known:
@@ -72,7 +72,7 @@ def no_leftovers() -> Iterator[list[Any]]:
 
 
 class _Quiet(io.TextIOBase):
-    """A stream that drops what this thread writes, and passes on what others do."""
+    """A stream that discards what this thread writes and passes on what other threads write."""
 
     def __init__(self, stream: Any):
         self._stream, self._thread = stream, threading.get_ident()
@@ -88,7 +88,7 @@ class _Quiet(io.TextIOBase):
 
 
 def _modes_of(program: Any) -> list[FakeTensorMode]:
-    """The modes that an exported program's values were made in."""
+    """The fake-tensor modes of an exported program's values."""
     values = [node.meta.get("val") for node in program.graph_module.graph.nodes]
     return [value.fake_mode for value in values if hasattr(value, "fake_mode")]
 

@@ -1,4 +1,4 @@
-"""Fold batch norm, explicit padding and a fixed linear head into the linear maps beside them."""
+"""Fold batch norm, explicit padding and a fixed linear head into adjacent linear maps."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from .nodes import NetworkGraph, Node
 
 __all__ = ["HEAD", "fold", "rebuild", "split_head"]
 
-#: Name of the submodule that holds the fixed map from one logit to two.
+#: Name of the submodule with the fixed map from one logit to two.
 HEAD = "binary_head"
 
 _LINEAR = ("linear", "conv", "conv_transpose")
 
 
 def fold(graph: NetworkGraph, *, norms: bool = True) -> NetworkGraph:
-    """The same function with as few operators as its linear maps allow.
+    """The same function with operators merged into its linear maps where possible.
 
-    Explicit padding goes into the convolution behind it; unless `norms`, only where the layer itself pads its input (by
-    reflection, say), and the rest is left: every weight is then that of the module's own layer.
+    Explicit padding is folded into the next convolution. Without `norms`, only padding that belongs to the layer itself
+    (reflection, for example) is folded, and every weight is that of the module's own layer.
 
-    Batch norm goes into the linear map before it, else into the one behind it (a convolution only where it pads
-    nothing: a shift of the input is not a constant at a padded border), else it stays as a diagonal layer of its own.
+    Batch norm is folded into the previous linear map, else into the next one (a convolution only if it does not pad: at
+    a padded border, a shift of the input is not constant), else it stays as a separate diagonal layer.
     """
     graph = _fold_padding(graph, across_layers=norms)
     for step in (_fold_norm_backward, _fold_norm_forward, _fold_head) if norms else ():
@@ -120,7 +120,7 @@ def _fold_norm_backward(graph: NetworkGraph) -> NetworkGraph:
 
 
 def _joined(linear: Node, norm: Node) -> tuple[bool, bool]:
-    """A folded tensor is trained if any parameter in it is."""
+    """Whether the folded weight and bias are trained: each is if any parameter in it is."""
     weight = linear.trainable[0] or norm.trainable[0]
     return weight, linear.trainable[1] or norm.trainable[1] or (linear.bias is not None and norm.trainable[0])
 
@@ -147,7 +147,7 @@ def _fold_norm_forward(graph: NetworkGraph) -> NetworkGraph:
         assert after.weight is not None
         rest = (1,) * (after.weight.dim() - 2)
         moved = after.weight * shift.reshape(1, -1, *rest)
-        # The shift passes through the weight, so the new bias is trained if the weight is.
+        # The shift is multiplied by the weight, so the new bias is trained if the weight is.
         trained = (after.trainable[0] or norm.trainable[0], any(after.trainable) or norm.trainable[1])
         replaced[after.name] = replace(
             after,
@@ -168,7 +168,7 @@ def _takes_input_scale(after: Node, norm: Node) -> bool:
 
 
 def _fold_head(graph: NetworkGraph) -> NetworkGraph:
-    """The fixed map z -> [-z/2, z/2] joins the last linear map: a one-logit model is that two-logit net."""
+    """Fold the fixed map z -> [-z/2, z/2] into the last linear map: a one-logit model is this two-logit network."""
     head = graph[graph.output]
     if head.op != "linear" or head.scope != HEAD:
         return graph
@@ -182,14 +182,14 @@ def _fold_head(graph: NetworkGraph) -> NetworkGraph:
         return graph
     assert head.weight is not None
     bias = None if last.bias is None else torch.nn.functional.linear(last.bias, head.weight)
-    # What was trained is the one row, so it is kept for those who differentiate with respect to the parameters.
+    # Only the one row is trained, so it is stored for derivatives with respect to the parameters.
     params = {**last.params, "stem": last, "head": head}
     joined = replace(last, weight=head.weight @ last.weight, bias=bias, shape=head.shape, params=params)
     return rebuild(graph, {last.name: joined}, {**views, head.name: last.name})
 
 
 def split_head(graph: NetworkGraph) -> NetworkGraph:
-    """The graph with the fixed map from one logit to two as a node of its own again."""
+    """The graph with the fixed map from one logit to two as a separate node again."""
     last = graph[graph.output]
     if "stem" not in last.params:
         return graph

@@ -1,4 +1,4 @@
-"""How images lie in memory."""
+"""The memory layout of images."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ __all__ = ["channels_first", "channels_last", "takes_channels_last"]
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Images, or kernels, with the channels as the last axis in memory; anything else, and on a GPU, as it is.
+    """Images or kernels with the channels as the last axis in memory; other tensors, and tensors on a GPU, unchanged.
 
-    On a CPU, convolutions take 0.2 to 0.9 of the time so. One channel lies in memory as it did, but strides that call
-    it the last select the faster algorithms: a network for digits of 28 x 28 pixels trains in 0.5 to 0.75 of the time.
+    On a CPU, convolutions then take 0.2 to 0.9 of the time. With one channel the layout in memory is the same, but
+    channels-last strides select faster algorithms: a network for digits of 28 x 28 pixels trains in 0.5 to 0.75 of the
+    time.
     """
     return _laid_out(x) if x.is_cpu else x
 
 
 def channels_first(x: Tensor) -> Tensor:
-    """The tensor in torch's own layout, in its strides, too."""
+    """The tensor in torch's default layout, including its strides."""
     return x.reshape(-1).view(x.shape) if x.dim() == 4 else x
 
 
 @torch.no_grad()
 def takes_channels_last(module: nn.Module, input_shape: tuple[int, ...], *, training: bool = False) -> bool:
-    """Whether a module computes the same with images and kernels channels-last.
+    """Whether a module computes the same values with channels-last images and kernels.
 
-    One that takes ``x.view(len(x), -1)`` of a convolution's output fails. One without kernels has no use for it: False.
+    A module that calls ``x.view(len(x), -1)`` on a convolution's output fails. Without kernels the result is False.
 
     Parameters
     ----------
     module : nn.Module
-        A copy of it is run on two random samples in eval mode.
+        A copy is run on two random samples in eval mode.
     input_shape : tuple of int
         Shape of one sample.
     training : bool, default=False
-        Whether it must also run in training mode, with whatever it does there only; that may draw random numbers.
+        Whether it must also run in training mode; that may draw random numbers.
     """
     kernel = next((p for p in module.parameters() if p.dim() == 4), None)
     if kernel is None:
@@ -54,7 +55,7 @@ def takes_channels_last(module: nn.Module, input_shape: tuple[int, ...], *, trai
         return same
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # what a user's module raises here, on made-up samples, shows where it is used or is no fault
+    except Exception:  # an error of a user's module on random samples either recurs in use or is harmless
         return False
 
 

@@ -1,4 +1,4 @@
-"""A trained network as the measures see it: a private eval copy, its logits, its graph."""
+"""A trained network as measures use it: a private copy in eval mode, its logits, its graph."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from .weight_layers import WeightLayers, weight_layers
 
 __all__ = ["Network"]
 
-#: How far graph and module may differ, relative to the largest logit.
+#: Allowed difference of graph and module, relative to the largest logit.
 _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3}
 LARGEST_TOLERANCE = 5e-2
 
 
 class _Dtypes(TorchDispatchMode):
-    """Notes the floating dtypes of all results."""
+    """Records the floating dtypes of all results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,18 +42,18 @@ class _Dtypes(TorchDispatchMode):
 
 
 class Network:
-    """What a measure is given: logits, weights and the graph of a private copy in eval mode.
+    """The network that a measure receives: logits, weights and the graph of a private copy in eval mode.
 
     Parameters
     ----------
     module : nn.Module
-        Copied; the original is never touched again.
+        Copied; the original is not used again.
     input_shape : tuple of int
         Shape of one sample.
     output : "logits", "one_logit", "probabilities", "one_probability" or "log_probabilities", default="logits"
-        What the module returns. One logit z becomes [-z/2, z/2]. Where a softmax, for one probability a sigmoid, for
-        log-probabilities a log-softmax is the last step, the logits are what goes into it. Of other probabilities the
-        logarithm is taken, of a single one the log-odds; other log-probabilities are logits.
+        What the module returns. One logit z becomes [-z/2, z/2]. If the last step is a softmax (for one probability a
+        sigmoid, for log-probabilities a log-softmax), the logits are its input. Otherwise the logits are the logarithms
+        of probabilities, the log-odds of a single probability, or the log-probabilities themselves.
     initial_state : mapping of str to Tensor, default=None
         Raw parameters before training, for distances from the initialisation.
     dtype, device : default=None
@@ -79,7 +79,7 @@ class Network:
         self.dtype = dtype or (floats[0].dtype if floats else torch.get_default_dtype())
         own = floats[0].device if floats else "cpu"
         self.device = torch.device(own if device is None else device)
-        #: Trainable raw parameters by name, before any head was put on.
+        #: Trainable raw parameters by name, before any head was added.
         self.parameters = {name: p for name, p in copied.to(dtype=self.dtype).named_parameters() if p.requires_grad}
         self.parameter_count = sum(p.numel() for p in self.parameters.values())
         self.input_shape = tuple(input_shape)
@@ -88,24 +88,24 @@ class Network:
         self.module = as_logits(copied, output).to(dtype=self.dtype, device=self.device).eval()
         self.initial_state = initial_state
         self._memo: dict[Any, Any] = {}
-        #: The trace, or why there is none, once that is known; one list for this network and all it is renewed to.
+        #: The trace, or the reason why there is none, once known; this list is shared with renewed networks.
         self._traced: list[Program | UnsupportedLayerError] = []
 
     def forward(self, X: Tensor, state: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Logits (n, C) of the module itself, or with other tensors in place of its own; differentiable in X and these.
+        """Logits (n, C) of the module, optionally with other tensors; differentiable in X and in these tensors.
 
         Parameters
         ----------
         X : Tensor of shape (n, *input_shape)
-            Never written to, also by a module that works in place.
+            Never written to, even by a module that works in place.
         state : mapping of str to Tensor, default=None
-            Parameters and buffers to take the place of those of the same names.
+            Parameters and buffers that replace those of the same names.
         """
         logits = self._outputs(X, state)
         return logits.reshape(len(X), -1) if logits.dim() != 2 else logits
 
     def output_shape(self, X: Tensor) -> tuple[int, ...]:
-        """What the module returns for one sample, before it is laid out as a vector."""
+        """Shape of the module's output for one sample, before it is flattened to a vector."""
         return tuple(self._outputs(X).shape[1:]) or (1,)
 
     def _outputs(self, X: Tensor, state: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -116,32 +116,33 @@ class Network:
         outputs = first_output(outputs)
         if not isinstance(outputs, Tensor):
             raise TypeError(
-                f"its forward pass returns {type(outputs).__name__} and no tensor. Wrap it in a module that returns "
+                f"its forward pass must return a tensor, got {type(outputs).__name__}. Wrap it in a module that "
+                "returns "
                 "the logits."
             )
         return outputs
 
     @computed_once
     def takes_channels_last(self) -> bool:
-        """Whether the module can be given images and kernels with their channels last."""
+        """Whether the module supports channels-last images and kernels."""
         return takes_channels_last(self.module, self.input_shape)
 
     @computed_once
     def _overwrites_input(self) -> bool:
-        """Whether the module works in place on what it is given, as one that begins with an in-place ReLU does."""
+        """Whether the module overwrites its input, as one that begins with an in-place ReLU does."""
         with torch.no_grad():
             X = torch.zeros(2, *self.input_shape, dtype=self.dtype, device=self.device)
-            before = X._version  # counted by torch for a tensor and all its views
+            before = X._version  # torch's counter for a tensor and all its views
             self.module(X)
             return X._version != before
 
     def returned(self, X: Tensor) -> Tensor:
-        """What the user's own module returns, before it is made logits."""
+        """The output of the user's module, before it is converted to logits."""
         return first_output(self.users_module(X.clone()))
 
     @property
     def users_module(self) -> nn.Module:
-        """The copy of the user's own module, without what was put around it to make logits."""
+        """The copy of the user's module, without the wrapper that computes logits."""
         return self.module.get_submodule(self._inside[:-1])
 
     @property
@@ -170,7 +171,7 @@ class Network:
         return "module." * sum(isinstance(module, Wrapper) for module in self.module.modules())
 
     def shown(self, name: str) -> str:
-        """The name of a tensor or a submodule of `module` as the user knows it."""
+        """The name of a tensor or a submodule of `module` in the user's module."""
         return name.removeprefix(self._inside)
 
     @computed_once
@@ -200,11 +201,11 @@ class Network:
             return weight_layers(self.graph, shown=self.shown)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers by every name they have."""
+        """Parameters and buffers by all their names."""
         return named_tensors(self.module)
 
     def initial_tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers of the module as they were before training, by the names of `named_tensors`.
+        """Parameters and buffers of the module before training, by the names of `named_tensors`.
 
         Raises
         ------
@@ -219,7 +220,7 @@ class Network:
             if initial is None or initial.shape != parameter.shape:
                 got = "is missing" if initial is None else f"has shape {tuple(initial.shape)}"
                 raise UnsupportedLayerError(
-                    f"The weights before training belong to another module: `{name}` {got}, its shape is now "
+                    f"The weights before training belong to another module: `{name}` {got}, while its shape is now "
                     f"{tuple(parameter.shape)}."
                 )
         for name, tensor in tensors.items():
@@ -230,7 +231,7 @@ class Network:
         return tensors
 
     def renewed(self) -> Network:
-        """The network after its module's weights were changed in place: the trace is kept, what followed is not."""
+        """The network after an in-place change of its module's weights: the trace is reused, other caches are not."""
         renewed = copy.copy(self)
         for followed in ("graph", "weight_layers"):
             renewed.__dict__.pop(followed, None)
@@ -239,7 +240,7 @@ class Network:
 
     @computed_once
     def activation_size(self) -> int:
-        """Numbers in the largest tensor that one sample makes on its way through the network."""
+        """Number of entries in the largest tensor of the forward pass for one sample."""
         sizes = [math.prod(self.input_shape)]
 
         def note(module: nn.Module, args: tuple, output: object) -> None:
@@ -256,7 +257,7 @@ class Network:
         return max(sizes)
 
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
-        """The value of `compute`, kept as long as the network: operator norms that several measures share."""
+        """The value of `compute`, cached with the network, for example operator norms that several measures share."""
         if key not in self._memo:
             self._memo[key] = compute()
         return self._memo[key]
@@ -305,7 +306,7 @@ class Network:
         gap = (got - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo(self.dtype).tiny)
         if not torch.isfinite(expected).all() or bool(gap <= _TOLERANCES.get(self.dtype, LARGEST_TOLERANCE)):
             return
-        # The graph leaves out casts; a module that rounds to float32 on its way is only so exact in float64, too.
+        # The graph omits casts; a module that rounds to float32 inside has that accuracy in float64, too.
         tolerance = max(_TOLERANCES.get(dtype, LARGEST_TOLERANCE) for dtype in self._dtypes_inside(X))
         if not bool(gap <= tolerance):
             raise UnsupportedLayerError(

@@ -1,4 +1,4 @@
-"""The graph of a network: a list of nodes in execution order, and how to walk it."""
+"""The graph of a network: a list of nodes in execution order, and a function to traverse it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .._validation import NotDefinedError
 
 __all__ = ["WEIGHT_OPS", "NetworkGraph", "Node", "Place", "UnsupportedLayerError", "Weight", "interpret"]
 
-#: Operators that may carry a weight. A "diagonal" carries one only where it is a layer of its own.
+#: Operators that may carry a weight. A "diagonal" carries one only if it is a separate layer.
 WEIGHT_OPS = ("linear", "conv", "conv_transpose", "diagonal")
 
 
@@ -45,9 +45,9 @@ class UnsupportedLayerError(NotDefinedError):
 
 @dataclass(frozen=True)
 class Place:
-    """Where the argument of an operator without a rule stands among the node's `inputs`.
+    """The position among the node's `inputs` of an argument of an operator without a rule.
 
-    Only `inputs` names other nodes, so that whoever renames one needs to look nowhere else.
+    Only `inputs` names other nodes, so code that renames nodes needs to update nothing else.
     """
 
     index: int
@@ -61,7 +61,7 @@ class Weight:
     ----------
     tensor : Tensor
     trainable : bool
-        Whether it depends on a parameter that is trained.
+        Whether it depends on a trained parameter.
     sources : frozenset of str
         Names of the parameters and buffers behind it.
     """
@@ -85,16 +85,16 @@ class Node:
     inputs : tuple of str
         Names of the nodes it reads.
     scope : str
-        Dotted name of the submodule it came from; "" is the module itself.
+        Dotted name of its submodule; "" is the module itself.
     shape : tuple of int
         Shape of its output for one sample.
     weight, bias : Tensor or None
-        Effective tensors: parametrisations applied, batch norm folded. Differentiable functions of what was bound. The
-        weight of an activation is its trained slope, which is no layer.
+        Effective tensors: parametrisations applied, batch norm folded. They are differentiable functions of the bound
+        tensors. The weight of an activation is its trained slope; this does not make it a layer.
     trainable : (bool, bool)
-        Whether the weight and the bias depend on a parameter that is trained.
+        Whether the weight and the bias depend on a trained parameter.
     sources : (frozenset of str, frozenset of str)
-        Names of the parameters behind the weight and behind the bias; tensors with the same ones are tied.
+        Names of the parameters behind the weight and behind the bias; tensors with equal names are tied.
     params : mapping
         What else the operator needs: stride, dims, the kind of activation, ...; never the name of a node.
     module : str
@@ -130,7 +130,7 @@ class Node:
         return bound | {position: leaf for position, leaf in leaves if isinstance(leaf, Weight)}
 
     def with_tensors(self, tensors: Mapping[str | int, Tensor]) -> Node:
-        """The node with other tensors in the places that `tensors()` names."""
+        """The node with other tensors under the keys of `tensors()`."""
         named = {part: tensor for part, tensor in tensors.items() if isinstance(part, str)}
         if len(named) == len(tensors):
             return replace(self, **named)  # type: ignore[arg-type]
@@ -142,7 +142,7 @@ class Node:
 
     @property
     def label(self) -> str:
-        """How messages and per-layer rows call the node."""
+        """The name of the node in messages and per-layer rows."""
         return self.scope or self.name
 
     @property
@@ -193,7 +193,7 @@ class NetworkGraph:
 
     @property
     def layers(self) -> tuple[Node, ...]:
-        """The weight layers l = 1..d in execution order; a tied weight stands once for every use."""
+        """The weight layers l = 1..d in execution order; a tied weight appears once per use."""
         return tuple(node for node in self.nodes if node.is_layer)
 
     def __getitem__(self, name: str) -> Node:
@@ -222,13 +222,13 @@ def interpret(
     purpose: str = "This interpretation",
     keep: Callable[[Node, Any], None] | None = None,
 ) -> Any:
-    """Walk the graph with one rule per operator and return the value at the output.
+    """Traverse the graph with one rule per operator and return the value at the output.
 
     Parameters
     ----------
     graph : NetworkGraph
     rules : dict of operator to callable(node, *values)
-        What each operator does to the values of its inputs. An operator without a rule raises and names itself.
+        Maps the values of an operator's inputs to its value. An operator without a rule raises an error that names it.
     start : object
         Value at the input.
     purpose : str
@@ -239,7 +239,7 @@ def interpret(
     Returns
     -------
     object
-        Values are dropped after their last use, so memory stays that of the live ones.
+        The value at the output. Values are freed after their last use.
     """
     remaining = {name: len(readers) for name, readers in graph.consumers().items()}
     remaining[graph.output] += 1

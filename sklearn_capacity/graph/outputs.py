@@ -1,4 +1,4 @@
-"""What modules return, as logits."""
+"""Conversion of modules' outputs to logits."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .nodes import UnsupportedLayerError
 
 __all__ = ["Wrapper", "as_logits", "first_output", "normalizing_call"]
 
-#: What a module returns -> torch's functions that make it of logits.
+#: kind of output -> torch's functions that compute it from logits
 _ENDINGS: dict[str, frozenset[Callable[..., Any]]] = {
     "probabilities": frozenset({torch.softmax, Tensor.softmax, F.softmax, torch.special.softmax}),
     "one_probability": frozenset({torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.special.expit}),
     "log_probabilities": frozenset({torch.log_softmax, Tensor.log_softmax, F.log_softmax, torch.special.log_softmax}),
 }
-#: What a module returns -> logits made of that.
+#: kind of output -> its conversion to logits
 _INVERSES: dict[str, Callable[[Tensor], Tensor]] = {
     "probabilities": lambda p: _log(p),
     "one_probability": lambda p: _log(p) - _log(1 - p),
@@ -31,7 +31,7 @@ _INVERSES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def as_logits(module: nn.Module, output: str) -> nn.Module:
-    """A module that returns two logits or more, for one with such an output, as `Network` lists them."""
+    """A module that returns two or more logits, from one with an output of a kind that `Network` lists."""
     if output in _ENDINGS:
         module = _BeforeEnding(module, output)
     return _TwoLogits(module) if output in ("one_logit", "one_probability") else module
@@ -43,7 +43,7 @@ def first_output(returned: Any) -> Any:
 
 
 def normalizing_call(module: nn.Module, x: Tensor) -> tuple[Any, str | None]:
-    """What a module returns at x, and what that is as a key of `_ENDINGS`, if it is such a function's result."""
+    """The module's output at x, and the key of `_ENDINGS` whose function computed it, if any."""
     with _LastCall(frozenset().union(*_ENDINGS.values())) as last:
         returned = first_output(module(x))
     if last.argument_of(returned) is None:
@@ -52,7 +52,7 @@ def normalizing_call(module: nn.Module, x: Tensor) -> tuple[Any, str | None]:
 
 
 class Wrapper(nn.Module):
-    """A module around the user's, which it holds as `module`."""
+    """A wrapper around the user's module, which is its attribute `module`."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -64,7 +64,7 @@ class _TwoLogits(Wrapper):
 
     def __init__(self, module: nn.Module):
         super().__init__(module)
-        # without initial values, which would be drawn from the user's random numbers
+        # without initial values, since drawing them would advance the user's random numbers
         self.add_module(HEAD, nn.utils.skip_init(nn.Linear, 1, 2, bias=False))
         head = getattr(self, HEAD)
         with torch.no_grad():
@@ -75,17 +75,17 @@ class _TwoLogits(Wrapper):
         z = self.module(x)
         if math.prod(z.shape[1:]) != 1:
             raise UnsupportedLayerError(
-                f"The network returns {math.prod(z.shape[1:])} outputs for a sample under a binary criterion: it is a "
-                "multilabel classifier, and measures are defined for one class per sample. Measure a module that "
+                f"The network returns {math.prod(z.shape[1:])} outputs per sample under a binary criterion: it is a "
+                "multilabel classifier, but measures are defined for one class per sample. Measure a module that "
                 "returns one of the outputs."
             )
         return getattr(self, HEAD)(z.reshape(x.shape[0], 1))
 
 
 class _BeforeEnding(Wrapper):
-    """What goes into the softmax, log-softmax or sigmoid whose result a module returns; else the inverse of its output.
+    """The input of a module's final softmax, log-softmax or sigmoid; without one, the inverse of its output.
 
-    Logits that differ by a constant per sample are the same model, and these are a graph of layers more often.
+    Logits that differ by a constant per sample are the same model, and the input is more often a graph of layers.
     """
 
     def __init__(self, module: nn.Module, output: str):
@@ -100,7 +100,7 @@ class _BeforeEnding(Wrapper):
 
 
 class _LastCall(TorchFunctionMode):
-    """Remembers the last call of some functions, of a sample's values each."""
+    """Records the last call of the given functions over the values of each sample."""
 
     def __init__(self, functions: frozenset[Callable[..., Any]]):
         super().__init__()
@@ -113,14 +113,14 @@ class _LastCall(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)  # None: a sigmoid, or the one axis of a sample
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)  # None for a sigmoid or a single axis
         if func in self.functions and dim in (None, -1, result.dim() - 1):
             self.function, self.argument, self.result = func, args[0] if args else kwargs["input"], result
             self.version = result._version
         return result
 
     def argument_of(self, returned: Any) -> Tensor | None:
-        """The last call's argument, if what is returned is its result as it was, or all of it in another shape."""
+        """The last call's argument, if its result is returned unchanged or only reshaped."""
         if self.argument is None or not isinstance(returned, Tensor) or self.result._version != self.version:
             return None
         if returned is self.result:

@@ -1,4 +1,4 @@
-"""From a module to a program: trace once with torch.export, bind tensors as often as wanted."""
+"""From a module to a program: trace once with torch.export, bind tensors any number of times."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .nodes import NetworkGraph, UnsupportedLayerError
 
 __all__ = ["Program", "named_tensors", "private_copy", "trace"]
 
-# Samples to trace with; one would be specialised away.
+# Number of samples for tracing; a single one would be specialised away.
 SAMPLES = 2
 
 
-#: Operators that are folded into the layers beside them.
+#: Operators that are folded into adjacent layers.
 _FOLDED = {
     torch.ops.aten.batch_norm.default,
     torch.ops.aten._native_batch_norm_legit_no_training.default,
@@ -33,14 +33,14 @@ _FOLDED = {
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer under every name it has, so that tied ones are found."""
+    """Every parameter and buffer under all its names, so that tied tensors are recognised."""
     tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     tensors.update(module.named_buffers(remove_duplicate=False))
     return tensors
 
 
 def private_copy(module: nn.Module, device: torch.device | str | None = None) -> nn.Module:
-    """A deep copy in eval mode, on `device`; a tensor that a forward pass left behind in it loses its history."""
+    """A deep copy in eval mode, on `device`; tensors left by a forward pass lose their autograd history."""
     memo: dict[int, Any] = {}
     for tensor in named_tensors(module).values():
         moved = tensor.detach()
@@ -62,9 +62,10 @@ def private_copy(module: nn.Module, device: torch.device | str | None = None) ->
 class Program:
     """The structure of a module's forward pass, without its tensors.
 
-    `bind` gives the graph for one set of tensors, as a differentiable function of them, so a training loop traces once
-    and binds every step. `batch` is the first axis's size, a symbol, or a number where the forward pass fixed it (by
-    calling `len(x)`, say). `inside` is the dotted path, with its last dot, of the user's module within what was traced.
+    `bind` returns the graph for one set of tensors, as a differentiable function of them, so a training loop traces
+    once and binds at every step. `batch` is the size of the first axis: a symbol, or a number if the forward pass fixed
+    it (by calling `len(x)`, for example). `inside` is the dotted path, with a final dot, of the user's module in the
+    traced one.
     """
 
     nodes: tuple[torch.fx.Node, ...]
@@ -77,7 +78,7 @@ class Program:
     inside: str = ""
 
     def shown(self, scope: str) -> str:
-        """The name of a submodule as the user knows it."""
+        """The name of a submodule in the user's module."""
         return "" if scope + "." == self.inside else scope.removeprefix(self.inside)
 
     @property
@@ -91,10 +92,9 @@ class Program:
         Parameters
         ----------
         tensors : mapping of str to Tensor
-            Parameters and buffers by name, as `named_tensors` gives them, on one device.
+            Parameters and buffers by name, as returned by `named_tensors`, on one device.
         folded : bool, default=True
-            False leaves batch norm, padding by another layer, and the fixed head of a one-logit model as nodes of
-            their own.
+            False keeps batch norm, padding by another layer, and the fixed head of a one-logit model as separate nodes.
         """
         return fold(Binder(self, tensors).graph(), norms=folded)
 
@@ -112,20 +112,20 @@ def trace(
     Parameters
     ----------
     module : nn.Module
-        Left as it is.
+        Not modified.
     input_shape : tuple of int
         Shape of one sample.
     dtype : torch.dtype, default=None
-        Floating dtype of the sample; that of the parameters by default.
+        Floating dtype of the sample; by default that of the parameters.
     training : bool, default=False
-        Whether every submodule keeps the mode it is in; the program then only tells what that mode changes.
+        Whether every submodule keeps its current mode; such a program only serves for comparison with eval mode.
     inside : str, default=""
-        Path of the user's module within `module`, with a dot at its end, where that wraps it.
+        Path of the user's module in `module`, with a final dot, if `module` is a wrapper.
 
     Raises
     ------
     UnsupportedLayerError
-        If the forward pass depends on the data in a way that no graph can show.
+        If the forward pass depends on the data in a way that a graph cannot represent.
     """
     private = private_copy(module, "cpu")
     if training:
@@ -142,7 +142,7 @@ def trace(
         name = type(module.get_submodule(inside[:-1])).__name__
         raise UnsupportedLayerError(
             f"The forward pass of `{name}` cannot be traced as a graph of operators "
-            f"({_first_line(error)}). Measures of the graph need control flow that depends on shapes only; "
+            f"({_first_line(error)}). Measures that need the graph require control flow that depends on shapes only; "
             "margins, Jacobians and the Fisher-Rao norm work without it."
         ) from error
     signature = exported.graph_signature
@@ -158,12 +158,12 @@ def trace(
 
 
 def _exported(module: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
-    """The program of a module's forward pass, functional, for any number of samples."""
+    """The program of a module's forward pass, in functional form, for any number of samples."""
     dim = torch.export.Dim
     spec = (dict.fromkeys(range(1, sample.dim()), dim.STATIC) | {0: dim.AUTO},)
     with no_leftovers() as traced:
         exported = torch.export.export(module, (sample,), dynamic_shapes=spec, strict=False)
-        if _mutates(exported.graph):  # three quarters of the time, so only where it is needed
+        if _mutates(exported.graph):  # takes three quarters of the time, so only if needed
             traced.append(exported)
             exported = exported.run_decompositions({})
         traced.append(exported)
@@ -171,13 +171,13 @@ def _exported(module: nn.Module, sample: Tensor) -> torch.export.ExportedProgram
 
 
 def _mutates(graph: torch.fx.Graph) -> bool:
-    """Whether an in-place operator stands in the graph; running the empty decomposition makes those functional."""
+    """Whether the graph has an in-place operator; an empty decomposition makes these functional."""
     schemas = (getattr(node.target, "_schema", None) for node in graph.nodes)
     return any(schema is not None and schema.is_mutable for schema in schemas)
 
 
 class _Plain(nn.Module):
-    """Gives the forward pass one positional argument whatever the module calls it."""
+    """Gives the forward pass one positional argument, independent of its name."""
 
     def __init__(self, module: nn.Module):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The tail of the eigenvalues of the layers' weights: the exponent of its power law, and norms that take it."""
+"""The tail of the eigenvalues of the layers' weights: the exponent of its power law, and norms based on it."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ def power_law_alpha(network: Network, batch: Batch, *, min_eigenvalues: int = 20
     .. math:: \alpha_l = 1 + n \Big( \sum_{\lambda_i \ge \lambda_{\min}} \ln (\lambda_i / \lambda_{\min}) \Big)^{-1}
 
     for the density :math:`\lambda^{-\alpha_l}` of the n largest eigenvalues of :math:`W_l^\top W_l`;
-    :math:`\lambda_{\min}` is the eigenvalue where the law's distance from them (Kolmogorov-Smirnov) is least. Smaller
-    goes with better generalisation; well trained layers are said to lie between 2 and 6. Biases take no part; batch
-    norm is folded.
+    :math:`\lambda_{\min}` is the eigenvalue that minimises the Kolmogorov-Smirnov distance between them and the law.
+    Smaller values suggest better generalisation; well trained layers are reported to have exponents from 2 to 6. Biases
+    are ignored; batch norm is folded.
 
     Parameters
     ----------
     min_eigenvalues : int >= 2, default=20
-        A layer with fewer positive eigenvalues is left out, with a warning; so is one whose eigenvalues are all the
-        same. With so few an exponent says nothing: its standard error is above a fifth of alpha - 1.
+        A layer with fewer positive eigenvalues is left out, with a warning; so is one whose eigenvalues are all
+        equal. With fewer, the exponent is uninformative: its standard error exceeds a fifth of alpha - 1.
     view : "kernel" or "operator", default="kernel"
-        As for `stable_rank`; copies of a linear layer at several positions do not count.
+        As in `stable_rank`; copies of a linear layer at several positions do not count.
 
     Returns
     -------
     Measured
-        With the standard error of the mean, and one row per layer that took part: exponent, standard error
+        With the standard error of the mean, and one row per layer included: exponent, standard error
         :math:`(\alpha_l - 1) / \sqrt n`, threshold, n, and distance.
 
     Raises
     ------
     NotDefinedError
-        If no layer is left; as for `effective_rank`.
+        If no layer is left, or as in `effective_rank`.
 
     Warns
     -----
@@ -56,8 +56,8 @@ def power_law_alpha(network: Network, batch: Batch, *, min_eigenvalues: int = 20
 
     Notes
     -----
-    Weights only: all singular values. The standard error takes the eigenvalues for independent and the threshold for
-    given, as all the literature does.
+    The cost is that of all singular values. The standard error treats the eigenvalues as independent and the threshold
+    as given, as is usual in the literature.
 
     References
     ----------
@@ -66,7 +66,7 @@ def power_law_alpha(network: Network, batch: Batch, *, min_eigenvalues: int = 20
 
     Examples
     --------
-    Evenly spaced quantiles of a density in proportion to the third power.
+    Evenly spaced quantiles of a density proportional to the power -3.
 
     >>> import torch
     >>> from torch import nn
@@ -85,23 +85,23 @@ def alpha_weighted(network: Network, batch: Batch, *, min_eigenvalues: int = 20,
 
     .. math:: \frac{1}{d} \sum_{l=1}^d \alpha_l \log_{10} \|W_l\|_2^2
 
-    over the layers whose eigenvalues have an exponent, as `power_law_alpha` finds it. Smaller values suggest better
+    over the layers whose eigenvalues have an exponent according to `power_law_alpha`. Smaller values suggest better
     generalisation. Biases are ignored; batch norm is folded.
 
     Parameters
     ----------
     min_eigenvalues : int >= 2, default=20
     view : "kernel" or "operator", default="kernel"
-        Both as for `power_law_alpha`.
+        Both as in `power_law_alpha`.
 
     Returns
     -------
     Measured
-        With the standard error from that of the exponents, and one row per layer that took part.
+        With the standard error from that of the exponents, and one row per layer included.
 
     Notes
     -----
-    Weights only, shared with `power_law_alpha`.
+    The cost is that of `power_law_alpha`, and is shared with it.
 
     References
     ----------
@@ -132,23 +132,23 @@ def log_alpha_norm(network: Network, batch: Batch, *, min_eigenvalues: int = 20,
 
     .. math:: \frac{1}{d} \sum_{l=1}^d \log_{10} \sum_i \lambda_i^{\alpha_l}
 
-    over the eigenvalues :math:`\lambda_i` of :math:`W_l^\top W_l` and the layers that have an exponent, as
-    `power_law_alpha` finds it. Smaller values suggest better generalisation. Biases are ignored; batch norm is folded.
+    over the eigenvalues :math:`\lambda_i` of :math:`W_l^\top W_l` and the layers that have an exponent according to
+    `power_law_alpha`. Smaller values suggest better generalisation. Biases are ignored; batch norm is folded.
 
     Parameters
     ----------
     min_eigenvalues : int >= 2, default=20
     view : "kernel" or "operator", default="kernel"
-        Both as for `power_law_alpha`.
+        Both as in `power_law_alpha`.
 
     Returns
     -------
     Measured
-        With the standard error from that of the exponents, and one row per layer that took part.
+        With the standard error from that of the exponents, and one row per layer included.
 
     Notes
     -----
-    Weights only, shared with `power_law_alpha`.
+    The cost is that of `power_law_alpha`, and is shared with it.
 
     References
     ----------
@@ -178,7 +178,7 @@ def log_alpha_norm(network: Network, batch: Batch, *, min_eigenvalues: int = 20,
 
 
 def _tails(network: Network, view: str, min_eigenvalues: int) -> list[tuple[Node, PowerLaw, np.ndarray]]:
-    """The layers whose positive eigenvalues have a tail, its law, and the logarithms of these eigenvalues, rising."""
+    """The layers whose positive eigenvalues have a tail, its law, and the ascending logarithms of these eigenvalues."""
     check_integer("min_eigenvalues", min_eigenvalues, 2)
     check_view(view)
 
@@ -192,7 +192,7 @@ def _tails(network: Network, view: str, min_eigenvalues: int) -> list[tuple[Node
             try:
                 law = fit_power_law(np.exp(logs - logs.max()))
             except NotDefinedError:
-                missing.append(f"`{node.label}` (all the same)")
+                missing.append(f"`{node.label}` (all equal)")
                 continue
             found.append((node, law, logs))
         _tell_missing(missing, found, min_eigenvalues)
@@ -202,7 +202,7 @@ def _tails(network: Network, view: str, min_eigenvalues: int) -> list[tuple[Node
 
 
 def _log_eigenvalues(values: Tensor) -> np.ndarray:
-    """Logarithms of the squared singular values that are more than rounding, rising."""
+    """Ascending logarithms of the squared singular values that exceed rounding."""
     singular = values.numpy()
     floor = singular[:1].max(initial=0.0) * len(singular) * np.finfo(np.float64).eps
     return 2 * np.log(singular[singular > floor])[::-1]
@@ -212,7 +212,7 @@ def _tell_missing(missing: Sequence[str], found: Sequence[Any], min_eigenvalues:
     listed = ", ".join(missing)
     if not found:
         raise NotDefinedError(
-            f"A power law needs a layer with {min_eigenvalues} positive eigenvalues that are not all the same, and the "
+            f"A power law needs a layer with {min_eigenvalues} positive eigenvalues that are not all equal, but the "
             f"layers have: {listed or 'none'}. Lower `min_eigenvalues`."
         )
     if missing:

@@ -1,4 +1,4 @@
-"""Ranks of the layers' weights by their singular values, and mean logarithms of their norms."""
+"""Ranks of the layers' weights from their singular values, and mean logarithms of their norms."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
     "stable_rank",
 ]
 
-#: Shorter side of the largest convolution whose operator is written out as a matrix.
+#: Largest shorter side of a convolution's operator that is expanded into a matrix.
 DENSE_SIDE = 4096
 
 
@@ -34,14 +34,14 @@ def stable_rank(network: Network, batch: Batch, *, view: str = "kernel") -> Meas
 
     .. math:: \frac{1}{d} \sum_{l=1}^d \frac{\|W_l\|_F^2}{\|W_l\|_2^2}
 
-    Between 1 and the rank for each layer, 0 for one of zeros. Smaller values suggest better generalisation. Biases take
-    no part; batch norm is folded, and one that no layer absorbs counts as its diagonal matrix.
+    Between 1 and the rank for each layer, 0 for one of zeros. Smaller values suggest better generalisation. Biases are
+    ignored; batch norm is folded, and one that no layer absorbs counts as a diagonal matrix.
 
     Parameters
     ----------
     view : "kernel" or "operator", default="kernel"
-        A convolution as its kernel, one row per output channel, or as the linear operator at its input size, where a
-        linear layer that is applied at several positions is block diagonal.
+        Treat a convolution as its kernel, one row per output channel, or as the linear operator at its input size,
+        where a linear layer that is applied at several positions is block diagonal.
 
     Returns
     -------
@@ -50,7 +50,7 @@ def stable_rank(network: Network, batch: Batch, *, view: str = "kernel") -> Meas
 
     Notes
     -----
-    Weights only: the norms of `frobenius_norm` and `spectral_norm`.
+    The cost is that of `frobenius_norm` and `spectral_norm`.
 
     References
     ----------
@@ -80,13 +80,13 @@ def effective_rank(network: Network, batch: Batch, *, view: str = "kernel") -> M
 
     .. math:: \frac{1}{d} \sum_{l=1}^d \exp \Big( - \sum_i p_i \ln p_i \Big), \qquad p_i = s_i / \sum_j s_j
 
-    Between 1 and the rank for each layer, 0 for one of zeros. Smaller values suggest better generalisation. Biases take
-    no part; batch norm is folded, and one that no layer absorbs counts as its diagonal matrix.
+    Between 1 and the rank for each layer, 0 for one of zeros. Smaller values suggest better generalisation. Biases are
+    ignored; batch norm is folded, and one that no layer absorbs counts as a diagonal matrix.
 
     Parameters
     ----------
     view : "kernel" or "operator", default="kernel"
-        As for `stable_rank`.
+        As in `stable_rank`.
 
     Returns
     -------
@@ -100,7 +100,7 @@ def effective_rank(network: Network, batch: Batch, *, view: str = "kernel") -> M
 
     Notes
     -----
-    Weights only: all singular values, which all measures of a call share.
+    The cost is that of all singular values, which the measures of a call share.
 
     References
     ----------
@@ -130,13 +130,13 @@ def log_norm(network: Network, batch: Batch, *, view: str = "kernel") -> Measure
 
     .. math:: \frac{1}{d} \sum_{l=1}^d \log_{10} \|W_l\|_F^2
 
-    Smaller values suggest better generalisation; minus infinity if a layer is zero. Biases take no part; batch norm is
-    folded, and one that no layer absorbs counts as its diagonal matrix.
+    Smaller values suggest better generalisation; minus infinity if a layer is zero. Biases are ignored; batch norm is
+    folded, and one that no layer absorbs counts as a diagonal matrix.
 
     Parameters
     ----------
     view : "kernel" or "operator", default="kernel"
-        As for `stable_rank`.
+        As in `stable_rank`.
 
     Returns
     -------
@@ -171,13 +171,13 @@ def log_spectral_norm(network: Network, batch: Batch, *, view: str = "kernel") -
 
     .. math:: \frac{1}{d} \sum_{l=1}^d \log_{10} \|W_l\|_2^2
 
-    Smaller values suggest better generalisation; minus infinity if a layer is zero. Biases take no part; batch norm is
-    folded, and one that no layer absorbs counts as its diagonal matrix.
+    Smaller values suggest better generalisation; minus infinity if a layer is zero. Biases are ignored; batch norm is
+    folded, and one that no layer absorbs counts as a diagonal matrix.
 
     Parameters
     ----------
     view : "kernel" or "operator", default="kernel"
-        As for `stable_rank`.
+        As in `stable_rank`.
 
     Returns
     -------
@@ -207,7 +207,7 @@ def log_spectral_norm(network: Network, batch: Batch, *, view: str = "kernel") -
 
 
 def _operators(network: Network, view: str) -> list[tuple[Operator, int]]:
-    """Each layer in a view, and how often the network has it side by side."""
+    """Each layer in the given view, and the number of its copies side by side."""
     check_view(view)
     layers = weight_layers(network, "The shape of the spectra")
     if view == "operator":
@@ -216,14 +216,14 @@ def _operators(network: Network, view: str) -> list[tuple[Operator, int]]:
 
 
 def _kernel(network: Network, node: Node) -> Operator:
-    """The weight as a matrix; of a diagonal that is not its only column but the diagonal matrix."""
+    """The weight as a matrix; a diagonal becomes a diagonal matrix."""
     if node.op == "diagonal":
         return DiagonalOperator(layer_weight(node).flatten())
     return as_operator(network, node) if node.op == "linear" else MatrixOperator(kernel_matrix(node))
 
 
 def singular_values(network: Network, view: str) -> list[Tensor]:
-    """All singular values of every layer without its repetitions, descending, on the CPU."""
+    """All singular values of one copy of every layer, in descending order, on the CPU."""
 
     def compute() -> list[Tensor]:
         pairs = zip(weight_layers(network), _operators(network, view), strict=True)
@@ -246,8 +246,8 @@ def _dense(operator: ConvOperator, node: Node) -> Tensor:
     if min(sides) > DENSE_SIDE:
         raise node.refuse(
             'The shape of the spectra with view="operator"',
-            f"its operator is a matrix of {sides[1]} by {sides[0]}, and the shorter side may be {DENSE_SIDE} here.",
-            'Take view="kernel".',
+            f"its operator is a matrix of {sides[1]} by {sides[0]}, but the shorter side may be at most {DENSE_SIDE}.",
+            'Use view="kernel".',
         )
     product, shape = (
         (operator.forward, operator.input_shape) if sides[0] <= sides[1] else (operator.adjoint, operator.output_shape)
@@ -263,7 +263,7 @@ def _log10(value: float) -> float:
 def _mean_of(values: Sequence[float], network: Network) -> Measured:
     layers = weight_layers(network)
     if not layers:
-        raise NotDefinedError("The shape of the spectra needs a weight layer, and the network has none.")
+        raise NotDefinedError("The shape of the spectra needs a weight layer, but the network has none.")
     rows = [{"layer": node.label, "value": value} for node, value in zip(layers, values, strict=True)]
     return Measured(math.fsum(values) / len(values), per_layer=rows, info=left_out(network))
 

@@ -1,4 +1,4 @@
-"""How a penalty is called: its arguments checked, in full precision, and torch's errors with a name to them."""
+"""Calls of a penalty: arguments are checked, precision is full, and torch's errors name the function."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def checked_penalty(penalty: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @contextmanager
 def naming_function(function: Any, X: Tensor) -> Iterator[None]:
-    """Say for which function and batch an evaluation has failed."""
+    """Add the function and the batch to the error of a failed evaluation."""
     try:
         yield
     except Exception as error:

@@ -38,16 +38,16 @@ def frobenius_penalty(
         Any other callable must treat its samples independently.
     X : Tensor of shape (n, ...)
     output : {"logits", "softmax"}, default="logits"
-        Whether f is the output itself or its softmax, as [JR] writes it.
+        Whether f is the output itself or, as in [JR], its softmax.
     sample_weight : Tensor of shape (n,), default=None
         The mean becomes ``(1/n) sum_i w_i ||J(x_i)||_F^2``.
     shared : SharedPass, default=None
-        The loss's forward pass, by :func:`forward_pass` with the same module and X; saves the penalty one.
+        The loss's forward pass from :func:`forward_pass` with the same module and X; the penalty then needs none.
 
     Returns
     -------
     Tensor of shape ()
-        At least 0; 0 means that the output does not move with the input. Small values go with
+        At least 0; 0 means that the output does not change with the input. Small values suggest
         good generalisation ([JR] theorem 4).
 
     Raises
@@ -57,10 +57,10 @@ def frobenius_penalty(
 
     Notes
     -----
-    For a module with a graph (linear layers, convolutions, pooling, element-wise activations) one sweep backwards, one
-    forwards and the gradients of the weights, for each of the C outputs and without a graph of a graph: 9 to 12 plain
-    steps for C = 10. Its gradient is in closed form; it can be differentiated once. For other functions C backward
-    passes that are differentiated again, as often as you like, at 5 to 8 times the memory.
+    For a module with a graph (linear layers, convolutions, pooling, element-wise activations), each of the C outputs
+    costs one backward sweep, one forward sweep and the gradients of the weights: in total 9 to 12 plain steps for C =
+    10. The gradient is then in closed form and can be differentiated only once. Other functions take C backward passes
+    that can be differentiated any number of times, at 5 to 8 times the memory.
 
     References
     ----------
@@ -95,7 +95,7 @@ def projection_penalty(
 
     .. math:: R = \frac{1}{n} \sum_{i=1}^{n} \frac{C}{k} \sum_{j=1}^{k} \|v_{ij}^T J(x_i)\|^2
 
-    with k orthonormal directions, uniform on the sphere and drawn anew for each sample.
+    with k orthonormal directions, uniform on the sphere and drawn independently for each sample.
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ def projection_penalty(
     n_projections : int in [1, C], default=1
         k. With k = C the estimate is exact.
     generator : torch.Generator on the CPU, default=None
-        Source of the directions; None makes one with torch's default seed.
+        Source of the directions; None creates a generator with torch's default seed.
     output : {"logits", "softmax"}, default="logits"
     sample_weight : Tensor of shape (n,), default=None
     shared : SharedPass, default=None
@@ -122,8 +122,8 @@ def projection_penalty(
 
     Notes
     -----
-    Made as the Frobenius penalty, from k directions in place of C: 1.7 to 2.7 plain steps for k = 1. Orthonormal
-    directions spread less than independent ones at the same cost.
+    Computed like the Frobenius penalty, from k directions instead of C: 1.7 to 2.7 plain steps for k = 1. Orthonormal
+    directions give a smaller variance than independent ones at the same cost.
 
     References
     ----------
@@ -142,7 +142,7 @@ def projection_penalty(
     generator = torch.Generator() if generator is None else generator
 
     def directions(values: Tensor) -> Tensor:
-        # the scale C/k goes into the vectors, so that what follows needs to know neither
+        # the vectors include the scale C/k, so that the code below needs neither
         scale = math.sqrt(values.shape[1] / n_projections)
         return scale * orthonormal_directions(n_projections, values, generator)
 
@@ -160,8 +160,8 @@ def squared_products(
 ) -> Tensor:
     """Weighted mean over the samples of squared Jacobian products, summed over directions; differentiable.
 
-    ``directions`` makes vectors of shape (k, n, C) from the output's values; None means all unit vectors. A module
-    with a graph takes the chain, anything else a loop of double backward passes, right for any function.
+    ``directions`` maps the output's values to vectors of shape (k, n, C); None means all unit vectors. A module with a
+    graph uses the chain, anything else a loop of double backward passes, which is correct for any function.
     """
     check_option("output", output, OUTPUTS)
     batch = linearized(function, X, shared)

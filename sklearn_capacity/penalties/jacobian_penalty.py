@@ -1,4 +1,4 @@
-"""Penalties by name, and as a training loop calls them."""
+"""Penalties by name, in the form for a training loop."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ __all__ = ["PENALTIES", "JacobianPenalty", "Penalty"]
 class Penalty:
     """A penalty function and the options that it takes besides ``output`` and ``sample_weight``.
 
-    ``random`` says that it draws numbers, from the CPU generator that it gets as ``generator``;
-    ``options`` are the names of estimator parameters that are handed on.
+    ``random`` states that it draws random numbers, from a CPU generator that is passed as ``generator``;
+    ``options`` are the names of estimator parameters that are passed on.
     """
 
     function: Callable[..., Tensor]
@@ -41,16 +41,16 @@ PENALTIES = {
 
 
 class JacobianPenalty:
-    """A Jacobian penalty for a training loop that lets it share the loss's forward pass.
+    """A Jacobian penalty for a training loop that can share the loss's forward pass.
 
     Parameters
     ----------
     norm : {"frobenius", "projection", "spectral", "per_layer"}, default="frobenius"
-        Which of the penalty functions.
+        Name of the penalty function.
     output : {"logits", "softmax"}, default="logits"
-        What is differentiated with respect to the input.
+        The outputs that are differentiated with respect to the input.
     generator : torch.Generator on the CPU, default=None
-        For the random norms; None makes one with torch's default seed, here and once.
+        For the random norms; None creates one generator, on construction, with torch's default seed.
     **options
         Further options of the penalty function: ``n_projections``.
 
@@ -88,10 +88,10 @@ class JacobianPenalty:
     def __call__(
         self, module: nn.Module, X: Tensor, sample_weight: Tensor | None = None, shared: SharedPass | None = None
     ) -> Tensor:
-        """The penalty at a batch, (); `shared` is what `forward` has returned for it."""
+        """The penalty at a batch, (); `shared` is the result of `forward` for it."""
         function = PENALTIES[self.norm].function
         return function(module, X, sample_weight=sample_weight, shared=shared, **self.options)
 
     def forward(self, module: nn.Module, X: Tensor) -> SharedPass:
-        """A forward pass for the loss that the penalty can use again, as :func:`forward_pass`."""
+        """A forward pass for the loss that the penalty can reuse, see :func:`forward_pass`."""
         return forward_pass(module, X)

@@ -1,7 +1,7 @@
-"""The graph of a module for the length of a training: traced once, bound to its live tensors at every step.
+"""The graph of a module during training: traced once, bound to its current tensors at every step.
 
-One trace is kept for each module that is alive, and goes with it. It holds operators, constants and parameters of the
-module, and nothing of a batch.
+One trace is stored for each live module and is freed with it. It contains operators, constants and parameters of the
+module, and no part of a batch.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ __all__ = [
     "writes_into_itself",
 ]
 
-#: A module whose attributes change more often than this is left to the loop.
+#: A module whose attributes change more often than this is handled by the loop.
 MANY_TRACES = 20
-#: Longer lists and dicts are not settings of a forward pass, and are not read at every step.
+#: Longer lists and dicts are not considered settings of a forward pass, and are not read at every step.
 MANY_ENTRIES = 100
 
 _SCALARS = (int, float, bool, str, bytes, complex, type(None))
@@ -47,13 +47,13 @@ _OF_TORCH = frozenset(vars(nn.Module()))
 
 @dataclass(eq=False)
 class ModuleTrace:
-    """What is known of one module: its program, or that it has none, and the graph of the last step.
+    """The state for one module: its program, or the fact that it has none, and the graph of the last step.
 
     Attributes
     ----------
     owner : weak reference to the module
     key : tuple
-        Shape, precision and device of a sample, and the settings that the trace bakes in.
+        Shape, precision and device of a sample, and the settings that the trace fixes.
     program : Program or None
         None: it cannot be traced.
     refusal : str or None
@@ -61,11 +61,11 @@ class ModuleTrace:
     writes : bool
         Whether a forward pass changes the module's buffers or attributes.
     traces : int
-        How often the module was traced.
+        Number of times that the module was traced.
     volatile : frozenset of (submodule, attribute)
-        Attributes that changed and left the trace as it was; they are not settings.
+        Attributes that changed without an effect on the trace; they are not settings.
     modes, mode_free
-        Training flags of the submodules, and whether the forward pass is then the same as in eval.
+        Training flags of the submodules, and whether the forward pass in these modes equals that in eval mode.
     bound_to, graph
         Parameters and buffers (by id, with their ``requires_grad``), and the graph that was bound to them.
     """
@@ -87,7 +87,7 @@ _TRACES: dict[int, ModuleTrace] = {}
 
 
 def graph_of(module: Any, X: Tensor, *, folded: bool = True) -> NetworkGraph | None:
-    """The module's graph with its live tensors, as `Program.bind` folds it; None if it has no trace or no chain."""
+    """The module's graph with its current tensors, folded by `Program.bind`; None if it has no trace or no chain."""
     if not isinstance(module, nn.Module) or not X.is_floating_point():
         return None
     entry = trace_of(module, X)
@@ -127,7 +127,7 @@ def _bound(entry: ModuleTrace, program: Program, module: nn.Module, folded: bool
 
 
 def trace_of(module: nn.Module, X: Tensor) -> ModuleTrace:
-    """The trace for samples like X, made anew where something that it bakes in has changed."""
+    """The trace for samples like X, renewed if something that it fixes has changed."""
     entry = _TRACES.get(id(module))
     entry = entry if entry is not None and entry.owner() is module else None
     key = (tuple(X.shape[1:]), X.dtype, X.device, _settings(module, entry.volatile if entry else frozenset()))
@@ -147,7 +147,7 @@ def trace_of(module: nn.Module, X: Tensor) -> ModuleTrace:
 
 
 def _without_effect(old: ModuleTrace, new: ModuleTrace) -> frozenset[tuple[str, str]]:
-    """Attributes that have changed and left the trace as it was: counters, what a forward pass notes down."""
+    """Attributes that changed without an effect on the trace, such as counters."""
     before, now = old.key[3], new.key[3]
     if old.key[:3] != new.key[:3] or old.program is None or new.program is None:
         return frozenset()
@@ -163,7 +163,7 @@ def _program(module: nn.Module, X: Tensor) -> tuple[Program | None, str | None, 
     """
     try:
         program = trace(module, tuple(X.shape[1:]), dtype=X.dtype)
-        copied = private_copy(module)  # what a forward pass leaves behind is left in the copy
+        copied = private_copy(module)  # side effects of a forward pass stay in the copy
         before = _contents(copied)
         with torch.no_grad():
             graph = program.bind(named_tensors(module))
@@ -187,7 +187,7 @@ def _contents(module: nn.Module) -> tuple:
 
 
 def _settings(module: nn.Module, volatile: Collection[tuple[str, str]]) -> dict[tuple[str, str], Any]:
-    """What a trace bakes in: types and attributes of all submodules. The mode is not among them."""
+    """What a trace fixes: types and attributes of all submodules, without their mode."""
     settings: dict[tuple[str, str], Any] = {}
     for name, submodule in module.named_modules():
         settings[name, ""] = type(submodule)
@@ -198,7 +198,7 @@ def _settings(module: nn.Module, volatile: Collection[tuple[str, str]]) -> dict[
 
 
 def _state(value: Any) -> Any:
-    """Something that differs when the value has changed, for scalars, tensors and containers of these."""
+    """A token that changes with the value, for scalars, tensors and containers of these."""
     if isinstance(value, _SCALARS):
         return value
     if isinstance(value, Tensor):
@@ -218,18 +218,18 @@ def _holds_only(graph: NetworkGraph, tensors: Mapping[str, Tensor]) -> bool:
 
 
 def writes_into_itself(module: nn.Module) -> bool:
-    """Whether a forward pass of the module, whose graph was asked for before, changes its buffers or attributes."""
+    """Whether a forward pass of the module (traced before) changes its buffers or attributes."""
     return _TRACES[id(module)].writes
 
 
 def has_folded_layers(module: nn.Module) -> bool:
-    """Whether layers of the module's folded graph, which was asked for before, may be others than the module's own."""
+    """Whether the folded graph of the module (traced before) may have layers other than the module's own."""
     program = _TRACES[id(module)].program
     return program is not None and program.may_fold
 
 
 def acts_alike_in_training(module: nn.Module, X: Tensor) -> bool:
-    """Whether the forward pass is the same in training as in eval, by comparing the two traces."""
+    """Whether the forward pass is the same in training mode as in eval mode, by comparing the two traces."""
     modes = tuple(m.training for m in module.modules())
     entry = _TRACES[id(module)]
     if entry.modes != modes:
@@ -249,7 +249,7 @@ def _same_traced(module: nn.Module, program: Program, dtype: torch.dtype) -> boo
 
 
 def _same(a: Program, b: Program) -> bool:
-    """Whether two traces hold the same operators and constants."""
+    """Whether two traces contain the same operators and constants."""
     same = [node.format_node() for node in a.nodes] == [node.format_node() for node in b.nodes]
     pairs = zip(a.constants.values(), b.constants.values(), strict=False)
     return same and all(c.shape == d.shape and bool(torch.equal(c, d)) for c, d in pairs)
@@ -259,7 +259,7 @@ _MODAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether hooks listen to the module's forward or backward pass."""
+    """Whether the module has forward or backward hooks."""
     tables = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     of_all = any(getattr(nn.modules.module, f"_global{table}", None) for table in tables)
     return of_all or any(getattr(m, table, None) for m in module.modules() for table in tables)

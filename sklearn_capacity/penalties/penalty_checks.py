@@ -1,4 +1,4 @@
-"""What a penalty of a user's own takes and returns, and a check of its gradient."""
+"""Checks of a user-defined penalty: its arguments, its value and its gradient."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from sklearn_capacity.penalties.shared_pass import forward_pass
 
 __all__ = ["check_penalty", "check_value", "keywords_of"]
 
-#: Relative error of a directional derivative that passes.
+#: Accepted relative error of a directional derivative.
 TOLERANCE = 1e-4
-#: Steps of the finite differences. At a kink, as a rectifier has, the Jacobian jumps; a smaller step misses the kink.
+#: Steps of the finite differences. The Jacobian jumps at kinks, for example of a rectifier; a smaller step misses them.
 STEPS = (1e-6, 1e-7, 1e-8)
 
 WITHOUT_GRADIENT = (
     "`penalty` must return a tensor with a gradient, got one that depends on no trained parameter of the network. "
-    "Compute it from the module that it is given, without `detach`, `item` and `no_grad`."
+    "Compute it from the module that it receives, without `detach`, `item` and `no_grad`."
 )
 
 
@@ -48,11 +48,11 @@ def keywords_of(penalty: Callable[..., Any]) -> frozenset[str]:
 
 
 def check_value(value: Any, *, read: bool) -> None:
-    """Refuse what cannot be minimised; with `read` also what is not finite, for which a GPU has to wait."""
+    """Refuse values that cannot be minimised; with `read`, also non-finite ones, which synchronises a GPU."""
     if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():
         raise TypeError(
-            f"`penalty` must return a real tensor of shape (), got {_described(value)}. Compute it by torch from "
-            "the module, and end in a sum or a mean."
+            f"`penalty` must return a real tensor of shape (), got {_described(value)}. Compute it with torch from "
+            "the module, and end with a sum or a mean."
         )
     if torch.is_grad_enabled() and not value.requires_grad:
         raise ValueError(WITHOUT_GRADIENT)
@@ -77,15 +77,15 @@ def check_penalty(
 ) -> None:
     """Raise if a penalty is not one that a network can be trained with.
 
-    The penalty must return a finite real tensor of shape (), the same twice for one seed, and leave the module and X as
-    they are. Its gradient must be that of its value: this is compared with finite differences in float64, along a
-    random direction of each trained parameter. Weights of 1 must be as no weights, and a shared forward pass must
-    change nothing, where the penalty takes them.
+    The penalty must return a finite real tensor of shape (), return the same value twice for one seed, and must not
+    change the module or X. Its gradient must match its value: this is compared with finite differences in float64,
+    along a random direction of each trained parameter. If the penalty accepts weights or a shared forward pass, weights
+    of 1 and a shared pass must not change the value.
 
     Parameters
     ----------
     penalty : callable
-        ``penalty(module, X, sample_weight=None)``, as estimators take it.
+        ``penalty(module, X, sample_weight=None)``, as for estimators.
     module : nn.Module
         A network of the kind that will be trained; a small one will do. A copy in float64 and in training mode is
         checked.
@@ -100,12 +100,12 @@ def check_penalty(
     Raises
     ------
     TypeError or ValueError
-        The message says what is wrong, and with respect to which parameter.
+        The message states what is wrong, and for which parameter.
 
     Notes
     -----
-    Some penalties are meant to hold a part of themselves fixed, as :func:`per_layer_penalty` does, and fail the last
-    check.
+    Some penalties deliberately treat a part of themselves as constant, as :func:`per_layer_penalty` does, and fail the
+    last check.
 
     Examples
     --------
@@ -119,7 +119,7 @@ def check_penalty(
     Traceback (most recent call last):
         ...
     ValueError: `penalty` must return a tensor with a gradient, got one that depends on no trained parameter of the
-    network. Compute it from the module that it is given, without `detach`, `item` and `no_grad`.
+    network. Compute it from the module that it receives, without `detach`, `item` and `no_grad`.
     """
     if not callable(penalty) or isinstance(penalty, type):
         raise TypeError(f"`penalty` must be a callable (module, X, sample_weight=None), got {penalty!r}.")
@@ -152,7 +152,7 @@ def _check_penalty(
         ones = torch.ones(len(X), dtype=X.dtype, device=X.device)
         _check_same(value, evaluate(sample_weight=ones), "weights of 1 as without")
     if "shared" in takes:
-        with evaluating(module):  # batch norm's statistics stay
+        with evaluating(module):  # batch norm's statistics do not change
             shared = forward_pass(module, X)
         _check_same(value, evaluate(shared=shared), "a shared forward pass as without")
     _check_gradient(evaluate, module, value, random_state)
@@ -169,8 +169,8 @@ def _check_contents(before: Mapping[str, Any], after: Mapping[str, Any]) -> None
         same = torch.equal(value, after[name]) if isinstance(value, Tensor) else value == after[name]
         if not same:
             raise ValueError(
-                f"`penalty` must leave the module and X as they are, got one that changes `{name}`. Running "
-                "statistics move where it calls the module in training mode: evaluate it in eval mode, and back."
+                f"`penalty` must not change the module or X, got one that changes `{name}`. Running "
+                "statistics change if it calls the module in training mode: switch to eval mode for the call."
             )
 
 
@@ -183,7 +183,7 @@ def _check_gradient(evaluate: Callable[[], Tensor], module: nn.Module, value: Te
     """Compare <dR/dW, d> with (R(W + h d) - R(W - h d)) / 2h for a random d and each parameter W."""
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     gradients = torch.autograd.grad(value, [*trained.values()], allow_unused=True)
-    if all(gradient is None for gradient in gradients):  # of another module, it may be
+    if all(gradient is None for gradient in gradients):  # possibly computed from another module
         raise ValueError(WITHOUT_GRADIENT)
     generator = torch.Generator().manual_seed(random_state)
     for (name, parameter), gradient in zip(trained.items(), gradients, strict=True):
@@ -198,8 +198,9 @@ def _check_gradient(evaluate: Callable[[], Tensor], module: nn.Module, value: Te
                 break
         else:
             raise ValueError(
-                f"`penalty` must have the gradient of its value, got a derivative of {exact:.6g} along a direction of "
-                f"`{name}`, where finite differences give {difference:.6g}. Look for `detach`, `.data` or `no_grad`."
+                f"`penalty` must have a gradient that matches its value, got a derivative of {exact:.6g} along a "
+                "direction of "
+                f"`{name}`, while finite differences give {difference:.6g}. Look for `detach`, `.data` or `no_grad`."
             )
 
 

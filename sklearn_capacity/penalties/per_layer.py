@@ -40,26 +40,26 @@ def per_layer_penalty(
     .. math:: R = \sum_l \frac{1}{n} \sum_{i=1}^{n} \|W_l^T g_{l,i}\|^2, \qquad
               g_{l,i} = \partial f_{\pi(i)} / \partial \hat z_l \,(x_i), \quad \hat z_l = W_l z_{l-1} + b_l
 
-    with a random output :math:`\pi(i)` for each sample. Every g is held fixed, so that the gradient is
+    with a random output :math:`\pi(i)` for each sample. Every g is treated as constant, so the gradient is
     :math:`\nabla_{W_l} R = \frac{2}{n} \sum_i g_{l,i} g_{l,i}^T W_l`.
 
-    **This is another penalty than the exact one** (:func:`frobenius_penalty`): its value was 0.15 to 4.3 times as
-    large, and its gradient had a cosine of .69 to .91 with the exact one's. It also grows with the number of layers.
-    Strengths do not carry over.
+    **This penalty differs from the exact one** (:func:`frobenius_penalty`): its value was 0.15 to 4.3 times as
+    large, and its gradient had a cosine of .69 to .91 with the exact gradient. It also grows with the number of layers.
+    Strengths are not comparable.
 
     Parameters
     ----------
     function : nn.Module, (n, ...) -> (n, C)
         Evaluated in eval mode: batch norm with its running statistics, no dropout. The layers are its linear maps and
-        convolutions, each with its own weight; what stands between them, batch norms before or behind a layer too, is
-        in g and held fixed. In a residual network the
-        gradient with respect to a layer's input is the part that goes through the layer. A module that cannot be
-        traced as a graph must have ``nn.Linear`` and ``nn.Conv*d`` as its layers.
+        convolutions, each with its own weight; everything between them, including batch norm before or after a layer,
+        belongs to g and is treated as constant. In a residual network, the gradient with respect to a layer's input is
+        the part that passes through the layer. The layers of a module that cannot be traced as a graph must be
+        ``nn.Linear`` and ``nn.Conv*d`` modules.
     X : Tensor of shape (n, ...)
     generator : torch.Generator on the CPU, default=None
-        Source of the outputs' indices; None makes one with torch's default seed.
+        Source of the outputs' indices; None creates a generator with torch's default seed.
     output : {"logits", "softmax"}, default="logits"
-        Whether f is the output itself or its softmax, as [JR] writes it.
+        Whether f is the output itself or, as in [JR], its softmax.
     sample_weight : Tensor of shape (n,), default=None
         Weights in the mean over the samples.
     shared : SharedPass, default=None
@@ -76,8 +76,8 @@ def per_layer_penalty(
 
     Notes
     -----
-    One backward pass for all layers together, which also gives the gradient: 1.4 to 2.2 plain steps. It can be
-    differentiated once.
+    The cost is one backward pass for all layers together, which also gives the gradient: 1.4 to 2.2 plain steps. The
+    penalty can be differentiated once.
 
     References
     ----------
@@ -85,7 +85,7 @@ def per_layer_penalty(
 
     Examples
     --------
-    With one layer and one output it is the squared norm of the weight:
+    With one layer and one output, it is the squared norm of the weight:
 
     >>> import torch
     >>> from sklearn_capacity.penalties import per_layer_penalty
@@ -125,7 +125,7 @@ def _by_chain(batch: LinearizedBatch, generator: torch.Generator, output: str, s
             totals.append(torch.linalg.vector_norm(part).square() if weights is None else (part * weighted).sum())
             if node.name in trained:
                 sums.add_weight(batch.graph[node.name], weighted, g)
-            return weighted is part and node.op == "linear"  # its gradient is left as factors
+            return weighted is part and node.op == "linear"  # its gradient stays in factored form
 
         with torch.no_grad():
             v = vectors[samples]
@@ -138,11 +138,11 @@ def _by_chain(batch: LinearizedBatch, generator: torch.Generator, output: str, s
 def _by_hooks(
     function: Any, X: Tensor, generator: torch.Generator, output: str, sample_weight: Tensor | None
 ) -> Tensor:
-    """The same for a module without a graph: the layers' own inputs and outputs, caught in a forward pass."""
+    """The same for a module without a graph, from the inputs and outputs of its layers, recorded by hooks."""
     with evaluating(function), torch.enable_grad():
         with _caught(function) as calls:
             values = apply_output(function(X.detach().requires_grad_(True)), output)
-        # The root of the weights goes in with g: sum_i w_i |W^T g_i|^2 = sum_i |W^T sqrt(w_i) g_i|^2.
+        # g includes the root of the weights: sum_i w_i |W^T g_i|^2 = sum_i |W^T sqrt(w_i) g_i|^2.
         v = _drawn(values.detach(), generator) * sample_scale(values.detach(), sample_weight)[:, None].sqrt()
         gradients = torch.autograd.grad(values, [y for _, _, y in calls], v, allow_unused=True, retain_graph=True)
         totals = []
@@ -160,14 +160,14 @@ def _caught(module: Any) -> Iterator[list[tuple[nn.Module, Tensor, Tensor]]]:
     layers = [m for m in module.modules() if isinstance(m, LAYER_MODULES)] if isinstance(module, nn.Module) else []
     if not layers:
         raise ValueError(
-            "The per-layer penalty is a sum over linear and convolutional layers, and the function has none that can "
-            'be found. Use the "frobenius" or the "projection" norm.'
+            "The per-layer penalty sums over linear and convolutional layers, but the function has none that can be "
+            'found. Use the "frobenius" or the "projection" norm.'
         )
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def catch(layer: nn.Module, args: tuple[Any, ...], result: Tensor) -> Tensor:
         calls.append((layer, args[0], result))
-        return result.clone()  # an in-place operator behind the layer would make `result` its own output
+        return result.clone()  # an in-place operator after the layer would overwrite `result`
 
     handles = [layer.register_forward_hook(catch) for layer in layers]
     try:

@@ -1,11 +1,11 @@
-"""One forward pass of a training step, for the loss and for its penalties.
+"""One forward pass of a training step, shared by the loss and its penalties.
 
 ::
 
     shared = forward_pass(module, X)
     loss = criterion(shared.logits, y) + strength * frobenius_penalty(module, X, shared=shared)
 
-The pass is a value that is handed on. Whoever holds it holds its memory, and nothing else does.
+The pass is an ordinary value: its memory is freed with the last reference to it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["LinearizedBatch", "SharedPass", "forward_pass", "linearized"]
 
 @dataclass(frozen=True, eq=False)
 class SharedPass:
-    """A module's forward pass at a batch, made by :func:`forward_pass`.
+    """A module's forward pass at a batch, returned by :func:`forward_pass`.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class SharedPass:
     logits : Tensor of shape (n, C)
         The output, for the criterion; differentiable.
     tape : Tape or None
-        What Jacobian penalties use again. None: they make a pass of their own.
+        The intermediate values that Jacobian penalties reuse. With None they run their own pass.
 
     Examples
     --------
@@ -61,47 +61,47 @@ class SharedPass:
     state: tuple = field(default=(), repr=False)
 
     def tape_at(self, module: Any, X: Tensor) -> Tape | None:
-        """The tape for a penalty at this module and batch; None if something in it has changed in place since.
+        """The tape for a penalty at this module and batch; None if something in it has since changed in place.
 
         Raises
         ------
         ValueError
-            If the pass is of another module or another batch.
+            If the pass belongs to another module or another batch.
         """
         for name, mine, theirs in (("module", self.module, module), ("X", self.X, X)):
             if mine is not theirs:
                 raise ValueError(
-                    f"`shared` must be a forward pass of the penalty's `{name}`, got that of another. "
-                    "Make one for each step by `forward_pass(module, X)`."
+                    f"`shared` must be a forward pass of the penalty's `{name}`, got one of another. "
+                    "Call `forward_pass(module, X)` once per step."
                 )
         return self.tape if self.tape is not None and self.state == _state(module, X, self.logits) else None
 
 
 def forward_pass(module: Any, X: Tensor, forward: Callable[[Tensor], Tensor] | None = None) -> SharedPass:
-    """Outputs of a module for the loss, by a forward pass that its Jacobian penalties use again.
+    """Run a forward pass for the loss that Jacobian penalties can reuse.
 
-    Loss and penalties share it backwards, too: take the gradient of their sum, or keep the graph
-    (``retain_graph=True``) for all but the last.
+    Loss and penalties also share its autograd graph: take the gradient of their sum, or keep the graph
+    (``retain_graph=True``) for all but the last backward pass.
 
     Parameters
     ----------
     module : nn.Module
     X : Tensor of shape (n, ...)
     forward : callable, default=None
-        Takes the place of the module where the pass cannot be shared.
+        Called instead of the module if the pass cannot be shared.
 
     Returns
     -------
     SharedPass
-        Its ``logits`` go to the criterion, and itself to the penalties, as ``shared``. The module runs its own forward
-        pass, and penalties make another, where it does something else in training than in eval (batch norm,
-        dropout), cannot be traced as a graph, has hooks, or writes into itself, where X requires a gradient, and where
-        autocast is on: penalties are evaluated in the precision of X.
+        Pass its ``logits`` to the criterion, and the object itself to the penalties, as ``shared``. If the pass cannot
+        be shared, the module runs its own forward pass, and penalties run another. This happens if the module behaves
+        differently in training mode (batch norm, dropout), cannot be traced as a graph, has hooks or writes into
+        itself, if X requires a gradient, or under autocast, since penalties are evaluated in the precision of X.
 
     Notes
     -----
-    A penalty that gets the pass of another module or another tensor X raises. If a parameter, a buffer, X or the
-    logits were changed in place since, it does not use the pass and is right for the module as it is now.
+    A penalty raises if it receives the pass of another module or another tensor X. If a parameter, a buffer, X or the
+    logits have since changed in place, the penalty ignores the pass and is correct for the current module.
 
     Examples
     --------
@@ -124,14 +124,14 @@ def forward_pass(module: Any, X: Tensor, forward: Callable[[Tensor], Tensor] | N
 
 
 def _state(module: nn.Module, X: Tensor, logits: Tensor) -> tuple:
-    """Something that differs once the module, the batch or the logits have changed."""
+    """A token that changes with the module, the batch or the logits."""
     tensors = itertools.chain(module.parameters(), module.buffers(), (X, logits))
     return trace_of(module, X), [(id(t), t._version, t.requires_grad) for t in tensors]
 
 
 @dataclass(frozen=True)
 class LinearizedBatch:
-    """A module's graph and a batch; `tape` is there if the loss's own forward pass recorded it."""
+    """A module's graph and a batch; `tape` is set if the loss's forward pass recorded it."""
 
     graph: NetworkGraph
     X: Tensor
@@ -139,7 +139,7 @@ class LinearizedBatch:
 
     @property
     def outputs(self) -> Tensor:
-        """A tensor (n, C) without content, to draw directions for."""
+        """An uninitialised tensor (n, C), for drawing directions."""
         shape = (len(self.X), *self.graph[self.graph.output].shape)
         return torch.empty(shape, dtype=self.X.dtype, device=self.X.device)
 
@@ -163,9 +163,9 @@ class LinearizedBatch:
 def linearized(
     module: Any, X: Tensor, shared: SharedPass | None = None, *, folded: bool = True
 ) -> LinearizedBatch | None:
-    """The module's eval forward pass at X for the chain, or None where there is no chain for it.
+    """The module's eval forward pass at X for the chain, or None if it has no chain.
 
-    Unless `folded`, every weight is that of the module's own layer, and batch norms stand beside them.
+    Unless `folded`, every weight is that of the module's own layer, and batch norms are separate nodes.
     """
     tape = None if shared is None else shared.tape_at(module, X)
     if tape is not None and (folded or not has_folded_layers(module)):

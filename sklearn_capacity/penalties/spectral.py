@@ -39,7 +39,7 @@ def spectral_penalty(
         As in :func:`frobenius_penalty`.
     X : Tensor of shape (n, ...)
     output : {"logits", "softmax"}, default="logits"
-        Whether f is the output itself or its softmax, as [JR] writes it.
+        Whether f is the output itself or, as in [JR], its softmax.
     sample_weight : Tensor of shape (n,), default=None
         The mean becomes ``(1/n) sum_i w_i ||J(x_i)||_2^2``.
     shared : SharedPass, default=None
@@ -58,9 +58,9 @@ def spectral_penalty(
     Notes
     -----
     The largest eigenvalue of J J^T is ``|u^T J|^2`` for its eigenvector u, and its derivative is that of
-    ``|u^T J|^2`` with u held fixed. So the C rows of J are computed without gradients, and one direction with:
-    about half the cost of the Frobenius penalty. For a module with a graph it can be differentiated once. Where the
-    largest singular value is not simple, the gradient is one of several subgradients.
+    ``|u^T J|^2`` with u held fixed. So the C rows of J are computed without gradients, and one direction with
+    gradients, at about half the cost of the Frobenius penalty. For a module with a graph it can be differentiated once.
+    If the largest singular value is not simple, the gradient is one of several subgradients.
 
     References
     ----------
@@ -88,7 +88,7 @@ def spectral_penalty(
 
 @torch.no_grad()
 def _top_directions(tape: Tape, output: str) -> Tensor:
-    """For every sample the unit vector u with the largest ``|u^T J|``: (1, n, C)."""
+    """For every sample, the unit vector u with the largest ``|u^T J|``: (1, n, C)."""
     logits = tape.logits.detach()
     _, k = stacks(tape.graph, len(logits), logits)
     pulled = [pull(tape, v.flatten(0, 1)).reshape(len(v), len(logits), -1) for v in unit_vectors(logits).split(k)]

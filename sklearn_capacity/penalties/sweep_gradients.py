@@ -22,10 +22,10 @@ Directions = Callable[[slice, Tape], Tensor]
 
 
 class _WithGradient(torch.autograd.Function):
-    """A value whose gradients are known already, up to the factor that its backward pass is given.
+    """A value whose gradients are already known, up to the factor that its backward pass receives.
 
-    Every gradient is a tensor, or a sum of products g^T t that was left as its factors (see :class:`Gradients`).
-    All are saved as autograd saves tensors: freed after the backward pass unless the graph is retained.
+    Every gradient is a tensor, or a sum of products g^T t in factored form (see :class:`Gradients`). All are saved with
+    autograd's saved tensors: they are freed after the backward pass unless the graph is retained.
     """
 
     @staticmethod
@@ -38,9 +38,9 @@ class _WithGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "The penalty's gradient is known in closed form and cannot be differentiated again, got "
-                "`create_graph=True`. Give the penalty a function in place of the module, `lambda X: module(X)`: "
-                "then it is made of differentiable operators, at a higher cost."
+                "The penalty's gradient is in closed form and cannot be differentiated again, got `create_graph=True`. "
+                "Pass the penalty a function instead of the module, `lambda X: module(X)`: then it consists of "
+                "differentiable operators, at a higher cost."
             )
         factor = grad * ctx.factor  # ()
         saved = iter(ctx.saved_tensors)
@@ -62,25 +62,25 @@ def softmax_jacobian(p: Tensor, a: Tensor) -> Tensor:
 
 
 def wants(tensor: Tensor | None) -> bool:
-    """Whether somebody asks for the gradient with respect to the tensor."""
+    """Whether the gradient with respect to the tensor is required."""
     return tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
 
 
 @dataclass
 class _Sum:
-    """The gradient of one tensor: a total, and products g^T t that are left as factors (g, t)."""
+    """The gradient of one tensor: a total, and products g^T t in factored form (g, t)."""
 
     total: Tensor | None = None
     pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 class Gradients:
-    """Sums gradients per tensor, and hands the value over to autograd with them.
+    """Sums gradients per tensor and attaches them to the value for autograd.
 
     The gradient of a linear layer is ``sum_j g_j^T t_j`` for cotangents g (k n, out) and tangents t (k n, in), times a
     factor s that only the backward pass knows. ``g^T (s t)`` needs one pass over (k n, in) for s, ``s (g^T t)`` one
-    over (out, in), in fresh memory: on an MLP with layers of 784 x 784 that was a tenth of a plain step. So the factors
-    are kept until then, as long as they take less memory than the product.
+    over (out, in), in new memory: on an MLP with layers of 784 x 784 this took a tenth of a plain step. So the factors
+    are stored until then if they take less memory than the product.
     """
 
     def __init__(self) -> None:
@@ -88,12 +88,12 @@ class Gradients:
         self.sums: dict[int, _Sum] = {}
 
     def add(self, tensor: Tensor, gradient: Tensor) -> None:
-        """Add a gradient of the tensor's shape; it may be changed later on."""
+        """Add a gradient of the tensor's shape; it may be modified later."""
         entry = self._sum_of(tensor)
         entry.total = gradient if entry.total is None else entry.total.add_(gradient)
 
     def add_weight(self, node: Node, t: Tensor, g: Tensor) -> None:
-        """Add the gradient of <g, W t> for the node's weight W. t and g are kept: nobody may change them."""
+        """Add the gradient of <g, W t> for the node's weight W. t and g are stored and must not be modified."""
         assert node.weight is not None
         entry = self._sum_of(node.weight)
         if node.op != "linear":
@@ -123,7 +123,7 @@ def chain_products(batch: LinearizedBatch, directions: Directions, scale: Tensor
     ----------
     batch : LinearizedBatch
     directions : callable(samples, tape) -> Tensor of shape (k, n', C)
-        Makes constant vectors in the space of the output, for some of the samples.
+        Returns constant vectors in the output space, for some of the samples.
     scale : Tensor of shape (n,)
     output : "logits" or "softmax"
     """
@@ -140,23 +140,24 @@ def chain_products(batch: LinearizedBatch, directions: Directions, scale: Tensor
 class _Walk:
     """Adds one stack of directions to the value and the gradients.
 
-    For one sample and direction let ``r = J^T v`` and ``R = |r|^2``. With ``t = dR/dr = 2 r`` held fixed, R moves as
-    ``<t, J^T v> = <J t, v>``: pushed forward through the network, t becomes at each layer ``t_{l-1}``, and
+    For one sample and direction let ``r = J^T v`` and ``R = |r|^2``. With ``t = dR/dr = 2 r`` held fixed, the
+    derivative of R is that of ``<t, J^T v> = <J t, v>``. Pushed forward through the network, t becomes ``t_{l-1}`` at
+    each layer, and
 
     * a weight, which enters J once for each layer, has ``dR/dW_l = g_l t_{l-1}^T`` with the cotangent g_l of the pull;
     * a smooth activation, whose slope s'(z) is a factor of J, has ``dR/dz = s''(z) * g * t``;
-    * a softmax, whose v is ``(diag p - p p^T) u``, has the derivative of that with J t in the place of t.
+    * a softmax, whose v is ``(diag p - p p^T) u``, has the derivative of that with J t in place of t.
 
     Logits and pre-activations z are functions of the weights, which autograd differentiates. See [JR] eq. 49.
 
     Attributes
     ----------
     trained : set of str
-        Nodes whose weight, or pre-activation, wants a gradient.
+        Nodes whose weight or pre-activation requires a gradient.
     p : Tensor of shape (n, C) or None
-        Probabilities, with the softmax.
+        Probabilities, for the softmax output.
     to_the_end, last
-        Whether J t itself is needed, and else the last node whose input's tangent is.
+        Whether J t itself is needed; if not, the last node whose input's tangent is.
     curvatures : dict of node name to Tensor of shape (n, ...)
         s''(z)
     cotangents : dict of node name to Tensor of shape (k n, ...)

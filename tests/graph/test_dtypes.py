@@ -156,5 +156,5 @@ def test_multilabel_nets_are_refused_in_their_own_words():
     options = {"criterion": nn.BCEWithLogitsLoss, "max_epochs": 1, "verbose": 0, "train_split": None}
     net = NeuralNetClassifier(nn.Linear(4, 3), **options).fit(X, y)
     for names in ("margin", "spectral_norm"):
-        with pytest.raises(NotDefinedError, match="3 outputs for a sample under a binary criterion.*multilabel"):
+        with pytest.raises(NotDefinedError, match="3 outputs per sample under a binary criterion.*multilabel"):
             measure_capacity(net, X, measures=names)

@@ -217,9 +217,7 @@ def test_seeds_decide():
 def test_magnitude_noise_is_refused_with_the_reason():
     module, X, y = networks.mlp()
     asked = {"b": ("pac_bayes_bound", {"noise": "magnitude"})}
-    with pytest.raises(
-        ValueError, match="The scale of magnitude noise, and with it the prior, depends on the learned weights"
-    ) as caught:
+    with pytest.raises(ValueError, match="depends on the learned weights") as caught:
         measure_capacity(module, X, y, asked)
     assert "`noise` must be 'spherical' in a PAC-Bayes bound, got 'magnitude'" in str(caught.value)
 

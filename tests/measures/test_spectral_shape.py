@@ -130,7 +130,7 @@ def test_no_tail_where_all_eigenvalues_are_the_same_or_few_are_positive():
     rng = np.random.default_rng(0)
     low_rank = np.concatenate([rng.random(10) + 1, np.zeros(30)])
     spectra = [np.full(40, 2.0), low_rank, (1 - rng.random(40)) ** -1.0]
-    with pytest.warns(CapacityWarning, match=r"`0` \(all the same\), `1` \(10\)"):
+    with pytest.warns(CapacityWarning, match=r"`0` \(all equal\), `1` \(10\)"):
         measured = measure_module(with_eigenvalues(*spectra), torch.zeros(1, 40), "power_law_alpha")
     assert measured.value == pytest.approx(fit_power_law(spectra[2]).alpha)
 
@@ -165,7 +165,9 @@ def test_large_operators_are_refused_and_large_kernels_are_not():
     )
     module_wide, X_wide, _ = make(lambda: nn.Conv2d(5, 5, 3, padding=1), (5, 32, 32))
     assert measure_module(module, X, "effective_rank", view="operator").value > 0
-    with pytest.raises(NotDefinedError, match="5120 by 5120, and the shorter side may be 4096 here. Take view=.kernel"):
+    with pytest.raises(
+        NotDefinedError, match="5120 by 5120, but the shorter side may be at most 4096. Use view=.kernel"
+    ):
         measure_module(module_wide, X_wide, "effective_rank", view="operator")
     for shape in ("stable_rank", "log_norm", "log_spectral_norm"):
         assert math.isfinite(measure_module(module_wide, X_wide, shape, view="operator").value)

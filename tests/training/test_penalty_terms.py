@@ -305,10 +305,10 @@ GENERATOR = np.random.default_rng(0)
 BAD = {
     "half": (
         lambda m, X: Half.apply(squared_weights(m, X)),
-        "gradient of its value, .* along a direction of `0.weight`",
+        "gradient that matches its value, .* along a direction of `0.weight`",
     ),
-    "detached": (partly_detached, "along a direction of `4.weight`, where finite differences give"),
-    "held_fixed": (per_layer_penalty, "gradient of its value"),
+    "detached": (partly_detached, "along a direction of `4.weight`, while finite differences give"),
+    "held_fixed": (per_layer_penalty, "gradient that matches its value"),
     "running": (running, "changes `1.running_mean`"),
     "switching": (switching, "changes `.training`"),
     "in_place": (weights_in_place, "changes `0.weight`"),
@@ -318,7 +318,7 @@ BAD = {
     "shared": (wrong_with_shared, "the same for a shared forward pass as without"),
     "another": (
         lambda m, X: squared_weights(network()[0], X) * 0,
-        "where finite differences|no trained parameter|finite",
+        "while finite differences|no trained parameter|finite",
     ),
 }
 

@@ -2,7 +2,7 @@
 
 A rule is a function in `layers` (linear maps, norms, pooling), `elementwise` (activations, sums, scales) or `shapes`
 (views, splits, joins), registered by the decorator `rule` of `call`. Importing those three files fills the table
-`CONVERSIONS`; another operator is one more rule in one of them.
+`CONVERSIONS`; to add an operator, add one rule to one of them.
 """
 
 from . import elementwise, layers, shapes

@@ -1,7 +1,7 @@
-"""How a rule says what canonical node an aten operator becomes.
+"""The interface of rules, which convert aten operators to canonical nodes.
 
-A rule gets the call (its arguments by name, `Ref` where they depend on the network's input) and returns a `Draft`,
-whose inputs may be drafts of further nodes. It returns None where the operator has no canonical form in this use; the
+A rule receives the call (its arguments by name, as `Ref` if they depend on the network's input) and returns a `Draft`,
+whose inputs may be drafts of further nodes. It returns None if the operator has no canonical form in this use; the
 operator then becomes "opaque": it can be evaluated, and every other interpretation refuses it by name.
 """
 
@@ -30,14 +30,14 @@ class Ref:
 
 @dataclass(frozen=True)
 class Draft:
-    """What a rule says of a node; binding adds name and scope.
+    """The node that a rule returns; binding adds name and scope.
 
     Attributes
     ----------
     op, weight, bias, params
-        As `Node` has them.
+        As in `Node`.
     inputs : tuple of Ref or Draft
-        A draft among them becomes a node of its own before this one.
+        A draft among them becomes a separate node before this one.
     shape : tuple of int or None
         Shape of its output for one sample; None for that of the operator's result.
     """
@@ -57,11 +57,11 @@ class Call:
     Attributes
     ----------
     batch_sizes : set of str
-        Names of the values that are the number of samples.
+        Names of the values that equal the number of samples.
     producer : callable(Ref) -> Node
-        The node that a value comes from.
+        Returns the node that computes a value.
     dtype, device
-        Those of the network.
+        Dtype and device of the network.
     """
 
     target: Any
@@ -102,7 +102,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def without_rule(function: Callable[..., Any], *inputs: Ref | Draft) -> Draft:
-    """A node that can be evaluated and differentiated, and that every other interpretation refuses."""
+    """A node that can be evaluated and differentiated, and is refused by every other interpretation."""
     places = [Place(index) for index in range(len(inputs))]
     leaves, spec = torch.utils._pytree.tree_flatten((tuple(places), {}), is_leaf=lambda v: isinstance(v, Place))
     params = {"target": function.__name__, "function": function, "leaves": leaves, "spec": spec, "trained": False}
@@ -110,11 +110,11 @@ def without_rule(function: Callable[..., Any], *inputs: Ref | Draft) -> Draft:
 
 
 def is_weight(value: Any) -> bool:
-    """Whether an argument is a parameter or buffer, or left out."""
+    """Whether an argument is a parameter or buffer, or omitted."""
     return value is None or isinstance(value, Weight)
 
 
 def per_axis(value: Any, nd: int) -> tuple[int, ...]:
-    """One number for every spatial axis, from one number for all or one for each."""
+    """One number per spatial axis, from a common number or one per axis."""
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     return values * nd if len(values) == 1 else values

@@ -87,14 +87,14 @@ def _clamp(call: Call) -> Draft | None:
 
 
 @rule("clone.default", "alias.default", "detach.default", "contiguous.default", "lift_fresh_copy.default")
-@rule("type_as.default", "to.other")  # as a cast: `_cast`
+@rule("type_as.default", "to.other")  # for casts see `_cast`
 def _identity(call: Call) -> Ref:
     return call["self"]
 
 
 @rule("_to_copy.default", "to.dtype", "to.device", "to.dtype_layout")
 def _cast(call: Call) -> Ref | None:
-    # A measurement runs in the dtype it was asked for; a cast between floating dtypes is the identity there.
+    # A measurement runs in the requested dtype, so a cast between floating dtypes is treated as the identity.
     dtype = call.get("dtype")
     return call["self"] if dtype is None or dtype.is_floating_point else None
 
@@ -105,13 +105,13 @@ def _dropout(call: Call) -> Ref | None:
 
 
 def _constant(value: Any, call: Call) -> Weight | None:
-    """A number or parameter-only tensor that multiplies or shifts whole samples, as a weight."""
+    """A number or parameter-only tensor that scales or shifts each sample, as a weight."""
     if isinstance(value, Weight):
         # A leading axis would index the batch: only tensors that broadcast over the samples are constants.
         fits = value.tensor.dim() < len(call.shape) or value.tensor.shape[0] == 1
         return value if fits else None
     if isinstance(value, int | float):
-        # Zero-dimensional, so it takes on the dtype of what it multiplies.
+        # Zero-dimensional, so that type promotion keeps the dtype of the other factor.
         return Weight(torch.full((), float(value), dtype=torch.float64, device=call.device), False, frozenset())
     return None
 
@@ -135,13 +135,13 @@ def _div(call: Call) -> Draft | None:
     x, constant = call["self"], None if isinstance(call["other"], Ref) else _constant(call["other"], call)
     if not isinstance(x, Ref) or constant is None:
         return None
-    # Whole numbers have their reciprocals in the precision of what they divide.
+    # The reciprocal of an integer tensor has the network's precision.
     inverse = 1 / constant.tensor.to(call.dtype) if isinstance(call["other"], Weight) else 1 / constant.tensor
     return _scaled(x, Weight(inverse, constant.trainable, constant.sources), call)
 
 
 def _is_softsign(call: Call) -> bool:
-    """Whether it is x / (1 + abs(x)): torch has no operator of its own for that."""
+    """Whether it is x / (1 + abs(x)): torch has no such operator."""
     if not isinstance(call["self"], Ref) or not isinstance(call["other"], Ref):
         return False
     shift = call.producer(call["other"])

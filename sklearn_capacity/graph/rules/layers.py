@@ -38,7 +38,7 @@ def _conv(call: Call) -> Draft | None:
     padding = call.get("padding", 0)
     if padding == "valid":
         padding = 0
-    if padding == "same":  # torch puts the odd element at the end
+    if padding == "same":  # torch adds the odd element at the end
         total = [d * (k - 1) for d, k in zip(dilation, w.tensor.shape[2:], strict=True)]
         pads = tuple((t // 2, t - t // 2) for t in total)
     else:
@@ -101,6 +101,6 @@ def _batch_norm(call: Call) -> Draft | None:
 @rule("_native_batch_norm_legit.default", "_native_batch_norm_legit.no_stats", "native_batch_norm.default")
 def _refuse_batch_statistics(call: Call) -> Draft | None:
     raise UnsupportedLayerError(
-        f"The batch normalisation in layer `{call.scope}` uses the statistics of the batch in eval mode, so its "
-        "samples mix and the network is not a function of one input. Build it with `track_running_stats=True`."
+        f"The batch normalisation in layer `{call.scope}` uses batch statistics in eval mode, so its "
+        "samples mix, and the network is not a function of one input. Build it with `track_running_stats=True`."
     )

@@ -80,7 +80,7 @@ def _select(call: Call) -> Draft | None:
 @rule("movedim.int", "movedim.intlist", "mT.default", "swapaxes.default", "unfold.default", "channel_shuffle.default")
 @rule("pixel_shuffle.default", "pixel_unshuffle.default", *(f"upsample_nearest{nd}d.vec" for nd in (1, 2, 3)))
 def _moved(call: Call) -> Draft | None:
-    """Whatever moves, repeats or drops a sample's numbers is a table of places, found by moving the places."""
+    """Convert an operator that moves, repeats or drops entries to a table of indices, by applying it to indices."""
     names = list(call.args)
     x, rest = call[names[0]], {name: _plain(call, call[name]) for name in names[1:]}
     given = torch.utils._pytree.tree_leaves(rest, is_leaf=lambda v: isinstance(v, Ref))
@@ -90,7 +90,7 @@ def _moved(call: Call) -> Draft | None:
 
 
 def _plain(call: Call, value: Any) -> Any:
-    """An argument as the operator takes it, for two samples."""
+    """An argument in the operator's form, for two samples."""
     if isinstance(value, list | tuple):
         return [_plain(call, part) for part in value]
     if isinstance(value, Ref) and value.name in call.batch_sizes:
@@ -98,16 +98,16 @@ def _plain(call: Call, value: Any) -> Any:
     return value.tensor if isinstance(value, Weight) else value
 
 
-#: Samples whose places are moved: what one does must not depend on the other.
+#: Number of samples in the index table; one sample must not depend on the other.
 SAMPLES = 2
 
 
 def _picked(
     x: Ref, shape: tuple[int, ...], move: Callable[[torch.Tensor], torch.Tensor], device: torch.device
 ) -> Draft | None:
-    """The draft of an operator that picks numbers of x, or None where it picks across samples."""
+    """The draft of an operator that selects entries of x, or None if it selects across samples."""
     size = math.prod(shape)
-    places = torch.arange(SAMPLES * size, dtype=torch.float64, device=device)  # some operators take no integers
+    places = torch.arange(SAMPLES * size, dtype=torch.float64, device=device)  # some operators do not accept integers
     moved = move(places.reshape(SAMPLES, *shape)).long()
     rows = moved.reshape(len(moved), -1)
     if len(moved) != SAMPLES or not torch.equal(rows[1], rows[0] + size) or bool((rows[0] >= size).any()):
@@ -116,10 +116,10 @@ def _picked(
 
 
 def expanded(call: Call, x: Ref) -> Draft | None:
-    """The value broadcast to the shape of the operator's result."""
+    """The value, broadcast to the shape of the operator's result."""
     shape = call.shapes[x.name]
     if len(shape) != len(call.shape):
-        return None  # its samples would stand along another axis
+        return None  # its samples would be along another axis
     return _picked(x, shape[1:], lambda places: places.expand(SAMPLES, *call.shape[1:]), call.device)
 
 
@@ -135,7 +135,7 @@ SPLITS = (
 
 
 def split_piece(x: Ref, rank: int, dim: int, shapes: Sequence[tuple[int, ...]], index: int) -> Draft | None:
-    """The piece at `index`, given the shapes of all of them, as a slice of what was cut, which has `rank` axes."""
+    """The piece at `index` of a split, as a slice; `shapes` are those of all pieces, and x has `rank` axes."""
     if dim == 0:
         return None
     index %= len(shapes)
@@ -158,7 +158,7 @@ def _stack(call: Call) -> Draft | None:
 
 @rule("glu.default")
 def _glu(call: Call) -> Draft | None:
-    """a sigmoid(b) for the halves a and b: the product of two signals has no rule, what is before it has."""
+    """a sigmoid(b) for the halves a and b: the product of two signals has no rule, but the parts before it have."""
     x, dim = call["self"], call.get("dim", -1) % len(call.shape)
     if dim == 0:
         return None
