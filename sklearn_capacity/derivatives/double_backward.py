@@ -17,17 +17,17 @@ __all__ = ["directional_derivative", "pulled_back", "pushed_forward", "twice_dif
 
 @contextlib.contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Modes for a forward pass to be differentiated twice, which some of torch's fused kernels cannot be.
+    """Modes for a forward pass that is differentiated twice, which some of torch's fused kernels do not support.
 
-    Those of attention raise. That of weight normalisation returns a wrong second derivative without a word: its
-    backward pass takes the norms for constants.
+    Fused attention raises an error. Fused weight normalisation silently returns a wrong second derivative: its backward
+    pass treats the norms as constants.
     """
     with torch.enable_grad(), math_attention(), _PlainWeightNorm():
         yield
 
 
 class _PlainWeightNorm(TorchFunctionMode):
-    """Computes g v / ||v|| in single steps."""
+    """Computes g v / ||v|| from elementary operations."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch._weight_norm:
@@ -40,9 +40,9 @@ def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
 
 
 def pulled_back(value: Tensor, points: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """J^T w as a function of w: w itself, at 0, and the product for each point; None where the value does not move.
+    """J^T w as a function of w: returns w, at 0, and the product for each point; None without dependence.
 
-    w -> J^T w is linear, so its own transpose is J: the derivative of <J^T w, v> with respect to w is J v (the
+    w -> J^T w is linear and its transpose is J: the derivative of <J^T w, v> with respect to w is J v (the
     double-backward trick of Townsend, 2017).
 
     Parameters
@@ -56,21 +56,21 @@ def pulled_back(value: Tensor, points: Sequence[Tensor]) -> tuple[Tensor, tuple[
 
 
 def pushed_forward(value: Tensor, points: Sequence[Tensor], along: Sequence[Tensor]) -> Tensor | None:
-    """J v, the derivative of the value along a direction; None where the points do not move it.
+    """J v, the derivative of the value along a direction; None if the value does not depend on the points.
 
     Parameters
     ----------
     value : Tensor
         Computed from the points within `twice_differentiable`.
     points, along : sequence of Tensor
-        Of the same shapes.
+        Points and directions of the same shapes.
     """
     dual, pulled = pulled_back(value, points)
     # Complex numbers are pairs of real ones: their inner product is the real part of <g, v>.
     inner = sum((g.conj() * v).real.sum() for g, v in zip(pulled, along, strict=True) if g is not None)
     if not isinstance(inner, Tensor) or not inner.requires_grad:
         return None
-    (derivative,) = torch.autograd.grad(inner, dual, allow_unused=True)  # unused: a step function, its slope being 0
+    (derivative,) = torch.autograd.grad(inner, dual, allow_unused=True)  # unused for a step function, whose slope is 0
     return None if derivative is None else derivative.detach()
 
 
@@ -79,7 +79,7 @@ def directional_derivative(
 ) -> tuple[Tensor, Tensor]:
     """Value f(theta) and J_theta f . v, without forward-mode automatic differentiation.
 
-    Costs about three forward passes more than the value; works for whatever torch can differentiate
+    Costs about three forward passes more than the value; works for everything that torch can differentiate
     twice.
 
     Parameters

@@ -15,9 +15,9 @@ from .sample_gradients import Outer, Rows, SampleGradients
 
 __all__ = ["LOSSES", "FisherMatrix", "cotangents", "factor_product", "transposed_factor_product"]
 
-#: Rows of a tile: below it the matrix products are too small to be fast, beyond it the tile leaves the cache.
+#: Rows of a tile: smaller products are slow, larger tiles do not fit into the cache.
 TILE_ROWS = 1024
-#: Bytes of the gradients of one chunk of samples, and of all chunks held at once.
+#: Bytes of the gradients of one chunk of samples, and of all chunks in memory at once.
 CHUNK_BYTES = 2**28
 HELD_BYTES = 2**30
 LOSSES = ("squared", "cross_entropy")
@@ -27,10 +27,10 @@ Block = tuple[slice, slice]
 
 
 def cotangents(logits: Tensor, loss: str, classes: slice = slice(None)) -> Tensor:
-    """Columns of B with B B^T the Fisher matrix of the loss at the output, (K, n, C), one per class and sample.
+    """Columns of B, where B B^T is the Fisher matrix of the loss at the output: (K, n, C), one per class and sample.
 
-    Of K of the C classes. The identity for the squared loss. For the softmax diag(p) - p p^T = B B^T with
-    B = (diag(sqrt p) - p sqrt(p)^T): a factor in closed form, so no eigenvalue problem per sample and nothing to clip.
+    K of the C classes are selected. B is the identity for the squared loss. For the softmax, diag(p) - p p^T = B B^T
+    with B = (diag(sqrt p) - p sqrt(p)^T): a closed form, without an eigenvalue problem per sample or clipping.
     """
     n, n_outputs = logits.shape
     index = torch.arange(n_outputs, device=logits.device)[classes]
@@ -42,18 +42,18 @@ def cotangents(logits: Tensor, loss: str, classes: slice = slice(None)) -> Tenso
 
 
 def factor_product(p: Tensor, scale: Tensor, v: Tensor) -> Tensor:
-    """B v = (diag(s) - p s^T) v for the probabilities p, a scale s and vectors v, one of each per sample, (n, C)."""
+    """B v = (diag(s) - p s^T) v for probabilities p, a scale s and vectors v, all of shape (n, C)."""
     scaled = scale * v
     return scaled - p * scaled.sum(1, keepdim=True)
 
 
 def transposed_factor_product(p: Tensor, scale: Tensor, w: Tensor) -> Tensor:
-    """B^T w of the same, (n, C)."""
+    """B^T w for the same B, (n, C)."""
     return scale * (w - (p * w).sum(1, keepdim=True))
 
 
 class FisherMatrix:
-    """The Fisher matrix of T samples, by products, by its dual or by itself.
+    """The Fisher matrix of T samples: its products, its dual, or the matrix itself.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class FisherMatrix:
     n_outputs : int
     loss : "squared" or "cross_entropy"
     samples : int
-        Samples at once in a forward pass.
+        Number of samples in a forward pass.
     progress : callable, default=iter
         Wraps the iterable of the outermost loop.
     """
@@ -84,7 +84,7 @@ class FisherMatrix:
         self.progress = progress
         self.samples = samples
         self.chunk = max(1, min(samples, len(X), CHUNK_BYTES // self._bytes_at_work(n_outputs)))
-        #: Classes at once: all of them, unless the gradients of a single sample are too large.
+        #: Number of classes at once: all, unless the gradients of a single sample are too large.
         self.classes = n_outputs
         if self._bytes_at_work(n_outputs) > CHUNK_BYTES:
             shared = self._bytes_at_work(0)
@@ -97,12 +97,12 @@ class FisherMatrix:
         return self.n_outputs * len(self.X)
 
     def _bytes_at_work(self, n_classes: int) -> int:
-        """What the gradients of one sample for so many classes take, with the cotangents."""
+        """Bytes of one sample's gradients and cotangents for this many classes."""
         floats = self.jacobian.floats_at_work(n_classes) + n_classes * self.n_outputs
         return max(1, floats * self.X.element_size())
 
     def halve(self) -> bool:
-        """Take half as many samples at once, or classes; False if it is one of each already."""
+        """Halve the number of samples at once, else of classes; False if both are already 1."""
         self._points = None
         if self.samples > 1:
             self.samples, self.chunk = self.samples // 2, max(1, self.chunk // 2)
@@ -130,14 +130,14 @@ class FisherMatrix:
         return total.div_(len(self.X))
 
     def squared_norm(self) -> float:
-        """Sum of the squared eigenvalues, tile by tile: no matrix is held."""
+        """Sum of the squared eigenvalues, tile by tile, without storing the matrix."""
         total = 0.0
         for rows, columns, tile in self._tiles():
             total += (1 if rows == columns else 2) * float(tile.double().square().sum())
         return total / len(self.X) ** 2
 
     def traces(self) -> list[float]:
-        """Sum of the eigenvalues by layer (as `jacobian.labels` has them): the squared lengths of the gradients."""
+        """Sum of the eigenvalues per layer, ordered as `jacobian.labels`: the squared lengths of the gradients."""
         sums = torch.zeros(len(self.jacobian.labels), dtype=torch.float64, device=self.X.device)
         for (classes, _), point in self._points_of(self.progress(self._blocks())):
             with torch.no_grad():
@@ -145,12 +145,12 @@ class FisherMatrix:
         return (sums / len(self.X)).cpu().tolist()
 
     def _blocks(self) -> list[Block]:
-        """All pairs of a range of classes and a range of samples whose gradients are held together."""
+        """All pairs of a range of classes and a range of samples whose gradients are in memory together."""
         chunks = _ranges(0, len(self.X), self.chunk)
         return [(classes, chunk) for chunk in chunks for classes in _ranges(0, self.n_outputs, self.classes)]
 
     def _points_of(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, Point]]:
-        """Each block with its samples' forward pass, which the blocks of the same samples share."""
+        """Each block with the forward pass of its samples; blocks of the same samples share it."""
         at: slice | None = None
         for block in blocks:
             if block[1] != at:
@@ -165,7 +165,7 @@ class FisherMatrix:
             yield block, gradients
 
     def _tiles(self) -> Iterator[tuple[Block, Block, Tensor]]:
-        """Blocks of rows and of columns with the tile between them, (k, n, l, m), in the upper triangle."""
+        """Blocks of rows and of columns with their tile, (k, n, l, m), in the upper triangle."""
         blocks = self._blocks()
         per_group = max(1, HELD_BYTES // CHUNK_BYTES - 1) if len(blocks) > 1 else 1
         for start in self.progress(range(0, len(blocks), per_group)):
@@ -201,7 +201,7 @@ class FisherMatrix:
         return product(p, p.sqrt(), vectors)
 
     def _at(self) -> Iterator[tuple[slice, Point]]:
-        """Every chunk with its forward pass, kept for the next product where all of them fit."""
+        """Every chunk with its forward pass, cached for the next product if all fit into memory."""
         n = len(self.X)
         chunks = _ranges(0, n, self.samples)
         if self._points is not None:
@@ -223,7 +223,7 @@ def _ranges(start: int, stop: int, step: int) -> list[slice]:
 
 
 def _pair(a: Block, left: SampleGradients, b: Block, right: SampleGradients) -> Iterator[tuple[Block, Block, Tensor]]:
-    """Tiles between two blocks: a few classes at once, all layers inside a tile."""
+    """Tiles between two blocks: a few classes at once, summed over all layers."""
     step = max(1, TILE_ROWS // max(a[1].stop - a[1].start, b[1].stop - b[1].start))
     shared = [_kernel(f, g) for f, g in zip(left, right, strict=True)]
     for k in _ranges(a[0].start, a[0].stop, step):
@@ -233,7 +233,7 @@ def _pair(a: Block, left: SampleGradients, b: Block, right: SampleGradients) -> 
 
 
 def _within(classes: slice, block: Block) -> slice:
-    """Where classes stand among those of a block."""
+    """The position of classes among those of a block."""
     return slice(classes.start - block[0].start, classes.stop - block[0].start)
 
 
@@ -258,7 +258,7 @@ def _tile(left: SampleGradients, right: SampleGradients, shared: list[Tensor | N
 
 
 def _add_outer(total: Tensor | None, u: Tensor, v: Tensor, kernel: Tensor) -> Tensor:
-    """Add sum over positions of (u . v) (right . right'), u being (k, n, S, a)."""
+    """Add sum over positions of (u . v) (right . right'), with u of shape (k, n, S, a)."""
     shape = (*u.shape[:3], *v.shape[:3])
     inner = (u.flatten(0, 2) @ v.flatten(0, 2).T).reshape(shape)
     if math.prod(kernel.shape[1::2]) == 1:

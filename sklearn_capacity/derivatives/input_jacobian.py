@@ -1,4 +1,4 @@
-"""Rows of the input-output Jacobian; the penalties and the measures both stand on them."""
+"""Rows of the input-output Jacobian, for penalties and measures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OUTPUTS = ("logits", "softmax")
 
 
 def apply_output(logits: Tensor, output: str) -> Tensor:
-    """The function whose Jacobian is meant: the logits themselves or their softmax."""
+    """The function whose Jacobian is taken: the logits or their softmax."""
     return logits.softmax(dim=1) if output == "softmax" else logits
 
 
@@ -34,12 +34,12 @@ def jacobian_products(
     function : callable, (n, ...) -> (n, C)
         Must treat its samples independently (no batch statistics).
     X : Tensor of shape (n, ...)
-    vectors : Tensor of shape (k, C) or (k, n, C), or a callable that makes it, default=None
-        None stands for the C unit vectors, which yield the rows of J. A callable gets the values
-        of shape (n, C), so that it knows C without another forward pass; it may make the vectors one by one.
+    vectors : Tensor of shape (k, C) or (k, n, C), or a callable that returns it, default=None
+        None stands for the C unit vectors, which yield the rows of J. A callable receives the values of shape
+        (n, C), so that C is known without another forward pass; it may yield the vectors one by one.
     output : "logits" or "softmax"
     create_graph : bool
-        Whether the products are to be differentiated with respect to the parameters.
+        Whether the products will be differentiated with respect to the parameters.
 
     Yields
     ------
@@ -57,7 +57,7 @@ def jacobian_products(
             directions = directions[:, None, :].expand(-1, len(values), -1)
     coming = iter(directions)
     vector = next(coming, None)
-    while vector is not None:  # in the caller's mode, which a generator would change for as long as it lives
+    while vector is not None:  # not in a context, which a generator would leave active in the caller
         following = next(coming, None)
         retain = create_graph or following is not None
         (row,) = torch.autograd.grad(values, X, vector, create_graph=create_graph, retain_graph=retain)
@@ -68,7 +68,7 @@ def jacobian_products(
 def gram_product(function: Callable[[Tensor], Tensor], X: Tensor) -> Callable[[Tensor], Tensor]:
     """The map v -> J(x) J(x)^T v of every sample, without forming a row of J.
 
-    Two backward passes per product, the second through the graph of the first, which is built once.
+    Each product takes two backward passes, the second through the graph of the first, which is built once.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
-"""Products with the input-output Jacobian by a chain of matrices through masks, without autograd.
+"""Products with the input-output Jacobian by sweeps through a linearised network, without autograd.
 
-A network is linearised once at a batch (`linearize`). Then ``v^T J`` is one walk backwards through the transposed
-operators (`pull`) and ``J t`` one walk forwards (`push`). The derivative of ``R = 1/2 |v^T J|^2`` with respect to a
+A network is linearised once at a batch (`linearize`). Then ``v^T J`` is one backward sweep through the transposed
+operators (`pull`) and ``J t`` one forward sweep (`push`). The derivative of ``R = 1/2 |v^T J|^2`` with respect to a
 weight needs both: with ``t = J^T v`` pushed forward, ``dR / dW_l = g_l t_{l-1}^T`` for cotangents g_l and tangents
-t_{l-1} of layer l. So a penalty on Jacobians is three sweeps per direction, and no graph of a graph is kept.
+t_{l-1} of layer l. So a penalty on Jacobians takes three sweeps per direction and stores no graph of a graph.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from .sweep_rules import ADJOINT, FRESH, TANGENT, Selection, Tape, bend
 
 __all__ = ["chain_refusal", "jacobian_rows", "linearize", "pull", "push", "stacks"]
 
-#: Called with a node, the cotangent of its output and what it adds to that of its input.
+#: called with a node, the cotangent of its output, and its contribution to the cotangent of its input
 Keep = Callable[[Node, Tensor, Tensor], "bool | None"]
 
-#: Windows with more places keep indices.
+#: larger pooling windows store indices
 LARGEST_TILE = 16
-#: Operators whose cotangents are views of what they get.
+#: operators whose cotangents are views of the incoming ones
 ALIASES = ("view", "permute")
 
 
 def chain_refusal(graph: NetworkGraph) -> str | None:
-    """Why the chain does not apply to the graph, or None if it does."""
+    """The reason why the chain does not apply to the graph, or None if it does."""
     for node in graph.nodes:
         if node.op != "input" and node.op not in ADJOINT:
             return str(node.refuse("The Jacobian chain"))
@@ -42,10 +42,10 @@ def chain_refusal(graph: NetworkGraph) -> str | None:
 
 
 def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., Tensor]] | None = None) -> Tape:
-    """Run the network and keep what its Jacobians need; `rules` replace those of operators.
+    """Run the network and store what its Jacobians need; `rules` override those of operators.
 
-    Differentiable: logits and smooth pre-activations carry a graph where gradients are enabled and the weights
-    require them; slopes and selections are constants.
+    The result is differentiable: logits and smooth pre-activations carry a graph if gradients are enabled and the
+    weights require them; slopes and selections are constants.
     """
     X = channels_last(X)
     tape = Tape(graph, X)
@@ -55,7 +55,7 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
         row, args = activation_of(node)
         y = channels_last(row.value(z, *args))
         with torch.no_grad():
-            # The rectifier's slope is its output's sign: one pass over what the cache holds.
+            # The rectifier's slope is its output's sign: one pass over data in the cache.
             tape.slopes[node.name] = y.sign() if node.params["kind"] == "relu" else row.derivative(z, *args)
         if not row.piecewise_linear:
             tape.smooth[node.name] = z
@@ -66,7 +66,7 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
     def max_pool(node: Node, x: Tensor) -> Tensor:
         y, indices = pool_indices(node, x)
         before = node.inputs[0]
-        # A rectifier that only the pooling reads has its slopes taken over by the pooling's masks: one product less.
+        # If only the pooling reads a rectifier, the pooling's masks include its slopes, which saves one product.
         constant = before in tape.slopes and before not in tape.smooth and graph[before].weight is None
         joined = constant and len(readers[before]) == 1
         masks = _masks(node, x, indices, tape.slopes[before] if joined else None)
@@ -84,12 +84,12 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
 
 
 def _masks(node: Node, x: Tensor, indices: Tensor, slope: Tensor | None) -> list[tuple[tuple[slice, ...], Tensor]]:
-    """A tiling max-pooling as one mask for every place in its windows, with the slope of what stands before it."""
+    """A tiling max-pooling as one mask per position in its windows, times the slope of the preceding activation."""
     p = node.params
     plain = not any(p["padding"]) and set(p["dilation"]) == {1} and not p["ceil_mode"]
     if not plain or p["kernel"] != p["stride"] or math.prod(p["kernel"]) > LARGEST_TILE:
         return []
-    places = torch.arange(x.shape[2:].numel(), device=x.device).reshape(x.shape[2:])  # (*side), as `indices` count
+    places = torch.arange(x.shape[2:].numel(), device=x.device).reshape(x.shape[2:])  # (*side), as counted by `indices`
     out = []
     for offset in itertools.product(*(range(k) for k in p["kernel"])):
         parts = zip(offset, p["kernel"], indices.shape[2:], strict=True)
@@ -106,10 +106,10 @@ def pull(tape: Tape, vectors: Tensor, keep: Keep | None = None) -> Tensor:
     ----------
     tape : Tape
     vectors : Tensor of shape (k n, C)
-        k blocks of one direction per sample.
+        k blocks with one direction per sample.
     keep : callable(node, g, contribution), default=None
-        Called at weights and smooth activations with the cotangent g of the node's output and what it adds to the
-        cotangent of its input. g stays as it is; the contribution may change after the call, unless it returns True.
+        Called at weights and smooth activations with the cotangent g of the node's output and the contribution to the
+        cotangent of its input. g stays unchanged; the contribution may change after the call, unless it returns True.
 
     Returns
     -------
@@ -119,19 +119,19 @@ def pull(tape: Tape, vectors: Tensor, keep: Keep | None = None) -> Tensor:
 
 
 class _BackwardSweep:
-    """One walk back through the transposed operators.
+    """One backward sweep through the transposed operators.
 
-    The cotangent of a node s is the sum over those that read it, ``g_s = sum_r (dr/ds)^T g_r``, and each r contributes
-    its summand when the walk passes r. Element-wise operators cost a pass over memory and little else, so sums and
-    slopes are written in place, where nobody else holds the tensor: not the caller, whose `vectors` come in; not
-    another node, to which an addition hands the same cotangent; not `keep`.
+    The cotangent of a node s is the sum over its readers r, ``g_s = sum_r (dr/ds)^T g_r``; each r contributes its term
+    when the sweep passes r. Element-wise operators cost little more than a pass over memory, so sums and slopes are
+    written in place if nothing else refers to the tensor: neither the caller, who passes `vectors`; nor another node,
+    which receives the same cotangent from an addition; nor `keep`.
 
     Attributes
     ----------
     cotangents : dict of node name to Tensor of shape (k n, *node.shape)
-        Sums so far, of nodes that the walk has yet to pass.
+        Partial sums of nodes that the sweep has not passed yet.
     exclusive : set of str
-        Those that only the walk holds.
+        Nodes whose cotangent only the sweep refers to.
     """
 
     def __init__(self, tape: Tape, vectors: Tensor, keep: Keep | None) -> None:
@@ -146,7 +146,7 @@ class _BackwardSweep:
         return self.cotangents[self.tape.graph.input.name]
 
     def _pass(self, node: Node) -> None:
-        g = self.cotangents.pop(node.name)  # (k n, *node.shape); complete, as all that read the node come after it
+        g = self.cotangents.pop(node.name)  # (k n, *node.shape); complete, since all readers of the node come after it
         parts, exclusive = self._contributions(node, g)
         if self.keep is not None and (node.weight is not None or node.name in self.tape.smooth):
             exclusive = not self.keep(node, g, parts[0]) and exclusive
@@ -154,7 +154,7 @@ class _BackwardSweep:
             self._add(name, part, exclusive)
 
     def _contributions(self, node: Node, g: Tensor) -> tuple[tuple[Tensor, ...], bool]:
-        """What the node adds to the cotangent of each input, (k n, *shape), and whether nobody else holds it."""
+        """The node's contributions to its inputs' cotangents, (k n, *shape), and whether only the sweep has them."""
         given_up = node.name in self.exclusive
         if node.op == "activation" and given_up and node.name not in self.tape.smooth and node.weight is None:
             return (bend(self.tape, node, g, in_place=True),), True
@@ -179,7 +179,7 @@ def push(tape: Tape, tangents: Tensor, keep: Callable[[Node, Tensor], None], sto
     keep : callable(node, t)
         Called at weights and smooth activations with the tangent of the node's input.
     stop : str, default=None
-        Name of a node whose output nobody wants; the walk ends there and returns None.
+        Name of a node whose output is not needed; the sweep ends there and returns None.
     """
     graph = tape.graph
     readers = {name: len(nodes) for name, nodes in graph.consumers().items()}
@@ -203,10 +203,10 @@ def push(tape: Tape, tangents: Tensor, keep: Callable[[Node, Tensor], None], sto
 
 
 def stacks(graph: NetworkGraph, n_samples: int, like: Tensor) -> tuple[int, int]:
-    """How many samples to take at a time, and how many directions to stack on them, on the device of `like`.
+    """The number of samples per stack, and of directions stacked on them, for the device of `like`.
 
-    On a CPU so many that the largest tensor stays in the cache, where element-wise operators cost little; on a GPU so
-    many that all tensors together take a share of its memory.
+    On a CPU, the largest tensor should stay in the cache, where element-wise operators are cheap; on a GPU, all tensors
+    together may take a share of its memory.
     """
     sizes = [math.prod(node.shape) * like.element_size() for node in graph.nodes]
     if like.device.type == "cuda":
@@ -251,8 +251,8 @@ def jacobian_rows(graph: NetworkGraph, X: Tensor, vectors: Tensor | None = None)
     return rows
 
 
-#: Bytes of the largest tensor in a stack: with 3 MB an exact penalty on ResNet-20 took 10.5 to 12.3 plain steps, with
-#: 1.5 MB 9.0 to 10.3, with 1 MB 10.2 to 11.6; an MLP and a small convolutional network hardly tell them apart.
+#: Bytes of the largest tensor in a stack. With 3 MB an exact penalty on ResNet-20 took 10.5 to 12.3 plain steps, with
+#: 1.5 MB 9.0 to 10.3, with 1 MB 10.2 to 11.6; for an MLP and a small convolutional network it hardly matters.
 STACK_BYTES = 3 << 19
-#: Part of the memory of a GPU that the values of one stack may take; two sweeps keep theirs at once.
+#: Divisor of a GPU's memory that gives the budget of one stack; two sweeps hold their values at once.
 GPU_SHARE = 16

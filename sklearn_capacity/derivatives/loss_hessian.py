@@ -1,4 +1,4 @@
-"""Gradient and Hessian of a loss in the parameters, the Hessian by its products with vectors."""
+"""Gradient of a loss with respect to the parameters, and products with its Hessian."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ __all__ = ["LossHessian"]
 class LossHessian:
     """First and second derivatives of a mean of sample losses at some parameters.
 
-    The second derivative is that of automatic differentiation: at the kink of a rectifier, of max pooling or of an
-    absolute value, which data meet with probability 0, it is that of one of the sides, so the curvature is the one
-    almost everywhere. What lies in the kinks themselves (a step of the gradient) is not seen.
+    The second derivative is that of automatic differentiation: at a kink of a rectifier, of max pooling or of an
+    absolute value, which data hit with probability 0, it is that of one side, so the curvature is the one that holds
+    almost everywhere. Contributions of the kinks themselves (jumps of the gradient) are not included.
 
     Parameters
     ----------
     loss : callable of (list of Tensor, *samples)
-        Sum of the losses of some samples, a function of tensors in place of the parameters.
+        Sum of the losses of some samples, as a function of tensors that replace the parameters.
     parameters : sequence of Tensor
-        Of one dtype on one device; never changed.
+        All of one dtype on one device; never modified.
     in_chunks : callable
-        Calls a function on consecutive chunks of the samples, smaller ones if memory runs out: `Batch.map` with data.
+        Calls a function on consecutive chunks of the samples, smaller ones if memory runs out, like `Batch.map`.
     n_samples : int
 
     Attributes
     ----------
     size : int
-        Number of parameters P, the rows of the Hessian.
+        Number P of parameters, and of rows of the Hessian.
     dtype, device
-        Those of the parameters.
+        Dtype and device of the parameters.
 
     Examples
     --------
@@ -62,7 +62,7 @@ class LossHessian:
         self._sizes = [p.numel() for p in parameters]
         self.size = sum(self._sizes)
         self.dtype, self.device = self._points[0].dtype, self._points[0].device
-        # Where all samples fit at once, the graph of their gradient serves every product.
+        # If all samples fit into memory at once, the graph of their gradient is reused by every product.
         self._kept: Sequence[Tensor | None] | None = None
 
     def gradient(self) -> Tensor:
@@ -80,7 +80,7 @@ class LossHessian:
         return self.products(direction[:, None])[:, 0]
 
     def products(self, directions: Tensor) -> Tensor:
-        """Hessian times every column of a matrix of shape (P, k), in float64; the gradient is formed once for all."""
+        """Hessian times every column of a matrix of shape (P, k), in float64; all columns share one gradient."""
         columns = [self._split(direction) for direction in directions.T]
 
         def on_chunk(*samples: Tensor) -> list[Tensor]:
@@ -93,7 +93,7 @@ class LossHessian:
         total = torch.zeros(n_rows, self.size, dtype=torch.float64, device=self.device)
 
         def add(*samples: Tensor) -> None:
-            # Added last and in place, so that a chunk that memory had no room for has added nothing.
+            # Added last and in place, so that a chunk that ran out of memory has added nothing.
             for row, part in zip(total, on_chunk(*samples), strict=True):
                 row.add_(part)
 
@@ -101,7 +101,7 @@ class LossHessian:
         return total.div_(self._n_samples)
 
     def _gradients(self, samples: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        """Gradients of the sum of the losses of some samples, to be differentiated again."""
+        """Gradients of the summed losses of some samples, which can be differentiated again."""
         whole = len(samples[0]) == self._n_samples
         if whole and self._kept is not None:
             return self._kept
@@ -114,14 +114,14 @@ class LossHessian:
         return gradients
 
     def _along(self, gradients: Sequence[Tensor | None], column: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        """H v = d<g, v>/dw, since the Hessian is its own transpose."""
+        """H v = d<g, v>/dw, since the Hessian is symmetric."""
         pairs = [(g, v) for g, v in zip(gradients, column, strict=True) if g is not None]
         return self._derived([g for g, _ in pairs], [v for _, v in pairs], retain_graph=True)
 
     def _derived(
         self, values: Sequence[Tensor], along: Sequence[Tensor | None], **options: bool
     ) -> Sequence[Tensor | None]:
-        """Gradient of the values that move, each along its own vector; None for what moves none of them."""
+        """Gradient of the inner products of values and vectors; None for parameters that no value depends on."""
         moved = [(value, v) for value, v in zip(values, along, strict=True) if value.requires_grad]
         if not moved:
             return [None] * len(self._points)

@@ -1,4 +1,4 @@
-"""The mode and the precision in which a penalty sees a module."""
+"""The mode and the precision in which a penalty evaluates a module."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def in_full_precision(penalty: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if not autocasts(X):
             return penalty(function, X, *args, **options)
         device = X.device.type
-        try:  # by C code, since an interrupt may come before `torch.autocast` has begun to end
+        try:  # entered in C code, since an interrupt may come before `torch.autocast` can exit
             torch.set_autocast_enabled(device, False)
             return penalty(function, X, *args, **options)
         finally:
@@ -41,11 +41,11 @@ def in_full_precision(penalty: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @contextmanager
 def evaluating(function: Any) -> Iterator[None]:
-    """Put a module into eval mode for a while and give each submodule its own flag back.
+    """Switch a module to eval mode within the context, and restore the flag of each submodule.
 
-    Under batch statistics a sample's output depends on its neighbours, and the Jacobian of one
-    sample is not defined: up to 89 % of a penalty's gradient was wrong. A callable that is no
-    module keeps its mode. Attention takes the kernel that can be differentiated twice.
+    With batch statistics, a sample's output depends on the other samples, so the Jacobian of one sample is not defined:
+    up to 89 % of a penalty's gradient was wrong. A callable that is not a module keeps its mode. Attention uses a
+    kernel that can be differentiated twice.
     """
     training = [m for m in function.modules() if m.training] if isinstance(function, nn.Module) else []
     try:
@@ -57,5 +57,5 @@ def evaluating(function: Any) -> Iterator[None]:
 
 
 def _set_training(modules: list[nn.Module], training: bool) -> None:
-    for module in modules:  # flags, not train(): a user's train() may refuse frozen parts
+    for module in modules:  # sets flags instead of calling train(), which a user may override for frozen parts
         module.training = training

@@ -1,4 +1,4 @@
-"""The parameter vector theta of a graph: which tensors it holds, and which nodes use one and the same."""
+"""The parameter vector theta of a graph: its tensors, and the nodes that use each of them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["ParameterGroup", "Use", "parameter_groups", "root"]
 
 @dataclass(frozen=True)
 class Use:
-    """One place where a node reads a parameter.
+    """One use of a parameter by a node.
 
     Attributes
     ----------
     node : Node
     part : "weight", "bias", or the position among the arguments of an operator without a rule
     index : Tensor of int64 or None
-        Position of each of its elements in the group's vector; None where they stand in order.
+        Position of each of its elements in the group's vector; None if they are in order.
     """
 
     node: Node
@@ -39,14 +39,14 @@ class Use:
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """A stretch of theta: one folded trainable tensor, with all its uses."""
+    """A segment of theta: one folded trainable tensor with all its uses."""
 
     uses: tuple[Use, ...]
     size: int
 
     @property
     def values(self) -> Tensor:
-        """The stretch itself, as one vector."""
+        """The values of the segment, as one vector."""
         if self.plain:
             return self.uses[0].tensor.flatten()
         vector = self.uses[0].tensor.new_zeros(self.size)
@@ -57,7 +57,7 @@ class ParameterGroup:
 
     @property
     def plain(self) -> bool:
-        """Whether every use reads the tensor as it is, and not through a transpose or a slice."""
+        """Whether every use reads the tensor directly, not through a transpose or a slice."""
         return all(use.index is None for use in self.uses)
 
 
@@ -68,20 +68,20 @@ def parameter_groups(graph: NetworkGraph, *, without_rule: bool = False) -> tupl
     ----------
     graph : NetworkGraph
     without_rule : bool, default=False
-        Whether the parameters of operators without a rule (layer norm) belong to them, too.
+        Whether to include the parameters of operators without a rule (layer norm).
 
-    Uses are tied where they read one parameter, perhaps through views of it (a transpose, slices), or where what was
-    computed from the same parameters (a normalised weight) is equal.
+    Uses are tied if they read one parameter, possibly through views of it (a transpose, slices), or if tensors computed
+    from the same parameters (a normalised weight) are equal.
 
     Raises
     ------
     UnsupportedLayerError
-        If an operator without a rule has parameters, unless `without_rule`.
+        If an operator without a rule has parameters and `without_rule` is false.
     """
     families: list[list[Use]] = []
     for node in graph.nodes:
         if node.op == "opaque" and node.params["trained"] and not without_rule:
-            raise node.refuse("The vector of folded parameters", "it has parameters, and there is no rule for it.")
+            raise node.refuse("The vector of folded parameters", "it has parameters, but there is no rule for it.")
         for part, bound in node.tensors().items():
             if not bound.trainable:
                 continue
@@ -95,7 +95,7 @@ def parameter_groups(graph: NetworkGraph, *, without_rule: bool = False) -> tupl
 
 
 def root(tensor: Tensor) -> Tensor:
-    """The tensor that a view shows, or the tensor itself."""
+    """The base tensor of a view, or the tensor itself."""
     return tensor if tensor._base is None else tensor._base
 
 
@@ -108,11 +108,11 @@ def _related(a: Use, b: Use) -> bool:
 
 
 def _groups(family: list[Use]) -> list[ParameterGroup]:
-    """One group if all uses read alike; else one for each set of uses that overlap in memory."""
+    """One group if all uses read the same elements in order; else one per set of uses that overlap in memory."""
     first = family[0].tensor
     layouts = {(u.tensor.shape, u.tensor.stride(), u.tensor.storage_offset()) for u in family}
     repeats = any(step == 0 and n > 1 for step, n in zip(first.stride(), first.shape, strict=True))
-    computed = root(first) is not root(family[-1].tensor)  # equal tensors, each computed anew: no memory in common
+    computed = root(first) is not root(family[-1].tensor)  # equal tensors without shared memory
     if computed or (len(layouts) == 1 and not repeats):
         return [ParameterGroup(tuple(family), first.numel())]
     places = [_places(use.tensor) for use in family]  # each (numel,), int64
@@ -120,10 +120,10 @@ def _groups(family: list[Use]) -> list[ParameterGroup]:
 
 
 def _overlapping(places: list[Tensor]) -> list[list[int]]:
-    """Indices of the uses, in sets that are joined by common places in memory.
+    """Indices of the uses, grouped into sets that share memory locations.
 
-    A union-find: each use points towards the representative of its set, and the first use of a place is where all
-    later uses of that place are joined.
+    A union-find: each use points towards the representative of its set, and later uses of a memory location join the
+    set of its first use.
     """
     parent = list(range(len(places)))
 
@@ -143,16 +143,16 @@ def _overlapping(places: list[Tensor]) -> list[list[int]]:
 
 
 def _group_of(uses: list[Use], places: list[Tensor]) -> ParameterGroup:
-    """One group: its vector holds every place that a use reads once, in the order of memory."""
+    """One group: its vector contains every memory location of its uses once, in memory order."""
     memory = torch.cat(places).unique()  # (size,), ascending
-    if len(uses) == 1 and len(places[0]) == len(memory):  # reads each place once: its own order will do
+    if len(uses) == 1 and len(places[0]) == len(memory):  # reads each location once, so its own order suffices
         return ParameterGroup(tuple(uses), len(memory))
     indexed = [Use(u.node, u.part, torch.searchsorted(memory, place)) for u, place in zip(uses, places, strict=True)]
     return ParameterGroup(tuple(indexed), len(memory))
 
 
 def _places(tensor: Tensor) -> Tensor:
-    """Where the elements of a view lie in the memory of what it views."""
+    """The memory offsets of a view's elements in its base."""
     steps = zip(tensor.shape, tensor.stride(), strict=True)
     last = int(tensor.storage_offset()) + sum((int(n) - 1) * int(step) for n, step in steps)
     memory = torch.arange(last + 1, device="cpu")

@@ -1,4 +1,4 @@
-"""The Jacobian of the logits in the parameters: products with it, its transpose, and its rows sample by sample."""
+"""The Jacobian of the logits with respect to the parameters: products with it and its transpose, and its rows."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = ["AutogradJacobian", "GraphJacobian", "ParameterJacobian", "Point", "p
 
 
 class Point(ABC):
-    """The Jacobian of n samples at the present parameters; `logits` is of shape (n, C)."""
+    """The Jacobian of n samples at the current parameters; `logits` has shape (n, C)."""
 
     logits: Tensor
 
     @abstractmethod
     def gradients(self, cotangents: Tensor) -> SampleGradients:
-        """Gradient of <c, f(x_i)> for every sample and each of its cotangents, given as (K, n, C)."""
+        """Gradients of <c, f(x_i)> for every sample and each of its cotangents c, of shape (K, n, C)."""
 
     @abstractmethod
     def squared_norms(self, cotangents: Tensor) -> Tensor:
@@ -44,16 +44,16 @@ class Point(ABC):
 
 
 class ParameterJacobian(ABC):
-    """The Jacobian of a network's logits in its parameters.
+    """The Jacobian of a network's logits with respect to its parameters.
 
     Attributes
     ----------
     sizes : tuple of int
-        Parameters in every group; `size` is their sum P.
+        Number of parameters in every group; `size` is their sum P.
     labels : tuple of str
         The layer of every entry that `Point.gradients` returns; "" is the whole network.
     way : str
-        How it is computed, for reports.
+        Method of computation, for reports.
     """
 
     sizes: tuple[int, ...]
@@ -66,24 +66,24 @@ class ParameterJacobian(ABC):
 
     @abstractmethod
     def at(self, X: Tensor) -> Point:
-        """Everything about a chunk of samples, from one forward pass."""
+        """The Jacobian of a chunk of samples, from one forward pass."""
 
     @property
     @abstractmethod
     def floats_per_point(self) -> int:
-        """Numbers that a `Point` keeps for one sample."""
+        """Number of floats that a `Point` stores per sample."""
 
     @abstractmethod
     def floats_per_sample(self, n_cotangents: int) -> int:
-        """Numbers that `Point.gradients` returns for one sample."""
+        """Number of floats that `Point.gradients` returns per sample."""
 
     def floats_at_work(self, n_cotangents: int) -> int:
-        """Numbers that `Point.gradients` holds for one sample before it returns."""
+        """Peak number of floats per sample in `Point.gradients`."""
         return self.floats_per_sample(n_cotangents)
 
 
 def parameter_jacobian(network: Network) -> ParameterJacobian:
-    """The Jacobian in the folded parameters, or in the raw ones where the module has no graph and both are the same.
+    """The Jacobian with respect to the folded parameters, or the raw ones if the module has no graph and both agree.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def parameter_jacobian(network: Network) -> ParameterJacobian:
     Raises
     ------
     UnsupportedLayerError
-        If neither is possible: no graph, and batch norm or a parametrisation.
+        If neither is possible: there is no graph, but batch norm or a parametrisation.
     """
 
     def build() -> ParameterJacobian:
@@ -105,7 +105,7 @@ def parameter_jacobian(network: Network) -> ParameterJacobian:
 
 
 class GraphJacobian(ParameterJacobian):
-    """In the folded parameters of a graph, tied tensors once; a one-logit model has the parameters of its one logit."""
+    """With respect to a graph's folded parameters, tied tensors once; a one-logit model has those of its one logit."""
 
     way = "graph"
 
@@ -137,7 +137,7 @@ class GraphJacobian(ParameterJacobian):
     def floats_at_work(self, n_cotangents: int) -> int:
         nodes = {use.node.name: use.node for group in self.groups for use in group.uses}.values()
         deltas = sum(math.prod(node.shape) for node in nodes)
-        windows = [  # the positions of a convolution times what it reads at each
+        windows = [  # the positions of a convolution times the size of its window
             math.prod(node.shape[1:]) * node.weight[0].numel()
             for node in nodes
             if node.op in ("conv", "conv_transpose") and node.weight is not None
@@ -182,7 +182,7 @@ class _GraphPoint(Point):
 
 
 class AutogradJacobian(ParameterJacobian):
-    """In the parameter vector of a network by automatic differentiation of the network as a function of it."""
+    """With respect to a network's parameter vector, by automatic differentiation."""
 
     way = "autograd"
     labels = ("",)
@@ -236,7 +236,7 @@ class _AutogradPoint(Point):
         return total
 
     def _sample_gradients(self, cotangents: Tensor) -> Iterator[Iterator[list[Tensor]]]:
-        """For each sample, its gradient for each cotangent: nothing is formed for the other samples."""
+        """For each sample, its gradient for each cotangent, one sample at a time."""
         for i in range(len(self.X)):
             with torch.enable_grad():
                 logits = self.forward(self.X[i : i + 1])

@@ -1,4 +1,4 @@
-"""The network at its parameters as a linear map: its forward pass kept, gradients pulled back, directions pushed on."""
+"""The network as a linear map of its parameters: a stored forward pass, backward and forward products."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .parameter_tangent import activation_tangent, opaque_tangent, shaped_bias, 
 
 __all__ = ["Linearization"]
 
-#: Name of a node and part of it, as `Use` has them.
+#: a node's name and part, as in `Use`
 Place = tuple[str, str | int]
 
 
 class Linearization:
-    """One forward pass of a chunk of samples, to be differentiated as often as wanted.
+    """One forward pass of a chunk of samples that can be differentiated any number of times.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class Linearization:
     ----------
     logits : Tensor of shape (n, C)
     inputs : dict of node name to Tensor
-        What every trained node reads, one row per sample.
+        Input of every trained node, one row per sample.
     """
 
     def __init__(self, graph: NetworkGraph, X: Tensor):
@@ -71,7 +71,7 @@ class Linearization:
         return self._pull(self._outputs, cotangent)
 
     def gradient(self, cotangent: Tensor) -> dict[Place, Tensor]:
-        """Gradient of sum_i <cotangent_i, f(x_i)> with respect to every trained tensor at every use of it."""
+        """Gradient of sum_i <cotangent_i, f(x_i)> with respect to every use of every trained tensor."""
         return self._pull(self._leaves, cotangent)
 
     def _pull(self, points: Mapping[Any, Tensor], cotangent: Tensor) -> dict[Any, Tensor]:
@@ -88,7 +88,7 @@ class Linearization:
 
     @torch.no_grad()
     def push(self, direction: Mapping[Place, Tensor]) -> Tensor:
-        """Derivative of the logits along a direction, which names a tensor for every use that moves; (n, C)."""
+        """Derivative of the logits along a direction, given as a tensor for every use that varies; (n, C)."""
 
         def affine(node: Node, dx: Tensor | None) -> Tensor | None:
             moved = None if dx is None else apply_linear(node, dx, node.weight, None)

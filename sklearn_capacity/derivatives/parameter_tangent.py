@@ -17,16 +17,16 @@ from .double_backward import pushed_forward, twice_differentiable
 
 __all__ = ["activation_tangent", "opaque_tangent", "parameter_tangent", "shaped_bias", "slope_tangent"]
 
-#: A value x and its derivative dx along theta. A number c stands for dx = c x: that is how a rectifier network starts
-#: (lemma 2.1 of [FR]), and it costs nothing to carry on.
+#: A value x and its derivative dx along theta. A float c stands for dx = c x: rectifier networks start in this way
+#: (lemma 2.1 of [FR]), and propagating c costs nothing.
 Pair = tuple[Tensor, Tensor | float]
 
 
 def parameter_tangent(graph: NetworkGraph, X: Tensor, *, biases: bool = True) -> tuple[Tensor, Tensor]:
-    """Logits f and u = J_theta f . theta, each (n, C), theta being the folded trainable parameters.
+    """Logits f and u = J_theta f . theta, each (n, C), with theta the folded trainable parameters.
 
-    A layer's own part of the tangent is its output once more, so a layer W h + b with incoming tangent dh gives
-    W (h + dh) + b: two applications per layer, and one where dh = c h, since then it is (1 + c) (W h + b) - c b. No
+    A layer's own part of the tangent is its output again, so a layer W h + b with incoming tangent dh gives W (h + dh)
+    + b: two applications per layer, and only one if dh = c h, since the result is then (1 + c) (W h + b) - c b. No
     gradient is ever stored.
 
     Parameters
@@ -34,7 +34,7 @@ def parameter_tangent(graph: NetworkGraph, X: Tensor, *, biases: bool = True) ->
     graph : NetworkGraph
     X : Tensor of shape (n, ...)
     biases : bool, default=True
-        Whether biases, shifts, scales and slopes of activations belong to theta, or weight matrices and kernels only.
+        Whether theta includes biases, shifts, scales and slopes of activations, or only weight matrices and kernels.
 
     Returns
     -------
@@ -122,7 +122,7 @@ def _max_pool(node: Node, pair: Pair) -> Pair:
 def opaque_tangent(node: Node, xs: Sequence[Any], dxs: Sequence[Any]) -> Any:
     """Derivative of an operator without a rule, by two reverse sweeps over it alone.
 
-    A number c stands for c times the value; an operator with several results gets a list with one entry for each.
+    A float c stands for c times the value; an operator with several results has a list with one entry per result.
     """
     if node.params["function"] is operator.getitem:
         return dxs[0] if isinstance(dxs[0], float) else dxs[0][node.params["leaves"][1]]
@@ -147,7 +147,7 @@ def _directional(value: Any, points: list[Tensor], along: list[Tensor]) -> Tenso
 
 def _opaque(node: Node, *pairs: Pair) -> Pair:
     if node.params["trained"]:
-        raise node.refuse("A parameter tangent", "it has parameters, and there is no rule for it.")
+        raise node.refuse("A parameter tangent", "it has parameters, but there is no rule for it.")
     xs, dxs = [x for x, _ in pairs], [dx for _, dx in pairs]
     return EVALUATE["opaque"](node, *xs), opaque_tangent(node, xs, dxs)
 

@@ -1,4 +1,4 @@
-"""What a network does with each of its parameters: multiply by a matrix, or scale and shift entry by entry."""
+"""How a network uses each parameter: in a matrix product, or to scale and shift entries."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from .parameter_vector import ParameterVector
 
 __all__ = ["which_are_weights"]
 
-#: Matrix products that add their first argument.
+#: matrix products that add their first argument
 _ADDING = ("addmm", "addmv", "baddbmm", "addbmm", "addr")
 #: Products with a vector.
 _VECTORS = ("mv", "addmv", "dot")
-#: Operators that scale, shift or place entries, though torch does not tag them as pointwise: parts of their names.
+#: Operators that scale, shift or place entries, although torch does not tag them as pointwise: parts of their names.
 _ENTRYWISE = ("norm", "prelu", "cat", "stack", "copy", "index_put", "scatter")
 
 
 def which_are_weights(vector: ParameterVector, X: Tensor) -> list[bool]:
-    """For every tensor of theta, whether it meets the data in a matrix product, a convolution or a look-up.
+    """For every tensor of theta, whether it is combined with data in a matrix product, a convolution or a look-up.
 
-    The others scale or shift, whatever their shapes: a scale of shape (C, 1, 1) looks like a kernel, and only its use
-    tells it apart. A tensor used both ways is a weight.
+    All others scale or shift, whatever their shapes: a scale of shape (C, 1, 1) looks like a kernel, and only its use
+    shows the difference. A tensor used in both ways is a weight.
 
     Parameters
     ----------
     vector : ParameterVector
     X : Tensor of shape (n, ...)
-        One sample is enough; operators are run on all of them.
+        One sample is enough; operators run on all samples.
     """
     theta = [tensor.detach() for tensor in vector.tensors]
     uses = _Uses(theta, X)
@@ -41,13 +41,13 @@ def which_are_weights(vector: ParameterVector, X: Tensor) -> list[bool]:
 
 
 class _Uses(TorchDispatchMode):
-    """Follows what is computed from parameters alone, to where it meets the data."""
+    """Tracks values computed only from parameters, up to the operators that combine them with data."""
 
     def __init__(self, theta: Sequence[Tensor], X: Tensor):
         super().__init__()
         self.weights: set[int] = set()
-        self._alive: list[Any] = []  # so that no storage is freed, and its address taken again
-        self._sources: dict[int, frozenset[int]] = {}  # parameters behind a storage that no data went into
+        self._alive: list[Any] = []  # so that no storage is freed and its address reused
+        self._sources: dict[int, frozenset[int]] = {}  # the parameters behind a storage without data
         self._data: set[int] = {_storage(X)}
         for i, tensor in enumerate(theta):
             self._sources[_storage(tensor)] = self._sources.get(_storage(tensor), frozenset()) | {i}
@@ -61,7 +61,7 @@ class _Uses(TorchDispatchMode):
             self._meet(func, args, inputs)
             for tensor in results:
                 self._data.add(_storage(tensor))
-                self._sources.pop(_storage(tensor), None)  # where data were added in place
+                self._sources.pop(_storage(tensor), None)  # data were added in place
         else:
             sources = frozenset().union(*(self._sources.get(_storage(tensor), frozenset()) for tensor in inputs))
             for tensor in results:

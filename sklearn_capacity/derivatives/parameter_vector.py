@@ -1,4 +1,4 @@
-"""The parameter vector theta as tensors that can be moved: the folded one of the graph, or the module's raw one."""
+"""The parameter vector theta as tensors that can be replaced: the graph's folded one, or the module's raw one."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _REPARAMETRIZING = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
 class ParameterVector:
     """The trainable parameters, each tied tensor once, and the network as a function of them.
 
-    A one-logit model has the parameters of its one logit z, though [-z/2, z/2] is what is measured: with noise of its
-    own on either half it would be another model.
+    A one-logit model has the parameters of its one logit z, although [-z/2, z/2] is measured: independent noise on the
+    two halves would make another model.
 
     Attributes
     ----------
     tensors : sequence of Tensor
-        Their values; never to be changed.
+        The values; they must not be modified.
     bind : callable
-        Takes tensors of the same shapes and gives the function X -> logits (n, C) that has them in place.
+        Maps tensors of the same shapes to the function X -> logits (n, C) that uses them.
     initial : callable
-        Gives their values before training; raises where these are not known.
+        Returns the values before training; raises if they are unknown.
     names : sequence of str
-        Those of the module's parameters; empty where the vector is the folded one.
+        Names of the module's parameters; empty if the vector is folded.
     """
 
     tensors: Sequence[Tensor]
@@ -48,15 +48,15 @@ class ParameterVector:
 
 
 def parameter_vector(network: Network, *, allow_empty: bool = False) -> ParameterVector:
-    """The folded trainable parameters; the raw ones where the graph cannot tell, and folding would change nothing.
+    """The folded trainable parameters; without a graph the raw ones, if folding would not change them.
 
-    Effective weights stand in it, not the parameters that a normalised weight is computed from. Parameters of operators
-    without a rule (the scale of a layer norm) belong to it as they are.
+    The vector contains effective weights, not the parameters from which a normalised weight is computed. Parameters of
+    operators without a rule (the scale of a layer norm) are included unchanged.
 
     Raises
     ------
     UnsupportedLayerError
-        If neither can be had, or nothing is trained, unless `allow_empty`.
+        If neither is available, or if nothing is trained and `allow_empty` is false.
     """
 
     def find() -> ParameterVector:
@@ -67,21 +67,21 @@ def parameter_vector(network: Network, *, allow_empty: bool = False) -> Paramete
 
     vector = network.once("parameter_vector", find)
     if not vector.tensors and not allow_empty:
-        raise UnsupportedLayerError("The network has no trainable parameters that could be moved.")
+        raise UnsupportedLayerError("The network has no trainable parameters that could vary.")
     return vector
 
 
 def raw_parameter_vector(network: Network, purpose: str) -> ParameterVector:
-    """All trainable parameters of the module as they stand: nothing folded, a normalised weight by what it is made of.
+    """All trainable parameters of the module: not folded, and a normalised weight by its underlying parameters.
 
     Raises
     ------
     NotDefinedError
-        If there is none; the message begins with `purpose`.
+        If there are none; the message begins with `purpose`.
     """
     theta: dict[str, Tensor] = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
     if not theta:
-        raise NotDefinedError(f"{purpose} needs trainable parameters, and the network has none that is not frozen.")
+        raise NotDefinedError(f"{purpose} needs trainable parameters, but the network has none that are not frozen.")
     return _unfolded(network, theta)
 
 
@@ -91,7 +91,7 @@ def _folded(network: Network) -> ParameterVector:
     for group in groups:
         if not group.plain:
             raise group.uses[0].node.refuse(
-                "The vector of folded parameters", "another layer reads the same parameter turned or in part."
+                "The vector of folded parameters", "another layer reads the same parameter transposed or in part."
             )
     order = {node.name: i for i, node in enumerate(graph.nodes)}
     places = [[(order[use.node.name], use.part) for use in group.uses] for group in groups]
@@ -136,20 +136,20 @@ def _unfolded(network: Network, theta: Mapping[str, Tensor]) -> ParameterVector:
 
 
 def _raw_parameters(network: Network, reason: UnsupportedLayerError) -> dict[str, Tensor]:
-    """The trainable parameters that a module uses, where they are the folded ones: no batch norm, no parametrisation.
+    """The trainable parameters that a module uses, if they equal the folded ones: no batch norm, no parametrisation.
 
     Parameters
     ----------
     network : Network
     reason : UnsupportedLayerError
-        Why the folded ones are not available; repeated in the error if these are not either.
+        The reason why the folded ones are not available; repeated in the error if these are not available either.
     """
     theta: dict[str, Tensor] = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
     try:
         _ = network.graph
     except UnsupportedLayerError:
         _check_modules(network, reason)
-        return theta  # which ones are used may depend on the data
+        return theta  # which parameters are used may depend on the data
     _check_weights(network, reason)
     X = torch.zeros(2, *network.input_shape, dtype=network.dtype, device=network.device)
     with torch.enable_grad():
@@ -161,7 +161,7 @@ def _raw_parameters(network: Network, reason: UnsupportedLayerError) -> dict[str
 
 
 def _check_modules(network: Network, reason: UnsupportedLayerError) -> None:
-    """Raise if a module's weights are known to be others than its parameters."""
+    """Raise if a module's weights are known to differ from its parameters."""
     for name, submodule in network.module.named_modules():
         if isinstance(submodule, nn.modules.batchnorm._BatchNorm) or _reparametrized(submodule):
             raise UnsupportedLayerError(
@@ -170,9 +170,9 @@ def _check_modules(network: Network, reason: UnsupportedLayerError) -> None:
 
 
 def _check_weights(network: Network, reason: UnsupportedLayerError) -> None:
-    """Raise if a trained tensor of the graph is computed from parameters, and is neither one itself nor a view of one.
+    """Raise if a trained tensor of the graph is computed from parameters, and is neither a parameter nor a view of one.
 
-    A batch norm computes its scale.
+    This includes a batch norm, which computes its scale.
     """
     parameters = network.tensors()
     with torch.no_grad():
@@ -181,7 +181,7 @@ def _check_weights(network: Network, reason: UnsupportedLayerError) -> None:
     for node in graph.nodes:
         if any(bound.trainable and id(root(bound.tensor)) not in held for bound in node.tensors().values()):
             raise UnsupportedLayerError(
-                f"{reason} Layer `{node.label}` computes its weight from parameters, so those cannot take its place."
+                f"{reason} Layer `{node.label}` computes its weight from parameters, so these cannot replace it."
             ) from reason
 
 

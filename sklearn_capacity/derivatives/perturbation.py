@@ -1,4 +1,4 @@
-"""Weights that move: parameters as views of one flat buffer, random displacements, ascent in a box or in a ball."""
+"""Displacements of the weights: parameters as views of a flat buffer, random noise, ascent in a box or a ball."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ BALLS = ("l2", "linf")
 
 
 class FlatParameters:
-    """A private copy of some tensors as views of one flat buffer, to be moved and put back.
+    """A private copy of some tensors as views of one flat buffer, which can be displaced and restored.
 
-    Noise, bounds and steps are then single operations on a vector, whatever the number of tensors.
+    Noise, bounds and steps are then single operations on a vector, independent of the number of tensors.
 
     Parameters
     ----------
     tensors : sequence of Tensor
-        Of one dtype on one device; copied, and never changed.
+        All of one dtype on one device; copied and never modified.
 
     Attributes
     ----------
     center : Tensor of shape (P,)
-        The values as they were.
+        The original values.
     flat : Tensor of shape (P,)
-        The values as they are now.
+        The current values.
     views : list of Tensor
-        The same memory in the tensors' shapes; where in the buffer an entry stands is the buffer's affair.
+        The same memory in the tensors' shapes; the order of entries in the buffer is an implementation detail.
 
     Examples
     --------
@@ -58,18 +58,18 @@ class FlatParameters:
         return [_shaped(piece, shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
     def move(self, direction: Tensor, scale: Tensor | float, sign: int = 1) -> None:
-        """Put the values at center + sign * scale * direction; `scale` is a number or one number per parameter."""
+        """Set the values to center + sign * scale * direction; `scale` is a number or one number per parameter."""
         if isinstance(scale, Tensor):
             torch.addcmul(self.center, direction, scale, value=sign, out=self.flat)
         else:
             torch.add(self.center, direction, alpha=sign * scale, out=self.flat)
 
     def restore(self) -> None:
-        """Put the values back at the centre."""
+        """Reset the values to the centre."""
         self.flat.copy_(self.center)
 
 
-# Image kernels lie channels-last in the buffer: convolutions then take 0.5 to 0.9 of the time.
+# Image kernels are channels-last in the buffer: convolutions then take 0.5 to 0.9 of the time.
 def _channels_last(tensor: Tensor) -> Tensor:
     return tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor
 
@@ -90,7 +90,7 @@ def displacements(
     antithetic: bool = False,
     uniform: bool = False,
 ) -> Iterator[None]:
-    """Move the parameters by random noise, once for every turn of the loop; back at the centre afterwards.
+    """Displace the parameters by random noise, once per iteration; they are reset to the centre afterwards.
 
     Parameters
     ----------
@@ -100,22 +100,22 @@ def displacements(
     n_draws : int
         Number of displacements, even if `antithetic`.
     generator : torch.Generator
-        On the CPU, so that a seed means the same draws everywhere.
+        On the CPU, so that a seed gives the same draws on all devices.
     antithetic : bool, default=False
-        After every v comes -v: half the random numbers, and the odd part of the function cancels exactly.
+        Follow every v by -v: this halves the random numbers, and the odd part of the function cancels exactly.
     uniform : bool, default=False
-        Uniform noise in place of Gaussian.
+        Uniform instead of Gaussian noise.
 
     Yields
     ------
     None
-        `theta.flat` has moved.
+        `theta.flat` holds the displaced values.
     """
     if isinstance(scale, Tensor):
         scale = scale.to(theta.center)
-    # Always float32, so that a network sees the same noise in either precision.
+    # Always float32, so that the noise does not depend on the network's precision.
     drawn = torch.empty(len(theta), dtype=torch.float32, device="cpu")
-    noise = drawn.to(theta.center)  # the same memory where that is float32 on the CPU too
+    noise = drawn.to(theta.center)  # shares memory with `drawn` if it is float32 on the CPU
     try:
         for draw in range(n_draws):
             again = antithetic and draw % 2 == 1
@@ -135,7 +135,7 @@ class ProjectedAscent:
     Parameters
     ----------
     theta : FlatParameters
-        Moved in place; `leaves` are its views as tensors to differentiate by.
+        Modified in place; `leaves` are its views as tensors for differentiation.
     radius : Tensor of shape (P,)
         Half the side of the box in every direction.
     learning_rate : float
@@ -152,7 +152,7 @@ class ProjectedAscent:
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor]) -> None:
-        """One step along the gradients, and back into the box."""
+        """Take one step along the gradients and project onto the box."""
         self._velocity.mul_(self.momentum)
         torch._foreach_add_(self._velocities, list(gradients))
         self.theta.flat.add_(self._velocity, alpha=self.learning_rate)
@@ -170,17 +170,17 @@ def ascend_in_ball(
     steps: int,
     start: Tensor,
 ) -> list[float]:
-    """Values of a function that steepest ascent meets at center + scale u with ||u|| <= radius.
+    """Values of a function along a steepest ascent at center + scale u with ||u|| <= radius.
 
-    A step goes along g / ||g||_2, or along sign g for the norm "linf", g being the gradient in u, and back into the
-    ball. From the centre the first one ends at the sphere: that is the step of sharpness-aware minimisation. A step
-    that does not rise is taken back and the next one has half its length; after one that does, the next has twice its
-    length.
+    A step goes along g / ||g||_2, or along sign g for the norm "linf", where g is the gradient with respect to u,
+    followed by projection onto the ball. From the centre, the first step ends on the sphere: it is the step of
+    sharpness-aware minimisation. A step without a rise is undone, and the next one has half its length; after a rise,
+    the next one has twice its length.
 
     Parameters
     ----------
     theta : FlatParameters
-        Moved in place; back at the centre afterwards.
+        Modified in place; reset to the centre afterwards.
     scale : Tensor of shape (P,) or float
     evaluate : callable
         Value of the function at `theta.flat`, and its gradient there, (P,), if the argument is True.
@@ -188,12 +188,12 @@ def ascend_in_ball(
     norm : "l2" or "linf"
     steps : int
     start : Tensor of shape (P,)
-        Where u begins, inside the ball.
+        Initial u, inside the ball.
 
     Returns
     -------
     list of float
-        Of length steps + 1; the first is the value at the start.
+        Values at the start and after each of the steps.
     """
 
     def at(u: Tensor, last: bool) -> tuple[float, Tensor]:
@@ -219,7 +219,7 @@ def ascend_in_ball(
 
 
 def _steepest(gradient: Tensor, norm: str) -> Tensor:
-    """The vector of length one along which a function rises most; 0 where it is flat."""
+    """The direction of steepest ascent with length one; 0 if the gradient is 0."""
     if norm == "linf":
         return gradient.sign()
     length = torch.linalg.vector_norm(gradient)

@@ -1,4 +1,4 @@
-"""Gradients of single samples, in the form in which their inner products cost least."""
+"""Gradients of single samples, in the form that makes their inner products cheapest."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .parameter_tangent import slope_tangent
 
 __all__ = ["Outer", "Rows", "SampleGradients", "iter_sample_gradients", "partners", "sample_gradients"]
 
-# More positions than this make the Gram matrix of positions larger than what it saves.
+# With more positions, the Gram matrix of positions costs more than it saves.
 MAX_POSITIONS = 8
 
 
 @dataclass(frozen=True)
 class Outer:
-    """Gradients sum_s left_s right_s^T: layers whose weight is used at few positions.
+    """Gradients sum_s left_s right_s^T: for layers whose weight is used at few positions.
 
     Their inner products are sums over pairs of positions of (left . left') (right . right'), so the gradients
     themselves are never formed.
@@ -55,7 +55,7 @@ class Outer:
 
 @dataclass(frozen=True)
 class Rows:
-    """Gradients written out: `values` of shape (K, n, p)."""
+    """Explicit gradients: `values` of shape (K, n, p)."""
 
     values: Tensor
 
@@ -77,16 +77,16 @@ def sample_gradients(
     Parameters
     ----------
     point : Linearization
-        Of n samples.
+        A linearization at n samples.
     groups : tuple of ParameterGroup
     cotangents : Tensor of shape (K, n, C)
     few : int, default=8
-        Positions up to which a layer's gradients stay products.
+        Largest number of positions for which a layer's gradients stay in product form.
 
     Returns
     -------
     list of Outer or Rows
-        One entry per group, or per pair of a weight and the bias that goes with it everywhere.
+        One entry per group, or per weight together with the bias that accompanies it in every use.
     """
     return list(iter_sample_gradients(point, groups, cotangents, few=few))
 
@@ -94,7 +94,7 @@ def sample_gradients(
 def iter_sample_gradients(
     point: Linearization, groups: tuple[ParameterGroup, ...], cotangents: Tensor, *, few: int = MAX_POSITIONS
 ) -> Iterator[Outer | Rows]:
-    """The entries of `sample_gradients` one by one: whoever drops each holds the gradients of one layer at a time."""
+    """The entries of `sample_gradients` one by one, so that only one layer's gradients need to be in memory."""
     pulled = [point.deltas(cotangent) for cotangent in cotangents]
     deltas = {name: [p[name] for p in pulled] for name in pulled[0]}
     partner = partners(groups)
@@ -105,7 +105,7 @@ def iter_sample_gradients(
 
 
 def partners(groups: tuple[ParameterGroup, ...]) -> dict[int, int]:
-    """Weight groups with the bias group that all their uses share: 1 is then appended to the layer's input."""
+    """Weight groups with the bias group that all their uses share: the layer's input is then extended by a 1."""
     readers = {tuple((u.node.name, u.part) for u in g.uses): i for i, g in enumerate(groups) if g.plain}
     pairs = {}
     for names, i in readers.items():
@@ -156,7 +156,7 @@ def _in_order(use: Use, rows: Tensor, size: int) -> Tensor:
 
 
 def _product(use: Use, x: Tensor, deltas: list[Tensor]) -> Outer | Rows:
-    """One use's gradients; products where the layer is a matrix applied at positions."""
+    """One use's gradients; in product form if the layer is a matrix applied at positions."""
     node = use.node
     if use.part == "bias":
         return Rows(torch.stack([_bias_rows(node, use.tensor, delta) for delta in deltas]))
@@ -180,7 +180,7 @@ def _grouped_rows(node: Node, x: Tensor, delta: Tensor) -> Tensor:
     groups = node.params["groups"]
     if node.op == "conv":
         own, windows = delta, _patches(node, pad_input(node, x), groups)
-    else:  # the transpose reads windows of its output
+    else:  # the transpose has windows of its output
         own, windows = x, _patches(node, _cropped(node, delta), groups)
         windows = windows[:, :, : math.prod(x.shape[2:])]
     own = own.reshape(len(x), groups, -1, math.prod(own.shape[2:]))
@@ -188,7 +188,7 @@ def _grouped_rows(node: Node, x: Tensor, delta: Tensor) -> Tensor:
 
 
 def _cropped(node: Node, delta: Tensor) -> Tensor:
-    """The output of a transposed convolution with its padding put back, cut to what its windows reach."""
+    """The output of a transposed convolution with its padding restored, cropped to the extent of its windows."""
     padded = F.pad(delta, [p for pair in reversed(node.params["padding"]) for p in pair])
     p, sizes = node.params, padded.shape[2:]
     weight = node.weight

@@ -1,7 +1,7 @@
 """Rules of the linearised network: each operator's tangent and its transpose, and the gradient of a weight.
 
-The network is linearised at a batch whose masks a `Tape` holds. Cotangents and tangents may stack k times the batch
-along the first axis, (k n, ...), one block per direction, all with the same masks.
+The network is linearised at a batch, whose masks are in a `Tape`. Cotangents and tangents may stack k copies of the
+batch along the first axis, (k n, ...), one block per direction, all with the same masks.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from ..graph.nodes import WEIGHT_OPS, NetworkGraph, Node
 
 __all__ = ["ADJOINT", "FRESH", "TANGENT", "Selection", "Tape", "bend", "weight_gradient"]
 
-#: Operators whose tangents and cotangents are always new tensors, so that what follows may work in place.
+#: Operators whose tangents and cotangents are always new tensors, which may be modified in place.
 FRESH = ("linear", "conv", "conv_transpose")
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which entry each window of a max-pooling took.
+    """The selected entry of each window of a max-pooling.
 
     Attributes
     ----------
     indices : Tensor or None
-        As max-pooling returns them.
+        Indices as returned by max-pooling.
     masks : list of (index, Tensor)
-        Where the windows tile their input: for every place in a window, the index of that place in all windows, and
-        the slope of the output with respect to it, shaped as the output: 0 where another place was taken.
+        If the windows tile their input: for every position in a window, the index of that position in all windows, and
+        the slope of the output with respect to it, in the output's shape: 0 if another position was selected.
     """
 
     indices: Tensor | None = None
@@ -44,18 +44,18 @@ class Selection:
 
 @dataclass
 class Tape:
-    """A network linearised at a batch: the slope of every activation, the choice of every max-pooling.
+    """A network linearised at a batch: the slopes of all activations, the selections of all max-poolings.
 
     Attributes
     ----------
     logits : Tensor of shape (n, C)
     slopes : dict of node name to Tensor of shape (n, ...), or None
-        Derivatives of the activations; None where the pooling behind has taken it over.
+        Derivatives of the activations; None if the masks of the next pooling include it.
     selections : dict of node name to Selection
     smooth : dict of node name to Tensor of shape (n, ...)
-        Pre-activations of activations whose derivative is not constant in pieces.
+        Pre-activations of activations whose derivative is not piecewise constant.
     slope_masks : dict of node name to Tensor of shape (n, ...)
-        1 where the trained slope of an activation is its derivative, else 0.
+        1 where the derivative of an activation is its trained slope, else 0.
     """
 
     graph: NetworkGraph
@@ -66,14 +66,14 @@ class Tape:
     slope_masks: dict[str, Tensor] = field(default_factory=dict)
 
     def weight(self, node: Node) -> Tensor | None:
-        """The node's weight; that of a convolution of one channel with the strides that its images have."""
+        """The node's weight; for a convolution of one channel with the strides of its images."""
         weight = node.weight
         if weight is None or node.op != "conv" or weight.shape[1] != 1:
             return weight
         return channels_last(weight)
 
     def part(self, samples: slice) -> Tape:
-        """The tape of some of the samples; views, but for the logits' graph."""
+        """The tape of some of the samples; all views except for the logits' graph."""
         slopes = {name: None if slope is None else slope[samples] for name, slope in self.slopes.items()}
         selections = {
             name: Selection(
@@ -106,7 +106,7 @@ def _tangent_affine(tape: Tape, node: Node, t: Tensor) -> Tensor:
 
 
 def bend(tape: Tape, node: Node, t: Tensor, *, in_place: bool = False) -> Tensor:
-    """An activation's tangent or cotangent: it is its own transpose."""
+    """An activation's tangent or cotangent, which are equal since its Jacobian is diagonal."""
     slope = tape.slopes[node.name]
     return t if slope is None else times(t, slope, in_place=in_place)
 
@@ -127,7 +127,7 @@ def _linear(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda tape, node, *tangents: rule(node, *tangents)
 
 
-#: What each operator does to tangents of its inputs: rule(tape, node, *tangents) -> tangent.
+#: Tangent rule of each operator: rule(tape, node, *tangents) -> tangent.
 TANGENT: dict[str, Callable[..., Tensor]] = {
     **{op: _linear(rule) for op, rule in LINEAR_RULES.items()},
     **dict.fromkeys(WEIGHT_OPS, _tangent_affine),
@@ -178,25 +178,25 @@ def _adjoint_conv(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
         return (_transposed(lambda x: apply_linear(node, x, node.weight, None), shape, g),)
     if _gathers(node, g, shape):
         return (_gathered(node, g, shape),)
-    template = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=layout(g))  # only its shape is read
+    template = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=layout(g))  # only its shape matters
     return (_convolution_backward(node, g, template, (True, False, False))[0],)
 
 
 def _gathers(node: Node, g: Tensor, shape: tuple[int, ...]) -> bool:
-    """One input channel gives transposed convolutions too little to do: 18 ms against 9 for 128 images of 28 x 28."""
+    """Whether to avoid a transposed convolution, slow for one channel: 18 ms versus 9 for 128 images of 28 x 28."""
     return node.op == "conv" and len(shape) == 4 and shape[1] == 1 and g.is_cpu
 
 
 def _gathered(node: Node, g: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The transposed convolution to one channel: one matrix product, then one sum for each place of the kernel.
+    """The transposed convolution to one channel: one matrix product, then one sum per kernel position.
 
     The convolution ``y[c, m] = sum_k W[c, k] x[m s + k d - a]``, with stride s, dilation d and a zeros before x, has
     the transpose ``z[q] = sum_k sum_c W[c, k] g[c, m]`` over all k, m with ``m s + k d - a = q``. The sum over the
-    channels is a product of matrices, for all k at once. For one k the places ``m s + k d`` are a strided slice of the
-    padded image, to which the product's k-th part is added.
+    channels is a matrix product, for all k at once. For one k, the positions ``m s + k d`` are a strided slice of the
+    padded image, to which the k-th part of the product is added.
     """
     assert node.weight is not None
-    n, channels, *grid = g.shape  # the numbers of places m
+    n, channels, *grid = g.shape  # the number of positions m
     kernel = node.weight.shape[2:]
     rows = g.permute(0, 2, 3, 1).reshape(-1, channels)  # (n m, C)
     products = (node.weight.reshape(channels, -1).t() @ rows.t()).view(*kernel, n, *grid)  # (*k, n, *m)
@@ -225,19 +225,19 @@ class _Axis(NamedTuple):
     padding: tuple[int, int]
 
     def places(self, k: int) -> slice:
-        """Where the kernel's k-th entry stands in the padded input, for every place of the output."""
+        """Positions of the kernel's k-th entry in the padded input, for all positions of the output."""
         first = k * self.dilation
         return slice(first, first + self.stride * self.n_places, self.stride)
 
     def padded_size(self, side: int) -> int:
-        """Entries of the padded input, and at least as many as the kernel reaches."""
+        """Size of the padded input, at least as large as the reach of the kernel."""
         reach = (self.n_places - 1) * self.stride + (self.kernel - 1) * self.dilation + 1
         return max(reach, side + sum(self.padding))
 
 
 def _adjoint_diagonal(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
     part = g if node.weight is None else g * broadcast(node, node.weight, g)
-    return (part.sum_to_size(len(g), *tape.input_shape(node)),)  # a scale, or a shift, may be wider than its input
+    return (part.sum_to_size(len(g), *tape.input_shape(node)),)  # a scale or shift may be larger than its input
 
 
 def _adjoint_slope(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
@@ -260,7 +260,7 @@ def _adjoint_max_pool(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
 
 
 def layout(x: Tensor) -> torch.memory_format:
-    """Where a new tensor should have its channels so that it goes well with x."""
+    """The memory format of a new tensor that matches x."""
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
 
@@ -296,7 +296,7 @@ def _adjoint_slice(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
 
 def _adjoint_pick(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
     shape = (len(g), *tape.input_shape(node))
-    out = torch.zeros(shape, dtype=g.dtype, device=g.device).flatten(1)  # (k n, numbers of a sample)
+    out = torch.zeros(shape, dtype=g.dtype, device=g.device).flatten(1)  # (k n, entries of a sample)
     return (out.index_add_(1, node.params["index"], g.flatten(1)).reshape(shape),)
 
 

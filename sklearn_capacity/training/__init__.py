@@ -1,10 +1,10 @@
 """Training loops: skorch nets with a penalty, and the parts around them.
 
-`net` is the skorch net; `penalty_terms` calls its penalties, `objectives` serves optimisers that evaluate a batch more
-than once, `batches` and `losses` feed it. Optimisers: `optimizers` by name, `kfac` with `kronecker`, `path_sgd`, `sam`.
-Callbacks: `callbacks`, `schedules` (learning rates), `regime` (generalization layers). Checkpoints: `checkpoints`,
-`run_state` (what the next epoch depends on), `behaviour` (how a changed definition is noticed). `devices` and `seeding`
-say where and from which numbers. Read `net`, then `batches`.
+`net` is the skorch net; `penalty_terms` calls its penalties, `objectives` supports optimisers that evaluate a batch
+more than once, `batches` and `losses` supply data and criterion. Optimisers: `optimizers` by name, `kfac` with
+`kronecker`, `path_sgd`, `sam`. Callbacks: `callbacks`, `schedules` (learning rates), `regime` (generalization layers).
+Checkpoints: `checkpoints`, `run_state` (all that the next epoch depends on), `behaviour` (detects changed definitions).
+`devices` and `seeding` choose the device and the random numbers. Read `net` first, then `batches`.
 
 Data flow: X, y -> TensorData -> batches -> net.train_step -> loss + penalties -> optimiser -> history.
 """

@@ -1,4 +1,4 @@
-"""Training data as tensors on the device, cut into batches by one gather each."""
+"""Training data as tensors on the device, split into batches by one gather each."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["TensorBatch", "TensorBatches", "TensorData", "embedding_cure", "refu
 
 
 def refuse_containers(X: Any, done: str) -> None:
-    """Raise for what holds samples and is not an array of them; `done` is what is done with the network."""
-    if isinstance(X, Mapping) and not hasattr(X, "shape"):  # which one kind of sparse matrix is as well
-        raise TypeError(f"`X` must be one array or tensor, got a dict: networks of several inputs cannot be {done}.")
+    """Raise for containers of samples that are not arrays; `done` is the verb for the message."""
+    if isinstance(X, Mapping) and not hasattr(X, "shape"):  # one kind of sparse matrix is a Mapping, too
+        raise TypeError(f"`X` must be one array or tensor, got a dict: networks with several inputs cannot be {done}.")
     if isinstance(X, DataLoader):
         cure = "Collect its batches: `X, y = map(torch.cat, zip(*loader))`."
     elif isinstance(X, Dataset):
@@ -29,13 +29,13 @@ def refuse_containers(X: Any, done: str) -> None:
 
 
 def embedding_cure(module: nn.Module, verb: str) -> str:
-    """What to do where a network that takes indices has failed on real numbers, or nothing."""
+    """A hint for a network with an embedding that failed on real numbers, or ""."""
     embeds = any(isinstance(part, nn.Embedding | nn.EmbeddingBag) for part in module.modules())
-    return f" It is given real numbers here, so {verb} the part behind its embedding." * embeds
+    return f" It receives real numbers here, so {verb} the part after its embedding." * embeds
 
 
 class TensorBatch(tuple):
-    """A pair (X, y), as skorch's callbacks expect it, with the weights of its samples beside it."""
+    """A pair (X, y), as skorch's callbacks expect it, with the sample weights as an attribute."""
 
     sample_weight: Tensor | None
 
@@ -46,10 +46,10 @@ class TensorBatch(tuple):
 
 
 def to_tensor(array: Any, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
-    """An array as a tensor on the device; floating point numbers get `dtype`, others keep theirs."""
+    """An array as a tensor on the device; floating point arrays get `dtype`, others keep theirs."""
     if not isinstance(array, Tensor):
         array = np.ascontiguousarray(array)
-        # torch warns about, and may write into, memory maps that joblib opened read-only
+        # torch warns about memory maps that joblib opened read-only, and might write into them
         array = torch.from_numpy(array if array.flags.writeable else array.copy())
     return array.to(device=device, dtype=dtype if array.is_floating_point() else None)
 
@@ -63,7 +63,7 @@ class TensorData(Dataset):
     y : ndarray or Tensor of shape (n,) or (n, C), default=None
     sample_weight : ndarray or Tensor of shape (n,), default=None
     device, dtype : default=None
-        Where and as what the numbers are kept; None leaves them as they are.
+        Device and dtype of the data; None keeps those of the arrays.
     """
 
     def __init__(
@@ -93,21 +93,21 @@ class TensorData(Dataset):
 
 
 class TensorBatches:
-    """Iterate over a :class:`TensorData` in batches; takes the place of a DataLoader in skorch nets.
+    """Iterate over a :class:`TensorData` in batches; replaces the DataLoader in skorch nets.
 
     Parameters
     ----------
     dataset : TensorData
     batch_size : int
-        A last batch of a single sample is merged into the one before: batch norm cannot
+        A last batch with a single sample is merged into the previous one, since batch norm cannot
         normalise one value.
     shuffle : bool, default=False
-        Whether each pass has its own order.
+        Whether each pass has a new random order.
     generator : torch.Generator on the CPU, default=None
-        Source of the order; None stands for torch's default one.
+        Source of the order; None is torch's default generator.
     transform : callable, default=None
-        ``transform(X, generator)`` returns what the net gets in place of a batch's X, of the same shape, dtype and
-        device, for example :func:`sklearn_capacity.layers.crop_flip`.
+        ``transform(X, generator)`` returns the replacement of a batch's X, with the same shape, dtype and device, for
+        example :func:`sklearn_capacity.layers.crop_flip`.
     """
 
     def __init__(
@@ -138,17 +138,17 @@ class TensorBatches:
         for batch in self._batches():
             if self.transform is not None:
                 X, y = batch
-                kind = X.shape, X.dtype, X.device  # before, as a transform may work in place
+                kind = X.shape, X.dtype, X.device  # recorded before, since a transform may work in place
                 transformed = _checked(self.transform(X, self.generator), *kind)
                 batch = TensorBatch(transformed, y, batch.sample_weight)
             yield batch
 
     def _batches(self) -> Iterator[TensorBatch]:
         data, bounds = self.dataset, self._bounds()
-        if not self.shuffle or len(bounds) == 1:  # the order inside a batch changes nothing
+        if not self.shuffle or len(bounds) == 1:  # the order inside a batch does not matter
             for start, stop in bounds:
                 batch = data[start:stop]
-                # a module or a transform that works in place must not reach the data, which may be the user's array
+                # a module or a transform that works in place must not modify the data, which may be the user's array
                 yield TensorBatch(batch[0].clone(), batch[1], batch.sample_weight)
             return
         order = torch.randperm(len(data), generator=self.generator, device="cpu").to(data.X.device)
@@ -157,14 +157,17 @@ class TensorBatches:
 
 
 def _checked(X: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """What a transform has returned for a batch, if it can take the batch's place."""
+    """The result of a transform, if it can replace the batch."""
     if not isinstance(X, Tensor):
         raise TypeError(f"`augmentation` must return a tensor, got {type(X).__name__}.")
     if X.shape != shape:
-        raise ValueError(f"`augmentation` must return a batch of shape {tuple(shape)} as it got, got {tuple(X.shape)}.")
+        raise ValueError(
+            f"`augmentation` must return a batch of its input's shape {tuple(shape)}, got {tuple(X.shape)}."
+        )
     if X.dtype != dtype or X.device != device or X.layout != torch.strided:
         raise ValueError(
-            f"`augmentation` must return a dense batch of {dtype} on {device} as it got, got {X.dtype}, {X.layout} on "
-            f"{X.device}. Convert it by `.to(X)`."
+            f"`augmentation` must return a dense batch like its input, {dtype} on {device}, got {X.dtype}, {X.layout} "
+            "on "
+            f"{X.device}. Convert it with `.to(X)`."
         )
     return X

@@ -1,4 +1,4 @@
-"""What a fit computes first, as a few numbers: two definitions that differ there are not taken for each other."""
+"""The first values that a fit computes, as a few numbers that distinguish different definitions of one fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _STEP = 0.02  # relative; a line search multiplies rounding errors
 
 
 class Behaviour:
-    """Numbers with what they may differ by from one processor, or number of threads, to another.
+    """Numbers with the tolerances within which they may vary between processors and numbers of threads.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class Behaviour:
         self.tolerances = np.nan_to_num(np.asarray(tolerances, float))
 
     def equals(self, other: Sequence[float]) -> bool:
-        """Whether the other numbers are of the same computation."""
+        """Whether the other numbers come from the same computation."""
         values = np.asarray(other, float)
         if values.shape != self.values.shape:
             return False
@@ -37,15 +37,15 @@ class Behaviour:
 
 
 def first_step(net: Any, data: Any, factors: Sequence[float] = ()) -> Behaviour:
-    """State, output, loss, gradients and length of the step of a new net on its first batch; the net is used up.
+    """State, output, loss, gradients and step length of a new net on its first batch; the net must not be used again.
 
     Parameters
     ----------
     net : PenalizedNet
-        Initialised, with what its iterator and penalties draw from.
+        Initialised, with the generators of its iterator and penalties.
     data : TensorData
     factors : sequence of float
-        Of the learning rate, epoch by epoch.
+        Factors of the learning rate per epoch.
     """
     numbers: list[tuple[float, float]] = [(factor, 1e-9 * abs(factor)) for factor in factors]
     module = net.module_
@@ -62,7 +62,7 @@ def first_step(net: Any, data: Any, factors: Sequence[float] = ()) -> Behaviour:
             numbers += _numbers(step[key].detach())
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     length = torch.stack([_norm(g) for g in gradients]).norm().item() if gradients else 0.0
-    # a gradient may be nothing but rounding errors, so the length of all is the measure of each
+    # a gradient may be pure rounding error, so each is compared with the length of all
     numbers += [pair for gradient in gradients for pair in _numbers(gradient, length)]
     before = [p.detach().clone() for p in module.parameters()]
     net.train_step(batch)
@@ -77,7 +77,7 @@ def _norm(tensor: Tensor) -> Tensor:
 
 
 def _numbers(tensor: Tensor, scale: float | None = None) -> list[tuple[float, float]]:
-    """Length of a tensor and its part in a fixed direction, which tells its entries apart."""
+    """Length of a tensor, and its component in a fixed direction, which distinguishes its entries."""
     eps = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0.0
     flat = tensor.detach().reshape(-1).double()
     direction = torch.arange(len(flat), dtype=torch.float64, device="cpu").to(flat.device).cos()
@@ -88,7 +88,7 @@ def _numbers(tensor: Tensor, scale: float | None = None) -> list[tuple[float, fl
 
 @contextmanager
 def global_generators() -> Iterator[None]:
-    """Put numpy's and Python's global generators back, from which a user's augmentation may draw."""
+    """Restore numpy's and Python's global generators, from which a user's augmentation may draw."""
     states = np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
         yield

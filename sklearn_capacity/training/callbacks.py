@@ -19,7 +19,7 @@ def losses_of(epoch: Mapping[str, Any]) -> list[str]:
 
 
 class StopBelow(Callback):
-    """End the training as soon as an epoch's training loss lies below `threshold` ([EG]: 1e-4)."""
+    """Stop training as soon as an epoch's training loss is below `threshold` ([EG]: 1e-4)."""
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
@@ -30,7 +30,7 @@ class StopBelow(Callback):
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         if net.history[-1, "train_loss"] < self.threshold:
             self.has_stopped_ = True
-            raise KeyboardInterrupt  # skorch's way to leave the loop
+            raise KeyboardInterrupt  # skorch's way to stop the loop
 
 
 class DivergenceCheck(Callback):

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run in files that nothing unpickles, and training that goes on from them."""
+"""Checkpoints of a training run in files without pickles, and training that resumes from them."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ __all__ = ["CheckpointFolder", "CheckpointWriter", "resumable_fit"]
 
 FORMAT = 2
 _NAME = re.compile(r"(?:epoch-(\d{8})|(finished))\.safetensors")
-_LAST = 10**8  # a finished fit comes after every epoch
+_LAST = 10**8  # the number of a finished fit, after any epoch
 
 
 class Checkpoint(NamedTuple):
-    """What a file says.
+    """The content of a checkpoint file.
 
     Attributes
     ----------
     history : list of dict
     state : dict
-        As `capture` returns it.
+        The state returned by `capture`.
     finished : bool
     behaviour : list of float
     """
@@ -43,25 +43,25 @@ class Checkpoint(NamedTuple):
 
 
 class CheckpointFolder:
-    """The checkpoints of one fit, which each of its files names.
+    """The checkpoints of one fit; each file contains the hash of the fit.
 
-    Two processes may use it at once: each file is written under a name of its own and then renamed, and what either
-    of them writes for an epoch is right for the other.
+    Two processes may use it at once: each file is written under a temporary name and then renamed, and whatever one
+    process writes for an epoch is also valid for the other.
 
     Parameters
     ----------
     path : path
     fit : str
-        Hash of all that decides the result, as far as it can be read.
+        Hash of everything readable that determines the result.
     behaviour : Behaviour
-        What the fit computes first, for the rest.
+        The first values of the fit, for everything else.
     """
 
     def __init__(self, path: str | os.PathLike[str], fit: str, behaviour: Behaviour) -> None:
         self.path = Path(path)
         self.fit = fit
         self.behaviour = behaviour
-        self._last = 0  # epoch of the file that was written or read last
+        self._last = 0  # epoch of the last file written or read
 
     @classmethod
     def open(
@@ -69,7 +69,7 @@ class CheckpointFolder:
     ) -> tuple[CheckpointFolder, Checkpoint | None]:
         """The folder of a fit and its newest checkpoint.
 
-        A folder that holds the same fit with another behaviour, of code that was another then, is left as it is.
+        A folder of the same fit with another behaviour (from code that has since changed) is left unchanged.
         """
         for number in itertools.count(1):
             folder = cls(Path(parent) / (fit if number == 1 else f"{fit}-{number}"), fit, behaviour)
@@ -81,18 +81,18 @@ class CheckpointFolder:
         return folder, found
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole, or None; a `CapacityWarning` names each that is not."""
+        """The newest intact checkpoint, or None; a `CapacityWarning` names each damaged one."""
         for epoch, path in reversed(self._files()):
             try:
                 return _read(path, self.fit, epoch)
-            except FileNotFoundError:  # another process has made a newer one meanwhile
+            except FileNotFoundError:  # another process has written a newer one meanwhile
                 continue
             except (FileError, OSError) as error:
-                warn(f"{str(error).rstrip('.')}. The checkpoint before it is used.")
+                warn(f"{str(error).rstrip('.')}. The previous checkpoint is used.")
         return None
 
     def write(self, history: Any, state: dict[str, Any], *, finished: bool = False) -> None:
-        """Add a checkpoint; of those before it one is kept."""
+        """Add a checkpoint and keep one previous checkpoint."""
         tensors: dict[str, torch.Tensor] = {}
         rows = [_row(epoch) for epoch in history]
         document = {
@@ -121,13 +121,13 @@ class CheckpointFolder:
         return sorted((int(m[1]) if m[1] else _LAST, self.path / name) for m, name in found if m)
 
     def clear(self) -> None:
-        """Remove what processes of this machine left behind that were killed while they wrote."""
+        """Remove temporary files of processes on this machine that were killed while writing."""
         if self.path.is_dir():
             remove_leftovers(self.path)
 
 
 def _row(epoch: dict[str, Any]) -> dict[str, Any]:
-    """An epoch of a history, of its batches the last one's numbers, which skorch's Checkpoint asks for."""
+    """An epoch of a history, with the values of its last batch only, which skorch's Checkpoint needs."""
     last = [{key: n for key, n in batch.items() if isinstance(n, int | float)} for batch in epoch["batches"][-1:]]
     return {**epoch, "batches": last}
 
@@ -135,12 +135,12 @@ def _row(epoch: dict[str, Any]) -> dict[str, Any]:
 def _read(path: Path, fit: str, epoch: int) -> Checkpoint:
     stored = read_file(path)
     if not stored.intact:
-        raise FileError(f"{path} is damaged: its content does not have the checksum that was written with it.")
+        raise FileError(f"{path} is damaged: its content does not match its checksum.")
     document = stored.document
     if document.get("kind") != "checkpoint" or document.get("format") != FORMAT:
         raise FileError(f"{path} is not a checkpoint of format {FORMAT}.")
     if document.get("fit") != fit:
-        raise FileError(f"{path} is of another fit.")
+        raise FileError(f"{path} belongs to another fit.")
     try:
         history, state = decode(document["history"]), decode(document["state"], stored.tensors)
         behaviour = decode(document["behaviour"])
@@ -149,11 +149,11 @@ def _read(path: Path, fit: str, epoch: int) -> Checkpoint:
         raise FileError(f"{path} is damaged: {error}.") from error
     rows = history if isinstance(history, list) else [None]
     if not all(isinstance(part, dict) for part in (state, *rows)) or PARTS - set(state):
-        raise FileError(f"{path} is damaged: it holds no history and state.")
+        raise FileError(f"{path} is damaged: it has no history or no state.")
     if not (isinstance(behaviour, list) and all(isinstance(value, float) for value in behaviour)):
         raise FileError(f"{path} is damaged: its behaviour is not a list of numbers.")
     if number != len(rows) or finished is not (epoch == _LAST) or (not finished and number != epoch):
-        raise FileError(f"{path} is of another epoch, {number!r}.")
+        raise FileError(f"{path} belongs to another epoch, {number!r}.")
     return Checkpoint(history, state, finished, behaviour)
 
 
@@ -161,7 +161,7 @@ def _read(path: Path, fit: str, epoch: int) -> Checkpoint:
 
 
 class CheckpointWriter(Callback):
-    """Write a checkpoint after every so many epochs; must be the last callback of a net.
+    """Write a checkpoint every `every` epochs; must be the last callback of a net.
 
     Parameters
     ----------
@@ -170,8 +170,8 @@ class CheckpointWriter(Callback):
         Source of the order of batches.
     every : int
     found : Checkpoint or None
-        Where to go on: put back when training begins, after all other callbacks have prepared themselves as for a new
-        fit.
+        The checkpoint to resume from: it is restored when training starts, after all other callbacks have prepared
+        themselves as for a new fit.
     """
 
     def __init__(
@@ -184,14 +184,14 @@ class CheckpointWriter(Callback):
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         self.early_ = stateful_attributes(net)
-        encode(capture(net, self.generator, self.early_), {}, name="state")  # what no file can hold is refused here
+        encode(capture(net, self.generator, self.early_), {}, name="state")  # refuses at once what a file cannot store
         if self.found is not None:
             try:
                 net.history.extend({"batches": [], **row} for row in self.found.history)
                 restore(net, self.found.state, self.generator)
             except (RuntimeError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
                 raise FileError(
-                    f"A checkpoint in {self.folder.path} does not fit: {error}. Remove that folder."
+                    f"A checkpoint in {self.folder.path} does not match this fit: {error}. Remove that folder."
                 ) from error
         self.n_epochs_ = len(net.history)
 
@@ -205,7 +205,7 @@ class CheckpointWriter(Callback):
         self.folder.write(net.history, capture(net, self.generator, self.early_), finished=finished)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}  # a callback that pickles the net does not take it along
+        return {}  # a callback that pickles the net must not include the writer
 
 
 def resumable_fit(
@@ -217,22 +217,22 @@ def resumable_fit(
     generator: torch.Generator,
     every: int = 1,
 ) -> None:
-    """Train a new net for some epochs, from the newest checkpoint on if there is one.
+    """Train a new net for some epochs, starting from the newest checkpoint if there is one.
 
-    A finished fit is loaded. One that ended before its last epoch counts as finished only if a callback said so by
-    ``has_stopped_``, or is skorch's EarlyStopping out of patience: an interrupt from the keyboard ends the training
-    too, and the next fit then goes on.
+    A finished fit is loaded. A fit that stopped before its last epoch counts as finished only if a callback has
+    ``has_stopped_``, or is skorch's EarlyStopping out of patience: an interrupt from the keyboard also stops training,
+    and the next fit must then resume.
     """
     finished = found is not None and found.finished
     n_done = 0 if found is None else len(found.history)
     writer = CheckpointWriter(folder, generator, every, found)
     net.callbacks_.append(("checkpoints", writer))
     try:
-        # also for a finished fit, of no epochs then: callbacks may divide the optimiser's groups as training begins
+        # also for a finished fit, with 0 epochs: callbacks may split the optimiser's groups when training starts
         net.partial_fit(data, None, epochs=0 if finished else epochs - n_done)
     finally:
         net.callbacks_.pop()
-    # not the length of the history: a callback may have gone back to the best epoch's
+    # not the length of the history, which a callback may have reset to the best epoch
     ended = writer.n_epochs_ >= epochs or any(_has_stopped(callback) for _, callback in net.callbacks_)
     if ended and not finished:
         writer.write(net, finished=True)

@@ -1,4 +1,4 @@
-"""Which device a training run uses."""
+"""The device of a training run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["resolve_device", "worker_number"]
 def worker_number() -> int:
     """Number of this process among its siblings: 0 for a main process, then 0, 1, 2, ... for workers.
 
-    joblib's loky workers, and those of multiprocessing, are numbered from 1 on by their parent.
+    joblib's loky workers, and those of multiprocessing, are numbered from 1 by their parent.
     """
     identity = multiprocessing.current_process()._identity
     return identity[-1] - 1 if identity else 0
 
 
 def resolve_device(device: Any) -> torch.device:
-    """A torch device; "auto" is the CPU, or, where there are GPUs, one of them per joblib worker.
+    """A torch device; "auto" is the CPU, or one of the GPUs per joblib worker if there are any.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def resolve_device(device: Any) -> torch.device:
     Raises
     ------
     ValueError
-        If torch does not know the device, or it is not there.
+        If torch does not know the device, or it does not exist.
 
     Examples
     --------
@@ -47,13 +47,13 @@ def resolve_device(device: Any) -> torch.device:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f'`device` must be "auto" or a device of torch such as "cpu", got {device!r}.') from error
-    if resolved.type == "cpu" and resolved.index:  # torch computes there, and cannot load from a file what was there
-        raise ValueError(f'`device` is {device!r}, but there is one CPU. Use device="cpu".')
+    if resolved.type == "cpu" and resolved.index:  # torch computes on it, but cannot load its tensors from a file
+        raise ValueError(f'`device` must be "cpu", got {device!r}: there is only one CPU.')
     if resolved.type == "cuda" and (resolved.index or 0) >= n_gpus:
-        raise ValueError(f'`device` is {device!r}, but torch sees {n_gpus} GPUs. Use device="auto".')
+        raise ValueError(f'`device` must be available, got {device!r}; torch sees {n_gpus} GPUs. Use device="auto".')
     if resolved.type not in ("cpu", "cuda"):
         try:
             torch.empty(0, device=resolved).cpu()
         except (RuntimeError, AssertionError, ImportError) as error:
-            raise ValueError(f'`device` is {device!r}, which torch cannot use here. Use device="auto".') from error
+            raise ValueError(f'`device` must be available to torch, got {device!r}. Use device="auto".') from error
     return resolved

@@ -28,7 +28,7 @@ class KFAC(torch.optim.Optimizer):
     .. math:: v \leftarrow m v + s (F + \delta I)^{-1} (\nabla L + w \theta), \qquad
               \theta \leftarrow \theta - \eta v, \qquad F \approx \bigoplus_l A_l \otimes B_l
 
-    with A the second moment of a layer's inputs (and of the 1 that its bias sees), and B that of the loss's
+    with A the second moment of a layer's inputs (with a 1 for the bias), and B that of the loss's
     gradients at its outputs.
 
     Parameters
@@ -36,7 +36,7 @@ class KFAC(torch.optim.Optimizer):
     params : iterable of Parameter
         Weights and biases of plain ``Linear`` and ``Conv2d`` layers.
     lr : float in (0, inf), default=0.1
-        :math:`\eta`. On a quadratic loss 1 is Newton's step.
+        :math:`\eta`. For a quadratic loss, 1 gives Newton's step.
     momentum : float in [0, 1), default=0.0
         m.
     damping : float in (0, inf), default=3e-2
@@ -44,31 +44,32 @@ class KFAC(torch.optim.Optimizer):
     weight_decay : float in [0, inf), default=0.0
         w.
     update_interval : int, default=10
-        Steps between two computations of F, which takes the batch of the step. Fewer cost time; more ask for more
-        damping: a unit that was silent on an earlier batch seems to have no curvature.
+        Number of steps between two computations of F from the current batch. Larger values save time but require more
+        damping: a unit that was inactive on an earlier batch appears to have no curvature.
     fisher : {"type-2", "mc", "empirical"}, default="type-2"
-        Gradients in B: exact Hessian of the loss in the outputs, C backward passes; labels drawn from the model's
-        own distribution, one pass; or the labels at hand, one pass, which is not a Fisher matrix far from a good fit.
+        Gradients in B: "type-2" uses the exact Hessian of the loss in the outputs, with C backward passes; "mc" uses
+        labels drawn from the model's distribution, with one pass; "empirical" uses the given labels, with one pass,
+        which is not a Fisher matrix far from a good fit.
     max_kl : float in (0, inf) or None, default=3e-2
-        The step is scaled down, s < 1, where :math:`\eta^2 g^T (F + \delta I)^{-1} g / (1 - m)^2` exceeds it, that
-        is, for steps in one direction after momentum has made them longer; None: s = 1.
+        The step is scaled by s < 1 if :math:`\eta^2 g^T (F + \delta I)^{-1} g / (1 - m)^2` exceeds this value, that is,
+        as if momentum had already accumulated steps in one direction. None: s = 1.
     random_state : int, default=0
         Seed of the labels for "mc".
 
     Raises
     ------
     ValueError
-        In `attach`, for a loss or a layer that is not supported: it is named.
+        In `attach`, for an unsupported loss or layer, which the message names.
 
     Notes
     -----
-    The optimiser must know the module, the loss and the batch: :class:`PenalizedNet` calls `attach` and `observe`.
-    F is that of the loss, of dropout-free outputs; penalties and sample weights act through the gradient alone.
-    Its factors are decomposed in float64, from the rows of the batch where these are fewer than a layer's inputs, so
-    that a computation of F takes time in O(n_rows^2 n_inputs) for a wide layer and in O(n_inputs^3) for another. With
-    batches of 128 and 50 hidden units an epoch takes about four times as long as one of SGD on a CPU core, for images
-    of 784 pixels as for 3,072.
-    Factors that last for several steps are part of the optimiser's state, so that a checkpoint goes on with them.
+    The optimiser needs the module, the loss and the batch: :class:`PenalizedNet` calls `attach` and `observe`.
+    F is that of the loss without dropout; penalties and sample weights affect only the gradient.
+    Its factors are decomposed in float64, from the rows of the batch if there are fewer of them than a layer has
+    inputs, so that F takes time O(n_rows^2 n_inputs) for a wide layer and O(n_inputs^3) for a narrow one. With batches
+    of 128 and 50 hidden units, an epoch takes about four times as long as one of SGD on a CPU core, for images of 784
+    and of 3,072 pixels alike. Factors that are reused for several steps are part of the optimiser's state, so
+    checkpoints restore them.
 
     References
     ----------
@@ -78,7 +79,7 @@ class KFAC(torch.optim.Optimizer):
 
     Examples
     --------
-    On a linear least-squares problem one step of rate 1 goes to the solution, whatever the condition number:
+    On a linear least-squares problem, one step of rate 1 reaches the solution for any condition number:
 
     >>> import torch
     >>> from sklearn_capacity.training import KFAC, PenalizedRegressor
@@ -118,7 +119,7 @@ class KFAC(torch.optim.Optimizer):
         super().__init__(params, settings)
 
     def attach(self, module: nn.Module, criterion: nn.Module) -> None:
-        """Say what is trained, and by which loss."""
+        """Set the module that is trained, and its loss."""
         if not isinstance(criterion, LOSSES):
             shown = ", ".join(loss.__name__ for loss in LOSSES)
             raise ValueError(f"`optimizer` 'kfac' needs a loss that is one of {shown}, got {type(criterion).__name__}.")
@@ -128,11 +129,11 @@ class KFAC(torch.optim.Optimizer):
         self._factors: dict[str, LayerFactors] | None = None
 
     def observe(self, X: Tensor, y: Tensor) -> None:
-        """Say what the next step's batch is."""
+        """Set the batch of the next step."""
         self._batch = (X, y, X._version)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Compute the gradient by `closure`, if there is one, and move the parameters."""
+        """Compute the gradient with `closure`, if given, and update the parameters."""
         loss = None if closure is None else closure()
         batch = getattr(self, "_batch", None)
         if batch is None:
@@ -142,7 +143,7 @@ class KFAC(torch.optim.Optimizer):
         self.param_groups[0]["n_steps"] += 1
         with torch.no_grad():
             self._move(factors)
-        self._batch = None  # the data do not stay
+        self._batch = None  # do not keep the data
         return loss
 
     def _parameters(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
@@ -154,12 +155,12 @@ class KFAC(torch.optim.Optimizer):
         for name, parameter in self._module.named_parameters():
             if id(parameter) in unused:
                 raise ValueError(
-                    f"`optimizer` 'kfac' needs a gradient of all that it trains, but {name} has none: it has no part "
-                    "in the loss. Freeze it, or take another optimiser."
+                    f"`optimizer` 'kfac' needs a gradient of every trained parameter, but {name} has none: it does not "
+                    "affect the loss. Freeze it, or use another optimiser."
                 )
 
     def _current_factors(self, X: Tensor, y: Tensor, version: int) -> dict[str, LayerFactors]:
-        """Those of an earlier step while they last; they are in the state, where a checkpoint finds them."""
+        """The factors of an earlier step until they expire; they are stored in the state, for checkpoints."""
         first, trained = self.param_groups[0], self._trained()
         kept = self.state[first["params"][0]].get("factors")
         if first["n_steps"] % first["update_interval"] and kept and first["trained"] == trained:
@@ -173,8 +174,8 @@ class KFAC(torch.optim.Optimizer):
     def _new_factors(self, X: Tensor, y: Tensor, version: int) -> dict[str, LayerFactors]:
         if X._version != version:
             raise ValueError(
-                "`module` works in place on its input, which `optimizer` 'kfac' needs as it was. "
-                "Let the first operation make a new tensor, as nn.ReLU(inplace=False) does."
+                "`module` must not modify its input in place, since `optimizer` 'kfac' needs it. "
+                "Let the first operation return a new tensor, as nn.ReLU(inplace=False) does."
             )
         first = self.param_groups[0]
         return kronecker_factors(
@@ -209,7 +210,7 @@ class KFAC(torch.optim.Optimizer):
             parameter.sub_(direction, alpha=group["lr"])
 
     def _directions(self, factors: dict[str, LayerFactors], gradients: dict[int, Tensor]) -> dict[int, Tensor]:
-        """(F + damping)^{-1} times the gradients, which a layer's weight and bias have as columns of one matrix."""
+        """(F + damping)^{-1} times the gradients, with a layer's weight and bias as columns of one matrix."""
         damping = self.param_groups[0]["damping"]
         directions: dict[int, Tensor] = {}
         for name, layer, trained in trained_layers(self._module, set(gradients)):
@@ -222,7 +223,7 @@ class KFAC(torch.optim.Optimizer):
 
 
 def check_layers(module: nn.Module) -> None:
-    """Refuse, by its name, a parameter whose curvature has no such Kronecker factors."""
+    """Refuse, by name, parameters whose curvature has no such Kronecker factors."""
     seen: dict[int, str] = {}
     for owner_name, owner in module.named_modules():
         for name, parameter in owner.named_parameters(recurse=False):
@@ -232,17 +233,18 @@ def check_layers(module: nn.Module) -> None:
             if type(owner).forward not in (nn.Linear.forward, nn.Conv2d.forward) or name not in ("weight", "bias"):
                 cure = "Use a network without batch norm" if _is_batch_norm(owner) else "Freeze it"
                 raise ValueError(
-                    f"`optimizer` 'kfac' takes plain Linear and Conv2d layers only, but {where} has the parameter "
-                    f"`{name}`. {cure}, or take another optimiser."
+                    f"`optimizer` 'kfac' supports only plain Linear and Conv2d layers, but {where} has the parameter "
+                    f"`{name}`. {cure}, or use another optimiser."
                 )
             if getattr(owner, "groups", 1) != 1:
                 raise ValueError(
-                    f"`optimizer` 'kfac' takes no grouped convolutions, but {where} has {owner.groups} groups: their "
-                    "blocks share no factors, and would cost one pair of matrices for each group."
+                    f"`optimizer` 'kfac' does not support grouped convolutions, but {where} has {owner.groups} groups. "
+                    "Use groups=1, or another optimiser."
                 )
             if id(parameter) in seen:
                 raise ValueError(
-                    f"`optimizer` 'kfac' takes no tied weights, but {where} uses those of {seen[id(parameter)]}."
+                    f"`optimizer` 'kfac' does not support tied weights, but {where} uses those of "
+                    f"{seen[id(parameter)]}."
                 )
             seen[id(parameter)] = where
 

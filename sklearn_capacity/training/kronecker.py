@@ -17,13 +17,13 @@ __all__ = ["FISHERS", "LOSSES", "LayerFactors", "damped_solve", "kronecker_facto
 
 FISHERS = ("type-2", "mc", "empirical")
 LOSSES = (nn.MSELoss, nn.CrossEntropyLoss, nn.BCEWithLogitsLoss)
-_CHUNK = 2**14  # rows that are converted to float64 at once
+_CHUNK = 2**14  # number of rows that are converted to float64 at once
 
 
 class LayerFactors(NamedTuple):
-    """Eigenvalues and eigenvectors of A, of the inputs, and of B, of the gradients at the outputs.
+    """Eigenvalues and eigenvectors of A (inputs) and of B (gradients at the outputs).
 
-    Where there are fewer samples than features, only the eigenvectors of eigenvalues other than 0.
+    With fewer samples than features, only the eigenvectors of nonzero eigenvalues.
     """
 
     input_values: Tensor  # (p,)
@@ -33,7 +33,7 @@ class LayerFactors(NamedTuple):
 
 
 class SecondMoment:
-    """The sum of r r^T over rows r that come in parts; kept as rows while these take less room than the matrix."""
+    """The sum of r r^T over rows r that arrive in parts; stored as rows while these are smaller than the matrix."""
 
     def __init__(self) -> None:
         self.n_rows = 0
@@ -58,25 +58,25 @@ class SecondMoment:
     def eigenbasis(self, count: int, layer: str) -> tuple[Tensor, Tensor]:
         """Eigenvalues of the sum divided by `count`, and their eigenvectors, in float64.
 
-        The rows of one batch rarely span all directions, and what single precision makes of the eigenvalue 0 can
-        keep LAPACK from converging. With few rows the eigenvectors are the singular vectors of the rows.
+        The rows of one batch rarely span all directions, and rounding of zero eigenvalues in single precision can keep
+        LAPACK from converging. With few rows, the eigenvectors are the singular vectors of the rows.
         """
         source = torch.cat(self.rows).double() if self.matrix is None else self.matrix
         if not source.isfinite().all():
             raise ValueError(
-                f"Training diverged: the curvature of layer {layer!r} is not finite, as `optimizer` 'kfac' sees it. "
+                f"Training diverged: the curvature of layer {layer!r} in `optimizer` 'kfac' is not finite. "
                 "Lower `learning_rate` or scale the data."
             )
         if self.matrix is not None:
             values, vectors = torch.linalg.eigh(source)
             return values.clamp_min(0.0) / count, vectors
-        basis, triangle = torch.linalg.qr(source.T)  # (d, m), (m, m): half the time of an SVD of the rows themselves
+        basis, triangle = torch.linalg.qr(source.T)  # (d, m), (m, m): takes half the time of an SVD of the rows
         vectors, singular, _ = torch.linalg.svd(triangle)
         return singular.square() / count, basis @ vectors
 
 
 def trained_layers(module: nn.Module, parameters: set[int]) -> Iterator[tuple[str, nn.Module, list[str]]]:
-    """Name and layer, and which of "weight" and "bias" are among the parameters, given by their ids."""
+    """Name and layer, and those of "weight" and "bias" that are among the parameters (given by ids)."""
     for name, layer in module.named_modules():
         trained = [key for key, tensor in layer.named_parameters(recurse=False) if id(tensor) in parameters]
         if trained:
@@ -86,10 +86,10 @@ def trained_layers(module: nn.Module, parameters: set[int]) -> Iterator[tuple[st
 def kronecker_factors(
     module: nn.Module, criterion: nn.Module, X: Tensor, y: Tensor, *, parameters: set[int], fisher: str, seed: int
 ) -> dict[str, LayerFactors]:
-    """The factors of each layer, under its name, from one batch and in evaluation mode.
+    """The factors of each layer by name, from one batch and in eval mode.
 
-    A layer that sees a sample at several places, or is called several times, counts the places as so many samples
-    for A, and adds up their gradients' moments for B ("expand" in Eschenhagen et al., 2023).
+    If a layer is applied to a sample at several positions or called several times, each position counts as a sample for
+    A, and the moments of their gradients are summed for B ("expand" in Eschenhagen et al., 2023).
     """
     layers = list(trained_layers(module, parameters))
     inputs = {name: SecondMoment() for name, _, _ in layers}
@@ -97,7 +97,7 @@ def kronecker_factors(
     probes: list[tuple[str, nn.Module, Tensor]] = []
 
     def probe(layer: nn.Module, args: tuple[Any, ...], output: Tensor, *, name: str, trained: list[str]) -> Tensor:
-        """See the layer's inputs, and add zeros to its outputs, for which to differentiate."""
+        """Record the layer's inputs, and add zeros to its outputs for differentiation."""
         inputs[name].add(_input_rows(layer, args[0].detach(), trained))
         zeros = torch.zeros_like(output, requires_grad=True)
         probes.append((name, layer, zeros))
@@ -123,7 +123,7 @@ def kronecker_factors(
 
 
 def _input_rows(layer: nn.Module, input: Tensor, trained: list[str]) -> Tensor:
-    """What the trained weights see, and a 1 for the bias: (n * places, d_in)."""
+    """The inputs of the trained weights, with a 1 for the bias: (n * places, d_in)."""
     if isinstance(layer, nn.Conv2d):
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         padded = functional.pad(input, layer._reversed_padding_repeated_twice, mode=mode)
@@ -146,11 +146,11 @@ def _residuals(criterion: nn.Module, z: Tensor, y: Tensor, fisher: str, seed: in
     """Vectors r of shape (columns, n, C): the outputs' Fisher matrix is the sum of r r^T, averaged over samples.
 
     For "type-2" they are the columns of a square root of the loss's Hessian, for "mc" the gradient for a drawn label,
-    and for "empirical" the gradient for the label at hand. A loss that is a mean over C outputs has 1 / C of the
-    Hessian of their sum; cross-entropy is a single term.
+    and for "empirical" the gradient for the given label. A loss that is a mean over C outputs has 1 / C of the Hessian
+    of the sum; cross-entropy is a single term.
     """
     n, n_outputs = z.shape
-    generator = torch.Generator("cpu").manual_seed(seed)  # labels are equal on every device
+    generator = torch.Generator("cpu").manual_seed(seed)  # the same labels on every device
     if isinstance(criterion, nn.CrossEntropyLoss):
         p, n_terms = z.softmax(1), 1
         if fisher == "type-2":  # H = diag(p) - p p^T = S S^T with S = diag(sqrt p) - p sqrt(p)^T
@@ -164,7 +164,7 @@ def _residuals(criterion: nn.Module, z: Tensor, y: Tensor, fisher: str, seed: in
             r = torch.eye(n_outputs, dtype=z.dtype, device=z.device)[:, None, :].expand(-1, n, -1) * 2**0.5
         elif fisher == "empirical":
             r = 2 * (z - y)[None]
-        else:  # y = z + normal noise of variance 1/2
+        else:  # y = z + Gaussian noise of variance 1/2
             r = 2**0.5 * torch.randn(1, n, n_outputs, dtype=z.dtype, device="cpu", generator=generator).to(z.device)
     else:
         p, n_terms = z.sigmoid(), n_outputs
@@ -178,7 +178,7 @@ def _residuals(criterion: nn.Module, z: Tensor, y: Tensor, fisher: str, seed: in
 def damped_solve(factors: LayerFactors, gradient: Tensor, damping: float) -> Tensor:
     r"""(A \otimes B + damping I)^{-1} times a gradient of shape (d_out, d_in).
 
-    On the span of the eigenvectors its eigenvalues are 1 / (a b + damping), and 1 / damping off it.
+    The inverse has eigenvalues 1 / (a b + damping) on the span of the eigenvectors, and 1 / damping off it.
     """
     a, V, b, U = factors
     curvature = torch.outer(b, a)  # (q, p)

@@ -1,4 +1,4 @@
-"""Training losses as skorch criteria: torch's own, with a weight for each sample."""
+"""Training losses as skorch criteria: torch's losses with sample weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         return (F.cross_entropy(input, target, reduction="none") * sample_weight).mean()
 
     def best_constant(self, target: Tensor, n_outputs: int, sample_weight: Tensor | None = None) -> Tensor:
-        """The logits, the same for all samples, of least loss: the logarithms of the classes' frequencies."""
+        """The constant logits with the smallest loss: the logarithms of the classes' frequencies."""
         frequencies = torch.bincount(target, sample_weight, minlength=n_outputs) / len(target)  # (n_outputs,)
         return frequencies.clamp_min(torch.finfo(frequencies.dtype).tiny).log()
 
@@ -32,7 +32,7 @@ class SquaredLoss(nn.MSELoss):
         return ((input - target).square().flatten(1).mean(dim=1) * sample_weight).mean()
 
     def best_constant(self, target: Tensor, n_outputs: int, sample_weight: Tensor | None = None) -> Tensor:
-        """The prediction, the same for all samples, of least loss: the mean."""
+        """The constant prediction with the smallest loss: the mean."""
         return (target if sample_weight is None else target * sample_weight[:, None]).mean(dim=0)  # (n_outputs,)
 
 
@@ -45,7 +45,7 @@ class AbsoluteLoss(nn.L1Loss):
         return ((input - target).abs().flatten(1).mean(dim=1) * sample_weight).mean()
 
     def best_constant(self, target: Tensor, n_outputs: int, sample_weight: Tensor | None = None) -> Tensor:
-        """The prediction, the same for all samples, of least loss: the median."""
+        """The constant prediction with the smallest loss: the median."""
         weight = torch.ones_like(target[:, 0]) if sample_weight is None else sample_weight
         values, order = target.sort(dim=0)  # (n, n_outputs)
         below = weight[order].cumsum(dim=0)  # total weight up to each value

@@ -1,4 +1,4 @@
-"""skorch nets that add penalties to the training loss and keep their data on the device."""
+"""skorch nets that add penalties to the training loss and keep the data on the device."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PenalizedNet(NeuralNet):
     Parameters
     ----------
     module, criterion, **kwargs
-        As for ``skorch.NeuralNet``. A criterion whose ``forward`` takes ``sample_weight`` gets
+        As in ``skorch.NeuralNet``. A criterion whose ``forward`` accepts ``sample_weight`` receives
         the weights of the batch.
     penalty : callable, default=None
         ``penalty(module, X, sample_weight=None)`` returns a differentiable scalar, for example
@@ -45,18 +45,17 @@ class PenalizedNet(NeuralNet):
     penalties : sequence of (penalty, strength), default=()
         Further penalties.
     iterator_train, iterator_valid : default=TensorBatches
-        They gather batches from tensors that stay on the device.
+        Iterators over batches of tensors that stay on the device.
     iterator_train__shuffle : bool, default=True
     dataset : default=TensorData
     train_split : default=None
-        No samples are set aside, unlike skorch's default.
+        Unlike skorch's default, None uses all samples for training.
 
     Notes
     -----
-    The history's ``train_loss`` is the loss alone, averaged over an epoch while the weights move;
-    ``train_penalty`` is the penalty before it is multiplied by the strength. The second of several penalties is
-    ``train_penalty_2``, and so on; one of strength 0 is not evaluated. Entries per batch
-    are kept only if a callback listens to batches.
+    The history's ``train_loss`` is the loss alone, averaged over an epoch while the weights change; ``train_penalty``
+    is the penalty before multiplication by its strength. The second of several penalties is ``train_penalty_2``, and so
+    on; one of strength 0 is not evaluated. Entries per batch are stored only if a callback uses batches.
 
     Examples
     --------
@@ -70,13 +69,13 @@ class PenalizedNet(NeuralNet):
     ['train_batch_count', 'train_loss', 'train_loss_best', 'train_penalty']
     """
 
-    _mode_: bool | None = None  # what the module was last switched to: training or not
+    _mode_: bool | None = None  # the module's last mode: training or not
     _observed_ = False
     _evaluates_once_ = True  # whether a step calls its closure once, and first
-    _terms_: tuple[list, list[PenaltyTerm]] | None = None  # penalties with strengths, and what is made of them
-    _begun_at_ = _stepped_in_ = 0  # epochs before this training, and the one in which it has taken its last step
-    interrupted_ = ""  # where Ctrl-C has ended the last training, in words
-    images_last_ = False  # whether the module gets images with their channels last
+    _terms_: tuple[list, list[PenaltyTerm]] | None = None  # penalties with strengths, and the terms built from them
+    _begun_at_ = _stepped_in_ = 0  # number of epochs before this training, and the epoch of its last step
+    interrupted_ = ""  # a description of where Ctrl-C ended the last training
+    images_last_ = False  # whether the module receives channels-last images
 
     def __init__(
         self,
@@ -109,7 +108,7 @@ class PenalizedNet(NeuralNet):
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Callback]]:
-        # the losses are recorded by run_single_epoch, from sums that stay on the device
+        # run_single_epoch records the losses, from sums that stay on the device
         return [(name, cb) for name, cb in super()._default_callbacks if not isinstance(cb, PassthroughScoring)]
 
     def initialize_criterion(self) -> PenalizedNet:
@@ -127,7 +126,7 @@ class PenalizedNet(NeuralNet):
     # ---- one step ---------------------------------------------------------------------------
 
     def _set_training(self, training: bool = True) -> None:
-        # every batch is too often: it is slow, and un-freezes what a callback has frozen
+        # not for every batch, which is slow and would unfreeze what a callback has frozen
         if self._mode_ is not training:
             super()._set_training(training)
             self._mode_ = training
@@ -151,8 +150,8 @@ class PenalizedNet(NeuralNet):
         loss = self._loss(shared.logits, batch)
         if terms and X._version != version:
             raise ValueError(
-                "`module` works in place on its input, which the penalty needs as it was. "
-                "Let the first operation make a new tensor, as nn.ReLU(inplace=False) does."
+                "`module` must not modify its input in place, since the penalty needs it. "
+                "Let the first operation return a new tensor, as nn.ReLU(inplace=False) does."
             )
         offered = {
             "y": batch[1],
@@ -163,14 +162,14 @@ class PenalizedNet(NeuralNet):
         objective = sum((term.strength * values[term.key] for term in terms), start=loss)
         if not objective.requires_grad:
             raise ValueError(
-                "`module` must return outputs that depend on a trained parameter, and these do not. Leave out `detach` "
-                "and `no_grad` in it, and `callbacks` that freeze every parameter."
+                "`module` must return outputs that depend on a trained parameter, but these do not. Remove `detach` "
+                "and `no_grad` from it, and `callbacks` that freeze every parameter."
             )
         objective.backward()
         return {"loss": loss, "y_pred": shared.logits, "objective": objective, **values}
 
     def _terms(self) -> list[PenaltyTerm]:
-        """The active penalties, anew where a penalty or a strength has changed, as a callback may do at any step."""
+        """The active penalties, updated if a penalty or a strength has changed, as a callback may do at any step."""
         alone = [] if self.penalty is None else [(self.penalty, self.penalty_strength)]
         pairs = [*alone, *self.penalties]
         if self._terms_ is None or self._terms_[0] != pairs:
@@ -178,12 +177,12 @@ class PenalizedNet(NeuralNet):
         return self._terms_[1]
 
     def _forward(self, X: Tensor, terms: list[PenaltyTerm], fit_params: dict[str, Any]) -> SharedPass:
-        """The module's output for the loss, by a pass that penalties use again where they can."""
+        """The module's output for the loss, from a pass that penalties reuse if possible."""
 
         def infer(x: Tensor) -> Any:
             return self.infer(x, **fit_params)
 
-        changed = fit_params or type(self).infer is not PenalizedNet.infer  # more than the module at X
+        changed = fit_params or type(self).infer is not PenalizedNet.infer  # not simply the module at X
         if changed or not any(term.takes_shared_pass for term in terms):
             return SharedPass(self.module_, X, infer(X))
         return forward_pass(self.module_, X, infer)
@@ -193,7 +192,7 @@ class PenalizedNet(NeuralNet):
             self.optimizer_.observe(*batch)
         steps: list[dict[str, Any]] = []
 
-        def closure() -> Tensor:  # as skorch's, but an optimiser that searches along lines sees the penalty, too
+        def closure() -> Tensor:  # like skorch's, but a line search also sees the penalty
             self._zero_grad_optimizer()
             step = self.train_step_single(batch, **fit_params)
             steps.append(step)
@@ -211,7 +210,7 @@ class PenalizedNet(NeuralNet):
         return steps[0]
 
     def _generators(self) -> list[torch.Generator]:
-        """What the iterator's transform and the penalties may draw from."""
+        """The generators of the iterator's transform and of the penalties."""
         offered = [getattr(self, "iterator_train__generator", None), *(g for t in self._terms() for g in t.generators)]
         return [generator for generator in offered if isinstance(generator, torch.Generator)]
 
@@ -222,13 +221,13 @@ class PenalizedNet(NeuralNet):
             return {"loss": self._loss(prediction, batch), "y_pred": prediction, **self._scores(prediction, batch[1])}
 
     def _scores(self, prediction: Tensor, y: Any) -> dict[str, Tensor]:
-        """What is recorded of each validation batch besides its loss."""
+        """The values recorded for each validation batch besides its loss."""
         return {}
 
     # ---- one epoch --------------------------------------------------------------------------
 
     def _callbacks_listen(self) -> bool:
-        """Whether a callback wants to hear of, or read the history of, each batch."""
+        """Whether a callback handles each batch or reads its history."""
         listens = any(
             isinstance(callback, PassthroughScoring | Checkpoint | TrainEndCheckpoint | LoadInitState)
             or any(getattr(type(callback), event) is not getattr(Callback, event) for event in _BATCH_EVENTS)
@@ -237,10 +236,10 @@ class PenalizedNet(NeuralNet):
         return listens or any(getattr(type(self), event) is not getattr(PenalizedNet, event) for event in _BATCH_EVENTS)
 
     def begin_training(self) -> None:
-        """Look at who takes part in a step, which may have changed since the last training."""
+        """Inspect the callbacks and the optimiser, which may have changed since the last training."""
         self._listens_ = self._callbacks_listen()
         self._mode_ = None
-        # optimisers that need more than gradients get what is trained, and each step's batch
+        # optimisers that need more than gradients receive the module, and the batch of each step
         self._observed_ = hasattr(self.optimizer_, "attach")
         if self._observed_:
             self.optimizer_.attach(self.module_, self.criterion_)
@@ -256,7 +255,7 @@ class PenalizedNet(NeuralNet):
             raise
 
     def partial_fit(self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any) -> PenalizedNet:
-        """As skorch's, which takes an interrupt for the end of the training, where something has been trained."""
+        """Like skorch's, where an interrupt ends training, but raises the interrupt if nothing has been trained."""
         self.interrupted_ = ""
         try:
             return super().partial_fit(X, y, classes, **fit_params)
@@ -264,30 +263,30 @@ class PenalizedNet(NeuralNet):
             if not self.interrupted_:
                 raise
             raise KeyboardInterrupt(
-                f"Training was interrupted {self.interrupted_}, and `callbacks` cannot end there: "
+                f"Training was interrupted {self.interrupted_}, and `callbacks` cannot stop there: "
                 f"{type(error).__name__}: {error}"
             ) from error
 
     def _note_interrupt(self, error: KeyboardInterrupt) -> None:
-        """Remember where Ctrl-C came, unless a callback has stopped the training at the end of an epoch."""
+        """Record where Ctrl-C came, unless a callback has stopped training at the end of an epoch."""
         if self._stepped_in_ < len(self.history):
             self.history.pop()  # an epoch without a step
         if self._stepped_in_ == self._begun_at_:
             self.interrupted_ = "before its first step"
             return
-        self.history.record("epoch", len(self.history))  # callbacks read it, and the interrupt may have come before
-        has_ended = "dur" in self.history[-1]  # taken before any callback stops the training
+        self.history.record("epoch", len(self.history))  # read by callbacks, and possibly not written yet
+        has_ended = "dur" in self.history[-1]  # recorded before any callback stops training
         if not (has_ended and _is_raised(error)):
             self.interrupted_ = f"{'after' if has_ended else 'in'} epoch {len(self.history)}"
 
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Let an interrupt go on if nothing has been trained."""
+        """Raise the interrupt again if nothing has been trained."""
         if self.interrupted_ and self._stepped_in_ == self._begun_at_:
             raise KeyboardInterrupt(f"Training was interrupted {self.interrupted_}.")
         super().on_train_end(net, **kwargs)
 
     def run_single_epoch(self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any) -> None:
-        """As skorch's, but keeps the losses on the device and reads them once, at the end."""
+        """Like skorch's, but keeps the losses on the device and reads them once, at the end."""
         if iterator is None:
             return
         losses: dict[str, list[Tensor]] = {}
@@ -309,7 +308,7 @@ class PenalizedNet(NeuralNet):
         self._record_best(f"{prefix}_loss")
 
     def _record_best(self, name: str) -> None:
-        """Whether this epoch's value is below all before it, which skorch's callbacks ask for."""
+        """Record whether this epoch's value is below all previous ones, which skorch's callbacks need."""
         *earlier, last = self.history
         if name in last:
             best = next((epoch[name] for epoch in reversed(earlier) if epoch.get(f"{name}_best")), math.inf)
@@ -323,14 +322,14 @@ class PenalizedNet(NeuralNet):
     # ---- pickling ---------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        # skorch pickles the modules plainly, which fails for classes of __main__ and for lambdas
+        # skorch uses plain pickle for modules, which fails for classes of __main__ and for lambdas
         state = {**self.__dict__, "_terms_": None}
         kept = {key: state.pop(key) for key in ("device", "torch_load_kwargs")}
         return {**kept, "__cuda_dependent_attributes__": cloudpickle.dumps(state)}
 
 
 def _is_raised(error: BaseException) -> bool:
-    """Whether a `raise` in some Python code made an exception, as when a callback stops the training."""
+    """Whether Python code raised the exception, as when a callback stops training."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
@@ -338,7 +337,7 @@ def _is_raised(error: BaseException) -> bool:
 
 
 def _recorded(step: dict[str, Any]) -> list[str]:
-    """Names of a step's entries that the history shows: the loss, the share of right answers and the penalties."""
+    """Names of a step's entries in the history: the loss, the accuracy and the penalties."""
     return [key for key in step if key in ("loss", "acc") or key.startswith("penalty")]
 
 
@@ -354,14 +353,14 @@ class PenalizedClassifier(PenalizedNet, NeuralNetClassifier):
         super().__init__(module, criterion=criterion, **kwargs)
 
     def _scores(self, prediction: Tensor, y: Any) -> dict[str, Tensor]:
-        """The share of right answers, unless skorch's own callback records it."""
+        """The accuracy, unless skorch's callback records it."""
         if any(name == "valid_acc" for name, _ in self.callbacks_):
             return {}
         return {"acc": (prediction.argmax(dim=1) == y).to(prediction.dtype).mean()}
 
     def check_data(self, X: Any, y: Any) -> None:
         if y is None and isinstance(X, TensorData) and X.y is not None:
-            self.classes_inferred_ = X.y.unique().cpu().numpy()  # skorch < 1.4 reads CUDA and MPS devices only
+            self.classes_inferred_ = X.y.unique().cpu().numpy()  # skorch < 1.4 supports only CUDA and MPS tensors
         else:
             super().check_data(X, y)
 

@@ -1,4 +1,4 @@
-"""The loss of one batch as a function of the parameters, for optimisers that evaluate it more than once in a step."""
+"""The loss of one batch as a function of the parameters, for optimisers that evaluate it more than once per step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Objective", "calls_closure_once", "step_with_gradients"]
 
 
 def calls_closure_once(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a step begins with its only evaluation, as in torch (but for LBFGS) and in this package (but for SAM)."""
+    """Whether a step starts with its only evaluation, as in torch (except LBFGS) and in this package (except SAM)."""
     return _begins_with_closure(optimizer) and not isinstance(optimizer, (torch.optim.LBFGS, SAM))
 
 
@@ -26,9 +26,9 @@ def _begins_with_closure(optimizer: torch.optim.Optimizer) -> bool:
 class Objective:
     """The loss of a batch; calling it computes the gradients.
 
-    It is the same function in every call: dropout masks and random projections are drawn again as they were, and
-    what a forward pass does to the module's buffers is done once for the batch. Running statistics are moved by the
-    first call, and later ones find them so: a penalty that is evaluated with them sees the same.
+    Every call evaluates the same function: dropout masks and random projections are drawn identically, and changes of
+    the module's buffers by a forward pass are applied once per batch. The first call updates running statistics, and
+    later calls start from the updated ones, so a penalty that uses them sees the same values.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class Objective:
         Clears the gradients, computes them, and returns the loss.
     module : nn.Module
     generators : iterable of torch.Generator
-        Those that an evaluation may draw from, besides torch's default ones.
+        Generators that an evaluation may draw from, besides torch's default ones.
     """
 
     def __init__(
@@ -91,12 +91,12 @@ def _names_of_statistics(module: nn.Module) -> list[str]:
 
 @contextmanager
 def _held_statistics(module: nn.Module) -> Iterator[None]:
-    """Forward passes in training mode leave running statistics as they are."""
+    """Within the context, forward passes in training mode do not change running statistics."""
     norms = list(_norms(module).values())
     momenta = [norm.momentum for norm in norms]
     try:
         for norm in norms:
-            norm.momentum = 0.0  # the share of the batch's own
+            norm.momentum = 0.0  # the weight of the batch's statistics
         yield
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
@@ -104,13 +104,13 @@ def _held_statistics(module: nn.Module) -> Iterator[None]:
 
 
 def step_with_gradients(optimizer: torch.optim.Optimizer, objective: Objective) -> None:
-    """One step of an optimiser that may want the gradients before, as after ``loss.backward()``, or a closure, or both.
+    """One step of an optimiser that may need gradients beforehand, as after ``loss.backward()``, a closure, or both.
 
-    torch leaves open which of them a step reads first. So the gradients are there, and the closure computes them again,
-    except in its first call where the parameters are still as they were.
+    torch does not specify which of them a step reads first. So the gradients are set, and the closure computes them
+    again, except in its first call if the parameters have not changed.
     """
     if _begins_with_closure(optimizer):
-        optimizer.step(objective)  # type: ignore[arg-type]  # torch hands tensors through
+        optimizer.step(objective)  # type: ignore[arg-type]  # torch passes tensors through
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     loss: Tensor | None = objective()
@@ -131,6 +131,6 @@ def step_with_gradients(optimizer: torch.optim.Optimizer, objective: Objective) 
         optimizer.step(closure) if takes_closure else optimizer.step()  # type: ignore[arg-type]
     except NotImplementedError as error:
         raise ValueError(
-            f"`optimizer` {type(optimizer).__name__} has no `step` of its own: {error} Take one whose `step` takes a "
+            f"`optimizer` {type(optimizer).__name__} has no usable `step`: {error} Use one whose `step` accepts a "
             "closure."
         ) from error

@@ -1,4 +1,4 @@
-"""Optimisers by name, and which of the estimators' settings each of them takes."""
+"""Optimisers by name, and the estimator settings that each of them accepts."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def resolve_optimizer(
     params: Mapping[str, Any] | None,
     device: torch.device,
 ) -> tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]:
-    """The optimiser's class or factory and its keyword arguments besides the learning rate.
+    """Resolve the optimiser's class or factory and its keyword arguments, without the learning rate.
 
-    ``momentum`` goes to those that have one; ``weight_decay`` only if it is not 0, and one that has
-    none raises then. ``params`` win over both. The fused implementations are taken where they exist. SAM's ``base`` may
-    be a name, too; it gets what SAM itself does not take.
+    ``momentum`` is passed to optimisers that have it; ``weight_decay`` only if it is not 0, and an optimiser without it
+    then raises. ``params`` take precedence over both. Fused implementations are used if they exist. SAM's ``base`` may
+    also be a name; it receives the settings that SAM itself does not have.
     """
     check_instance("device", device, torch.device, "a torch.device")
     weight_decay = check_interval("weight_decay", weight_decay)
@@ -65,7 +65,7 @@ def _resolved(name: str, optimizer: str | Callable[..., torch.optim.Optimizer]) 
 def _settings(
     optimizer: Callable[..., torch.optim.Optimizer], momentum: float, weight_decay: float, device: torch.device
 ) -> dict[str, Any]:
-    """Those of the estimators' settings that an optimiser takes."""
+    """The estimator settings that an optimiser accepts."""
     accepted = inspect.signature(optimizer).parameters
     takes_all = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
     settings: dict[str, Any] = {}
@@ -74,7 +74,7 @@ def _settings(
     if weight_decay:
         if not ("weight_decay" in accepted or takes_all):
             name = getattr(optimizer, "__name__", repr(optimizer))
-            raise ValueError(f"`weight_decay` must be 0 with {name}, which has none, got {weight_decay:g}.")
+            raise ValueError(f"`weight_decay` must be 0 with {name}, which has no weight decay, got {weight_decay:g}.")
         settings["weight_decay"] = weight_decay
     if "fused" in accepted and device.type in _FUSED_DEVICES:
         settings["fused"] = True

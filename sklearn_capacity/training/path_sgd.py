@@ -1,4 +1,4 @@
-"""Path-SGD: gradient descent that does not see how a rectifier network's nodes are scaled."""
+"""Path-SGD: gradient descent that is invariant to rescaling of a rectifier network's nodes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sklearn_capacity.graph import named_tensors, trace
 
 __all__ = ["PathSGD"]
 
-#: leaves that map non-negative numbers to themselves, or move them, or are linear
+#: linear layers; the other allowed layers keep or move non-negative entries
 _LINEAR = (nn.Linear, nn.Conv2d)
 _CARRIERS = (nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Flatten, nn.Unflatten, nn.MaxPool2d, nn.Dropout, nn.Dropout2d)
 
@@ -36,20 +36,20 @@ class PathSGD(torch.optim.Optimizer):
     lr : float in (0, inf), default=0.01
         :math:`\eta`.
     update_interval : int, default=1
-        Steps between two computations of :math:`\kappa`.
+        Number of steps between two computations of :math:`\kappa`.
 
     Raises
     ------
     ValueError
         In `attach`, for a layer that is not a linear map, rectifier, max pooling, reshaping or dropout; at the first
-        step for a function of that kind, or a mean or a max pooling, in the module's own code.
+        step, for such an operation, or a mean or a max pooling, in the module's own code.
 
     Notes
     -----
     Multiplying a hidden unit's weights and bias by c and its outgoing weights by 1 / c changes neither the function
-    nor, up to the same factors, the steps. Kappa costs one pass forward and backward of a single sample, in float64.
-    Max pooling counts all its inputs' paths. Weights without paths stay as they are. There is no momentum and no
-    weight decay: the latter would see the scale.
+    nor, up to the same factors, the steps. Kappa costs one forward and one backward pass of a single sample, in
+    float64. Max pooling counts the paths of all its inputs. Weights without paths do not change. There is no momentum
+    and no weight decay, since the latter depends on the scale.
 
     References
     ----------
@@ -75,14 +75,15 @@ class PathSGD(torch.optim.Optimizer):
         super().__init__(params, settings)
 
     def attach(self, module: nn.Module, criterion: nn.Module) -> None:
-        """Say which network is trained; the loss does not matter."""
+        """Set the network that is trained; the loss does not matter."""
         for name, layer in module.named_modules():
             leaf = not any(True for _ in layer.children())
             plain = isinstance(layer, _CARRIERS) or type(layer).forward in [kind.forward for kind in _LINEAR]
             if leaf and not plain:
                 raise ValueError(
-                    f"`optimizer` 'path_sgd' takes chains of Linear, Conv2d, ReLU, max pooling and dropout only, but "
-                    f"{name or 'the module'} is a {type(layer).__name__}. Take another optimiser."
+                    "`optimizer` 'path_sgd' supports only chains of Linear, Conv2d, ReLU, max pooling and dropout, "
+                    "but "
+                    f"{name or 'the module'} is a {type(layer).__name__}. Use another optimiser."
                 )
         if getattr(self, "_module", None) is not module:
             self._is_checked = False
@@ -91,11 +92,11 @@ class PathSGD(torch.optim.Optimizer):
         self._scales: dict[int, Tensor] = {}
 
     def observe(self, X: Tensor, y: Tensor) -> None:
-        """Say what the samples look like; their values do not matter."""
+        """Set the shape of the samples; their values do not matter."""
         self._sample = X[:1]
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Compute the gradient by `closure`, if there is one, and move the parameters."""
+        """Compute the gradient with `closure`, if given, and update the parameters."""
         loss = None if closure is None else closure()
         sample: Tensor | None = getattr(self, "_sample", None)
         if sample is None:
@@ -111,7 +112,7 @@ class PathSGD(torch.optim.Optimizer):
         return loss
 
     def _current_scales(self, sample: Tensor) -> dict[int, Tensor]:
-        """1 / kappa as of now, or of an earlier step; where they last, a checkpoint has them in the state."""
+        """1 / kappa, current or from an earlier step; scales that are reused are in the state, for checkpoints."""
         steps, interval = (self.param_groups[0][key] for key in ("n_steps", "update_interval"))
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         if steps % interval and self._scales:
@@ -129,10 +130,10 @@ class PathSGD(torch.optim.Optimizer):
 
 
 def check_functions(module: nn.Module, sample: Tensor) -> None:
-    """Refuse what the module's own code computes between its layers, if that can be traced."""
+    """Refuse unsupported operations in the module's own code, if it can be traced."""
     try:
         graph = trace(module, tuple(sample.shape[1:]), dtype=sample.dtype).bind(named_tensors(module))
-    except Exception:  # whatever a user's module raises here, its layers have been checked
+    except Exception:  # even if a user's module fails here, its layers have been checked
         return
     for node in graph.nodes:
         kind = node.params.get("kind", node.op)
@@ -142,22 +143,22 @@ def check_functions(module: nn.Module, sample: Tensor) -> None:
         smooth = node.op == "activation" and kind not in ("relu", "leaky_relu")
         if averages or functional or smooth or node.op == "opaque":
             raise ValueError(
-                f"`optimizer` 'path_sgd' takes linear maps, rectifiers and nn.MaxPool2d only, but "
-                f"{node.scope or 'the module'} computes `{kind}`. Take another optimiser."
+                f"`optimizer` 'path_sgd' supports only linear maps, rectifiers and nn.MaxPool2d, but "
+                f"{node.scope or 'the module'} computes `{kind}`. Use another optimiser."
             )
 
 
 def path_scales(module: nn.Module, sample: Tensor) -> dict[int, Tensor]:
-    r"""1 / kappa of each parameter, by its id; 0 where no path leads through a weight.
+    r"""1 / kappa of each parameter, by its id; 0 for weights without paths.
 
-    The sum over paths is the network's output on a sample of ones when all weights are squared (no rectifier then
-    has anything to cut); as it is linear in each squared weight, its derivatives are the kappas.
+    The sum over paths is the network's output on a sample of ones when all weights are squared (rectifiers then have no
+    effect); since it is linear in each squared weight, its derivatives are the kappas.
     """
     squares, originals = {}, {}
     for name, parameter in module.named_parameters():
         squares[name] = parameter.detach().double().square().requires_grad_(True)
         originals[name] = parameter
-    # the strength of a skip is an edge, too
+    # the strength of a skip is also an edge
     buffers = {name: b.double().square() for name, b in module.named_buffers() if b.is_floating_point()}
     pools = [layer for layer in module.modules() if isinstance(layer, nn.MaxPool2d)]
     handles = [pool.register_forward_hook(_sum_pool) for pool in pools]

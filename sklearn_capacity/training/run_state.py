@@ -1,4 +1,4 @@
-"""All that the next epoch of a training depends on, as values that a file may hold."""
+"""The state that determines the next epoch of a training, as values that a file can store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sklearn_capacity.storage import encode
 
 __all__ = ["PARTS", "capture", "restore", "stateful_attributes"]
 
-#: of a captured state
+#: the parts of a captured state
 PARTS = {
     "module",
     "buffers",
@@ -40,7 +40,7 @@ def capture(net: NeuralNet, generator: torch.Generator, early: set[tuple[str, st
     generator : torch.Generator
         Source of the order of batches.
     early : set of (str, str), default=None
-        What `stateful_attributes` were there when training began, which `restore` can load into. None: all.
+        The `stateful_attributes` that existed when training started, into which `restore` can load. None: all.
     """
     return {
         "module": dict(net.module_.state_dict()),
@@ -56,7 +56,7 @@ def capture(net: NeuralNet, generator: torch.Generator, early: set[tuple[str, st
 
 
 def restore(net: NeuralNet, state: dict[str, Any], generator: torch.Generator) -> None:
-    """Put a captured state back, after callbacks have prepared themselves as for a new fit."""
+    """Restore a captured state, after callbacks have prepared themselves as for a new fit."""
     net.module_.load_state_dict(state["module"])
     buffers = dict(net.module_.named_buffers())
     with torch.no_grad():
@@ -70,7 +70,7 @@ def restore(net: NeuralNet, state: dict[str, Any], generator: torch.Generator) -
     _restore_optimizer(net.optimizer_, state["optimizer"])
     for key, inner in inner_optimizers.items():
         _restore_optimizer(inner, state["inner_optimizers"][key])
-        if key in sharing:  # loading has made groups of their own
+        if key in sharing:  # loading has created separate groups
             inner.param_groups = net.optimizer_.param_groups
     for name, callback in net.callbacks_:
         _restore_callback(callback, state["callbacks"].get(name, {}), net.module_)
@@ -84,13 +84,13 @@ def restore(net: NeuralNet, state: dict[str, Any], generator: torch.Generator) -
 
 
 def _inner_optimizers(optimizer: torch.optim.Optimizer) -> dict[str, torch.optim.Optimizer]:
-    """Those that an optimiser takes its steps with, whose state its own `state_dict` leaves out."""
+    """The inner optimisers that an optimiser steps with, whose state its own `state_dict` omits."""
     inner = {key: value for key, value in vars(optimizer).items() if isinstance(value, torch.optim.Optimizer)}
     return {key: value for key, value in inner.items() if value.state is not optimizer.state}
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """As ``load_state_dict``, which rounds every state to its parameter's precision, and without that."""
+    """Like ``load_state_dict``, but without rounding every state to its parameter's precision."""
     optimizer.load_state_dict(saved)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     order = [index for group in saved["param_groups"] for index in group["params"]]
@@ -109,7 +109,7 @@ def _unsaved_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def stateful_attributes(net: NeuralNet) -> set[tuple[str, str]]:
-    """(name of the callback, attribute) of the schedulers, averaged models and the like that callbacks hold now."""
+    """(name of the callback, attribute) of the schedulers, averaged models and similar objects of callbacks."""
     return {(name, key) for name, callback in net.callbacks_ for key, value in vars(callback).items() if _loads(value)}
 
 
@@ -118,10 +118,10 @@ def _loads(value: Any) -> bool:
 
 
 def _callback_state(name: str, callback: Callback, early: set[tuple[str, str]] | None) -> dict[str, Any]:
-    """A callback's attributes that are not parameters: what it has learnt so far.
+    """A callback's attributes that are not parameters: its state.
 
-    Functions and classes are left out, since a callback's own code chooses them again, and so is what its
-    ``__getstate__`` leaves out when it is pickled.
+    Functions and classes are left out, since the callback's code sets them again, and so are attributes that its
+    ``__getstate__`` leaves out.
     """
     parameters = callback.get_params(deep=False)
     pickled = callback.__getstate__() or {}
@@ -129,7 +129,7 @@ def _callback_state(name: str, callback: Callback, early: set[tuple[str, str]] |
     for key, value in vars(callback).items():
         if key in parameters or key not in pickled or isinstance(value, _CHOSEN_BY_CODE):
             continue
-        if value is not None and any(value is given for given in parameters.values()):  # a logger's client, say
+        if value is not None and any(value is given for given in parameters.values()):  # a logger's client, for example
             continue
         if isinstance(value, Callback):
             state[key] = _callback_state(name, value, None)
@@ -144,7 +144,8 @@ def _callback_state(name: str, callback: Callback, early: set[tuple[str, str]] |
             encode(value, {}, name=f"{type(callback).__name__}.{key}")
         except TypeError as error:
             raise TypeError(
-                f"{error} So `checkpoint_dir` cannot resume the callback: let its `__getstate__` leave out {key!r}, "
+                f"{error} Therefore `checkpoint_dir` cannot resume the callback: let its `__getstate__` leave out "
+                f"{key!r}, "
                 "or fit with checkpoint_dir=None."
             ) from error
         state[key] = value
@@ -152,17 +153,18 @@ def _callback_state(name: str, callback: Callback, early: set[tuple[str, str]] |
 
 
 def _check_rebuilds(callback: Callback, key: str, value: Any) -> None:
-    """Refuse what a resumed fit would have no object for; an average of the network can be made from the network."""
+    """Refuse objects that a resumed fit would not have; an average of the network can be rebuilt from the network."""
     if type(value) is AveragedModel and value.avg_fn is None and value.multi_avg_fn is None and not value.use_buffers:
         return
     raise TypeError(
-        f"`{type(callback).__name__}.{key}` is a {type(value).__name__} that was made after the training had begun, "
-        "so `checkpoint_dir` cannot resume the callback: make it in `on_train_begin`, or fit with checkpoint_dir=None."
+        f"`{type(callback).__name__}.{key}` is a {type(value).__name__} that was created after training started, "
+        "so `checkpoint_dir` cannot resume the callback: create it in `on_train_begin`, or fit with "
+        "checkpoint_dir=None."
     )
 
 
 def _without_functions(state: Any) -> Any:
-    """A state dict without the functions in it, which the object's own constructor chooses again."""
+    """A state dict without its functions, which the object's constructor sets again."""
     if isinstance(state, dict):
         return {key: _without_functions(v) for key, v in state.items() if not isinstance(v, _CHOSEN_BY_CODE)}
     return [_without_functions(item) for item in state] if type(state) is list else state
@@ -171,7 +173,7 @@ def _without_functions(state: Any) -> Any:
 def _restore_callback(callback: Callback, state: dict[str, Any], module: nn.Module) -> None:
     for key, value in state.items():
         if key in callback.get_params(deep=False) or callable(getattr(type(callback), key, None)):
-            raise ValueError(f"{key!r} of {type(callback).__name__} is none that a checkpoint may set")
+            raise ValueError(f"{key!r} of {type(callback).__name__} is not an attribute that a checkpoint may set")
         current = getattr(callback, key, None)
         if isinstance(current, Callback):
             _restore_callback(current, value, module)

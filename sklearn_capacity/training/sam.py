@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: each step follows the gradient at the worst point nearby."""
+"""Sharpness-aware minimisation: each step follows the gradient at the worst nearby point."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SAM(torch.optim.Optimizer):
     .. math:: g = \nabla L(\theta), \qquad \theta' = \theta + \rho\, g / \|g\|, \qquad
               \theta \leftarrow \text{base step from } \theta \text{ with } \nabla L(\theta')
 
-    L is the loss of one batch with its penalties, and the norm that of all trained parameters together.
+    L is the loss of one batch with its penalties, and the norm is taken over all trained parameters together.
 
     Parameters
     ----------
@@ -30,29 +30,29 @@ class SAM(torch.optim.Optimizer):
     lr : float in (0, inf), default=0.01
         Learning rate of `base`.
     rho : float in [0, inf), default=0.05
-        :math:`\rho`, how far the worst point is away; 0 gives the steps of `base` alone, at twice their cost.
+        :math:`\rho`, the distance of the worst point; 0 gives the plain steps of `base` at twice their cost.
     adaptive : bool, default=False
         Measure the distance relative to each weight:
-        :math:`\theta' = \theta + \rho\, \theta^2 g / \| |\theta|\, g \|`, elementwise. Ranges of `rho` do not carry
-        over; 0.5 is usual.
+        :math:`\theta' = \theta + \rho\, \theta^2 g / \| |\theta|\, g \|`, elementwise. Values of `rho` are not
+        comparable with those of the plain variant; 0.5 is usual.
     base : optimiser class or callable, default=torch.optim.SGD
-        ``base(params, lr=..., **settings)`` makes the optimiser that takes the step. In the estimators'
-        `optimizer_params` it may be a name, as `optimizer` itself.
+        ``base(params, lr=..., **settings)`` returns the optimiser that takes the step. In the `optimizer_params` of an
+        estimator it may be a name, as for `optimizer` itself.
     **settings
         Further arguments of `base`, such as ``momentum`` and ``weight_decay``.
 
     Raises
     ------
     ValueError
-        For a base whose step evaluates a closure itself (LBFGS), or must know the module and the batch (K-FAC,
+        If the step of `base` itself evaluates a closure (LBFGS), or needs the module and the batch (K-FAC,
         Path-SGD).
 
     Notes
     -----
-    Two forward and two backward passes a step, and one more copy of the parameters. `step` needs a closure that clears
-    the gradients, computes them and returns the loss. An estimator, and :class:`PenalizedNet`, give it one whose second
-    evaluation has the dropout masks and the random projections of the first, and leaves batch norm's running
-    statistics as the first has made them. The loss that the history shows is that at :math:`\theta`.
+    A step takes two forward and two backward passes, and one more copy of the parameters. `step` needs a closure that
+    clears the gradients, computes them and returns the loss. Estimators and :class:`PenalizedNet` pass one whose second
+    evaluation uses the dropout masks and random projections of the first and does not change batch norm's running
+    statistics again. The loss in the history is that at :math:`\theta`.
 
     References
     ----------
@@ -63,7 +63,7 @@ class SAM(torch.optim.Optimizer):
 
     Examples
     --------
-    For the loss :math:`w^2` at w = 1, the worst point is 1.5, whose gradient is 3:
+    For the loss :math:`w^2` at w = 1, the worst point is 1.5, where the gradient is 3:
 
     >>> import torch
     >>> from sklearn_capacity.training import SAM
@@ -96,13 +96,13 @@ class SAM(torch.optim.Optimizer):
         self.base = _checked_base(base, params, lr, settings)
         groups, state = self.base.param_groups, self.base.state
         super().__init__(groups, {**self.base.defaults, **own})
-        self.state = state  # which Adagrad has filled already
+        self.state = state  # already filled by Adagrad
 
-    # Groups and state are those of the base: schedules, callbacks and checkpoints see one optimiser.
+    # Groups and state are those of the base, so schedules, callbacks and checkpoints see a single optimiser.
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """The parameters and their settings, also those of the base."""
+        """The parameters and their settings, including those of the base."""
         return self.base.param_groups
 
     @param_groups.setter
@@ -111,7 +111,7 @@ class SAM(torch.optim.Optimizer):
 
     @property
     def state(self) -> defaultdict[Tensor, Any]:  # type: ignore[override]
-        """What the base remembers of each parameter; SAM itself remembers nothing."""
+        """The state of the base; SAM itself has none."""
         return self.base.state
 
     @state.setter
@@ -119,7 +119,7 @@ class SAM(torch.optim.Optimizer):
         self.base.state = state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` has returned.
+        """Restore a state returned by `state_dict`.
 
         Parameters
         ----------
@@ -132,7 +132,7 @@ class SAM(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Evaluate `closure` here and at the worst point nearby, and move from here by the second gradient.
+        """Evaluate `closure` here and at the worst nearby point, and step from here with the second gradient.
 
         Parameters
         ----------
@@ -145,7 +145,7 @@ class SAM(torch.optim.Optimizer):
         """
         if closure is None:
             raise ValueError(
-                "`optimizer` 'sam' needs two gradients a step: call `step(closure)`, with a closure that clears the "
+                "`optimizer` 'sam' needs two gradients per step: call `step(closure)`, with a closure that clears the "
                 "gradients, computes them and returns the loss."
             )
         with torch.enable_grad():
@@ -154,14 +154,14 @@ class SAM(torch.optim.Optimizer):
         try:
             with torch.enable_grad():
                 closure()
-        finally:  # an interrupt, too, leaves the parameters where they were
+        finally:  # an interrupt also leaves the parameters at the original point
             for parameter, value in here:
                 parameter.copy_(value)
         self.base.step()
         return loss
 
     def _ascend(self) -> list[tuple[Tensor, Tensor]]:
-        """Move to the worst point nearby; returns the parameters with what they were."""
+        """Move to the worst nearby point; returns the parameters with their original values."""
         trained = [(group, p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
         # adaptive: T = |theta|, the step is rho T^2 g / |T g|; else T = 1
         scaled = [p.abs() * g if group["adaptive"] else g for group, p, g in trained]
@@ -169,7 +169,7 @@ class SAM(torch.optim.Optimizer):
             return []
         norms = [torch.linalg.vector_norm(t) for t in scaled]
         norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))  # ()
-        norm = norm.clamp_min(torch.finfo(norm.dtype).tiny)  # a gradient of 0 has no direction: stay
+        norm = norm.clamp_min(torch.finfo(norm.dtype).tiny)  # a zero gradient has no direction, so the point stays
         here = []
         for (group, p, g), t in zip(trained, scaled, strict=True):
             here.append((p, p.clone()))
@@ -181,10 +181,11 @@ class SAM(torch.optim.Optimizer):
 def _checked_base(
     base: Callable[..., torch.optim.Optimizer], params: Iterable[Any], lr: float, settings: dict[str, Any]
 ) -> torch.optim.Optimizer:
-    """The base optimiser, if all that its step needs is gradients."""
+    """The base optimiser, if its step needs only gradients."""
     if not callable(base):
         raise TypeError(
-            f"`base` must be an optimiser class or a callable (params, lr=...), got {base!r}. Names are for the "
+            f"`base` must be an optimiser class or a callable (params, lr=...), got {base!r}. Names are only accepted "
+            "in the "
             "`optimizer_params` of an estimator."
         )
     optimizer = base(params, lr=lr, **settings)
@@ -193,9 +194,9 @@ def _checked_base(
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     evaluates = closure is not None and closure.default is closure.empty
     if evaluates or isinstance(optimizer, SAM) or hasattr(optimizer, "attach"):
-        reason = "must know the module and the batch" if hasattr(optimizer, "attach") else "evaluates the loss itself"
+        reason = "needs the module and the batch" if hasattr(optimizer, "attach") else "evaluates the loss itself"
         raise ValueError(
-            f"`base` of `optimizer` 'sam' must step by the gradients alone, got {type(optimizer).__name__}, which "
-            f"{reason}. Take 'sgd', 'adam' or the like."
+            f"`base` of `optimizer` 'sam' must step with the gradients only, got {type(optimizer).__name__}, which "
+            f"{reason}. Use 'sgd', 'adam' or similar."
         )
     return optimizer

@@ -20,7 +20,7 @@ __all__ = ["LearningRateSchedule", "TorchSchedule", "make_schedule", "set_learni
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Give every parameter group its first learning rate times `factor` times its own ``"scale"``, if it has one."""
+    """Set the learning rate of every group to its initial one times `factor` times the group's ``"scale"``, if any."""
     for group in optimizer.param_groups:
         base = group.setdefault("initial_lr", group["lr"])
         group["lr"] = base * factor * group.get("scale", 1.0)
@@ -29,8 +29,8 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
 class LearningRateSchedule(Callback):
     """Multiply the learning rate by a factor of the epoch.
 
-    Epochs are numbered from 0 over the life of the net, so that a schedule goes on in
-    ``partial_fit`` and with ``warm_start``.
+    Epochs are numbered from 0 over the life of the net, so that ``partial_fit`` and ``warm_start``
+    continue a schedule.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class LearningRateSchedule(Callback):
 class TorchSchedule(Callback):
     """Step one of torch's schedulers after each epoch.
 
-    In `partial_fit` and with a warm start its state follows from the net's history, which is replayed.
+    With `partial_fit` and a warm start, its state is restored by replaying the net's history.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class TorchSchedule(Callback):
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         set_learning_rates(net.optimizer_, 1.0)
-        with silenced("Detected call of `lr_scheduler.step"):  # replaying steps it before the optimiser, on purpose
+        with silenced("Detected call of `lr_scheduler.step"):  # replaying deliberately steps it before the optimiser
             self.scheduler_ = self.factory(net.optimizer_)
             for epoch in net.history:
                 self._step(epoch)
@@ -88,12 +88,12 @@ def cosine_factor(epoch: int, *, max_epochs: int) -> float:
 
 
 def step_factor(epoch: int, *, steps: list[tuple[float, float]]) -> float:
-    """Product of the factors of all steps that lie at or before the epoch."""
+    """Product of the factors of all steps at or before the epoch."""
     return math.prod(factor for start, factor in steps if epoch >= start)
 
 
 def listed_factor(epoch: int, *, factors: list[float]) -> float:
-    """The epoch's entry; the last one goes on."""
+    """The epoch's entry; the last one applies to all later epochs."""
     return factors[min(epoch, len(factors) - 1)]
 
 
@@ -110,7 +110,7 @@ def make_schedule(schedule: Any, max_epochs: int) -> Callback | None:
     Raises
     ------
     ValueError
-        If it is none of these, or needs more arguments than the epoch, or the optimiser.
+        If it is none of these, or needs arguments other than the epoch or the optimiser.
     """
     if schedule is None:
         return None
@@ -125,16 +125,16 @@ def make_schedule(schedule: Any, max_epochs: int) -> Callback | None:
         return LearningRateSchedule(_listed(schedule))
     raise ValueError(
         '`learning_rate_schedule` must be None, "cosine", a list of (epoch, factor) pairs, a list of factors, '
-        f"a function of the epoch or a scheduler class of torch, got {schedule!r}."
+        f"a function of the epoch or a scheduler class from torch, got {schedule!r}."
     )
 
 
 def _check_arguments(schedule: Callable[..., Any], kind: Callable[..., Any], given: str) -> None:
-    """Raise unless the schedule, itself or what a partial fills in of `kind`, can be called with one argument."""
+    """Raise unless the schedule (or the `kind` that a partial completes) can be called with one argument."""
     arguments, keywords = (schedule.args, schedule.keywords) if isinstance(schedule, functools.partial) else ((), {})
     try:
         signature = inspect.signature(kind)
-    except (TypeError, ValueError):  # some builtins have none
+    except (TypeError, ValueError):  # some builtins have no signature
         return
     try:
         signature.bind(*arguments, None, **keywords)
@@ -144,8 +144,8 @@ def _check_arguments(schedule: Callable[..., Any], kind: Callable[..., Any], giv
         needed = [parameter.name for parameter in others if parameter.default is parameter.empty]
         listed = ", ".join(f"{parameter}=..." for parameter in needed) or "..."
         raise ValueError(
-            f"`learning_rate_schedule` must be callable with the {given} alone, and {name} is not: {error}. "
-            f"Give functools.partial({name}, {listed})."
+            f"`learning_rate_schedule` must be callable with only the {given}, but {name} is not: {error}. "
+            f"Pass functools.partial({name}, {listed})."
         ) from error
 
 
@@ -156,11 +156,11 @@ def _listed(schedule: Iterable[Any]) -> Callable[[int], float]:
         numbers = np.empty(0)
     if numbers.size == 0 or not (numbers.ndim == 1 or (numbers.ndim == 2 and numbers.shape[1] == 2)):
         raise ValueError(
-            "`learning_rate_schedule` as a list must hold (epoch, factor) pairs or one factor for each epoch, "
+            "`learning_rate_schedule` as a list must contain (epoch, factor) pairs or one factor per epoch, "
             f"got {schedule!r}."
         )
     if not (np.isfinite(numbers) & (numbers >= 0)).all():
-        raise ValueError(f"`learning_rate_schedule` must hold finite numbers that are at least 0, got {schedule!r}.")
+        raise ValueError(f"`learning_rate_schedule` must contain finite numbers that are at least 0, got {schedule!r}.")
     if numbers.ndim == 1:
         return functools.partial(listed_factor, factors=numbers.tolist())
     return functools.partial(step_factor, steps=[(start, factor) for start, factor in numbers.tolist()])

@@ -1,4 +1,4 @@
-"""One seed for all that a training run draws, without a trace in the global generators."""
+"""One seed for all random numbers of a training run, without an effect on the global generators."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["seeded"]
 
 # Dropout can only draw from torch's default generator, which all threads of a process share:
 # without a lock two concurrent fits in joblib's threading backend consume each other's numbers.
-# Reentrant, since a callback may fit a network of its own.
+# Reentrant, since a callback may itself fit a network.
 _lock = threading.RLock()
 
 
@@ -22,13 +22,13 @@ def _renew_lock() -> None:
     _lock = threading.RLock()
 
 
-if hasattr(os, "register_at_fork"):  # a forked child must not inherit a lock that nobody will release
+if hasattr(os, "register_at_fork"):  # a forked child must not inherit a lock that is never released
     os.register_at_fork(after_in_child=_renew_lock)
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
-    """Seed torch's default generators inside, put them back afterwards.
+    """Seed torch's default generators within the context, and restore them afterwards.
 
     Yields a private CPU generator for draws whose order must not depend on what a module draws
     (batches, projections). Fits in several threads of one process take turns.

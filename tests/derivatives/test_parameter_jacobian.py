@@ -332,5 +332,5 @@ def test_computed_weights_that_are_read_in_part_are_refused():
             return F.linear(self.norm(F.linear(x, weight)), weight[:3])
 
     module, X, _ = make(Halves, (4,))
-    with pytest.raises(UnsupportedLayerError, match="turned or in part.*computes its weight from parameters"):
+    with pytest.raises(UnsupportedLayerError, match="transposed or in part.*computes its weight from parameters"):
         parameter_jacobian(network_of("", module, X))

@@ -156,5 +156,5 @@ def test_refusals_name_the_layer(last):
 
 def test_nothing_trained_is_nothing_to_move():
     _, X, y = networks.mlp()
-    with pytest.raises(UnsupportedLayerError, match="The network has no trainable parameters that could be moved"):
+    with pytest.raises(UnsupportedLayerError, match="The network has no trainable parameters that could vary"):
         measure_capacity(nn.Identity(), X, y % 2, "max_sharpness")

@@ -75,9 +75,9 @@ def test_some_errors_pass_as_they_are(error):
     [
         (lambda X: None, "return a tensor, got NoneType"),
         (lambda X: X.numpy(), "return a tensor, got ndarray"),
-        (lambda X: X[:0], r"of shape \(12, 4\) as it got, got \(0, 4\)"),
-        (lambda X: X[:, :2], r"of shape \(12, 4\) as it got, got \(12, 2\)"),
-        (lambda X: X.double(), "of torch.float32 on cpu as it got, got torch.float64"),
+        (lambda X: X[:0], r"of its input's shape \(12, 4\), got \(0, 4\)"),
+        (lambda X: X[:, :2], r"of its input's shape \(12, 4\), got \(12, 2\)"),
+        (lambda X: X.double(), "like its input, torch.float32 on cpu, got torch.float64"),
         (lambda X: X.to("meta"), "on meta"),
         (lambda X: X.to_sparse(), "sparse"),
     ],
@@ -116,7 +116,7 @@ def test_nu_stays_a_number_in_single_precision(nu):
 
 
 def test_there_is_one_cpu():
-    with pytest.raises(ValueError, match="`device` is 'cpu:7', but there is one CPU"):
+    with pytest.raises(ValueError, match="`device` must be .cpu., got 'cpu:7'"):
         NetworkClassifier(max_epochs=1, device="cpu:7").fit(X, y)
 
 

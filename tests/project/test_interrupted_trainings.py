@@ -103,7 +103,7 @@ def test_a_callback_that_stops_the_training_is_no_interrupt():
 def test_an_interrupt_that_callbacks_cannot_end_goes_on(tmp_path):
     armed.append(("batch_end", 1))
     model = network(Checkpoint(monitor="train_loss_best", load_best=True, dirname=tmp_path))
-    with pytest.raises(KeyboardInterrupt, match="in epoch 1, and `callbacks` cannot end there: FileNotFoundError"):
+    with pytest.raises(KeyboardInterrupt, match="in epoch 1, and `callbacks` cannot stop there: FileNotFoundError"):
         model.fit(X, y)
     assert not hasattr(model, "net_")
 

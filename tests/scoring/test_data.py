@@ -62,7 +62,7 @@ def test_bad_data_and_options(model, iris):
         ((object(), X, y), {}, TypeError, "must contain a network"),
         ((VotingClassifier([("a", GaussianNB())]).fit(X, y), X, y), {}, TypeError, "several models: measure each"),
         ((selected.fit(X, y == "setosa"), X, y), {}, TypeError, "got RFE. Measure its `estimator_`."),
-        ((model, {"X": X}, y), {}, TypeError, "got a dict: networks of several inputs"),
+        ((model, {"X": X}, y), {}, TypeError, "got a dict: networks with several inputs"),
         ((model, DataLoader(pairs)), {}, TypeError, r"got a DataLoader. Collect its batches: `X, y = map\(torch.cat"),
         ((model, pairs, y), {}, TypeError, "got a TensorDataset. Collect it"),
         ((model, pairs.tensors), {}, TypeError, "got a tuple. Pass its parts one by one, as `X` and `y`"),

@@ -71,7 +71,7 @@ def test_inference_mode():
         (nn.Linear(4, 1), 'at least two logits, got a network with one output. For regression pass loss="squared"'),
         (nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 1)), r"an array of shape \(3, 2, 2\) for one"),
         (Function(lambda net, x: {"logits": net(x)}), "must return a tensor, got dict"),
-        (nn.Sequential(nn.Embedding(5, 3), nn.Flatten()), "given real numbers here, so measure the part behind"),
+        (nn.Sequential(nn.Embedding(5, 3), nn.Flatten()), "receives real numbers here, so measure the part after"),
     ],
     ids=["lazy", "meta", "complex", "one output", "image", "dict", "embedding"],
 )

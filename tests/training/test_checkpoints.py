@@ -196,7 +196,7 @@ def test_a_damaged_file_is_told_and_the_one_before_used(model, damage, monkeypat
         flipped = content[:-20] + bytes([content[-20] ^ 4]) + content[-19:]
         newest.write_bytes({"cut": content[: len(content) // 2], "flip": flipped, "empty": b""}[damage])
     trained = count_epochs(monkeypatch)
-    with pytest.warns(CapacityWarning, match=r"epoch-00000004.safetensors is .*The checkpoint before it is used\."):
+    with pytest.warns(CapacityWarning, match=r"epoch-00000004.safetensors is .*The previous checkpoint is used\."):
         again = clone(model).fit(X, y)
     assert trained == [4, 5, 6] and bits(again) == bits(whole)
 
@@ -221,7 +221,7 @@ def test_a_whole_file_of_another_fit_is_not_taken(model, other, name, tmp_path):
         path.unlink()
     foreign = folder_of(another) / "finished.safetensors"
     (folder / f"{name}.safetensors").write_bytes(foreign.read_bytes())
-    with pytest.warns(CapacityWarning, match=f"{name}.safetensors is of another fit"):
+    with pytest.warns(CapacityWarning, match=f"{name}.safetensors belongs to another fit"):
         assert bits(clone(model).fit(X, y)) == bits(whole)
 
 
@@ -230,11 +230,11 @@ def test_a_file_of_another_epoch_is_not_taken(model):
     interrupted_fit(model, 4)
     folder = folder_of(model)
     (folder / "epoch-00000002.safetensors").rename(folder / "finished.safetensors")
-    with pytest.warns(CapacityWarning, match="finished.safetensors is of another epoch, 2"):
+    with pytest.warns(CapacityWarning, match="finished.safetensors belongs to another epoch, 2"):
         assert bits(clone(model).fit(X, y)) == bits(whole)
     (folder / "epoch-00000006.safetensors").rename(folder / "epoch-00000099.safetensors")
     (folder / "finished.safetensors").unlink()
-    with pytest.warns(CapacityWarning, match="epoch-00000099.safetensors is of another epoch, 6"):
+    with pytest.warns(CapacityWarning, match="epoch-00000099.safetensors belongs to another epoch, 6"):
         assert bits(clone(model).fit(X, y)) == bits(whole)
 
 
@@ -248,7 +248,7 @@ def test_a_checkpoint_sets_no_parameter_of_a_callback(model):
         state["callbacks"]["scoring"]["name"] = "other"
         document = {**stored.document, "state": encode(state, tensors, name="state")}
         write_file(path, document, tensors)
-    with pytest.raises(FileError, match="'name' of EpochScoring is none that a checkpoint may set.*Remove that folder"):
+    with pytest.raises(FileError, match="'name' of EpochScoring is not an attribute.*Remove that folder"):
         clone(model).fit(X, y)
 
 
@@ -383,7 +383,7 @@ def test_refusals(model):
         ({"checkpoint_dir": 3}, TypeError, "`checkpoint_dir` must be None or the path of a folder, got 3"),
         ({"checkpoint_dir": ""}, TypeError, "`checkpoint_dir` must be None or the path"),
         ({"checkpoint_every": 0}, ValueError, "`checkpoint_every` must be at least 1"),
-        ({"callbacks": [Holds()]}, TypeError, "`Holds.lock_` is .*So `checkpoint_dir` cannot resume"),
+        ({"callbacks": [Holds()]}, TypeError, "`Holds.lock_` is .*Therefore `checkpoint_dir` cannot resume"),
         ({"learning_rate_schedule": Locked()}, TypeError, "cannot be hashed. Fit with checkpoint_dir=None"),
     ]
     for params, error, message in cases:

@@ -87,7 +87,7 @@ def test_a_module_or_an_augmentation_that_works_in_place_leaves_the_data_alone(p
 
 def test_no_penalty_is_evaluated_where_the_module_has_overwritten_its_input():
     module = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(X.shape[1], 4), nn.Dropout(0.1), nn.Linear(4, 3))
-    with pytest.raises(ValueError, match="`module` works in place on its input.*inplace=False"):
+    with pytest.raises(ValueError, match="`module` must not modify its input in place.*inplace=False"):
         JacobianRegularizedClassifier(module=module, max_epochs=1).fit(X, y)
 
 
@@ -244,18 +244,18 @@ def test_schedule_and_its_continuation(schedule, expected):
 @pytest.mark.parametrize(
     ("schedule", "cure"),
     [
-        (StepLR, r"missing a required argument: 'step_size'\. Give functools.partial\(StepLR, step_size=\.\.\.\)"),
+        (StepLR, r"missing a required argument: 'step_size'\. Pass functools.partial\(StepLR, step_size=\.\.\.\)"),
         (OneCycleLR, r"max_lr=\.\.\."),
         (functools.partial(StepLR, step=2), "unexpected keyword argument 'step'|'step_size'"),
         (functools.partial(ExponentialLR, gamma=0.5, rate=1), "unexpected keyword argument 'rate'"),
-        (lambda: 1.0, "with the epoch alone"),
+        (lambda: 1.0, "with only the epoch"),
         (lambda epoch, total: epoch / total, r"functools.partial\(<lambda>, total=\.\.\.\)"),
     ],
 )
 def test_a_schedule_that_lacks_arguments_is_told_which(schedule, cure):
     with pytest.raises(ValueError, match=cure) as raised:
         NetworkClassifier(learning_rate_schedule=schedule, max_epochs=1).fit(X, y)
-    assert str(raised.value).startswith("`learning_rate_schedule` must be callable with the ")
+    assert str(raised.value).startswith("`learning_rate_schedule` must be callable with only the ")
 
 
 def test_a_schedule_may_change_between_calls_of_partial_fit():
@@ -351,7 +351,7 @@ def test_auto_device_goes_round_the_gpus_by_worker(monkeypatch):
         chosen.append(resolve_device("auto").index)
     assert chosen == [0, 0, 1, 2, 0, 1]
     assert resolve_device("cuda:2") == torch.device("cuda:2")
-    with pytest.raises(ValueError, match="`device` is 'cuda:3', but torch sees 3 GPUs"):
+    with pytest.raises(ValueError, match="`device` must be available, got 'cuda:3'; torch sees 3 GPUs"):
         resolve_device("cuda:3")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert resolve_device("auto") == torch.device("cpu")

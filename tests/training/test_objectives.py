@@ -132,7 +132,7 @@ def test_steps_are_those_of_a_loop_by_hand(kind, rho):
 
 
 def test_an_optimiser_without_a_step_is_refused_by_name():
-    with pytest.raises(ValueError, match="`optimizer` NoStep has no `step` of its own: SAM doesn't work like"):
+    with pytest.raises(ValueError, match="`optimizer` NoStep has no usable `step`: SAM doesn't work like"):
         NetworkClassifier(optimizer=NoStep).fit(X, y)
 
 

@@ -337,10 +337,10 @@ def test_a_skorch_net_takes_it_as_any_optimiser():
 @pytest.mark.parametrize(
     ("params", "error", "text"),
     [
-        ({"base": "lbfgs"}, ValueError, "`base` of `optimizer` 'sam' must step by the gradients alone, got LBFGS"),
-        ({"base": "kfac"}, ValueError, "got KFAC, which must know the module and the batch"),
-        ({"base": KFAC}, ValueError, "got KFAC, which must know the module and the batch"),
-        ({"base": PathSGD}, ValueError, "got PathSGD, which must know the module and the batch"),
+        ({"base": "lbfgs"}, ValueError, "`base` of `optimizer` 'sam' must step with the gradients only, got LBFGS"),
+        ({"base": "kfac"}, ValueError, "got KFAC, which needs the module and the batch"),
+        ({"base": KFAC}, ValueError, "got KFAC, which needs the module and the batch"),
+        ({"base": PathSGD}, ValueError, "got PathSGD, which needs the module and the batch"),
         ({"base": SAM}, ValueError, "got SAM, which evaluates the loss itself"),
         ({"base": "adamm"}, ValueError, "`base` must be one of .*Did you mean 'adam'"),
         ({"base": lambda params, lr, **_: None}, TypeError, "`base` must return a torch.optim.Optimizer, got None"),
@@ -358,7 +358,7 @@ def test_what_it_refuses(params, error, text):
 def test_names_and_closures():
     with pytest.raises(TypeError, match="`base` must be an optimiser class or a callable .* got 'adam'. Names are"):
         SAM([nn.Parameter(torch.ones(1))], base="adam")
-    with pytest.raises(ValueError, match=r"`optimizer` 'sam' needs two gradients a step: call `step\(closure\)`"):
+    with pytest.raises(ValueError, match=r"`optimizer` 'sam' needs two gradients per step: call `step\(closure\)`"):
         SAM([nn.Parameter(torch.ones(1))]).step()
     kind, settings = resolve_optimizer(
         "sam", momentum=0.5, weight_decay=0.1, params={"base": "adam", "rho": 1}, device=torch.device("cpu")
