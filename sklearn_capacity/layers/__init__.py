@@ -1,8 +1,8 @@
-"""Generalization layers, how to insert and schedule them, and image augmentation.
+"""Generalization layers, their insertion and schedules, and image augmentation.
 
-`generalization` (layers with a skip, [GL] 3.1), `dropout` ([GL] 3.2), `insertion` (puts one into any module),
+`generalization` (layers with a skip, [GL] 3.1), `dropout` ([GL] 3.2), `insertion` (into any module),
 `schedules` (of nu and of the slow rate), `initialization` (He's), `augmentation` (crops and flips on the device).
-Read `generalization`, then `insertion`.
+Read `generalization` first, then `insertion`.
 
 Data flow: module, position -> insert_generalization_layer -> a new module.
 """

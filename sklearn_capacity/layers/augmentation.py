@@ -1,4 +1,4 @@
-"""Random crops and flips of a batch of images, on the device that holds it."""
+"""Random crops and flips of a batch of images, on their device."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Augmentation = Callable[[Tensor, Generator], Tensor]
 
 
 def random_crop(X: Tensor, generator: Generator, padding: int | None = None) -> Tensor:
-    """Shift each image of a batch by a random number of pixels, zeros coming in at the border.
+    """Shift each image of a batch by a random number of pixels, with zeros at the border.
 
-    Each image is padded by p zeros on all four sides, and a window of its own size is cut out at a place drawn
-    uniformly from the (2p + 1)^2 there are.
+    Each image is padded by p zeros on all four sides, and a window of its original size is cut out at a position drawn
+    uniformly from the (2p + 1)^2 possible ones.
 
     Parameters
     ----------
     X : Tensor of shape (n_samples, channels, height, width)
         Images on any device.
     generator : torch.Generator
-        On the CPU, so that every device sees the same numbers.
+        A CPU generator, so that all devices use the same random numbers.
     padding : int, default=None
         p, at least 0. None: an eighth of the height (4 for 32 pixels, as is usual for CIFAR-10), at least 1.
 
@@ -42,7 +42,7 @@ def random_crop(X: Tensor, generator: Generator, padding: int | None = None) -> 
 
     Notes
     -----
-    One padded copy and one gather; two random integers for each image, whatever its size.
+    The cost is one padded copy, one gather, and two random integers per image.
 
     References
     ----------
@@ -72,7 +72,7 @@ def random_flip(X: Tensor, generator: Generator) -> Tensor:
     X : Tensor of shape (n_samples, channels, height, width)
         Images on any device.
     generator : torch.Generator
-        On the CPU, so that every device sees the same numbers.
+        A CPU generator, so that all devices use the same random numbers.
 
     Returns
     -------
@@ -105,7 +105,7 @@ def crop_flip(X: Tensor, generator: Generator) -> Tensor:
     X : Tensor of shape (n_samples, channels, height, width)
         Images on any device.
     generator : torch.Generator
-        On the CPU, so that every device sees the same numbers.
+        A CPU generator, so that all devices use the same random numbers.
 
     Returns
     -------
@@ -136,18 +136,18 @@ def resolve_augmentation(augmentation: str | Augmentation | None) -> Augmentatio
     Parameters
     ----------
     augmentation : {"crop_flip", "crop", "flip"}, callable or None
-        A callable is called as ``augmentation(X, generator)`` with a batch on the device and a CPU generator, and
-        returns a batch of the same shape.
+        A callable is called as ``augmentation(X, generator)`` with a batch on the device and a CPU generator, and must
+        return a batch of the same shape.
 
     Returns
     -------
     callable or None
-        None for None.
+        The function, or None if `augmentation` is None.
 
     Raises
     ------
     ValueError
-        If it is another name.
+        If it is an unknown name.
     TypeError
         If it is neither a name nor callable.
 

@@ -11,7 +11,7 @@ __all__ = ["ConvGeneralizationDropout", "GeneralizationDropout"]
 
 
 class GeneralizationDropout(nn.Module):
-    r"""An extra layer of the same width whose nodes, and no others, are dropped with probability p.
+    r"""An extra layer of the same width whose nodes alone are dropped with probability p.
 
     .. math:: y = m \odot \mathrm{relu}(W_g x + b) / (1 - p), \qquad m_i \sim \mathrm{Bernoulli}(1 - p),
 
@@ -31,7 +31,7 @@ class GeneralizationDropout(nn.Module):
 
     Notes
     -----
-    It is trained as any other layer is: no schedule and no slower learning rate belong to it.
+    It is trained like any other layer, without a schedule or a slower learning rate.
 
     References
     ----------
@@ -71,16 +71,16 @@ class ConvGeneralizationDropout(nn.Module):
     channels : int
         Channels of x and y.
     p : float in [0, 1), default=0.5
-        Probability of dropping a node of y, at each place and channel on its own.
+        Probability of dropping a node of y, independently at each position and channel.
     stride : int, default=1
-        Step of the first convolution.
+        Stride of the first convolution.
     form : {"conv1x1", "conv3x3"}, default="conv1x1"
         The convolutions in F.
 
     Raises
     ------
     ValueError
-        A size below 1, another form, or `p` outside [0, 1).
+        If a size is below 1, the form is unknown, or `p` is outside [0, 1).
 
     References
     ----------
@@ -112,4 +112,4 @@ class ConvGeneralizationDropout(nn.Module):
 
 
 def _check_probability(p: float) -> float:
-    return check_interval("p", p, 0.0, 1.0, closed="left", cure="At 1 no node would be left.")
+    return check_interval("p", p, 0.0, 1.0, closed="left", cure="At 1, no node would be left.")

@@ -23,12 +23,12 @@ __all__ = [
 
 
 class SkipLayer(nn.Module):
-    """What the generalization layers with a skip have in common: nu, and weights that learn slowly.
+    """Base of the generalization layers with a skip: nu, and weights that learn slowly.
 
     Parameters
     ----------
     body : torch.nn.Module
-        The layer's own weights: the ones that learn slowly.
+        The layer's own weights, which learn slowly.
     shortcut : torch.nn.Module
         The map S of the skip: identity or a projection.
     nu : float in (0, inf)
@@ -36,8 +36,8 @@ class SkipLayer(nn.Module):
 
     Notes
     -----
-    ``nu`` is a buffer: it moves with the module, is saved with it, and is read on the device. Change it with
-    `set_nu`, in place, so that a module that was traced or compiled sees the new value.
+    ``nu`` is a buffer: it moves to devices with the module, is saved with it, and is read on the device. Change it in
+    place with `set_nu`, so that traced and compiled modules use the new value.
 
     References
     ----------
@@ -82,7 +82,7 @@ class GeneralizationLayer(SkipLayer):
 
     .. math:: y = F(x) + \nu S(x), \qquad F(x) = W x + b \text{ or } W_2\,\mathrm{relu}(W_1 x + b_1) + b_2,
 
-    where S is the identity, or a bias-free linear projection where the sizes differ.
+    where S is the identity, or a bias-free linear projection if the sizes differ.
 
     Parameters
     ----------
@@ -91,21 +91,21 @@ class GeneralizationLayer(SkipLayer):
     out_features : int, default=None
         Size of the last dimension of y; None: `in_features`.
     depth : {1, 2}, default=1
-        Linear layers in F; [GL] figure 7 has two.
+        Number of linear layers in F; [GL] figure 7 has two.
     nu : float in (0, inf), default=1.0
-        Strength of the skip. [GL] lowers it from 1 to 0.1 while training. Zero is refused: once W is small it would
-        cut the network in two.
+        Strength of the skip. [GL] lowers it from 1 to 0.1 during training. Zero is refused, since it would cut the
+        network in two once W is small.
 
     Raises
     ------
     ValueError
-        A size below 1, another depth, a nu that is not positive.
+        If a size is below 1, the depth is not 1 or 2, or nu is not positive.
 
     Notes
     -----
     Small weights in this layer keep the product of spectral norms along all paths through it small ([GL] corollary
-    3.0.1); the skip carries the gradient meanwhile. In [GL] the weights of F learn with 0.1 x the learning rate from
-    epoch 20 on: `slow_parameters` gives them to the optimiser, `nu_schedule` gives nu.
+    3.0.1); meanwhile, the skip carries the gradient. In [GL] the weights of F learn with 0.1 x the learning rate from
+    epoch 20 on: `slow_parameters` returns them for the optimiser, `nu_schedule` returns nu.
 
     References
     ----------
@@ -129,11 +129,11 @@ class GeneralizationLayer(SkipLayer):
 
 
 class ConvGeneralizationLayer(SkipLayer):
-    r"""The generalization layer for feature maps: it can replace a stage, with stride and change of channels.
+    r"""The generalization layer for feature maps: it can replace a stage, including its stride and change of channels.
 
     .. math:: y = F(x) + \nu S(x)
 
-    with F of 1x1 convolutions ("conv1x1": the linear layer at each place), or of 3x3 convolutions with batch norm
+    with F of 1x1 convolutions ("conv1x1": the linear layer at each position), or of 3x3 convolutions with batch norm
     ("conv3x3"), and S the identity, or a bias-free 1x1 convolution where channels or size change.
 
     Parameters
@@ -143,23 +143,23 @@ class ConvGeneralizationLayer(SkipLayer):
     out_channels : int, default=None
         Channels of y; None: `in_channels`.
     stride : int, default=1
-        Step of the first convolution and of the skip: y is ceil(height / stride) x ceil(width / stride).
+        Stride of the first convolution and of the skip: y is ceil(height / stride) x ceil(width / stride).
     form : {"conv1x1", "conv3x3"}, default="conv1x1"
         The convolutions in F.
     depth : {1, 2}, default=None
-        How many there are, with a ReLU between two. None: 1 for "conv1x1", 2 for "conv3x3".
+        Number of convolutions, with a ReLU between two. None: 1 for "conv1x1", 2 for "conv3x3".
     nu : float in (0, inf), default=1.0
         Strength of the skip; see `GeneralizationLayer`.
 
     Raises
     ------
     ValueError
-        A size below 1, another form or depth, a nu that is not positive.
+        If a size is below 1, the form or depth is unknown, or nu is not positive.
 
     References
     ----------
     Generalization by design: learning in the manifold of distributions, section 3.1 and figure 6, where one such
-    layer stands for the whole second stage of a ResNet.
+    layer replaces the entire second stage of a ResNet.
 
     Examples
     --------
@@ -189,18 +189,18 @@ class ConvGeneralizationLayer(SkipLayer):
 
 
 class GeneralizationWrap(SkipLayer):
-    r"""New slow weights in front of an existing layer, and a skip over both (figure 3).
+    r"""New slow weights before an existing layer, and a skip over both (figure 3).
 
     .. math:: x^{(l+1)} = W_l\, \phi(W_g x^{(l)}) + \nu S x^{(l)}
 
     Parameters
     ----------
     layer : torch.nn.Module
-        The existing layer l; it learns at the network's own rate.
+        The existing layer l, which learns at the network's usual rate.
     body : torch.nn.Module
-        The new weights W_g: from the layer's input to its input.
+        The new weights W_g, which map the layer's input space to itself.
     shortcut : torch.nn.Module
-        S, from the layer's input to its output.
+        The map S from the layer's input to its output.
     activation : {"relu", "identity"}, default="relu"
         :math:`\phi` on the new nodes. Figure 7 ("FFL-ReLU-FFL with a shortcut, as described in section 3") has ReLU.
     nu : float in (0, inf), default=1.0
@@ -209,7 +209,7 @@ class GeneralizationWrap(SkipLayer):
     Raises
     ------
     ValueError
-        Another activation, a nu that is not positive.
+        If the activation is unknown, or nu is not positive.
 
     References
     ----------
@@ -250,7 +250,7 @@ def generalization_layers(module: nn.Module) -> Iterator[SkipLayer]:
     Returns
     -------
     iterator of SkipLayer
-        Each once, in order of registration. Dropout layers of [GL] are none: they are trained as any layer is.
+        Each once, in order of registration. [GL]'s dropout layers are not included: they are trained like any layer.
 
     Examples
     --------
@@ -264,7 +264,7 @@ def generalization_layers(module: nn.Module) -> Iterator[SkipLayer]:
 
 
 def generalization_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
-    """Iterate over the weights W_g of all generalization layers: the ones that are to learn slowly.
+    """Iterate over the weights W_g of all generalization layers: those that learn slowly.
 
     Parameters
     ----------
@@ -274,7 +274,7 @@ def generalization_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
     Yields
     ------
     torch.nn.Parameter
-        Each once, also when layers share weights or are nested.
+        Each once, even if layers share weights or are nested.
 
     Examples
     --------
@@ -305,7 +305,7 @@ def set_nu(module: nn.Module, nu: float) -> int:
     Returns
     -------
     int
-        How many layers were set.
+        Number of layers that were changed.
 
     Raises
     ------
@@ -350,7 +350,7 @@ def conv_body(in_channels: int, out_channels: int, stride: int, form: str, depth
 
 
 def linear_shortcut(in_features: int, out_features: int) -> nn.Module:
-    """Return S on vectors: the identity, or a bias-free projection that keeps the second moment."""
+    """Return S on vectors: the identity, or a bias-free projection that preserves the second moment."""
     if in_features == out_features:
         return nn.Identity()
     projection = nn.Linear(in_features, out_features, bias=False)
@@ -368,7 +368,7 @@ def conv_shortcut(in_channels: int, out_channels: int, stride: tuple[int, int]) 
 
 
 def check_nu(nu: float, name: str = "nu") -> float:
-    """Return a strength of the skip as a float that is neither 0 nor infinite in single precision, or raise."""
+    """Return a strength of the skip as a float; raise if it is 0 or infinite in single precision."""
     cure = "A skip of strength 0 would cut the network; [GL] ends at 0.1."
     nu = check_interval(name, nu, 0.0, float("inf"), closed="neither", cure=cure)
     limits = torch.finfo(torch.float32)

@@ -1,4 +1,4 @@
-"""He's initialisation, for residual branches without batch norm too."""
+"""He's initialisation, also for residual branches without batch norm."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def he_initialize(module: M) -> M:
     Parameters
     ----------
     module : torch.nn.Module
-        Changed in place. Layers other than ``Linear`` and ``Conv2d`` keep what their constructor gave them.
+        Modified in place. Layers other than ``Linear`` and ``Conv2d`` keep their initial values.
 
     Returns
     -------
@@ -32,8 +32,8 @@ def he_initialize(module: M) -> M:
 
     Notes
     -----
-    The numbers come from torch's global generator, as those of any module's constructor do: seed it with
-    ``torch.manual_seed`` or build the module inside ``torch.random.fork_rng``.
+    The numbers come from torch's global generator, as in any module's constructor: seed it with
+    ``torch.manual_seed``, or build the module within ``torch.random.fork_rng``.
 
     References
     ----------
@@ -63,8 +63,8 @@ def scale_branches(last_layers: Iterable[nn.Module]) -> None:
 
     .. math:: \prod_{b=1}^{n} (1 + 1/n) < e
 
-    is then the growth of the activations' second moment over n residual additions, where He's
-    initialisation alone doubles it at each one: :math:`2^{59}` for 59 skips without batch norm.
+    is then the growth of the activations' second moment over n residual additions, whereas He's initialisation alone
+    doubles it at each addition: :math:`2^{59}` for 59 skips without batch norm.
 
     Parameters
     ----------

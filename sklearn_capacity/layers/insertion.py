@@ -1,4 +1,4 @@
-"""Put a generalization layer into a network that is already there."""
+"""Insert a generalization layer into an existing network."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def insert_generalization_layer(
 ) -> nn.Module:
     r"""Return a copy of a network with a generalization layer at a position.
 
-    With l the submodule at `position`, its place is taken by
+    The submodule l at `position` is replaced by
 
     ========== ============ ===========================================================
     variant    form         new submodule
@@ -60,39 +60,39 @@ def insert_generalization_layer(
     module : torch.nn.Module
         Any network. It is copied, not changed.
     position : str or int, default="head"
-        A submodule's name as ``named_modules`` gives it ("stage2", "layers.3"), the index of a direct child (as
-        ``nn.Sequential`` counts), or "head": the last linear map (``Linear`` or ``Conv2d``) that is executed, or
+        A submodule's name as in ``named_modules`` ("stage2", "layers.3"), the index of a direct child (as in
+        ``nn.Sequential``), or "head": the last linear map (``Linear`` or ``Conv2d``) that is executed, or
         that is registered if there is no `input_shape`.
     variant : {"skip", "dropout"}, default="skip"
         The layer of section 3.1 or of section 3.2.
     form : {"wrap", "block", "conv3x3"}, default=None
-        See the table. None: "wrap" for "skip", "block" for "dropout". Feature maps get 1x1 convolutions in the
-        first two.
+        See the table. None: "wrap" for "skip", "block" for "dropout". For feature maps, the first two use 1x1
+        convolutions.
     depth : {1, 2}, default=None
-        Linear maps in W_g or F, ReLU between two. None: 1, for "conv3x3" 2. Only for "skip".
+        Number of linear maps in W_g or F, with a ReLU between two. None: 1, or 2 for "conv3x3". Only for "skip".
     nu : float in (0, inf), default=1.0
-        Strength of the skip at the beginning.
+        Initial strength of the skip.
     p : float in [0, 1), default=0.5
         Probability of dropping a node; only for "dropout".
     activation : {"relu", "identity"}, default="relu"
         :math:`\phi` of the form "wrap".
     replace : bool, default=False
-        Put the block in the submodule's place instead of before it, with the stride and the change of channels or
-        features that the submodule had. Only for "skip" as "block" or "conv3x3".
+        Replace the submodule by the block instead of inserting the block before it; the block has the submodule's
+        stride and change of channels or features. Only for "skip" with "block" or "conv3x3".
     input_shape : sequence of int, default=None
-        Shape of one sample, for one evaluation pass of the copy that finds the shapes at `position`. Needed when the
-        submodule there is neither ``Linear`` nor ``Conv2d``.
+        Shape of one sample, for one forward pass in eval mode of the copy, which finds the shapes at `position`.
+        Required if the submodule there is neither ``Linear`` nor ``Conv2d``.
 
     Returns
     -------
     torch.nn.Module
-        The new network, on the same device and of the same dtype. In it activations inside the submodule at
-        `position` are not in place, because they would overwrite what the new layer needs for its gradient.
+        The new network, on the same device and with the same dtype. Activations inside the submodule at `position` are
+        no longer in place, since they would overwrite what the gradient of the new layer needs.
 
     Raises
     ------
     ValueError
-        No such position, variant or form; a form that does not fit the shapes there; unknown shapes.
+        If the position, variant or form does not exist, the form does not match the shapes, or these are unknown.
     TypeError
         If `module` is not a module.
 
@@ -139,7 +139,7 @@ def insert_generalization_layer(
 
 @dataclass(frozen=True)
 class _Place:
-    """Shapes at a submodule; `crop` is what an unpadded convolution cuts off on each side."""
+    """Shapes at a submodule; `crop` is the number of pixels that an unpadded convolution removes on each side."""
 
     name: str
     is_map: bool
@@ -150,7 +150,7 @@ class _Place:
 
 
 class _Crop(nn.Module):
-    """Cut the border off that an unpadded convolution does not reach."""
+    """Crop the border that an unpadded convolution removes."""
 
     def __init__(self, left: int, right: int, top: int, bottom: int) -> None:
         super().__init__()
@@ -163,19 +163,19 @@ class _Crop(nn.Module):
 
 @dataclass(frozen=True)
 class _Flow:
-    """Shapes seen in one evaluation pass, by submodule, in the order in which they were entered."""
+    """Shapes in one forward pass in eval mode, by submodule, in the order of the calls."""
 
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 def _watch(module: nn.Module, input_shape: Sequence[int]) -> _Flow:
-    """The shapes that an eval pass over two samples of zeros shows; the module is left as it was."""
+    """The shapes in an eval pass over two samples of zeros; the module does not change."""
     shape = tuple(check_integer("input_shape", size) for size in as_list("input_shape", input_shape))
     reference = next((t for t in module.parameters() if t.is_floating_point()), None)
     if reference is None:
-        raise ValueError("`module` must have parameters: there is nothing in it to regularise.")
+        raise ValueError("`module` must have parameters, got none: there is nothing to regularise.")
     if not reference.is_meta and any(p.is_meta for p in module.parameters()):
-        raise ValueError("`module` has some of its tensors on the meta device. Give them values with `to_empty`.")
+        raise ValueError("`module` must have values, got tensors on the meta device. Initialise them first.")
     recorder = _ShapeRecorder(module)
     modes = [(layer, layer.training) for layer in module.modules()]
     try:
@@ -190,10 +190,10 @@ def _watch(module: nn.Module, input_shape: Sequence[int]) -> _Flow:
 
 
 class _ShapeRecorder:
-    """Hooks on all submodules that note what goes in and out.
+    """Hooks on all submodules that record inputs and outputs.
 
-    A layer that stands in a module under two names is called once for each: its first call counts for the first name,
-    its second for the second, and further calls for none.
+    A layer that is registered under two names is called once for each: its first call counts for the first name, its
+    second for the second, and further calls are ignored.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -225,31 +225,31 @@ class _ShapeRecorder:
 
     @property
     def flow(self) -> _Flow:
-        """Input and output shapes of the submodules that took and gave one tensor, in the order of their calls."""
+        """Input and output shapes of the submodules that map one tensor to one, in the order of their calls."""
         return _Flow({name: (shape, self.left[name]) for name, shape in self.entered.items() if name in self.left})
 
     def remove(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self.handles:
             handle.remove()
 
 
 def _find(module: nn.Module, position: str | int, flow: _Flow | None) -> tuple[str, nn.Module]:
-    """The name and the submodule that a position means."""
+    """The name and the submodule at a position."""
     by_name = dict(module.named_modules(remove_duplicate=False))
     if position == "head":
         maps = [name for name, layer in by_name.items() if isinstance(layer, (nn.Linear, nn.Conv2d))]
         if flow is not None:
             maps = [name for name in flow.shapes if name in maps]
         if not maps:
-            raise ValueError("`position` is 'head', but the module has no Linear or Conv2d. Name a submodule.")
+            raise ValueError("`position` must name a submodule, got 'head', but the module has no Linear or Conv2d.")
         return maps[-1], by_name[maps[-1]]
     if isinstance(position, str):
         if position not in by_name or not position:
             hint = closest(position, by_name) or "See `module.named_modules()`."
             raise ValueError(f"`position` must be 'head', an index or a submodule's name, got {position!r}. {hint}")
         return position, by_name[position]
-    children = [name for name, child in module._modules.items() if child is not None]  # one that stands twice, twice
+    children = [name for name, child in module._modules.items() if child is not None]  # with repetitions
     check_integer("position", position, -len(children), len(children) - 1)
     return children[position], by_name[children[position]]
 
@@ -261,7 +261,7 @@ def _place(name: str, target: nn.Module, flow: _Flow | None) -> _Place:
         return _conv_place(name, target)
     if flow is None:
         raise ValueError(
-            f"`input_shape` is needed to find the shapes at {name!r}, a {type(target).__name__}. "
+            f"`input_shape` must be given to find the shapes at {name!r}, a {type(target).__name__}. "
             "Pass the shape of one sample."
         )
     if name not in flow.shapes:
@@ -272,11 +272,13 @@ def _place(name: str, target: nn.Module, flow: _Flow | None) -> _Place:
         return _Place(name, True, before[0], after[0] if stride else None, stride or (1, 1))
     if len(before) in (1, 2):
         return _Place(name, False, before[-1], after[-1] if after[:-1] == before[:-1] else None)
-    raise ValueError(f"`position` must name a submodule that gets vectors or images, but {name!r} gets {before}.")
+    raise ValueError(
+        f"`position` must name a submodule that receives vectors or images, but {name!r} receives {before}."
+    )
 
 
 def _stride(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, int] | None:
-    """The steps with which a 1x1 convolution maps one size to the other, if there are any."""
+    """The strides with which a 1x1 convolution maps one size to the other, or None."""
     if len(after) != 2:
         return None
     rows, columns = (-(-a // b) for a, b in zip(before, after, strict=True))
@@ -285,7 +287,7 @@ def _stride(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, int] 
 
 def _conv_place(name: str, conv: nn.Conv2d) -> _Place:
     crop: list[int] = []
-    for axis in (1, 0):  # width first, as torch's padding does
+    for axis in (1, 0):  # width first, as in torch's padding
         reach = conv.dilation[axis] * (conv.kernel_size[axis] - 1)
         if isinstance(conv.padding, str):
             both = [0, 0] if conv.padding == "same" else [reach // 2, reach - reach // 2]
@@ -313,7 +315,7 @@ def _dropout_layer(place: _Place, form: str, p: float) -> nn.Module:
 def _wrap(target: nn.Module, place: _Place, depth: int | None, activation: str, nu: float) -> nn.Module:
     depth = 1 if depth is None else depth
     if place.size_out is None:
-        raise ValueError(f"form='wrap' cannot put a skip over {place.name!r}: {_WHY_NOT}. Take form='block'.")
+        raise ValueError(f"form='wrap' cannot put a skip over {place.name!r}: {_WHY_NOT}. Use form='block'.")
     if not place.is_map:
         body = linear_body(place.size_in, place.size_in, depth)
         shortcut = linear_shortcut(place.size_in, place.size_out)
@@ -328,7 +330,7 @@ def _wrap(target: nn.Module, place: _Place, depth: int | None, activation: str, 
 def _block(place: _Place, form: str, depth: int | None, nu: float, replace: bool) -> nn.Module:
     size_out = place.size_out if replace else place.size_in
     if size_out is None or (replace and (any(place.crop) or len(set(place.stride)) > 1)):
-        raise ValueError(f"`replace` cannot put a block in the place of {place.name!r}: {_WHY_NOT}.")
+        raise ValueError(f"`replace` cannot substitute a block for {place.name!r}: {_WHY_NOT}.")
     if place.is_map:
         kind = "conv1x1" if form == "block" else form
         stride = place.stride[0] if replace else 1
@@ -343,13 +345,13 @@ _WHY_NOT = "no 1x1 convolution with a stride, and no projection, maps its input'
 def _refuse_vectors(place: _Place, form: str) -> None:
     if form == "conv3x3":
         raise ValueError(
-            f"form='conv3x3' needs feature maps, but {place.name or 'the module'!r} gets vectors. "
-            "Name the submodule that pools or flattens, or take form='block'."
+            f"form='conv3x3' needs feature maps, but {place.name or 'the module'!r} receives vectors. "
+            "Name the submodule that pools or flattens, or use form='block'."
         )
 
 
 def _like(added: nn.Module, target: nn.Module, module: nn.Module) -> None:
-    """Move new layers to where the network is."""
+    """Move new layers to the device and dtype of the network."""
     for owner in (target, module):
         for tensor in owner.parameters():
             if tensor.is_floating_point():

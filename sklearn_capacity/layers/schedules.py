@@ -21,13 +21,13 @@ def nu_schedule(
     Parameters
     ----------
     epoch : int
-        Epochs already done: 0 in the first one. After `max_epochs` the value stays at `end`.
+        Number of completed epochs: 0 in the first epoch. After `max_epochs` the value stays at `end`.
     max_epochs : int
-        Epochs of the whole training.
+        Number of epochs of the entire training.
     start, end : float in (0, inf), default=1.0 and 0.1
-        First and last strength.
+        Initial and final strength.
     decay_fraction : float in [0, 1], default=0.8
-        Share of the training after which `end` is reached ([GL] figure 7: 0.5); 0 gives `end` at once.
+        Share of training after which `end` is reached ([GL] figure 7: 0.5); with 0, nu is always `end`.
 
     Returns
     -------
@@ -37,7 +37,7 @@ def nu_schedule(
     Raises
     ------
     ValueError
-        A value outside its range.
+        If a value is outside its range.
 
     References
     ----------
@@ -59,15 +59,15 @@ def nu_schedule(
 
 
 def slow_start(slow_after: int | float, max_epochs: int) -> int:
-    """Return the epoch from which on the generalization layer's weights learn slowly.
+    """Return the epoch from which the generalization layer's weights learn slowly.
 
     Parameters
     ----------
     slow_after : int or float
-        An int is a number of epochs (0: from the beginning); a float in [0, 1] is a fraction of `max_epochs`,
-        rounded to the nearest epoch. So 1 is one epoch, and 1.0 is never.
+        An int is a number of epochs (0: from the start); a float in [0, 1] is a fraction of `max_epochs`, rounded to
+        the nearest epoch. So 1 means after one epoch, and 1.0 means never.
     max_epochs : int
-        Epochs of the whole training.
+        Number of epochs of the entire training.
 
     Returns
     -------
@@ -104,23 +104,23 @@ def slow_learning_factor(epoch: int, max_epochs: int, slow_after: int | float = 
     Parameters
     ----------
     epoch : int
-        Epochs already done: 0 in the first one.
+        Number of completed epochs: 0 in the first epoch.
     max_epochs : int
-        Epochs of the whole training.
+        Number of epochs of the entire training.
     slow_after : int or float, default=20
-        When the slow phase begins; see `slow_start`.
+        Start of the slow phase; see `slow_start`.
     slow_factor : float in [0, inf), default=0.1
         The factor from then on; 0 freezes the weights.
 
     Returns
     -------
     float
-        1 before, `slow_factor` from then on.
+        1 before the slow phase, `slow_factor` during it.
 
     Raises
     ------
     ValueError
-        A value outside its range.
+        If a value is outside its range.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Linear maps known by their products: norms from below and from above, eigenvalues, norms of rows and columns.
+"""Linear maps given by their products: lower and upper bounds of norms, eigenvalues, norms of rows and columns.
 
 Eigenvalues: `lanczos` (the largest, of one operator or a batch, with an error bound), `block_lanczos` (several);
 `trace` estimates their sum. Norms: `operator_norm` from below, by the same iteration on a Gram matrix;

@@ -1,9 +1,9 @@
-r"""Whether a number bounds a convolution's spectral norm, by a block-banded Cholesky factorisation.
+r"""A test whether a number bounds a convolution's spectral norm, by a block-banded Cholesky factorisation.
 
-In :math:`A^T A` two rows of pixels have a product other than zero only if one window covers both. With the pixels
-ordered row by row it is therefore a band of blocks, one more than the reach of the kernel wide, for every padding. The
-factorisation of :math:`\sigma^2 I - A^T A` exists exactly if :math:`\|A\| < \sigma`. It costs n_rows (reach + 1)^2
-products of blocks.
+In :math:`A^T A`, two rows of pixels have a nonzero product only if one window covers both. With pixels ordered row by
+row, the matrix is therefore block banded for every padding; the band has one block more than the reach of the kernel.
+The factorisation of :math:`\sigma^2 I - A^T A` exists exactly if :math:`\|A\| < \sigma`. It costs
+n_rows (reach + 1)^2 products of blocks.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from .entries import Taps, dense_blocks
 
 __all__ = ["band_products", "is_upper_end"]
 
-# Rows of the matrix that meet each other: with more, rounding could reach what `certificate.ROUNDING` covers.
+# Largest number of coupled rows of the matrix: with more, rounding could exceed `certificate.ROUNDING`.
 WIDEST = 2048
 
 
 def band_products(operator) -> float:
-    """Multiplications that `is_upper_end` takes for a `ConvOperator`; inf where the band is too wide."""
+    """Number of multiplications of `is_upper_end` for a `ConvOperator`; inf if the band is too wide."""
     first, *rest = operator.taps
     reach = _reach(first)
     block = operator.blocks.shape[2] * math.prod(taps.inputs for taps in rest)
@@ -32,19 +32,19 @@ def band_products(operator) -> float:
 
 
 def is_upper_end(operator, value: float) -> bool:
-    """Whether the spectral norm of a `ConvOperator` is proven to lie below `value`, up to rounding."""
+    """Whether the spectral norm of a `ConvOperator` is proven to be below `value`, up to rounding."""
     first, *rest = operator.taps
     gram = _gram_band(operator.blocks, first, rest)  # (rows, reach + 1, groups, block, block)
     rows, width = gram.shape[:2]
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    band = -gram  # of value^2 I - A^T A, overwritten by what is left to factorise
+    band = -gram  # of value^2 I - A^T A, overwritten by the remaining part to factorise
     band[:, 0] += value**2 * identity
     for row in range(rows):
         factor, failed = torch.linalg.cholesky_ex(band[row, 0])  # (groups, block, block), (groups,)
         if bool(failed.any()):
             return False
         below = range(1, min(width, rows - row))
-        # Block column `row` of the Cholesky factor, and its outer product taken off what follows.
+        # Block column `row` of the Cholesky factor; its outer product is subtracted from the rest.
         solved = {i: torch.linalg.solve_triangular(factor, band[row, i].mT, upper=False).mT for i in below}
         for i in below:
             for j in range(i, below.stop):
@@ -53,7 +53,7 @@ def is_upper_end(operator, value: float) -> bool:
 
 
 def _reach(taps: Taps) -> int:
-    """How far apart two pixels under one window lie at most."""
+    """Largest distance of two pixels under one window."""
     pixels = taps.pixels
     highest = pixels.max(axis=1)
     lowest = pixels.copy()
@@ -62,7 +62,7 @@ def _reach(taps: Taps) -> int:
 
 
 def _gram_band(blocks: Tensor, first: Taps, rest: list[Taps]) -> Tensor:
-    """Entry [r, i] is the block of A^T A between row r + i and row r of pixels: (rows, reach + 1, groups, side, side).
+    """Entry [r, i] is the block of A^T A for pixel rows r + i and r, in total (rows, reach + 1, groups, side, side).
 
     With W_s the part of A for tap s of the first axis, the block between pixel rows a and b is the sum of W_s^T W_t
     over the windows that have tap s on row a and tap t on row b.

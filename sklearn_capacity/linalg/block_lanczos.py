@@ -33,13 +33,13 @@ def block_lanczos(
     product : callable, Tensor of shape (size,) -> Tensor of shape (size,)
     size : int >= 1
     k : int >= 1
-        Eigenvalues wanted, at most `size`.
+        Number of eigenvalues, at most `size`.
     block : int >= 1, default=1
-        Vectors per step, the largest multiplicity that is seen.
+        Vectors per step; the largest multiplicity that can be found.
     tol : float in (0, 1), default=1e-5
         Relative residual of all k pairs.
     max_steps : int >= 1, default=100
-        Each takes `block` products; a `CapacityWarning` says if `tol` was not reached.
+        Each step takes `block` products; a `CapacityWarning` reports if `tol` was not reached.
     device : torch.device or str, default="cpu"
     random_state : int, default=0
         Seed of the start block, drawn on the CPU.
@@ -47,13 +47,13 @@ def block_lanczos(
     Returns
     -------
     RitzValues
-        Descending, without `errors`. If the start block spans no more than r < k directions under the operator, the
+        In descending order, without `errors`. If the operator maps the start block to only r < k directions, the
         last k - r values are 0.
 
     Notes
     -----
-    The basis grows by `block` vectors of `size` numbers per step. A small residual says that an eigenvalue is near, not
-    that none was left out: eigenvalues of a multiplicity above `block` may be.
+    The basis grows by `block` vectors of `size` numbers per step. A small residual shows that an eigenvalue is near,
+    not that none was missed: eigenvalues of a multiplicity above `block` may be missing.
 
     References
     ----------
@@ -99,7 +99,7 @@ def _ritz(basis: Tensor, images: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Largest Ritz values and relative residuals, on the CPU."""
     inner = basis.T @ images  # (vectors, vectors)
     if not bool(torch.isfinite(inner).all()):
-        raise NotDefinedError("`product` returned numbers that are not finite. Check the weights for nan and inf.")
+        raise NotDefinedError("`product` returned numbers that are not finite. Check the weights for NaN and infinity.")
     values, vectors = torch.linalg.eigh((inner + inner.T).cpu() / 2)
     values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]
     coefficients = vectors.to(basis.device)  # (vectors, k)
@@ -110,7 +110,7 @@ def _ritz(basis: Tensor, images: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _new_directions(image: Tensor, basis: Tensor, scale: float) -> Tensor:
     """Orthonormal vectors that span the part of `image` outside the basis, (size, at most block)."""
-    for _ in range(2):  # twice, since once leaves rounding where little remains
+    for _ in range(2):  # twice, since after one pass rounding dominates a small remainder
         image = image - basis @ (basis.T @ image)
     room = basis.shape[0] - basis.shape[1]
     left, lengths, _ = torch.linalg.svd(image.cpu(), full_matrices=False)

@@ -1,4 +1,4 @@
-"""Proofs, in floating point, that no singular value exceeds a number."""
+"""Proofs in floating point that no singular value exceeds a number."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 __all__ = ["ROUNDING", "certified_norm", "exceeds", "largest_gram_root"]
 
-# What rounding can do to a proof: a Cholesky factorisation that succeeds shows lambda_min >= -n eps trace-like terms
-# (Rump 2006), below 1e-9 of the norm squared up to n = 2000. Every upper end is raised by this part of itself.
+# Bound for the effect of rounding on a proof: a successful Cholesky factorisation shows lambda_min >= -n eps trace-like
+# terms (Rump 2006), below 1e-9 of the norm squared up to n = 2000. Every upper bound is raised by this fraction.
 ROUNDING = 1e-9
 
 
 def exceeds(gram: Tensor, squared: Tensor | float) -> Tensor:
-    """Which matrices of the batch `gram` (Hermitian, >= 0) may have an eigenvalue above `squared`.
+    """For each matrix of the batch `gram` (Hermitian, >= 0), whether it may have an eigenvalue above `squared`.
 
     False is a proof, up to `ROUNDING`: squared * I - gram has a Cholesky factorisation.
     """
@@ -31,7 +31,7 @@ def largest_gram_root(gram: Tensor, floor: float, ceiling: float = float("inf"))
     order = torch.linalg.matrix_norm(gram).argsort(descending=True)
     gram = gram[order]
     while gram.shape[0] and best <= ceiling:
-        # Slightly raised: rounding would otherwise keep the matrix just measured, and the loop would not end.
+        # Slightly raised: otherwise rounding could retain the matrix just evaluated, and the loop would not end.
         if best > 0:
             gram = gram[exceeds(gram, (best * (1 + ROUNDING / 8)) ** 2)]
             if not gram.shape[0]:
@@ -43,9 +43,9 @@ def largest_gram_root(gram: Tensor, floor: float, ceiling: float = float("inf"))
 
 
 def certified_norm(matrices: Tensor, lower: float = 0.0) -> float:
-    """A proven upper end of the largest spectral norm in a batch of matrices (n, rows, columns).
+    """A proven upper bound of the largest spectral norm in a batch of matrices (n, rows, columns).
 
-    If `lower` has converged, the bound stays within 1e-7 of it for the price of a Cholesky factorisation.
+    If `lower` has converged, the bound is within 1e-7 of it at the cost of a Cholesky factorisation.
 
     Examples
     --------
@@ -58,7 +58,7 @@ def certified_norm(matrices: Tensor, lower: float = 0.0) -> float:
     # (n, side, side) with the shorter side
     gram = matrices @ matrices.mT if wide else matrices.mT @ matrices
     if lower > 0:
-        for slack in (ROUNDING, 100 * ROUNDING):  # what `operator_norm` reaches as a rule, and its tolerance
+        for slack in (ROUNDING, 100 * ROUNDING):  # the usual accuracy of `operator_norm`, and its tolerance
             if not bool(exceeds(gram, (lower * (1 + slack)) ** 2).any()):
                 return lower * (1 + slack) * (1 + ROUNDING)
     return largest_gram_root(gram, lower) * (1 + ROUNDING)

@@ -1,4 +1,4 @@
-"""A convolution as the linear operator that it is at the input size it really sees."""
+"""A convolution as a linear operator at its input size."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3
 
 @dataclass(frozen=True, eq=False)
 class ConvOperator:
-    r"""A convolution, or a transposed one, as a linear map between arrays of known size.
+    r"""A convolution or transposed convolution as a linear map between arrays of known size.
 
     .. math:: y[o, i] = \sum_{c, t} w[o, c, t] \; \mathrm{pad}(x)[c, s i + d t]
 
-    A transposed convolution is held as the adjoint of the convolution with the same weight.
+    A transposed convolution is stored as the adjoint of the convolution with the same weight.
 
     Parameters
     ----------
     weight : Tensor of shape (out, in / groups, *kernel), or (in, out / groups, *kernel) if transposed
-        Kept in float64, detached.
+        Stored in float64, detached.
     input_shape : sequence of int, (channels, *sizes)
         One sample, without the batch axis; one, two or three sizes.
     stride, dilation : int or sequence of int, default=1
@@ -45,7 +45,7 @@ class ConvOperator:
     padding_mode : "zeros", "circular", "reflect" or "replicate", default="zeros"
     transposed : bool, default=False
     output_padding : int or sequence of int, default=0
-        Of a transposed convolution.
+        Output padding of a transposed convolution.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class ConvOperator:
     Raises
     ------
     ValueError
-        If shapes do not fit together.
+        If shapes do not match.
 
     Examples
     --------
@@ -69,7 +69,7 @@ class ConvOperator:
 
     weight: Tensor
     input_shape: tuple[int, ...]
-    stride: Any = 1  # given as in torch, kept as one int, or pair, per axis
+    stride: Any = 1  # given as in torch, stored as one int, or pair, per axis
     padding: Any = 0
     dilation: Any = 1
     groups: int = 1
@@ -87,11 +87,11 @@ class ConvOperator:
         if len(self.input_shape) != nd + 1:
             raise ValueError(
                 f"`input_shape` must be (channels, *sizes) with {nd} sizes, got {tuple(self.input_shape)}. "
-                "Leave the batch axis out."
+                "Omit the batch axis."
             )
         check_option("padding_mode", self.padding_mode, PADDING_MODES)
         if self.transposed and self.padding_mode != "zeros":
-            raise ValueError(f"`padding_mode` must be 'zeros' if transposed, got {self.padding_mode!r}.")
+            raise ValueError(f"`padding_mode` must be 'zeros' for a transposed convolution, got {self.padding_mode!r}.")
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
         put("weight", self.weight.detach().to(torch.float64))
         put("input_shape", tuple(int(size) for size in self.input_shape))
@@ -114,17 +114,17 @@ class ConvOperator:
 
     @property
     def domain(self) -> tuple[int, ...]:
-        """What the convolution reads: the input, or the output if transposed."""
+        """Shape of the convolution's input: the operator's input, or its output if transposed."""
         return self.output_shape if self.transposed else self.input_shape
 
     @property
     def image(self) -> tuple[int, ...]:
-        """What the convolution writes: the output, or the input if transposed."""
+        """Shape of the convolution's output: the operator's output, or its input if transposed."""
         return self.input_shape if self.transposed else self.output_shape
 
     @property
     def pads(self) -> tuple[tuple[int, int], ...]:
-        """Padding of the convolution; if transposed, its end is cut to the pixels that are written."""
+        """Padding of the convolution; if transposed, the end is cropped to the pixels that are written."""
         if not self.transposed:
             return self.padding
         return tuple((a, b - extra) for (a, b), extra in zip(self.padding, self.output_padding, strict=True))
@@ -134,7 +134,7 @@ class ConvOperator:
         return self._convolve_transposed(x) if self.transposed else self._convolve(x)
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Its transpose on a batch: (n, *output_shape) -> (n, *input_shape)."""
+        """The transpose on a batch: (n, *output_shape) -> (n, *input_shape)."""
         return self._convolve(y) if self.transposed else self._convolve_transposed(y)
 
     def norm_lower(self, tol: float = 1e-7, *, random_state: int = 0) -> OperatorNorm:
@@ -179,7 +179,7 @@ class ConvOperator:
     def _convolve_transposed(self, y: Tensor) -> Tensor:
         transposed = TRANSPOSED[len(self.kernel)]
         y = transposed(y, self.weight, None, self.stride, 0, 0, self.groups, self.dilation)
-        # Padded pixels behind the last window are read by nothing.
+        # No window reads the padded pixels after the last one.
         sizes = self.domain[1:]
         padded = [n + a + b for n, (a, b) in zip(sizes, self.pads, strict=True)]
         y = pad(y, [(0, m - n) for m, n in zip(padded, y.shape[2:], strict=True)], "zeros")
@@ -221,7 +221,7 @@ def conv_norm_lower(operator: ConvOperator, tol: float = 1e-7, *, random_state: 
     ----------
     operator : ConvOperator
     tol : float, default=1e-7
-        Relative error, as for `operator_norm`.
+        Relative error, as in `operator_norm`.
     random_state : int, default=0
     **options
         `max_steps`, `check_every` of `operator_norm`.
@@ -254,20 +254,20 @@ def conv_norm_lower(operator: ConvOperator, tol: float = 1e-7, *, random_state: 
 def conv_norm_upper(operator: ConvOperator, lower: float = 0.0) -> float:
     r"""A proven upper bound of the spectral norm of a convolution.
 
-    The least of: the Frobenius norm; :math:`\sqrt{\|A\|_1 \|A\|_\infty}`; the bound on a torus (`torus`); and for small
-    operators, or moderate ones whose bound is loose, the norm itself, certified by a Cholesky factorisation.
+    The smallest of: the Frobenius norm; :math:`\sqrt{\|A\|_1 \|A\|_\infty}`; the bound on a torus (`torus`); and, for
+    small operators or for moderate ones with a loose bound, the norm itself, certified by a Cholesky factorisation.
 
     Parameters
     ----------
     operator : ConvOperator
     lower : float, default=0.0
-        A lower bound of the norm, as `conv_norm_lower` gives; it saves work, and a loose bound of a moderate operator
-        is certified down to it if it has converged.
+        A lower bound of the norm, from `conv_norm_lower`; it saves work, and if it has converged, the loose bound of a
+        moderate operator is certified down to it.
 
     Returns
     -------
     float
-        Rounding is covered: the bound is raised by one part in 10^9.
+        The bound, raised by one part in 10^9 to cover rounding.
 
     Examples
     --------

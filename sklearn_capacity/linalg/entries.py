@@ -1,8 +1,8 @@
 """Exact l_p norms of the rows and columns of a convolution's matrix, without forming it.
 
-Away from the border every unit sees the same weights, so the units of one axis fall into few patterns. A pattern is a
-list of sets of taps: the taps in one set meet the same pixel (padding by reflection, repetition or wrapping does that),
-so their weights add up before the absolute value is taken.
+Away from the border, every unit has the same weights, so the units along an axis fall into few patterns. A pattern is
+a list of sets of taps: the taps in one set read the same pixel (with reflecting, replicating or circular padding), so
+their weights add up before the absolute value is taken.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Taps", "dense_blocks", "described", "entry_norms", "stable_norm"]
 
 
 def described(weight: object) -> str:
-    """What came as a weight, for a message."""
+    """A description of a weight for a message."""
     return f"{type(weight).__name__} of shape {tuple(getattr(weight, 'shape', ()))}"
 
 
@@ -39,25 +39,25 @@ class Taps:
 
     @property
     def pixels(self) -> np.ndarray:
-        """The input pixel under each tap of each output pixel, of shape (outputs, kernel)."""
+        """The input pixel under each tap of each output pixel, shape (outputs, kernel)."""
         return self.source[np.arange(self.outputs)[:, None] * self.stride + self.dilation * np.arange(self.kernel)]
 
     @property
     def indicator(self) -> Tensor:
-        """Ones where a tap of an output pixel meets an input pixel, of shape (kernel, outputs, inputs)."""
+        """Ones where a tap of an output pixel reads an input pixel, shape (kernel, outputs, inputs)."""
         pixels = torch.as_tensor(self.pixels.T, dtype=torch.int64, device="cpu")
         return (pixels[:, :, None] == torch.arange(self.inputs, device="cpu")).to(torch.float64)
 
     def row_patterns(self) -> tuple[list[np.ndarray], np.ndarray]:
-        """Sets of taps that meet one input pixel, as 0/1 arrays (kernel, sets), and the pattern of each output."""
+        """Sets of taps that read one input pixel, as 0/1 arrays (kernel, sets), and the pattern of each output."""
         pixels = self.pixels
-        # Relative to the window, so that all windows clear of the border look alike.
+        # Relative to the window, so that all windows away from the border are equal.
         relative = np.where(pixels < 0, np.iinfo(np.int64).max, pixels - self.stride * np.arange(self.outputs)[:, None])
         _, first, index = np.unique(relative, axis=0, return_index=True, return_inverse=True)
         return [self._sets(pixels[i]) for i in first], index.reshape(-1)
 
     def column_patterns(self) -> tuple[list[np.ndarray], np.ndarray]:
-        """Sets of taps by which one output meets an input pixel, and the pattern of each input pixel."""
+        """Sets of taps through which one output reads an input pixel, and the pattern of each input pixel."""
         pixels = self.pixels
         hits: list[dict[int, list[int]]] = [{} for _ in range(self.inputs)]
         for output, tap in zip(*np.nonzero(pixels >= 0), strict=True):
@@ -70,7 +70,7 @@ class Taps:
         return self._selection([np.flatnonzero(window == pixel) for pixel in np.unique(window[window >= 0])])
 
     def _selection(self, sets: Sequence) -> np.ndarray:
-        selection = np.zeros((self.kernel, max(len(sets), 1)))  # an empty pattern keeps one zero: its norm is 0
+        selection = np.zeros((self.kernel, max(len(sets), 1)))  # an empty pattern gets one zero: its norm is 0
         for column, taps in enumerate(sets):
             selection[list(taps), column] = 1.0
         return selection
@@ -93,7 +93,7 @@ def entry_norms(blocks: Tensor, axes: Sequence[Taps], p: float, *, rows: bool) -
 
     Notes
     -----
-    One pass over the weights for each combination of patterns: 3 x 3 = 9 of them for a padded 3 x 3 kernel at stride 1.
+    The cost is one pass over the weights per combination of patterns: 9 for a padded 3 x 3 kernel with stride 1.
     """
     check_interval("p", p, 0, closed="right")
     patterns, indices = zip(*((taps.row_patterns() if rows else taps.column_patterns()) for taps in axes), strict=True)
@@ -134,7 +134,7 @@ def dense_blocks(blocks: Tensor, axes: Sequence[Taps]) -> Tensor:
 
 
 def stable_norm(x: Tensor, p: float) -> Tensor:
-    """The l_p norm over the last axis for any p in (0, inf], free of overflow in the powers.
+    """The l_p norm over the last axis for any p in (0, inf], without overflow in the powers.
 
     Examples
     --------

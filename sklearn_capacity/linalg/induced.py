@@ -43,8 +43,8 @@ def induced_norm(operator, p: float, q: float) -> float:
 
     .. math:: \|A\|_{p \to q} = \max_v \|A v\|_q / \|v\|_p
 
-    p = 1: the largest l_q norm of a column. q = inf: the largest l_{p*} norm of a row. p = q = 2: the spectral norm,
-    for convolutions its lower end. Diagonal maps: every pair.
+    With p = 1, the largest l_q norm of a column; with q = inf, the largest l_{p*} norm of a row; with p = q = 2, the
+    spectral norm (for convolutions its lower bound). Diagonal maps support every pair.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def induced_norm(operator, p: float, q: float) -> float:
     Raises
     ------
     ValueError
-        For other pairs, which are NP-hard or have no closed form.
+        For other pairs, whose norms are NP-hard or have no closed form.
 
     References
     ----------
@@ -85,7 +85,7 @@ def induced_norm(operator, p: float, q: float) -> float:
         return operator.norm_lower().value
     raise ValueError(
         f"`p` and `q` must be a pair whose norm can be computed, got p={p:g}, q={q:g}. "
-        "Take p = 1 with any q, any p with q = inf, or p = q = 2."
+        "Use p = 1 with any q, any p with q = inf, or p = q = 2."
     )
 
 
@@ -98,7 +98,7 @@ def diagonal_norm(diagonal: Tensor, a: float, b: float) -> float:
     Parameters
     ----------
     diagonal : Tensor
-        All factors; a factor that acts on many numbers is repeated.
+        All factors; a factor that acts on many entries is repeated.
     a, b : float in [1, inf]
 
     Returns

@@ -1,19 +1,20 @@
-"""Largest eigenvalues of symmetric operators that are known by their products, one or a batch of them.
+"""Largest eigenvalues of symmetric operators given by their products, for one operator or a batch.
 
-How far a value may lie below the largest eigenvalue is stated as follows. Let y be the Ritz vector of the largest Ritz
-value theta, all vectors of length one: A y = theta y + r q, where q is the next basis vector. The inner product with
-the leading eigenvector u gives
+The possible distance of a value from the largest eigenvalue is bounded as follows. Let y be the Ritz vector of the
+largest Ritz value theta, with all vectors of length one: A y = theta y + r q, where q is the next basis vector. The
+inner product with the leading eigenvector u gives
 
     lambda - theta = r <q, u> / <y, u> <= r / |<y, u>|.
 
-y is a polynomial of A times the start vector b, and the polynomial's zeros are the other Ritz values. It grows above
-them, so y holds at least the part of u that b holds: |<y, u>| >= |<b, u>| / |<b, y>|. A random b of length one in n
-dimensions has |<b, u>| < delta with a probability below delta sqrt(2 n / pi). With that probability set to `MISS`,
+y is a polynomial of A times the start vector b, and the zeros of the polynomial are the other Ritz values. It increases
+above them, so y contains at least the part of u that b contains: |<y, u>| >= |<b, u>| / |<b, y>|. For a random b of
+length one in n dimensions, |<b, u>| < delta has probability below delta sqrt(2 n / pi). With this probability set to
+`MISS`,
 
     lambda - theta <= r |<b, y>| / delta,    delta = MISS sqrt(pi / (2 n)).
 
-Two eigenvalues that lie close do not spoil this, nor does a repeated one. Temple's r^2 / gap, with Ritz values for
-eigenvalues, is no bound: with theta between two close eigenvalues the gap to the second one is not seen.
+The bound also holds for close and for repeated eigenvalues. Temple's r^2 / gap, with Ritz values for eigenvalues, is
+not a bound: with theta between two close eigenvalues, the gap to the second one is not visible.
 
 Reference: van Dorsselaer, Hochstenbach, van der Vorst (2000), Computing probabilistic bounds for extreme eigenvalues of
 symmetric matrices with the Lanczos method, SIAM J. Matrix Anal. Appl. 22.
@@ -47,16 +48,16 @@ __all__ = [
     "largest_eigenvalue",
 ]
 
-#: The probability, over the draw of the start vector, that a stated error does not cover the truth.
+#: The probability, over the random start vector, that the true error exceeds the stated one.
 MISS = 1e-6
-#: A new direction shorter than this, relative to the operator, is rounding: the Krylov space is exhausted.
+#: A new direction shorter than this, relative to the operator, is rounding error: the Krylov space is exhausted.
 BREAKDOWN = 1e-14
 
 Number = TypeVar("Number", float, Tensor)
 
 
 def error_bound(residual: Number, start: Number, size: int) -> Number:
-    """How far a largest Ritz value may lie below the largest eigenvalue, in the unit of its residual.
+    """Bound of the distance of a largest Ritz value from the largest eigenvalue, in the unit of its residual.
 
     Parameters
     ----------
@@ -70,7 +71,7 @@ def error_bound(residual: Number, start: Number, size: int) -> Number:
     Returns
     -------
     float or Tensor
-        Holds with a probability of at least 1 - `MISS`; see the head of this module.
+        Holds with probability at least 1 - `MISS`; see the module docstring.
 
     Examples
     --------
@@ -111,14 +112,14 @@ class RitzValues:
     Attributes
     ----------
     values : Tensor of shape (*batch, k), float64, on the CPU
-        Never above the eigenvalue of the same rank (but for rounding).
+        Never above the eigenvalue of the same rank (except for rounding).
     residuals : Tensor of shape (*batch, k)
-        ``||A x - value x||`` over the largest absolute Ritz value: some eigenvalue lies within that of the value, which
-        need not be the one of the same rank.
+        ``||A x - value x||`` over the largest absolute Ritz value: some eigenvalue is within this distance of the
+        value, but not necessarily the one of the same rank.
     n_products : int
     errors : Tensor of shape (*batch,) or None
-        How far the largest eigenvalue may lie above ``values[..., 0]``, over the largest absolute Ritz value. Holds
-        with a probability of at least 1 - `MISS` for each operator. None from `block_lanczos`.
+        Bound of the distance of the largest eigenvalue from ``values[..., 0]``, over the largest absolute Ritz value.
+        Holds with probability at least 1 - `MISS` for each operator. None from `block_lanczos`.
     scales : Tensor of shape (*batch,) or None
         The largest absolute Ritz values. None from `block_lanczos`.
     """
@@ -150,22 +151,22 @@ def lanczos(
     Parameters
     ----------
     product : callable, Tensor of `shape` -> Tensor of `shape`
-        A times each vector of the last axis. Leading axes hold a batch, each entry with an operator.
+        A times each vector along the last axis. Leading axes are a batch of operators.
     shape : sequence of int, (*batch, n)
     k : int >= 1, default=1
-        Eigenvalues wanted, at most n. One start vector sees a repeated eigenvalue once.
+        Number of eigenvalues, at most n. A repeated eigenvalue is found only once.
     tol : float in (0, 1), default=1e-5
-        Relative residual of all k pairs and relative error of the largest value, in all of the batch.
+        Relative residual of all k pairs and relative error of the largest value, for the entire batch.
     max_steps : int >= 1, default=200
-        Products at most; when they are spent before `tol` is reached, a `CapacityWarning` says so.
+        Largest number of products; a `CapacityWarning` reports if `tol` was not reached.
     check_every : int >= 1, default=2
-        Products between looks at the residual, each of which waits for the device.
+        Number of products between checks of the residual, which synchronise the device.
     dtype : torch.dtype, default=torch.float64
     device : torch.device or str, default="cpu"
     random_state : int, default=0
         Seed of the start vector, drawn on the CPU.
     precision : torch.dtype, default=None
-        The arithmetic inside `product` where it is coarser than `dtype`; its rounding is part of the errors.
+        The precision inside `product` if coarser than `dtype`; its rounding is part of the errors.
 
     Returns
     -------
@@ -178,12 +179,13 @@ def lanczos(
 
     Notes
     -----
-    One product per step and four passes over the basis, which holds one vector per step. The value itself converges
-    much sooner than its error is known: with eigenvalues that are not close, the last third of the products is proof.
+    The cost is one product per step, and four passes over the basis, which has one vector per step. The value itself
+    converges much earlier than its error bound: for well separated eigenvalues, the last third of the products serves
+    the bound.
 
     References
     ----------
-    Parlett: The symmetric eigenvalue problem (1998), chapter 13. For the errors see the head of this module.
+    Parlett: The symmetric eigenvalue problem (1998), chapter 13. For the errors see the module docstring.
 
     Examples
     --------
@@ -195,7 +197,7 @@ def lanczos(
     """
     shape = tuple(check_integer("shape", size, 1) for size in shape)
     if not shape:
-        raise ValueError("`shape` must hold at least one size, got none.")
+        raise ValueError("`shape` must have at least one size, got none.")
     k = check_integer("k", k, 1, shape[-1])
     tol = check_interval("tol", tol, 0, 1, closed="neither")
     max_steps = min(check_integer("max_steps", max_steps, k), shape[-1])
@@ -217,14 +219,14 @@ def lanczos(
             f"and an error of up to {float(errors.max()):.1e}; they are lower bounds. Raise `max_steps`.",
         )
     batch = shape[:-1]
-    errors = errors + torch.finfo(precision or dtype).eps * math.sqrt(shape[-1])  # of rounding in the products
+    errors = errors + torch.finfo(precision or dtype).eps * math.sqrt(shape[-1])  # for rounding in the products
     return RitzValues(
         values.reshape(*batch, k), residuals.reshape(*batch, k), step, errors.reshape(batch), scales.reshape(batch)
     )
 
 
 def largest_eigenvalue(product: Callable[[Tensor], Tensor], size: int, **options) -> Eigenvalue:
-    """Largest eigenvalue of one symmetric operator; see `lanczos`, whose options it takes.
+    """Largest eigenvalue of one symmetric operator; see `lanczos` for the options.
 
     Parameters
     ----------
@@ -262,15 +264,15 @@ def lanczos_quadrature(
 
     .. math:: \sum_j w_j f(\theta_j) \approx b^\top f(A) b / b^\top b
 
-    Exact for polynomials f of a degree up to 2 n_steps - 1. Over random b of independent entries with mean 0 and
-    variance 1, the right side has about the mean tr f(A) / size: that is stochastic Lanczos quadrature.
+    Exact for polynomials f of degree up to 2 n_steps - 1. For random b with independent entries of mean 0 and variance
+    1, the mean of the right side is about tr f(A) / size: this is stochastic Lanczos quadrature.
 
     Parameters
     ----------
     product : callable, Tensor of shape (size,) -> Tensor of shape (size,)
     size : int >= 1
     n_steps : int >= 1
-        Products, at most `size`.
+        Number of products, at most `size`.
     start : Tensor of shape (size,)
         The vector b.
     device : torch.device or str, default="cpu"
@@ -278,7 +280,7 @@ def lanczos_quadrature(
     Returns
     -------
     nodes, weights : Tensor of shape (min(n_steps, size),), float64, on the CPU
-        The nodes ascending; the weights are positive and their sum is 1.
+        Ascending nodes, and positive weights that sum to 1.
 
     References
     ----------
@@ -317,20 +319,20 @@ class LanczosProcess:
         self.scale = start.new_zeros(start.shape[0])  # (batch,)
 
     def step(self) -> None:
-        """One more basis vector: the image of the last one, orthogonal to all of them, over its length."""
+        """Add a basis vector: the image of the last one, orthogonalised against all, divided by its length."""
         j = len(self.alphas)
         if j + 2 > len(self.basis):
             self.basis = torch.cat([self.basis, torch.zeros_like(self.basis)])
         basis = self.basis[: j + 1]  # (j + 1, batch, n)
         vector = self.product(self.basis[j])  # (batch, n)
         self.alphas.append((vector * self.basis[j]).sum(-1))
-        for _ in range(2):  # twice, since once leaves rounding where little remains
+        for _ in range(2):  # twice, since after one pass rounding dominates a small remainder
             inner = torch.einsum("jbn,bn->jb", basis, vector)
             vector = vector - torch.einsum("jbn,jb->bn", basis, inner)
         length = torch.linalg.vector_norm(vector, dim=-1)  # (batch,)
         self.scale = torch.maximum(self.scale, torch.maximum(length, self.alphas[-1].abs()))
-        # Where only rounding is left the space is exhausted: a zero vector ends the process for that operator, and the
-        # others of the batch go on. Asking the device which ones ended would stall it at every step.
+        # If only rounding is left, the space is exhausted: a zero vector ends the process for this operator, and the
+        # others continue. Asking the device which ones have ended would stall it at every step.
         alive = (length > BREAKDOWN * self.scale) & (j + 1 < vector.shape[-1])
         self.betas.append(torch.where(alive, length, torch.zeros_like(length)))
         divisor = torch.where(alive, length, torch.ones_like(length))
@@ -359,16 +361,18 @@ class LanczosProcess:
     def eigen(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (batch, j), ascending, and eigenvectors (batch, j, j) of T_j, on the CPU.
 
-        The one place that waits for the device.
+        The only place that synchronises the device.
         """
         packed = torch.stack(self.alphas + self.betas).to("cpu", torch.float64)  # (2 j, batch)
         if not bool(torch.isfinite(packed).all()):
-            raise NotDefinedError("`product` returned numbers that are not finite. Check the weights for nan and inf.")
+            raise NotDefinedError(
+                "`product` returned numbers that are not finite. Check the weights for NaN and infinity."
+            )
         alphas, betas = packed.chunk(2)
         alphas, betas = alphas.T, betas.T[:, :-1]  # (batch, j), (batch, j - 1)
         ended = torch.nn.functional.pad(betas == 0, (1, 0)).cumsum(-1) > 0  # the zero vectors after the last direction
         if bool(ended.any()):
-            # Their Rayleigh quotient of 0 may lie above all eigenvalues: the least Ritz value stands in for it.
+            # Their Rayleigh quotient of 0 may exceed all eigenvalues, so the smallest Ritz value replaces it.
             within = torch.where(ended, alphas[:, :1], alphas)
             least = torch.linalg.eigvalsh(_tridiagonal(within, betas))[:, :1]  # (batch, 1)
             alphas = torch.where(ended, least, alphas)
@@ -376,7 +380,7 @@ class LanczosProcess:
 
 
 def _tridiagonal(diagonal: Tensor, off: Tensor) -> Tensor:
-    """Symmetric matrices (batch, j, j) of their diagonals (batch, j) and what stands beside these (batch, j - 1)."""
+    """Symmetric matrices (batch, j, j) with diagonals (batch, j) and off-diagonals (batch, j - 1)."""
     matrix = torch.diag_embed(diagonal)
     if off.shape[-1]:
         matrix = matrix + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)

@@ -17,13 +17,13 @@ from .operator_norm import OperatorNorm, operator_norm
 
 __all__ = ["DiagonalOperator", "MatrixOperator", "in_range"]
 
-# Up to this length of the shorter side all singular values cost about as much as Lanczos (5 ms); at 784 by 784 they
+# Up to this length of the shorter side, all singular values cost about as much as Lanczos (5 ms); at 784 by 784 they
 # take four times as long.
 DIRECT_SIDE = 256
 
 
 def in_range(weight: Tensor) -> tuple[Tensor, float]:
-    """`weight` over a power of two, such that the squares of its entries neither overflow nor vanish, and that power.
+    """`weight` divided by a power of two, so that squares of entries neither overflow nor underflow, and that power.
 
     Examples
     --------
@@ -34,7 +34,7 @@ def in_range(weight: Tensor) -> tuple[Tensor, float]:
     """
     largest = float(weight.abs().max()) if weight.numel() else 0.0
     if not math.isfinite(largest):
-        raise NotDefinedError("`weight` must be finite. Check it for nan and inf.")
+        raise NotDefinedError("`weight` must be finite. Check it for NaN and infinity.")
     if largest == 0 or 1e-100 < largest < 1e100:
         return weight, 1.0
     factor = 2.0 ** math.frexp(largest)[1]
@@ -48,7 +48,7 @@ class MatrixOperator:
     Parameters
     ----------
     weight : Tensor of shape (out, in)
-        Kept in float64, detached.
+        Stored in float64, detached.
 
     Examples
     --------
@@ -74,11 +74,11 @@ class MatrixOperator:
         return x @ self.weight.mT
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Its transpose on a batch: (n, out) -> (n, in)."""
+        """The transpose on a batch: (n, out) -> (n, in)."""
         return y @ self.weight
 
     def norm_lower(self, tol: float = 1e-7, *, random_state: int = 0) -> OperatorNorm:
-        """Spectral norm: all singular values up to 256 on the shorter side, `operator_norm` beyond."""
+        """Spectral norm: all singular values if the shorter side is at most 256, else `operator_norm`."""
         weight, factor = in_range(self.weight)
         if min(weight.shape) <= DIRECT_SIDE:
             return OperatorNorm(float(torch.linalg.matrix_norm(weight, 2)) * factor, 0.0, 0)
@@ -93,7 +93,7 @@ class MatrixOperator:
         return replace(norm, value=norm.value * factor)
 
     def norm_upper(self, lower: float = 0.0) -> float:
-        """A proven upper end of the spectral norm, by a Cholesky factorisation if a lower end is known."""
+        """A proven upper bound of the spectral norm, by a Cholesky factorisation if a lower bound is known."""
         weight, factor = in_range(self.weight)
         if min(weight.shape) <= DIRECT_SIDE and lower == 0:
             return float(torch.linalg.matrix_norm(weight, 2)) * (1 + ROUNDING) * factor
@@ -114,12 +114,12 @@ class MatrixOperator:
 
 @dataclass(frozen=True, eq=False)
 class DiagonalOperator:
-    """Multiplication of every number by a factor, such as batch norm in eval mode.
+    """Multiplication of every entry by a factor, such as batch norm in eval mode.
 
     Parameters
     ----------
     diagonal : Tensor
-        The factors: one per number of `shape`, or one per channel.
+        The factors: one per entry of `shape`, or one per channel.
     shape : sequence of int, default=None
         (channels, *sizes); None stands for the shape of `diagonal`.
 
@@ -165,7 +165,7 @@ class DiagonalOperator:
         return float(self.diagonal.abs().max())
 
     def row_norms(self, p: float) -> Tensor:
-        """The absolute factors, whatever p: a row holds one number."""
+        """The absolute factors for any p, since a row has one entry."""
         check_interval("p", p, 0, closed="right")
         return self.diagonal.abs()
 

@@ -1,12 +1,12 @@
-"""The largest singular value of a linear map that is known by its products only.
+"""The largest singular value of a linear map that is given only by its products.
 
 The squared singular values of A are the eigenvalues of its two Gram matrices, A^T A and A A^T. Lanczos on the smaller
-one needs three vectors of the shorter side; a bidiagonalisation of A keeps vectors of both sides and finds no more: the
-relative accuracy of a *largest* singular value does not suffer from the squares.
+one needs three vectors of the shorter side; a bidiagonalisation of A stores vectors of both sides and gains nothing:
+squaring does not reduce the relative accuracy of the *largest* singular value.
 
-The vectors are not reorthogonalised. They lose their orthogonality only along Ritz vectors that have converged (Paige
-1980), which makes copies of known Ritz values appear later and leaves the largest one, its residual and its part of the
-start vector right. So memory does not grow with the steps, and nothing has to be restarted.
+The vectors are not reorthogonalised. They lose orthogonality only along Ritz vectors that have converged (Paige 1980);
+copies of known Ritz values then appear later, but the largest one, its residual and its part of the start vector remain
+correct. So the memory does not grow with the steps, and no restart is needed.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class OperatorNorm:
     Attributes
     ----------
     value : float
-        Never above the true norm (but for rounding).
+        Never above the true norm (except for rounding).
     residual : float
-        ``||A^T A v - value^2 v|| / value^2`` for a unit vector v: some singular value of A lies within
+        ``||A^T A v - value^2 v|| / value^2`` for a unit vector v: some singular value of A is within
         ``residual * value`` of `value`.
     steps : int
-        Products with A, and as many with its adjoint; 0 for a direct computation.
+        Number of products with A, and of products with its adjoint; 0 for a direct computation.
     error : float
-        The norm is at most ``(1 + error) * value``, with a probability of at least 1 - 1e-6 over the draw of the start
-        vector (see `lanczos.error_bound`); rounding for a direct computation.
+        The norm is at most ``(1 + error) * value`` with probability at least 1 - 1e-6 over the random start vector (see
+        `lanczos.error_bound`); for a direct computation, an allowance for rounding.
     """
 
     value: float
@@ -71,18 +71,18 @@ def operator_norm(
     Parameters
     ----------
     forward : callable, (1, *input_shape) -> (1, *output_shape)
-        The linear map; a leading axis of length one is kept for layers that want a batch.
+        The linear map; the leading axis of length one serves layers that expect a batch.
     adjoint : callable, (1, *output_shape) -> (1, *input_shape)
     input_shape : sequence of int
     dtype : torch.dtype, default=torch.float64
     device : torch.device or str, default="cpu"
     tol : float in (0, 1), default=1e-7
-        Relative error at which to stop. It counts how far the true norm may lie above the value, another singular value
-        beside it or not, so that the residual is far smaller and the value far closer as a rule.
+        Relative error at which to stop. It bounds the distance of the true norm from the value even for close singular
+        values, so the residual is much smaller and the value usually much closer.
     max_steps : int >= 1, default=1000
-        After this many steps the value is returned with the error reached, and a `CapacityWarning`.
+        After this many steps, the value is returned with its current error and a `CapacityWarning`.
     check_every : int >= 1, default=5
-        Steps between looks at the error, each of which waits for the device.
+        Number of steps between checks of the error, which synchronise the device.
     random_state : int, default=0
         Seed of the start vector, drawn on the CPU.
 
@@ -97,7 +97,8 @@ def operator_norm(
 
     Notes
     -----
-    Each step costs one product with A and one with its adjoint. The squares of the entries must be in range.
+    Each step costs one product with A and one with its adjoint. The squares of the entries must not overflow or
+    underflow.
 
     References
     ----------
@@ -144,10 +145,10 @@ class _GramLanczos:
     def __init__(self, gram: Product, start: Tensor):
         self.gram = gram
         self.size = start.numel()
-        self.previous = torch.zeros_like(start)  # (1, *side), as all vectors here
+        self.previous = torch.zeros_like(start)  # (1, *side), like all vectors here
         self.vector = start / torch.linalg.vector_norm(start)
         self.beta = self.scale = start.new_zeros(())
-        self.alphas: list[Tensor] = []  # numbers of shape (), as the betas
+        self.alphas: list[Tensor] = []  # tensors of shape (), like the betas
         self.betas: list[Tensor] = []
 
     def step(self) -> None:
@@ -156,7 +157,7 @@ class _GramLanczos:
         image = image - alpha * self.vector
         beta = torch.linalg.vector_norm(image)
         self.scale = torch.maximum(self.scale, torch.maximum(alpha, beta))
-        # Where only rounding is left the space is exhausted: zero vectors from here on, without asking the device.
+        # If only rounding is left, the space is exhausted: zero vectors from here on, without synchronising the device.
         alive = beta > BREAKDOWN * self.scale
         self.beta = torch.where(alive, beta, torch.zeros_like(beta))
         self.alphas.append(alpha)
@@ -164,10 +165,12 @@ class _GramLanczos:
         self.previous, self.vector = self.vector, image * (alive / torch.where(alive, beta, torch.ones_like(beta)))
 
     def ritz(self) -> tuple[float, float, float]:
-        """Root of the largest Ritz value, its relative residual and error; the one place that waits for the device."""
+        """Root of the largest Ritz value, its relative residual and error; only this synchronises the device."""
         packed = torch.stack(self.alphas + self.betas).to("cpu", torch.float64)  # (2 j,)
         if not bool(torch.isfinite(packed).all()):
-            raise NotDefinedError("`forward` returned numbers that are not finite. Check the weights for nan and inf.")
+            raise NotDefinedError(
+                "`forward` returned numbers that are not finite. Check the weights for NaN and infinity."
+            )
         alphas, betas = packed.numpy().reshape(2, -1)
         top = len(alphas) - 1
         values, vectors = scipy.linalg.eigh_tridiagonal(alphas, betas[:-1], select="i", select_range=(top, top))
@@ -175,6 +178,6 @@ class _GramLanczos:
         if eigenvalue <= 0:
             return 0.0, 0.0, 0.0
         residual = float(betas[-1] * abs(vector[-1])) / eigenvalue
-        # sqrt(1 + x) - 1, for the norm is the root of the eigenvalue.
+        # sqrt(1 + x) - 1, since the norm is the root of the eigenvalue.
         excess = error_bound(residual, float(abs(vector[0])), self.size)
         return math.sqrt(eigenvalue), residual, excess / (1 + math.sqrt(1 + excess))

@@ -1,4 +1,4 @@
-"""Padding of images as a linear map: where each padded pixel comes from, its product and its adjoint."""
+"""Padding of images as a linear map: the source of each padded pixel, the product and the adjoint."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def per_axis(name: str, value: Any, n_axes: int, low: int) -> tuple[int, ...]:
     """One integer of at least `low` per axis, from an integer or a sequence of one or `n_axes` of them."""
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     if len(values) not in (1, n_axes):
-        raise ValueError(f"`{name}` must be an integer or {n_axes} of them, got {value!r}.")
+        raise ValueError(f"`{name}` must be one integer or {n_axes} integers, got {value!r}.")
     return tuple(check_integer(name, entry, low) for entry in values) * (n_axes // len(values))
 
 
 def source_index(size: int, before: int, after: int, mode: str) -> np.ndarray:
-    """Index of the input pixel that each padded pixel copies, -1 where it is zero; negative padding crops.
+    """Index of the input pixel that each padded pixel copies, -1 for zeros; negative padding crops.
 
     Parameters
     ----------
     size : int
-        Pixels before padding along one axis.
+        Number of pixels along one axis before padding.
     before, after : int
-        Pixels added at either end, or taken away if negative.
+        Number of pixels added at either end, or removed if negative.
     mode : "zeros", "circular", "reflect" or "replicate"
 
     Returns
@@ -80,9 +80,9 @@ def pad_adjoint(y: Tensor, sizes: Sequence[int], pairs: Pairs, mode: str) -> Ten
 
 
 def padding_norm(sizes: Sequence[int], pairs: Pairs, mode: str) -> float:
-    """Spectral norm of padding: the root of how often the most copied pixel appears.
+    """Spectral norm of padding: the root of the largest number of copies of a pixel.
 
-    P^T P is diagonal and counts the copies of each pixel; the axes multiply.
+    P^T P is diagonal and counts the copies of each pixel; the counts of the axes multiply.
     """
     counts = 1
     for size, (before, after) in zip(sizes, pairs, strict=True):

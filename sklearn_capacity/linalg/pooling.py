@@ -26,8 +26,8 @@ class PoolOperator:
 
     .. math:: A = I_c \otimes M_1 \otimes M_2 \otimes \dots
 
-    Norms of a Kronecker product are products of norms, so every one of them is exact. Build it with `average_pool` or
-    `adaptive_average_pool`.
+    Norms of a Kronecker product are products of norms, so all of them are exact. Build the operator with `average_pool`
+    or `adaptive_average_pool`.
 
     Parameters
     ----------
@@ -62,12 +62,12 @@ class PoolOperator:
 
     def forward(self, x: Tensor) -> Tensor:
         """The map on a batch: (n, *input_shape) -> (n, *output_shape)."""
-        for axis in self.axes:  # the first size is summed over, the new one is appended
+        for axis in self.axes:  # the first axis is summed over, the new one is appended
             x = torch.tensordot(x, axis, dims=([2], [1]))
         return x
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """Its transpose on a batch: (n, *output_shape) -> (n, *input_shape)."""
+        """The transpose on a batch: (n, *output_shape) -> (n, *input_shape)."""
         for axis in self.axes:
             y = torch.tensordot(y, axis, dims=([2], [0]))
         return y
@@ -83,7 +83,7 @@ class PoolOperator:
         )
 
     def norm_upper(self, lower: float = 0.0) -> float:
-        """A proven upper end of the spectral norm: the product over the axes."""
+        """A proven upper bound of the spectral norm: the product over the axes."""
         return prod(factor.norm_upper() for factor in self.factors)
 
     def row_norms(self, p: float) -> Tensor:
@@ -91,7 +91,7 @@ class PoolOperator:
         return self._outer([factor.row_norms(p) for factor in self.factors])
 
     def column_norms(self, p: float) -> Tensor:
-        """The l_p norm of the weights leaving every input, of shape `input_shape`."""
+        """The l_p norm of the outgoing weights of every input, of shape `input_shape`."""
         return self._outer([factor.column_norms(p) for factor in self.factors])
 
     def frobenius_norm(self) -> float:
@@ -116,13 +116,13 @@ def average_pool(
     *,
     device: torch.device | str = "cpu",
 ) -> PoolOperator:
-    """The operator of ``torch.nn.AvgPool1d``, ``2d`` or ``3d``, whose parameters these are.
+    """The operator of ``torch.nn.AvgPool1d``, ``2d`` or ``3d``, with the same parameters.
 
     Parameters
     ----------
     input_shape : sequence of int, (channels, *sizes)
     kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override
-        As in torch; ``stride=None`` stands for the kernel size.
+        As in torch; ``stride=None`` means the kernel size.
     device : torch.device or str, default="cpu"
 
     Returns
@@ -145,7 +145,7 @@ def average_pool(
         start = np.arange(count) * s - p
         stop = np.minimum(start + k, n + p)
         divisor = stop - start if count_include_pad else np.minimum(stop, n) - np.maximum(start, 0)
-        if divisor_override is not None:  # one number for the whole window: the first axis takes it
+        if divisor_override is not None:  # one number for the entire window, applied to the first axis
             divisor = np.full(count, check_integer("divisor_override", divisor_override, 1) if number == 0 else 1)
         axes.append(_windows(start, stop, divisor, n, device))
     return PoolOperator(tuple(axes), int(channels))
@@ -176,7 +176,7 @@ def adaptive_average_pool(
     channels, *sizes = input_shape
     outputs = list(output_size) if isinstance(output_size, Sequence) else [output_size] * len(sizes)
     if len(outputs) != len(sizes):
-        raise ValueError(f"`output_size` must be an integer or {len(sizes)} of them, got {output_size!r}.")
+        raise ValueError(f"`output_size` must be one integer or {len(sizes)} integers, got {output_size!r}.")
     axes = []
     for n, m in zip(sizes, outputs, strict=True):
         m = n if m is None else check_integer("output_size", m, 1)

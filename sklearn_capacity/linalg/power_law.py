@@ -1,4 +1,4 @@
-"""The power law in the tail of a sample, by maximum likelihood above the threshold where it fits best."""
+"""The power law in the tail of a sample, by maximum likelihood above the best-fitting threshold."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from sklearn_capacity._validation import NotDefinedError
 
 __all__ = ["PowerLaw", "fit_power_law"]
 
-#: Numbers that differ by less than this part are the same one: eigenvalues repeat up to rounding.
+#: Numbers with a smaller relative difference count as equal, since eigenvalues repeat up to rounding.
 SAME = 1e-9
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """A density in proportion to x^-alpha above a threshold.
+    """A density proportional to x^-alpha above a threshold.
 
     Attributes
     ----------
     alpha : float
     standard_error : float
-        (alpha - 1) / sqrt(n_tail), of the likelihood at the given threshold.
+        (alpha - 1) / sqrt(n_tail), from the likelihood at the given threshold.
     x_min : float
         The threshold.
     n_tail : int
-        Numbers of the sample that are at least that.
+        Number of sample values at or above the threshold.
     distance : float
-        The Kolmogorov-Smirnov distance between these and the law.
+        The Kolmogorov-Smirnov distance between these values and the law.
     """
 
     alpha: float
@@ -44,9 +44,9 @@ def fit_power_law(values: np.ndarray) -> PowerLaw:
 
     .. math:: \alpha = 1 + n \Big( \sum_{x_i \ge x_{\min}} \ln (x_i / x_{\min}) \Big)^{-1}
 
-    over the n numbers from :math:`x_{\min}` on, which is the number of the sample at which the largest distance between
-    the law's distribution function and that of the sample is least. The latter is taken just below each number, as in
-    the code of Clauset et al., in `powerlaw` and in WeightWatcher.
+    over the n values from :math:`x_{\min}` on. The threshold is the sample value that minimises the largest distance
+    between the distribution functions of the law and of the sample. The latter is evaluated just below each value, as
+    in the code of Clauset et al., in `powerlaw` and in WeightWatcher.
 
     Parameters
     ----------
@@ -59,11 +59,11 @@ def fit_power_law(values: np.ndarray) -> PowerLaw:
     Raises
     ------
     NotDefinedError
-        If there are not two different numbers.
+        If there are fewer than two distinct numbers.
 
     Notes
     -----
-    Quadratic in their number.
+    The cost is quadratic in the number of values.
 
     References
     ----------
@@ -90,5 +90,5 @@ def fit_power_law(values: np.ndarray) -> PowerLaw:
         if best is None or distance < best.distance:
             best = PowerLaw(1 + slope, slope / math.sqrt(n), math.exp(logs[i]), n, distance)
     if best is None:
-        raise NotDefinedError(f"A power law needs two different numbers, got {len(logs)} that are the same.")
+        raise NotDefinedError(f"A power law needs two distinct numbers, got {len(logs)} that are equal.")
     return best

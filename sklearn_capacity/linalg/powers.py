@@ -1,4 +1,4 @@
-"""Products with the matrix of a convolution whose entries have been raised to a power, as sums over paths need them."""
+"""Products with the matrix of a convolution with its entries raised to a power, for sums over paths."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["power_product"]
 
 
 def power_product(operator: ConvOperator, p: float, x: Tensor) -> Tensor:
-    r"""The product with the operator's matrix after every entry was raised to a power.
+    r"""The product with the operator's matrix, each entry raised to a power.
 
     .. math:: y_i = \sum_j |A_{ij}|^p \, x_j
 
-    Under zero padding each entry is one weight of the kernel. Under padding by reflection, repetition or wrapping
-    several taps of a window can read the same pixel. The entry is then the sum of their weights, so windows at the
-    border are computed separately.
+    With zero padding, each entry is one weight of the kernel. With reflecting, replicating or circular padding, several
+    taps of a window can read the same pixel. The entry is then the sum of their weights, so windows at the border are
+    computed separately.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def _merged_product(operator: ConvOperator, p: float, x: Tensor, sets: Sequence,
     """The outputs at `places`, whose windows all share the pattern `sets`: (n, channels, *places)."""
     weight = operator.blocks
     for axis, (taps, selection, place) in enumerate(zip(operator.taps, sets, places, strict=True)):
-        # The pixels of a window in rising order, as the pattern lists them.
+        # The pixels of a window in ascending order, as in the pattern.
         pixels = np.stack([np.unique(taps.pixels[i][taps.pixels[i] >= 0]) for i in place])
         index = torch.as_tensor(pixels, device=x.device)
         x = x.index_select(2 + 2 * axis, index.flatten()).unflatten(2 + 2 * axis, index.shape)

@@ -1,13 +1,13 @@
 r"""A proven upper bound of a convolution's spectral norm from a slightly larger torus.
 
-Let x live on n pixels and extend it quasi-periodically, x(j + N) = e^{i theta} x(j), with zeros in between. If N is at
-least n plus the larger padding, no window of a zero-padded convolution sees two copies, so its matrix is a part of the
-matrix of the convolution on the torus, for **every** twist theta, and cannot have a larger norm. That one is block
+Let x be supported on n pixels, and extend it quasi-periodically, x(j + N) = e^{i theta} x(j), with zeros in between. If
+N is at least n plus the larger padding, no window of a zero-padded convolution covers two copies, so its matrix is a
+submatrix of the convolution on the torus for **every** twist theta, and cannot have a larger norm. The latter is block
 diagonal in the frequencies (2 pi j + theta) / N: the norm of the largest block :math:`\hat K(\omega)` is the bound.
 With a stride s that divides N, s frequencies alias, and the block is their row
-:math:`[\hat K(\omega_0), ..., \hat K(\omega_{s-1})] / \sqrt s`. The least bound over the twists 0 and pi per axis is
-taken: pi keeps away from the frequency 0, where kernels often peak, and is exact for [1, 1, 1]. On a periodic image
-theta is 0 and N is n, and the bound is usually the norm.
+:math:`[\hat K(\omega_0), ..., \hat K(\omega_{s-1})] / \sqrt s`. The result is the smallest bound over the twists 0 and
+pi per axis: pi avoids the frequency 0, where kernels often peak, and is exact for [1, 1, 1]. On a periodic image,
+theta is 0 and N is n, and the bound usually equals the norm.
 
 References: Sedghi, Gupta, Long: The singular values of convolutional layers (2019) for theta = 0 and stride 1.
 """
@@ -30,19 +30,19 @@ from .padding import padding_norm
 
 __all__ = ["convolution_bound", "torus_bound"]
 
-# Complex numbers in one chunk of frequencies (16 MB).
+# Number of complex entries in one chunk of frequencies (16 MB).
 CHUNK = 2**20
-# Up to here (per group, and in all) the matrix itself is certified, in about a second: Gram and Cholesky factorisation.
+# Up to these sizes (per group, and in total) the matrix itself is certified by Gram and Cholesky, in about a second.
 DENSE_SIDE, DENSE_PRODUCTS = 2048, 10**10
-# Beyond, where the torus leaves more than this, a banded factorisation of about as much work is tried.
+# Above them, if the torus bound is looser than this factor, a banded factorisation of similar cost is tried.
 LOOSE, BAND_PRODUCTS = 1.05, 10**10
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of the torus: its `period`, the `stride` that divides it, and how many twists are tried, 1 or 2.
+    """One axis of the torus: its `period`, the `stride` that divides it, and the number of twists to try, 1 or 2.
 
-    The twists 0 and pi equal their negatives; with others conjugate frequencies could not stand for each other.
+    The twists 0 and pi equal their negatives; with other twists, conjugate frequencies would not be equivalent.
     """
 
     period: int
@@ -51,7 +51,7 @@ class Axis:
 
 
 def convolution_bound(operator, lower: float = 0.0) -> float:
-    """The least of the bounds that `conv_norm_upper` names."""
+    """The smallest of the bounds listed in `conv_norm_upper`."""
     sides = [math.prod(shape) // operator.groups for shape in (operator.domain, operator.image)]
     products = min(sides) * math.prod(sides) * operator.groups
     selectors = max(taps.kernel * taps.inputs * taps.outputs for taps in operator.taps)
@@ -70,7 +70,7 @@ def convolution_bound(operator, lower: float = 0.0) -> float:
 
 
 def torus_bound(operator, lower: float = 0.0, ceiling: float = math.inf) -> float:
-    """The bound of this file for a `ConvOperator`; it may stop at any value above `ceiling`.
+    """The torus bound of a `ConvOperator`; the computation may stop at any value above `ceiling`.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def torus_bound(operator, lower: float = 0.0, ceiling: float = math.inf) -> floa
     lower : float, default=0.0
         A lower bound of the norm, which saves work.
     ceiling : float, default=inf
-        Another upper bound: a larger one is not computed to its end.
+        Another upper bound: the computation stops above it.
 
     Returns
     -------
@@ -86,9 +86,10 @@ def torus_bound(operator, lower: float = 0.0, ceiling: float = math.inf) -> floa
 
     Notes
     -----
-    About 4 N^2 / 2 factorisations of matrices of the smaller channel count (per group), in chunks of 16 MB. Padding by
-    reflection or repetition is bounded by the norm of the padding times the bound of the unpadded convolution on the
-    padded image; wrapping by the less of that and the torus of the image itself.
+    The cost is about 4 N^2 / 2 factorisations of matrices of the smaller channel count (per group), in chunks of 16 MB.
+    For reflecting or replicating padding, the bound is the norm of the padding times the bound of the unpadded
+    convolution on the padded image; for circular padding, the smaller of this and the bound on the torus of the image
+    itself.
     """
     mode = operator.padding_mode
     if mode == "zeros":
@@ -109,7 +110,7 @@ def _zero_padded_bound(operator, sizes, pads, lower: float, ceiling: float) -> f
     for n, (before, _), s, reach, outputs in zip(
         sizes, pads, operator.stride, operator.reach, operator.image[1:], strict=True
     ):
-        # Windows that lie in the padding alone see nothing, and pixels behind the last window are not seen.
+        # Windows that are entirely in the padding read nothing, and no window reads pixels after the last one.
         last = (outputs - 1) * s - before + reach
         margin = max(0, min(before, reach), min(last - (n - 1), reach))
         axes.append(Axis(-(-(n + margin) // s) * s, s, 2))
@@ -117,7 +118,7 @@ def _zero_padded_bound(operator, sizes, pads, lower: float, ceiling: float) -> f
 
 
 def _periodic_bound(operator, lower: float, ceiling: float) -> float:
-    """The torus of the image itself; an output pixel that occurs m times there weighs sqrt(m)."""
+    """The torus of the image itself; an output pixel that occurs m times there has weight sqrt(m)."""
     axes, repeats = [], 1
     for n, (before, _), s, outputs in zip(
         operator.domain[1:], operator.pads, operator.stride, operator.image[1:], strict=True
@@ -143,7 +144,7 @@ def _gram_chunks(operator, axes: Sequence[Axis], twist: Sequence[int]) -> Iterat
     """Gram matrices of the frequency blocks of one twist, (frequencies * groups, side, side) at a time.
 
     The block of a frequency is the row [K(w_0), ..., K(w_{s-1})] / sqrt(s) of the kernel's Fourier transform at its s
-    aliases; its Gram matrix is taken on the side that is shorter.
+    aliases; its Gram matrix is computed for the shorter side.
     """
     groups, image, domain = operator.blocks.shape[:3]
     frequencies, aliases = _frequencies(axes, twist)  # (frequencies, axes), (s, axes)
@@ -161,10 +162,10 @@ def _fourier_transform(operator, axes: Sequence[Axis], frequencies: np.ndarray) 
 
     .. math:: \hat K(\omega)[o, c] = \sum_t w[o, c, t] \, e^{i \omega \cdot d t}
 
-    A kernel has few taps, so this sum costs less than a fast transform of a kernel padded to the whole torus. It is one
-    matrix product, of the phases (n, taps) and the weights (taps, groups * image * domain). The angle of tap t at
-    frequency j is 2 pi j d t / (twists * period); the multiple of the whole turn is taken off j d t while all are
-    integers, since the rounding of a large angle would grow with it.
+    A kernel has few taps, so this sum costs less than a fast transform of a kernel padded to the entire torus. It is
+    one matrix product of the phases (n, taps) and the weights (taps, groups * image * domain). The angle of tap t at
+    frequency j is 2 pi j d t / (twists * period); full turns are removed from j d t in integer arithmetic, since the
+    rounding error of a large angle would grow with the angle.
     """
     blocks = operator.blocks  # (groups, image, domain, *kernel)
     weights = blocks.flatten(3).flatten(0, 2).T.to(torch.complex128)  # (taps, groups * image * domain)
@@ -179,14 +180,14 @@ def _fourier_transform(operator, axes: Sequence[Axis], frequencies: np.ndarray) 
 def _frequencies(axes: Sequence[Axis], twist: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Frequencies of one twist, (n, axes), and the offsets of their aliases, (s, axes).
 
-    Both are integers in units of one turn per twists * period: the frequency (2 pi j + theta) / N of the module's head
-    is twists * j + twist of them. A stride s on an axis leaves the N / s lowest ones; the others differ from these by
+    Both are integers in units of one turn per twists * period: the frequency (2 pi j + theta) / N of the module
+    docstring is twists * j + twist. A stride s on an axis keeps the N / s lowest ones; the others differ from these by
     multiples of N / s and are their aliases.
     """
     ranges, offsets = [], []
     for number, (axis, theta) in enumerate(zip(axes, twist, strict=True)):
         coarse = axis.twists * axis.period // axis.stride
-        # The kernel is real: conjugate frequencies share their norm, so half of the last axis will do.
+        # The kernel is real: conjugate frequencies share their norm, so half of the last axis suffices.
         stop = coarse // 2 + 1 if number == len(axes) - 1 else coarse
         ranges.append(range(theta, stop, axis.twists))
         offsets.append([r * coarse for r in range(axis.stride)])

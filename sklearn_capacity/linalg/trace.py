@@ -1,4 +1,4 @@
-"""Trace of a symmetric operator that is known by its products."""
+"""Trace of a symmetric operator that is given by its products."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TraceEstimate(NamedTuple):
     ----------
     value : float
     standard_error : float
-        Of the random part, rounding included.
+        Standard error of the random part, including rounding.
     n_products : int
     """
 
@@ -43,8 +43,8 @@ def trace_estimate(
 
     .. math:: \mathrm{tr}\, A = \mathrm{tr}\, Q^\top A Q + E\, g^\top (I - Q Q^\top) A (I - Q Q^\top) g
 
-    The columns of Q span the image of random vectors under A, where its large eigenvalues show; the first term is exact
-    and the second the mean over vectors g of random signs.
+    The columns of Q span the image of random vectors under A, which captures the large eigenvalues; the first term is
+    exact and the second is the mean over vectors g of random signs.
 
     Parameters
     ----------
@@ -52,12 +52,12 @@ def trace_estimate(
         A times every column.
     size : int >= 1
     n_products : int >= 6
-        Columns altogether, a third of them for each of the three steps; what three does not divide goes to the last.
+        Total number of columns, a third for each of the three steps; the remainder goes to the last step.
     generator : torch.Generator
-        On the CPU.
+        A generator on the CPU.
     device : torch.device or str, default="cpu"
     precision : torch.dtype, default=torch.float64
-        The arithmetic inside `products`; its rounding is part of the standard error.
+        The precision inside `products`; its rounding is part of the standard error.
 
     Returns
     -------
@@ -69,7 +69,7 @@ def trace_estimate(
 
     Examples
     --------
-    A matrix of rank one is seen at once.
+    A matrix of rank one is captured exactly.
 
     >>> import torch
     >>> from sklearn_capacity.linalg.trace import trace_estimate
@@ -91,7 +91,7 @@ def trace_estimate(
         Q = torch.linalg.qr(products(signs(sketch))).Q  # (size, sketch)
         inside = (Q * products(Q)).sum(0)  # (sketch,)
         probes = signs(n_probes)
-        for _ in range(2):  # twice, since once leaves rounding where little remains
+        for _ in range(2):  # twice, since after one pass rounding dominates a small remainder
             probes = probes - Q @ (Q.T @ probes)
         outside = (probes * products(probes)).sum(0)  # (n_probes,)
         spread = float(outside.std()) / math.sqrt(n_probes)

@@ -1,6 +1,6 @@
 """Fitted estimators as files that can be shared: reading one runs no code.
 
-`safe` writes and reads them by `storage`'s one file format; `card` describes a trained network in markdown.
+`safe` writes and reads them in the file format of `storage`; `card` describes a trained network in markdown.
 
 Data flow: estimator -> save -> safetensors file -> load -> estimator.
 """

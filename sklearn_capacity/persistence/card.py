@@ -1,4 +1,4 @@
-"""A model card: what a trained network is and how much capacity it has, as markdown."""
+"""A model card: a description of a trained network and its capacity in markdown."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def model_card(
     model, X, y, measures
         As in `capacity_report`; pass the training data.
     title : str, default=None
-        None: the name of the model's class.
+        Title of the card; None is the name of the model's class.
     description : str, default=""
-        Your own words on purpose, data and limits.
+        Your description of purpose, data and limits.
     **report_options
-        More arguments of `capacity_report`, such as ``loss`` or ``max_samples``.
+        Further arguments of `capacity_report`, such as ``loss`` or ``max_samples``.
 
     Returns
     -------
     str
         Markdown with the sections Parameters (those that differ from the defaults), Training, Capacity (a table) and
-        Versions; a section without content is left out. Measures that do not apply stand below the table.
+        Versions; empty sections are omitted. Measures that do not apply are listed below the table.
 
     Raises
     ------
     ValueError
-        As `capacity_report`.
+        As in `capacity_report`.
 
     Examples
     --------
@@ -60,7 +60,7 @@ def model_card(
     >>> print(card.splitlines()[0])
     # Iris
     """
-    check_instance("title", title, (str, type(None)), "None or text")
+    check_instance("title", title, (str, type(None)), "None or a string")
     check_instance("description", description, str, "text")
     report = capacity_report(model, X, y, measures, **report_options)
     inner = _inner(model)
@@ -101,7 +101,7 @@ def _parameters(model: Any) -> str:
         return ""
     try:
         defaults = type(model)().get_params(deep=False)
-    except TypeError:  # a required argument: there are no defaults to leave out
+    except TypeError:  # a required argument, so there are no defaults
         defaults = {}
     changed = {
         name: value

@@ -24,7 +24,7 @@ __all__ = ["load", "save"]
 
 FORMAT = 1
 _KIND = "estimator"
-#: attributes that `load` makes anew, and scikit-learn's settings of one process
+#: attributes that `load` recreates, and scikit-learn's settings for one process
 _MADE_ANEW = (
     "net_",
     "initial_state_",
@@ -33,39 +33,40 @@ _MADE_ANEW = (
     "_metadata_request",
     "_sklearn_output_config",
 )
-#: parameters that say where an estimator ran, which is nobody else's affair
+#: parameters that reveal where an estimator ran; they are private
 _PLACES = ("checkpoint_dir",)
 
 _ANYWAY = "Or pickle the estimator, for readers who trust you."
 _CURES = {
     "callbacks": "A fitted network predicts without them: `set_params(callbacks=None)` before saving.",
     "optimizer": 'Name it, for example optimizer="sgd", or `set_params(optimizer="adam")`: it only matters in `fit`.',
-    "activation": "Name it, or define the network as a `module`, which `load` takes again.",
-    "learning_rate_schedule": "Give a list of factors, or `set_params(learning_rate_schedule=None)` before saving.",
+    "activation": "Name it, or define the network as a `module`, which you pass to `load`.",
+    "learning_rate_schedule": "Use a list of factors, or `set_params(learning_rate_schedule=None)` before saving.",
     "random_state": "Use an integer, or `set_params(random_state=None)` before saving.",
-    "module_params": "Fix it in the function or class given as `module`, which `load` takes again.",
+    "module_params": "Fix it in the function or class of `module`, which you pass to `load`.",
 }
 
 
 def save(estimator: Any, path: str | os.PathLike[str]) -> None:
     """Write a fitted estimator to one file, which `load` reads without running any code from it.
 
-    The file is a safetensors file: the weights after and before training, and in its metadata as JSON the
-    parameters, the fitted attributes, the history and the versions of the libraries. It is written whole or not at
-    all. Not saved: the optimiser's state (training that goes on after `load` starts it afresh), `checkpoint_dir`,
-    metadata requests, and, with a `CapacityWarning`, attributes that you have added.
+    The file is a safetensors file: the weights after and before training, and in its metadata as JSON the parameters,
+    the fitted attributes, the history and the versions of the libraries. It is written atomically. Not saved: the
+    optimiser's state (training that continues after `load` starts with a new one), `checkpoint_dir`, metadata requests
+    and, with a `CapacityWarning`, attributes that you have added.
 
     Parameters
     ----------
     estimator : fitted estimator of this package
-        Of a Pipeline, save the last step; of a search, its `best_estimator_` or the last step of that.
+        For a Pipeline, save the last step; for a search, its `best_estimator_` or the last step of it.
     path : str or path
-        A file of this name is replaced. The usual ending is ``.safetensors``.
+        An existing file is replaced. The usual ending is ``.safetensors``.
 
     Raises
     ------
     TypeError
-        If it is not an estimator of this package, or a parameter has no form as text; the message says what to do.
+        If it is not an estimator of this package, or a parameter cannot be written as text; the message says what to
+        do.
     NotFittedError
         If it is not fitted.
 
@@ -75,8 +76,8 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
 
     Notes
     -----
-    A `module` of your own is not saved: give it to `load` again. Built-in networks, `module=None` or an
-    architecture's name, are made again from their parameters.
+    A `module` of your own is not saved: pass it to `load` again. Built-in networks, `module=None` or an
+    architecture's name, are rebuilt from their parameters.
 
     Examples
     --------
@@ -104,7 +105,7 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
     fitted = estimator._fitted_values()
     added = sorted(set(vars(estimator)) - {*estimator.get_params(deep=False), *fitted, *_MADE_ANEW})
     if added:
-        warn(f"`save` leaves out the attributes {added}, which are none that {name} sets itself.")
+        warn(f"`save` leaves out the attributes {added}, which {name} does not set itself.")
     document["fitted"] = {key: encode(value, name=key) for key, value in fitted.items()}
     rows = [{key: value for key, value in row.items() if key != "batches"} for row in estimator.history_]
     document["history"] = encode(rows, name="history_")
@@ -114,7 +115,7 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
 
 
 def _public_name(estimator: Any) -> str:
-    """The name under which `load` will find the class, after a check that there is something to save."""
+    """The name under which `load` finds the class, after a check that the estimator can be saved."""
     if isinstance(estimator, type):
         raise TypeError(f"`estimator` must be a fitted estimator, got the class {estimator.__name__}.")
     name = type(estimator).__name__
@@ -127,7 +128,7 @@ def _public_name(estimator: Any) -> str:
         raise TypeError(f"`estimator` must be one of this package, got a {name}. Save its `best_estimator_`.")
     if _class_named(name) is not type(estimator):
         raise TypeError(
-            f"`estimator` must be one of this package, got {name}. Of a network of your own save the `state_dict()` "
+            f"`estimator` must be one of this package, got {name}. For your own network, save the `state_dict()` "
             "with safetensors.torch.save_file."
         )
     if not estimator.__sklearn_is_fitted__():  # type: ignore[attr-defined]
@@ -144,12 +145,14 @@ def _encoded_parameter(key: str, value: Any) -> Any:
     try:
         return encode(value, name=key)
     except TypeError as error:
-        raise TypeError(f"{error} {_CURES.get(key, 'Change it by `set_params` before saving.')} {_ANYWAY}") from error
+        raise TypeError(f"{error} {_CURES.get(key, 'Change it with `set_params` before saving.')} {_ANYWAY}") from error
 
 
 def _tensor(key: str, value: Any) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"The module's state holds {key!r}, which is not a tensor: {type(value).__name__}. {_ANYWAY}")
+        raise TypeError(
+            f"The module's state contains {key!r}, which is not a tensor: {type(value).__name__}. {_ANYWAY}"
+        )
     return value
 
 
@@ -165,27 +168,28 @@ def _versions() -> dict[str, str]:
 
 
 def load(path: str | os.PathLike[str], *, module: nn.Module | Callable[..., nn.Module] | None = None) -> Any:
-    """Read an estimator that `save` has written; nothing in the file is run.
+    """Read an estimator written by `save`, without running any code from the file.
 
     Parameters
     ----------
     path : str or path
     module : nn.Module, class or factory, default=None
-        What the saved estimator had as `module`, if that was one of your own; its weights come from the file.
+        The `module` of the saved estimator, if it was your own; its weights come from the file.
 
     Returns
     -------
     estimator
-        Fitted; it predicts what the saved one did, to the bit on the same kind of device. A network saved on a GPU
-        comes to the CPU, with a `CapacityWarning`, where there is none.
+        The fitted estimator; its predictions equal those of the saved one, bit for bit on the same kind of device. A
+        network saved on a GPU is loaded on the CPU, with a `CapacityWarning`, if there is no GPU.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file was not written by `save`, is cut off or changed, comes from a newer version, lacks tensors or has
-        some of a wrong shape or not finite, or if `module` is missing, needless or does not fit.
+        If the file was not written by `save`, is truncated or changed, comes from a newer version, lacks tensors, or
+        contains some of a wrong shape or with non-finite values, or if `module` is missing, superfluous or does not
+        match.
 
     See Also
     --------
@@ -205,11 +209,13 @@ def load(path: str | os.PathLike[str], *, module: nn.Module | Callable[..., nn.M
     cls = _checked_class(path, stored.document)
     owner = stored.document.get("user_module")
     if not isinstance(owner, str | None):
-        raise FileError(f"{path} is damaged: the name of its module is no text.")
+        raise FileError(f"{path} is damaged: the name of its module is not a string.")
     if owner is not None and module is None:
-        raise ValueError(f"{path} needs the network's class, {owner}, which no file holds: `load(path, module=...)`.")
+        raise ValueError(
+            f"{path} needs the network's class, {owner}, which a file does not contain: `load(path, module=...)`."
+        )
     if owner is None and module is not None:
-        raise ValueError(f"`module` must be None for {path}, whose network is built in, got {module!r}.")
+        raise ValueError(f"`module` must be None for {path}, which has a built-in network, got {module!r}.")
     try:
         estimator = _restored(cls, stored, module)
     except FileError:
@@ -217,13 +223,13 @@ def load(path: str | os.PathLike[str], *, module: nn.Module | Callable[..., nn.M
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, IndexError, MemoryError) as error:
         raise FileError(f"{path} cannot be loaded: {error}.".replace("..", ".")) from error
     if not stored.intact:
-        raise FileError(f"{path} is damaged: its content does not have the checksum that was written with it.")
+        raise FileError(f"{path} is damaged: its content does not match its checksum.")
     return estimator
 
 
 def _checked_class(path: Any, document: dict[str, Any]) -> type:
     if document.get("kind") != _KIND:
-        raise FileError(f"{path} holds no estimator but a {document.get('kind')!r}.")
+        raise FileError(f"{path} must contain an estimator, got a {document.get('kind')!r}.")
     number, versions = document.get("format"), document.get("versions")
     if type(number) is not int or number < 1:
         raise FileError(f"{path} is damaged: its format is {number!r}.")
@@ -231,18 +237,20 @@ def _checked_class(path: Any, document: dict[str, Any]) -> type:
         wrote = versions.get("sklearn_capacity") if isinstance(versions, dict) else None
         raise FileError(
             f"{path} has format {number}, newer than {FORMAT}, the newest that this version reads. It was written by "
-            f"sklearn_capacity {wrote}: update."
+            f"sklearn_capacity {wrote}: update the package."
         )
     cls = _class_named(document.get("class"))
     if cls is None:
-        raise FileError(f"{path} holds an estimator of the class {document.get('class')!r}, which this package lacks.")
+        raise FileError(
+            f"{path} contains an estimator of the class {document.get('class')!r}, which this package does not have."
+        )
     return cls
 
 
 def _restored(cls: type, stored: Stored, module: Any) -> Any:
     document = stored.document
     if not all(isinstance(document.get(part), dict) for part in ("params", "fitted")):
-        raise ValueError("it holds no parameters and fitted attributes")
+        raise ValueError("it has no parameters or no fitted attributes")
     unknown = sorted(set(document["params"]) - set(inspect.signature(cls).parameters).difference(_PLACES))
     if unknown:
         raise ValueError(f"{cls.__name__} has no parameters {unknown}" + " in a file" * (unknown == [*_PLACES]))
@@ -250,7 +258,7 @@ def _restored(cls: type, stored: Stored, module: Any) -> Any:
     if module is not None:
         params["module"] = module
     elif not (params.get("module") is None or isinstance(params["module"], str)):
-        raise ValueError(f"`module` is {params['module']!r}, no name")
+        raise ValueError(f"`module` must be a name, got {params['module']!r}")
     estimator = cls(**params)
     estimator._check_parameters()
     parts: dict[str, dict[str, torch.Tensor]] = {"module": {}, "initial": {}}
@@ -265,5 +273,5 @@ def _restored(cls: type, stored: Stored, module: Any) -> Any:
 
 
 def _decoded(values: dict[str, Any]) -> dict[str, Any]:
-    """Named values, as one document: what bounds the size of one bounds them all."""
+    """Named values decoded as one document, so that its size limit covers all of them."""
     return decode({"dict": [[key, value] for key, value in values.items()]})

@@ -1,7 +1,7 @@
-"""Files that hold numbers and text only: nothing in them runs when they are read.
+"""Files that contain only numbers and text: reading them runs no code.
 
 `files` writes and reads one safetensors file with a document and a digest; `encoding` turns values into JSON and back;
-`fingerprint` hashes parameters, data and code. Saved estimators and checkpoints stand on it.
+`fingerprint` hashes parameters, data and code. Saved estimators and checkpoints are built on it.
 
 Data flow: values -> encode -> write_file -> read_file -> decode -> values.
 """

@@ -1,4 +1,4 @@
-"""Values as JSON, with their types kept and the tensors among them set aside."""
+"""Values as JSON that preserves types, with tensors stored separately."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from torch import Tensor
 __all__ = ["decode", "encode"]
 
 _PLAIN = (type(None), bool, int, str)
-_AS_IT_IS = (bool, float, str)  # in lists, which may be long; whole numbers have a largest one
+_AS_IT_IS = (bool, float, str)  # in lists, which may be long; integers have an upper limit
 _FLOAT_NAMES = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _ARRAY_KINDS = "biufUSmM"
 _LARGEST = 2**63
 _MAX_DEPTH = 50
 _MAX_DIMENSIONS = 32
-_MAX_BYTES = 2**28  # of the arrays in one document: a line of text may ask for gigabytes of padded strings
+_MAX_BYTES = 2**28  # for the arrays in one document: a line of text may require gigabytes of padded strings
 
 
 def encode(value: Any, tensors: dict[str, Tensor] | None = None, *, name: str = "value") -> Any:
-    """A value as JSON can hold it, such that `decode` gives an equal one of the same type.
+    """Convert a value to JSON types, such that `decode` returns an equal value of the same type.
 
     Parameters
     ----------
     value : None, bool, int, float, str, list, tuple, dict, numpy scalar or array, dtype or torch.device
-        Arrays may hold numbers, strings, dates or, as objects, the values before.
+        Arrays may contain numbers, strings, dates or, as objects, any of the other values.
     tensors : dict of str to Tensor, default=None
-        Receives the tensors in the value, as they are: write them before they change. None refuses them.
+        Receives the tensors of the value without a copy: write them before they change. None refuses tensors.
     name : str
-        Where the value stands, for messages.
+        The name of the value, for messages.
 
     Raises
     ------
     TypeError
-        If some part of the value is none of these; the message names it.
+        If a part of the value has another type; the message names it.
     """
     if type(value) is int and not -_LARGEST <= value < _LARGEST:
-        raise TypeError(f"`{name}` is {_shown(value)}, beyond the whole numbers of 64 bits.")
+        raise TypeError(f"`{name}` is {_shown(value)}, outside the range of 64-bit integers.")
     if type(value) in _PLAIN:
         return value
     if type(value) is float:
@@ -69,11 +69,11 @@ def encode(value: Any, tensors: dict[str, Tensor] | None = None, *, name: str = 
         return {"torch_dtype": str(value).removeprefix("torch.")}
     if isinstance(value, torch.device):
         return str(value)
-    raise TypeError(f"`{name}` is {_shown(value)}, which JSON cannot hold.")
+    raise TypeError(f"`{name}` is {_shown(value)}, which JSON cannot represent.")
 
 
 def _shown(value: Any) -> str:
-    text = reprlib.repr(value)  # of a part: the whole may be as large as a file
+    text = reprlib.repr(value)  # abbreviated, since the value may be as large as a file
     return f"{text[:80]}..." if len(text) > 80 else text
 
 
@@ -82,9 +82,9 @@ def _encode_array(array: np.ndarray, name: str) -> dict[str, Any]:
     if kind == "O":
         items = [encode(item, name=f"{name}[...]") for item in array.ravel().tolist()]
     elif kind not in _ARRAY_KINDS or array.dtype.fields is not None:
-        raise TypeError(f"`{name}` is an array of {array.dtype}, which JSON cannot hold.")
+        raise TypeError(f"`{name}` is an array of {array.dtype}, which JSON cannot represent.")
     elif kind == "f":
-        # float() of a half or single is exact, and repr() of a double is read back as it was
+        # float() of a half or single is exact, and repr() of a double is read back exactly
         items = [encode(float(item)) for item in array.ravel()]
     elif kind in "mM":
         items = array.ravel().view("i8").tolist()
@@ -96,18 +96,18 @@ def _encode_array(array: np.ndarray, name: str) -> dict[str, Any]:
 
 
 def decode(data: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
-    """What `encode` was given.
+    """Return the value that was passed to `encode`.
 
     Raises
     ------
     ValueError
-        If `data` is not something that `encode` returns, or would take far more memory than it has text.
+        If `data` is not a result of `encode`, or would take far more memory than its text.
     """
     return _decode(data, tensors or {}, _Budget(_MAX_BYTES), 0)
 
 
 class _Budget:
-    """Bytes that the arrays of a document may still take."""
+    """Number of bytes that the arrays of a document may still take."""
 
     def __init__(self, n_bytes: int) -> None:
         self.n_bytes = n_bytes
@@ -122,7 +122,7 @@ def _decode(data: Any, tensors: Mapping[str, Tensor], budget: _Budget, depth: in
     if depth > _MAX_DEPTH:
         raise ValueError(f"values are nested more than {_MAX_DEPTH} deep")
     if type(data) is int and not -_LARGEST <= data < _LARGEST:
-        raise ValueError(f"{_shown(data)} is beyond the whole numbers of 64 bits")
+        raise ValueError(f"{_shown(data)} is outside the range of 64-bit integers")
     if type(data) in (*_PLAIN, float):
         return data
     if not isinstance(data, dict) or len(data) not in (1, 3):
@@ -156,7 +156,7 @@ def _decode(data: Any, tensors: Mapping[str, Tensor], budget: _Budget, depth: in
 
 def _decode_dict(pairs: list[Any], inner: Any) -> dict[Any, Any]:
     if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise ValueError("a dict holds something else than pairs")
+        raise ValueError("a dict contains something other than pairs")
     try:
         return {inner(key): inner(item) for key, item in pairs}
     except TypeError as error:  # an unhashable key
@@ -192,4 +192,4 @@ def _decode_array(items: list[Any], dtype_name: str, shape: list[Any], budget: _
             array = np.array(items, dtype)
         return array.reshape(shape)
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise ValueError(f"an array does not hold {dtype}: {error}") from error
+        raise ValueError(f"an array is not of dtype {dtype}: {error}") from error

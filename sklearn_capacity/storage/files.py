@@ -1,4 +1,4 @@
-"""One safetensors file: tensors, a JSON document, and a digest of both; written whole or not at all."""
+"""One safetensors file: tensors, a JSON document, and a digest of both; written atomically."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PICKLE_STARTS = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\
 
 
 class FileError(ValueError):
-    """A file is not what it should be; the message names it and says why.
+    """A file is not valid; the message names it and says why.
 
     Examples
     --------
@@ -49,7 +49,7 @@ class Stored(NamedTuple):
     document : dict
     tensors : dict of str to Tensor
     intact : bool
-        Whether the content has the checksum that was written with it.
+        Whether the content matches the checksum in the file.
     """
 
     document: dict[str, Any]
@@ -58,23 +58,23 @@ class Stored(NamedTuple):
 
 
 def write_file(path: str | os.PathLike[str], document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a file that is either whole or not there, also after a loss of power.
+    """Write a file atomically, also with respect to a loss of power.
 
     Parameters
     ----------
     path : path
-        A regular file of this name is replaced, with its permissions kept; of a symbolic link the file it points to.
+        A regular file of this name is replaced and keeps its permissions; a symbolic link is followed.
     document : dict
-        What JSON can hold.
+        A document of JSON types.
     tensors : dict of str to Tensor
-        Tensors that share memory are written one by one.
+        Tensors that share memory are written separately.
 
     Raises
     ------
     FileError
-        If something else than a regular file has this name, or nobody could read the file; nothing is changed then.
+        If the path is not a regular file, or if nobody could read the file; nothing is then changed.
     OSError
-        If the system refuses: the message names the path, and what was there before is kept.
+        If the system refuses; the message names the path, and an existing file is unchanged.
     """
     path = Path(path)
     text = json.dumps(document, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
@@ -83,17 +83,17 @@ def write_file(path: str | os.PathLike[str], document: Mapping[str, Any], tensor
     data = save(held, metadata={_KEY: text, _DIGEST: _digest(text, held)})
     check_header(data[8 : 8 + int.from_bytes(data[:8], "little")], path)
     try:
-        target = Path(os.path.realpath(path))  # through links, to a name beside the file itself
+        target = Path(os.path.realpath(path))  # follows links; the temporary file is placed next to the real one
         mode = _mode_of(target, path)
         _replace(target, data, mode)
     except OSError as error:
         if error.errno and str(path) not in (error.filename, error.filename2):
-            error.filename, error.filename2 = str(path), None  # a full disk does not say where it is
+            error.filename, error.filename2 = str(path), None  # the error of a full disk does not name the path
         raise
 
 
 def _mode_of(target: Path, path: Path) -> int | None:
-    """Permissions of the file that is to be replaced, or None where there is none."""
+    """Permissions of the file to replace, or None if there is none."""
     try:
         status = os.lstat(target)
     except FileNotFoundError:
@@ -101,12 +101,12 @@ def _mode_of(target: Path, path: Path) -> int | None:
     if stat.S_ISLNK(status.st_mode):
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     if not stat.S_ISREG(status.st_mode):
-        raise FileError(f"{path} is not a regular file, and is not replaced.")
+        raise FileError(f"{path} is not a regular file and is not replaced.")
     return stat.S_IMODE(status.st_mode)
 
 
 def _replace(target: Path, data: bytes, mode: int | None) -> None:
-    """Put the data under this name, by way of a name that no other process, thread or earlier run has."""
+    """Write the data under this name, by way of a temporary name unique to process, thread and run."""
     descriptor, temporary = _temporary(target)
     try:
         with open(descriptor, "wb") as file:
@@ -125,21 +125,21 @@ def _replace(target: Path, data: bytes, mode: int | None) -> None:
 
 
 def _temporary(target: Path) -> tuple[int, str]:
-    """A new file beside the target, under a name that says which process of which machine writes it."""
+    """A new file next to the target, whose name identifies the writing process and machine."""
     own = f"{socket.gethostname()}.{os.getpid()}.{secrets.randbits(60)}.tmp"
-    # a name may have 255 bytes: a long one is cut, and what names the writer is kept
+    # a name may have 255 bytes: a long one is truncated, and the identification of the writer is kept
     stem = os.fsencode(target.name)[: 254 - len(own)].decode(errors="ignore")
     temporary = str(target.with_name(f"{stem}.{own}"))
     return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), temporary
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:
-    """Remove what processes of this machine that are gone have left of files that begin with this name."""
+    """Remove temporary files, with names starting with `name`, of processes on this machine that have ended."""
     for other in os.listdir(folder):
         match = _TEMPORARY.fullmatch(other)
         if match and other.startswith(name) and match["host"] == socket.gethostname():
             if not _is_alive(int(match["pid"])):
-                with contextlib.suppress(OSError):  # somebody else's, or a folder that is only read
+                with contextlib.suppress(OSError):  # another user's file, or a read-only folder
                     os.unlink(folder / other)
 
 
@@ -148,13 +148,13 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # somebody else's
+    except (OSError, OverflowError):  # another user's process
         return True
     return True
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name last; not every system can, and none needs it for a file to be whole."""
+    """Make the new name durable; not every system can, and the file is intact without it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -176,23 +176,23 @@ def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
 def read_file(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> Stored:
     """The document and the tensors of a file.
 
-    What it would cost is known before it is paid: the sizes are compared, and the header read, before the rest.
+    The cost is checked in advance: sizes are compared and the header is read before the rest.
 
     Parameters
     ----------
     path : path
     max_bytes : int, default=None
-        A larger file is refused. None: a quarter of the memory, since to read a file takes up to three times its size.
+        A larger file is refused. None: a quarter of the memory, since reading a file takes up to three times its size.
 
     Raises
     ------
     FileNotFoundError
-        If there is none.
+        If there is no such file.
     FileError
-        If it is of another kind, too large, or was cut off.
+        If the file is of another kind, too large, or truncated.
     """
     path = Path(path)
-    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would never end, nor would a device
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device would never end
         raise FileError(f"{path} is not a regular file.")
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -201,10 +201,10 @@ def read_file(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> 
         entries, text, digest = _metadata(path, header)
         n_bytes = 8 + len(header) + _declared(path, entries)
         if size != n_bytes:
-            raise FileError(f"{path} is damaged: it has {size} bytes in place of the {n_bytes} that its header says.")
+            raise FileError(f"{path} is damaged: it has {size} bytes instead of the {n_bytes} that its header states.")
         limit = memory_limit() if max_bytes is None else max_bytes
         if size > limit:
-            raise FileError(f"{path} has {size} bytes, more than the {limit} that are read here.")
+            raise FileError(f"{path} has {size} bytes, more than the limit of {limit}.")
         file.seek(0)
         data = file.read(n_bytes)
     try:
@@ -221,14 +221,15 @@ def read_file(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> 
 def _header(path: Path, start: bytes, size: int, file: Any) -> bytes:
     if start.startswith(_PICKLE_STARTS):
         raise FileError(
-            f"{path} is a pickle or an archive, which could run code or fill the memory, and is not opened. "
-            "Only files of `sklearn_capacity.save` are read; use joblib or pickle yourself for files that you trust."
+            f"{path} is a pickle or an archive, which could run code or fill the memory, so it is not opened. "
+            "Only files of `sklearn_capacity.save` are supported; use joblib or pickle yourself for files that you "
+            "trust."
         )
     length = int.from_bytes(start[:8], "little")
     if len(start) < 9 or start[8:9] != b"{" or length > MAX_HEADER:
-        raise FileError(f"{path} is not a safetensors file. Only files of `sklearn_capacity.save` are read.")
+        raise FileError(f"{path} is not a safetensors file. Only files of `sklearn_capacity.save` are supported.")
     if size < 8 + length:
-        raise FileError(f"{path} is damaged: it was cut off after {size} bytes.")
+        raise FileError(f"{path} is damaged: it is truncated after {size} bytes.")
     file.seek(8)
     header = file.read(length)
     check_header(header, path)
@@ -250,17 +251,17 @@ def _metadata(path: Path, header: bytes) -> tuple[dict[str, Any], str, str]:
 
 
 def _declared(path: Path, entries: dict[str, Any]) -> int:
-    """Bytes of all tensors; whether they fit together is for safetensors to find out."""
+    """Total bytes of all tensors; safetensors checks their consistency."""
     try:
         ends = [entry["data_offsets"][1] for entry in entries.values()]
     except (KeyError, TypeError, IndexError) as error:
-        raise FileError(f"{path} is damaged: its header does not say where the tensors are.") from error
+        raise FileError(f"{path} is damaged: its header does not locate the tensors.") from error
     if not all(type(end) is int and end >= 0 for end in ends):
-        raise FileError(f"{path} is damaged: its header does not say where the tensors are.")
+        raise FileError(f"{path} is damaged: its header does not locate the tensors.")
     return max(ends, default=0)
 
 
-# ---- what may be read ------------------------------------------------------------------------------------------------
+# ---- limits ------------------------------------------------------------------------------------------------
 
 
 def check_header(header: bytes, path: Path) -> None:
@@ -281,14 +282,14 @@ def _check_size(n_characters: int, n_lists: int, n_objects: int, path: Path, mos
         (n_objects, MAX_OBJECTS, "objects"),
     ):
         if n > limit:
-            raise FileError(f"{path} has {n} {what} beside its tensors, more than the {limit} that are read.")
+            raise FileError(f"{path} has {n} {what} besides its tensors, more than the limit of {limit}.")
 
 
 def memory_limit() -> int:
-    """A quarter of the memory of this machine, or of what its control group allows."""
+    """A quarter of the memory of this machine, or of its control group's limit."""
     try:
         size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on every system
+    except (AttributeError, ValueError, OSError):  # not available on every system
         size = 2**34
     with contextlib.suppress(OSError, ValueError):
         size = min(size, int(Path("/sys/fs/cgroup/memory.max").read_text()))  # "max" is not a number

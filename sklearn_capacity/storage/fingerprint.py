@@ -29,7 +29,7 @@ _LIBRARIES = (
     *sys.stdlib_module_names.difference({"__main__"}),
 )
 _PLAIN = (types.FunctionType, int, float, str, bool, tuple, type(None))
-#: values that a name in a function's code refers to and that nothing changes while a program runs
+#: types of global values in a function's code that do not change while a program runs
 _CONSTANTS = (int, float, complex, str, bytes, bool, type(None), enum.Enum, torch.dtype, np.dtype, np.generic)
 _CODE = (types.FunctionType, type, functools.partial)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
@@ -43,11 +43,11 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 def fingerprint(**values: Any) -> str:
     """SHA-256 of named values, in hexadecimal.
 
-    Plain values, arrays and tensors count by content; functions by their code and what it refers to in closures,
-    defaults and global names: functions, classes and constants, and theirs in turn; classes by name, attributes and
-    bases; modules by state and by the class, attributes and hooks of each submodule; other objects by their
-    attributes. So the hash survives a new process, and changes with a lambda's text. What a program may change while
-    it runs, such as a global list, does not count where only a function's code names it.
+    Plain values, arrays and tensors count by content. Functions count by their code and by the functions, classes and
+    constants that it refers to (in closures, defaults and global names), recursively; classes by name, attributes and
+    bases; modules by state and by the class, attributes and hooks of each submodule; other objects by their attributes.
+    So the hash is the same in a new process, and changes with the text of a lambda. Global values that a program may
+    change while it runs, such as a list, do not count if only a function's code refers to them.
 
     Raises
     ------
@@ -63,23 +63,23 @@ def fingerprint(**values: Any) -> str:
     digest = _Digest()
     for name in sorted(values):
         _update(digest, values[name], name, ())
-    while digest.references:  # of code: each once, and none inside another, so that they may refer to each other
+    while digest.references:  # referenced code: each once and not nested, so that references may be cyclic
         name, value = digest.references.popleft()
         _update_alone(digest, value, name)
     return digest.hexdigest()
 
 
 class _Digest:
-    """SHA-256, and the code that is still to be hashed."""
+    """SHA-256, and the code that remains to be hashed."""
 
     def __init__(self) -> None:
         self._sha = hashlib.sha256()
         self.update, self.hexdigest = self._sha.update, self._sha.hexdigest
         self.references: collections.deque[tuple[str, Any]] = collections.deque()
-        self._seen: dict[int, Any] = {}  # keeps what it holds alive, and with that its id
+        self._seen: dict[int, Any] = {}  # keeps the objects alive, and thus their ids valid
 
     def refer(self, value: Any, name: str) -> None:
-        """Hash the value's kind now, and code, or a constant, for itself later."""
+        """Hash the value's kind now; hash code or a constant separately later."""
         self.update(f"\0{name}\4{type(value).__module__}.{type(value).__qualname__}\5".encode())
         if id(value) not in self._seen:
             self._seen[id(value)] = value
@@ -87,7 +87,7 @@ class _Digest:
 
 
 def _update(digest: _Digest, value: Any, name: str, above: tuple[int, ...]) -> None:
-    """Feed one value, with its name and kind, so that neighbours cannot be taken for each other."""
+    """Hash one value with its name and kind, so that adjacent values cannot be confused."""
     digest.update(f"\0{name}\1{type(value).__module__}.{type(value).__qualname__}\2".encode())
     if id(value) in above:  # a cycle: an object among its own attributes
         digest.update(f"above {above.index(id(value))}".encode())
@@ -154,7 +154,7 @@ def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
     elif isinstance(value, staticmethod | classmethod):
         inner(value.__func__, "method")
     elif isinstance(value, weakref.ReferenceType):
-        digest.update(b"reference")  # what it refers to counts where it is held, as an LSTM's weights do
+        digest.update(b"reference")  # its target counts where it is stored, such as an LSTM's weights
     else:
         _update_object(digest, value, name, inner)
 
@@ -162,12 +162,12 @@ def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
 def _update_module(module: nn.Module, inner: Any) -> None:
     names: dict[int, str] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
-        tied = names.setdefault(id(parameter), name)  # equal values train otherwise if they are one tensor
+        tied = names.setdefault(id(parameter), name)  # equal values train differently if they are one tensor
         inner([tied, parameter.requires_grad, parameter], f"parameter {name}")
     inner(dict(module.named_buffers()), "buffers")
     for path, part in module.named_modules(remove_duplicate=False):
         own = {key: item for key, item in vars(part).items() if key not in _OF_EVERY_MODULE}
-        if _of_library(type(part)):  # what it keeps beside its settings is its own affair
+        if _of_library(type(part)):  # its attributes other than settings do not matter
             own = {key: item for key, item in own.items() if isinstance(item, (*_PLAIN, types.MethodType))}
         hooks = [list(vars(part)[kind].values()) for kind in _HOOKS]
         inner([type(part), dict(sorted(own.items())), hooks], f"module {path}")
@@ -178,10 +178,10 @@ def _update_object(digest: Any, value: Any, name: str, inner: Any) -> None:
         digest.update(json.dumps(encode(value, name=name)).encode())
         return
     except TypeError as error:
-        if isinstance(value, np.ndarray):  # of objects
+        if isinstance(value, np.ndarray):  # an array of objects
             inner([value.shape, value.ravel().tolist()], "array")
             return
-        if isinstance(value, str | int | float):  # of a class of its own, such as an enumeration
+        if isinstance(value, str | int | float):  # a subclass, such as an enumeration
             digest.update(repr(value).encode())
             return
         if not hasattr(value, "__dict__"):
@@ -203,14 +203,14 @@ def _of_library(code: type | types.FunctionType) -> bool:
 
 
 def _attributes(cls: type) -> list[tuple[str, Any]]:
-    """What a class itself defines, unless a library's name stands for it."""
+    """The attributes that a class itself defines; none for a library's class, which counts by name."""
     if _of_library(cls):
         return []
     return [(name, item) for name, item in sorted(vars(cls).items()) if name not in _OF_EVERY_CLASS]
 
 
 def _update_attribute(digest: _Digest, item: Any, name: str, inner: Any) -> None:
-    """An attribute of a class; one that cannot be hashed, as a lock or a log, counts by its kind."""
+    """An attribute of a class; one that cannot be hashed, such as a lock or a log, counts by its kind."""
     if isinstance(item, (*_CODE, types.ModuleType)):
         for label, part in [(name, item)] if isinstance(item, _CODE) else _of_module(item):
             digest.refer(part, label)
@@ -219,7 +219,7 @@ def _update_attribute(digest: _Digest, item: Any, name: str, inner: Any) -> None
 
 
 def _update_alone(digest: _Digest, value: Any, name: str) -> None:
-    """Hash what code refers to; what has no content to hash, such as a lock or a log, counts by its kind."""
+    """Hash a referenced value; one without content to hash, such as a lock or a log, counts by its kind."""
     alone = _Digest()
     try:
         _update(alone, value, name, ())
@@ -232,7 +232,7 @@ def _update_alone(digest: _Digest, value: Any, name: str) -> None:
 
 
 def _named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
-    """The code and the constants that a function's global names refer to, also by way of a module of the user's."""
+    """The code and the constants that a function's global names refer to, also through a user's module."""
     names: set[str] = set()
     codes = [function.__code__]
     while codes:
@@ -250,19 +250,19 @@ def _named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
 
 
 def _is_installed(code: type | types.FunctionType | types.ModuleType) -> bool:
-    """Whether code came by an installer: its package's name stands for it."""
+    """Whether code was installed, so that it counts by its package's name."""
     module = code.__name__ if isinstance(code, types.ModuleType) else code.__module__ or "builtins"
     if module.partition(".")[0] in _LIBRARIES:
         return True
     try:
         file = inspect.getfile(code)
-    except (TypeError, OSError):  # typed in, or made as the program runs
+    except (TypeError, OSError):  # interactive or generated code
         return False
     return any(file.startswith(sysconfig.get_paths()[kind]) for kind in ("purelib", "platlib"))
 
 
 def _of_module(module: types.ModuleType) -> list[tuple[str, Any]]:
-    """Code and constants of a module of Python, unless a library's name stands for them."""
+    """Code and constants of a Python module; none for a library's module, which counts by name."""
     if _is_installed(module):
         return []
     items = sorted(vars(module).items())
@@ -270,7 +270,7 @@ def _of_module(module: types.ModuleType) -> list[tuple[str, Any]]:
 
 
 def _is_lasting(item: Any) -> bool:
-    """Whether a global name stands for code, or for a constant."""
+    """Whether a global value is code or a constant."""
     if isinstance(item, type | types.FunctionType):
         return not _is_installed(item)
     if isinstance(item, tuple | frozenset):

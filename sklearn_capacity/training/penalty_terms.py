@@ -1,4 +1,4 @@
-"""The penalties of a training objective, each called with what it takes and checked for what it returns."""
+"""The penalties of a training objective: each is called with the keywords that it accepts, and its value is checked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PenaltyTerm:
     Attributes
     ----------
     key : str
-        Its name in a step and, after ``train_``, in the history: "penalty", and "penalty_2", ... for further ones.
+        Its name in a step and, prefixed by ``train_``, in the history: "penalty", "penalty_2", ...
     penalty : callable
     strength : float
     keywords : frozenset of str
@@ -37,12 +37,12 @@ class PenaltyTerm:
 
     @property
     def takes_shared_pass(self) -> bool:
-        """Whether the penalty can use the loss's forward pass again."""
+        """Whether the penalty can reuse the loss's forward pass."""
         return "shared" in self.keywords
 
     @property
     def generators(self) -> list[torch.Generator]:
-        """What the penalty draws from: generators among its attributes, or the arguments of a ``functools.partial``."""
+        """The generators among the penalty's attributes or the arguments of a ``functools.partial``."""
         held = {**getattr(self.penalty, "__dict__", {}), **getattr(self.penalty, "keywords", {})}
         held |= getattr(self.penalty, "options", {})
         return [value for value in held.values() if isinstance(value, torch.Generator)]
@@ -53,16 +53,14 @@ class PenaltyTerm:
         offered["shared"] = shared
         value = self.penalty(shared.module, X, **{name: offered[name] for name in self.keywords})
         if X._version != version:
-            raise ValueError(
-                "`penalty` must leave X as it is, got one that changes it in place. Let it work on a copy."
-            )
-        check_value(value, read=not self._is_checked)  # read once: a GPU has to wait for it
+            raise ValueError("`penalty` must not change X, got one that changes it in place. Let it work on a copy.")
+        check_value(value, read=not self._is_checked)  # read only once, since this synchronises a GPU
         self._is_checked = True
         return value
 
 
 def penalty_terms(pairs: Iterable[tuple[Any, float]]) -> list[PenaltyTerm]:
-    """Terms of (penalty, strength); those without a penalty or of strength 0 are left out, and keep their number."""
+    """Terms of (penalty, strength) pairs, except those of strength 0 or without a penalty, which still count."""
     return [
         PenaltyTerm(f"penalty_{number}" if number > 1 else "penalty", penalty, strength, keywords_of(penalty))
         for number, (penalty, strength) in enumerate(pairs, start=1)

@@ -12,21 +12,21 @@ from sklearn_capacity.layers import generalization_parameters, nu_schedule, set_
 
 __all__ = ["SLOW", "NuSchedule", "SlowLearning"]
 
-#: marks a parameter group of generalization layers' own weights
+#: marks a parameter group with the own weights of generalization layers
 SLOW = "slow"
 
 
 class NuSchedule(Callback):
-    """Lower the strength nu of the skips over generalization layers from epoch to epoch.
+    """Decrease the strength nu of the skips over generalization layers from epoch to epoch.
 
-    nu goes linearly from `start` to `end` until ``decay_fraction * max_epochs`` epochs are done, and stays there.
-    Epochs are counted by the net's history, so that the schedule goes on in ``partial_fit`` and with ``warm_start``;
-    the history keeps each epoch's ``nu``.
+    nu decreases linearly from `start` to `end` over the first ``decay_fraction * max_epochs`` epochs, and then stays
+    constant. Epochs are counted in the net's history, so ``partial_fit`` and ``warm_start`` continue the schedule; the
+    history records each epoch's ``nu``.
 
     Parameters
     ----------
     max_epochs : int, default=None
-        Epochs of the whole training; None: the net's `max_epochs`.
+        Number of epochs of the entire training; None: the net's `max_epochs`.
     start, end : float in (0, inf), default=1.0 and 0.1
     decay_fraction : float in [0, 1], default=0.8
 
@@ -62,16 +62,16 @@ class NuSchedule(Callback):
 
 
 class SlowLearning(Callback):
-    """Let the own weights of generalization layers learn with a fraction of the learning rate, from some epoch on.
+    """Train the own weights of generalization layers with a fraction of the learning rate, from some epoch on.
 
-    Those weights get a parameter group of their own. Its learning rate is lowered for the time of each step only, so
-    that no schedule meets the factor. Place it before callbacks that make a scheduler. Does nothing in a net without
-    generalization layers.
+    These weights get a separate parameter group. Its learning rate is lowered only during each step, so that schedules
+    do not see the factor. Place the callback before callbacks that create a scheduler. It has no effect in a net
+    without generalization layers.
 
     Parameters
     ----------
     max_epochs : int, default=None
-        Epochs of the whole training, needed for a fraction; None: the net's `max_epochs`.
+        Number of epochs of the entire training, needed for a fraction; None: the net's `max_epochs`.
     factor : float in [0, inf), default=0.1
     after : int or float in [0, 1], default=20
         An integer counts epochs; a float is a fraction of `max_epochs`.
@@ -79,11 +79,11 @@ class SlowLearning(Callback):
     Raises
     ------
     ValueError
-        When training begins with LBFGS, which has one learning rate for all weights, and a `factor` other than 1.
+        When training starts with LBFGS, which has one learning rate for all weights, and a `factor` other than 1.
 
     Notes
     -----
-    The history keeps each epoch's ``slow_factor``. With Adam, whose steps do not depend on the scale of the gradient,
+    The history records each epoch's ``slow_factor``. With Adam, whose steps do not depend on the gradient's scale,
     as with SGD, the factor multiplies the step.
 
     References
@@ -109,7 +109,7 @@ class SlowLearning(Callback):
         self.after = after
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        self._leave()  # an error may have ended the last training without `on_train_end`
+        self._leave()  # the last training may have failed without `on_train_end`
         self.factor_ = 1.0
         self.rates_: list[tuple[dict[str, Any], float]] = []
         slow = {id(parameter) for parameter in generalization_parameters(net.module_)}
@@ -133,7 +133,7 @@ class SlowLearning(Callback):
         self._leave()
 
     def _leave(self) -> None:
-        """Take the hooks off; where the training was stopped within a step, give its rates back."""
+        """Remove the hooks; if training was stopped within a step, restore the learning rates."""
         for group, rate in self.__dict__.pop("rates_", []):
             group["lr"] = rate
         for handle in self.__dict__.pop("handles_", []):
@@ -158,7 +158,7 @@ def _check_one_rate(factor: float) -> None:
     if factor != 1:
         raise ValueError(
             f"LBFGS has one learning rate for all weights, but those of a generalization layer learn {factor:g} times "
-            "as fast as the others. Take another optimiser, or set `slow_factor` to 1."
+            "as fast as the others. Use another optimiser, or set `slow_factor` to 1."
         )
 
 
@@ -167,7 +167,7 @@ def _is_slow(group: dict[str, Any]) -> bool:
 
 
 def _split_groups(optimizer: torch.optim.Optimizer, slow: set[int]) -> None:
-    """Give the slow parameters of each group a group of their own with the same settings, unless they have one."""
+    """Move the slow parameters of each group to a separate group with the same settings, unless they have one."""
     for group in list(optimizer.param_groups):
         inside = [parameter for parameter in group["params"] if id(parameter) in slow]
         if not inside or _is_slow(group):

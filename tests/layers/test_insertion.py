@@ -180,11 +180,14 @@ MESSAGES = [
     ({"variant": "skipp"}, "`variant` must be one of .* Did you mean 'skip'"),
     ({"form": "wrapp"}, "`form` must be one of .* Did you mean 'wrap'"),
     ({"variant": "dropout", "form": "wrap"}, "`form` must be one of 'block', 'conv3x3', got 'wrap'"),
-    ({"form": "conv3x3"}, "form='conv3x3' needs feature maps, but '7' gets vectors"),
+    ({"form": "conv3x3"}, "form='conv3x3' needs feature maps, but '7' receives vectors"),
     ({"variant": "dropout", "form": "conv3x3"}, "form='conv3x3' needs feature maps"),
-    ({"position": 5}, "`input_shape` is needed to find the shapes at '5', a AdaptiveAvgPool2d"),
+    ({"position": 5}, "`input_shape` must be given to find the shapes at '5', a AdaptiveAvgPool2d"),
     ({"position": 6, "input_shape": (3, 8, 8)}, "form='wrap' cannot put a skip over '6'"),
-    ({"position": 6, "form": "block", "replace": True, "input_shape": (3, 8, 8)}, "`replace` cannot put a block"),
+    (
+        {"position": 6, "form": "block", "replace": True, "input_shape": (3, 8, 8)},
+        "`replace` cannot substitute a block",
+    ),
     ({"replace": True}, "`replace` needs variant='skip' and form='block'"),
     ({"depth": 3}, "`depth` must be one of 1, 2, got 3"),
     ({"activation": "tanh"}, "`activation` must be one of 'relu', 'identity', got 'tanh'"),
@@ -209,7 +212,7 @@ def test_insertion_errors_of_odd_modules():
     with pytest.raises(ValueError, match="cannot put a skip over"):  # padded by more than half its window
         insert_generalization_layer(nn.Conv2d(2, 2, 3, padding=2))
     volume = nn.Sequential(nn.Conv3d(1, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
-    with pytest.raises(ValueError, match="vectors or images, but '1' gets"):
+    with pytest.raises(ValueError, match="vectors or images, but '1' receives"):
         insert_generalization_layer(volume, 1, input_shape=(1, 2, 2, 2))
     with pytest.raises(ValueError, match="must name a submodule that maps one tensor to one, got 'unused'"):
         insert_generalization_layer(Unused(), "unused", input_shape=(3,))

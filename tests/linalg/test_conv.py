@@ -233,7 +233,7 @@ def test_large_operator_within_a_millionth_and_frequencies_in_chunks(monkeypatch
         (dict(weight=torch.ones(2, 2, 3), input_shape=(2, 4), stride=0), "`stride` must be at least 1"),
         (
             dict(weight=torch.ones(2, 2, 3), input_shape=(2, 4), stride=(1, 2)),
-            "`stride` must be an integer or 1 of them",
+            "`stride` must be one integer or 1 integers",
         ),
         (dict(weight=torch.ones(2, 2, 3), input_shape=(2, 4), padding=(1, 1)), "`padding` must be an integer, or 1"),
         (dict(weight=torch.ones(2, 2, 3), input_shape=(2, 4), padding="some"), "`padding` must be one of"),
@@ -241,7 +241,7 @@ def test_large_operator_within_a_millionth_and_frequencies_in_chunks(monkeypatch
         (dict(weight=torch.ones(2, 2, 3), input_shape=(2, 4), padding=4, padding_mode="reflect"), "`padding` must be"),
         (
             dict(weight=torch.ones(2, 2, 3), input_shape=(2, 4), transposed=True, padding_mode="reflect"),
-            "`padding_mode` must be 'zeros' if transposed",
+            "`padding_mode` must be 'zeros' for a transposed",
         ),
         (dict(weight=torch.ones(2, 2, 3), input_shape=(2, 1), transposed=True, padding=2), "`padding` .* must leave"),
     ],

@@ -166,7 +166,7 @@ def test_induced_norms_of_convolution_and_pooling_are_those_of_their_matrices():
 
 @pytest.mark.parametrize(("p", "q"), [(2, 1), (INF, 1), (3, 2), (3, 3), (INF, 2)])
 def test_other_pairs_are_refused_by_name(p, q):
-    with pytest.raises(ValueError, match=rf"got p={p:g}, q={q:g}. Take p = 1 with any q"):
+    with pytest.raises(ValueError, match=rf"got p={p:g}, q={q:g}. Use p = 1 with any q"):
         induced_norm(_random(3, 3), p, q)
 
 
@@ -208,9 +208,9 @@ def test_certificate_finds_the_largest_of_a_batch_and_leaves_early():
         (lambda: DiagonalOperator(torch.ones(3), (2, 2)), "`diagonal` must have one factor per number or channel"),
         (lambda: average_pool((1, 4), 6), "`kernel_size` must be at most 4"),
         (lambda: average_pool((1, 4), 2, stride=0), "`stride` must be at least 1"),
-        (lambda: average_pool((1, 4, 4), (2, 2, 2)), "`kernel_size` must be an integer or 2 of them"),
+        (lambda: average_pool((1, 4, 4), (2, 2, 2)), "`kernel_size` must be one integer or 2 integers"),
         (lambda: average_pool((1, 4), 2, divisor_override=0), "`divisor_override` must be at least 1"),
-        (lambda: adaptive_average_pool((1, 4), (2, 2)), "`output_size` must be an integer or 1 of them"),
+        (lambda: adaptive_average_pool((1, 4), (2, 2)), "`output_size` must be one integer or 1 integers"),
         (lambda: adaptive_average_pool((1, 4), 0), "`output_size` must be at least 1"),
         (lambda: adaptive_average_pool((0, 4), 1), "`channels` must be at least 1"),
         (lambda: induced_norm(torch.ones(2, 2), 0.5, 2), "`p` must lie in"),

@@ -74,5 +74,5 @@ def test_repeated_numbers_count_repeatedly():
 
 @pytest.mark.parametrize("values", [[], [2.0], [3.0] * 30, [1.0, 1.0 + 1e-14]])
 def test_one_number_has_no_tail(values):
-    with pytest.raises(NotDefinedError, match="two different numbers, got "):
+    with pytest.raises(NotDefinedError, match="two distinct numbers, got "):
         fit_power_law(np.array(values))

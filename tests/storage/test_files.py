@@ -180,18 +180,18 @@ def with_document(text, **entries):
 
 HUGE = {"dtype": "F32", "shape": [50 * 2**30], "data_offsets": [0, 200 * 2**30]}
 COSTLY = {
-    "zeros after the end": (raw(with_document("{}"), 200 * 2**30), "in place of the"),
+    "zeros after the end": (raw(with_document("{}"), 200 * 2**30), "instead of the"),
     "a tensor of 200 GB": (raw(with_document("{}", a=HUGE), 200 * 2**30), "more than the"),
-    "a tensor that is not there": (raw(with_document("{}", a=HUGE)), "in place of the"),
+    "a tensor that is not there": (raw(with_document("{}", a=HUGE)), "instead of the"),
     "a header of gigabytes": (raw(b"{" + b" " * 100, 2**31, length=2**31), "not a safetensors file"),
     "nested brackets": (raw(with_document("[" * 1_000_000)), "damaged"),
-    "closed brackets": (raw(with_document(("[" * 900 + "]" * 900 + ",") * 4000)), "lists beside its tensors"),
-    "brackets in the header": (raw(b'{"a":[' + b"[]," * 4_000_000 + b"[]]}"), "lists beside its tensors"),
+    "closed brackets": (raw(with_document(("[" * 900 + "]" * 900 + ",") * 4000)), "lists besides its tensors"),
+    "brackets in the header": (raw(b'{"a":[' + b"[]," * 4_000_000 + b"[]]}"), "lists besides its tensors"),
     "escaped brackets": (
         raw(json.dumps(with_document("?")).replace("?", "[" + "\\u007b\\u007d," * 1_000_000).encode()),
-        "objects beside its tensors",
+        "objects besides its tensors",
     ),
-    "a long text": (raw(with_document(" " * 2**25 + "{}")), "characters beside its tensors"),
+    "a long text": (raw(with_document(" " * 2**25 + "{}")), "characters besides its tensors"),
 }
 READ = """
 import resource, sys
@@ -218,14 +218,14 @@ def test_costs_are_bounded_before_they_are_paid(case, tmp_path):
 
 def test_what_nobody_could_read_is_not_written(tmp_path):
     for document in ({"n": [[]] * 2**20}, {"n": [{}] * (2**18 + 1)}, {"n": "x" * 2**25}):
-        with pytest.raises(FileError, match=r"beside its tensors, more than the \d+ that are read"):
+        with pytest.raises(FileError, match=r"besides its tensors, more than the limit of \d+"):
             write_file(tmp_path / "file", document, TENSORS)
     assert not os.listdir(tmp_path)
 
 
 def test_a_limit_by_the_reader(tmp_path):
     write_file(tmp_path / "file", {"n": 0}, TENSORS)
-    with pytest.raises(FileError, match="more than the 100 that are read here"):
+    with pytest.raises(FileError, match="more than the limit of 100"):
         read_file(tmp_path / "file", max_bytes=100)
     assert 2**20 < files.memory_limit() < 2**50
 

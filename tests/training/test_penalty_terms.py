@@ -215,7 +215,7 @@ WRONG = {
     "constant": (lambda module, X: X.sum(), ValueError, "`penalty` must return a tensor with a gradient"),
     "nan": (lambda module, X: module(X).sum() * float("nan"), ValueError, "finite number, got nan"),
     "infinite": (lambda module, X: module(X).sum() + float("inf"), ValueError, "finite number, got inf"),
-    "in_place": (lambda module, X: module(X.mul_(2)).sum(), ValueError, "`penalty` must leave X as it is"),
+    "in_place": (lambda module, X: module(X.mul_(2)).sum(), ValueError, "`penalty` must not change X"),
 }
 
 
