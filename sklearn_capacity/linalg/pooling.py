@@ -176,7 +176,9 @@ def adaptive_average_pool(
     channels, *sizes = input_shape
     outputs = list(output_size) if isinstance(output_size, Sequence) else [output_size] * len(sizes)
     if len(outputs) != len(sizes):
-        raise ValueError(f"`output_size` must be one integer or {len(sizes)} integers, got {output_size!r}.")
+        raise ValueError(
+            f"`output_size` must be an integer or a sequence of {len(sizes)} integers, got {output_size!r}."
+        )
     axes = []
     for n, m in zip(sizes, outputs, strict=True):
         m = n if m is None else check_integer("output_size", m, 1)

@@ -233,7 +233,7 @@ def test_large_operator_within_a_millionth_and_frequencies_in_chunks(monkeypatch
         (dict(weight=torch.ones(2, 2, 3), input_shape=(2, 4), stride=0), "`stride` must be at least 1"),
         (
             dict(weight=torch.ones(2, 2, 3), input_shape=(2, 4), stride=(1, 2)),
-            "`stride` must be one integer or 1 integers",
+            "`stride` must be an integer or a sequence of 1 integers",
         ),
         (dict(weight=torch.ones(2, 2, 3), input_shape=(2, 4), padding=(1, 1)), "`padding` must be an integer, or 1"),
         (dict(weight=torch.ones(2, 2, 3), input_shape=(2, 4), padding="some"), "`padding` must be one of"),
