@@ -27,7 +27,7 @@ N_TRAIN, NOISE, SEEDS = 400, 0.3, (0, 1, 2)
 
 
 class SearchWithProgress(GridSearchCV):
-    """A grid search with a bar that moves with every candidate."""
+    """A grid search with a progress bar over the candidates."""
 
     def _run_search(self, evaluate_candidates):  # type: ignore[no-untyped-def]
         for candidate in tqdm(list(ParameterGrid(self.param_grid)), desc="cross-validation", unit="strength"):
@@ -107,7 +107,7 @@ def main() -> None:
     """Run the demonstration from the command line."""
     parser = argparse.ArgumentParser(prog="python -m sklearn_capacity", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for the figure and the table")
-    parser.add_argument("--jobs", type=int, default=None, help="networks to train at once")
+    parser.add_argument("--jobs", type=int, default=None, help="number of networks to train at once")
     options = parser.parse_args()
     print(f"{N_TRAIN} digits, {NOISE:.0%} of their labels random. Networks of 100 hidden units, 60 epochs.")
     grid = search(options.jobs)
@@ -128,7 +128,7 @@ def main() -> None:
     try:
         figure = draw(table, chosen)
     except ImportError:
-        print("No figure: it needs matplotlib. Install it with `pip install sklearn_capacity[plot]`.")
+        print("The figure needs matplotlib. Install it with `pip install sklearn_capacity[plot]`.")
         return
     figure.savefig(options.output / "capacity_path.png", dpi=120)
     print(f"Figure and table written to {options.output}/.")

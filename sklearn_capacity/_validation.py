@@ -1,4 +1,4 @@
-"""Checks of scalar parameters and the one form that their messages take."""
+"""Checks of parameters, with messages of one form."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 
 
 class CapacityWarning(UserWarning):
-    """Something about a measurement that its reader should know.
+    """A warning about a measurement.
 
     Examples
     --------
@@ -44,7 +44,7 @@ class CapacityWarning(UserWarning):
 
 
 def warn(message: str) -> None:
-    """Give a `CapacityWarning` that shows the line that called this package."""
+    """Issue a `CapacityWarning` that points to the line that called this package."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("sklearn_capacity."):
         frame, level = frame.f_back, level + 1
@@ -75,10 +75,10 @@ def check_interval(
     closed: str = "both",
     cure: str = "",
 ) -> float:
-    """Return `value` as a float that lies between `low` and `high`, or raise.
+    """Return `value` as a float between `low` and `high`, or raise.
 
-    ``closed`` says which ends belong to the interval: "both", "left", "right" or "neither".
-    Infinite ends are never closed by accident: pass ``closed`` so that ``inf`` is let in or not.
+    ``closed`` states which ends belong to the interval: "both", "left", "right" or "neither". This also applies to
+    infinite ends: choose ``closed`` according to whether ``inf`` is allowed.
     """
     brackets = {"both": "[]", "left": "[)", "right": "(]", "neither": "()"}[closed]
     left, right = brackets[0], brackets[1]
@@ -87,7 +87,7 @@ def check_interval(
         raise TypeError(f"`{name}` must be a number in {where}, got {value!r}.{_tail(cure)}")
     try:
         value = float(value)
-    except OverflowError:  # an integer beyond every float
+    except OverflowError:  # an integer larger than any float
         value = math.inf if value > 0 else -math.inf
     above = value >= low if left == "[" else value > low
     below = value <= high if right == "]" else value < high
@@ -110,11 +110,11 @@ def check_numbers(
 
 
 def as_list(name: str, values: Any) -> list[Any]:
-    """Return the members of a sequence, or raise if it is none; a string is none."""
+    """Return the elements of a sequence; raise for other types, including strings."""
     try:
         if not isinstance(values, str | bytes | memoryview):
             return list(values)
-    except Exception:  # an object may fail in its own way
+    except Exception:  # an object may raise any error
         pass
     raise TypeError(f"`{name}` must be a sequence, got {values!r}.")
 
@@ -147,19 +147,19 @@ def check_option(name: str, value: Any, options: Iterable[Any]) -> Any:
 
 
 def check_instance(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> Any:
-    """Return `value` if it is of a kind, or raise and say what it must be."""
+    """Return `value` if it is an instance of `kind`, or raise an error that states what it must be."""
     if not isinstance(value, kind):
         raise TypeError(f"`{name}` must be {what}, got {type(value).__name__}.")
     return value
 
 
 def plain_array(name: str, data: Any) -> Any:
-    """Return data with a torch tensor as a NumPy array, detached and on the CPU; anything else as it is."""
+    """Convert a torch tensor to a NumPy array, detached and on the CPU; return other data unchanged."""
     if not isinstance(data, torch.Tensor):
         return data
     if data.layout != torch.strided or data.is_meta or data.is_complex() or data.is_quantized:
         kind = f"{data.layout}, {data.dtype}, on {data.device.type}"
-        raise TypeError(f"`{name}` must be a dense real tensor with values, got one of {kind}.")
+        raise TypeError(f"`{name}` must be a dense real tensor with values, got {kind}.")
     data = data.detach().cpu()
     return (data.float() if data.dtype == torch.bfloat16 else data).numpy()
 
@@ -173,21 +173,21 @@ def float_array(name: str, values: Any) -> np.ndarray:
 
 
 def check_axes(name: str, axes: Any) -> None:
-    """Raise unless this is one of matplotlib's Axes, or an array of them."""
+    """Raise unless `axes` is a matplotlib Axes or an array of them."""
     each = axes.ravel().tolist() if isinstance(axes, np.ndarray) else axes if isinstance(axes, list | tuple) else [axes]
     if not each or any(not callable(getattr(ax, "plot", None)) or not hasattr(ax, "figure") for ax in each):
         raise TypeError(f"`{name}` must be matplotlib's Axes, or None for a new figure, got {axes!r}.")
 
 
-#: packages whose errors tell of a computation that failed, and not of what a user is to be told
+#: packages whose errors report a failed computation rather than a message for the user
 _MACHINERY = ("builtins", "torch", "skorch", "copy", "pickle")
 
 
 def failure_text(error: Exception) -> str | None:
-    """What a failed computation says, in a line; None for an error to be handed on as it is.
+    """The error of a failed computation in one line, or None for an error to pass on unchanged.
 
-    Those are ValueError and TypeError, which are messages already, errors of the file system and of a full memory, and
-    classes that neither Python nor torch nor skorch defines.
+    The latter are ValueError and TypeError, which are already messages, errors of the file system and of exhausted
+    memory, and classes that neither Python nor torch nor skorch defines.
     """
     if isinstance(error, ValueError | TypeError | OSError | MemoryError | torch.OutOfMemoryError | Warning):
         return None

@@ -1,16 +1,16 @@
-"""All that the package changes of what belongs to a whole process, and how it comes back.
+"""Everything that the package changes in the state of the process, and how it is restored.
 
-`torch.export` changes much for all threads while it traces: it switches oneDNN, cuDNN and NNPACK off, says that torch
-is compiling (Adam then computes its bias corrections in another precision), and replaces `Module.__call__` and even
-`builtins.max`. So a trace has the process to itself, as far as this package goes: whatever computes enters
-`computing()`, and a trace runs by `undisturbed`, when no thread is inside one.
+While it traces, `torch.export` changes settings for all threads: it switches off oneDNN, cuDNN and NNPACK, declares
+that torch is compiling (Adam then computes its bias corrections in another precision), and replaces `Module.__call__`
+and even `builtins.max`. So a trace runs without any other computation of this package: computations enter
+`computing()`, and a trace runs in `undisturbed`, when no thread is inside one.
 
-It runs in a thread of its own, too. Python raises KeyboardInterrupt, and whatever else a signal handler raises, in the
-main thread only, so that no trace is cut off between a change and its undoing.
+A trace also runs in a separate thread. Python raises KeyboardInterrupt, and other exceptions of signal handlers, only
+in the main thread, so a trace is never interrupted between a change and its undoing.
 
-A forked child has the forking thread only. A fork waits for computations and traces to end, so that none of torch's
-own locks is held in the child, and this package's locks are new there. The child computes with one thread, since the
-threads among which OpenMP would share a sum exist in the parent only.
+A forked child has only the forking thread. A fork waits for computations and traces to end, so that the child holds
+none of torch's locks, and this package creates new locks there. The child computes with one thread, since the threads
+among which OpenMP would split a sum exist only in the parent.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ S = TypeVar("S")
 T = TypeVar("T")
 P = ParamSpec("P")
 
-#: Seconds after which a trace, or a fork, goes on though another thread still computes: that may be waiting for a lock
-#: which the caller holds. A little of the last bits is then at stake, in place of a hang.
+#: Seconds after which a trace or a fork continues although another thread still computes: that thread may be waiting
+#: for a lock that the caller holds. Last bits may then differ, which is better than a deadlock.
 TRACE_PATIENCE, FORK_PATIENCE = 60.0, 10.0
-# How often a trace looks whether a thread that it waits for has come to wait for a trace itself, in seconds.
+# Seconds between checks whether a thread that a trace waits for is itself waiting for a trace.
 _GLANCE = 0.02
-# Seconds that a new thread takes to begin, at most.
+# Largest number of seconds until a new thread starts.
 _START = 1.0
-# How often a call is repeated since another thread has made errors of warnings.
+# Number of times a call is repeated because another thread has turned warnings into errors.
 _RENEWALS = 5
 
 
 def surely(undo: Callable[..., object], *args: Any) -> None:
-    """Undo a change, from the start again if an interrupt comes in between: `undo` may be called twice."""
+    """Undo a change; after an interrupt, start again, so `undo` may be called twice."""
     try:
         undo(*args)
     except BaseException:
@@ -65,10 +65,10 @@ def surely(undo: Callable[..., object], *args: Any) -> None:
 
 
 def keeps_modes(function: Callable[P, T]) -> Callable[P, T]:
-    """Give the thread back the grad mode in which it called the function.
+    """Restore the grad mode in which the thread called the function.
 
-    An interrupt that comes as ``torch.no_grad()`` or an optimiser's step ends leaves that of its inside. Here the
-    undoing is one function of C code, which Python calls before it looks for interrupts again.
+    An interrupt at the end of ``torch.no_grad()`` or of an optimiser's step would leave its inner mode. Here the mode
+    is restored by one C function, which Python calls before it handles interrupts.
     """
 
     @functools.wraps(function)
@@ -86,10 +86,10 @@ def keeps_modes(function: Callable[P, T]) -> Callable[P, T]:
 
 
 class _Gate:
-    """One thread's lock: the thread holds it while it computes, a trace holds all of them.
+    """One thread's lock: the thread holds it while it computes, and a trace holds the locks of all threads.
 
-    A thread takes no lock but its own, which costs next to nothing and lets any number of threads compute at once.
-    `waiting` holds the traces that the thread waits for: meanwhile it computes nothing, though it has not left.
+    A thread takes only its own lock, which is cheap and lets any number of threads compute at once. `waiting` contains
+    the traces that the thread waits for: meanwhile it computes nothing, although it still holds its lock.
     """
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ class _Gate:
         self.waiting: set[object] = set()
 
 
-_traces = threading.RLock()  # held by the one that traces, or forks
+_traces = threading.RLock()  # held by the thread that traces or forks
 _gates: weakref.WeakSet[_Gate] = weakref.WeakSet()
 _local = threading.local()
 
@@ -113,15 +113,15 @@ def _gate() -> _Gate:
 
 
 def computing() -> Any:
-    """A context for a computation that must not see what a trace does to the process: ``with computing(): ...``.
+    """A context for a computation that must not see a trace's changes to the process: ``with computing(): ...``.
 
-    A lock of C code, since an interrupt cannot come between its being taken and the block that gives it back.
+    The lock is implemented in C, so no interrupt can come between taking it and entering the block that releases it.
     """
     return _gate().lock
 
 
 def _close_gates(patience: float) -> list[Any]:
-    """Take every thread's lock, of those that wait for a trace excepted; the locks taken."""
+    """Take the locks of all threads except those that wait for a trace; returns the locks taken."""
     closed, start = [], time.monotonic()
     for gate in list(_gates):
         while not gate.waiting and time.monotonic() - start <= patience:
@@ -132,13 +132,12 @@ def _close_gates(patience: float) -> list[Any]:
 
 
 def undisturbed(trace: Callable[[], T]) -> T:
-    """The value of a function that changes settings of the process, called while no thread is `computing`.
+    """The value of a function that changes process-wide settings, called while no thread is `computing`.
 
-    It runs in a thread of its own, one such function at a time; the calling thread may be computing. On an interrupt
-    the caller waits until the function has come to its end, and has undone what it changed, before the exception
-    goes on.
+    The function runs in a separate thread, one such function at a time; the calling thread may be computing. On an
+    interrupt, the caller waits until the function has ended and undone its changes before the exception propagates.
     """
-    if getattr(_local, "tracing", False):  # a forward pass that is being traced traces another
+    if getattr(_local, "tracing", False):  # a forward pass under tracing traces another one
         return trace()
     _keep_device_guard()
     gate, outcome, begun, ended = _gate(), list[tuple[bool, Any]](), threading.Event(), threading.Lock()
@@ -167,7 +166,7 @@ def undisturbed(trace: Callable[[], T]) -> T:
         thread.start()
         ended.acquire()
     except BaseException:
-        if thread.ident is not None or begun.wait(_START):  # it may have been started, and not have begun
+        if thread.ident is not None or begun.wait(_START):  # it may have been started without running yet
             ended.acquire()
         raise
     thread.join()
@@ -177,17 +176,17 @@ def undisturbed(trace: Callable[[], T]) -> T:
     try:
         raise value
     finally:
-        del value  # its traceback holds this frame
+        del value  # its traceback refers to this frame
 
 
 _guard_holders: list[threading.Thread] = []
 
 
 def _keep_device_guard() -> None:
-    """Let what torch registers in place of CUDA's devices belong to a thread that does not end.
+    """Register torch's stand-in for CUDA's devices in a thread that does not end.
 
-    Where there is no GPU, a trace lets the process take a guard of those devices that does nothing. Several releases of
-    torch free it with the thread that was the first to trace, and go on to call it in backward passes.
+    Without a GPU, a trace registers a guard for these devices that does nothing. Several releases of torch free it with
+    the first thread that traced, and still call it in backward passes.
     """
     register = getattr(torch._C, "_ensureCUDADeviceGuardSet", None)
     if register is None or torch.cuda.is_available() or _guard_holders:
@@ -199,19 +198,20 @@ def _keep_device_guard() -> None:
 
     def hold() -> None:
         register()
-        _guard_holders.append(threading.current_thread())  # not before: a child forked meanwhile starts its own
+        _guard_holders.append(threading.current_thread())  # not earlier: a child forked in between starts its own
         registered.set()
-        threading.Event().wait()  # which nobody sets
+        threading.Event().wait()  # which is never set
 
     threading.Thread(target=hold, name="sklearn_capacity.device_guard", daemon=True).start()
     registered.wait()
 
 
 class computed_once(Generic[S, T]):  # noqa: N801, as `property`
-    """A property that keeps its first value: functools.cached_property as it is from Python 3.12 on.
+    """A property that caches its first value, like functools.cached_property from Python 3.12 on.
 
-    Before, one lock of a class guards the property of all its objects. A thread that computes one while it waits for
-    a trace would stop the others within a computation, which the trace waits for; a forked child would find it held.
+    Before, one lock per class guarded the property for all objects. A thread that computes one while it waits for a
+    trace would block the others within a computation, which the trace waits for; a forked child would find the lock
+    held.
     """
 
     def __init__(self, function: Callable[[S], T]) -> None:
@@ -257,7 +257,7 @@ def _after_fork_in_child() -> None:
     _gates.clear()
     _gates.add(mine)
     _attention.renew()
-    if torch.get_num_threads() > 1:  # else the first parallel region waits for the parent's threads, for ever
+    if torch.get_num_threads() > 1:  # else the first parallel region waits forever for the parent's threads
         torch.set_num_threads(1)
 
 
@@ -265,14 +265,14 @@ def _after_fork_in_child() -> None:
 
 
 class _Attention:
-    """The kernels that torch's fused attention may take, and who asks for the plain one.
+    """The enabled kernels of torch's fused attention, and the users of the plain one.
 
-    torch has one setting for all threads: the first to come changes it, and the last to leave puts it back.
+    torch has one setting for all threads: the first user changes it, and the last one restores it.
     """
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.users: dict[object, int] = {}  # the thread of each
+        self.users: dict[object, int] = {}  # the thread of each user
         self.before: dict[str, bool] = {}
 
     def enter(self, user: object) -> None:
@@ -292,14 +292,14 @@ class _Attention:
                 self.before = {}
 
     def renew(self) -> None:
-        """In a forked child: a new lock, and no users but those of the one thread."""
+        """In a forked child, create a new lock and keep only the users of its one thread."""
         self.lock = threading.RLock()
         for user in [user for user, thread in self.users.items() if thread != threading.get_ident()]:
             self.leave(user)
 
 
 def _kernels() -> dict[str, tuple[Callable[[], Any], Callable[[bool], Any]]]:
-    """How to read and to write whether each kernel may be taken."""
+    """The functions that read and set whether each kernel is enabled."""
     cuda = torch.backends.cuda
     kernels: dict[str, tuple[Callable[[], Any], Callable[[bool], Any]]] = {
         "flash": (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
@@ -307,7 +307,7 @@ def _kernels() -> dict[str, tuple[Callable[[], Any], Callable[[bool], Any]]]:
         "cudnn": (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
         "math": (cuda.math_sdp_enabled, cuda.enable_math_sdp),
     }
-    # Kernels of devices that are not torch's own, for which there is no public switch.
+    # Kernels of third-party devices, for which there is no public switch.
     read = getattr(torch._C, "_get_overrideable_sdp_enabled", None)
     write = getattr(torch._C, "_set_sdp_use_overrideable", None)
     return {**kernels, "overrideable": (read, write)} if read is not None and write is not None else kernels
@@ -319,9 +319,9 @@ _attention = _Attention()
 
 @contextlib.contextmanager
 def math_attention() -> Iterator[None]:
-    """While anybody is inside, torch's fused attention takes its plain kernel: the others have one derivative only.
+    """Make torch's fused attention use its plain kernel within the context: the others can be differentiated only once.
 
-    Threads may overlap. A generator, since one that an interrupt has left suspended runs to its end when it is freed.
+    Threads may overlap. It is a generator, since one suspended by an interrupt still runs to its end when it is freed.
     """
     user = object()
     try:
@@ -335,9 +335,9 @@ def math_attention() -> Iterator[None]:
 
 
 class _Pattern:
-    """In place of a regular expression in a filter of warnings: matches in the thread that made it only."""
+    """A replacement for a regular expression in a warnings filter that matches only in its own thread."""
 
-    pattern = "(?!)"  # of a copy that knows the thread no more, and matches nothing: scikit-learn makes such copies
+    pattern = "(?!)"  # for copies without the thread, such as scikit-learn makes; it matches nothing
 
     def __init__(self, pattern: str) -> None:
         self.expression, self.thread = re.compile(pattern, re.IGNORECASE), threading.get_ident()
@@ -345,16 +345,16 @@ class _Pattern:
     def match(self, text: str) -> Any:
         return self.expression.match(text) if threading.get_ident() == self.thread else None
 
-    def __reduce__(self) -> tuple[Any, ...]:  # joblib sends a process's filters to its workers
+    def __reduce__(self) -> tuple[Any, ...]:  # joblib sends the filters of a process to its workers
         return re.compile, (self.pattern,)
 
 
 @contextlib.contextmanager
 def silenced(pattern: str = "") -> Iterator[None]:
-    """Ignore this thread's warnings whose text begins with a pattern.
+    """Ignore this thread's warnings whose text starts with a pattern.
 
-    ``warnings.catch_warnings`` puts back, at its end, what another thread may have changed since; here one entry comes
-    and goes.
+    ``warnings.catch_warnings`` restores, at its end, filters that another thread may have changed since; here only one
+    entry is added and removed.
     """
     filters: Any = warnings.filters
     entry = ("ignore", _Pattern(pattern), Warning, None, 0)
@@ -373,10 +373,10 @@ def silenced(pattern: str = "") -> Iterator[None]:
 
 
 def without_torch_warnings(function: Callable[[], T]) -> T:
-    """The value of a function that torch warns in, none of which is heard or becomes an error.
+    """The value of a function, with torch's warnings in it neither shown nor turned into errors.
 
-    Another thread may put a filter in front of the one here, as ``warnings.simplefilter("error")`` does: then the
-    function is called again, behind a new one.
+    If another thread puts a filter in front of this one, as ``warnings.simplefilter("error")`` does, the function is
+    called again, with a new filter.
     """
     for _ in range(_RENEWALS):
         try:
@@ -390,7 +390,7 @@ def without_torch_warnings(function: Callable[[], T]) -> T:
 
 
 def _is_warning(error: BaseException | None) -> bool:
-    """Whether an error is a warning that a filter has turned into one, or comes of such."""
+    """Whether an error is, or was caused by, a warning that a filter has turned into an error."""
     while error is not None and not isinstance(error, Warning):
         error = error.__cause__ or error.__context__
     return error is not None

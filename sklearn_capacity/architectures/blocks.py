@@ -1,4 +1,4 @@
-"""What the convolutional architectures are built from, and the check of their input's shape."""
+"""Building blocks of the convolutional architectures, and the check of their input's shape."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def convolution(
     bias: bool = False,
     weight_norm: bool = False,
 ) -> nn.Conv2d:
-    """Return a convolution that keeps the size (at stride 1), with rows of unit norm if asked."""
+    """Return a convolution that keeps the size (at stride 1), optionally with filters of unit norm."""
     padding = kernel_size // 2 if padding is None else padding
     kind = RowNormalizedConv2d if weight_norm else nn.Conv2d
     return kind(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
 
 
 def linear(in_features: int, out_features: int, *, weight_norm: bool = False) -> nn.Linear:
-    """Return a linear layer, with rows of unit norm if asked."""
+    """Return a linear layer, optionally with rows of unit norm."""
     return (RowNormalizedLinear if weight_norm else nn.Linear)(in_features, out_features)
 
 
@@ -50,7 +50,7 @@ def activated_convolution(
     batch_norm: bool = True,
     weight_norm: bool = False,
 ) -> list[nn.Module]:
-    """Return convolution, batch norm (or a bias in its place) and ReLU as a list of layers."""
+    """Return convolution, batch norm (or a bias instead) and ReLU as a list of layers."""
     batch_norm, weight_norm = check_boolean("batch_norm", batch_norm), check_boolean("weight_norm", weight_norm)
     conv = convolution(
         in_channels, out_channels, kernel_size, stride, padding, bias=not batch_norm, weight_norm=weight_norm
@@ -59,17 +59,17 @@ def activated_convolution(
 
 
 def check_image(input_shape: Sequence[int] | Any, smallest: int) -> tuple[int, int, int]:
-    """Return (channels, height, width), or say that the shape is not an image's, or too small for the network."""
+    """Return (channels, height, width); raise if it is not an image's shape or too small for the network."""
     shape = tuple(as_list("input_shape", input_shape))
     if len(shape) != 3:
         raise ValueError(
             f"`input_shape` must be (channels, height, width) for this architecture, got {shape}. "
-            "For vectors take 'mlp' or 'residual_mlp'."
+            "For vectors use 'mlp' or 'residual_mlp'."
         )
     channels, height, width = (check_integer("input_shape", size) for size in shape)
     if min(height, width) < smallest:
         raise ValueError(
             f"`input_shape` must have a height and a width of at least {smallest} for this architecture, got {shape}. "
-            "Take one with less pooling, or enlarge the images."
+            "Use one with less pooling, or enlarge the images."
         )
     return channels, height, width

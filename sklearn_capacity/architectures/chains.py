@@ -23,18 +23,18 @@ class ConvNet(nn.Sequential):
     input_shape : (int, int, int)
         Channels, height and width of an image; at least 2 pixels for each halving of the size.
     n_outputs : int
-        Logits.
+        Number of logits.
     channels : sequence of int, default=(32, 32)
-        Filters of each convolution.
+        Number of filters of each convolution.
     kernel_size : int, default=5
         Height and width of the filters.
     padding : int, default=None
-        Zeros on each side. None: ``kernel_size // 2``, which keeps the size. The paper gives none; with 0 a
-        28 x 28 image ends as 4 x 4.
+        Number of zeros on each side. None: ``kernel_size // 2``, which keeps the size. The paper gives no value; with
+        0, a 28 x 28 image ends as 4 x 4.
     batch_norm : bool, default=False
         Batch norm before each ReLU.
     weight_norm : bool, default=False
-        Filters and rows of unit norm.
+        Whether filters and rows have unit norm.
 
     Raises
     ------
@@ -85,7 +85,7 @@ class ConvNet(nn.Sequential):
 
 
 class AllConvNet(nn.Sequential):
-    """All-CNN-C: nine convolutions, two of them with stride in the place of pooling, then the mean over the image.
+    """All-CNN-C: nine convolutions, two of them with a stride instead of pooling, then the mean over the image.
 
     3x3 with 96 filters (3 times, the third with stride 2), 192 (3 times, the third with stride 2), 192, then 1x1 with
     192 and `n_outputs`, and global average pooling.
@@ -95,15 +95,15 @@ class AllConvNet(nn.Sequential):
     input_shape : (int, int, int)
         Channels, height and width of an image of at least 4 x 4.
     n_outputs : int
-        Logits.
+        Number of logits.
     width : int, default=96
-        Filters of the first three convolutions; the others have twice as many.
+        Number of filters of the first three convolutions; the others have twice as many.
     dropout : float in [0, 1), default=0.0
-        After each convolution with stride; the input is dropped with 0.4 times that (published: 0.5 and 0.2).
+        Dropout after each convolution with a stride; the input's rate is 0.4 times this (published: 0.5 and 0.2).
     batch_norm : bool, default=True
-        Batch norm before each ReLU, as [JR] table III; the original has none.
+        Batch norm before each ReLU, as in [JR] table III; the original has none.
     weight_norm : bool, default=False
-        Filters of unit norm.
+        Whether filters have unit norm.
 
     Raises
     ------
@@ -112,9 +112,9 @@ class AllConvNet(nn.Sequential):
 
     Notes
     -----
-    Every 3x3 convolution is padded by one, so that small images pass too (the original's seventh is not and averages
-    over 6 x 6 instead of 8 x 8). The last convolution gives the logits and has neither batch norm nor ReLU: logits
-    that cannot be negative would bend the margins.
+    Every 3x3 convolution is padded by one, so that small images are possible (the original's seventh is not padded and
+    averages over 6 x 6 instead of 8 x 8). The last convolution computes the logits, without batch norm and ReLU: logits
+    that cannot be negative would distort the margins.
 
     References
     ----------
@@ -168,17 +168,17 @@ class VGG(nn.Sequential):
     input_shape : (int, int, int)
         Channels, height and width of an image of at least 16 x 16.
     n_outputs : int
-        Logits.
+        Number of logits.
     channels : sequence of int, default=(64, 128, 256, 512)
-        Filters of each stack.
+        Number of filters of each stack.
     hidden_size : int, default=512
-        Units of the fully connected layer.
+        Number of units of the fully connected layer.
     dropout : float in [0, 1), default=0.3
-        After each stack; the paper gives no number.
+        Dropout after each stack; the paper gives no value.
     batch_norm : bool, default=True
         Batch norm before each ReLU of a convolution.
     weight_norm : bool, default=False
-        Filters and rows of unit norm.
+        Whether filters and rows have unit norm.
 
     Raises
     ------
@@ -187,8 +187,8 @@ class VGG(nn.Sequential):
 
     Notes
     -----
-    The paper's 4 x 4 average pooling does not fit the 2 x 2 that four poolings leave of 32 x 32: it is read as global
-    average pooling.
+    The paper's 4 x 4 average pooling does not fit the 2 x 2 pixels that remain of 32 x 32 after four poolings: it is
+    interpreted as global average pooling.
 
     References
     ----------

@@ -29,12 +29,12 @@ class RowNormalizedLinear(nn.Linear):
 
     .. math:: y = \operatorname{diag}(W W^T)^{-1/2} W x + b
 
-    A subclass and no ``torch.nn.utils.parametrize`` one, since modules with those cannot be pickled.
+    A subclass instead of a ``torch.nn.utils.parametrize`` parametrisation, which could not be pickled.
     ``weight`` is the raw W.
 
     References
     ----------
-    Sokolic et al. 2017, eq. 45, with W W^T for the printed W^T W.
+    Sokolic et al. 2017, eq. 45, with W W^T instead of the printed W^T W.
 
     Examples
     --------
@@ -65,7 +65,7 @@ def initialize_linear(layer: nn.Linear, gain: float) -> nn.Linear:
 class MLP(nn.Sequential):
     """Fully connected network that returns logits.
 
-    Each hidden layer is Linear, [BatchNorm1d], activation, [Dropout]; the last one Linear alone.
+    Each hidden layer is Linear, [BatchNorm1d], activation, [Dropout]; the last one is only Linear.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class MLP(nn.Sequential):
         Empty for a linear model.
     activation : str or callable, default="relu"
         One of "relu", "leaky_relu", "tanh", "sigmoid", "softplus", "gelu", "silu", "identity", or
-        anything that returns a module when called without arguments.
+        any callable that returns a module when called without arguments.
     bias : bool, default=True
     batch_norm : bool, default=False
     weight_norm : bool, default=False
@@ -86,7 +86,7 @@ class MLP(nn.Sequential):
 
     Notes
     -----
-    Weights start from He's initialisation (2015), biases at 0.
+    Weights are initialised as in He et al. (2015), biases with 0.
 
     Examples
     --------
@@ -126,7 +126,7 @@ class MLP(nn.Sequential):
 
 
 def check_layer_sizes(hidden_layer_sizes: int | Sequence[int]) -> tuple[int, ...]:
-    """The widths of the hidden layers as a tuple, or an error naming the offending one."""
+    """The widths of the hidden layers as a tuple; raises an error that names a wrong one."""
     many = hasattr(hidden_layer_sizes, "__iter__") and not isinstance(hidden_layer_sizes, str | bytes)
     sizes = as_list("hidden_layer_sizes", hidden_layer_sizes) if many else [hidden_layer_sizes]
     return tuple(check_integer("hidden_layer_sizes", size) for size in sizes)

@@ -17,7 +17,7 @@ __all__ = ["PreactResNet", "WideResNet"]
 
 
 class _PreactNetwork(nn.Module):
-    """A stem, stages of pre-activation blocks, and a linear head on the mean over the places."""
+    """A stem, stages of pre-activation blocks, and a linear head on the mean over the positions."""
 
     def __init__(
         self,
@@ -46,33 +46,33 @@ class PreactResNet(_PreactNetwork):
 
     .. math:: x^{(b+1)} = S x^{(b)} + F(x^{(b)}), \qquad F = \text{batch norm, ReLU, conv, batch norm, ReLU, conv};
 
-    where the size changes, S is a 1x1 convolution of the block's first ReLU.
+    S is the identity, or a 1x1 convolution of the block's first ReLU if the size changes.
 
     Parameters
     ----------
     input_shape : (int, int, int)
         Channels, height and width of an image of at least 8 x 8 (32 x 32 with the stem "imagenet").
     n_outputs : int
-        Logits.
+        Number of logits.
     channels : sequence of int, default=(64, 128, 256, 512)
-        Channels of each stage; each but the first halves the size.
+        Channels of each stage; every stage except the first halves the size.
     n_blocks : int or sequence of int, default=2
-        Blocks of each stage: 2 gives 18 layers.
+        Number of blocks of each stage: 2 gives 18 layers.
     stem : {"auto", "small", "imagenet"}, default="auto"
-        First layer: a 3x3 convolution, or 7x7 with stride 2 and 3x3 max pooling with stride 2. "auto" takes
+        First layer: a 3x3 convolution, or 7x7 with stride 2 and 3x3 max pooling with stride 2. "auto" uses
         "imagenet" from 64 pixels on ([JR] figure 5 has 128).
     dropout : float in [0, 1), default=0.0
-        Between the two convolutions of a block.
+        Dropout between the two convolutions of a block.
     batch_norm : bool, default=True
-        Without it convolutions have biases, and the last one of each branch starts smaller by the square root of the
-        number of blocks.
+        Without it, convolutions have biases, and the initial weights of the last one of each branch are divided by the
+        square root of the number of blocks.
     weight_norm : bool, default=False
-        Filters and rows of unit norm.
+        Whether filters and rows have unit norm.
 
     Raises
     ------
     ValueError
-        If the image is too small, or for another stem.
+        If the image is too small, or the stem is unknown.
 
     References
     ----------
@@ -123,20 +123,20 @@ class WideResNet(_PreactNetwork):
     input_shape : (int, int, int)
         Channels, height and width of an image of at least 4 x 4.
     n_outputs : int
-        Logits.
+        Number of logits.
     depth : int, default=22
-        6n + 4: convolutions, those of the shortcuts among them.
+        6n + 4, the number of convolutions including those of the shortcuts.
     widen : int, default=5
         Width factor.
     dropout : float in [0, 1), default=0.0
-        Between the two convolutions of a block.
+        Dropout between the two convolutions of a block.
     batch_norm, weight_norm : bool, default=True and False
         As in `PreactResNet`.
 
     Raises
     ------
     ValueError
-        A depth that is not 6n + 4, or an image that is too small.
+        If `depth` is not 6n + 4, or the image is too small.
 
     References
     ----------
@@ -206,7 +206,7 @@ def _stages(in_channels: int, widths: Sequence[int], n_blocks: int | Sequence[in
     check_interval("dropout", options["dropout"], 0.0, 1.0, closed="left")
     counts = [n_blocks] * len(widths) if isinstance(n_blocks, int | np.integer) else list(n_blocks)
     if len(counts) != len(widths):
-        raise ValueError(f"`n_blocks` must be one number or one for each of {len(widths)} stages, got {n_blocks}.")
+        raise ValueError(f"`n_blocks` must be one number or one for each of the {len(widths)} stages, got {n_blocks}.")
     stages = []
     for index, (width, count) in enumerate(zip(widths, counts, strict=True)):
         blocks = []

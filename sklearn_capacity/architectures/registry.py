@@ -45,7 +45,7 @@ ARCHITECTURES: MappingProxyType[str, tuple[Callable[..., nn.Module], dict[str, A
 
 
 def make_network(name: str, input_shape: Sequence[int] | int, n_outputs: int, **params: Any) -> nn.Module:
-    """Build a network of the papers, freshly initialised, that returns logits.
+    """Build a newly initialised network of the papers that returns logits.
 
     Parameters
     ----------
@@ -54,27 +54,27 @@ def make_network(name: str, input_shape: Sequence[int] | int, n_outputs: int, **
         "resnet110", "resnet20_gl", "resnet56_gl", "resnet20_gld", "resnet56_gld", "preact_resnet18", "wrn_22_5",
         "residual_mlp", "residual_mlp_gl".
     input_shape : sequence of int, or int
-        Shape of one sample: (channels, height, width) for the convolutional ones.
+        Shape of one sample: (channels, height, width) for convolutional networks.
     n_outputs : int
-        Logits, or outputs of a regression.
+        Number of logits, or of outputs of a regression.
     **params
         Parameters of the architecture's class, such as `batch_norm` and `weight_norm`.
 
     Returns
     -------
     torch.nn.Module
-        In training mode, on the CPU, with He's initialisation drawn from torch's global generator.
+        The network in training mode, on the CPU, with He's initialisation from torch's global generator.
 
     Raises
     ------
     ValueError
-        No such name, or a value outside its range, or an image that is too small.
+        If the name is unknown, a value is outside its range, or the image is too small.
     TypeError
-        A parameter that the architecture does not have.
+        If the architecture does not have a parameter.
 
     References
     ----------
-    Each class names its paper.
+    The docstring of each class names its paper.
 
     Examples
     --------
@@ -93,6 +93,6 @@ def make_network(name: str, input_shape: Sequence[int] | int, n_outputs: int, **
         if parameter not in known[2:]:
             hint = closest(parameter, known[2:]) or f"It has: {', '.join(known[2:])}."
             raise TypeError(f"`{parameter}` is not a parameter of the architecture {name!r}. {hint}")
-    # an MLP takes the length of a flattened sample, all others its shape
+    # an MLP needs the length of a flattened sample, all others need its shape
     first = prod(shape) if known[0] == "n_features" else shape
     return factory(first, n_outputs, **{**fixed, **params})

@@ -1,4 +1,4 @@
-"""The deep and narrow residual MLPs of [GL]."""
+"""The deep, narrow residual MLPs of [GL]."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["ResidualMLP"]
 
 
 class ResidualMLP(nn.Sequential):
-    r"""Hidden layers of one width with ReLU, and a skip over every k of them.
+    r"""Hidden layers of equal width with ReLU, and a skip over every k of them.
 
     .. math:: x^{(b+1)} = \mathrm{relu}(\nu_b x^{(b)} + F_b(x^{(b)})), \qquad
         F_b = W_k\, \mathrm{relu}(W_{k-1} \cdots \mathrm{relu}(W_1 x))
 
-    with :math:`\nu_b = 1`, or scheduled where the block is a generalization layer.
+    with :math:`\nu_b = 1`, or scheduled if the block is a generalization layer.
 
     Parameters
     ----------
@@ -30,36 +30,36 @@ class ResidualMLP(nn.Sequential):
     n_outputs : int
         Outputs of the last linear layer.
     n_hidden_layers : int, default=119
-        Hidden layers, the one that the input map feeds among them.
+        Number of hidden layers, including the one after the input map.
     width : int, default=17
-        Units of each.
+        Number of units of each.
     skip : int, default=2
-        k: layers under a skip ([GL] figure 2: 2, figure 4: 7). Hidden layers that are left over (6 of them for 7)
-        come last and have no skip.
+        k, the number of layers under a skip ([GL] figure 2: 2, figure 4: 7). Remaining hidden layers (6 for k = 7) come
+        last and have no skip.
     generalization_blocks : sequence of int, default=()
-        Which blocks are generalization layers; negative ones count from the end. [GL] figure 7 has three, and does
-        not say where: "residual_mlp_gl" takes the last three.
+        Indices of the blocks that are generalization layers; negative ones count from the end. [GL] figure 7 has three
+        at an unspecified place: "residual_mlp_gl" uses the last three.
     nu : float in (0, inf), default=1.0
-        First strength of their skips.
+        Initial strength of their skips.
     branch_scale : float in (0, inf), default=None
-        Factor of the last weights of each branch at the start. None: one over the square root of the number of
-        skips; with 1, He's own, 59 skips without batch norm give outputs of the order of 2^29.
+        Factor of the initial last weights of each branch. None: one over the square root of the number of skips; with 1
+        (He's initialisation), 59 skips without batch norm give outputs of the order of 2^29.
     dropout : float in [0, 1), default=0.0
-        After each block's ReLU.
+        Dropout after each block's ReLU.
     batch_norm : bool, default=False
         Batch norm before each ReLU.
     weight_norm : bool, default=False
-        Rows of unit norm. `branch_scale` then has no effect, as the rows are normalised afterwards.
+        Whether rows have unit norm. `branch_scale` then has no effect, since the rows are normalised afterwards.
 
     Raises
     ------
     ValueError
-        A size below 1, a skip longer than the network, a block that does not exist.
+        If a size is below 1, a skip is longer than the network, or a block does not exist.
 
     Notes
     -----
-    119 hidden layers of 17 with one input and one output: 36,160 parameters, as published. Figure 7's 90 hidden
-    layers under 45 skips follow an input map of their own: 91 hidden layers as counted here, 27,592 parameters.
+    With one input and one output, 119 hidden layers of 17 have 36,160 parameters, as published. The 90 hidden layers of
+    figure 7 under 45 skips follow a separate input map: 91 hidden layers as counted here, with 27,592 parameters.
 
     References
     ----------

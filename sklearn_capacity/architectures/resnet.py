@@ -21,48 +21,48 @@ class CifarResNet(nn.Module):
     .. math:: x^{(b+1)} = \mathrm{relu}(S x^{(b)} + F(x^{(b)})), \qquad
         F = \text{conv, batch norm, ReLU, conv, batch norm}
 
-    behind one 3x3 convolution, and before global average pooling and a linear layer.
+    after one 3x3 convolution, and before global average pooling and a linear layer.
 
     Parameters
     ----------
     input_shape : (int, int, int)
         Channels, height and width of an image of at least 4 x 4.
     n_outputs : int
-        Logits.
+        Number of logits.
     depth : int, default=20
-        6n + 2: layers on the longest path.
+        6n + 2, the number of layers on the longest path.
     width : int, default=16
-        Channels of the first stage; doubled in each further one.
+        Channels of the first stage; doubled in each further stage.
     shortcut : {"pad", "projection"}, default="pad"
-        S where the size changes. "pad": every second pixel, zeros for the new channels (option A of the paper,
-        without parameters; it gives the published counts). "projection": 1x1 convolution (option B).
+        S where the size changes. "pad": every second pixel, with zeros for the new channels (option A of the paper,
+        without parameters, which gives the published counts). "projection": a 1x1 convolution (option B).
     generalization_layer : {"skip", "dropout"}, default=None
-        "skip": one generalization layer stands for the whole second stage ([GL] figure 6). "dropout": a layer of two
+        "skip": one generalization layer replaces the entire second stage ([GL] figure 6). "dropout": a layer of two
         3x3 convolutions with dropout follows the last stage ([GL] table 1).
     layer_form : {"conv1x1", "conv3x3"}, default=None
-        Convolutions of that layer. None: "conv1x1" for "skip" ("one FF layer"), "conv3x3" for "dropout" (the
+        Form of that layer's convolutions. None: "conv1x1" for "skip" ("one FF layer"), "conv3x3" for "dropout" (the
         published counts need it).
     layer_depth : {1, 2}, default=None
-        Convolutions in the layer with a skip; None: 1 for "conv1x1", 2 for "conv3x3".
+        Number of convolutions in the layer with a skip; None: 1 for "conv1x1", 2 for "conv3x3".
     layer_dropout : float in [0, 1), default=0.5
         Probability of dropping a node of the layer with dropout (published: 0.5, 0.6, 0.75).
     nu : float in (0, inf), default=1.0
-        First strength of the skip of the generalization layer.
+        Initial strength of the generalization layer's skip.
     batch_norm : bool, default=True
-        Without it convolutions have biases, and the last one of each branch starts smaller by the square root of the
-        number of blocks, because He's initialisation alone would double the second moment in each block.
+        Without it, convolutions have biases, and the initial weights of the last one of each branch are divided by the
+        square root of the number of blocks, because He's initialisation alone would double the second moment per block.
     weight_norm : bool, default=False
-        Filters and rows of unit norm.
+        Whether filters and rows have unit norm.
 
     Raises
     ------
     ValueError
-        A depth that is not 6n + 2, an image that is too small, another option.
+        If `depth` is not 6n + 2, the image is too small, or an option is unknown.
 
     Notes
     -----
-    Trainable parameters for 10 classes and depth 20, 32, 44, 56, 110: 269,722, 464,154, 658,586, 853,018, 1,727,962.
-    Submodules: ``stem``, ``stage1`` to ``stage3``, ``generalization`` (nothing, or the layer with dropout),
+    Numbers of trainable parameters for 10 classes and depth 20, 32, 44, 56, 110: 269,722, 464,154, 658,586, 853,018,
+    1,727,962. Submodules: ``stem``, ``stage1`` to ``stage3``, ``generalization`` (nothing, or the layer with dropout),
     ``pool``, ``flatten``, ``head``.
 
     References
@@ -119,13 +119,13 @@ class CifarResNet(nn.Module):
         self.pool, self.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
         self.head = linear(4 * width, check_integer("n_outputs", n_outputs), weight_norm=weight_norm)
         self._initialize(batch_norm)
-        if generalization_layer == "dropout":  # after the rest, so that one seed gives equal encoders with and without
+        if generalization_layer == "dropout":  # last, so that one seed gives equal encoders with and without it
             self.generalization = ConvGeneralizationDropout(4 * width, layer_dropout, form=layer_form or "conv3x3")
 
     def _initialize(self, batch_norm: bool) -> None:
         skip = self.stage2[0] if isinstance(self.stage2[0], ConvGeneralizationLayer) else None
         for part in (self.stem, self.stage1, self.stage2, self.stage3, self.head):
-            if skip is None or part is not self.stage2:  # that layer has drawn its own weights
+            if skip is None or part is not self.stage2:  # that layer is already initialised
                 he_initialize(part)
         if not batch_norm:
             scale_branches(block.conv2 for block in self.modules() if isinstance(block, _Block))
@@ -166,7 +166,7 @@ class _Block(nn.Module):
 
 
 class _PadShortcut(nn.Module):
-    """Every stride-th pixel, and zeros for the channels that are new (option A)."""
+    """Every stride-th pixel, and zeros for the new channels (option A)."""
 
     def __init__(self, n_new: int, stride: int) -> None:
         super().__init__()

@@ -19,22 +19,22 @@ class RowNormalizedConv2d(nn.Conv2d):
     kernel_size : int
         Height and width of the filters.
     stride : int, default=1
-        Step of the convolution.
+        Stride of the convolution.
     padding : int, default=0
-        Zeros on each side.
+        Number of zeros on each side.
     bias : bool, default=True
-        Whether there is a b.
+        Whether there is a bias b.
 
     Notes
     -----
     A filter is a row of the kernel reshaped to (out_channels, in_channels * height * width). There is no learned gain.
-    ``weight`` is the raw kernel, ``effective_weight`` the one that is applied. Like `RowNormalizedLinear` a subclass
-    and no parametrisation, since modules with those cannot be pickled.
+    ``weight`` is the raw kernel, ``effective_weight`` the normalised one. Like `RowNormalizedLinear`, this is a
+    subclass instead of a parametrisation, which could not be pickled.
 
     References
     ----------
     J. Sokolic, R. Giryes, G. Sapiro, M. Rodrigues. Robust large margin deep neural networks. IEEE TSP 2017,
-    equation 45, with W W^T for the printed W^T W.
+    equation 45, with W W^T instead of the printed W^T W.
 
     Examples
     --------
@@ -58,7 +58,7 @@ class RowNormalizedConv2d(nn.Conv2d):
 
     @property
     def effective_weight(self) -> Tensor:
-        """The kernel that the forward pass applies."""
+        """The kernel used in the forward pass."""
         return nn.functional.normalize(self.weight.flatten(1), dim=1).reshape(self.weight.shape)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def fetch_mnist(*, subset: str = "all", return_X_y: bool = False, data_home: Any
     ConnectionError
         If the data is not in the cache and OpenML cannot be reached.
     ValueError
-        Another `subset`.
+        If `subset` is unknown.
 
     References
     ----------
@@ -113,7 +113,7 @@ def fetch_cifar10(*, return_X_y: bool = False, data_home: Any = None) -> Any:
 
     Notes
     -----
-    OpenML keeps training and test images together: split them yourself.
+    OpenML does not separate training and test images: split them yourself.
 
     References
     ----------
@@ -138,8 +138,9 @@ def _fetch(function: str, data_id: int, data_home: Any) -> Bunch:
         return fetch_openml(data_id=data_id, as_frame=False, parser="auto", data_home=data_home)
     except OSError as error:  # URLError, timeouts and refused connections are all of this kind
         raise ConnectionError(
-            f"`{function}` could not reach OpenML (data set {data_id}): {error}. Call it once with a network, or pass "
-            "as `data_home` a folder in which it was called before."
+            f"`{function}` could not reach OpenML (data set {data_id}): {error}. Call it once with network access, or "
+            "pass "
+            "as `data_home` the folder of an earlier call."
         ) from error
 
 

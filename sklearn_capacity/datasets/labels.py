@@ -1,4 +1,4 @@
-"""Random labels: in a part of the data, or on a confusion set of its own."""
+"""Random labels, for part of the data or for a separate confusion set."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ def randomize_labels(y: Any, fraction: float, random_state: Any = None) -> np.nd
     """Replace a fraction of the labels by labels drawn uniformly from all classes.
 
     A drawn label may be the true one, as in the experiments of [FR] and [EG]: with C classes a share of
-    ``fraction * (1 - 1 / C)`` is wrong in the mean.
+    ``fraction * (1 - 1 / C)`` is wrong on average.
 
     Parameters
     ----------
     y : array-like of shape (n_samples,)
         Labels of any type.
     fraction : float in [0, 1]
-        Share of samples whose label is drawn, rounded to a whole number of samples.
+        Share of samples whose label is drawn, rounded to an integer number of samples.
     random_state : int, RandomState instance or None, default=None
         Seed of both draws.
 
     Returns
     -------
     ndarray of shape (n_samples,)
-        A copy of the same dtype.
+        A copy with the same dtype.
 
     Raises
     ------
@@ -65,10 +65,10 @@ def randomize_labels(y: Any, fraction: float, random_state: Any = None) -> np.nd
 def make_confusion_set(
     X: Any, y: Any, n_train: int, n_confusion: int, *, random_state: Any = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw a training set, and a confusion set of other samples with random labels, to be trained on together.
+    """Draw a training set, and a confusion set of other samples with random labels, to train on their union.
 
-    A network that fits the union has zero error on the training set: another global minimum of the training loss
-    for each size of the confusion set, and the larger that is, the worse it generalises.
+    A network that fits the union has zero error on the training set. So each size of the confusion set gives another
+    global minimum of the training loss; the larger the size, the worse it generalises.
 
     Parameters
     ----------
@@ -77,11 +77,11 @@ def make_confusion_set(
     y : array-like of shape (n_samples,)
         Their labels.
     n_train : int
-        Samples in the training set ([EG]: 10,000), which keep their labels.
+        Number of samples in the training set ([EG]: 10,000), which keep their labels.
     n_confusion : int
-        Samples in the confusion set, at least 0; their labels are drawn uniformly from all classes of `y`.
+        Number of samples in the confusion set; their labels are drawn uniformly from all classes of `y`.
     random_state : int, RandomState instance or None, default=None
-        Seed. For one integer the training set is the same whatever `n_confusion` is, and a smaller confusion set is
+        Seed. For a given integer, the training set does not depend on `n_confusion`, and a smaller confusion set is
         part of a larger one.
 
     Returns
@@ -91,12 +91,12 @@ def make_confusion_set(
     y_union : ndarray of shape (n_train + n_confusion,)
         Labels of both.
     in_train : ndarray of bool of shape (n_train + n_confusion,)
-        Which samples belong to the training set: measures are to be taken on these.
+        Mask of the samples in the training set, on which to compute measures.
 
     Raises
     ------
     ValueError
-        If X and y differ in length, or together the two sets need more samples than there are.
+        If X and y differ in length, or the two sets together need more samples than there are.
 
     References
     ----------
@@ -125,5 +125,5 @@ def make_confusion_set(
     drawn = rng.choice(np.unique(y), size=len(y))  # for all, so that the sets of different sizes are nested
     order = order[: n_train + n_confusion]
     in_train = np.arange(len(order)) < n_train
-    # the place in the order, not the sample, decides which draw it gets
+    # draws belong to positions in the order, not to samples
     return X[order], np.where(in_train, y[order], drawn[: len(order)]), in_train

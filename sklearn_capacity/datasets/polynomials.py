@@ -27,13 +27,13 @@ def make_noisy_quadratic(
     Parameters
     ----------
     n_samples : int, default=100
-        Points of the even grid, both ends included.
+        Number of points of the even grid, including both ends.
     noise : float in [0, inf), default=10.0
         Standard deviation :math:`\sigma` (the paper's text prints N(0, 10), its figure 2 N(0, 10^2)).
     interval : (float, float), default=(-8, 8)
         Ends of the grid; the paper tests on (-2, 2).
     return_clean : bool, default=False
-        Return the noise-free values too: errors are to be measured against them.
+        Whether to also return the noise-free values, against which errors should be measured.
     random_state : int, RandomState instance or None, default=None
         Seed of the noise.
 
@@ -49,7 +49,7 @@ def make_noisy_quadratic(
     Raises
     ------
     ValueError
-        A negative `noise`, no samples, or an interval whose ends are not in order.
+        If `noise` is negative, there are no samples, or the ends of the interval are not in order.
 
     References
     ----------
@@ -82,15 +82,15 @@ def make_noisy_cubic(
     Parameters
     ----------
     n_samples : int, default=100
-        Points of the even grid, both ends included.
+        Number of points of the even grid, including both ends.
     noise : float in [0, inf), default=10.0
         Standard deviation :math:`\sigma`.
     switch : float, default=0.0
-        The point s up to which the cubic term counts. At 0, as printed, h jumps by 78; at -4 it is smooth.
+        The point s up to which the cubic term is added. At 0, as printed, h jumps by 78; at -4 it is smooth.
     interval : (float, float), default=(-8, 8)
         Ends of the grid.
     return_clean : bool, default=False
-        Return the noise-free values too: errors are to be measured against them.
+        Whether to also return the noise-free values, against which errors should be measured.
     random_state : int, RandomState instance or None, default=None
         Seed of the noise.
 
@@ -106,7 +106,7 @@ def make_noisy_cubic(
     Raises
     ------
     ValueError
-        A negative `noise`, no samples, or an interval whose ends are not in order.
+        If `noise` is negative, there are no samples, or the ends of the interval are not in order.
 
     References
     ----------
@@ -133,22 +133,22 @@ def make_piecewise_linear_curves(
     n_pieces: int = 3,
     random_state: Any = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    r"""Draw piecewise-linear curves and the changes of slope that make them: an ill-conditioned linear problem.
+    r"""Draw piecewise-linear curves and their changes of slope: an ill-conditioned linear problem.
 
     .. math:: x_t = \sum_{i=1}^{k} a_i [t - \theta_i]_+, \qquad y_j = \sum_{i: \theta_i = j} a_i, \qquad
         t = 1, \dots, n, \quad j = 0, \dots, n - 1
 
-    with k different kinks :math:`\theta_i` drawn uniformly from 0, ..., n - 1 and slopes' changes :math:`a_i`
+    with k distinct kinks :math:`\theta_i` drawn uniformly from 0, ..., n - 1 and changes of slope :math:`a_i`
     uniform on [-1, 1].
 
     Parameters
     ----------
     n_samples : int, default=1000
-        Curves.
+        Number of curves.
     n_points : int, default=100
-        n: points of each curve, and length of each target.
+        Number n of points of each curve, and length of each target.
     n_pieces : int, default=3
-        k: kinks of each curve, at most `n_points`.
+        Number k of kinks of each curve, at most `n_points`.
     random_state : int, RandomState instance or None, default=None
         Seed of kinks and slopes.
 
@@ -157,18 +157,18 @@ def make_piecewise_linear_curves(
     X : ndarray of shape (n_samples, n_points)
         The curves' values.
     y : ndarray of shape (n_samples, n_points)
-        The change of slope at each place: k values that are not zero.
+        The change of slope at each point, with k nonzero values.
 
     Raises
     ------
     ValueError
-        A size below 1, or more kinks than points.
+        If a size is below 1, or there are more kinks than points.
 
     Notes
     -----
     y is a linear function of x, the second difference :math:`y_j = x_{j+1} - 2 x_j + x_{j-1}` with
-    :math:`x_0 = x_{-1} = 0`; so a linear map fits exactly. But :math:`x = W y` with a W whose condition number grows
-    as n squared: gradient descent needs of the order of n^4 steps, natural gradient does not.
+    :math:`x_0 = x_{-1} = 0`, so a linear map fits exactly. But :math:`x = W y` with a matrix W whose condition number
+    grows as n squared: gradient descent needs of the order of n^4 steps, natural gradient does not.
 
     References
     ----------
@@ -201,7 +201,7 @@ def _grid(n_samples: int, interval: tuple[float, float]) -> np.ndarray:
         raise ValueError(f"`interval` must have two ends, got {interval!r}.")
     low, high = ends
     if not (np.isfinite([low, high]).all() and low < high):
-        raise ValueError(f"`interval` must have finite ends in rising order, got {interval}.")
+        raise ValueError(f"`interval` must have finite ends in ascending order, got {interval}.")
     return np.linspace(low, high, n_samples).reshape(-1, 1)
 
 

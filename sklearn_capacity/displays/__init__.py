@@ -1,4 +1,4 @@
-"""Figures of capacity: each a small object with its data, and its artists after `plot`.
+"""Figures of capacity: small objects with their data and, after `plot`, their artists.
 
 One display a file. Of a search: `capacity_path`, `capacity_gap`. Of trained models: `capacity_comparison`, `margin`,
 `hidden_margin`, `weight_histogram`, `fisher_spectrum`, `hessian_spectrum`, `bicriteria`, `norm_geometry`. Of the

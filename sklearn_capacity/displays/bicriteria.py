@@ -17,12 +17,12 @@ ALPHAS = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 3e-2, 5e-2)
 
 
 class BicriteriaDisplay:
-    """Curves of (divergence, expected sharpness); of two networks the one whose curve runs lower generalises better.
+    """Curves of expected sharpness over divergence; of two networks, the one with the lower curve generalises better.
 
     Parameters
     ----------
     curves : dict of str to ndarray of shape (n_alphas, 2), or one such array
-        As `bicriteria_curve` gives them, under the names in the legend; not changed.
+        Curves from `bicriteria_curve` by name in the legend; not modified.
 
     Attributes
     ----------
@@ -53,14 +53,14 @@ class BicriteriaDisplay:
     def from_estimator(
         cls, estimator: Any, X: Any, y: Any, alphas: Sequence[float] = ALPHAS, *, name: str = "", **params: Any
     ) -> BicriteriaDisplay:
-        """Display of one model.
+        """Create the display for one model.
 
         Parameters
         ----------
         estimator, X, y, alphas
             As in `bicriteria_curve`.
         name : str, default=""
-            In the legend.
+            Name in the legend.
         **params
             The other parameters of `bicriteria_curve`.
 
@@ -75,7 +75,7 @@ class BicriteriaDisplay:
     def from_estimators(
         cls, models: Mapping[str, tuple[Any, Any, Any]], alphas: Sequence[float] = ALPHAS, **params: Any
     ) -> BicriteriaDisplay:
-        """Display of several models, each on the data that it was trained on.
+        """Create the display for several models, each on its own training data.
 
         Parameters
         ----------
@@ -99,12 +99,12 @@ class BicriteriaDisplay:
         Parameters
         ----------
         ax : Axes, default=None
-            None makes a figure.
+            None creates a figure.
 
         Returns
         -------
         BicriteriaDisplay
-            Itself, with the artists in its attributes.
+            The display itself, with the artists as attributes.
         """
         import matplotlib.pyplot as plt
 
@@ -129,7 +129,9 @@ class BicriteriaDisplay:
         curves = {name: float_array("curves", curve) for name, curve in named.items()}
         for name, curve in curves.items():
             if curve.ndim != 2 or curve.shape[1] != 2 or not len(curve):
-                raise ValueError(f"`curves` must hold arrays of shape (n_alphas, 2), got {curve.shape} for {name!r}.")
+                raise ValueError(
+                    f"`curves` must contain arrays of shape (n_alphas, 2), got {curve.shape} for {name!r}."
+                )
         if not curves:
-            raise ValueError("`curves` must hold at least one curve, got none.")
+            raise ValueError("`curves` must contain at least one curve, got none.")
         return curves

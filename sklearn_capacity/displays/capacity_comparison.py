@@ -16,21 +16,21 @@ __all__ = ["CapacityComparisonDisplay"]
 
 
 class CapacityComparisonDisplay:
-    """Heat map of the ranks of models in each score and measure, with the values written in the cells.
+    """Heat map of the ranks of models in each score and measure, with the values in the cells.
 
     Parameters
     ----------
     table : DataFrame
-        One row per model, as `compare_capacity` gives it; it is not changed.
+        One row per model, from `compare_capacity`; not modified.
 
     Attributes
     ----------
     ranks_ : DataFrame
-        1 for the best model of a column: the highest score, the smallest gap, the better capacity. Equal values share
-        the mean of their ranks; nan has none.
+        1 is the best model of a column: the highest score, the smallest gap, the better capacity. Equal values share
+        the mean of their ranks; nan has no rank.
     image_ : AxesImage
     texts_ : ndarray of Text
-        The values, of the shape of the table.
+        The values, with the shape of the table.
     ax_ : Axes
     figure_ : Figure
 
@@ -48,13 +48,13 @@ class CapacityComparisonDisplay:
     """
 
     def __init__(self, table: pd.DataFrame):
-        self.table = check_instance("table", table, pd.DataFrame, "a DataFrame, as `compare_capacity` makes it")
+        self.table = check_instance("table", table, pd.DataFrame, "a DataFrame such as from `compare_capacity`")
 
     @classmethod
     def from_estimators(
         cls, models: Mapping[str, Any] | Sequence[Any], X: Any = None, y: Any = None, *args: Any, **params: Any
     ) -> CapacityComparisonDisplay:
-        """Display of trained models.
+        """Create the display for trained models.
 
         Parameters
         ----------
@@ -74,12 +74,12 @@ class CapacityComparisonDisplay:
         Parameters
         ----------
         ax : Axes, default=None
-            None makes a figure.
+            None creates a figure.
 
         Returns
         -------
         CapacityComparisonDisplay
-            Itself, with the artists in its attributes.
+            The display itself, with the artists as attributes.
         """
         import matplotlib.pyplot as plt
 

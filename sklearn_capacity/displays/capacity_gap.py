@@ -19,23 +19,23 @@ COLUMNS = 3
 
 
 class CapacityGapDisplay:
-    r"""Scatter of the generalization gap over each measure, one panel each, with Kendall's tau.
+    r"""Scatter plots of the generalization gap over each measure, with Kendall's tau.
 
     Parameters
     ----------
     table : DataFrame
-        One row per trained model, as `model_selection.capacity_table` gives it; it is not changed.
+        One row per trained model, from `model_selection.capacity_table`; not modified.
     gap : str or (str, str), default=None
         Column of the gaps, or a training and a test score; see `model_selection.rank_measures`.
     measures : sequence of str, default=None
-        Columns to draw; None takes those that `rank_measures` finds.
+        Columns to draw; None uses those that `rank_measures` finds.
     color : str, default=None
         Column (a hyper-parameter) that colours the points.
 
     Attributes
     ----------
     ranks_ : DataFrame
-        What `rank_measures` says of the measures drawn.
+        The result of `rank_measures` for the plotted measures.
     points_ : dict of str to PathCollection
         The points of each panel.
     axes_ : ndarray of Axes
@@ -68,7 +68,7 @@ class CapacityGapDisplay:
 
     @classmethod
     def from_search(cls, search: Any, gap: str | tuple[str, str] | None = None, **params: Any) -> CapacityGapDisplay:
-        """Display of the candidates of a fitted search.
+        """Create the display for the candidates of a fitted search.
 
         Parameters
         ----------
@@ -76,7 +76,7 @@ class CapacityGapDisplay:
             Searched with ``return_train_score=True``.
         gap : str or (str, str), default=None
         **params
-            The other parameters of the display.
+            Further parameters of the display.
 
         Returns
         -------
@@ -87,12 +87,12 @@ class CapacityGapDisplay:
 
     @classmethod
     def from_estimators(cls, models: Any, X: Any, y: Any, *args: Any, **params: Any) -> CapacityGapDisplay:
-        """Display of trained models.
+        """Create the display for trained models.
 
         Parameters
         ----------
         models, X, y, *args, **params
-            As in `compare_capacity`, with `X_test` and `y_test` among them.
+            As in `compare_capacity`, including `X_test` and `y_test`.
 
         Returns
         -------
@@ -107,12 +107,12 @@ class CapacityGapDisplay:
         Parameters
         ----------
         axes : array of Axes, default=None
-            One per measure; None makes a figure.
+            One per measure; None creates a figure.
 
         Returns
         -------
         CapacityGapDisplay
-            Itself, with the artists in its attributes.
+            The display itself, with the artists as attributes.
         """
         import matplotlib.pyplot as plt
 
@@ -129,7 +129,7 @@ class CapacityGapDisplay:
         self.axes_ = np.ravel(np.array(axes, dtype=object))
         check_axes("axes", self.axes_)
         if len(self.axes_) != n:
-            raise ValueError(f"`axes` must hold {n} Axes, one per measure, got {len(self.axes_)}.")
+            raise ValueError(f"`axes` must contain {n} Axes, one per measure, got {len(self.axes_)}.")
         self.figure_ = self.axes_[0].figure
         self.points_: dict[str, Any] = {}
         colours = self._colours()
@@ -162,7 +162,7 @@ class CapacityGapDisplay:
         return points
 
     def _colours(self) -> tuple[np.ndarray | None, list[str]]:
-        """A number per model and the value that each number stands for."""
+        """A number per model, and the value for each number."""
         if self.color is None:
             return None, []
         if self.color not in self.table.columns:

@@ -20,12 +20,12 @@ WIDE_RANGE = 100
 
 
 class CapacityPathDisplay:
-    """Score and capacities against a strength, one panel each over a common axis.
+    """Score and capacities over a strength, one panel each with a common axis.
 
     Parameters
     ----------
     table : DataFrame
-        As `model_selection.capacity_table` gives it; one row per strength.
+        A table from `model_selection.capacity_table` with one row per strength.
     strength : str, default="jacobian_penalty"
         Column of the strengths.
     score : str, default="accuracy"
@@ -62,7 +62,7 @@ class CapacityPathDisplay:
         capacities: Sequence[str] | None = None,
         chosen: float | None = None,
     ):
-        self.table = check_instance("table", table, pd.DataFrame, "a DataFrame (a search goes to `from_search`)")
+        self.table = check_instance("table", table, pd.DataFrame, "a DataFrame (use `from_search` for a search)")
         self.strength = strength
         self.score = score
         self.capacities = capacities
@@ -88,12 +88,12 @@ class CapacityPathDisplay:
         Parameters
         ----------
         axes : array of Axes, default=None
-            One for the score and one for each capacity; None makes a figure.
+            One for the score and one per capacity; None creates a figure.
 
         Returns
         -------
         CapacityPathDisplay
-            Itself, with the artists in its attributes.
+            The display itself, with the artists as attributes.
         """
         import matplotlib.pyplot as plt
 
@@ -105,7 +105,7 @@ class CapacityPathDisplay:
         check_axes("axes", axes)
         self.axes_ = np.atleast_1d(axes)
         if len(self.axes_) != 1 + len(capacities):
-            raise ValueError(f"`axes` must hold {1 + len(capacities)} Axes, got {len(self.axes_)}.")
+            raise ValueError(f"`axes` must contain {1 + len(capacities)} Axes, got {len(self.axes_)}.")
         self.figure_ = self.axes_[0].figure
         self.lines_: dict[str, Any] = {}
         x = table[self.strength].to_numpy(dtype=float)
@@ -164,7 +164,7 @@ class CapacityPathDisplay:
 
 
 def _scale_strength(ax: Any, x: np.ndarray) -> None:
-    """Logarithmic beyond the smallest positive strength, with room for 0."""
+    """Use a logarithmic scale above the smallest positive strength, with room for 0."""
     positive = x[x > 0]
     if len(positive) and positive.max() / positive.min() >= 10:
         if (x == 0).any():

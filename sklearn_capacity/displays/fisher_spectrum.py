@@ -1,4 +1,4 @@
-"""Eigenvalues of the Fisher information beside what mean-field theory says of them."""
+"""Eigenvalues of the Fisher information and their mean-field predictions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["FisherSpectrumDisplay"]
 
 
 class FisherSpectrumDisplay:
-    """Eigenvalues over their rank on logarithmic axes, with mean-field lines.
+    """Eigenvalues over their rank on logarithmic axes, with mean-field predictions.
 
     Parameters
     ----------
     eigenvalues : array-like of shape (n,), or dict of str to array-like
-        As `fisher_spectrum` gives them; a dict draws one line per key. They are not changed.
+        Eigenvalues from `fisher_spectrum`, one line per key for a dict; not modified.
     mean_field : MeanField, default=None
         From `theory.mean_field`: adds the mean eigenvalue (theorem 1), the interval of the largest one (theorem 4) and
         the bound of the number of larger ones (corollary 2).
@@ -26,13 +26,13 @@ class FisherSpectrumDisplay:
     Attributes
     ----------
     lines_ : dict of str to Line2D
-        Eigenvalues by key; "" where no names were given.
+        Eigenvalues by key; "" if no names were given.
     mean_ : Line2D or None
         Mean-field mean eigenvalue.
     largest_ : PolyCollection or None
         Mean-field interval of the largest eigenvalue.
     bound_ : Line2D or None
-        Corollary 2: at most so many eigenvalues lie above a height.
+        Corollary 2: an upper bound of the number of eigenvalues above each height.
     ax_, figure_ : matplotlib Axes and Figure
 
     References
@@ -52,7 +52,7 @@ class FisherSpectrumDisplay:
     def __init__(self, eigenvalues: Any, mean_field: Any = None):
         self.eigenvalues = eigenvalues
         self.mean_field = check_instance(
-            "mean_field", mean_field, (MeanField, type(None)), "None or what `theory.mean_field` returns"
+            "mean_field", mean_field, (MeanField, type(None)), "None or the result of `theory.mean_field`"
         )
 
     @classmethod
@@ -65,7 +65,7 @@ class FisherSpectrumDisplay:
             As in `fisher_spectrum`.
         mean_field : MeanField, default=None
         **params
-            The keywords of `fisher_spectrum`.
+            Keyword arguments of `fisher_spectrum`.
 
         Returns
         -------
@@ -79,17 +79,17 @@ class FisherSpectrumDisplay:
     from_model = from_estimator  # the name before
 
     def plot(self, ax: Any = None) -> FisherSpectrumDisplay:
-        """Draw the eigenvalues; those below 1e-12 of the largest are rounding and left out.
+        """Draw the eigenvalues, without those below 1e-12 of the largest, which are rounding errors.
 
         Parameters
         ----------
         ax : Axes, default=None
-            None makes a figure.
+            None creates a figure.
 
         Returns
         -------
         FisherSpectrumDisplay
-            Itself, with the artists in its attributes.
+            The display itself, with the artists as attributes.
         """
         import matplotlib.pyplot as plt
 
@@ -120,7 +120,7 @@ class FisherSpectrumDisplay:
         self.mean_ = ax.axhline(
             theory.mean_eigenvalue, color="0.3", ls=":", label=f"mean over all {theory.n_parameters} (theorem 1)"
         )
-        # At rank 1 alone, since it is an interval for the largest eigenvalue; a bound of 0 has no place on the axis.
+        # Only at rank 1, since it is an interval for the largest eigenvalue; a bound of 0 cannot be drawn on the axis.
         bottom, label = low or min(smallest, high), "largest (theorem 4)"
         self.largest_ = ax.fill_between([0.85, 1.18], bottom, high, color="C1", alpha=0.3, label=label)
         ranks = np.geomspace(1, max(longest, 2), 50)
@@ -133,9 +133,9 @@ class FisherSpectrumDisplay:
         for name, values in spectra.items():
             if values.ndim != 1 or not len(values) or not np.isfinite(values).all() or values[0] <= 0:
                 raise ValueError(
-                    "`eigenvalues` must be one-dimensional, finite and hold at least one above 0, got "
+                    "`eigenvalues` must be one-dimensional and finite, with at least one above 0, got "
                     f"shape {values.shape}{f' for {name!r}' if name else ''}."
                 )
         if not spectra:
-            raise ValueError("`eigenvalues` must hold at least one spectrum, got none.")
+            raise ValueError("`eigenvalues` must contain at least one spectrum, got none.")
         return spectra

@@ -1,4 +1,4 @@
-"""The spectral density of the loss's Hessian."""
+"""The spectral density of the Hessian of the loss."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ __all__ = ["HessianSpectrumDisplay"]
 
 
 class HessianSpectrumDisplay:
-    r"""Share of the Hessian's eigenvalues per unit, smoothed, over the eigenvalue.
+    r"""Smoothed density of the Hessian's eigenvalues.
 
     .. math:: \phi(t) = \frac{1}{K} \sum_{k=1}^K \sum_j w_{kj}\, \mathcal{N}(t; \theta_{kj}, \sigma^2)
 
-    from K draws of stochastic Lanczos quadrature, or all eigenvalues with equal weights. The band is one standard error
-    over the draws to either side.
+    from K draws of stochastic Lanczos quadrature, or from all eigenvalues with equal weights. The band shows one
+    standard error over the draws in each direction.
 
     Parameters
     ----------
     nodes, weights : array-like of shape (n_draws, n_nodes)
-        Of the quadrature; the weights of a draw are not negative and have the sum 1. Neither is changed.
+        Nodes and weights of the quadrature; the weights of a draw are nonnegative and sum to 1. Neither is modified.
 
     Attributes
     ----------
     line_ : Line2D
     band_ : PolyCollection or None
-        None of a single draw.
+        None for a single draw.
     ax_, figure_ : matplotlib Axes and Figure
 
     References
@@ -54,16 +54,16 @@ class HessianSpectrumDisplay:
 
     @classmethod
     def from_estimator(cls, estimator: Any, X: Any, y: Any, **params: Any) -> HessianSpectrumDisplay:
-        """Display of a model's Hessian.
+        """Create the display for a model's Hessian.
 
         Parameters
         ----------
         estimator, X, y
             As in `measure_capacity`.
         **params
-            `n_draws` (default 10), `n_steps` (default 80): random vectors, and Hessian-vector products for each; up to
-            300 parameters all eigenvalues are taken. And `loss`, `max_samples`, `batch_size`, `device`, `random_state`,
-            `verbose`, as in `measure_capacity`.
+            `n_draws` (default 10) and `n_steps` (default 80): the number of random vectors, and of Hessian-vector
+            products for each; with up to 300 parameters all eigenvalues are computed instead. Also `loss`,
+            `max_samples`, `batch_size`, `device`, `random_state` and `verbose`, as in `measure_capacity`.
 
         Returns
         -------
@@ -75,19 +75,19 @@ class HessianSpectrumDisplay:
         return cls(*hessian_quadrature(estimator, X, y, **params))
 
     def density(self, *, width: float | None = None, n_points: int = 1000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The smoothed density.
+        """Compute the smoothed density.
 
         Parameters
         ----------
         width : float > 0, default=None
-            Standard deviation sigma of the smoothing; None takes a hundredth of the range of the nodes.
+            Standard deviation sigma of the smoothing; None uses a hundredth of the range of the nodes.
         n_points : int, default=1000
-            Points between the ends of the range, four widths beyond either.
+            Number of points; they extend four widths beyond the range of the nodes.
 
         Returns
         -------
         t, density, standard_error : ndarray of shape (n_points,)
-            The standard error is 0 of a single draw.
+            The standard error is 0 for a single draw.
         """
         nodes, weights = self._checked()
         span = float(np.ptp(nodes))
@@ -111,16 +111,16 @@ class HessianSpectrumDisplay:
         Parameters
         ----------
         ax : Axes, default=None
-            None makes a figure.
+            None creates a figure.
         width : float > 0, default=None
             As in `density`.
         label : str, default=None
-            Of the line, for a legend.
+            Label of the line, for a legend.
 
         Returns
         -------
         HessianSpectrumDisplay
-            Itself, with the artists in its attributes.
+            The display itself, with the artists as attributes.
         """
         import matplotlib.pyplot as plt
 
@@ -146,5 +146,5 @@ class HessianSpectrumDisplay:
                 f"{nodes.shape} and {weights.shape}."
             )
         if not (weights >= 0).all() or not np.allclose(weights.sum(1), 1):
-            raise ValueError("`weights` must be at least 0 and have the sum 1 in every draw, got others.")
+            raise ValueError("`weights` must be at least 0 and sum to 1 in every draw, got others.")
         return nodes, weights

@@ -20,7 +20,7 @@ class LearningRateMapDisplay:
     Parameters
     ----------
     learning_rate_map : LearningRateMap
-        What `theory.learning_rate_map` returns; it is not changed.
+        The result of `theory.learning_rate_map`; not modified.
 
     Attributes
     ----------
@@ -47,19 +47,19 @@ class LearningRateMapDisplay:
 
     def __init__(self, learning_rate_map: Any) -> None:
         self.learning_rate_map = check_instance(
-            "learning_rate_map", learning_rate_map, LearningRateMap, "what `theory.learning_rate_map` returns"
+            "learning_rate_map", learning_rate_map, LearningRateMap, "the result of `theory.learning_rate_map`"
         )
 
     @classmethod
     def from_data(cls, X: Any, y: Any, learning_rates: Any, values: Any, **params: Any) -> LearningRateMapDisplay:
-        """Train the networks, then hold their map: the parameters of `theory.learning_rate_map`.
+        """Train the networks and create the display, with the parameters of `theory.learning_rate_map`.
 
         Parameters
         ----------
         X, y, learning_rates, values
             As in `theory.learning_rate_map`.
         **params
-            Its keywords.
+            Keyword arguments of `theory.learning_rate_map`.
 
         Returns
         -------
@@ -76,13 +76,13 @@ class LearningRateMapDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            None makes a new figure.
+            None creates a figure.
         cmap : str, default="viridis"
 
         Returns
         -------
         LearningRateMapDisplay
-            self, with the artists as attributes.
+            The display itself, with the artists as attributes.
         """
         import matplotlib
         import matplotlib.pyplot as plt

@@ -14,14 +14,14 @@ __all__ = ["MarginDisplay"]
 
 
 class MarginDisplay:
-    """Share of samples whose margin is at most m, against m: of two networks the lower curve has the larger margins.
+    """Share of samples with a margin of at most m, over m: of two networks, the lower curve has the larger margins.
 
     Parameters
     ----------
     margins : dict of str to ndarray of shape (n_samples,), or one such array
-        Margins f_y - max_{k != y} f_k of the samples under the names in the legend; not changed.
+        Margins f_y - max_{k != y} f_k of the samples by name in the legend; not modified.
     percentile : float in [0, 100], default=5
-        Marked on every curve, as in the measure `margin`.
+        Percentile to mark on every curve, as in the measure `margin`.
 
     Attributes
     ----------
@@ -50,14 +50,14 @@ class MarginDisplay:
 
     @classmethod
     def from_estimator(cls, estimator: Any, X: Any, y: Any, *, name: str = "", **params: Any) -> MarginDisplay:
-        """Display of one model.
+        """Create the display for one model.
 
         Parameters
         ----------
         estimator, X, y
             As in `measure_capacity`.
         name : str, default=""
-            In the legend.
+            Name in the legend.
         **params
             Parameters of the display.
 
@@ -93,12 +93,12 @@ class MarginDisplay:
         Parameters
         ----------
         ax : Axes, default=None
-            None makes a figure.
+            None creates a figure.
 
         Returns
         -------
         MarginDisplay
-            Itself, with the artists in its attributes.
+            The display itself, with the artists as attributes.
 
         Raises
         ------
@@ -133,7 +133,7 @@ class MarginDisplay:
         sorted_margins = {name: np.sort(float_array("margins", values).ravel()) for name, values in given.items()}
         for name, values in sorted_margins.items():
             if not len(values) or not np.isfinite(values).all():
-                raise ValueError(f"`margins` must hold finite numbers, got {len(values)} values for {name!r}.")
+                raise ValueError(f"`margins` must contain finite numbers, got {len(values)} values for {name!r}.")
         if not sorted_margins:
-            raise ValueError("`margins` must hold at least one network's margins, got none.")
+            raise ValueError("`margins` must contain at least one network's margins, got none.")
         return sorted_margins

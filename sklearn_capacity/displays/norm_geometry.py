@@ -13,21 +13,21 @@ __all__ = ["NormGeometryDisplay"]
 
 
 class NormGeometryDisplay:
-    """Contours of measures while two weights vary and all others stay, one panel per measure.
+    """Contours of measures over two weights with all others fixed, one panel per measure.
 
-    The level sets of the Fisher-Rao norm depend on the data and on the function alone; those of a path norm treat all
-    signs of the weights alike.
+    The level sets of the Fisher-Rao norm depend only on the data and on the function; those of a path norm are
+    symmetric in the signs of the weights.
 
     Parameters
     ----------
     landscape : MeasureLandscape
-        What `scoring.landscape.measure_landscape` returns; it is not changed.
+        The result of `scoring.landscape.measure_landscape`; not modified.
 
     Attributes
     ----------
     contours_ : dict of str to matplotlib QuadContourSet
     points_ : dict of str to Line2D
-        Where the model stands.
+        The position of the model.
     axes_ : ndarray of Axes
     figure_ : Figure
 
@@ -49,7 +49,7 @@ class NormGeometryDisplay:
     """
 
     def __init__(self, landscape: MeasureLandscape):
-        self.landscape = check_instance("landscape", landscape, MeasureLandscape, "what `from_estimator` measures")
+        self.landscape = check_instance("landscape", landscape, MeasureLandscape, "a MeasureLandscape")
 
     @classmethod
     def from_estimator(cls, estimator: Any, X: Any, y: Any = None, **params: Any) -> NormGeometryDisplay:
@@ -59,7 +59,7 @@ class NormGeometryDisplay:
         ----------
         estimator : fitted estimator, skorch net, nn.Module or scikit-learn network
         X, y
-            The data that measures of the data need.
+            Data for measures that need them.
         **params
             `weights`, `measures`, `half_width`, `resolution` and `loss` of `scoring.landscape.measure_landscape`.
 
@@ -75,14 +75,14 @@ class NormGeometryDisplay:
         Parameters
         ----------
         axes : array of Axes, default=None
-            One for each measure; None makes a figure.
+            One per measure; None creates a figure.
         levels : int >= 1, default=8
-            Contours per panel, about.
+            Approximate number of contours per panel.
 
         Returns
         -------
         NormGeometryDisplay
-            Itself, with the artists in its attributes.
+            The display itself, with the artists as attributes.
         """
         import matplotlib.pyplot as plt
 
@@ -94,7 +94,7 @@ class NormGeometryDisplay:
         check_axes("axes", axes)
         self.axes_ = np.atleast_1d(axes)
         if len(self.axes_) != n:
-            raise ValueError(f"`axes` must hold {n} Axes, got {len(self.axes_)}.")
+            raise ValueError(f"`axes` must contain {n} Axes, got {len(self.axes_)}.")
         self.figure_ = self.axes_[0].figure
         self.contours_: dict[str, Any] = {}
         self.points_: dict[str, Any] = {}

@@ -16,20 +16,20 @@ __all__ = ["WeightHistogramDisplay"]
 class WeightHistogramDisplay:
     """Densities of the weights of one or more networks on a common axis.
 
-    Networks that fitted random labels have heavier tails than those that learned: the legend has the standard deviation
-    and the excess kurtosis (0 for a Gaussian) of each.
+    Networks that fitted random labels have heavier tails than those that learned; the legend shows the standard
+    deviation and the excess kurtosis (0 for a Gaussian) of each.
 
     Parameters
     ----------
     weights : dict of str to array-like of shape (n_weights,)
-        By label; not changed.
+        Weights by label; not modified.
 
     Attributes
     ----------
     patches_ : dict of str to matplotlib Polygon
         The outline of each histogram.
     edges_ : ndarray
-        The bins, which all share.
+        The common bins.
     ax_ : Axes
     figure_ : Figure
 
@@ -54,14 +54,14 @@ class WeightHistogramDisplay:
 
     @classmethod
     def from_estimator(cls, estimator: Any, *, label: str = "trained", initial: bool = True) -> WeightHistogramDisplay:
-        """The weights of a fitted model, beside those before training.
+        """Create the display for a fitted model, with its weights before training.
 
         Parameters
         ----------
         estimator : fitted estimator, skorch net, nn.Module or scikit-learn network
         label : str, default="trained"
         initial : bool, default=True
-            Whether to show the weights before training too, which estimators of this package keep.
+            Whether to also show the weights before training, which estimators of this package store.
 
         Returns
         -------
@@ -72,7 +72,7 @@ class WeightHistogramDisplay:
 
     @classmethod
     def from_estimators(cls, estimators: Mapping[str, Any]) -> WeightHistogramDisplay:
-        """The weights of several fitted models.
+        """Create the display for several fitted models.
 
         Parameters
         ----------
@@ -91,23 +91,23 @@ class WeightHistogramDisplay:
         Parameters
         ----------
         ax : Axes, default=None
-            None makes a figure.
+            None creates a figure.
         bins : int >= 1, default=100
-            Of equal width over the range of all weights together.
+            Number of bins of equal width over the range of all weights.
         log : bool, default=True
-            Logarithmic densities, which show the tails.
+            Whether to use a logarithmic axis, which shows the tails.
 
         Returns
         -------
         WeightHistogramDisplay
-            Itself, with the artists in its attributes.
+            The display itself, with the artists as attributes.
         """
         import matplotlib.pyplot as plt
 
         check_integer("bins", bins, 1)
         arrays = {label: _checked(label, values) for label, values in self.weights.items()}
         if not arrays:
-            raise ValueError("`weights` must hold at least one network's weights, got none.")
+            raise ValueError("`weights` must contain at least one network's weights, got none.")
         if ax is None:
             _, ax = plt.subplots(figsize=(6, 4), layout="constrained")
         check_axes("ax", ax)
@@ -120,7 +120,7 @@ class WeightHistogramDisplay:
                 values, bins=self.edges_, density=True, histtype="step", log=log, label=shown
             )
         ax.set(xlabel="weight", ylabel="density")
-        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)  # above: the tails fill the axes
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)  # above, since the tails fill the axes
         return self
 
 
@@ -132,7 +132,7 @@ def _checked(label: str, values: Any) -> np.ndarray:
 
 
 def _excess_kurtosis(values: np.ndarray) -> float:
-    """Fourth moment over the squared variance, less 3; 0 for a Gaussian and where all are equal."""
+    """Fourth moment over the squared variance, minus 3; 0 for a Gaussian and for equal values."""
     centred = values - values.mean()
     variance = np.mean(centred**2)
     return float(np.mean(centred**4) / variance**2 - 3) if variance > 0 else 0.0

@@ -2,7 +2,7 @@
 
 `refit` (the smallest capacity within one standard error of the best score), `table` (a search's results with capacities
 under their own names), `rank_measures` (how well a measure orders models by their generalization gap), `distributed`
-(searches on Dask, with the joblib backend of `cluster_backend`).
+(searches on Dask, with the joblib backend in `cluster_backend`).
 
 Data flow: search.cv_results_ -> capacity_table -> rank_measures or a display.
 """

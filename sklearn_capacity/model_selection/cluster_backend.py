@@ -1,4 +1,4 @@
-"""A backend of joblib whose tasks run on a Dask cluster and all end, whatever dies: with a result or with one error."""
+"""A joblib backend for Dask clusters whose tasks always end, with a result or one error, even if workers die."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from joblib.parallel import ParallelBackendBase
 
 __all__ = ["ClusterBackend"]
 
-SMALL = 1000  # bytes of an argument that travels with its task
-PERIOD = 0.5  # seconds between two looks at the cluster
+SMALL = 1000  # largest size in bytes of an argument that is sent with its task
+PERIOD = 0.5  # seconds between two checks of the cluster
 
 Callback = Callable[["Future[Any]"], None]
 
@@ -31,18 +31,18 @@ Callback = Callable[["Future[Any]"], None]
 class ClusterBackend(ParallelBackendBase):
     """Runs joblib's tasks on the workers of a Dask client.
 
-    joblib's own backend waits for ever if a task kills its workers, and gives up if all workers die that hold an array.
-    Here the client keeps the data and sends what was lost again.
+    joblib's own backend waits forever if a task kills its workers, and fails if all workers that hold an array die.
+    With this backend, the client keeps the data and sends lost data again.
 
     Parameters
     ----------
     client : dask.distributed.Client
     scatter : list of objects
-        Data to send once for all calls of joblib.
+        Data to send only once for all calls of joblib.
     wait_for_workers_timeout : float
-        Seconds without any worker after which the tasks end with an error.
+        Number of seconds without any worker after which the tasks end with an error.
     **submit_options
-        For ``Client.submit``.
+        Options of ``Client.submit``.
     """
 
     default_n_jobs = -1
@@ -57,16 +57,17 @@ class ClusterBackend(ParallelBackendBase):
         self._patience, self._submit_options = wait_for_workers_timeout, submit_options
         self._address, self._loop = client.scheduler.address, client.loop
         self._data = {id(value): value for value in scatter}
-        self._sent: dict[int, tuple[Any, asyncio.Task[Any]]] = {}  # by id; the value is kept, so that its id stays its
-        self._waiting: set[Callback] = set()  # of the tasks that have not ended
+        self._sent: dict[int, tuple[Any, asyncio.Task[Any]]] = {}  # by id; storing the value keeps its id valid
+        self._waiting: set[Callback] = set()  # callbacks of the tasks that have not ended
         self._runs: set[Future[None]] = set()
 
-    # ---- what joblib calls -------------------------------------------------------------------------------------------
+    # ---- interface for joblib
+    # -------------------------------------------------------------------------------------------
 
     def effective_n_jobs(self, n_jobs: int) -> int:
-        """Threads of all workers; at least two, since joblib runs the tasks of one job where it is called."""
+        """Number of threads of all workers; at least two, since joblib runs the tasks of one job locally."""
         try:
-            if not self.client.ncores():  # an adaptive cluster starts workers when it sees a task
+            if not self.client.ncores():  # an adaptive cluster starts workers once there is a task
                 self.client.submit(int, pure=False).result(timeout=self._patience)
             return max(2, sum(self.client.ncores().values()))
         except TimeoutError as error:
@@ -77,43 +78,43 @@ class ClusterBackend(ParallelBackendBase):
             raise
 
     def start_call(self) -> None:
-        """Watch the cluster."""
+        """Start watching the cluster."""
         self._stopped = threading.Event()
         threading.Thread(target=self._watch, args=(self._stopped,), name="dask_backend", daemon=True).start()
 
     def stop_call(self) -> None:
-        """Let go of what was sent for this call alone."""
+        """Release the data that was sent only for this call."""
         self._stopped.set()
         for key in set(self._sent) - set(self._data):
             del self._sent[key]
 
     def submit(self, func: Any, callback: Callback) -> None:
-        """Run a batch of calls. The callback gets what comes of it, whatever happens, and once."""
+        """Run a batch of calls. The callback receives the outcome exactly once, whatever happens."""
         self._waiting.add(callback)
         run = self._run(func.items, callback)
         try:
             future = asyncio.run_coroutine_threadsafe(run, self._loop.asyncio_loop)
-        except RuntimeError:  # the loop is closed, as the watch is about to see
+        except RuntimeError:  # the loop is closed, which the watch will notice
             run.close()
         else:
             self._runs.add(future)
             future.add_done_callback(self._runs.discard)
 
-    apply_async = submit  # its name before joblib 1.5
+    apply_async = submit  # the name before joblib 1.5
 
     def retrieve_result_callback(self, out: Future[Any]) -> Any:
         """Return the result, or raise the error."""
         return out.result()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        """Cancel what has not ended."""
+        """Cancel the tasks that have not ended."""
         self._waiting.clear()
         for run in [] if self._loop.asyncio_loop.is_closed() else list(self._runs):
             run.cancel()
 
     @contextlib.contextmanager
     def retrieval_context(self) -> Iterator[None]:
-        """Leave the worker's thread to others, where a task waits for tasks of its own."""
+        """Release the worker's thread while a task waits for its own tasks."""
         nested = hasattr(thread_state, "execution_state")
         if nested:
             secede()
@@ -134,19 +135,19 @@ class ClusterBackend(ParallelBackendBase):
     def _end(self, callback: Callback, outcome: Future[Any]) -> None:
         try:
             self._waiting.remove(callback)
-        except KeyError:  # the other thread was first
+        except KeyError:  # the other thread was faster
             return
         callback(outcome)
 
     async def _result(self, calls: list[Any]) -> Any:
-        """What the calls return. What the cluster lost is computed again, as often as Dask itself would do it."""
+        """The results of the calls. Lost tasks are computed again, as often as Dask itself would."""
         n_trials = 1 + dask.config.get("distributed.scheduler.allowed-failures")
         for _ in range(n_trials):
             try:
                 tasks = [await self._with_references(*call) for call in calls]
                 key = f"{funcname(calls[0][0])}-{uuid4().hex}"
                 task = self.client.submit(_call, tasks=tasks, options=self.options, key=key, **self._submit_options)
-                error = await task.exception(asynchronous=True)  # waits for the end, of whatever kind
+                error = await task.exception(asynchronous=True)  # waits for the end of any kind
                 if task.status == "cancelled":
                     raise CancelledError(key)
                 if error is None:
@@ -154,19 +155,19 @@ class ClusterBackend(ParallelBackendBase):
             except Exception as lost:
                 last = lost
                 await self._until_connected(lost)
-            else:  # the call's own, or the call kills its workers
+            else:  # an error of the call, or the call kills its workers
                 worker = await task.traceback(asynchronous=True)
-                error.add_note("".join(traceback.format_exception(error.with_traceback(worker))))  # joblib drops it
+                error.add_note("".join(traceback.format_exception(error.with_traceback(worker))))  # else lost in joblib
                 raise error
         if not isinstance(last, CancelledError):
             raise last
         raise RuntimeError(
             f"A task was lost {n_trials} times with the workers that held its data: see the logs of the workers. "
-            "If this is to be expected, raise Dask's `distributed.scheduler.allowed-failures`."
+            "If this is expected, raise Dask's `distributed.scheduler.allowed-failures`."
         ) from last
 
     async def _with_references(self, function: Any, args: Any, kwargs: Any) -> tuple[Any, list[Any], dict[str, Any]]:
-        """A call that names its data and does not hold them."""
+        """A call with references in place of its data."""
         names = [await self._reference(value) for value in args]
         return function, names, {name: await self._reference(value) for name, value in kwargs.items()}
 
@@ -174,13 +175,13 @@ class ClusterBackend(ParallelBackendBase):
         if id(value) not in self._data and sizeof(value) < SMALL:
             return value
         _, sending = self._sent.get(id(value), (None, None))
-        if sending is None or _is_lost(sending):  # a new key each time, as the cluster may still forget the old one
+        if sending is None or _is_lost(sending):  # with a new key: the cluster may still release the old one
             sending = asyncio.ensure_future(self.client.scatter([value], broadcast=True, hash=False, asynchronous=True))
             self._sent[id(value)] = value, sending
         return (await sending)[0]
 
     async def _until_connected(self, error: Exception) -> None:
-        """Wait for a connection and a worker, or for the watch to end all."""
+        """Wait for a connection and a worker, or until the watch ends all tasks."""
         while not self._is_closed():
             await asyncio.sleep(PERIOD)
             with contextlib.suppress(OSError, AttributeError):  # no scheduler
@@ -188,7 +189,8 @@ class ClusterBackend(ParallelBackendBase):
                     return
         raise self._without_client() from error
 
-    # ---- the cluster, in a thread of its own as the loop may stop ----------------------------------------------------
+    # ---- watching the cluster, in a separate thread since the loop may stop
+    # ----------------------------------------------------
 
     def _watch(self, stopped: threading.Event) -> None:
         alone_since = None
@@ -203,7 +205,7 @@ class ClusterBackend(ParallelBackendBase):
                 return self._end_all(self._without_workers())
 
     def _n_workers(self) -> int | None:
-        with contextlib.suppress(Exception):  # no connection at present
+        with contextlib.suppress(Exception):  # no current connection
             return len(self.client.sync(self.client.scheduler.ncores, callback_timeout=10))
         return None
 
@@ -219,13 +221,13 @@ class ClusterBackend(ParallelBackendBase):
     def _without_client(self) -> ConnectionError:
         return ConnectionError(
             f"The Dask client was closed, or lost its scheduler at {self._address}, before all tasks were done. "
-            "Run them again with a new client; fits with a `checkpoint_dir` go on where they were."
+            "Run them again with a new client; fits with a `checkpoint_dir` resume from there."
         )
 
     def _without_workers(self) -> TimeoutError:
         return TimeoutError(
             f"`wait_for_workers_timeout`: the Dask cluster at {self._address} had no worker for {self._patience:g} "
-            "seconds. Start workers, or wait longer; fits with a `checkpoint_dir` go on where they were."
+            "seconds. Start workers, or wait longer; fits with a `checkpoint_dir` resume from there."
         )
 
 
@@ -236,6 +238,6 @@ def _is_lost(sending: asyncio.Task[Any]) -> bool:
 
 
 def _call(tasks: list[Any], options: dict[str, Any]) -> list[Any]:
-    """Make the calls of a batch on a worker, whose joblib then uses the cluster too."""
+    """Run the calls of a batch on a worker, with joblib configured to use the cluster there, too."""
     with parallel_config(backend=ClusterBackend(get_client(), **options)):
         return [function(*args, **kwargs) for function, args, kwargs in tasks]

@@ -1,4 +1,4 @@
-"""Searches on a Dask cluster that outlive the death of a worker."""
+"""Searches on a Dask cluster that survive the death of a worker."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ __all__ = ["dask_backend"]
 def dask_backend(
     client: Any = None, *, scatter: Any = None, wait_for_workers_timeout: float = 60, **options: Any
 ) -> Any:
-    """Run joblib's tasks on Dask; what dying workers lose is sent and computed again.
+    """Run joblib's tasks on Dask; what a dying worker loses is sent and computed again.
 
-    A task ends with its result or with one error, and an error ends the call that waits for it: the task's own error;
-    Dask's ``KilledWorker`` if it kills its workers, or a ``RuntimeError`` if its data die with them, by default four
-    times; a ``ConnectionError`` if the client is closed, or finds no scheduler at its address for as long as its
-    ``timeout`` allows; a ``TimeoutError`` without workers.
+    Every task ends with its result or with one error, and an error ends the call that waits for it: the task's own
+    error; Dask's ``KilledWorker`` if the task kills its workers; a ``RuntimeError`` if its data are lost with them, by
+    default four times; a ``ConnectionError`` if the client is closed, or finds no scheduler at its address within its
+    ``timeout``; a ``TimeoutError`` without workers.
 
     Parameters
     ----------
     client : dask.distributed.Client, default=None
-        None: the current one.
+        The Dask client; None is the current one.
     scatter : list of objects, default=None
-        Data to send to each worker once for all searches: the very X and y that `fit` gets. Other arguments above
-        1 kB, such as the indices of a fold, are sent once per search.
+        Data to send to each worker only once for all searches: the same X and y objects that are passed to `fit`. Other
+        arguments above 1 kB, such as the indices of a fold, are sent once per search.
     wait_for_workers_timeout : float, default=60
-        Seconds without any worker after which the call ends. Where workers wait in a queue, the time they may wait.
+        Number of seconds without any worker after which the call ends; allow for the time that workers wait in a queue.
     **options
-        More arguments of ``joblib.parallel_config`` and of ``Client.submit``.
+        Further arguments of ``joblib.parallel_config`` and of ``Client.submit``.
 
     Returns
     -------
     context manager
-        Tasks of joblib run on the client's workers inside it.
+        Within the context, joblib's tasks run on the client's workers.
 
     Raises
     ------
     ImportError
-        Without Dask, which the ``distributed`` extra installs.
+        If Dask is missing; the ``distributed`` extra installs it.
     ValueError
         If there is no client, or it is closed.
 
@@ -64,7 +64,9 @@ def dask_backend(
         try:
             client = get_client()
         except ValueError as error:
-            raise ValueError("`client` must be a Dask client, as there is no current one: create a Client.") from error
+            raise ValueError(
+                "`client` must be a Dask client if there is no current one, got None. Create a Client."
+            ) from error
     check_instance("client", client, Client, "a Dask client")
     if client.status in ("closing", "closed"):
         raise ValueError("`client` must be open, got one that is closed: create a Client.")

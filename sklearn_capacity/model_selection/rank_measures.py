@@ -1,4 +1,4 @@
-"""How well measures of capacity order models by their generalization gap."""
+"""Rank correlation of capacity measures with the generalization gap of models."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ def rank_measures(
     confidence: float = 0.95,
     random_state: int = 0,
 ) -> pd.DataFrame:
-    r"""Rank correlation of each measure with the generalization gap over trained models.
+    r"""Correlate the ranks of each measure with those of the generalization gap over trained models.
 
     .. math:: \tau = \frac{\sum_{i<j} s_{ij} g_{ij}}{\sqrt{\sum_{i<j} s_{ij}^2 \; \sum_{i<j} g_{ij}^2}}, \qquad
               \varepsilon_h = \mathrm{mean}_{(i,j) \in h} \frac{1 - s_{ij} g_{ij}}{2}
 
     with :math:`s_{ij}, g_{ij} \in \{-1, 0, 1\}` the signs of the differences of the measure and of the gap between two
-    models (Kendall's tau-b), and :math:`h` the pairs that differ in the hyper-parameter h alone. A measure of which
-    higher is better (a margin) is turned round, so 1 always means a perfect order and a sign error of 0.5 a guess.
+    models (Kendall's tau-b), and :math:`h` the pairs that differ only in the hyper-parameter h. A measure for which
+    higher is better (a margin) is negated, so 1 always means a perfect order, and a sign error of 0.5 means chance.
 
     Parameters
     ----------
     table : DataFrame
-        One row per trained model, as `capacity_table` gives it, or any with columns of numbers.
+        One row per trained model, from `capacity_table` or any table with numeric columns.
     gap : str or (str, str), default=None
-        Column of the gaps, or a training and a test score, whose difference is the gap. None takes ``train_<score>``
+        Column of the gaps, or a training and a test score whose difference is the gap. None uses ``train_<score>``
         and ``test_<score>``, if there is one such pair.
     by : sequence of str, default=None
-        Columns of hyper-parameters. None takes those before the first score, as `capacity_table` orders them.
+        Columns of hyper-parameters. None uses those before the first score, in the order of `capacity_table`.
     measures : sequence of str or Measure, or dict, default=None
-        Columns to rank, also as `measures` of `measure_capacity` gives them, whose own directions are then known; None
-        takes all other columns of numbers but scores.
+        Columns to rank. If given in the form of `measures` in `measure_capacity`, their directions are known. None uses
+        all other numeric columns except scores.
     n_bootstrap : int >= 2, default=1000
-        Resamples of the models for the interval.
+        Number of resamples of the models for the interval.
     confidence : float in (0, 1), default=0.95
-        Of the percentile interval.
+        Confidence level of the percentile interval.
     random_state : int, default=0
 
     Returns
@@ -59,9 +59,9 @@ def rank_measures(
     DataFrame
         One row per measure, best first: ``measure``, ``better`` ("lower" or "higher"), ``tau``, ``tau_low`` and
         ``tau_high`` (bootstrap interval), ``n_models`` (rows without a nan), then ``sign_error_<h>`` and
-        ``n_pairs_<h>`` for each hyper-parameter. nan where nothing can be ordered. Directions are known of
-        `measures` that are given as objects, of tables that `capacity_table` or `compare_capacity` made of such, and of
-        the names of `list_measures`; of any other column lower is taken to be better.
+        ``n_pairs_<h>`` for each hyper-parameter. nan if nothing can be ordered. Directions are known for `measures`
+        given as objects, for tables from `capacity_table` or `compare_capacity` with such measures, and for the names
+        in `list_measures`; for any other column, lower is assumed to be better.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def rank_measures(
 
     Notes
     -----
-    A correlation over models that differ in one thing only may come from that thing: read the sign errors beside it.
+    If models differ in a single hyper-parameter, that alone may cause a correlation: also read the sign errors.
 
     References
     ----------
@@ -93,7 +93,7 @@ def rank_measures(
     margin   higher  1.000               0.0               0.0
     path_norm  lower  0.667               0.0               0.0
     """
-    check_instance("table", table, pd.DataFrame, "a DataFrame, as `capacity_table` makes it")
+    check_instance("table", table, pd.DataFrame, "a DataFrame such as from `capacity_table`")
     by = [by] if isinstance(by, str) else by
     measures, better = _named(measures, table)
     n_bootstrap = check_integer("n_bootstrap", n_bootstrap, 2)
@@ -101,12 +101,12 @@ def rank_measures(
     gaps, used = generalization_gap(table, gap)
     known = np.isfinite(gaps)
     if known.sum() < 2:
-        raise ValueError(f"`table` must hold at least 2 models with a finite gap, got {known.sum()}.")
+        raise ValueError(f"`table` must have at least 2 models with a finite gap, got {known.sum()}.")
     by = hyperparameters(table) if by is None else [_checked(table, name) for name in by]
     by = [name for name in by if name not in used]
     names = _measures(table, {*used, *by}) if measures is None else [_checked(table, name) for name in measures]
     if not names:
-        raise ValueError("`table` must hold columns of measures beside the gap and the hyper-parameters, got none.")
+        raise ValueError("`table` must have columns of measures besides the gap and the hyper-parameters, got none.")
     generator = np.random.default_rng(check_integer("random_state", random_state, 0))
     pairs = {name: _pairs(table, name, by) for name in by}
     rows = []
@@ -126,7 +126,7 @@ def rank_measures(
 
 
 def generalization_gap(table: pd.DataFrame, gap: str | tuple[str, str] | None) -> tuple[np.ndarray, set[str]]:
-    """Gaps of the models and the columns that they were taken from; see `rank_measures` for the parameters."""
+    """Gaps of the models, and the columns that they were computed from; see `rank_measures` for the parameters."""
     if gap is None:
         scores = [c.removeprefix("train_") for c in table.columns if str(c).startswith("train_")]
         scores = [s for s in scores if f"test_{s}" in table.columns]
@@ -144,7 +144,7 @@ def generalization_gap(table: pd.DataFrame, gap: str | tuple[str, str] | None) -
 
 
 def hyperparameters(table: pd.DataFrame) -> list[str]:
-    """The columns before the first score, as `capacity_table` orders them; none in a table without scores."""
+    """The columns before the first score, in the order of `capacity_table`; none in a table without scores."""
     columns = list(table.columns)
     first = next((i for i, name in enumerate(columns) if str(name).startswith(SCORES)), 0)
     return columns[:first]
@@ -158,7 +158,7 @@ def _checked(table: pd.DataFrame, name: str) -> str:
 
 def _numbers(table: pd.DataFrame, name: str) -> np.ndarray:
     if not pd.api.types.is_numeric_dtype(table[name]):
-        raise TypeError(f"Column {name!r} of `table` must hold numbers, got {table[name].dtype}.")
+        raise TypeError(f"Column {name!r} of `table` must contain numbers, got {table[name].dtype}.")
     return table[name].to_numpy(dtype=np.float64)
 
 
@@ -168,7 +168,7 @@ def _measures(table: pd.DataFrame, others: set[str]) -> list[str]:
 
 
 def _named(measures: Any, table: pd.DataFrame) -> tuple[Sequence[str] | None, dict[str, str]]:
-    """Columns to rank, and the directions of measures that were given as objects, now or to whatever made the table."""
+    """Columns to rank, and the directions of measures given as objects, here or when the table was computed."""
     better = dict(table.attrs.get("better", {}))
     if measures is None or isinstance(measures, str):
         return (None if measures is None else [measures]), better
@@ -182,18 +182,18 @@ def _named(measures: Any, table: pd.DataFrame) -> tuple[Sequence[str] | None, di
 def _lower_is_better(name: str, better: Mapping[str, str]) -> bool:
     if name in better:
         return better[name] == "lower"
-    if name.startswith("neg_"):  # as a scorer calls it: minus the measure
+    if name.startswith("neg_"):  # a scorer's name for the negated measure
         return not _lower_is_better(name.removeprefix("neg_"), better)
     return MEASURES[name].lower_is_better if name in MEASURES else True
 
 
 def _signs(values: np.ndarray) -> np.ndarray:
-    """Signs of all differences; 0 for ties, also of infinite values."""
+    """Signs of all differences; 0 for ties, including infinite values."""
     return (values[:, None] > values[None, :]).astype(np.float64) - (values[:, None] < values[None, :])
 
 
 def _tau(a: np.ndarray, b: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Kendall's tau-b of samples that hold model i counts[i] times, (n_samples,): copies of one model are ties."""
+    """Kendall's tau-b of samples with counts[i] copies of model i, (n_samples,); copies of one model are ties."""
 
     def total(signs: np.ndarray) -> np.ndarray:
         return ((counts @ signs) * counts).sum(1)
@@ -217,7 +217,7 @@ def _interval(
 
 
 def _pairs(table: pd.DataFrame, name: str, by: Sequence[str]) -> np.ndarray:
-    """Which pairs of models differ in this hyper-parameter and in no other."""
+    """A mask of the pairs of models that differ only in this hyper-parameter."""
     codes = {key: pd.factorize(table[key].map(repr))[0] for key in by}
     pairs = codes[name][:, None] != codes[name][None, :]
     for key in by:

@@ -15,11 +15,11 @@ RULE = "one_standard_error"
 
 
 class capacity_refit:
-    """Refit the candidate of smallest capacity whose score is as good as the best within the noise.
+    """Refit the candidate of smallest capacity whose score equals the best within noise.
 
-    A picklable object for ``refit=`` of a search. Among the candidates whose mean test score lies within one standard
-    error of the best it takes the one with the greatest capacity score (scores of lower-is-better measures are negated,
-    so greatest means smallest capacity), and among equals the one with the best test score.
+    A picklable object for the ``refit`` of a search. Among the candidates whose mean test score is within one standard
+    error of the best, it selects the one with the greatest capacity score (scores of lower-is-better measures are
+    negated, so greatest means smallest capacity), and among ties the one with the best test score.
 
     Parameters
     ----------
@@ -29,12 +29,12 @@ class capacity_refit:
         Key of the capacity score. Read from ``mean_train_<key>``, since capacity is a property of the training data;
         without ``return_train_score=True`` from ``mean_test_<key>``, with a `CapacityWarning`.
     rule : "one_standard_error" or float, default="one_standard_error"
-        How far below the best a score may lie, in standard errors of the best.
+        Allowed distance of a score below the best one, in standard errors of the best.
 
     Raises
     ------
     ValueError
-        If a key is missing (the closest is offered), or no candidate has a finite score and capacity.
+        If a key is missing (the message suggests the closest), or no candidate has a finite score and capacity.
 
     References
     ----------
@@ -62,8 +62,8 @@ class capacity_refit:
     def __repr__(self) -> str:
         return f"capacity_refit(score={self.score!r}, capacity={self.capacity!r}, rule={self.rule!r})"
 
-    # A search whose scorer has several scores looks up `scores[refit]` in its own `score`: these two make it the score
-    # that is named here, where scikit-learn knows a callable's choice for the refit only.
+    # A search with several scores looks up `scores[refit]` in its own `score` method: these two methods make it find
+    # the score named here, since scikit-learn uses a callable only for the choice of the refit.
     def __eq__(self, other: object) -> bool:
         if isinstance(other, capacity_refit):
             return vars(self) == vars(other)
@@ -92,7 +92,7 @@ class capacity_refit:
 
 
 def column(cv_results: Mapping[str, Any], key: str) -> np.ndarray:
-    """A column of `cv_results_` as floats, or an error that names the closest there is."""
+    """A column of `cv_results_` as floats, or an error that suggests the closest key."""
     if key not in cv_results:
         means = [name for name in cv_results if str(name).startswith("mean_")]
         raise ValueError(f"`cv_results_` has no column {key!r}. {closest(key, means)} It has: {', '.join(means)}.")
@@ -105,7 +105,7 @@ def capacity_column(cv_results: Mapping[str, Any], key: str) -> np.ndarray:
         return column(cv_results, f"mean_train_{key}")
     values = column(cv_results, f"mean_test_{key}")
     warn(
-        f"{key!r} is read from the test folds, as there are no train scores. Search with return_train_score=True.",
+        f"{key!r} is read from the test folds, since there are no train scores. Search with return_train_score=True.",
     )
     return values
 

@@ -18,27 +18,27 @@ __all__ = ["capacity_table"]
 
 
 def capacity_table(cv_results: Mapping[str, Any], measures: Any = None) -> pd.DataFrame:
-    """Scores and capacities of every candidate of a search.
+    """Tabulate scores and capacities of all candidates of a search.
 
     Parameters
     ----------
     cv_results : mapping
         ``cv_results_`` of a fitted search whose ``scoring`` was a `CapacityScorer` of several measures.
     measures : default=None
-        The scorer's ``measures``, where some have labels of your own or are `Measure` objects: only so can those of
-        which higher is better be told from scores.
+        The scorer's ``measures``, needed if some have your own labels or are `Measure` objects: otherwise those for
+        which higher is better cannot be distinguished from scores.
 
     Returns
     -------
     DataFrame
-        One row per candidate: its parameters (by their last name, in full where two would be equal), then for each
+        One row per candidate: its parameters (by their last name, or in full where this is ambiguous), then for each
         score ``test_<name>``, ``test_<name>_se`` (standard error over the folds) and ``train_<name>``, then each
         capacity under its own name: the mean over the training folds, not negated.
 
     Raises
     ------
     ValueError
-        If `cv_results` holds no scores.
+        If `cv_results` has no scores.
 
     Examples
     --------
@@ -60,7 +60,7 @@ def capacity_table(cv_results: Mapping[str, Any], measures: Any = None) -> pd.Da
         )
     keys = [name.removeprefix("mean_test_") for name in cv_results if name.startswith("mean_test_")]
     if not keys:
-        raise ValueError("`cv_results` must hold mean_test_ columns; pass the `cv_results_` of a fitted search.")
+        raise ValueError("`cv_results` must have mean_test_ columns; pass the `cv_results_` of a fitted search.")
     better = {} if measures is None else directions(measures)
     table: dict[str, Any] = _parameters(cv_results["params"])
     capacities: dict[str, Any] = {}
@@ -80,9 +80,10 @@ def capacity_table(cv_results: Mapping[str, Any], measures: Any = None) -> pd.Da
 
 
 def _sign(key: str, better: Mapping[str, str]) -> float:
-    """The sign that a capacity has under this key of a scorer; 0 for a score.
+    """The sign of the capacity with this key of a scorer; 0 for a score.
 
-    Measures whose direction is not known are those of this package, and negated keys that are no scikit-learn scorer.
+    Keys without a given direction count as measures if this package has them, or if negated and not a scikit-learn
+    scorer.
     """
     if better.get(key) == "higher":
         return 1.0

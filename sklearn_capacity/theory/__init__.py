@@ -1,8 +1,8 @@
-"""What mean-field theory predicts about wide random networks, and random networks to compare it with.
+"""Predictions of mean-field theory about wide random networks, and random networks to compare them with.
 
 `_mean_field` (order parameters, bounds on eigenvalues, critical learning rate: [MF]) with `_integrals`, `_inputs` and
 `_statistics`; `_initialize` draws such networks; `_learning_rate_map` trains over a grid of rates ([MF] figure 2);
-`_covering` has covering numbers and robustness bounds of [JR].
+`_covering` contains the covering numbers and robustness bounds of [JR].
 
 Data flow: activation, variances, depth, width -> mean_field -> MeanField -> displays.
 """

@@ -1,4 +1,4 @@
-"""Covering numbers of data models, and the generalisation bound of algorithmic robustness that they enter."""
+"""Covering numbers of data models, and the generalisation bound from algorithmic robustness that uses them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = [
 
 
 def gaussian_mixture_covering_number(radius: float, n_components: int, rank: int) -> float:
-    r"""Covering number of a Gaussian mixture with covariances of low rank, as [JR] states it.
+    r"""Covering number of a Gaussian mixture with low-rank covariances, as stated in [JR].
 
     .. math:: N(\rho) = L \, (1 + 2 / \rho)^k
 
-    The unit of length is that of the mixture: each component lies in a ball of radius 1 of a k-dimensional subspace.
+    The unit of length is that of the mixture: each component is in a ball of radius 1 of a k-dimensional subspace.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def gaussian_mixture_covering_number(radius: float, n_components: int, rank: int
     Returns
     -------
     float
-        May be inf.
+        The covering number; may be inf.
 
     References
     ----------
@@ -50,11 +50,11 @@ def gaussian_mixture_covering_number(radius: float, n_components: int, rank: int
 
 
 def sparse_covering_number(radius: float, n_atoms: int, sparsity: int) -> float:
-    r"""Covering number of the signals that are sparse in a dictionary, as [JR] states it.
+    r"""Covering number of signals that are sparse in a dictionary, as stated in [JR].
 
     .. math:: N(\rho) = \binom{L}{k} \, (1 + 2 / \rho)^k
 
-    The unit of length is that of the signals: those with one support lie in a ball of radius 1.
+    The unit of length is that of the signals: those with the same support are in a ball of radius 1.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def sparse_covering_number(radius: float, n_atoms: int, sparsity: int) -> float:
     Returns
     -------
     float
-        May be inf.
+        The covering number; may be inf.
 
     References
     ----------
@@ -99,13 +99,13 @@ def manifold_covering_number(radius: float, dim: int, constant: float) -> float:
     dim : int >= 0
         Dimension k of the manifold.
     constant : float > 0
-        Its constant C_M, a length. The expression stands for a number of balls where it is at least 1, so where
-        rho <= C_M.
+        Constant C_M of the manifold, a length. The expression is a number of balls only if it is at least 1, that is,
+        if rho <= C_M.
 
     Returns
     -------
     float
-        May be inf.
+        The covering number; may be inf.
 
     References
     ----------
@@ -123,23 +123,23 @@ def manifold_covering_number(radius: float, dim: int, constant: float) -> float:
 
 
 def robustness_bound_from_covering(covering_number: float, m: int, delta: float = 0.05, n_classes: int = 1) -> float:
-    r"""Bound of the generalisation error of a robust classifier under the 0-1 loss.
+    r"""Bound on the generalisation error of a robust classifier for the 0-1 loss.
 
     .. math:: \sqrt{\frac{2 K \log 2 + 2 \log(1 / \delta)}{m}}
 
-    K = n_classes * covering_number cells, and no training sample shares a cell with a point that is classified
-    differently: every one has a margin gamma, and the covering number is that of the inputs at radius gamma / 2. The
-    bound holds with probability at least 1 - delta over the training set; above 1 it says nothing.
+    Here K = n_classes * covering_number is the number of cells, and no training sample shares a cell with a point that
+    is classified differently: every sample has a margin gamma, and the covering number is that of the inputs at radius
+    gamma / 2. The bound holds with probability at least 1 - delta over the training set; values above 1 are vacuous.
 
     Parameters
     ----------
     covering_number : float >= 0
-        Of the input space, or of the space of samples if `n_classes` is 1; may be inf.
+        Covering number of the input space, or of the space of samples if `n_classes` is 1; may be inf.
     m : int >= 1
-        Training samples.
+        Number of training samples.
     delta : float in (0, 1), default=0.05
     n_classes : int >= 1, default=1
-        Labels, which multiply the covering number of the inputs.
+        Number of labels, which multiplies the covering number of the inputs.
 
     Returns
     -------
@@ -164,12 +164,12 @@ def robustness_bound_from_covering(covering_number: float, m: int, delta: float 
 
 
 def _unit_ball(radius: float, dim: int) -> float:
-    """Balls of `radius` that cover the unit ball of a space of `dim` dimensions."""
+    """Number of balls of `radius` that cover the unit ball in `dim` dimensions."""
     return _power(1 + 2 / check_interval("radius", radius, 0, closed="neither"), dim)
 
 
 def _power(base: float, exponent: int) -> float:
-    """base**exponent, inf beyond the largest float."""
+    """base**exponent, or inf above the largest float."""
     try:
         return base**exponent
     except OverflowError:

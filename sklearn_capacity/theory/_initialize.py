@@ -25,38 +25,38 @@ def initialize_mean_field(
     sigma_b2: float | Sequence[float],
     random_state: int | np.random.RandomState | np.random.Generator | None = None,
 ) -> nn.Module:
-    """A copy of the module with Gaussian weights: W ~ N(0, sigma_w2 / fan_in), b ~ N(0, sigma_b2).
+    """Return a copy of the module with Gaussian weights: W ~ N(0, sigma_w2 / fan_in), b ~ N(0, sigma_b2).
 
-    fan_in is what one unit sees: `in_features` of a Linear, in_channels / groups times the kernel's size of a Conv.
-    The module itself, and every global random stream, stay as they are.
+    fan_in is the number of inputs of one unit: `in_features` of a Linear, in_channels / groups times the kernel size of
+    a Conv. The module itself and all global random streams do not change.
 
     Parameters
     ----------
     module : nn.Module
-        Its parameters must all belong to Linear and Conv layers; activations and pooling may stand anywhere.
+        Its parameters must all belong to Linear and Conv layers; activations and pooling may be anywhere.
     sigma_w2 : float in (0, inf), or one per weight layer in the order of `module.modules()`
     sigma_b2 : float in [0, inf), or one per weight layer
         Must be 0 for a layer without a bias.
     random_state : int, numpy RandomState, numpy Generator or None, default=None
-        An integer gives the same numbers on every device, and in float32 the rounded float64 ones. None: fresh numbers.
+        An integer gives the same numbers on all devices (in float32 the rounded float64 ones). None: new numbers.
 
     Returns
     -------
     nn.Module
-        A deep copy, on the same device and in the same dtype.
+        A deep copy, on the same device and with the same dtype.
 
     Raises
     ------
     TypeError
-        A parameter outside Linear and Conv layers, a normalisation layer even without parameters (it rescales what the
-        theory computes), a parametrised or a lazy layer, or no module.
+        If there is a parameter outside Linear and Conv layers, a normalisation layer even without parameters (it
+        rescales what the theory computes), or a parametrised or lazy layer, or if `module` is not a module.
     ValueError
-        A variance outside its range, or a positive `sigma_b2` for a layer without a bias.
+        If a variance is outside its range, or `sigma_b2` is positive for a layer without a bias.
 
     Notes
     -----
-    Parameters that several layers share are drawn once, with the first layer's variance. A max or average pooling is
-    left alone, but the theory of `mean_field` does not include it.
+    Parameters that several layers share are drawn once, with the first layer's variance. Max and average pooling are
+    allowed, but the theory of `mean_field` does not include them.
 
     References
     ----------
@@ -71,7 +71,7 @@ def initialize_mean_field(
     >>> round(drawn[0].weight.var().item() * 400, 2)
     3.02
     """
-    list(_weight_layers(module))  # all refusals, before torch's own of copying what it cannot
+    list(_weight_layers(module))  # all checks, before torch refuses to copy the module
     module = copy.deepcopy(module)
     layers = list(_weight_layers(module))
     if not layers:
@@ -109,17 +109,17 @@ def make_generator(random_state: Any) -> torch.Generator:
 
 
 def draw_normal(shape: Sequence[int], variance: float, generator: torch.Generator) -> Tensor:
-    """N(0, variance) in float64 on the CPU, so that the numbers depend on neither device nor dtype."""
+    """N(0, variance) in float64 on the CPU, so that the numbers do not depend on device or dtype."""
     values = torch.randn(tuple(shape), generator=generator, dtype=torch.float64, device="cpu")
     return values * float(variance) ** 0.5
 
 
 def _weight_layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Linear and Conv layers by name; anything else that owns parameters is refused."""
+    """Linear and Conv layers by name; other layers with parameters are refused."""
     for name, layer in check_instance("module", module, nn.Module, "an nn.Module").named_modules():
         kind = type(layer).__name__
         if any(isinstance(part, nn.UninitializedParameter) for part in layer.parameters(recurse=False)):
-            raise TypeError(f"`module` must know its shapes, but layer {name!r} is lazy. Run one forward pass first.")
+            raise TypeError(f"`module` must have its shapes, but layer {name!r} is lazy. Run one forward pass first.")
         own = {part for part, _ in layer.named_parameters(recurse=False)}
         if isinstance(layer, WEIGHT_LAYERS):
             if not all(isinstance(part, nn.Parameter | None) for part in (layer.weight, layer.bias)):

@@ -1,4 +1,4 @@
-"""Inputs as mean-field theory wants them."""
+"""Inputs for mean-field theory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["as_samples", "input_correlation", "normalize_samples"]
 
 
 def input_correlation(X: Any) -> float:
-    """Mean of x_s . x_t / n_features over pairs s != t of normalised samples, as `mean_field` takes it.
+    """Compute the mean of x_s . x_t / n_features over pairs s != t of normalised samples, for `mean_field`.
 
-    Each sample is first brought to mean 0 and variance 1 over its features, as Karakida et al. do with images.
+    Each sample is first scaled to mean 0 and variance 1 over its features, as Karakida et al. do for images.
 
     Parameters
     ----------
@@ -24,12 +24,12 @@ def input_correlation(X: Any) -> float:
     Returns
     -------
     float in [0, 1]
-        0 for independent inputs; a negative mean, which only a small sample can have, is returned as 0.
+        0 for independent inputs; a negative mean, which is only possible for few samples, is returned as 0.
 
     Raises
     ------
     ValueError
-        Fewer than two samples, a constant sample, NaN or infinity.
+        For fewer than two samples, a constant sample, NaN or infinity.
 
     Examples
     --------
@@ -57,9 +57,9 @@ def as_samples(X: Any) -> NDArray[Any]:
 
 
 def normalize_samples(X: NDArray[Any]) -> NDArray[Any]:
-    """Each row to mean 0 and variance 1."""
+    """Scale each row to mean 0 and variance 1."""
     centred = X - X.mean(axis=1, keepdims=True)
     scale = centred.std(axis=1, keepdims=True)
     if not (scale > 0).all():
-        raise ValueError(f"`X` must not hold constant samples, but sample {int(np.argmin(scale))} is constant.")
+        raise ValueError(f"`X` must not contain constant samples, but sample {int(np.argmin(scale))} is constant.")
     return centred / scale

@@ -1,4 +1,4 @@
-"""Gaussian integrals of an activation and its derivative: closed forms, or quadrature."""
+"""Gaussian integrals of an activation and its derivative: closed forms or quadrature."""
 
 from __future__ import annotations
 
@@ -83,14 +83,14 @@ class RectifierIntegrals(ActivationIntegrals):
         return float(self.slope * b + (1 - self.slope) ** 2 * relu)
 
     def slope_product(self, a: float, b: float) -> float:
-        # (C.12) prints a factor a too many: a product of two derivatives of relu has no unit
+        # (C.12) prints a superfluous factor a: a product of two derivatives of relu is dimensionless
         relu = (np.pi / 2 + np.arcsin(_cosine(a, b))) / (2 * np.pi)
         return float(self.slope + (1 - self.slope) ** 2 * relu)
 
 
 @dataclass(frozen=True)
 class ErfIntegrals(ActivationIntegrals):
-    """phi(x) = erf(x): (C.3), (C.4), (C.7), (C.8), with arcsin for their arctan (no overflow)."""
+    """phi(x) = erf(x): (C.3), (C.4), (C.7), (C.8), with arcsin instead of arctan (no overflow)."""
 
     def square(self, a: float) -> float:
         return self.product(a, a)
@@ -113,9 +113,9 @@ class ErfIntegrals(ActivationIntegrals):
 
 @dataclass(frozen=True)
 class QuadratureIntegrals(ActivationIntegrals):
-    """Any activation, by rules (nodes, weights) for the standard normal average.
+    """Any activation, with quadrature rules (nodes, weights) for the standard normal average.
 
-    `line` serves the 1-D integrals and may be much finer than `plane`, which serves either dimension of the 2-D ones.
+    `line` is for the 1-D integrals and may be much finer than `plane`, which is for each dimension of the 2-D ones.
     """
 
     function: Callable[[Array], Array]
@@ -165,8 +165,8 @@ def hermite_rule(n_nodes: int) -> Rule:
 def equidistant_rule(n_nodes: int) -> Rule:
     """Equally spaced nodes, an even number.
 
-    On a Gaussian average the error falls as exp(-2 pi d / spacing), d the distance of the nearest pole; with a steep
-    tanh 200 of these nodes are worth thousands of Gauss-Hermite nodes.
+    For a Gaussian average, the error decreases as exp(-2 pi d / spacing), with d the distance of the nearest pole; for
+    a steep tanh, 200 of these nodes are as good as thousands of Gauss-Hermite nodes.
     """
     nodes = np.linspace(-10.0, 10.0, n_nodes + 1)[:-1] + 10.0 / n_nodes
     return _normalised(nodes, np.exp(-nodes * nodes / 2))
@@ -174,30 +174,31 @@ def equidistant_rule(n_nodes: int) -> Rule:
 
 def _normalised(nodes: NDArray[Any], weights: NDArray[Any]) -> Rule:
     weights = weights / weights.sum()
-    nodes.flags.writeable = weights.flags.writeable = False  # cached, hence shared
+    nodes.flags.writeable = weights.flags.writeable = False  # cached and therefore shared
     return nodes, weights
 
 
 def evaluate(function: Callable[[Array], Array], u: Array, label: str) -> Array:
-    """The user's function at u, checked: an array in, an array of the same shape out, all finite."""
+    """The user's function at u, checked to map an array to a finite array of the same shape."""
     try:
         values = np.asarray(function(u), dtype=np.float64)
-    except TypeError as error:  # such as the functions of `math`, which take one number
+    except TypeError as error:  # for example the functions of `math`, which accept one number
         raise TypeError(
-            f"`activation` must hold functions which work element by element: its {label} took no array ({error}). Use "
+            f"`activation` must contain functions that work element by element, but its {label} accepts no array "
+            f"({error}). Use "
             "numpy functions."
         ) from error
-    if values.shape == ():  # a constant derivative may be written as a number
+    if values.shape == ():  # a constant derivative may be returned as a number
         values = np.full_like(u, float(values))
     if values.shape != u.shape:
         raise ValueError(
-            f"`activation` must hold functions which work element by element: its {label} turned shape {u.shape} "
-            f"into {values.shape}. Use numpy functions."
+            f"`activation` must contain functions that work element by element, but its {label} maps shape {u.shape} "
+            f"to {values.shape}. Use numpy functions."
         )
     if not np.isfinite(values).all():
         worst = u[~np.isfinite(values)].flat[0]
         raise ValueError(
-            f"`activation` must hold functions with finite values, its {label} is not finite at {worst:g}. "
+            f"`activation` must contain functions with finite values, but its {label} is not finite at {worst:g}. "
             f"Write it so that it does not overflow."
         )
     return values
@@ -210,20 +211,20 @@ def check_derivative(pair: Pair) -> None:
     integral = np.concatenate([[0.0], np.cumsum((slope[1:] + slope[:-1]) / 2 * np.diff(x))])
     gap = np.abs(phi - phi[0] - integral)
     if np.ptp(phi) == 0:
-        raise ValueError("`activation` must not be constant: nothing of the input would reach the output.")
+        raise ValueError("`activation` must not be constant: the output would not depend on the input.")
     if gap.max() > 1e-2 * max(float(np.ptp(phi)), float(np.ptp(integral))):
         raise ValueError(
-            f"`activation` must be (function, derivative), but the integral of the second misses the first by "
-            f"{gap.max():g} at {x[gap.argmax()]:g}. Give the function's derivative; a function that jumps has none."
+            f"`activation` must be (function, derivative), but the integral of the second differs from the first by "
+            f"{gap.max():g} at {x[gap.argmax()]:g}. Pass the function's derivative; a function with a jump has none."
         )
 
 
 def _cosine(a: float, b: float) -> float:
-    return min(1.0, max(-1.0, b / a))  # rounding may carry b past a
+    return min(1.0, max(-1.0, b / a))  # rounding may make b larger than a
 
 
 def _tanh_slope(x: Array) -> Array:
-    with np.errstate(over="ignore"):  # cosh overflows to inf where the slope is 0
+    with np.errstate(over="ignore"):  # cosh overflows to inf, where the slope is 0
         return 1 / np.cosh(x) ** 2
 
 

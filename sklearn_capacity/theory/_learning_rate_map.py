@@ -1,4 +1,4 @@
-"""Training losses over learning rates and networks, beside the critical rate that theory predicts."""
+"""Training losses over learning rates and networks, with the critical rate predicted by theory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FUNCTIONS = {
     "sigmoid": torch.sigmoid,
 }
 VARIED = ("width", "depth", "sigma_w2", "sigma_b2")
-CHUNK = 4_000_000  # numbers in the largest tensor of one batch of networks
+CHUNK = 4_000_000  # number of entries in the largest tensor of one batch of networks
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class LearningRateMap:
     Attributes
     ----------
     vary : str
-        What `values` are: "width", "depth", "sigma_w2" or "sigma_b2".
+        The parameter in `values`: "width", "depth", "sigma_w2" or "sigma_b2".
     values : ndarray of shape (n_values,)
     learning_rates : ndarray of shape (n_rates,)
     losses : ndarray of shape (n_values, n_rates, n_trials)
@@ -57,7 +57,7 @@ class LearningRateMap:
 
     @property
     def mean_losses(self) -> NDArray[np.float64]:
-        """Mean over the trials, shape (n_values, n_rates); inf where any diverged."""
+        """Mean over the trials, shape (n_values, n_rates); inf if any trial diverged."""
         return self.losses.mean(axis=2)
 
     @property
@@ -103,7 +103,7 @@ def learning_rate_map(
     device: str | torch.device = "cpu",
     verbose: int = 0,
 ) -> LearningRateMap:
-    """Train random networks at many learning rates and tell which diverge (Karakida et al., figure 2).
+    """Train random networks at many learning rates to see which diverge (Karakida et al., figure 2).
 
     Full-batch gradient descent with momentum on E = (1 / 2T) sum_t ||y_t - f(x_t)||^2, from weights drawn by eq. (2):
     theta_{t+1} = theta_t - eta grad E + mu (theta_t - theta_{t-1}). All rates of one trial start from the same weights.
@@ -111,12 +111,12 @@ def learning_rate_map(
     Parameters
     ----------
     X : array-like of shape (n_samples, ...)
-        Each sample is brought to mean 0 and variance 1 over its features, as the theory assumes.
+        Each sample is scaled to mean 0 and variance 1 over its features, as the theory assumes.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
-        Targets; for classes, one-hot rows.
+        Targets; one-hot rows for classes.
     learning_rates : increasing sequence of floats in (0, inf)
     values : increasing sequence
-        Values of the parameter that `vary` names, which replace the one given by keyword.
+        Values of the parameter named by `vary`, which replace its keyword argument.
     vary : {"width", "depth", "sigma_w2", "sigma_b2"}, default="width"
     activation : {"relu", "linear", "erf", "tanh", "leaky_relu", "sigmoid"}, default="tanh"
     sigma_w2, sigma_b2, depth, width, output
@@ -124,35 +124,35 @@ def learning_rate_map(
     momentum : float in [0, 1), default=0.9
     n_steps : int, default=100
     n_trials : int, default=5
-        Draws of the initial weights per cell.
+        Number of draws of the initial weights per cell.
     divergence_loss : float in (0, inf), default=1000.0
-        A run has diverged if its loss ends above this or was not finite at any step.
+        A run counts as diverged if its final loss is above this value or its loss was ever not finite.
     correlated_inputs : bool, default=False
-        Whether the critical rate is computed with `input_correlation(X)` rather than with the paper's 0.
+        Whether to compute the critical rate with `input_correlation(X)` instead of the paper's 0.
     random_state : int, default=0
     device : str or torch.device, default="cpu"
-        float32 X is trained in float32, anything else in float64.
+        Device of the training. Training is in float32 for X in float32, and otherwise in float64.
     verbose : int, default=0
         1 shows a progress bar.
 
     Returns
     -------
     LearningRateMap
-        Losses over the grid, beside the critical learning rates.
+        Losses over the grid, and the critical learning rates.
 
     Raises
     ------
     ValueError, TypeError
-        A parameter outside its range, or X and y that do not fit.
+        If a parameter is outside its range, or X and y do not match.
 
     Notes
     -----
-    Cost: len(values) * len(learning_rates) * n_trials * n_steps training steps, in batches of networks. Bounded outputs
-    ("activated" tanh, "sigmoid") cannot diverge: their map shows high losses instead.
+    The cost is len(values) * len(learning_rates) * n_trials * n_steps training steps, in batches of networks. Bounded
+    outputs ("activated" tanh, "sigmoid") cannot diverge: their map shows high losses instead.
 
-    Theorem 6 says that a rate above the line cannot converge to a minimum which still has the variances of the initial
-    weights. The loss then grows at first, but need not explode: rectifier networks up to about 4 times the critical
-    rate may find a flatter minimum or end at the constant predictor.
+    According to theorem 6, a rate above the line cannot converge to a minimum that still has the variances of the
+    initial weights. The loss then grows at first, but need not explode: with up to about 4 times the critical rate,
+    rectifier networks may find a flatter minimum or end at the constant predictor.
 
     References
     ----------
@@ -206,7 +206,7 @@ def _row_losses(
     seed: tuple[int, int],
     progress: tqdm,
 ) -> NDArray[np.float64]:
-    """Final losses (n_rates, n_trials), nan or inf for a run that left the finite numbers."""
+    """Final losses (n_rates, n_trials), nan or inf for a run that overflowed."""
     X, y = data
     sizes = row.sizes(X.shape[1], y.shape[1])
     starts = [_draw_network(row, sizes, np.random.SeedSequence([*seed, trial])) for trial in range(n_trials)]
@@ -236,7 +236,7 @@ def _draw_network(row: _Ensemble, sizes: list[int], seed: np.random.SeedSequence
 def _descend(
     row: _Ensemble, parameters: list[Tensor], X: Tensor, y: Tensor, eta: Tensor, momentum: float, n_steps: int
 ) -> Tensor:
-    """Losses of a batch of networks after gradient descent, eq. (14); the networks do not touch each other."""
+    """Losses of a batch of networks after gradient descent, eq. (14); the networks are independent."""
     velocity = [torch.zeros_like(parameter) for parameter in parameters]
     lost = torch.zeros(len(eta), dtype=torch.bool, device=X.device)
     for _ in range(n_steps):
@@ -291,7 +291,7 @@ def _increasing(name: str, values: Any, zero: bool = False) -> NDArray[np.float6
 def _as_given(vary: str, value: float) -> float | int:
     if vary in ("width", "depth"):
         if value != int(value):
-            raise ValueError(f"`values` must be integers where `vary` is {vary!r}, got {value:g}.")
+            raise ValueError(f"`values` must be integers if `vary` is {vary!r}, got {value:g}.")
         return int(value)
     return float(value)
 

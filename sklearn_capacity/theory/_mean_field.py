@@ -28,7 +28,7 @@ __all__ = ["ACTIVATIONS", "OUTPUTS", "mean_field", "per_layer"]
 
 ACTIVATIONS = (*CLOSED_FORMS, *QUADRATURE_PAIRS)
 OUTPUTS = ("activated", "linear", "sigmoid")
-REFINEMENTS = (400, 800, 1600)  # equally spaced nodes per dimension, where Gauss-Hermite misses the tolerance
+REFINEMENTS = (400, 800, 1600)  # equally spaced nodes per dimension, used if Gauss-Hermite misses the tolerance
 Spec = str | Pair
 
 
@@ -47,7 +47,7 @@ def mean_field(
     n_nodes: int = 200,
     tolerance: float = 1e-6,
 ) -> MeanField:
-    """Mean-field statistics of the Fisher information matrix of a wide random fully-connected network.
+    """Compute mean-field statistics of the Fisher information matrix of a wide random fully-connected network.
 
     With W^l ~ N(0, sigma_w^2 / M_{l-1}), b^l ~ N(0, sigma_b^2), inputs with E x_i^2 = 1, and D the standard normal
     average: q^l = sigma_w^2 q_hat^{l-1} + sigma_b^2, q_hat^l = D phi(sqrt(q^l) u)^2, q_hat^0 = 1 (forward) and
@@ -57,53 +57,53 @@ def mean_field(
     Parameters
     ----------
     activation : {"relu", "linear", "erf", "tanh", "leaky_relu", "sigmoid"}, (function, derivative) or list of these
-        A pair holds numpy functions that work element by element, non-decreasing. A list has one entry per layer:
+        A pair contains numpy functions that work element by element, non-decreasing. A list has one entry per layer:
         `depth` entries if `output` is "activated", the `depth` - 1 hidden layers otherwise.
-    sigma_w2 : float in (0, inf), or `depth` of them
+    sigma_w2 : float in (0, inf), or a sequence of length `depth`
         Variance of a weight times its layer's number of inputs.
-    sigma_b2 : float in [0, inf), or `depth` of them
+    sigma_b2 : float in [0, inf), or a sequence of length `depth`
         Variance of a bias.
     depth : int, at least 2
         Number L of weight layers.
     width : int, at least 1
-        M; layer l has alpha_l M units.
+        Scale M of the widths; layer l has alpha_l M units.
     n_outputs : int, default=1
-        C, which does not grow with M.
+        Number C of outputs, which does not grow with M.
     width_ratios : sequence of `depth` floats in (0, inf), default=None
         alpha_0 (the input) .. alpha_{L-1}; None means ones.
     output : {"activated", "linear", "sigmoid"}, default="activated"
-        What follows the last weight layer; "activated" is the network's own activation, as in the paper.
+        The function after the last weight layer; "activated" is the network's activation, as in the paper.
     input_correlation : float in [0, 1], default=0.0
-        Mean of x_s . x_t / M_0 over pairs of samples, q_hat_st^0. The paper assumes 0; normalised MNIST digits have
+        Mean q_hat_st^0 of x_s . x_t / M_0 over pairs of samples. The paper assumes 0; for normalised MNIST digits it is
         about 0.3.
     negative_slope : float in [0, inf), default=0.01
-        Of "leaky_relu".
+        Slope of "leaky_relu" for negative inputs.
     n_nodes : even int in [4, 200], default=200
-        Gauss-Hermite nodes per dimension, for "tanh", "sigmoid" and pairs. The others have closed forms.
+        Number of Gauss-Hermite nodes per dimension, for "tanh", "sigmoid" and pairs. All others have closed forms.
     tolerance : float in (0, inf), default=1e-6
-        The results of `n_nodes` and of half as many nodes must agree to this (relative). Where they do not, 400, 800
-        and 1600 equally spaced nodes are tried in turn, which a steep activation needs.
+        The results with `n_nodes` and with half as many nodes must agree to this relative accuracy. If they do not,
+        400, 800 and 1600 equally spaced nodes are tried in turn, which a steep activation needs.
 
     Returns
     -------
     MeanField
-        Frozen; its attributes and methods are the theorems.
+        An immutable object whose attributes and methods correspond to the theorems.
 
     Raises
     ------
     ValueError, TypeError
-        A parameter outside its range, a derivative that is not the function's, or a variance that overflows.
+        If a parameter is outside its range, a derivative does not match its function, or a variance overflows.
 
     Warns
     -----
     CapacityWarning
-        The quadrature missed `tolerance`: a function with kinks, or so steep that the nodes miss its rise. The error
-        reached is in the message and in `quadrature_error`.
+        If the quadrature misses `tolerance`, for a function with kinks, or one so steep that the nodes miss its rise.
+        The achieved error is in the message and in `quadrature_error`.
 
     Notes
     -----
     The theorems hold for M >> 1 and T >> 1. At finite width the mean eigenvalue is off by O((1 + C) / M), since
-    alpha M^2 counts neither the biases nor the last layer. They take backward and forward signals for independent.
+    alpha M^2 counts neither the biases nor the last layer. They treat backward and forward signals as independent.
 
     Theorem 7, the expectation of theta^T F theta, is false as printed: it drops cross-layer terms of the same order.
     `fisher_rao` is the corrected value. Let v be the derivative of the pre-activation u along theta; (u, v) is
@@ -112,8 +112,8 @@ def mean_field(
     theta). The value is C A for linear outputs and C E[(phi' v)^2] otherwise. For a linear network without biases it
     is L^2 E f^2 per output, as homogeneity demands (Liang et al., lemma 2.1); the printed form has L for L^2.
 
-    Cost: `depth` 2-D integrals, i.e. closed forms in microseconds, otherwise about 5 ms per layer at
-    200 nodes, 0.3 s at 1600.
+    Cost: `depth` 2-D integrals, that is, microseconds for closed forms, otherwise about 5 ms per layer with 200 nodes
+    and 0.3 s with 1600.
 
     References
     ----------
@@ -151,7 +151,7 @@ def mean_field(
     results, error = _converged(specs, n_nodes, tolerance, slope, (w2, b2, rho))
     if error > tolerance:
         warn(
-            f"The quadrature of the activation is accurate to {error:.1g} only, `tolerance` is {tolerance:g}. "
+            f"The quadrature of the activation is accurate only to {error:.1g}, but `tolerance` is {tolerance:g}. "
             f"Use a smoother activation, smaller variances or a closed form.",
         )
     values = {name: value * n_outputs if name.startswith("fisher") else value for name, value in results.items()}
@@ -204,7 +204,7 @@ def _is_pair(spec: Any) -> bool:
 def _converged(
     specs: list[Spec], n_nodes: int, tolerance: float, slope: float, ensemble: tuple[Array, Array, float]
 ) -> tuple[dict[str, Any], float]:
-    """Order parameters by the first rule that agrees with the one before it, and their disagreement."""
+    """Order parameters from the first rule that agrees with the previous one, and their difference."""
     coarse, fine = hermite_rule(2 * (n_nodes // 4)), hermite_rule(n_nodes)
     results = _order_parameters([_integrals(spec, coarse, coarse, slope) for spec in specs], *ensemble)
     if all(spec in CLOSED_FORMS for spec in specs):
@@ -253,7 +253,7 @@ def _order_parameters(layers: list[ActivationIntegrals], w2: Array, b2: Array, r
 
 
 def _fisher_rao(layers: list[ActivationIntegrals], q: Array, w2: Array, b2: Array) -> float:
-    """E (theta . grad f)^2 of one output; `b2` is zero where the biases take no part."""
+    """E (theta . grad f)^2 of one output; `b2` is zero if theta excludes the biases."""
     A = B = w2[0] + b2[0]
     for i, phi in enumerate(layers):
         r = B / q[i]  # v = r u + an independent part of variance A - r B
@@ -267,7 +267,7 @@ def _fisher_rao(layers: list[ActivationIntegrals], q: Array, w2: Array, b2: Arra
 
 
 def _relative_change(fine: dict[str, Any], coarse: dict[str, Any]) -> float:
-    """Largest difference between two rules; a two-sample average is measured against its one-sample bound."""
+    """Largest difference between two rules; a two-sample average is compared with its one-sample bound."""
     changes = []
     for name, value in fine.items():
         scale = np.abs(fine[name.removesuffix("_st")])

@@ -11,20 +11,20 @@ from sklearn_capacity.theory._integrals import Array
 
 __all__ = ["MeanField"]
 
-# The mean of an odd activation comes out as a few units in the last place, and enters as its square.
+# The computed mean of an odd activation is a few units in the last place, and it enters as its square.
 ROUNDING = (100 * np.finfo(np.float64).eps) ** 2
 
 
 @dataclass(frozen=True, eq=False)
 class MeanField:
-    """Statistics of the Fisher information of a wide random network, as `mean_field` returns them.
+    """Statistics of the Fisher information of a wide random network, as returned by `mean_field`.
 
     F = (1/T) sum_t sum_k grad f_k(x_t) grad f_k(x_t)^T over P weights and biases, T samples with E x_i^2 = 1.
 
     Attributes
     ----------
     depth, width, n_outputs : int
-        Weight layers L, the scale M of the widths, outputs C.
+        Number of weight layers L, scale M of the widths, number of outputs C.
     width_ratios : ndarray of shape (L,)
         alpha_0 .. alpha_{L-1}: layer l has alpha_l M units.
     sigma_w2, sigma_b2 : ndarray of shape (L,)
@@ -108,7 +108,7 @@ class MeanField:
 
     @property
     def fisher_rao_theorem7(self) -> float:
-        """C sum_l sigma_w^2 q_tilde^l q_hat^{l-1}, theorem 7 as printed: **false**, kept for comparison."""
+        """C sum_l sigma_w^2 q_tilde^l q_hat^{l-1}, theorem 7 as printed: **incorrect**, kept for comparison."""
         return float(self.n_outputs * (self.sigma_w2 * self.q_tilde) @ self.q_hat[:-1])
 
     def n_large_eigenvalues(self, k: float) -> float:
@@ -138,8 +138,8 @@ class MeanField:
         Returns
         -------
         float
-            inf where the lower bound of lambda_max is 0 (odd activation, no biases, uncorrelated inputs): then the
-            theorem excludes nothing.
+            inf if the lower bound of lambda_max is 0 (odd activation, no biases, uncorrelated inputs): the theorem then
+            excludes nothing.
         """
         momentum = check_interval("momentum", momentum, 0.0, 1.0, closed="left")
         lower = self.max_eigenvalue_bounds[0]
@@ -147,7 +147,7 @@ class MeanField:
 
     @property
     def _correlation(self) -> float:
-        """sum_l alpha_{l-1} q_tilde_st^l q_hat_st^{l-1}; 0 where only the rounding of the integrals is left of it."""
+        """sum_l alpha_{l-1} q_tilde_st^l q_hat_st^{l-1}; 0 if it is only rounding error of the integrals."""
         value = float((self.width_ratios * self.q_tilde_st) @ self.q_hat_st[:-1])
-        alike = float((self.width_ratios * self.q_tilde) @ self.q_hat[:-1])  # of a sample with itself
+        alike = float((self.width_ratios * self.q_tilde) @ self.q_hat[:-1])  # for a sample with itself
         return value if value > ROUNDING * alike else 0.0

@@ -190,7 +190,7 @@ def test_unpadded_conv_net_knows_its_smallest_image():
     [
         ("resnet20", (64,), r"`input_shape` must be \(channels, height, width\) for this architecture, got \(64,\)"),
         ("resnet20", (1, 3, 8), "at least 4 for this architecture"),
-        ("vgg", DIGIT, "a height and a width of at least 16 .* Take one with less pooling, or enlarge"),
+        ("vgg", DIGIT, "a height and a width of at least 16 .* Use one with less pooling, or enlarge"),
         ("conv", (1, 3, 3), "at least 4"),
         ("all_cnn_c", (1, 3, 3), "at least 4"),
         ("preact_resnet18", (1, 7, 7), "at least 8"),
@@ -214,7 +214,7 @@ def test_shape_and_name_errors(name, shape, message):
         ("resnet20_gl", {"layer_form": "conv5x5"}, "`layer_form` must be one of"),
         ("resnet20_gl", {"nu": 0.0}, "`nu` must lie in"),
         ("preact_resnet18", {"stem": "big"}, "`stem` must be one of"),
-        ("preact_resnet18", {"n_blocks": (2, 2)}, "`n_blocks` must be one number or one for each of 4 stages"),
+        ("preact_resnet18", {"n_blocks": (2, 2)}, "`n_blocks` must be one number or one for each of the 4 stages"),
         ("preact_resnet18", {"dropout": 1.0}, r"`dropout` must lie in \[0, 1\)"),
         ("vgg", {"dropout": -1.0}, r"`dropout` must lie in \[0, 1\)"),
         ("residual_mlp", {"skip": 119}, "`skip` must be between 1 and 118"),

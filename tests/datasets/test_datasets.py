@@ -150,7 +150,9 @@ def test_no_network_is_a_clear_error(monkeypatch, fetch):
         raise URLError("no route")
 
     monkeypatch.setattr(datasets.images, "fetch_openml", fetch_openml)
-    with pytest.raises(ConnectionError, match="could not reach OpenML .* Call it once with a network, or pass as `d"):
+    with pytest.raises(
+        ConnectionError, match="could not reach OpenML .* Call it once with network access, or pass as `d"
+    ):
         fetch()
 
 
@@ -159,7 +161,7 @@ def test_no_network_is_a_clear_error(monkeypatch, fetch):
     [
         (lambda: make_noisy_quadratic(noise=-1), r"`noise` must lie in \[0, inf\), got -1"),
         (lambda: make_noisy_quadratic(0), "`n_samples` must be at least 1"),
-        (lambda: make_noisy_cubic(interval=(1, 1)), "`interval` must have finite ends in rising order"),
+        (lambda: make_noisy_cubic(interval=(1, 1)), "`interval` must have finite ends in ascending order"),
         (lambda: make_noisy_cubic(interval=(0, np.inf)), "`interval` must have finite ends"),
         (lambda: make_piecewise_linear_curves(2, n_points=3, n_pieces=4), "`n_pieces` must be between 1 and 3, got 4"),
         (lambda: randomize_labels([0, 1], 1.1), r"`fraction` must lie in \[0, 1\], got 1.1"),

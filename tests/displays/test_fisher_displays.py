@@ -64,7 +64,12 @@ def test_several_spectra_on_given_axes():
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [([], "one-dimensional, finite"), ([0.0], "above 0"), ([[1.0]], r"shape \(1, 1\)"), ({}, "at least one spectrum")],
+    [
+        ([], "one-dimensional and finite"),
+        ([0.0], "above 0"),
+        ([[1.0]], r"shape \(1, 1\)"),
+        ({}, "at least one spectrum"),
+    ],
 )
 def test_what_is_no_spectrum_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
@@ -116,7 +121,7 @@ def test_from_a_search():
     _, axes = plt.subplots(1, 2)
     display = CapacityGapDisplay.from_search(search, color="C").plot(axes)
     assert set(display.points_) == {"fisher_rao_norm", "margin"}
-    with pytest.raises(ValueError, match="`axes` must hold 2 Axes, one per measure, got 1"):
+    with pytest.raises(ValueError, match="`axes` must contain 2 Axes, one per measure, got 1"):
         display.plot(axes[0])
 
 

@@ -80,7 +80,7 @@ def test_batches_and_seeds():
         ([1.0], [1.0], r"one shape \(n_draws, n_nodes\), got shapes \(1,\) and \(1,\)"),
         ([[1.0, 2.0]], [[1.0]], r"got shapes \(1, 2\) and \(1, 1\)"),
         ([[np.nan]], [[1.0]], "must be finite"),
-        ([[1.0, 2.0]], [[0.5, 0.6]], "have the sum 1"),
+        ([[1.0, 2.0]], [[0.5, 0.6]], "sum to 1"),
         ([[1.0, 2.0]], [[-0.5, 1.5]], "at least 0"),
     ],
 )

@@ -34,7 +34,7 @@ def test_margins_of_models_are_those_that_are_measured():
 
 @pytest.mark.parametrize("margins", [np.array([]), np.array([1.0, np.nan]), {}])
 def test_margins_that_cannot_be_drawn(margins):
-    with pytest.raises(ValueError, match="`margins` must hold"):
+    with pytest.raises(ValueError, match="`margins` must contain"):
         MarginDisplay(margins).plot()
 
 

@@ -111,7 +111,7 @@ def test_norm_geometry_uses_given_axes_and_leaves_infinities_out():
     figure, ax = plt.subplots()
     assert display.plot(ax).axes_[0] is ax
     assert np.isfinite(display.contours_["norm"].levels).all()
-    with pytest.raises(ValueError, match="`axes` must hold 1 Axes, got 2"):
+    with pytest.raises(ValueError, match="`axes` must contain 1 Axes, got 2"):
         display.plot([ax, ax])
     with pytest.raises(ValueError, match="`levels` must be at least 1, got 0"):
         display.plot(levels=0)
@@ -170,7 +170,7 @@ def test_kurtosis_in_the_legend_is_that_of_the_distribution():
 def test_histogram_refuses_what_are_no_numbers(values):
     with pytest.raises(ValueError, match="`weights` of 'net' must be finite numbers, at least one"):
         WeightHistogramDisplay({"net": values}).plot()
-    with pytest.raises(ValueError, match="`weights` must hold at least one network's weights, got none"):
+    with pytest.raises(ValueError, match="`weights` must contain at least one network's weights, got none"):
         WeightHistogramDisplay({}).plot()
     with pytest.raises(ValueError, match="`bins` must be at least 1, got 0"):
         WeightHistogramDisplay({"net": [1.0]}).plot(bins=0)

@@ -305,7 +305,10 @@ def test_display_from_estimators():
 
 @pytest.mark.parametrize(
     ("curves", "message"),
-    [({}, "must hold at least one curve"), ({"a": np.ones((3, 3))}, r"of shape \(n_alphas, 2\), got \(3, 3\) for 'a'")],
+    [
+        ({}, "must contain at least one curve"),
+        ({"a": np.ones((3, 3))}, r"of shape \(n_alphas, 2\), got \(3, 3\) for 'a'"),
+    ],
 )
 def test_display_refuses_other_arrays(curves, message):
     with pytest.raises(ValueError, match=message):

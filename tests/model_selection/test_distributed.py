@@ -89,7 +89,7 @@ def client():
 
 
 def test_backend_needs_a_client():
-    with pytest.raises(ValueError, match="`client` must be a Dask client, as there is no current one"):
+    with pytest.raises(ValueError, match="`client` must be a Dask client if there is no current one"):
         model_selection.dask_backend()
 
 

@@ -107,13 +107,13 @@ def test_refusals():
         rank_measures(data.drop(columns="train_accuracy"))
     with pytest.raises(ValueError, match="at least 2 models with a finite gap, got 1"):
         rank_measures(data[:1])
-    with pytest.raises(ValueError, match="columns of measures beside the gap"):
+    with pytest.raises(ValueError, match="columns of measures besides the gap"):
         rank_measures(data.drop(columns=["path_norm", "margin"]))
     with pytest.raises(ValueError, match="`confidence` must lie in"):
         rank_measures(data, confidence=1.0)
     with pytest.raises(ValueError, match="`n_bootstrap` must be at least 2, got 1"):
         rank_measures(data, n_bootstrap=1)
-    with pytest.raises(TypeError, match="`table` must be a DataFrame, as `capacity_table` makes it, got dict"):
+    with pytest.raises(TypeError, match="`table` must be a DataFrame such as from `capacity_table`, got dict"):
         rank_measures({"gap": [0.1, 0.2]}, "gap")
-    with pytest.raises(TypeError, match="Column 'kind' of `table` must hold numbers"):
+    with pytest.raises(TypeError, match="Column 'kind' of `table` must contain numbers"):
         rank_measures(data.assign(kind="a"), measures="kind")

@@ -238,7 +238,7 @@ BAD = [
     ({"learning_rates": [1.0, 0.1]}, "`learning_rates` must be positive and increasing, got [1.0, 0.1]. Sort them."),
     ({"learning_rates": [-1.0]}, "`learning_rates` must be positive and increasing"),
     ({"learning_rates": []}, "`learning_rates` must be a non-empty sequence of finite numbers, got []."),
-    ({"values": [10.5]}, "`values` must be integers where `vary` is 'width', got 10.5."),
+    ({"values": [10.5]}, "`values` must be integers if `vary` is 'width', got 10.5."),
     ({"values": [1], "vary": "depth"}, "`depth` must be at least 2, got 1."),
     ({"values": [0.0], "vary": "sigma_w2"}, "`values` must be positive and increasing"),
     ({"vary": "momentum"}, "`vary` must be one of 'width', 'depth', 'sigma_w2', 'sigma_b2', got 'momentum'."),
@@ -251,7 +251,7 @@ BAD = [
     ({"random_state": -1}, "`random_state` must be at least 0, got -1."),
     ({"X": np.ones(8)}, "`X` must have shape (n_samples, ...) with at least one sample, got shape (8,)."),
     ({"X": np.full((8, 4), np.nan)}, "`X` must be finite, got NaN or infinity."),
-    ({"X": np.ones((8, 4))}, "`X` must not hold constant samples, but sample 0 is constant."),
+    ({"X": np.ones((8, 4))}, "`X` must not contain constant samples, but sample 0 is constant."),
     ({"y": np.ones(7)}, "`y` must have shape (8,) or (8, n_outputs), got (7,)."),
     ({"y": np.full(8, np.inf)}, "`y` must be finite, got NaN or infinity."),
 ]

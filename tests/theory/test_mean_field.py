@@ -133,7 +133,7 @@ def test_even_rules_are_right_on_the_kink(n_nodes):
 
 
 def test_missed_tolerance_is_told():
-    with pytest.warns(CapacityWarning, match=r"accurate to .* only, `tolerance` is 1e-06\. Use a smoother"):
+    with pytest.warns(CapacityWarning, match=r"accurate only to .*, but `tolerance` is 1e-06\. Use a smoother"):
         result = mean_field(relu_pair(), 2.0, 0.5, 3, 100)
     closed = mean_field("relu", 2.0, 0.5, 3, 100)
     assert 1e-6 < result.quadrature_error < 1e-3
@@ -316,11 +316,14 @@ BAD = [
     ({"activation": [np.tanh, np.cosh]}, "`activation` must have 3 entries for depth 3 and output 'activated', got 2."),
     ({"activation": ["tanh", "tanh", np.tanh]}, "`activation[2]` must be one of"),
     ({"activation": ["tanh"] * 3, "output": "linear"}, "`activation` must have 2 entries"),
-    ({"activation": (np.tanh, np.tanh)}, "the integral of the second misses the first by"),
-    ({"activation": (math.tanh, math.cos)}, "work element by element: its function took no array"),
-    ({"activation": (np.sign, np.zeros_like)}, "a function that jumps has none."),
+    ({"activation": (np.tanh, np.tanh)}, "the integral of the second differs from the first by"),
+    ({"activation": (math.tanh, math.cos)}, "work element by element, but its function accepts no array"),
+    ({"activation": (np.sign, np.zeros_like)}, "a function with a jump has none."),
     ({"activation": (np.zeros_like, np.zeros_like)}, "`activation` must not be constant"),
-    ({"activation": (lambda u: u[:3], np.ones_like)}, "`activation` must hold functions which work element by element"),
+    (
+        {"activation": (lambda u: u[:3], np.ones_like)},
+        "`activation` must contain functions that work element by element",
+    ),
     ({"activation": (lambda u: np.where(u > 7, np.nan, u), np.ones_like)}, "its function is not finite at 7.001"),
     ({"sigma_w2": 0}, "`sigma_w2` must lie in (0, inf), got 0."),
     ({"sigma_w2": float("nan")}, "`sigma_w2` must lie in (0, inf), got nan."),
