@@ -65,7 +65,7 @@ def test_several_spectra_on_given_axes():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([], "one-dimensional and finite"),
+        ([], "dimensional and finite"),
         ([0.0], "above 0"),
         ([[1.0]], r"shape \(1, 1\)"),
         ({}, "at least one spectrum"),

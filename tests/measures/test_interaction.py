@@ -306,7 +306,7 @@ def test_display_from_estimators():
 @pytest.mark.parametrize(
     ("curves", "message"),
     [
-        ({}, "must contain at least one curve"),
+        ({}, "contain at least one curve"),
         ({"a": np.ones((3, 3))}, r"of shape \(n_alphas, 2\), got \(3, 3\) for 'a'"),
     ],
 )

@@ -322,7 +322,7 @@ BAD = [
     ({"activation": (np.zeros_like, np.zeros_like)}, "`activation` must not be constant"),
     (
         {"activation": (lambda u: u[:3], np.ones_like)},
-        "`activation` must contain functions that work element by element",
+        "functions that work element by element",
     ),
     ({"activation": (lambda u: np.where(u > 7, np.nan, u), np.ones_like)}, "its function is not finite at 7.001"),
     ({"sigma_w2": 0}, "`sigma_w2` must lie in (0, inf), got 0."),

@@ -184,7 +184,7 @@ def test_keyboard_interrupt_keeps_what_was_learnt():
             if len(net.history) == 3:
                 raise KeyboardInterrupt
 
-    with pytest.warns(CapacityWarning, match="interrupted in epoch 3,") as seen:
+    with pytest.warns(CapacityWarning, match="interrupted in epoch 3") as seen:
         model = NetworkClassifier(callbacks=[Interrupt()], max_epochs=50, batch_size=30).fit(X, y)
     assert seen[0].filename == __file__
     assert model.n_iter_ == 3
