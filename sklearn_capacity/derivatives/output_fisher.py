@@ -1,4 +1,4 @@
-"""The Fisher matrix of a loss at the output, as a quadratic form."""
+"""The quadratic form of a loss's Fisher matrix at the output."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .._validation import NotDefinedError
 
 __all__ = ["DISTRIBUTIONS", "fisher_form"]
 
-#: Labels of the data, or labels drawn from the model.
+#: labels of the data, or labels distributed as the model predicts
 DISTRIBUTIONS = ("empirical", "model")
 
 

@@ -49,7 +49,7 @@ momentum : float in [0, 1), default=0.9
     For optimisers with momentum ("sgd", "rmsprop").
 weight_decay : float >= 0, default=0.0
 penalty : {"fisher_rao", "gradient_norm", "spectral_norm"} or callable, default=None
-    A name stands for the function ``..._penalty`` of :mod:`sklearn_capacity.penalties`.
+    A name selects the function ``<name>_penalty`` of :mod:`sklearn_capacity.penalties`.
     ``penalty(module, X, sample_weight=None)`` returns a scalar tensor that is added to the loss of each training
     batch. The module is in training mode. The signature may omit `sample_weight`. The penalty is copied before use.
     See :func:`sklearn_capacity.penalties.check_penalty`.

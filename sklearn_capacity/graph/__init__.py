@@ -1,12 +1,12 @@
 """The graph of a network: trace, fold, interpret.
 
-`trace` turns a module into a `Program`; `binding` puts tensors into it and converts its operators by the table in
-`rules`; `fold` removes batch norms. That gives a `NetworkGraph` of `nodes`, which `evaluate` and every other
-interpreter walk in order. `Network` (in `network`) is what measures get: a module with its program, its graph and its
-checks. `activations` is the table of element-wise functions, `operators` makes a layer's linear operator, `outputs`
-finds a module's logits, `memory_layout` tries channels-last images, `export_cleanup` removes what a trace leaves
-behind. `weight_layers` lists the weight layers of any graph: `linear_maps` finds those in operators without a rule,
-`fold_scales` folds constant factors. Read `nodes`, then `trace` and `binding`.
+`trace` turns a module into a `Program`; `binding` binds tensors to it and converts its operators with the table in
+`rules`; `fold` folds batch norms. The result is a `NetworkGraph` of `nodes`, which `evaluate` and every other
+interpreter traverse in order. Measures receive a `Network` (in `network`): a module with its program, its graph and
+its checks. `activations` is the table of element-wise functions, `operators` creates a layer's linear operator,
+`outputs` finds a module's logits, `memory_layout` tests channels-last images, `export_cleanup` frees what a trace
+leaves behind. `weight_layers` lists the weight layers of any graph: `linear_maps` finds those in operators without a
+rule, `fold_scales` folds constant factors. Read `nodes` first, then `trace` and `binding`.
 
 Data flow: module -> trace -> Program.bind(tensors) -> fold -> NetworkGraph -> interpret(rules).
 """

@@ -39,7 +39,7 @@ class Signal:
     is_batch_size : bool
         Whether it is the number of samples.
     for_one : tuple of int
-        Its sizes for a single sample, whatever axis the samples stand along, alone or joined with another.
+        Its sizes for a single sample, with the samples along any axis, separate or merged with another.
     """
 
     shape: tuple[int, ...] = ()
@@ -189,7 +189,7 @@ class Binder:
         return self._bound(operation, draft or self._opaque(operation, (whole, index), {}, signal), signal)
 
     def _opaque(self, operation: fx.Node, args: tuple, kwargs: dict, signal: Signal) -> Draft:
-        """An operator without a rule: itself, its arguments, which of them are inputs, and their sizes for a sample."""
+        """The draft of an operator without a rule: its function, its arguments, its inputs, and their sizes."""
         leaves, spec = tree_flatten((args, kwargs), is_leaf=lambda v: isinstance(v, Ref | Weight))
         refs = tuple(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Ref)))
         places = {ref: Place(index) for index, ref in enumerate(refs)}
@@ -263,7 +263,7 @@ class Binder:
 
 
 def _for_one(size: int | torch.SymInt) -> int:
-    """A size at one sample."""
+    """A size for a single sample."""
     if isinstance(size, int):
         return size
     expression = size.node.expr

@@ -33,7 +33,7 @@ def fold(graph: NetworkGraph, *, norms: bool = True) -> NetworkGraph:
 
 
 def rebuild(graph: NetworkGraph, replaced: dict[str, Node], aliases: dict[str, str]) -> NetworkGraph:
-    """The graph with some nodes replaced under their names, and others left out for what `aliases` names instead."""
+    """The graph with some nodes replaced, and others removed in favour of their `aliases`."""
 
     def target(name: str) -> str:
         while name in aliases:

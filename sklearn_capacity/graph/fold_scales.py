@@ -1,7 +1,7 @@
-"""Fold constant scales, such as the temperature of logits / T, into the weight layers beside them.
+"""Fold constant scales, such as the temperature of logits / T, into adjacent weight layers.
 
-A description of the layers then tells of the same function as its Lipschitz constant. Only descriptions fold so: the
-parameters of the network, in which Fisher matrices and sharpness are taken, are those that were trained.
+Descriptive measures of the layers then describe the same function as its Lipschitz constant. Only these use the folded
+scales; Fisher matrices and sharpness use the trained parameters of the network.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from .nodes import NetworkGraph, Node
 
 __all__ = ["fold_scales"]
 
-#: Operators with f(c x) = c f(x) for every number c.
+#: Operators with f(c x) = c f(x) for every scalar c.
 _LINEAR = ("view", "permute", "reduce", "slice", "pick", "pad", "avg_pool")
 
 
 def fold_scales(graph: NetworkGraph) -> NetworkGraph:
-    """The same function, each constant scale joined with the layer before it, or with the one behind it.
+    """The same function, with each constant scale folded into the previous layer or the next one.
 
-    One number passes what stands between if nothing else reads it and scaling commutes with it: views, pooling,
-    rectifiers. A number for every channel, such as that by which a network normalises its input, passes nothing. A
-    scale that finds no layer on either side stays.
+    A scalar passes intermediate nodes if nothing else reads them and scaling commutes with them: views, pooling,
+    rectifiers. A factor per channel, as for input normalisation, passes none. A scale without a layer on either side
+    remains.
     """
     for scale in graph.nodes:
         if _is_scale(scale):
@@ -34,7 +34,7 @@ def fold_scales(graph: NetworkGraph) -> NetworkGraph:
 
 
 def _is_scale(node: Node) -> bool:
-    """Whether a node does nothing but multiply by numbers that are not trained, and none of which is 0."""
+    """Whether a node only multiplies by untrained nonzero factors."""
     if node.op != "diagonal" or node.weight is None or node.bias is not None or node.is_layer:
         return False
     return not any(node.trainable) and bool((node.weight != 0).all())
@@ -66,13 +66,13 @@ def _folded(graph: NetworkGraph, scale: Node) -> NetworkGraph:
 
 @dataclass(frozen=True)
 class _Factor:
-    """One number, with `axis` None, or one for every place along an axis of a sample."""
+    """One factor, with `axis` None, or one per position along an axis of a sample."""
 
     values: Tensor
     axis: int | None
 
     def fits(self, layer: Node, rank: int) -> bool:
-        """Whether the axis is that of a layer's channels, with samples of so many axes."""
+        """Whether the axis is a layer's channel axis, for samples with `rank` axes."""
         if self.axis is None:
             return True
         return (
@@ -109,7 +109,7 @@ def _scaled(layer: Node, factor: _Factor, *, outputs: bool) -> Node:
     assert weight is not None
     values = factor.values.to(weight.dtype)
     if factor.axis is not None and not outputs:
-        groups = layer.params.get("groups", 1)  # a grouped convolution reads other channels in every group
+        groups = layer.params.get("groups", 1)  # each group of a convolution reads different channels
         values = values.reshape(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1).flatten(0, 1)
         return replace(layer, weight=weight * values.reshape(*values.shape, *(1,) * (weight.dim() - 2)))
     per_unit = values if factor.axis is None else values.reshape(-1, *(1,) * (weight.dim() - 1))

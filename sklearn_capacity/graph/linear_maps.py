@@ -1,7 +1,7 @@
-"""Matrices and kernels of operators that have no rule: what a description of the weights needs, and no more.
+"""Matrices and kernels in operators without a rule, as far as descriptive measures of the weights need them.
 
-A product of norms needs the trained matrix and at how many positions of a sample it is applied. Both are known for many
-operators whose place in the network is not: a matrix of an attention whose samples stand along the second axis, the
+A product of norms needs the trained matrix and the number of positions of a sample at which it is applied. Both are
+known for many operators without a canonical form: a matrix of an attention whose samples are along the second axis, the
 recurrent matrices of an LSTM, `torch.einsum` of a signal and a parameter.
 """
 
@@ -23,7 +23,7 @@ from .rules import CONVERSIONS, Call, Draft, Ref
 __all__ = ["linear_maps"]
 
 Sizes = tuple[int, ...]
-#: Operators that place, add or compare parameters and multiply nothing by them, and slopes of activations.
+#: Operators that place, add or compare parameters without multiplying by them, and slopes of activations.
 _NO_MAPS = frozenset(
     "add sub rsub cat stack where expand expand_as broadcast_to repeat index index_put index_select copy masked_fill "
     "maximum minimum prelu _prelu_kernel slice_scatter select_scatter zeros_like new_zeros".split()
@@ -31,7 +31,7 @@ _NO_MAPS = frozenset(
 
 
 def linear_maps(node: Node) -> list[Node] | None:
-    """The weight layers in an operator without a rule; None where a trained matrix in it is no layer that is known."""
+    """The weight layers in an operator without a rule; None if it has a trained matrix that is not a known layer."""
     weights = [bound for bound in node.tensors().values() if bound.tensor.is_floating_point()]
     if not weights:
         return []
@@ -56,7 +56,7 @@ def _named(node: Node) -> dict[str, Any] | None:
 
 
 def _layer(node: Node, op: str, weight: Weight, shape: Sizes, before: Sizes, *, copies: int = 1, **params: Any) -> Node:
-    """A weight layer that reads what `node` reads, `before` its input's shape, at `copies` positions."""
+    """A weight layer with the inputs of `node`, the input shape `before`, and `copies` positions."""
     return replace(
         node,
         op=op,
@@ -71,21 +71,21 @@ def _layer(node: Node, op: str, weight: Weight, shape: Sizes, before: Sizes, *, 
 
 
 def _matrix(node: Node, weight: Weight, n_numbers: int) -> Node:
-    """The map by a matrix (out, in) of a signal with so many numbers for a sample."""
+    """The linear map of a matrix (out, in) on a signal with `n_numbers` entries per sample."""
     n_out, n_in = weight.tensor.shape
     return _layer(node, "linear", weight, (n_out,), (n_in,), copies=n_numbers // max(n_in, 1))
 
 
 def _sizes(node: Node, value: Any) -> Sizes:
-    """The sizes of an argument, of a signal those for one sample."""
+    """The sizes of an argument; for a signal, those for one sample."""
     return node.params["for_one"][value.index] if isinstance(value, Place) else tuple(value.tensor.shape)
 
 
-# -- operators that have a rule where samples stand in rows -----------------------------------------------------------
+# -- operators that have a rule if samples are rows -----------------------------------------------------------
 
 
 def _by_rule(node: Node, named: Mapping[str, Any] | None) -> list[Node]:
-    """As its rule says, where only the samples do not stand in rows: along another axis, or joined with one."""
+    """Apply the operator's rule if only the samples are not rows: they are along another axis, or merged with one."""
     rule = CONVERSIONS.get(node.params["function"])
     if rule is None or named is None:
         return []
@@ -118,11 +118,11 @@ def _of_draft(node: Node, draft: Draft, sizes: Sizes) -> Node | None:
     assert weight is not None
     if draft.op == "linear":
         layer = _matrix(node, weight, math.prod(sizes))
-    elif draft.op == "diagonal" and params["dim"] is None:  # any axis may be that of the samples
+    elif draft.op == "diagonal" and params["dim"] is None:  # the samples may be along any axis
         layer = _layer(node, "diagonal", weight, sizes, sizes, **params)
     elif draft.op == "diagonal":
         layer = _layer(node, "diagonal", weight, sizes[1:], sizes[1:], copies=sizes[0], **params)
-    elif len(sizes) != params["nd"] + 2:  # one image, without an axis of samples
+    elif len(sizes) != params["nd"] + 2:  # one image, without a sample axis
         return None
     else:
         layer = _layer(node, draft.op, weight, node.shape, sizes[1:], copies=sizes[0], **params)
@@ -143,7 +143,7 @@ def _einsum(node: Node, named: Mapping[str, Any]) -> Iterator[Node]:
 
 
 def _matmul(node: Node, named: Mapping[str, Any]) -> Iterator[Node]:
-    first = 1 if node.params["target"].startswith(("add", "badd")) else 0  # behind what is added
+    first = 1 if node.params["target"].startswith(("add", "badd")) else 0  # after the summand
     operands = [*named.values()][first : first + 2]
     ranks = [len(_sizes(node, operand)) for operand in operands]
     if 0 in ranks:
@@ -158,7 +158,7 @@ def _matmul(node: Node, named: Mapping[str, Any]) -> Iterator[Node]:
 
 
 def _terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
-    """The index letters of the operands and of the result, an ellipsis spelt out."""
+    """The index letters of the operands and of the result, with ellipses expanded."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     if not arrow:
@@ -175,28 +175,28 @@ def _terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
 
 
 def _product(node: Node, operands: Sequence[Any], terms: Sequence[str], result: str) -> Iterator[Node]:
-    """The map of a signal that a sum of products with one parameter is, index by index.
+    """The linear map of a signal given by a sum of products with one parameter, index by index.
 
-    An index of both that is summed over is an input, one of the parameter alone an output, one of both that stays a
-    block, and one of the signal alone that stays a position. Of several signals it is the map of their products.
+    A shared index that is summed over is an input, one of the parameter alone an output, a shared one in the result a
+    block, and one of the signal alone in the result a position. For several signals, it is the map of their products.
     """
     pairs = list(zip(operands, terms, strict=True))
     signals = [(operand, term) for operand, term in pairs if isinstance(operand, Place)]
     weights = [(operand, term) for operand, term in pairs if isinstance(operand, Weight)]
     if len(weights) != 1 or not signals or any(len(set(term)) < len(term) for term in terms):
-        return  # or a diagonal of one of them
+        return  # a diagonal of an operand
     ((weight, w_term),) = weights
     tensor = weight.tensor
     sizes = {c: n for operand, term in signals for c, n in zip(term, _sizes(node, operand), strict=True)}
     if len(signals) > 1 and any(c not in result and c not in w_term for c in sizes):
-        return  # the signals meet without the parameter
-    for axis in reversed(range(tensor.dim())):  # what is broadcast to the signal
+        return  # the signals are contracted without the parameter
+    for axis in reversed(range(tensor.dim())):  # axes that are broadcast to the signal
         if tensor.shape[axis] == 1 and sizes.get(w_term[axis], 1) > 1:
             w_term, tensor = w_term[:axis] + w_term[axis + 1 :], tensor.squeeze(axis)
     w_sizes = dict(zip(w_term, tensor.shape, strict=True))
     sizes = {index: n for index, n in sizes.items() if n > 1 or w_sizes.get(index, 1) == 1}
     blocks = [c for c in w_term if c in sizes and c in result]
-    inputs = [c for c in sizes if c not in result]  # one that the parameter lacks is a sum of the signal
+    inputs = [c for c in sizes if c not in result]  # an index without the parameter is a sum over the signal
     outputs = [c for c in w_term if c not in sizes and c in result]
     summed = torch.einsum(tensor, *_numbered(w_term, blocks + outputs + [c for c in inputs if c in w_term]))
     wide = _with_axes(summed, blocks + outputs, [c for c in inputs if c in w_term], inputs, sizes)
@@ -210,13 +210,13 @@ def _numbered(term: str, kept: Sequence[str]) -> tuple[list[int], list[int]]:
 
 
 def _with_axes(tensor: Tensor, first: list[str], has: list[str], wanted: list[str], sizes: Mapping[str, int]) -> Tensor:
-    """The tensor with an axis for every wanted index behind the first ones, repeated along those that it lacks."""
+    """The tensor with the axes `first`, then one axis per wanted index, repeated along missing ones."""
     shape = [*tensor.shape[: len(first)], *(sizes[c] if c in has else 1 for c in wanted)]
     return tensor.reshape(shape).expand([*shape[: len(first)], *(sizes[c] for c in wanted)])
 
 
 def _blocks(node: Node, weight: Weight, copies: int) -> Node:
-    """Block diagonal matrices (blocks, out, in) as a linear map, a diagonal, or a convolution in groups."""
+    """Block diagonal matrices (blocks, out, in) as a linear map, a diagonal, or a grouped convolution."""
     b, o, i = weight.tensor.shape
     if b == 1:
         return _layer(node, "linear", replace(weight, tensor=weight.tensor[0]), (o,), (i,), copies=copies)
@@ -238,7 +238,7 @@ def _blocks(node: Node, weight: Weight, copies: int) -> Node:
 
 
 def _bilinear(node: Node, named: Mapping[str, Any]) -> Iterator[Node]:
-    """The matrix (out, in1 in2) that maps the products of two signals' numbers."""
+    """The matrix (out, in1 in2) that maps the products of two signals' entries."""
     x, weight = named["input1"], named["weight"]
     if isinstance(x, Place) and isinstance(named["input2"], Place) and isinstance(weight, Weight):
         positions = math.prod(_sizes(node, x)[:-1])
@@ -247,7 +247,7 @@ def _bilinear(node: Node, named: Mapping[str, Any]) -> Iterator[Node]:
 
 
 def _embedding(node: Node, named: Mapping[str, Any]) -> Iterator[Node]:
-    """The matrix (dimensions, words) that maps indicators of words, once for every word or bag of words."""
+    """The matrix (dimensions, words) that maps indicators of words, once per word or bag of words."""
     weight = named["weight"]
     per_bag = named.get("offsets")
     positions = math.prod(_sizes(node, named["indices"] if per_bag is None else per_bag))
@@ -288,7 +288,7 @@ def _layer_scale(node: Node, named: Mapping[str, Any]) -> Iterator[Node]:
 
 
 def _channel_scale(node: Node, named: Mapping[str, Any]) -> Iterator[Node]:
-    """The scale of a norm with a number for every channel, as a diagonal."""
+    """The scale of a norm with a factor per channel, as a diagonal."""
     x, weight = named["input"], named.get("weight")
     if isinstance(x, Place) and isinstance(weight, Weight):
         sizes = _sizes(node, x)

@@ -59,7 +59,7 @@ class Network:
     dtype, device : default=None
         Where to compute; those of the module by default.
     samples : Tensor of shape (n, *input_shape), default=None
-        A few inputs to compare graph and module on, where random numbers are none that the module takes (token ids).
+        A few inputs for comparing graph and module, if the module does not accept random numbers (token ids).
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class Network:
 
     @computed_once
     def weight_layers(self) -> WeightLayers:
-        """The weight layers, effective and folded, whatever stands between them.
+        """The weight layers with effective, folded weights.
 
         Raises
         ------
@@ -263,7 +263,7 @@ class Network:
         return self._memo[key]
 
     def _inputs_to_try(self, n: int) -> Iterator[Tensor]:
-        """Random inputs, and those that the caller knows that the module takes: token ids, say."""
+        """Random inputs, then the caller's samples, for example token ids."""
         generator = torch.Generator().manual_seed(0)
         yield torch.randn(n, *self.input_shape, dtype=torch.float64, device="cpu", generator=generator)
         if self._samples is not None and len(self._samples):
@@ -281,7 +281,7 @@ class Network:
         return seen.dtypes | {self.dtype}
 
     def _compared(self, graph: NetworkGraph) -> tuple[Tensor, Tensor, Tensor]:
-        """Samples, and what module and graph return for them."""
+        """Samples, and the outputs of module and graph for them."""
         # Another number of samples than the trace had, so that one baked into the graph shows.
         failure: Exception | None = None
         for inputs in self._inputs_to_try(3):
@@ -294,7 +294,7 @@ class Network:
                 failure = error
         raise UnsupportedLayerError(
             f"The traced graph cannot be compared with the module on 3 random samples: {failure} Does the forward pass "
-            "fix the number of samples, by `len(x)` in place of `x.shape[0]`? If it reads integers, pass `X`."
+            "fix the number of samples, by `len(x)` instead of `x.shape[0]`? If it needs integers, pass `X`."
         ) from failure
 
     def _check(self, graph: NetworkGraph) -> None:

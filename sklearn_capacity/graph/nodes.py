@@ -25,7 +25,7 @@ class UnsupportedLayerError(NotDefinedError):
     ----------
     message : str
     reason : str, default=""
-        The message without the name of what is not defined, so the same for all measures that meet this obstacle.
+        The message without the name of the measure, thus equal for all measures with this obstacle.
 
     Examples
     --------
@@ -98,7 +98,7 @@ class Node:
     params : mapping
         What else the operator needs: stride, dims, the kind of activation, ...; never the name of a node.
     module : str
-        Class of the submodule it came from.
+        Class of its submodule.
     """
 
     name: str
@@ -147,14 +147,14 @@ class Node:
 
     @property
     def place(self) -> str:
-        """The user's module that the node came from, as error messages name it."""
+        """The user's module of the node, as named in error messages."""
         if self.scope:
             return f"layer `{self.scope} ({self.module})`" if self.module else f"layer `{self.scope}`"
         return f"the forward pass of `{self.module}`" if self.module else f"layer `{self.name}`"
 
     @property
     def is_size(self) -> bool:
-        """Whether it gives no tensor, such as the number of samples; nothing has to be known of it."""
+        """Whether its value is not a tensor (the number of samples, for example) and thus needs no rule."""
         return self.op == "opaque" and not self.params.get("is_tensor", True)
 
     def refuse(self, purpose: str, why: str = "", cure: str = "") -> UnsupportedLayerError:
@@ -165,7 +165,7 @@ class Node:
 
     @property
     def _operator(self) -> str:
-        """The operator as users call it."""
+        """The user's name of the operator."""
         if self.op != "opaque":
             return str(self.params.get("kind", self.op))
         name = self.params["target"].split(".")[0]

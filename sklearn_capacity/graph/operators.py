@@ -1,4 +1,4 @@
-"""Weight layers as linear operators at the input size that they see."""
+"""Weight layers as linear operators at their input size."""
 
 from __future__ import annotations
 

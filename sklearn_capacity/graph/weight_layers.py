@@ -1,4 +1,4 @@
-"""The weight layers of any network, whatever stands between them: what products and sums over layers are taken of."""
+"""The weight layers of any network, for products and sums over layers."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["WeightLayers", "weight_layers"]
 
 @dataclass(frozen=True)
 class WeightLayers:
-    """The weight layers l = 1..d of a network in execution order; a tied weight stands once for every use.
+    """The weight layers l = 1..d of a network in execution order; a tied weight appears once per use.
 
     Attributes
     ----------
     nodes : tuple of Node
-        Each with its effective weight: batch norm and constant scales folded, parametrisations applied; the entries
-        "input_shape" and "copies" of `params` say what it sees of one sample, and at how many positions.
+        The layers with their effective weights: batch norm and constant scales folded, parametrisations applied. The
+        entries "input_shape" and "copies" of `params` are the shape of one sample's input and the number of positions.
     left_out : tuple of str
-        The user's layers with a trained matrix that is none of these, as error messages name them.
+        The user's layers with another trained matrix, as named in error messages.
     """
 
     nodes: tuple[Node, ...]
@@ -32,15 +32,15 @@ class WeightLayers:
 
 
 def weight_layers(graph: NetworkGraph, *, folded: bool = True, shown: Callable[[str], str] = str) -> WeightLayers:
-    """The weight layers of a graph, those in operators without a rule among them.
+    """The weight layers of a graph, including those in operators without a rule.
 
     Parameters
     ----------
     graph : NetworkGraph
     folded : bool, default=True
-        Whether batch norms and constant scales are folded into the layers beside them, as far as they stand beside one.
+        Whether to fold batch norms and constant scales into adjacent layers where possible.
     shown : callable, default=str
-        Gives the name of a parameter as the user knows it.
+        Returns the user's name of a parameter.
     """
     described, left_out = _described(graph)
     if folded:
@@ -50,9 +50,9 @@ def weight_layers(graph: NetworkGraph, *, folded: bool = True, shown: Callable[[
 
 
 def _described(graph: NetworkGraph) -> tuple[NetworkGraph, list[Node]]:
-    """The graph with a weight layer in place of an operator that is one, and the nodes whose matrices are none.
+    """The graph with weight layers in place of operators that are layers, and the nodes with other matrices.
 
-    Where an operator has several matrices, they stand before it.
+    If an operator has several matrices, their layers precede it.
     """
     nodes: list[Node] = []
     left_out: list[Node] = []
@@ -75,7 +75,7 @@ def _with_shape(graph: NetworkGraph, node: Node) -> Node:
 
 
 def _labelled(layers: list[Node], shown: Callable[[str], str]) -> list[Node]:
-    """The layers, each under the name of its parameter where its submodule has several, or is the whole network."""
+    """The layers, labelled by parameter if their submodule has several or is the entire network."""
     count = Counter(node.scope for node in layers)
 
     def labelled(node: Node) -> Node:

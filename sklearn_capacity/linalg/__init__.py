@@ -2,7 +2,7 @@
 
 Eigenvalues: `lanczos` (the largest, of one operator or a batch, with an error bound), `block_lanczos` (several);
 `trace` estimates their sum. Norms: `operator_norm` from below, by the same iteration on a Gram matrix;
-`singular_vector` is where it is taken; `induced` for other exponents; `certificate`, `torus` and `banded` prove upper
+`singular_vector` computes its maximiser; `induced` for other exponents; `certificate`, `torus` and `banded` prove upper
 ends. `conv`, `matrix` and `pooling` hold the operators; `entries`, `padding` and `powers` serve them. `power_law` fits
 the tail of a spectrum.
 

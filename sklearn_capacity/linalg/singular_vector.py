@@ -1,4 +1,4 @@
-"""The unit vector that a linear map stretches most."""
+"""The leading right singular vector of a linear map."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ MAX_STEPS = 300
 
 @torch.no_grad()
 def leading_singular_vector(operator: MatrixOperator | ConvOperator | DiagonalOperator) -> Tensor:
-    r"""A vector v of length one with the largest :math:`\|A v\|_2`.
+    r"""Compute a vector v of length one with the largest :math:`\|A v\|_2`.
 
-    Where the largest singular value is repeated, v is one of many.
+    If the largest singular value is repeated, v is not unique.
 
     Parameters
     ----------
@@ -33,13 +33,13 @@ def leading_singular_vector(operator: MatrixOperator | ConvOperator | DiagonalOp
     Returns
     -------
     Tensor of shape (*input_shape,), float64
-        0 for a map that is 0.
+        The vector; 0 for a zero map.
 
     Notes
     -----
-    A matrix with a side of up to 256: the eigenvectors of the smaller Gram matrix. Otherwise Lanczos with full
-    reorthogonalisation on that matrix, until the residual is 1e-9 of the eigenvalue; the angle between v and the true
-    vector is then at most that over the relative gap to the next eigenvalue.
+    For a matrix with a side of up to 256, v comes from the eigenvectors of the smaller Gram matrix; otherwise from
+    Lanczos with full reorthogonalisation, until the residual is 1e-9 of the eigenvalue. The angle between v and the
+    true vector is then at most 1e-9 over the relative gap to the next eigenvalue.
 
     Examples
     --------
@@ -84,6 +84,6 @@ def _by_lanczos(operator: MatrixOperator | ConvOperator, wide: bool) -> Tensor:
     else:
         warn(
             f"The leading singular vector of a layer has a relative residual of {residual:.1e} after {MAX_STEPS} "
-            "steps: another singular value lies next to the largest one."
+            "steps: another singular value is close to the largest one."
         )
     return process.leading_vector().reshape(shape)

@@ -259,7 +259,7 @@ def separating_margin(batch: Batch, percentile: float) -> float:
     margin = float(np.percentile(sample_margins(batch), percentile))
     if margin <= 0:
         message = (
-            f"The margin at percentile {percentile:g} must be positive, got {margin:.3g}:  "
+            f"The margin at percentile {percentile:g} must be positive, got {margin:.3g}: "
             "capacities divide by this margin and are infinite. Raise `margin_percentile`, or train longer."
         )
         batch.once(message, lambda: warn(message))

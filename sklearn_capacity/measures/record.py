@@ -13,8 +13,8 @@ from .calling import arguments, as_number, check_function, settable
 
 __all__ = ["COSTS", "INVARIANCES", "NEEDS", "Measure", "Measured", "NotDefinedError", "logarithm"]
 
-#: What a measure may need beside the network's forward pass; it refuses a network for lack of these alone.
-#: "layers": the trained matrices and the size that each sees, whatever stands between them. "homogeneous": a graph of
+#: What a measure may need besides the network's forward pass; these are its only reasons to refuse a network.
+#: "layers": the trained matrices and their input sizes, in any network. "homogeneous": a graph of
 #: linear maps and positively homogeneous functions. "lipschitz": one of functions with a known Lipschitz constant.
 #: "chain": linear maps without biases and rectifiers, one after the other. "graph": a module that can be traced.
 NEEDS = (

@@ -1,9 +1,10 @@
 """The size of a network, and its distance from initialisation ([EG] section 2.1, [FR] figure 1).
 
-`parameter_count`, `parameter_norm` and `vc_dimension` are of one set of parameters: all that the module trains, whether
-or not its output depends on them; a tied one once, a frozen one not, and of a model of one logit those of that one. The
-count is of the parameters as they stand. Norm and dimension are of the effective ones: where batch norm is folded or a
-weight is computed from other parameters (weight norm), what comes out takes their place.
+`parameter_count`, `parameter_norm` and `vc_dimension` use one set of parameters: all trained parameters of the module,
+whether or not its output depends on them; a tied one counts once, a frozen one does not count, and a model with one
+logit counts only the parameters of that logit. The count is that of the module's parameters. Norm and dimension use the
+effective ones: where batch norm is folded or a weight is computed from other parameters (weight norm), the result
+replaces them.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def parameter_norm(network: Network, batch: Batch) -> Measured:
 
 
 def _effective_parameters(network: Network) -> list[Tensor]:
-    """The set of the file's docstring, in its effective form."""
+    """The parameters defined in the module docstring, in their effective form."""
     parameters = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
     names = {id(parameter): name for name, parameter in parameters.items()}
     computed: list[Tensor] = []

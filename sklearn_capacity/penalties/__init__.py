@@ -1,11 +1,11 @@
 """Penalties: functions of a module and a batch that are added to a training loss.
 
-On the input-output Jacobian: `frobenius` (and projections), `spectral`, `per_layer`, one penalty a file;
+On the input-output Jacobian: `frobenius` (and projections), `spectral`, `per_layer`, one penalty per file;
 `jacobian_penalty` names them for estimators and loops. On the parameters: `weight_norms`, `gradient_norm`,
-`fisher_rao`; `parameter_penalties` names them. `module_graph` traces a module once for a training, `shared_pass` makes
+`fisher_rao`; `parameter_penalties` names them. `module_graph` traces a module once per training, `shared_pass` runs
 the forward pass that loss and Jacobian penalties share, `sweep_gradients` computes value and gradient by sweeps through
-the graph; a module without a graph is differentiated twice by autograd, slower and with the same result. `evaluation`
-checks what penalties are called with, `penalty_checks` serves penalties of a user's own.
+the graph; a module without a graph is differentiated twice by autograd, which is slower and gives the same result.
+`evaluation` checks the arguments of penalties, `penalty_checks` supports user-defined penalties.
 
 Data flow: module, X -> forward_pass -> SharedPass -> penalty -> scalar with a gradient.
 """

@@ -16,7 +16,7 @@ __all__ = ["checked_penalty", "naming_function"]
 
 
 def checked_penalty(penalty: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A penalty ``(function, X, ..., sample_weight=None)`` that refuses what it cannot be evaluated for."""
+    """A penalty ``(function, X, ..., sample_weight=None)`` with its arguments checked."""
     evaluate = in_full_precision(penalty)
 
     @functools.wraps(penalty)

@@ -44,15 +44,16 @@ def fisher_rao_penalty(
     Parameters
     ----------
     module : nn.Module, (n, ...) -> (n, C)
-        Evaluated in eval mode; batch norm is folded, as the measure ``fisher_rao_norm`` has it. Frozen parameters do
-        not belong to theta.
+        Evaluated in eval mode with batch norm folded, as in the measure ``fisher_rao_norm``. Theta excludes frozen
+        parameters.
     X : Tensor of shape (n, ...)
     y : Tensor of shape (n,) or (n, C), default=None
-        For the "empirical" distribution.
+        Labels or targets, for the "empirical" distribution.
     criterion : nn.CrossEntropyLoss, nn.MSELoss or nn.L1Loss, default=None
-        Which loss. None: cross-entropy if y is None or integer, squared error if it is not. Estimators give their own.
+        The loss. None: cross-entropy if y is None or integer, else squared error. Estimators pass their own loss.
     distribution : {"model", "empirical"}, default="model"
-        Labels drawn from the model, or those of the data. The empirical form vanishes where the labels are fitted.
+        Labels distributed as the model predicts, or the data's labels. The empirical form vanishes where labels are
+        fitted.
     sample_weight : Tensor of shape (n,), default=None
         Weights in the mean over the samples.
 
@@ -64,15 +65,15 @@ def fisher_rao_penalty(
     Raises
     ------
     UnsupportedLayerError
-        If the module cannot be traced as a graph, or nothing in it is trained.
+        If the module cannot be traced as a graph, or has no trained parameter.
     ValueError
-        If the loss has no Fisher matrix here, or y is missing.
+        If the Fisher matrix of the loss is not known, or y is missing.
 
     Notes
     -----
-    One tangent sweep, two forward passes at most, and its backward pass: three to five plain steps. With operators
-    that have no rule (attention, layer norm) u comes from two backward passes, and the gradient from two more; it can
-    be differentiated once.
+    The cost is one tangent sweep (at most two forward passes) and its backward pass: three to five plain steps. For
+    operators without a rule (attention, layer norm), u takes two backward passes and the gradient two more; the penalty
+    can then be differentiated only once.
 
     References
     ----------
@@ -81,7 +82,7 @@ def fisher_rao_penalty(
 
     Examples
     --------
-    Under the squared loss a linear model f = w x has u = w x:
+    For the squared loss, a linear model f = w x has u = w x:
 
     >>> import torch
     >>> from sklearn_capacity.penalties import fisher_rao_penalty
@@ -129,12 +130,12 @@ def _loss_name(criterion: Callable[..., Tensor] | None, y: Tensor | None) -> str
 def _by_double_backward(graph: NetworkGraph, X: Tensor, form: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     r"""``form(f, u)`` for the logits f and u = J_theta f . theta, with its gradient in closed form.
 
-    With w the derivative of R by u, held fixed, that of R is
+    With w the derivative of R with respect to u, held fixed, the derivative of R is
 
         J^T dR/df + d<w, J theta> = J^T dR/df + J^T w + H theta,    H the Hessian of <w, f>.
 
-    So nothing is differentiated three times, which torch gets wrong without a word for its fused normalisations: the
-    second backward pass of a layer norm takes mean and variance for constants.
+    So nothing is differentiated three times, for which torch's fused normalisations silently give wrong results: the
+    second backward pass of a layer norm treats mean and variance as constants.
     """
     bound = {id(w.tensor): w.tensor for node in graph.nodes for w in node.tensors().values() if w.trainable}
     points = list(bound.values())

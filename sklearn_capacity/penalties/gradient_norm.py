@@ -37,14 +37,14 @@ def gradient_norm_penalty(
         Evaluated in eval mode: batch norm with its running statistics, no dropout.
     X : Tensor of shape (n, ...)
     y : Tensor of shape (n,) or (n, C)
-        What the criterion takes.
+        Targets of the criterion.
     criterion : callable, default=None
-        ``criterion(outputs, y)`` is the mean loss L; it gets `sample_weight` if it takes it. None: cross-entropy if y
-        is integer, squared error if it is not. Estimators give their own.
+        ``criterion(outputs, y)`` is the mean loss L; it receives `sample_weight` if it has that parameter. None:
+        cross-entropy if y is integer, else squared error. Estimators pass their own loss.
     sample_weight : Tensor of shape (n,), default=None
         Weights in the mean over the samples.
     squared : bool, default=False
-        The square of it, whose gradient has no kink at 0 (Barrett and Dherin 2021).
+        Return the squared norm, which is differentiable at 0 (Barrett and Dherin 2021).
 
     Returns
     -------
@@ -53,13 +53,13 @@ def gradient_norm_penalty(
     Raises
     ------
     ValueError
-        If no parameter is trained, or the loss depends on none.
+        If the loss does not depend on a trained parameter.
 
     Notes
     -----
-    One forward pass, and its backward pass differentiated again: three to four plain steps. Its gradient is a
-    Hessian-vector product, :math:`\nabla R = H \nabla L / \|\nabla L\|`. Rectifiers: the second derivative almost
-    everywhere.
+    The cost is one forward pass, and a backward pass that is differentiated again: three to four plain steps. The
+    gradient is a Hessian-vector product, :math:`\nabla R = H \nabla L / \|\nabla L\|`. For rectifiers, the second
+    derivative is the one that holds almost everywhere.
 
     References
     ----------
@@ -84,9 +84,7 @@ def gradient_norm_penalty(
     with evaluating(module), twice_differentiable():
         loss = _mean_loss(module(X), y, criterion, sample_weight)
         if not parameters or not loss.requires_grad:
-            raise ValueError(
-                "`module` must have a trained parameter that its outputs depend on, for the gradient's norm."
-            )
+            raise ValueError("`module` must have a trained parameter that its outputs depend on, got none.")
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
         flat = torch.cat([g.flatten() for g in gradients if g is not None])  # (P,)
         return flat.square().sum() if squared else torch.linalg.vector_norm(flat)

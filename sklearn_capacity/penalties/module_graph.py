@@ -55,9 +55,9 @@ class ModuleTrace:
     key : tuple
         Shape, precision and device of a sample, and the settings that the trace fixes.
     program : Program or None
-        None: it cannot be traced.
+        None if it cannot be traced.
     refusal : str or None
-        Why it cannot be traced, or its graph has no chain.
+        The reason why it cannot be traced or its graph has no chain.
     writes : bool
         Whether a forward pass changes the module's buffers or attributes.
     traces : int
@@ -108,7 +108,7 @@ def whole_graph(module: nn.Module, X: Tensor, purpose: str) -> NetworkGraph:
     entry = trace_of(module, X)
     if entry.program is None:
         raise UnsupportedLayerError(
-            f"{purpose} needs the graph of `module`, and {type(module).__name__} has none: {entry.refusal}"
+            f"{purpose} needs the graph of `module`, but {type(module).__name__} has none: {entry.refusal}"
         )
     return _bound(entry, entry.program, module)
 
@@ -159,7 +159,7 @@ def _without_effect(old: ModuleTrace, new: ModuleTrace) -> frozenset[tuple[str, 
 def _program(module: nn.Module, X: Tensor) -> tuple[Program | None, str | None, bool]:
     """The traced program, if it reproduces the module at X; why there is none, or no chain; whether the module writes.
 
-    A module that cannot be traced may still serve the loop of double backward passes, whatever it has raised here.
+    Even if a module cannot be traced, the loop of double backward passes may still work for it.
     """
     try:
         program = trace(module, tuple(X.shape[1:]), dtype=X.dtype)

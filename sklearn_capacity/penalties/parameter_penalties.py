@@ -1,4 +1,4 @@
-"""Penalties on the parameters, by the names that an estimator's `penalty` takes."""
+"""Penalties on the parameters, by their names for the parameter `penalty` of estimators."""
 
 from __future__ import annotations
 

@@ -29,16 +29,16 @@ WITHOUT_GRADIENT = (
 )
 
 
-#: What a penalty may take besides the module and X.
+#: Keywords that a penalty may accept besides the module and X.
 OFFERED = frozenset({"sample_weight", "shared", "y", "criterion"})
 
 
 def keywords_of(penalty: Callable[..., Any]) -> frozenset[str]:
-    """Those of `OFFERED` that the penalty names besides the module and X; "sample_weight" also by ``**``."""
-    function = penalty.forward if isinstance(penalty, nn.Module) else penalty  # a module's call takes anything
+    """Those of `OFFERED` that the penalty names; "sample_weight" also through ``**``."""
+    function = penalty.forward if isinstance(penalty, nn.Module) else penalty  # a module's `__call__` accepts anything
     try:
         parameters = list(inspect.signature(function).parameters.values())
-    except ValueError:  # written in C, and without a signature
+    except ValueError:  # written in C, without a signature
         return frozenset()
     module_and_batch = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:2]
     others = [p for p in parameters if p not in module_and_batch]
@@ -75,7 +75,7 @@ def check_penalty(
     criterion: nn.Module | None = None,
     random_state: int = 0,
 ) -> None:
-    """Raise if a penalty is not one that a network can be trained with.
+    """Check that a network can be trained with a penalty.
 
     The penalty must return a finite real tensor of shape (), return the same value twice for one seed, and must not
     change the module or X. Its gradient must match its value: this is compared with finite differences in float64,
@@ -91,11 +91,11 @@ def check_penalty(
         checked.
     X : Tensor of shape (n, ...)
     y : Tensor, default=None
-        Targets, for a penalty that takes them.
+        Targets, for a penalty that needs them.
     criterion : nn.Module, default=None
-        The loss, for a penalty that takes it.
+        The loss, for a penalty that needs it.
     random_state : int, default=0
-        Seed of the directions, and of what the penalty draws from torch's default generator.
+        Seed of the directions, and of torch's default generator for the penalty.
 
     Raises
     ------
@@ -141,7 +141,7 @@ def _check_penalty(
     def evaluate(**keywords: Any) -> Tensor:
         with torch.random.fork_rng(devices=[X.device] if X.is_cuda else []):
             torch.manual_seed(random_state)
-            return copy.deepcopy(penalty)(module, X, **given, **keywords)  # a copy, as it may count or draw
+            return copy.deepcopy(penalty)(module, X, **given, **keywords)  # a copy, since it may have state
 
     before = _contents(module, X)
     value = evaluate()

@@ -14,7 +14,7 @@ from sklearn_capacity.penalties.module_graph import whole_graph
 
 __all__ = ["spectral_norm_penalty"]
 
-#: Products with a matrix for which the graph has no rule where it does not know the axes, beside "linear".
+#: Matrix products, besides "linear", for which the graph has no rule if their axes are unknown.
 _OTHER_PRODUCTS = frozenset(
     "addmm baddbmm bilinear bmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution "
     "einsum matmul mm mv".split()
@@ -30,34 +30,34 @@ def spectral_norm_penalty(module: nn.Module, X: Tensor) -> Tensor:
     Parameters
     ----------
     module : nn.Module, (n, ...) -> (n, C)
-        Its layers are its linear maps and convolutions. A convolution is the operator that it is at the input size it
-        sees, padding and stride included, not its reshaped kernel. Batch norm is folded, with its running statistics,
-        or is a diagonal layer where it has no neighbour. A layer that is used twice counts twice; attention's stacked
-        projections are one matrix. Biases, layer norms and embeddings do not count.
+        Its layers are its linear maps and convolutions. A convolution is treated as the operator at its input size,
+        including padding and stride, not as its reshaped kernel. Batch norm is folded, with its running statistics, or
+        is a diagonal layer if it has no adjacent layer. A layer that is used twice counts twice; the stacked
+        projections of attention are one matrix. Biases, layer norms and embeddings do not count.
     X : Tensor of shape (n, ...)
-        Says what a sample looks like; its values do not matter.
+        Defines the shape of a sample; the values do not matter.
 
     Returns
     -------
     Tensor of shape ()
-        The norms are those whose product is the measure ``spectral_norm``.
+        The sum; the product of the same norms is the measure ``spectral_norm``.
 
     Raises
     ------
     UnsupportedLayerError
-        If the module cannot be traced as a graph, multiplies by a trained matrix in another way, or has no layer.
+        If the module cannot be traced as a graph, uses a trained matrix in another way, or has no layer.
 
     Notes
     -----
-    :math:`\|W\|_2^2 = \|W v\|^2` for the leading right singular vector v, and its derivative is that with v held fixed:
-    one forward and one backward pass of a single sample. v is computed anew at each step, by an eigendecomposition
-    up to 256 units, else by some 20 to 100 products with the layer and its adjoint, in float64. Where the largest
-    singular value is not simple, the gradient is one of several subgradients.
+    :math:`\|W\|_2^2 = \|W v\|^2` for the leading right singular vector v, and its derivative is the one with v held
+    fixed: one forward and one backward pass of a single sample. v is computed at each step, by an eigendecomposition up
+    to 256 units, else by about 20 to 100 products with the layer and its adjoint, in float64. If the largest singular
+    value is not simple, the gradient is one of several subgradients.
 
     References
     ----------
     Y. Yoshida, T. Miyato: Spectral norm regularization for improving the generalizability of deep learning, 2017,
-    eq. 6 (with half of each square, and kernels in place of convolutions).
+    eq. 6 (with half of each square, and kernels instead of convolutions).
 
     Examples
     --------
@@ -72,13 +72,13 @@ def spectral_norm_penalty(module: nn.Module, X: Tensor) -> Tensor:
     norms = [_squared_norm(node, graph) for node in graph.nodes if node.is_layer or _has_matrix(node)]
     if not norms:
         raise UnsupportedLayerError(
-            f"The spectral-norm penalty needs a linear map or a convolution, and {type(module).__name__} has none."
+            f"The spectral-norm penalty needs a linear map or a convolution, but {type(module).__name__} has none."
         )
     return torch.stack(norms).sum()
 
 
 def _has_matrix(node: Node) -> bool:
-    """Whether a node without a rule multiplies by a matrix that is trained, as attention's projections do."""
+    """Whether a node without a rule multiplies by a trained matrix, such as attention's projections."""
     if node.op != "opaque" or not any(w.trainable for w in node.tensors().values()):
         return False
     name = str(node.params["target"]).partition(".")[0]
@@ -88,7 +88,7 @@ def _has_matrix(node: Node) -> bool:
 
 
 def _squared_norm(node: Node, graph: NetworkGraph) -> Tensor:
-    """``|W v|^2`` at the leading right singular vector v, which stands for a constant."""
+    """``|W v|^2`` at the leading right singular vector v, which is treated as constant."""
     if node.op == "opaque":
         node = replace(node, op="linear", weight=node.tensors()[1].tensor, bias=None)
     weight = node.weight

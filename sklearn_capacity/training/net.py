@@ -39,8 +39,9 @@ class PenalizedNet(NeuralNet):
         ``penalty(module, X, sample_weight=None)`` returns a differentiable scalar, for example
         :func:`sklearn_capacity.penalties.frobenius_penalty`, or a ``functools.partial`` of it. It is
         evaluated on training batches only, with the module in training mode. `sample_weight` may be missing from its
-        signature. One that names ``y`` or ``criterion`` gets the batch's targets or the loss; one that names ``shared``
-        gets the loss's forward pass, a :class:`sklearn_capacity.penalties.SharedPass`, to save one of its own.
+        signature. One with a parameter ``y`` or ``criterion`` receives the batch's targets or the loss; one with
+        ``shared`` receives the loss's forward pass, a :class:`sklearn_capacity.penalties.SharedPass`, so it need not
+        run its own.
     penalty_strength : float, default=1.0
     penalties : sequence of (penalty, strength), default=()
         Further penalties.

@@ -26,7 +26,7 @@ class PenaltyTerm:
     penalty : callable
     strength : float
     keywords : frozenset of str
-        Those of "sample_weight", "shared", "y" and "criterion" that the penalty takes.
+        Those of "sample_weight", "shared", "y" and "criterion" that the penalty accepts.
     """
 
     key: str
@@ -48,7 +48,7 @@ class PenaltyTerm:
         return [value for value in held.values() if isinstance(value, torch.Generator)]
 
     def value(self, shared: SharedPass, **offered: Any) -> Tensor:
-        """The penalty at the module and batch of a forward pass, (); `offered` is what it may take besides these."""
+        """The penalty at the module and batch of a forward pass, (); `offered` are its optional keywords."""
         X, version = shared.X, shared.X._version
         offered["shared"] = shared
         value = self.penalty(shared.module, X, **{name: offered[name] for name in self.keywords})

@@ -343,7 +343,7 @@ def test_what_is_refused():
         gradient_norm_penalty(linear, batch, [0, 1, 0])
     with pytest.raises(TypeError, match="`squared` must"):
         gradient_norm_penalty(linear, batch, torch.tensor([0, 1, 0]), squared=1.5)
-    with pytest.raises(UnsupportedLayerError, match="needs a linear map or a convolution, and Flatten has none"):
+    with pytest.raises(UnsupportedLayerError, match="needs a linear map or a convolution, but Flatten has none"):
         spectral_norm_penalty(nn.Flatten(), batch)
     frozen = nn.Linear(4, 2).requires_grad_(False)
     with pytest.raises(UnsupportedLayerError, match="needs trainable parameters, and all are frozen"):
@@ -366,6 +366,6 @@ class Branches(nn.Module):
 def test_a_module_without_a_graph_is_named():
     module, X = Branches(), torch.ones(3, 4)
     for penalty in (spectral_norm_penalty, fisher_rao_penalty):
-        with pytest.raises(UnsupportedLayerError, match="penalty needs the graph of `module`, and Branches has none: "):
+        with pytest.raises(UnsupportedLayerError, match="penalty needs the graph of `module`, but Branches has none: "):
             penalty(module, X)
     check_penalty(gradient_norm_penalty, module, X, torch.tensor([0, 1, 0]))
