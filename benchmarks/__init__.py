@@ -1,1 +1,1 @@
-"""Ratios of this package's kernels to what a user would take instead, measured side by side in one run."""
+"""Ratios of this package's kernels to the alternatives of a user, measured side by side in one run."""

@@ -1,8 +1,8 @@
 """`python -m benchmarks`: run every `bench_*.py` of this folder and print one table of ratios.
 
 Each file has ``run()``, which returns or yields rows with the keys kernel, ours and peer (seconds), ratio, target (the
-largest ratio that is wanted, or None) and note, and which imports its peers itself, so that the table's other rows do
-not need them. Everything runs on one torch thread; milliseconds depend on the machine, ratios hardly do.
+largest acceptable ratio, or None) and note. It imports its peers itself, so that the other rows of the table do not
+need them. Everything runs on one torch thread; milliseconds depend on the machine, ratios hardly do.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COLUMNS = ("kernel", "ours [ms]", "peer [ms]", "ratio", "target", "", "note")
 
 
 def benchmark_names(folder: Path = FOLDER) -> list[str]:
-    """Names of the benchmarks: what follows `bench_` in the files' names."""
+    """Names of the benchmarks: the parts of the file names after `bench_`."""
     return sorted(path.stem.removeprefix("bench_") for path in folder.glob("bench_*.py"))
 
 
@@ -57,7 +57,7 @@ def table(rows: Iterable[dict]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the chosen benchmarks; the exit status is 1 with `--strict` if a target was missed."""
+    """Run the selected benchmarks; the exit status is 1 with `--strict` if a target was missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--only", action="append", choices=benchmark_names(), help="run this one (may be repeated)")
     parser.add_argument("--strict", action="store_true", help="fail if a target is missed")

@@ -1,6 +1,6 @@
 """The Fisher-Rao norm, the dual Fisher matrix and its largest eigenvalue against forward passes and public packages.
 
-Everyone gets the same network and samples; that the answers agree is checked before anything is timed.
+All use the same network and samples; agreement of the results is checked before timing.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def fisher_rao(network: Network, X: Tensor, y: Tensor, distribution: str = "empi
 
 
 def per_sample(net: nn.Module, X: Tensor, y: Tensor) -> float:
-    """The same from gradients of single samples, as vmap(grad) forms them."""
+    """The same from gradients of single samples by vmap(grad)."""
     theta = {name: p.detach() for name, p in net.named_parameters()}
 
     def loss(point: dict, x: Tensor, label: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def fisher_rao_rows() -> list[dict]:
             return net(X)
 
         note = f"{n} samples; peer: one forward pass, channels last; model distribution {model:.4g}"
-        assert network.graph.layers  # traced before the clock starts, as it is once per call
+        assert network.graph.layers  # traced before timing, as happens once per call
         rows.append(measure_row(f"Fisher-Rao norm, {name}", ours, forward, target=target, note=note))
     return rows
 
@@ -123,7 +123,7 @@ def fisher_rao_peers() -> list[dict]:
 
 
 def fresh(network: Network, X: Tensor):
-    """A Fisher matrix of which nothing is known yet."""
+    """A new Fisher matrix without cached results."""
     return fisher_matrix(network, Batch(network, X, None), "squared")
 
 
@@ -152,7 +152,7 @@ def eigenvalue_rows() -> list[dict]:
 
     net, (X, _) = perceptron(), samples((784,), 200)
     network = Network(net, (784,))
-    # F is the Gauss-Newton matrix of (1/2T) sum |f - y|^2, a half of the summed squared error over T
+    # F is the Gauss-Newton matrix of (1/2T) sum |f - y|^2, half of the summed squared error over T
     operator = GGNLinearOperator(
         net, nn.MSELoss(reduction="sum"), list(net.parameters()), [(X, torch.zeros(len(X), 10))]
     )

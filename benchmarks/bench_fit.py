@@ -14,7 +14,7 @@ EPOCHS, BATCH_SIZE = 30, 128
 
 
 def bare_loop(X: np.ndarray, y: np.ndarray, strength: float = 0.0, epochs: int = EPOCHS, name: str = "mlp") -> None:
-    """What a careful user writes by hand."""
+    """The loop that a careful user would write."""
     torch.manual_seed(0)
     module = make_network(name, X.shape[1] if X.ndim == 2 else X.shape[1:], 10).to(torch.float32)
     optimizer = torch.optim.Adam(module.parameters(), lr=0.01, fused=True)

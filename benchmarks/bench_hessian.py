@@ -1,7 +1,7 @@
-"""Hessian-vector products and what is made of them, against curvlinops, a plain double backward and forward passes.
+"""Hessian-vector products and measures based on them, against curvlinops, a plain double backward and forward passes.
 
-Everyone gets the same network, samples and vectors. That the products agree is checked in float64 before anything is
-timed: in float32 a rectifier's input near 0 may lie on the other side of it, which moves a product by its share.
+All use the same network, samples and vectors. Agreement of the products is checked in float64 before timing: in
+float32, rounding may change the sign of a rectifier's input near 0, which changes a product by its contribution.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch
 from sklearn_capacity.measures.hessian import loss_hessian
 
-#: As many as an iteration for the largest eigenvalue takes, of which the gradient is formed once.
+#: as many as an iteration for the largest eigenvalue needs, all with one gradient
 PRODUCTS = 10
 SAMPLES = 32
 
 
 def ours(module: nn.Module, X: Tensor, y: Tensor, batch_size: int) -> LossHessian:
-    """The operator behind the measures; a batch size below the number of samples forms the gradient every time."""
+    """The operator behind the measures; a smaller batch size than the data computes the gradient every time."""
     network = Network(module, tuple(X.shape[1:]))
     return loss_hessian(network, Batch(network, X, y, loss="cross_entropy", batch_size=batch_size))
 
 
 def plain_product(module: nn.Module, X: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
-    """What a user would write: loss, gradient and its derivative, from the start for every vector."""
+    """What a user would write: loss, gradient and its derivative, from scratch for every vector."""
     parameters = list(module.parameters())
     sizes = [p.numel() for p in parameters]
 
@@ -53,7 +53,7 @@ def peer(module: nn.Module, X: Tensor, y: Tensor) -> curvlinops.HessianLinearOpe
 
 
 def check(module: nn.Module, shape: tuple[int, ...], n: int) -> None:
-    """Raise if the products differ, by whichever way."""
+    """Raise if any two products differ."""
     X, y = samples(shape, n)
     X, vector = X.double(), torch.randn(sum(p.numel() for p in module.parameters()), dtype=torch.float64)
     expected = plain_product(module, X, y)(vector)

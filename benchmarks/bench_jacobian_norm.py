@@ -27,7 +27,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
 
 
 def ours(network: Network, X: Tensor) -> Tensor:
-    """What the measure does; a fresh batch each time, since a batch remembers."""
+    """The computation of the measure, with a new batch each time, since a batch caches results."""
     return largest_eigenvalues(network, Batch(network, X), "logits").sqrt()
 
 
@@ -55,14 +55,14 @@ def forward(network: Network, X: Tensor) -> Tensor:
 
 
 def truth(module: nn.Module, X: Tensor) -> Tensor:
-    """Singular values in float64, sample by sample."""
+    """Singular values in float64, per sample."""
     twin = Network(module, tuple(X.shape[1:]), dtype=torch.float64)
     rows = [torch.autograd.functional.jacobian(lambda x: twin.forward(x[None])[0], x) for x in X.double()]
     return torch.stack([torch.linalg.svdvals(row.flatten(1))[0] for row in rows])
 
 
 def error(values: Tensor, exact: Tensor) -> float:
-    """The median of the relative errors: where rounding moves a sample over a kink, its Jacobian is another one."""
+    """The median of the relative errors, since a sample that rounding moves over a kink has another Jacobian."""
     return float(((values.double() - exact) / exact).abs().median())
 
 

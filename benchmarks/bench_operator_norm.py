@@ -1,6 +1,6 @@
-"""Both ends of a convolution's spectral norm against scipy, power iteration, FFT on the image and the reshaped kernel.
+"""Bounds of a convolution's spectral norm against scipy, power iteration, FFT on the image and the reshaped kernel.
 
-The truth is ARPACK's at machine precision. Errors are in the notes and, where a target exists, in the ratio column.
+The reference is ARPACK at machine precision. Errors are in the notes and, where a target exists, in the ratio column.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ ACCURACY = 1e-7
 
 
 def layer(c_in: int, c_out: int, size: int, kernel: int, stride: int) -> ConvOperator:
-    """A layer as initialised by He, padded to keep the image."""
+    """A layer with He's initialisation, padded to keep the image size."""
     generator = torch.Generator().manual_seed(c_in + c_out + size)
     weight = torch.randn((c_out, c_in, kernel, kernel), generator=generator) * math.sqrt(2 / (c_in * kernel**2))
     return ConvOperator(weight, (c_in, size, size), stride, kernel // 2)
 
 
 def power_iteration(operator: ConvOperator, steps: int = 50, tol: float = 0.0) -> float:
-    """The usual estimate; with a tolerance, until the residual falls below it."""
+    """The usual estimate; with a tolerance, until the residual is below it."""
     v = torch.randn((1, *operator.input_shape), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     value = 0.0
     for _ in range(steps):
@@ -52,13 +52,13 @@ def power_iteration(operator: ConvOperator, steps: int = 50, tol: float = 0.0) -
 
 
 def fft_on_image(operator: ConvOperator) -> float:
-    """Sedghi, Gupta, Long (2019) on the image itself, the stride left out: what public code calls the norm."""
+    """Sedghi, Gupta, Long (2019) on the image itself, without the stride: the norm in public code."""
     transform = torch.fft.fft2(operator.weight, s=operator.input_shape[1:])
     return float(torch.linalg.svdvals(transform.permute(2, 3, 0, 1))[..., 0].max())
 
 
 def arpack(operator: ConvOperator, tol: float = 0.0) -> float:
-    """ARPACK's largest singular value by `scipy.sparse.linalg.svds`, at machine precision unless told a tolerance."""
+    """ARPACK's largest singular value by `scipy.sparse.linalg.svds`, by default at machine precision."""
     shapes = (1, *operator.output_shape), (1, *operator.input_shape)
     rows, columns = (math.prod(shape) for shape in shapes)
 
@@ -76,13 +76,13 @@ def arpack(operator: ConvOperator, tol: float = 0.0) -> float:
 
 
 def run() -> list[dict]:
-    """Rows for the lower end beside scipy's, layer by layer, its error, the upper end and a large matrix."""
+    """Rows for the lower bound and scipy's per layer, its error, the upper bound and a large matrix."""
     operators = {name: layer(*sizes) for name, sizes in LAYERS.items()}
     truth = {name: arpack(operator) for name, operator in operators.items()}
     lower = {name: conv_norm_lower(operator).value for name, operator in operators.items()}
     rows = [
         measure_row(
-            f"conv norm, lower end, {name}",
+            f"conv norm, lower bound, {name}",
             partial(conv_norm_lower, operator, ACCURACY),
             partial(arpack, operator, ACCURACY),
             target=1.0,
@@ -95,7 +95,7 @@ def run() -> list[dict]:
 
 
 def _accuracy_rows(operators: dict, truth: dict[str, float], lower: dict[str, float]) -> list[dict]:
-    """The error of the lower end against 50 power iterations, and the upper end against FFT on the image."""
+    """The error of the lower bound against 50 power iterations, and the upper bound against FFT on the image."""
 
     def worst(values: dict[str, float]) -> tuple[float, str]:
         return max((abs(value / truth[name] - 1), name) for name, value in values.items())
@@ -113,7 +113,7 @@ def _accuracy_rows(operators: dict, truth: dict[str, float], lower: dict[str, fl
     fft, fft_where = worst(every(fft_on_image)())
     return [
         {
-            "kernel": "conv norm, lower end: worst relative error in 1e-6 (ratio)",
+            "kernel": "conv norm, lower bound: worst relative error in 1e-6 (ratio)",
             "ours": times.first,
             "peer": times.second,
             "ratio": error * 1e6,
@@ -122,7 +122,7 @@ def _accuracy_rows(operators: dict, truth: dict[str, float], lower: dict[str, fl
             f"{100 * below:.0f} % off",
         },
         measure_row(
-            "conv norm, upper end: time",
+            "conv norm, upper bound: time",
             lambda: {name: conv_norm_upper(operator, lower[name]) for name, operator in operators.items()},
             every(fft_on_image),
             note=f"proven, above the norm by {gaps}; peer: FFT on the image, off by {100 * fft:.0f} % ({fft_where})",
@@ -132,7 +132,7 @@ def _accuracy_rows(operators: dict, truth: dict[str, float], lower: dict[str, fl
 
 
 def _matrix_row() -> dict:
-    """A square layer of MNIST's width against all singular values, which `torch.linalg.matrix_norm` takes."""
+    """A square layer of MNIST's width against all singular values, which `torch.linalg.matrix_norm` computes."""
     weight = torch.randn((784, 784), generator=torch.Generator().manual_seed(0)) * math.sqrt(2 / 784)
     dense = weight.double()
     return measure_row(

@@ -1,6 +1,6 @@
-"""The path norm's one pass against a forward pass, and against a deep copy whose weights are overwritten.
+"""The single pass of the path norm against a forward pass, and against a deep copy with overwritten weights.
 
-The trace is not timed: it is made once for all measures of a call.
+The trace is not timed: it is computed once for all measures of a call.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ BATCH = {"conv": 128, "resnet20": 64}
 
 
 def network(name: str) -> nn.Module:
-    """One of the papers' networks in eval mode; its batch norms keep their first statistics."""
+    """One of the papers' networks in eval mode; its batch norms keep their initial statistics."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return make_network(name, NETWORKS[name], 10).eval()
 
 
 def overwritten_copy(module: nn.Module, ones: Tensor) -> float:
-    """What public code does: square the weights of a copy, drop the biases, push ones through.
+    """The usual public code: square the weights of a copy, drop the biases, propagate ones.
 
-    Max pooling keeps one path of its window, average pooling's 1/k is not squared, and float32 overflows when deep.
+    Max pooling keeps one path per window, average pooling's 1/k is not squared, and float32 overflows in deep networks.
     """
     twin = copy.deepcopy(module)
     with torch.no_grad():
@@ -55,7 +55,7 @@ def forward(module: nn.Module, X: Tensor) -> Tensor:
 
 
 def run() -> list[dict]:
-    """Rows per network: over a forward pass of a batch and of one sample, and over the deep copy."""
+    """Rows per network: relative to a forward pass of a batch and of one sample, and to the deep copy."""
     rows = []
     for name, shape in NETWORKS.items():
         module = network(name)

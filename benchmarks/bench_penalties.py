@@ -1,6 +1,6 @@
-"""A training step with each Jacobian penalty against the plain step, beside what a user would write instead.
+"""A training step with each Jacobian penalty against the plain step, and the alternatives of a user.
 
-CPU time of one thread, so that neighbours on the machine matter less; the peers are a loop of double backward passes
+CPU time of one thread, to reduce the effect of other processes; the peers are a loop of double backward passes
 (`double_backward`) and, for the exact penalty, ``vmap(jacrev)``.
 """
 
@@ -35,7 +35,7 @@ REPEATS = {"MLP": 31, "conv": 9, "ResNet-20": 5}
 
 
 class Case(NamedTuple):
-    """A network in the mode it trains in, and a batch."""
+    """A network in its training mode, and a batch."""
 
     name: str
     module: nn.Module
@@ -44,7 +44,7 @@ class Case(NamedTuple):
 
 
 def cases() -> Iterator[Case]:
-    """The three networks that the targets are set for. The ResNet has its batch norm in eval mode."""
+    """The three networks of the targets. The ResNet has its batch norm in eval mode."""
     torch.manual_seed(0)
     images, small = torch.randn(128, 1, 28, 28), torch.randn(64, 3, 32, 32)
     y = torch.randint(CLASSES, (128,))
@@ -64,7 +64,7 @@ def plain(case: Case) -> Callable[[], None]:
 
 
 def penalized(case: Case, norm: str, **options: int) -> Callable[[], None]:
-    """The same with one of our penalties, as the estimators take the step."""
+    """The same with one of our penalties, like a step of the estimators."""
     penalty = JacobianPenalty(norm, **options)
 
     def step() -> None:
@@ -133,7 +133,7 @@ def layer_by_layer(case: Case) -> Callable[[], None]:
 
 
 def peers(case: Case, kernel: str) -> dict[str, Callable[[], None]]:
-    """What a user would take instead of a kernel."""
+    """The alternatives of a user to a kernel."""
     if kernel == "exact":
         return {"loop": double_backward(case), "vmap(jacrev)": functional(case)}
     if kernel.startswith("projection"):
@@ -142,7 +142,7 @@ def peers(case: Case, kernel: str) -> dict[str, Callable[[], None]]:
 
 
 def kernel_rows(position: int, kernel: str) -> list[dict]:
-    """A kernel on one network: ours over the plain step, then each peer over the plain step."""
+    """A kernel on one network: ours relative to the plain step, then each peer relative to the plain step."""
     case = list(cases())[position]
     norm, options, targets = KERNELS[kernel]
     step, ours, repeats = plain(case), penalized(case, norm, **options), REPEATS[case.name]
@@ -155,7 +155,7 @@ def kernel_rows(position: int, kernel: str) -> list[dict]:
 
 
 def jacobian_row(position: int) -> list[dict]:
-    """All rows of the Jacobian without gradients, over one forward pass."""
+    """All rows of the Jacobian without gradients, relative to one forward pass."""
     case = list(cases())[position]
     module = case.module.eval()
     graph = Network(module, tuple(case.X.shape[1:])).graph
@@ -177,7 +177,7 @@ def measure_peak(position: int, kernel: str) -> float:
     make = {"plain": plain, "loop": double_backward}.get(kernel, lambda case: penalized(case, norm, **options))
     make(small)()
     case.module.zero_grad(set_to_none=True)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _resident("VmRSS")
     step = make(case)
     for _ in range(3):
@@ -186,15 +186,15 @@ def measure_peak(position: int, kernel: str) -> float:
 
 
 def _resident(field: str) -> float:
-    """MB resident now (VmRSS) or at most so far (VmHWM), as Linux tells."""
+    """MB resident now (VmRSS) or at most so far (VmHWM), as reported by Linux."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) / 1024
-    raise RuntimeError(f"The system does not tell {field}.")
+    raise RuntimeError(f"The system does not report {field}.")
 
 
 def peak_row(name: str, kernel: str, peak: float, base: float) -> dict:
-    """Peak memory of a step above what torch itself takes, over a plain step's; MB in the columns of seconds."""
+    """Peak memory of a step without torch's own, relative to a plain step's; MB in the columns of seconds."""
     target = None if kernel == "loop" else 3.0
     parts = {"ours": peak / 1e3, "peer": base / 1e3, "ratio": peak / base, "target": target}
     return {"kernel": f"{name}, {kernel}: peak memory", **parts, "note": "MB, over a plain step"}
@@ -203,7 +203,7 @@ def peak_row(name: str, kernel: str, peak: float, base: float) -> dict:
 def run() -> Iterator[dict]:
     """Rows for each network: the kernels and their peers, the rows of the Jacobian, peak memory.
 
-    Each is measured in a process of its own: what an earlier one left of the heap moved ratios by a tenth.
+    Each is measured in a separate process: the heap left by an earlier one changed ratios by a tenth.
     """
     with get_context("spawn").Pool(1, torch.set_num_threads, (1,), maxtasksperchild=1) as fresh:
         for position, name in enumerate(REPEATS):

@@ -1,4 +1,4 @@
-"""Sharpness per draw and per ascent step against what these cannot do without: forward passes, noise, plain steps."""
+"""Sharpness per draw and per ascent step against the unavoidable work: forward passes, noise, plain steps."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sklearn_capacity.architectures import make_network
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch
 
-#: So many that the forward pass and the copies at the start hardly count, as with the 1000 draws and 2000 steps of the
-#: defaults; a step of the perceptron is short, and mostly memory.
+#: Enough draws that the forward pass and the copies at the start hardly count, as with the defaults of 1000 draws and
+#: 2000 steps; a step of the perceptron is short and mostly limited by memory.
 DRAWS, CLASSES = 24, 10
 STEPS = {"MLP 784-784-784-10": 60, "conv 32-5-5 x2": 20, "ResNet-20": 20}
 
 
 def networks() -> dict[str, tuple[nn.Module, Tensor]]:
-    """The three networks that the targets are stated for, with a batch of data."""
+    """The three networks of the targets, with a batch of data."""
     torch.manual_seed(0)
     return {
         "MLP 784-784-784-10": (make_network("mlp", (784,), CLASSES, hidden_layer_sizes=(784, 784)), _data(128, 784)),
@@ -64,7 +64,7 @@ def user_draws(module: nn.Module, X: Tensor, y: Tensor) -> Callable[[], None]:
 
 
 def plain_steps(module: nn.Module, X: Tensor, y: Tensor, steps: int) -> Callable[[], None]:
-    """Stochastic gradient ascent with momentum and without a box, by torch's own optimiser."""
+    """Stochastic gradient ascent with momentum and without a box, by torch's optimiser."""
     module = copy.deepcopy(module).eval()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.0, momentum=0.9, maximize=True)
 
@@ -78,7 +78,7 @@ def plain_steps(module: nn.Module, X: Tensor, y: Tensor, steps: int) -> Callable
 
 
 def user_steps(module: nn.Module, X: Tensor, y: Tensor, steps: int, alpha: float = 5e-4) -> Callable[[], None]:
-    """The same with a box, put back parameter by parameter."""
+    """The same with a box, projected parameter by parameter."""
     module = copy.deepcopy(module).eval()
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9, maximize=True)
     start = [p.detach().clone() for p in module.parameters()]
@@ -112,7 +112,7 @@ def run() -> list[dict]:
             batch = Batch(network, *few, loss="cross_entropy")
             MEASURES["max_sharpness"](network, batch, steps=steps, check_every=steps)
 
-        expected(), largest()  # traced once, outside the time
+        expected(), largest()  # traced once, not timed
         title = f"expected sharpness, {name}"
         rows.append(measure_row(title, expected, draws(module, X), target=1.2, note="forward + noise", repeats=5))
         rows.append(measure_row(title, expected, user_draws(module, X, y), note="tensor by tensor", repeats=3))

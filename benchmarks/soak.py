@@ -1,7 +1,8 @@
-"""`python -m benchmarks.soak`: a thousand fits and scorings in one process must leave nothing behind.
+"""`python -m benchmarks.soak`: a thousand fits and scorings in one process must not leak.
 
-Resident memory may grow by 5 % from what it was after the first hundred; open files, threads and kept source text may
-not grow at all, and Python's objects by less than one a round. `--classes` uses as many models of different classes.
+Relative to the state after the first hundred rounds, resident memory may grow by 5 %; open files, threads and cached
+source text may not grow at all, and Python's objects by less than one per round. `--classes` uses as many models of
+different classes.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ GROWTH = 0.05
 
 
 class Usage(NamedTuple):
-    """What the process holds: resident bytes, open files and sockets, threads, source texts, Python's containers."""
+    """Resources of the process: resident bytes, open files and sockets, threads, source texts, Python's containers."""
 
     memory: int
     files: int
@@ -47,9 +48,9 @@ class Usage(NamedTuple):
 
 
 def usage() -> Usage:
-    """What this process holds now, after the garbage is collected."""
+    """The current usage of this process, after garbage collection."""
     sympy = sys.modules.get("sympy.core.cache")
-    if sympy is not None:  # torch.export's symbols fill a cache of bounded length, which takes hundreds of rounds
+    if sympy is not None:  # torch.export's symbols fill a bounded cache, which takes hundreds of rounds
         sympy.clear_cache()
     gc.collect()
     process = psutil.Process()
@@ -58,7 +59,7 @@ def usage() -> Usage:
 
 
 def faults(settled: Usage, final: Usage, rounds: int, growth: float = GROWTH) -> list[str]:
-    """What grew between two moments, some rounds apart, as sentences."""
+    """Sentences on what has grown between two states, some rounds apart."""
     found = []
     if final.memory > settled.memory * (1 + growth):
         found.append(f"resident memory grew from {settled.memory / 2**20:.1f} to {final.memory / 2**20:.1f} MiB")
@@ -68,7 +69,7 @@ def faults(settled: Usage, final: Usage, rounds: int, growth: float = GROWTH) ->
         found.append(f"threads grew from {settled.threads} to {final.threads}")
     if final.sources > settled.sources:
         found.append(f"source texts in linecache grew from {settled.sources} to {final.sources}")
-    if final.objects >= settled.objects + rounds:  # whatever is kept of each round is one at least
+    if final.objects >= settled.objects + rounds:  # a leak per round is at least one object
         found.append(f"Python's objects grew from {settled.objects} to {final.objects} in {rounds} rounds")
     return found
 
@@ -88,7 +89,7 @@ def conv_net(input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
 def one_round(turn: int) -> None:
     """Fit one estimator and measure it, in one of four ways; data and network differ each time."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CapacityWarning)  # a network of two epochs separates nothing
+        warnings.simplefilter("ignore", CapacityWarning)  # a network after two epochs does not separate the data
         _one_round(turn)
 
 
@@ -122,7 +123,7 @@ def soak(
     progress: bool = True,
     one_round: Callable[[int], None] = one_round,
 ) -> tuple[Usage, Usage, list[str]]:
-    """Usage after `settle` rounds, after all rounds, and what grew in between."""
+    """Usage after `settle` rounds, after all rounds, and sentences on what has grown in between."""
     settled = usage()
     for turn in tqdm(range(rounds), unit="round", disable=not progress):
         if turn == settle:
@@ -133,7 +134,7 @@ def soak(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the rounds; the exit status is 1 if something grew."""
+    """Run the rounds; the exit status is 1 if something has grown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__.splitlines()[0])
     parser.add_argument("--classes", action="store_true", help="models of 300 classes, refused ones among them")
     parser.add_argument("--rounds", type=int, help="default: 1000, or 300 classes")

@@ -1,7 +1,7 @@
-"""Models whose classes are all different, as a search over architectures makes them: scored, penalised and fitted.
+"""Models of different classes, as in a search over architectures: scored, penalised and fitted.
 
-`python -m benchmarks.soak --classes` runs them. Whatever the process keeps by a class, or by a constant in its forward
-pass, grows with every one of them; networks that are refused must leave as little behind as those that are measured.
+`python -m benchmarks.soak --classes` runs them. Anything that the process caches per class, or per constant in a
+forward pass, grows with each of them; refused networks must leak as little as measured ones.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Look at every page of the built site in a headless browser: `python docs/check_site.py [FOLDER]`.
 
-At a wide and a narrow window no page scrolls sideways, no image is missing, every formula is rendered; every internal
-link, with its anchor, leads somewhere. Needs the package playwright and a Chromium of the system.
+At a wide and a narrow window, no page scrolls sideways, no image is missing, and every formula is rendered; every
+internal link and its anchor exist. Needs the package playwright and a Chromium of the system.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from playwright.sync_api import Page, sync_playwright
 
 WIDTHS = (1280, 400)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# Run in the page: its width, what lies beyond it, images without pixels, TeX that is still TeX, anchors and links.
+# Run in the page: its width, what exceeds it, images without pixels, TeX that is still TeX, anchors and links.
 INSPECT = r"""
 () => {
   const width = document.documentElement.clientWidth;
@@ -44,7 +44,7 @@ def look(page: Page, path: Path, width: int) -> dict:
 
 
 def complaints(found: dict, path: str, width: int) -> list[str]:
-    """One line for each thing that is wrong on a page."""
+    """One line for each fault of a page."""
     lines = []
     if found["scroll"] > found["width"]:
         lines.append(f"{path} at {width}: scrolls to {found['scroll']} pixels, {found['wide']}")
@@ -55,7 +55,7 @@ def complaints(found: dict, path: str, width: int) -> list[str]:
 
 
 def dead_links(pages: dict[Path, dict]) -> list[str]:
-    """Links to files that are not there, or to anchors that their page does not have."""
+    """Links to missing files, or to anchors that do not exist on their page."""
     lines = []
     for path, found in pages.items():
         for link in sorted(set(found["links"])):
@@ -71,7 +71,7 @@ def dead_links(pages: dict[Path, dict]) -> list[str]:
 
 
 def main(folder: Path) -> None:
-    """Look at all pages and exit with an error if anything is wrong."""
+    """Look at all pages and exit with an error if there is any fault."""
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     if executable is None:
         raise SystemExit(f"No browser was found. Install Chromium; looked for {', '.join(BROWSERS)}.")

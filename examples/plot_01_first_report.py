@@ -22,15 +22,15 @@ model.fit(X_train, y_train)
 print(f"accuracy on new digits: {model.score(X_test, y_test):.3f}")
 
 # %%
-# One row per measure: its value, its unit, which direction goes with better generalisation, and how long it took. A
-# measure that is not defined for this network has a reason in place of a value.
+# One row per measure: its value, its unit, the direction that suggests better generalisation, and its time. A measure
+# that is not defined for this network has a reason instead of a value.
 
 report = capacity_report(model, X_train, y_train)
 print(report[["measure", "value", "unit", "better", "reason"]].to_string(index=False))
 
 # %%
-# The margin of a sample is the logit of its class less the largest other one. A negative margin is a mistake. The
-# whole distribution says more than one number: here that of the training digits beside that of new ones.
+# The margin of a sample is the logit of its class minus the largest other logit. A negative margin is an error. The
+# full distribution is more informative than one number: here for the training digits and for new ones.
 
 MarginDisplay.from_estimators({"training": (model, X_train, y_train), "new": (model, X_test, y_test)}).plot()
 plt.show()

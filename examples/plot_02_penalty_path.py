@@ -3,8 +3,8 @@ Choosing a network by accuracy and capacity
 ===========================================
 
 A grid over the strength of a Jacobian penalty on scikit-learn's digits. The scorer adds capacity measures to the
-accuracy, and the table shows them on the training folds. Among the candidates within one standard error of the best
-accuracy, the one with the smallest Jacobian is refitted.
+accuracy, and the table shows their values on the training folds. Among the candidates within one standard error of the
+best accuracy, the one with the smallest Jacobian is refitted.
 """
 
 import matplotlib.pyplot as plt

@@ -3,7 +3,7 @@ Decision regions with and without a Jacobian penalty
 ====================================================
 
 Two interleaved half-moons with noise. The penalty keeps the network's outputs from changing fast, so the boundary
-keeps away from the samples and does not bend around single ones.
+stays away from the samples and does not bend around single ones.
 """
 
 import matplotlib.pyplot as plt

@@ -2,8 +2,8 @@
 Raw and normalised margins
 ==========================
 
-Multiply all weights of the last layer by ten: no prediction changes, and every raw margin grows by a factor of ten.
-Margins of different networks compare only after division by a norm, or in the space of the inputs.
+Multiply all weights of the last layer by ten: no prediction changes, but every raw margin grows by a factor of ten.
+Margins of different networks are comparable only after division by a norm, or in the input space.
 """
 
 import copy
@@ -28,7 +28,7 @@ print("predictions that changed:", int((model.predict(X) != scaled.predict(X)).s
 
 # %%
 # ``margin`` is the 5th percentile of the raw margins. ``spectral_capacity`` and its relatives divide by margins, and
-# ``input_margin_bound`` is a distance in the space of the inputs.
+# ``input_margin_bound`` is a distance in the input space.
 
 models = {"as trained": model, "last layer x 10": scaled}
 table = compare_capacity(models, X, y, ["margin", "spectral_norm", "spectral_capacity", "input_margin_bound"])

@@ -2,7 +2,7 @@
 True and random labels
 ======================
 
-A network large enough to fit random labels fits them; what differs is the capacity that it uses for them. This is the
+A network that is large enough fits random labels; the difference is the capacity that it uses for them. This is the
 observation behind figure 1 of Neyshabur, Bhojanapalli, McAllester and Srebro (2017), on digits.
 """
 
@@ -26,7 +26,7 @@ for size in sizes:
         rows[name].append(compare_capacity([model], X[:size], labels[:size], MEASURES).iloc[0])
 
 # %%
-# Training accuracy is 1 throughout. Every norm over its margin is larger for random labels, and grows faster.
+# Training accuracy is 1 throughout. Every norm divided by the margin is larger for random labels, and grows faster.
 
 measures = MEASURES[1:]
 figure, axes = plt.subplots(1, len(measures), figsize=(12, 3.2), layout="constrained")

@@ -2,7 +2,7 @@
 Comparing three PyTorch models
 ==============================
 
-Three modules trained by a plain loop, compared in one call: accuracy on both parts, their gap, and capacity.
+Three modules trained in a plain loop, compared in one call: accuracy on both parts, their gap, and capacity.
 """
 
 import matplotlib.pyplot as plt
@@ -36,7 +36,7 @@ models = {
 }
 
 # %%
-# scikit-learn's scorer names stand beside measures; they are computed on both parts of the data.
+# Names of scikit-learn's scorers are allowed among the measures; they are computed on both parts of the data.
 
 MEASURES = ["accuracy", "parameter_count", "spectral_norm", "l2_path_norm", "fisher_rao_norm", "margin"]
 table = compare_capacity(models, X_train, y_train, MEASURES, X_test=X_test, y_test=y_test)

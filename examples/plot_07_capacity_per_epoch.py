@@ -2,7 +2,7 @@
 Capacity per epoch
 ==================
 
-A callback measures the network while it trains. Loss and accuracy stand still long before the norms do.
+A callback measures the network while it trains. Loss and accuracy stop changing long before the norms do.
 """
 
 import matplotlib.pyplot as plt

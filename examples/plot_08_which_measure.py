@@ -2,8 +2,8 @@
 Which measure tells?
 ====================
 
-Train networks that differ in width, weight decay and the share of wrong labels, and ask which measure puts them in the
-order of their generalization gaps. ``rank_measures`` answers by Kendall's rank correlation with a bootstrap interval.
+Train networks that differ in width, weight decay and the share of wrong labels, and test which measure orders them by
+their generalization gaps. ``rank_measures`` answers with Kendall's rank correlation and a bootstrap interval.
 """
 
 import itertools
@@ -35,7 +35,7 @@ for width, decay, noise in itertools.product([16, 64, 256], [0.0, 0.03], [0.0, 0
 table = pd.DataFrame(rows)
 
 # %%
-# A tau of 1 means that the measure orders the networks as their gaps do, 0 that it knows nothing of them.
+# A tau of 1 means that the measure orders the networks like their gaps, 0 that it is unrelated to them.
 
 measures = MEASURES[1:]
 gap = ("train_accuracy", "test_accuracy")

@@ -2,8 +2,8 @@
 Your own CNN on images
 ======================
 
-Any ``nn.Module`` trains as an estimator and is measured as one: here a convolutional network with batch norm on
-images of 8 x 8 pixels. Convolutions are measured as the linear operators they are, batch norm as part of them.
+Any ``nn.Module`` can be trained as an estimator and measured: here a convolutional network with batch norm on images of
+8 x 8 pixels. Convolutions are treated as linear operators that include batch norm.
 """
 
 import matplotlib.pyplot as plt

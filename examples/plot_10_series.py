@@ -2,7 +2,7 @@
 Series through one-dimensional convolutions
 ===========================================
 
-Noisy sine waves of three frequencies. A network of one-dimensional convolutions tells them apart; the scorer compares
+Noisy sine waves of three frequencies. A network of one-dimensional convolutions classifies them; the scorer compares
 three kernel sizes by accuracy and capacity in one grid.
 """
 

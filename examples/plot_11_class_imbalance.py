@@ -2,8 +2,8 @@
 A data frame with unbalanced classes
 ====================================
 
-A pipeline from a data frame with numbers and categories to a network whose loss weighs the rare class more. Capacity is
-reported for each class: margins of the rare class are where the trouble is.
+A pipeline from a data frame with numbers and categories to a network whose loss gives the rare class more weight.
+Capacity is reported for each class: the problem is in the margins of the rare class.
 """
 
 import matplotlib.pyplot as plt
@@ -38,7 +38,7 @@ for weight in (None, "balanced"):
     curves[f"class_weight={weight}"] = (model, X_test[rare], y_test[rare])
 
 # %%
-# The margins of the rare class alone: without weights most of them are negative, that is, most are missed.
+# The margins of the rare class: without weights most of them are negative, that is, most samples are misclassified.
 
 display = MarginDisplay.from_estimators(curves).plot()
 display.ax_.axvline(0, color="black", lw=0.8)

@@ -42,7 +42,7 @@ def trained_models(X: np.ndarray, y: np.ndarray) -> dict[str, object]:
         optimizer.step()
     mlp = make_pipeline(MinMaxScaler(), MLPClassifier((64,), max_iter=100, random_state=0))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a hundred iterations do not converge, nor need they
+        warnings.simplefilter("ignore")  # a hundred iterations do not converge, which does not matter here
         return {
             "LogisticRegression": LogisticRegression(max_iter=200).fit(X, y),
             "pipeline with MLPClassifier": mlp.fit(X, y),
@@ -60,7 +60,7 @@ print(table.to_string(float_format="{:.4g}".format))
 report = capacity_report(models["nn.Module"], X, y, "cheap")
 print(report[["measure", "value", "unit", "seconds", "reason"]].to_string())
 
-norms = table.drop(index="margin")  # which may be negative
+norms = table.drop(index="margin")  # the margin may be negative
 relative = norms.div(norms["LogisticRegression"], axis=0)
 ax = relative.plot(style="o", logy=True, ylabel="value, relative to logistic regression", figsize=(8, 5))
 ax.set_xticks(range(len(relative)), relative.index)

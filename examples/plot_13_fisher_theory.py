@@ -2,9 +2,9 @@
 Mean-field theory of the Fisher information
 ===========================================
 
-Two numbers, the variances of the initial weights and biases, tell how flat or steep the loss of a wide network is
-before it has seen any data. Here they are held against networks that are drawn and measured: first figure 1 of
-Karakida, Akaho and Amari (2019) on a small scale, then the learning rates at which training diverges (figure 2).
+Two numbers, the variances of the initial weights and biases, determine how steep the loss of a wide network is before
+it has seen any data. Here they are compared with random networks: first figure 1 of Karakida, Akaho and Amari (2019) on
+a small scale, then the learning rates at which training diverges (figure 2).
 """
 
 import matplotlib.pyplot as plt
@@ -20,7 +20,7 @@ from sklearn_capacity.theory import initialize_mean_field, mean_field
 # Mean and second moment of the eigenvalues
 # -----------------------------------------
 # Three weight layers of width M and one activated output, as in the paper. A network's Fisher matrix is far too large
-# to build (P x P), but its non-zero eigenvalues are those of a T x T matrix, which ``fisher_spectrum`` takes.
+# to build (P x P), but its nonzero eigenvalues are those of a T x T matrix, which ``fisher_spectrum`` uses.
 
 n_samples, n_draws, widths = 150, 15, [25, 50, 100, 200]
 settings = {"tanh": (nn.Tanh, 3.0, 0.64), "relu": (nn.ReLU, 2.0, 0.5), "linear": (nn.Identity, 1.0, 0.5)}
@@ -66,11 +66,11 @@ axes[0, 0].legend()
 axes[1, 0].legend()
 
 # %%
-# The mean falls as 1/M while the second moment stays: most eigenvalues vanish, a few are huge.
+# The mean decreases as 1/M while the second moment stays constant: most eigenvalues vanish, a few are huge.
 #
 # The learning rate at which training diverges
 # --------------------------------------------
-# The largest eigenvalue grows as M, so a wider network needs a smaller learning rate. Grey cells diverged.
+# The largest eigenvalue grows like M, so a wider network needs a smaller learning rate. Grey cells diverged.
 
 rng = np.random.default_rng(0)
 X, y = rng.standard_normal((100, 64)).astype(np.float32), rng.standard_normal((100, 3))
@@ -82,7 +82,7 @@ display.plot()
 # %%
 # The Fisher-Rao norm
 # -------------------
-# The published expectation of theta^T F theta (theorem 7) leaves out cross-layer terms. For a linear network of
+# The published expectation of theta^T F theta (theorem 7) omits cross-layer terms. For a linear network of
 # L layers the exact value is L^2 times the mean squared output, which only the corrected recursion gives.
 
 for depth in (2, 3, 5):

@@ -2,9 +2,9 @@
 Sharpness and flatness
 ======================
 
-How far may the weights move before the training loss rises? The bi-criteria curve gives, for each relative size of a
-perturbation, how much the loss rises on average and how large the Kullback-Leibler term of a PAC-Bayes bound is. A
-batch of a different size ends in a minimum of a different flatness.
+How far can the weights move before the training loss rises? For each relative size of a perturbation, the bi-criteria
+curve shows the mean rise of the loss and the Kullback-Leibler term of a PAC-Bayes bound. Training with batches of
+different sizes ends in minima of different flatness.
 """
 
 import matplotlib.pyplot as plt
@@ -31,7 +31,7 @@ table = compare_capacity(
 print(table.to_string())
 
 # %%
-# A curve nearer to the lower left corner belongs to a flatter minimum of smaller weights.
+# A curve closer to the lower left corner belongs to a flatter minimum with smaller weights.
 
 BicriteriaDisplay.from_estimators({name: (model, X, y) for name, model in models.items()}).plot()
 plt.show()

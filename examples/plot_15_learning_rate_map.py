@@ -2,7 +2,7 @@
 A map of learning rates
 =======================
 
-Theory predicts from the initial weights at which learning rate gradient descent diverges: twice the inverse of the
+From the initial weights, theory predicts the learning rate at which gradient descent diverges: twice the inverse of the
 largest eigenvalue of the Fisher matrix, which grows with the width. Each cell of the map is a short training.
 """
 

@@ -2,12 +2,12 @@
 A generalization layer as the only regulariser
 ==============================================
 
-A residual MLP of 17 units a layer learns 100 noisy values of a function that is cubic on the left and quadratic on the
-right, and is then compared with the function without the noise. Its twin has generalization layers in the place of its
-last three residual blocks: the skips over them weaken from 1 to 0.1 in the first half of the training, their own
-weights learn with a tenth of the learning rate, and nothing else regularises. A small version of [GL] figure 7: 20
-residual blocks for 45, and Adam for plain gradient descent, whose published rate of 1e-7 needs many more epochs
-than an example has.
+A residual MLP with 17 units per layer learns 100 noisy values of a function that is cubic on the left and quadratic on
+the right, and is then compared with the noise-free function. A second network has generalization layers instead of its
+last three residual blocks: the skips over them weaken from 1 to 0.1 in the first half of training, their own weights
+learn with a tenth of the learning rate, and there is no other regularisation. This is a small version of [GL] figure 7,
+with 20 instead of 45 residual blocks, and with Adam instead of plain gradient descent, whose published rate of 1e-7
+needs many more epochs.
 """
 
 import matplotlib.pyplot as plt
@@ -21,7 +21,7 @@ from sklearn_capacity.datasets import make_noisy_cubic
 
 
 def make_model(with_layers: bool, epochs: int, seed: int) -> TransformedTargetRegressor:
-    """The network behind scalers of x and y."""
+    """The network with scalers of x and y."""
     settings = dict(learning_rate=0.003, max_epochs=epochs, batch_size=100, random_state=seed, module="residual_mlp")
     size = dict(n_hidden_layers=41)
     if with_layers:
@@ -54,5 +54,5 @@ panels[0].legend()
 plt.show()
 
 # %%
-# One seed decides nothing: over three seeds the two errors do not differ by more than their standard errors (see the
+# One seed is not conclusive: over three seeds, the two errors differ by less than their standard errors (see the
 # page of results).

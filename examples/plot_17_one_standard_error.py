@@ -2,8 +2,8 @@
 Choosing by one standard error
 ==============================
 
-Among the candidates whose accuracy lies within one standard error of the best, take the one with the least capacity.
-``capacity_refit`` is that rule as ``refit=`` of a search.
+Among the candidates whose accuracy is within one standard error of the best, select the one with the smallest capacity.
+``capacity_refit`` implements this rule for the ``refit`` of a search.
 """
 
 import matplotlib.pyplot as plt

@@ -2,7 +2,7 @@
 A search on Dask
 ================
 
-The same search on a cluster: here one of two local workers, elsewhere whatever a ``dask.distributed`` client speaks to.
+The same search on a cluster: here with two local workers, elsewhere any that a ``dask.distributed`` client connects to.
 Without the extra ``distributed`` the search runs in two processes of this machine.
 """
 

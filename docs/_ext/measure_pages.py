@@ -25,7 +25,7 @@ FAMILY_TITLES = {
 
 
 def title_of(family: str) -> str:
-    """A heading for a family; one that has none here gets its own name."""
+    """The heading of a family; by default its name."""
     return FAMILY_TITLES.get(family, family.replace("_", " ").capitalize())
 
 
@@ -43,28 +43,28 @@ def list_table(rows: list[list[str]], widths: str, *, header: bool) -> list[str]
 
 
 def overview() -> str:
-    """One table per family: name, what it is, which direction is better, cost."""
+    """One table per family: name, description, better direction, cost."""
     table = list_measures()
     lines: list[str] = []
     for family, rows in table.groupby("family", sort=False):
         title = title_of(family)
         cells = [[reference(r["name"]), r["summary"], r["better"], r["cost"]] for r in rows.to_dict("records")]
         lines += [title, "-" * len(title), ""]
-        lines += list_table([["name", "what it is", "better", "cost"], *cells], "25 50 10 15", header=True)
+        lines += list_table([["name", "description", "better", "cost"], *cells], "25 50 10 15", header=True)
     pages = [f"   /generated/measures/{name}" for name in table["name"]]
     return "\n".join([*lines, ".. toctree::", "   :hidden:", "", *pages, ""])
 
 
 def facts(row) -> list[list[str]]:
-    """What a record says of its measure, as rows of a table."""
+    """The properties in a measure's record, as rows of a table."""
     parameters = ", ".join(f"``{name}={default!r}``" for name, default in row["parameters"].items())
     return [
         ["Better", row["better"]],
-        ["Needs", row["needs"] or "nothing beside the network"],
-        ["Cost", row["cost"] + (", of the preset ``cheap``" if row["cheap"] else "")],
+        ["Needs", row["needs"] or "only the network"],
+        ["Cost", row["cost"] + (", in the preset ``cheap``" if row["cheap"] else "")],
         ["Unit", row["unit"]],
         ["Tasks", row["tasks"]],
-        ["Unchanged by", row["invariances"].replace("_", " ") or "no transformation of the weights"],
+        ["Invariant under", row["invariances"].replace("_", " ") or "no transformation of the weights"],
         ["Value", "an estimate by random draws" if row["stochastic"] else "the same for every seed"],
         ["Parameters", parameters or "none"],
         ["Source", row["source"]],

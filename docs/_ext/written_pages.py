@@ -21,7 +21,7 @@ def api_modules() -> list[str]:
 
 def api_page() -> str:
     """The API page: every name of every `__all__`, under the module where a user imports it."""
-    lines = ["API", "===", "", "What is listed under the package's own name is imported from there.", ""]
+    lines = ["API", "===", "", "Names listed under the package itself are imported from there.", ""]
     seen: set[int] = set()
     for module in api_modules():
         namespace = importlib.import_module(module)
@@ -48,7 +48,7 @@ def write_if_changed(path: Path, text: str) -> None:
 
 
 def write_changes(changes: Path, folder: Path) -> None:
-    """Write `changes.inc`: the notes that wait for the next release, new features first."""
+    """Write `changes.inc`: the notes for the next release, new features first."""
     kinds = {"feature": "New", "change": "Changed", "removal": "Removed", "fix": "Repaired", "docs": "Documentation"}
     lines: list[str] = []
     for kind, title in kinds.items():

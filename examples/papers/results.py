@@ -1,4 +1,4 @@
-"""A csv file with one row per finished fit, so that a study that was stopped goes on where it was."""
+"""A csv file with one row per finished fit, so that a stopped study can resume."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 class ResultTable:
-    """Rows of a csv file: the settings that name a fit, and what came out of it.
+    """Rows of a csv file: the settings that identify a fit, and its results.
 
     Several processes may share the file: each row is appended by one write.
     """
@@ -22,7 +22,7 @@ class ResultTable:
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def rows(self) -> list[dict[str, str]]:
-        """All complete rows, as text; a line that was cut off is none."""
+        """All complete rows, as text, without truncated lines."""
         if not self.path.exists():
             return []
         names = [*self.settings, *self.results]
@@ -31,7 +31,7 @@ class ResultTable:
         return [dict(zip(names, line, strict=True)) for line in lines]
 
     def find(self, **settings: object) -> dict[str, float] | None:
-        """What came out of a fit, or None if it has not been done."""
+        """The results of a fit, or None if it has not run yet."""
         wanted = [str(settings[name]) for name in self.settings]
         for row in self.rows():
             if [row[name] for name in self.settings] == wanted:
@@ -39,13 +39,13 @@ class ResultTable:
         return None
 
     def add(self, settings: dict[str, object], results: dict[str, float]) -> None:
-        """Append a row, on the disk when this returns."""
+        """Append a row; it is on disk when this method returns."""
         text = ",".join(str(settings[name]) for name in self.settings)
         text += "," + ",".join(f"{results[name]:.6g}" for name in self.results) + "\n"
         if not self.path.exists():
             text = ",".join([*self.settings, *self.results]) + "\n" + text
         elif not self.path.read_bytes().endswith(b"\n"):
-            text = "\n" + text  # the last writer was cut off
+            text = "\n" + text  # the last line was truncated
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, text.encode())

@@ -2,15 +2,15 @@
 Generalization layers in a ResNet-20 on few CIFAR images
 ========================================================
 
-ResNet-20 as it is, with a generalization layer in the place of its second stage ("GL"), and with a generalization layer
-with dropout 0.75 after its encoder ("GLD"); [GL] figures 6 and 8 and table 1, with 10,000 images and 15 epochs for
-50,000 and 300, and every schedule shortened to match: learning rate 0.1, a tenth from half of the epochs on and a
-hundredth from three quarters on; nu from 1 to 0.1 over 80 % of the epochs; the layer's own weights at a tenth of the
-rate after a tenth of the epochs. Random crops and flips, weight decay 1e-4, momentum 0.9, batches of 128. Tested on
-2,000 other images.
+ResNet-20 unchanged, with a generalization layer instead of its second stage ("GL"), and with a generalization layer
+with dropout 0.75 after its encoder ("GLD"); [GL] figures 6 and 8 and table 1, with 10,000 images and 15 epochs instead
+of 50,000 and 300, and every schedule shortened accordingly: learning rate 0.1, a tenth of it after half of the epochs
+and a hundredth after three quarters; nu from 1 to 0.1 over 80 % of the epochs; the layer's own weights at a tenth of
+the rate after a tenth of the epochs. Random crops and flips, weight decay 1e-4, momentum 0.9, batches of 128. Tested
+on 2,000 other images.
 
-Rows are written as fits finish, and finished ones are skipped: stop and start it at will, in several processes if you
-like. ``--images 2000 --epochs 10 --seeds 0`` is a small version.
+Rows are written as fits finish, and finished ones are skipped: it can be stopped and restarted at any time, also in
+several processes. ``--images 2000 --epochs 10 --seeds 0`` is a small version.
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@ Jacobian penalty against weight decay on few digits: table II of Sokolic et al.
 ===============================================================================
 
 The convolutional network of table II learns 1,000 (or 5,000) MNIST digits without regularisation, with weight decay,
-and with the Jacobian penalty (one random projection per sample and step). The strength is the one that is best on a
-fifth of the training digits, which is set aside; the network is then trained again on all of them and tested on 2,000
-others. Each seed draws its own training digits, weights and order of batches.
+and with the Jacobian penalty (one random projection per sample and step). The strength is selected on a held-out fifth
+of the training digits; the network is then trained again on all of them and tested on 2,000 others. Each seed has
+different training digits, weights and order of batches.
 
-Rows are written as fits finish, and finished ones are skipped: stop and start it at will, in several processes if you
-like. 60 epochs (the paper has 120), SGD with momentum 0.9, batches of 128, learning rate 0.01, a tenth of it from epoch
-40 on, as in the paper.
+Rows are written as fits finish, and finished ones are skipped: it can be stopped and restarted at any time, also in
+several processes. 60 epochs (the paper has 120), SGD with momentum 0.9, batches of 128, learning rate 0.01, a tenth of
+it from epoch 40 on, as in the paper.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def load(path: Path, n_train: int, seed: int) -> tuple[np.ndarray, np.ndarray, n
 def fit(
     table: ResultTable, data: tuple, n_train: int, seed: int, method: str, strength: float, stage: str, epochs: int
 ) -> float:
-    """Accuracy of one fit: on the digits set aside ("choose") or on the test digits ("test")."""
+    """Accuracy of one fit: on the held-out digits ("choose") or on the test digits ("test")."""
     settings = dict(n_train=n_train, seed=seed, method=method, strength=strength, stage=stage, epochs=epochs)
     done = table.find(**settings)
     if done is None:
@@ -81,7 +81,7 @@ def fit(
 
 
 def best_strength(table: ResultTable, data: tuple, n_train: int, seed: int, method: str, epochs: int) -> float:
-    """The strength with the highest accuracy on the digits set aside; of equals the largest."""
+    """The strength with the highest accuracy on the held-out digits; the largest of ties."""
     strengths = STRENGTHS[method]
     if len(strengths) == 1:
         return strengths[0]

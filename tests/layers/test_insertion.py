@@ -191,7 +191,7 @@ MESSAGES = [
     ({"replace": True}, "`replace` needs variant='skip' and form='block'"),
     ({"depth": 3}, "`depth` must be one of 1, 2, got 3"),
     ({"activation": "tanh"}, "`activation` must be one of 'relu', 'identity', got 'tanh'"),
-    ({"variant": "dropout", "p": 1.0}, r"`p` must lie in \[0, 1\), got 1. At 1 no node would be left"),
+    ({"variant": "dropout", "p": 1.0}, r"`p` must lie in \[0, 1\), got 1. At 1, no node would be left"),
     ({"nu": 0.0}, "`nu` must lie in"),
 ]
 

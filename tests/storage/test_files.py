@@ -74,7 +74,7 @@ def test_what_is_no_regular_file_is_not_replaced(tmp_path):
     names = no_regular_files(tmp_path)
     before = {name: os.stat(tmp_path / name).st_mode for name in names}
     for name in names:
-        with pytest.raises(FileError, match=f"{name} is not a regular file, and is not replaced"):
+        with pytest.raises(FileError, match=f"{name} is not a regular file and is not replaced"):
             write_file(tmp_path / name, {"n": 0}, TENSORS)
         with pytest.raises(FileError, match=f"{name} is not a regular file"):
             read_file(tmp_path / name)
