@@ -138,7 +138,7 @@ def test_missed_tolerance_is_told():
     closed = mean_field("relu", 2.0, 0.5, 3, 100)
     assert 1e-6 < result.quadrature_error < 1e-3
     np.testing.assert_allclose(result.q_tilde_st, closed.q_tilde_st, rtol=2 * result.quadrature_error)
-    with pytest.warns(CapacityWarning, match="accurate to inf only"):  # no node sees the rise: not a silent 0
+    with pytest.warns(CapacityWarning, match="accurate only to inf"):  # no node sees the rise: not a silent 0
         mean_field("tanh", 1e16, 0.0, 2, 10)
 
 
