@@ -117,7 +117,7 @@ class Between(nn.Module):
 
 
 def test_path_sgd_refuses_what_is_no_rectifier_chain():
-    with pytest.raises(ValueError, match="'path_sgd' takes chains of .* is a Tanh"):
+    with pytest.raises(ValueError, match="'path_sgd' supports only chains of .* is a Tanh"):
         NetworkClassifier(activation="tanh", optimizer="path_sgd").fit(X, y)
     with pytest.raises(ValueError, match="is a BatchNorm1d"):
         NetworkClassifier(batch_norm=True, optimizer="path_sgd").fit(X, y)
@@ -126,9 +126,9 @@ def test_path_sgd_refuses_what_is_no_rectifier_chain():
         (lambda x: x.unflatten(1, (2, 2)).mean(2), "but the module computes `mean`"),
         (lambda x: nn.functional.max_pool1d(x[:, None], 2)[:, 0], "but the module computes `max_pool`"),
     ]:
-        with pytest.raises(ValueError, match=f"'path_sgd' takes .*, {text}"):
+        with pytest.raises(ValueError, match=f"'path_sgd' supports only .*, {text}"):
             NetworkClassifier(module=Between, module_params={"function": function}, optimizer="path_sgd").fit(X, y)
     network = Between(torch.relu)
     assert NetworkClassifier(module=network, optimizer="path_sgd", max_epochs=1).fit(X, y).n_iter_ == 1
-    with pytest.raises(ValueError, match="`weight_decay` must be 0 with PathSGD, which has none"):
+    with pytest.raises(ValueError, match="`weight_decay` must be 0 with PathSGD, which has no weight decay"):
         NetworkClassifier(weight_decay=0.1, optimizer="path_sgd").fit(X, y)
