@@ -14,13 +14,13 @@ __all__ = ["HiddenMarginDisplay"]
 
 
 class HiddenMarginDisplay:
-    """Quartiles and fences of the margins in every layer, relative to the layer's spread, from the input on.
+    """Box plots of the margins in every layer, from the input on, relative to the layer's spread.
 
     Parameters
     ----------
     margins : dict of str to ndarray of shape (n_samples,)
-        Margins by the weight layer that reads the representation, in order; not changed. Infinite ones, of samples that
-        nothing in the layer can take across, are left out of the boxes and counted under them.
+        Margins by the weight layer after the representation, in order; not modified. Infinite margins, of samples whose
+        class no change in the layer can affect, are excluded from the boxes and counted below them.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class HiddenMarginDisplay:
 
     @classmethod
     def from_estimator(cls, estimator: Any, X: Any, y: Any) -> HiddenMarginDisplay:
-        """Display of one model.
+        """Create the display for one model.
 
         Parameters
         ----------
@@ -70,17 +70,17 @@ class HiddenMarginDisplay:
         Parameters
         ----------
         ax : Axes, default=None
-            None makes a figure.
+            None creates a figure.
 
         Returns
         -------
         HiddenMarginDisplay
-            Itself, with the artists in its attributes.
+            The display itself, with the artists as attributes.
 
         Raises
         ------
         ValueError
-            If a layer has no finite margins, or some that are not numbers.
+            If a layer has no finite margins, or some are NaN.
         """
         import matplotlib.pyplot as plt
 
@@ -95,7 +95,7 @@ class HiddenMarginDisplay:
         labels = [f"{name}\n({n} infinite)" if n else name for name, n in missing.items()]
         ax.set_xticks(range(1, len(margins) + 1), labels, rotation=90 if len(margins) > 12 else 0)
         ax.axhline(0, color="black", lw=0.8)
-        ax.set_xlabel("layer that reads the representation")
+        ax.set_xlabel("layer after the representation")
         ax.set_ylabel("margin over the layer's spread")
         return self
 

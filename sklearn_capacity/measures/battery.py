@@ -1,7 +1,7 @@
-"""The battery of Jiang et al. (2020) and Dziugaite et al. (2020): norms and margins; `battery_flatness` has the rest.
+"""The battery of Jiang et al. (2020) and Dziugaite et al. (2020): norms and margins; `battery_flatness` is the rest.
 
 The formulas are those of appendix C of Jiang et al., with the signs printed there, under the names of both papers. The
-docs have a table of all their names (`battery.rst`); those of another family's measures are not repeated here.
+docs have a table of all names (`battery.rst`); measures of other families are not repeated here.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def log_of_norms(
 
         \ln d + \frac{1}{d} \Big( \ln \prod_{l=1}^d \|W_l\|^2 - 2 \ln \gamma \Big) \quad \text{(sum)}
 
-    The margin :math:`\gamma` takes part under the names that end in ``over_margin``. ``spec`` is the spectral norm, of
-    convolutions as linear operators at the input size they see, ``fro`` the Frobenius norm of matrices and kernels.
-    Smaller goes with better generalisation. Infinite, with a warning, where the margin is not positive, and minus
-    infinity if a layer is zero. Biases take no part; batch norm is folded.
+    The margin :math:`\gamma` is included in names that end in ``over_margin``. ``spec`` is the spectral norm, of
+    convolutions as linear operators at their input size, ``fro`` the Frobenius norm of matrices and kernels.
+    Smaller values suggest better generalisation. Infinite, with a warning, where the margin is not positive, and minus
+    infinity if a layer is zero. Biases are ignored; batch norm is folded.
 
     Parameters
     ----------
@@ -109,17 +109,17 @@ def fro_over_spec(network: Network, batch: Batch) -> Measured:
     .. math:: \sum_{l=1}^d \|W_l\|_F^2 / \|W_l\|_2^2
 
     with the Frobenius norm of kernels and the spectral norm of convolutions as linear operators, as in `log_of_norms`;
-    `stable_rank` takes both of one and the same matrix. A layer of zeros adds 0. Smaller goes with better
-    generalisation. Biases take no part; batch norm is folded.
+    `stable_rank` uses the same matrix for both. A layer of zeros adds 0. Smaller values suggest better
+    generalisation. Biases are ignored; batch norm is folded.
 
     Returns
     -------
     Measured
-        With one row per layer.
+        With one row per weight layer.
 
     Notes
     -----
-    Weights only.
+    Uses the weights only.
 
     References
     ----------
@@ -146,8 +146,8 @@ def log_spec_main(network: Network, batch: Batch, *, center: str = "init", margi
         \ln \prod_{l=1}^d \|W_l\|_2^2 + \ln \sum_{l=1}^d \frac{\|W_l - W_l^0\|_F^2}{\|W_l\|_2^2} - 2 \ln \gamma
 
     :math:`W_l^0` are the weights before training, or zero (``center="orig"``). Norms and margin are those of
-    `log_of_norms`. Smaller goes with better generalisation. Infinite, with a warning, where the margin is not positive.
-    Biases take no part; batch norm is folded, before training with the statistics it had then.
+    `log_of_norms`. Smaller values suggest better generalisation. The value is infinite, with a warning, if the margin
+    is not positive. Biases are ignored; batch norm is folded, before training with the statistics it had then.
 
     Parameters
     ----------
@@ -193,14 +193,14 @@ def log_spec_main(network: Network, batch: Batch, *, center: str = "init", margi
 
 
 def sum_of_squares(network: Network, batch: Batch, *, norm: str = "frobenius", center: str = "init") -> Measured:
-    r"""Sum over the layers of the squared norms of their weights, or of their way from the weights before training.
+    r"""Sum over the layers of the squared norms of their weights, or of the differences from those before training.
 
     .. math:: \sum_{l=1}^d \|W_l - W_l^0\|^2
 
     :math:`W_l^0` are the weights before training, or zero (``center="orig"``). The Frobenius norm is that of matrices
-    and kernels, the spectral norm that of convolutions as linear operators. Smaller goes with better generalisation.
-    Biases take no part; batch norm is folded, before training with the statistics it had then, where
-    `distance_from_initialization` leaves it out.
+    and kernels, the spectral norm that of convolutions as linear operators. Smaller values suggest better
+    generalisation. Biases are ignored; batch norm is folded, with its initial statistics for the weights before
+    training, whereas `distance_from_initialization` leaves it out.
 
     Parameters
     ----------
@@ -210,7 +210,7 @@ def sum_of_squares(network: Network, batch: Batch, *, norm: str = "frobenius", c
     Returns
     -------
     Measured
-        With one row per layer.
+        With one row per weight layer.
 
     Raises
     ------
@@ -219,7 +219,7 @@ def sum_of_squares(network: Network, batch: Batch, *, norm: str = "frobenius", c
 
     Notes
     -----
-    Weights only.
+    Uses the weights only.
 
     References
     ----------
@@ -249,7 +249,7 @@ def inverse_margin(network: Network, batch: Batch, *, margin_percentile: float =
 
     .. math:: 1 / \gamma^2
 
-    Smaller goes with better generalisation. Infinite, with a warning, where the margin is not positive.
+    Smaller values suggest better generalisation. The value is infinite, with a warning, if the margin is not positive.
 
     Parameters
     ----------
@@ -258,7 +258,7 @@ def inverse_margin(network: Network, batch: Batch, *, margin_percentile: float =
 
     Notes
     -----
-    One forward pass, shared with every other measure of the call.
+    The cost is one forward pass, shared by all measures of the call.
 
     References
     ----------
@@ -280,12 +280,12 @@ def inverse_margin(network: Network, batch: Batch, *, margin_percentile: float =
 def _layers(network: Network) -> tuple[Node, ...]:
     layers = weight_layers(network)
     if not layers:
-        raise NotDefinedError("A norm of the layers needs a weight layer, and the network has none.")
+        raise NotDefinedError("A norm of the layers needs a weight layer, but the network has none.")
     return layers
 
 
 def _norms(network: Network, norm: str) -> list[float]:
-    """Of every layer: spectral of the operator, Frobenius of the kernel."""
+    """Norms of every layer: spectral norm of the operator, or Frobenius norm of the kernel."""
     layers = _layers(network)
     if norm == "spectral":
         return [operator_norm(network, node).value for node in layers]
@@ -293,7 +293,7 @@ def _norms(network: Network, norm: str) -> list[float]:
 
 
 def _changes(network: Network, norm: str) -> list[tuple[Node, float]]:
-    """Every layer with the norm of its way from the weights before training, both with batch norm folded."""
+    """Every layer with the norm of its difference from the weights before training, both with batch norm folded."""
     check_initial_state(network)
     layers = _layers(network)
 

@@ -1,4 +1,4 @@
-"""Flatness of the battery of Jiang et al. (2020): how far the weights may move for a given rise of the error rate."""
+"""Flatness measures of Jiang et al. (2020): the displacement of the weights for a given rise of the error rate."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pacbayes(
     epsilon: float = 1e-3,
     criterion: str | None = None,
 ) -> Measured:
-    r"""Flatness under the largest Gaussian noise on the weights that the error rate survives, and the bound with it.
+    r"""Flatness from the largest Gaussian noise on the weights that the error rate tolerates, or the bound with it.
 
     .. math::
         \sigma = \max \{ s : E_u L(w + u) - L(w) \le r \}, \qquad u_i \sim N(0, s^2) \text{ or }
@@ -46,10 +46,10 @@ def pacbayes(
         \frac14 \sum_{i=1}^P \ln \frac{\epsilon^2 + (\sigma^2 + 1) \|v\|^2 / P}{\epsilon^2 + \sigma^2 (w_i - w_i^0)^2}
         + \ln (m / \sigma) + 10 \quad \text{(mag, init and orig)}
 
-    for m samples and the P folded trainable parameters w, biases among them. v is their way from the weights
-    :math:`w^0` before training (init), or w itself (orig). L is the error rate; for regression, or with
-    ``criterion="loss"``, the loss. Smaller goes with better generalisation. The published code gives a variance to a
-    function that takes a standard deviation, so its sigma is the root of the one here.
+    for m samples and the P trainable parameters w after folding batch norm, with biases. v is their difference from the
+    weights :math:`w^0` before training (init), or w itself (orig). L is the error rate; for regression, or with
+    ``criterion="loss"``, the loss. Smaller values suggest better generalisation. The published code passes a variance
+    to a function of a standard deviation, so its sigma is the root of this one.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def pacbayes(
     rise : float > 0, default=0.1
         r.
     n_draws : int >= 2, default=100
-        Independent draws of u for every s, the same ones for all s.
+        Number of independent draws of u, the same ones for all s.
     epsilon : float > 0, default=0.001
         With `magnitude`.
     criterion : "error" or "loss", default=None
@@ -68,12 +68,12 @@ def pacbayes(
     Returns
     -------
     Measured
-        With the standard error from the spread over the draws, and sigma among its info.
+        With the standard error from the spread over the draws, and sigma in `info`.
 
     Raises
     ------
     NotDefinedError
-        If no noise raises L so far, or all does; if the weights before training are needed and not known, as they are
+        If no noise raises L this far, or all noise does; if the weights before training are needed but unknown (also
         for orig with `magnitude` too.
 
     Notes
@@ -133,7 +133,7 @@ def sharpness_bound(
     delta: float = 1.0,
     criterion: str | None = None,
 ) -> Measured:
-    r"""Flatness in the largest box around the weights that the error rate survives, and the bound with it.
+    r"""Flatness from the largest box around the weights that the error rate tolerates, or the bound with it.
 
     .. math::
         \alpha = \max \{ a : \max_u L(w + u) - L(w) \le r \}, \qquad |u_i| \le a \text{ or } a |w_i| + \epsilon
@@ -146,8 +146,8 @@ def sharpness_bound(
         \frac14 \sum_{i=1}^P \ln \frac{\epsilon^2 + (\alpha^2 + 4 \ln (2 P / \delta)) \|v\|^2 / P}{\epsilon^2 +
         \alpha^2 (w_i - w_i^0)^2} + \ln (m / \alpha) + 10 \quad \text{(mag, init and orig)}
 
-    with the names of `pacbayes`. The maximum over u is sought by steepest ascent on the training loss from w, so it is
-    a lower bound and alpha an upper one. Smaller goes with better generalisation.
+    with the notation of `pacbayes`. Steepest ascent on the training loss from w searches for the maximum over u, so it
+    is a lower bound and alpha an upper one. Smaller values suggest better generalisation.
 
     Parameters
     ----------
@@ -157,23 +157,23 @@ def sharpness_bound(
     rise : float > 0, default=0.1
         r.
     steps : int >= 1, default=20
-        Of each ascent; the largest L that it meets counts.
+        Number of steps of each ascent; its largest L counts.
     epsilon : float > 0, default=0.001
         With `magnitude`.
     delta : float in (0, 1], default=1
-        With `magnitude`; 1 leaves it out, as the bound without magnitudes does.
+        With `magnitude`; 1 omits it, as in the bound without magnitudes.
     criterion : "error" or "loss", default=None
         None takes the error rate for classification and the loss for regression.
 
     Returns
     -------
     Measured
-        With alpha among its info.
+        With alpha in `info`.
 
     Raises
     ------
     NotDefinedError
-        If no box raises L so far, or all do; if the weights before training are needed and not known, as they are for
+        If no box raises L this far, or all do; if the weights before training are needed but unknown (also for
         orig with `magnitude` too.
 
     Notes
@@ -225,7 +225,7 @@ def sharpness_bound(
 
 
 class _Point:
-    """The parameter vector and what the bounds need of it."""
+    """The parameter vector and the quantities of the bounds."""
 
     def __init__(self, network: Network, batch: Batch, form: str, magnitude: bool):
         vector = parameter_vector(network)

@@ -22,27 +22,27 @@ __all__ = ["MEASURES", "effective_dimension", "ntk_alignment", "ntk_decay"]
 def effective_dimension(
     network: Network, batch: Batch, *, gamma: float = 1.0, n: int | None = None, loss: str = "squared"
 ) -> Measured:
-    r"""Number of parameters that a sample of a given size can tell apart, by the Fisher information at the weights.
+    r"""Number of parameters that a sample of a given size can distinguish, from the Fisher information at the weights.
 
     .. math::
         d = \frac{2 \ln \sqrt{\det (I + \kappa \hat F)}}{\ln \kappa}, \qquad
         \kappa = \frac{\gamma n}{2 \pi \ln n}, \qquad \hat F = P F / \mathrm{tr}\, F
 
     for the Fisher matrix F of `fisher_trace` and P folded trainable parameters: the local effective dimension. Between
-    0 and P at large n. Smaller goes with better generalisation.
+    0 and P at large n. Smaller values suggest better generalisation.
 
     Parameters
     ----------
     gamma : float in (0, 1], default=1
     n : int >= 2, default=None
-        Size of the sample that it stands for; None takes that of X. Networks are compared at the same n.
+        Size of the sample; None uses that of X. Compare networks at the same n.
     loss : "squared" or "cross_entropy", default="squared"
-        As for `fisher_trace`.
+        As in `fisher_trace`.
 
     Returns
     -------
     Measured
-        With kappa among its info.
+        With kappa in `info`.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def effective_dimension(
 
     Notes
     -----
-    All eigenvalues of the Fisher matrix or of its dual, whichever costs less; shared with `ntk_decay`.
+    The cost is that of all eigenvalues of the Fisher matrix or of its dual, whichever is less; shared with `ntk_decay`.
 
     References
     ----------
@@ -76,8 +76,8 @@ def effective_dimension(
     kappa = gamma * n / (2 * math.pi * math.log(n)) if n > 1 else 0.0
     if kappa <= 1:
         raise NotDefinedError(
-            f"The effective dimension needs kappa = gamma n / (2 pi ln n) above 1, and it is {kappa:.3g} for "
-            f"gamma = {gamma:g} and n = {n}. Give a larger `n`, or more samples."
+            f"The effective dimension needs kappa = gamma n / (2 pi ln n) above 1, got {kappa:.3g} for "
+            f"gamma = {gamma:g} and n = {n}. Use a larger `n`, or more samples."
         )
     values, info = fisher_eigenvalues(network, batch, loss)
     total = float(values.sum())
@@ -94,8 +94,8 @@ def ntk_alignment(network: Network, batch: Batch) -> Measured:
         \frac{y^\top K y}{\|K\|_F \, \|y\|_2^2}
 
     K holds the inner products of the gradients of all C logits of all m samples in the folded trainable parameters, and
-    y is one vector of length C m: the indicators of the true class less their mean 1 / C over the classes, or the
-    targets of a regression. Between 0 and 1. Larger (few, and the right, directions learn the labels) goes with better
+    y is one vector of length C m: the indicators of the true class minus their mean 1 / C over the classes, or the
+    targets of a regression. Between 0 and 1. Larger (few, and the right, directions learn the labels) suggests better
     generalisation.
 
     Returns
@@ -105,12 +105,12 @@ def ntk_alignment(network: Network, batch: Batch) -> Measured:
     Raises
     ------
     NotDefinedError
-        If nothing is trained, or kernel or labels are zero.
+        If there are no trainable parameters, or kernel or labels are zero.
 
     Notes
     -----
     One backward and one tangent sweep for K y, and the squared entries of K tile by tile, as `fisher_second_moment`;
-    no matrix of that size is held.
+    no matrix of that size is stored.
 
     References
     ----------
@@ -141,7 +141,7 @@ def ntk_alignment(network: Network, batch: Batch) -> Measured:
 
 
 def _target_vector(network: Network, batch: Batch) -> Tensor:
-    """Classes first, then samples, as the rows of the dual matrix."""
+    """The vector y with classes first, then samples, like the rows of the dual matrix."""
     y = targets(batch)
     if not y.is_floating_point():
         y = F.one_hot(y, network.n_outputs).double() - 1 / network.n_outputs
@@ -149,29 +149,29 @@ def _target_vector(network: Network, batch: Batch) -> Tensor:
 
 
 def ntk_decay(network: Network, batch: Batch, *, floor: float = 1e-4) -> Measured:
-    r"""How fast the eigenvalues of the neural tangent kernel decay.
+    r"""Decay exponent of the eigenvalues of the neural tangent kernel.
 
     .. math:: - \frac{\sum_k (\ln k - \overline{\ln k}) (\ln \lambda_k - \overline{\ln \lambda})}
         {\sum_k (\ln k - \overline{\ln k})^2}
 
     The exponent b of the power law :math:`\lambda_k \propto k^{-b}` that fits best, by least squares on logarithms,
-    over the descending eigenvalues down to a part of the largest. 0 if all are the same. Larger (few directions carry
-    the function) goes with better generalisation.
+    over the descending eigenvalues down to a fraction of the largest. 0 if all are equal. Larger (few directions carry
+    the function) suggests better generalisation.
 
     Parameters
     ----------
     floor : float in (0, 1), default=1e-4
-        Eigenvalues below this part of the largest take no part: beneath them lies rounding in single precision.
+        Eigenvalues below this fraction of the largest are ignored, since they may be rounding in single precision.
 
     Returns
     -------
     Measured
-        With the number of eigenvalues among its info.
+        With the number of eigenvalues in `info`.
 
     Raises
     ------
     NotDefinedError
-        If nothing is trained, or fewer than two eigenvalues are left.
+        If there are no trainable parameters, or fewer than two eigenvalues are left.
     ValueError
         If the dual matrix (outputs times samples) and F are both too large, as for `fisher_spectrum`.
 

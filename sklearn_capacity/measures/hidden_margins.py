@@ -17,7 +17,7 @@ from .record import Measure, Measured
 
 __all__ = ["MEASURES", "STATISTICS", "hidden_margin", "layer_inputs", "layer_margins"]
 
-#: Beyond this a margin counts as infinite.
+#: a larger margin counts as infinite
 LARGE = 1e300
 
 
@@ -28,23 +28,23 @@ def hidden_margin(network: Network, batch: Batch, *, statistic: str = "median", 
         d_l(x) = \frac{f_y(x) - f_j(x)}{\| \nabla_{h_l} (f_y - f_j)(x) \|_2 \, \sqrt{\nu_l}}, \qquad
         \nu_l = \frac1m \sum_i \| h_l(x_i) - \bar h_l \|_2^2
 
-    where j is the best class beside y, and :math:`h_l` what the weight layer l reads: the input itself for the first
-    one, a hidden representation for the others, after activation and pooling. The value is the mean over the layers of
-    the quartile, median or fence of :math:`d_l` over the data. The fences are the smallest and the largest d_l within
-    1.5 interquartile ranges of the quartiles. Larger goes with better generalisation; negative where samples are
-    misclassified. Batch norm is folded.
+    where j is the best class other than y, and :math:`h_l` the input of the weight layer l: the network's input for the
+    first, a hidden representation for the others, after activation and pooling. The value is the mean over the layers
+    of the quartile, median or fence of :math:`d_l` over the data. The fences are the smallest and the largest d_l
+    within 1.5 interquartile ranges of the quartiles. Larger values suggest better generalisation; negative where
+    samples are misclassified. Batch norm is folded.
 
     Parameters
     ----------
     statistic : "lower_fence", "lower_quartile", "median", "upper_quartile" or "upper_fence", default="median"
         Percentiles are linear between samples.
     layer : str, default=None
-        Name of the weight layer whose input is looked at, as the rows have it. None takes the mean over all.
+        Name of the weight layer whose input is used, as in the rows. None uses the mean over all.
 
     Returns
     -------
     Measured
-        With one row per weight layer, named by the layer that reads the representation.
+        With one row per weight layer, named by the layer after the representation.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def hidden_margin(network: Network, batch: Batch, *, statistic: str = "median", 
 
     Notes
     -----
-    One forward and one backward pass for all layers, shared by all statistics of a call.
+    The cost is one forward and one backward pass for all layers, shared by all statistics of a call.
 
     References
     ----------
@@ -87,14 +87,14 @@ def hidden_margin(network: Network, batch: Batch, *, statistic: str = "median", 
 
 
 def layer_margins(network: Network, batch: Batch) -> Mapping[str, np.ndarray]:
-    """The normalised margins of all samples, (m,), by the weight layer that reads the representation."""
+    """The normalised margins of all samples, (m,), by the weight layer after the representation."""
     return batch.once("layer_margins", lambda: _margins(network, batch))
 
 
 def _margins(network: Network, batch: Batch) -> dict[str, np.ndarray]:
     if network.n_outputs < 2:
         raise NotDefinedError(f"A margin needs at least two logits, got {network.n_outputs}.")
-    _ = batch.logits  # which are finite
+    _ = batch.logits  # checks that they are finite
     readers = layer_inputs(network)
     spreads = [_Spread() for _ in readers]
 
@@ -130,7 +130,7 @@ def _margins(network: Network, batch: Batch) -> dict[str, np.ndarray]:
 
 
 def layer_inputs(network: Network) -> dict[str, str]:
-    """The nodes that weight layers read, with the label of the first that does."""
+    """The input nodes of weight layers, with the label of the first such layer."""
     readers: dict[str, str] = {}
     for node in network.graph.layers:
         readers.setdefault(node.inputs[0], node.label)
@@ -140,7 +140,7 @@ def layer_inputs(network: Network) -> dict[str, str]:
 
 
 class _Spread:
-    """The sum of squared distances from the mean of rows that come in chunks (Chan, Golub, LeVeque 1983)."""
+    """The sum of squared distances from the mean, for rows that arrive in chunks (Chan, Golub, LeVeque 1983)."""
 
     def __init__(self) -> None:
         self.n, self.total = 0, 0.0
@@ -195,7 +195,7 @@ MEASURES = tuple(
         f"hidden_margin_{statistic}",
         hidden_margin,
         fixed={"statistic": statistic},
-        description=f"Mean over the layers of the {words} of the margins inside, relative to the layer's spread.",
+        description=f"Mean over the layers of the {words} of the hidden margins, relative to the layer's spread.",
         **_HIDDEN,
     )
     for statistic, words in STATISTICS.items()

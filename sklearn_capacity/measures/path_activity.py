@@ -25,14 +25,14 @@ Pair = tuple[Tensor, Paths]
 
 
 def path_activity(network: Network, batch: Batch, *, p: float = 1.0) -> Measured:
-    r"""Norm of the path weights that are active at a sample, as a mean over the data.
+    r"""Norm of the weights of paths that are active at a sample, averaged over the data.
 
     .. math:: \Big( \frac1m \sum_x \sum_{\text{paths}} \Big( L_p(x) \prod_{e \in \text{path}} |w_e| \Big)^p \Big)^{1/p}
 
-    :math:`L_p(x)` is the product of the absolute derivatives of the activations along the path: of a rectifier network
+    :math:`L_p(x)` is the product of the absolute derivatives of the activations along the path: for a rectifier network
     1 for a path whose units are all on, else 0. Max pooling keeps the path of the largest entry. [GL] adds the same
     products with their signs, which gives the Jacobian, whose entries are at most this sum; with all paths on it is
-    `path_norm`. Smaller goes with better generalisation. Batch norm is folded; biases decide which units are on.
+    `path_norm`. Smaller values suggest better generalisation. Batch norm is folded; biases decide which units are on.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def path_activity(network: Network, batch: Batch, *, p: float = 1.0) -> Measured
 
     Notes
     -----
-    Two forward passes in one, in float64, with a running logarithm of the scale.
+    The cost is that of two forward passes, in float64, with a running logarithm of the scale.
 
     References
     ----------
@@ -87,7 +87,7 @@ def path_activity(network: Network, batch: Batch, *, p: float = 1.0) -> Measured
 
 
 def _rules(network: Network, p: float) -> dict[str, Callable[..., Pair]]:
-    """Every rule of the path norm beside the value of the node, which says what activations and pooling let through."""
+    """The rules of the path norm with the nodes' values, which determine the active units and pooled entries."""
     over_paths = {**path_rules(network, p), "activation": None, "max_pool": None}
 
     def activation(node: Node, pair: Pair) -> Pair:

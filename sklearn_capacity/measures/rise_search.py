@@ -1,4 +1,4 @@
-"""How far the weights of a network may move until its loss has risen by a given amount: at random, and at worst."""
+"""The displacement of the weights at which the loss has risen by a given amount, at random and at worst."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from .sharpness import finite_loss
 __all__ = ["CRITERIA", "Scale", "noise_scale_of_rise", "worst_scale_of_rise"]
 
 CRITERIA = ("error", "loss")
-#: The scales among which one is sought.
+#: The range of scales to search.
 SMALLEST, LARGEST = 1e-9, 1e6
 #: Relative width of the last interval of the search.
 TOLERANCE = 1e-3
-#: Relative step of the slope by which the spread of the rise becomes that of the scale.
+#: Relative step for the slope that converts the spread of the rise to that of the scale.
 SLOPE_STEP = 0.05
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The scale at which a loss has risen by the amount that was asked for.
+    """The scale at which a loss has risen by the requested amount.
 
     Attributes
     ----------
     value : float
     standard_error : float or None
     evaluations : int
-        Scales that were tried.
+        Number of scales that were tried.
     """
 
     value: float
@@ -57,10 +57,10 @@ def noise_scale_of_rise(
     n_draws: int,
     criterion: str | None,
 ) -> Scale:
-    r"""The largest sigma at which Gaussian noise on the weights raises the mean of a loss by no more than an amount.
+    r"""The largest sigma at which Gaussian noise on the weights raises the mean loss by at most `rise`.
 
-    Standard deviations are sigma, or with `magnitude` :math:`\sqrt{\sigma^2 w_i^2 + \epsilon^2}`. All sigmas see the
-    same draws. They are independent: in pairs u, -u both would say the same at a minimum.
+    Standard deviations are sigma, or with `magnitude` :math:`\sqrt{\sigma^2 w_i^2 + \epsilon^2}`. All sigmas use the
+    same draws. They are independent: in pairs u, -u both would be equal at a minimum.
     """
     rise, criterion = _checked(batch, rise, magnitude, epsilon, criterion)
     n_draws = check_integer("n_draws", n_draws, 2)
@@ -68,7 +68,7 @@ def noise_scale_of_rise(
     start = float(weights.mean_over_data())
 
     def rises(sigma: float) -> Tensor:
-        """Of every draw, (n_draws,)."""
+        """The rise of the loss for every draw, (n_draws,)."""
         scale = weights.scales(sigma, magnitude, epsilon, squared=True)
         draws = displacements(weights.theta, scale, n_draws, batch.generator())
         with torch.no_grad():
@@ -96,10 +96,10 @@ def worst_scale_of_rise(
     steps: int,
     criterion: str | None,
 ) -> Scale:
-    r"""The largest alpha at which no step of an ascent inside a box raises a loss by more than an amount.
+    r"""The largest alpha at which no step of an ascent inside a box raises a loss by more than `rise`.
 
     The box is :math:`|u_i| \le \alpha`, or with `magnitude` :math:`|u_i| \le \alpha |w_i| + \epsilon`. The ascent
-    follows the training loss, whichever loss is looked at; one from w that rises nowhere is followed by one from a
+    follows the training loss, whichever loss is evaluated; an ascent from w without any rise is followed by one from a
     random corner.
     """
     rise, criterion = _checked(batch, rise, magnitude, epsilon, criterion)
@@ -141,7 +141,7 @@ def _checked(batch: Batch, rise: float, magnitude: bool, epsilon: float, criteri
 
 
 class _Weights:
-    """The folded parameters of a network, and its mean loss and error where they are."""
+    """The folded parameters of a network, and its mean loss and error at their current values."""
 
     def __init__(self, network: Network, batch: Batch, criterion: str):
         self.batch, self.criterion = batch, criterion
@@ -152,19 +152,19 @@ class _Weights:
         finite_loss(batch, self.forward)
 
     def scales(self, scale: float, magnitude: bool, epsilon: float, *, squared: bool) -> Tensor | float:
-        """Of every parameter: standard deviations, whose squares add up, or half the sides of a box."""
+        """Standard deviations per parameter (squared terms add up), or half the sides of a box."""
         if not magnitude:
             return scale
         sizes = self.theta.center.abs() * scale
         return (sizes.square() + epsilon**2).sqrt() if squared else sizes + epsilon
 
     def mean_over_data(self) -> Tensor:
-        """The mean of the criterion, on the device; infinite where it is not a number."""
+        """The mean of the criterion, on the device; infinite if it is NaN."""
         mean = mean_error if self.criterion == "error" else mean_loss
         return mean(self.batch, self.forward).nan_to_num(nan=math.inf, posinf=math.inf)
 
     def evaluate(self, with_gradient: bool) -> tuple[float, float, Tensor | None]:
-        """Mean loss, mean of the criterion, and the loss's gradient as the weights lie in memory."""
+        """Mean loss, mean of the criterion, and the gradient of the loss as a flat vector like the weights."""
         gradient = torch.zeros_like(self.theta.center)
         views = self.theta.split(gradient)
         y, loss, n = targets(self.batch), self.batch.loss, self.batch.n_samples
@@ -207,7 +207,7 @@ class _Search:
                 if scale < SMALLEST:
                     raise NotDefinedError(
                         f"Every noise on the weights raises {self.what} by more than {self.target:g}, also that of "
-                        f"the scale {SMALLEST:g}. Take a larger `rise`, or a smaller `epsilon`."
+                        f"the scale {SMALLEST:g}. Use a larger `rise`, or a smaller `epsilon`."
                     )
             return scale / 2, scale
         while not self._beyond(2 * scale):

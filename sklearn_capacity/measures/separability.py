@@ -1,4 +1,4 @@
-"""How separate the classes are inside the network, and how consistent between samples (Natekar, Sharma 2020)."""
+"""Separation of the classes inside the network, and consistency between samples (Natekar, Sharma 2020)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def davies_bouldin(network: Network, batch: Batch, *, layer: str | None = None) 
         s_a = \frac{1}{m_a} \sum_{y_i = a} \| h(x_i) - c_a \|_2
 
     :math:`c_a` is the mean of the representation h over the :math:`m_a` samples of class a, one of the K classes in y.
-    Smaller (classes are tight and far apart) goes with better generalisation; infinite if two classes have one mean.
+    Smaller (classes are tight and far apart) suggests better generalisation; infinite if two classes have one mean.
     Batch norm is folded.
 
     Parameters
     ----------
     layer : str, default=None
-        Name of a weight layer: h is what it reads. None takes the first hidden representation, that is the input of the
+        Name of a weight layer, whose input is h. None uses the first hidden representation, that is, the input of the
         second weight layer.
 
     Returns
@@ -49,7 +49,7 @@ def davies_bouldin(network: Network, batch: Batch, *, layer: str | None = None) 
 
     Notes
     -----
-    Two forward passes: means, then distances. The published code pools images by 4 x 4 first, which is left out here.
+    The cost is two forward passes: means, then distances. Unlike the published code, images are not pooled by 4 x 4.
 
     References
     ----------
@@ -73,7 +73,7 @@ def davies_bouldin(network: Network, batch: Batch, *, layer: str | None = None) 
     classes = batch.classes
     present, index = torch.unique(classes, return_inverse=True)
     if len(present) < 2:
-        raise NotDefinedError(f"The Davies-Bouldin index needs two classes or more, and y holds {len(present)}.")
+        raise NotDefinedError(f"The Davies-Bouldin index needs at least two classes, but y has {len(present)}.")
     counts = torch.bincount(index).double()  # (K,)
 
     def features(X: Tensor) -> Tensor:
@@ -101,11 +101,11 @@ def davies_bouldin(network: Network, batch: Batch, *, layer: str | None = None) 
 
 
 def _representation(network: Network, layer: str | None) -> tuple[str, str]:
-    """The node that a weight layer reads, and the label of that layer."""
+    """The input node of a weight layer, and the layer's label."""
     readers = layer_inputs(network)
     if layer is None:
         if len(readers) < 2:
-            raise NotDefinedError("The Davies-Bouldin index needs a hidden layer, and the network has none.")
+            raise NotDefinedError("The Davies-Bouldin index needs a hidden layer, but the network has none.")
         return list(readers.items())[1]
     check_instance("layer", layer, str, "the name of a weight layer or None")
     names = {label: name for name, label in readers.items()}
@@ -120,20 +120,20 @@ def mixup_error(network: Network, batch: Batch, *, n_pairs: int = 10_000) -> Mea
 
     .. math:: 1 - \frac1K \sum_a \Pr_{y_i = y_j = a} \Big[ \arg\max_k f_k \big( \tfrac12 (x_i + x_j) \big) = a \Big]
 
-    over the K classes with two samples or more. Smaller (the class is consistent between its samples) goes with better
+    over the K classes with at least two samples. Smaller (classes are consistent between samples) suggests better
     generalisation. Between 0 and 1.
 
     Parameters
     ----------
     n_pairs : int >= 1, default=10000
-        Pairs in all, the same number for every class, drawn with replacement. A class with no more pairs than that has
-        all of them taken, once each.
+        Total number of pairs, equal for all classes, drawn with replacement. In a class with at most as many pairs,
+        each pair is used once.
 
     Returns
     -------
     Measured
-        With the standard error from the classes whose pairs were drawn, of rates smoothed by Laplace's rule of
-        succession; 0 if all pairs were taken.
+        With the standard error from the classes whose pairs were drawn, with rates smoothed by Laplace's rule of
+        succession; 0 if all pairs were used.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def mixup_error(network: Network, batch: Batch, *, n_pairs: int = 10_000) -> Mea
 
     Notes
     -----
-    One forward pass per pair.
+    The cost is one forward pass per pair.
 
     References
     ----------
@@ -171,7 +171,7 @@ def mixup_error(network: Network, batch: Batch, *, n_pairs: int = 10_000) -> Mea
         first, second = _all_pairs(n) if everything else _drawn_pairs(n, each, generator)
         wrong = _errors(batch, members[first.to(members.device)], members[second.to(members.device)])
         rates.append(wrong)
-        smoothed = (wrong * each + 1) / (each + 2)  # no errors among the draws do not make it certain
+        smoothed = (wrong * each + 1) / (each + 2)  # no errors among the draws do not prove a rate of 0
         variances.append(0.0 if everything else smoothed * (1 - smoothed) / each)
     k = len(groups)
     error = math.sqrt(math.fsum(variances)) / k
@@ -190,7 +190,7 @@ def _drawn_pairs(n: int, n_pairs: int, generator: torch.Generator) -> tuple[Tens
 
 
 def _errors(batch: Batch, first: Tensor, second: Tensor) -> float:
-    """The share of midpoints that are classified otherwise than their ends."""
+    """The share of midpoints that are classified differently from their ends."""
 
     def wrong(first: Tensor, second: Tensor) -> Tensor:
         middle = (batch.X[first] + batch.X[second]) / 2
@@ -208,8 +208,8 @@ def davies_bouldin_mixup(
 
     .. math:: \mathrm{DBI} \cdot \mathrm{error}
 
-    of `davies_bouldin` and `mixup_error`: the measure that won the competition on predicting generalization in deep
-    learning in 2020. Smaller goes with better generalisation; 0 if no midpoint is misclassified.
+    from `davies_bouldin` and `mixup_error`: the measure that won the competition on predicting generalization in deep
+    learning in 2020. Smaller values suggest better generalisation; 0 if no midpoint is misclassified.
 
     Parameters
     ----------
@@ -221,11 +221,11 @@ def davies_bouldin_mixup(
     Returns
     -------
     Measured
-        With the standard error from that of the error rate; both factors are among its info.
+        With the standard error from that of the error rate; both factors are in `info`.
 
     Notes
     -----
-    Two forward passes and one per pair.
+    The cost is two forward passes and one per pair.
 
     References
     ----------

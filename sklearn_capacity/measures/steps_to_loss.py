@@ -1,4 +1,4 @@
-"""How many steps of gradient descent lead to a training loss."""
+"""The number of gradient descent steps to a given training loss."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def steps_to_loss(
 
     .. math:: \min \{ t : L(w_t) \le \theta \}
 
-    L is the mean loss over all the data and :math:`w_t` the trainable parameters of the module as they stand, after t
-    steps from the weights before training, or from the trained ones: the steps that are left. Smaller (a loss that is
-    easily learned) goes with better generalisation. 0 if the start is below the threshold, and infinite, with a
-    warning, if `max_steps` do not suffice.
+    L is the mean loss over all the data and :math:`w_t` the trainable parameters of the module, not folded, after t
+    steps from the weights before training, or from the trained ones (the remaining steps). Smaller (a loss that is
+    easily learned) suggests better generalisation. 0 if the start is below the threshold, and infinite, with a
+    warning, if `max_steps` are not enough.
 
     Parameters
     ----------
@@ -46,22 +46,22 @@ def steps_to_loss(
     start : "initial" or "trained", default="initial"
     learning_rate : float > 0, default=0.01
     momentum : float in [0, 1), default=0.9
-        Of this descent, whatever the network was trained by.
+        Settings of this descent, independent of how the network was trained.
     batch_size : int >= 1, default=64
-        Samples per step, drawn without replacement.
+        Number of samples per step, drawn without replacement.
     check_every : int >= 1, default=10
-        Steps between two looks at the loss on all the data; the number is a multiple of it.
+        Number of steps between two evaluations of the loss on all the data; the result is a multiple of it.
     max_steps : int >= 1, default=5000
 
     Returns
     -------
     Measured
-        With the loss that was reached among its info.
+        With the final loss in `info`.
 
     Raises
     ------
     NotDefinedError
-        If nothing is trained; with start="initial" if the weights before training are not known.
+        If there are no trainable parameters; with start="initial" if the weights before training are unknown.
 
     Warns
     -----
@@ -70,8 +70,8 @@ def steps_to_loss(
 
     Notes
     -----
-    One forward and backward pass over a mini-batch per step, one forward pass over all the data per look. Dropout is
-    off, and batch norm keeps the statistics that it has now.
+    The cost is one forward and backward pass over a mini-batch per step, and one forward pass over all data per check.
+    Dropout is off, and batch norm keeps its current statistics.
 
     References
     ----------
@@ -80,7 +80,7 @@ def steps_to_loss(
 
     Examples
     --------
-    The squared loss w^2 of one sample falls by the factor (1 - 2 * 0.25)^2 with every step.
+    The squared loss w^2 of one sample decreases by the factor (1 - 2 * 0.25)^2 in every step.
 
     >>> import torch
     >>> from torch import nn

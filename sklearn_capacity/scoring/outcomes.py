@@ -1,4 +1,4 @@
-"""The measures of one call run one after another: what each gives, which are left out for their cost, the progress."""
+"""Runs the measures of one call: their values or errors, those left out because of their cost, and the progress."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .requests import Request
 
 __all__ = ["LeftOutError", "check_max_seconds", "outcomes", "tell_left_out"]
 
-#: Beyond so many forward passes over the data a measure is not cheap, whatever its kind: a Jacobian of 1,000 outputs.
+#: Above this many forward passes over the data a measure is not cheap, for example a Jacobian of 1,000 outputs.
 CHEAP_PASSES = 200
 #: Samples on which a forward pass is timed.
 TIMED_SAMPLES = 128
 
 
 class LeftOutError(NotDefinedError):
-    """A measure was not run, for what it would have cost."""
+    """A measure was not run because of its cost."""
 
 
 def check_max_seconds(max_seconds: Any) -> None:
@@ -43,21 +43,21 @@ def outcomes(
     max_seconds: float | None = None,
     verbose: int = 0,
 ) -> Iterator[tuple[Request, Measured | Exception]]:
-    """Each request with its value, or with what was raised instead.
+    """Each request with its value, or with the error that it raised.
 
     Parameters
     ----------
     session : Session
     requests : sequence of Request
     group : str or None
-        "cheap" leaves out what would be dear on this network.
+        "cheap" leaves out measures that are expensive for this network.
     log : bool
         Whether values must have a logarithm.
     max_seconds : float or None
-        Since the session was made. The cheapest measures come first then, and those that would not fit any more, by
-        their estimated cost, are left out.
+        Limit since the creation of the session. The cheapest measures then run first, and measures that would exceed
+        the limit by their estimated cost are left out.
     verbose : int
-        1 shows the progress, and which measure runs.
+        1 shows the progress and the current measure.
     """
     passes = {id(request): _passes(session, request) for request in requests}
     per_pass = 0.0
@@ -88,7 +88,7 @@ def _passes(session: Session, request: Request) -> float:
     n_samples = batch.n_samples if batch.has_samples else 1
     try:
         return request.measure.estimated_passes(session.network.n_outputs, n_samples, session.parameters(request))
-    except (TypeError, ValueError):  # parameters that the measure itself will refuse
+    except (TypeError, ValueError):  # parameters that the measure itself refuses
         return 0.0
 
 
@@ -101,7 +101,7 @@ def _seconds_per_pass(session: Session) -> float:
     with computing(), torch.no_grad():
         for _ in range(2):  # the first also warms up
             start = time.perf_counter()
-            float(network.forward(X).sum())  # waits for the device
+            float(network.forward(X).sum())  # synchronises the device
             seconds = time.perf_counter() - start
     return seconds * batch.n_samples / len(X)
 

@@ -117,7 +117,7 @@ def test_what_needs_the_weights_before_training_says_so():
 
 
 def test_no_layers():
-    with pytest.raises(NotDefinedError, match="needs a weight layer, and the network has none"):
+    with pytest.raises(NotDefinedError, match="needs a weight layer, but the network has none"):
         measure_capacity(nn.Identity(), 3 * torch.eye(3), measures="log_prod_of_fro")
 
 

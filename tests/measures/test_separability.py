@@ -109,9 +109,9 @@ def test_winner_is_the_product():
 
 def test_what_is_refused():
     module, X, y = NETWORKS["mlp"]()
-    with pytest.raises(NotDefinedError, match="needs two classes or more, and y holds 1"):
+    with pytest.raises(NotDefinedError, match="needs at least two classes, but y has 1"):
         measure_capacity(module, X, 0 * y, "davies_bouldin")
-    with pytest.raises(NotDefinedError, match="needs a hidden layer, and the network has none"):
+    with pytest.raises(NotDefinedError, match="needs a hidden layer, but the network has none"):
         measure_capacity(nn.Linear(5, 3), X, y, "davies_bouldin")
     with pytest.raises(NotDefinedError, match="needs a class of two samples or more"):
         measure_capacity(module, X[:3], y[:3], "mixup_error")
