@@ -16,7 +16,7 @@ from sklearn_capacity.linalg.matrix import DIRECT_SIDE, DiagonalOperator, Matrix
 __all__ = ["leading_singular_vector"]
 
 #: Relative residual of the eigenpair of the Gram matrix at which to stop.
-TOLERANCE = 1e-9
+TOLERANCE = 1e-7
 MAX_STEPS = 300
 
 
@@ -38,8 +38,8 @@ def leading_singular_vector(operator: MatrixOperator | ConvOperator | DiagonalOp
     Notes
     -----
     For a matrix with a side of up to 256, v comes from the eigenvectors of the smaller Gram matrix; otherwise from
-    Lanczos with full reorthogonalisation, until the residual is 1e-9 of the eigenvalue. The angle between v and the
-    true vector is then at most 1e-9 over the relative gap to the next eigenvalue.
+    Lanczos with full reorthogonalisation, until the residual is 1e-7 of the eigenvalue. The angle between v and the
+    true vector is then at most 1e-7 over the relative gap to the next eigenvalue.
 
     Examples
     --------

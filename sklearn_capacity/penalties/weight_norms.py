@@ -51,7 +51,8 @@ def spectral_norm_penalty(module: nn.Module, X: Tensor) -> Tensor:
     -----
     :math:`\|W\|_2^2 = \|W v\|^2` for the leading right singular vector v, and its derivative is the one with v held
     fixed: one forward and one backward pass of a single sample. v is computed at each step, by an eigendecomposition up
-    to 256 units, else by about 20 to 100 products with the layer and its adjoint, in float64. If the largest singular
+    to 256 units, else by about 20 to 100 products with the layer and its adjoint, in float64: about 2 plain steps of 64
+    samples for two convolutions on 28x28 images, and 5 to 15 for a ResNet-20 on 16x16 images. If the largest singular
     value is not simple, the gradient is one of several subgradients.
 
     References

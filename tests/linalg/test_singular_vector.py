@@ -50,7 +50,7 @@ def test_the_vector_is_stretched_by_the_norm(name):
     stretched = (operator.forward(v[None]) / values[0]).norm()  # first scaled: the square of a huge number overflows
     assert stretched.item() == pytest.approx(1, rel=1e-9)
     if values[0] > 1.001 * values[1]:
-        assert abs((rows[0] @ v.flatten()).item()) == pytest.approx(1, abs=1e-9)
+        assert abs((rows[0] @ v.flatten()).item()) == pytest.approx(1, abs=1e-7)
 
 
 def test_zero_and_what_is_not_finite():
