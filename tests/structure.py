@@ -167,6 +167,7 @@ TESTED_IN = {
     "graph": "graph/test_network",
     "graph/fold_scales": "graph/test_weight_layers",
     "graph/linear_maps": "graph/test_weight_layers",
+    "graph/module_layers": "graph/test_weight_layers",
     "graph/operators": "measures/test_norms",
     "layers": "layers/test_layers",
     "linalg": "linalg/test_operators",

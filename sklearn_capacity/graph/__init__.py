@@ -6,7 +6,8 @@ interpreter traverse in order. Measures receive a `Network` (in `network`): a mo
 its checks. `activations` is the table of element-wise functions, `operators` creates a layer's linear operator,
 `outputs` finds a module's logits, `memory_layout` tests channels-last images, `export_cleanup` frees what a trace
 leaves behind. `weight_layers` lists the weight layers of any graph: `linear_maps` finds those in operators without a
-rule, `fold_scales` folds constant factors. Read `nodes` first, then `trace` and `binding`.
+rule, `fold_scales` folds constant factors, and `module_layers` traces the submodules of a module that cannot be traced.
+Read `nodes` first, then `trace` and `binding`.
 
 Data flow: module -> trace -> Program.bind(tensors) -> fold -> NetworkGraph -> interpret(rules).
 """

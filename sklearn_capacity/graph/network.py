@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ..process_state import computed_once
 from .evaluate import evaluate
 from .memory_layout import channels_first, takes_channels_last
+from .module_layers import module_layers
 from .nodes import NetworkGraph, UnsupportedLayerError
 from .outputs import Wrapper, as_logits, first_output
 from .trace import Program, named_tensors, private_copy, trace
@@ -195,10 +196,29 @@ class Network:
         Raises
         ------
         UnsupportedLayerError
-            If the module cannot be traced, or the graph does not reproduce it.
+            If neither the module nor a submodule with weights can be traced.
         """
         with torch.no_grad():
-            return weight_layers(self.graph, shown=self.shown)
+            try:
+                return weight_layers(self.graph, shown=self.shown)
+            except UnsupportedLayerError:
+                found = self._layers_of_parts()
+                if found is None:
+                    raise
+                return found
+
+    def _layers_of_parts(self) -> WeightLayers | None:
+        """The weight layers of the submodules that can be traced; None if there are none."""
+        for inputs in self._inputs_to_try(2):
+            try:
+                X = inputs.to(device=self.device, dtype=self.dtype)
+                found = module_layers(self.module, X, shown=lambda name: self.shown(f"{name}.").removesuffix("."))
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, IndexError, TypeError, ValueError):  # inputs that the module does not take
+                continue
+            return found if found.nodes else None
+        return None
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers by all their names."""

@@ -129,8 +129,9 @@ class DependsOnData(nn.Module):
 def test_control_flow_on_data_is_refused_for_the_graph_only():
     module, X, y = DependsOnData(), torch.ones(2, 3), torch.tensor([0, 1])
     with pytest.raises(UnsupportedLayerError, match="`DependsOnData` cannot be traced"):
-        measure_capacity(module, X, y, "frobenius_norm")
-    values = measure_capacity(module, X, y, ["margin", "jacobian_frobenius", "fisher_rao_norm"])
+        measure_capacity(module, X, y, "path_norm")
+    names = ["margin", "jacobian_frobenius", "fisher_rao_norm", "frobenius_norm"]
+    values = measure_capacity(module, X, y, names)
     assert all(v == v for v in values.values())
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from networks import make
-from sklearn_capacity import CapacityWarning, UnsupportedLayerError, capacity_report, measure_capacity
+from sklearn_capacity import CapacityScorer, CapacityWarning, UnsupportedLayerError, capacity_report, measure_capacity
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch
 
@@ -346,6 +346,108 @@ def test_parameters_that_are_added_or_placed_are_no_layers():
         (5, 4),
     )
     assert values(module, X, f=("frobenius_norm", {}))["f"] == pytest.approx(float(module.l.weight.detach().norm()))
+
+
+# Networks that cannot be traced ---------------------------------------------------------------------------------------
+
+
+class Branching(nn.Module):
+    """A network whose forward pass looks at its data, unless it must not."""
+
+    def __init__(self, looks: bool, **parts: nn.Module):
+        super().__init__()
+        self.looks = looks
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        if self.looks and float(x.sum()) > 1e9:
+            x = -x
+        for part in self.children():
+            x = part(x)
+        return x
+
+
+class Last(nn.Module):
+    """The last step of a recurrent layer's output."""
+
+    def forward(self, x):
+        return x[0][:, -1]
+
+
+class Attended(nn.Module):
+    """A submodule that looks, too, and calls what takes its input three times."""
+
+    def __init__(self, looks: bool):
+        super().__init__()
+        self.looks, self.attention = looks, nn.MultiheadAttention(4, 2)
+
+    def forward(self, x):
+        x = x.transpose(0, 1)
+        x = -x if self.looks and float(x.sum()) > 1e9 else x
+        return self.attention(x, x, x, need_weights=False)[0].mean(0)
+
+
+PARTS = {
+    "convolution": (
+        lambda looks: Branching(
+            looks,
+            body=nn.Sequential(nn.Conv1d(4, 3, 3, bias=False), nn.BatchNorm1d(3), nn.ReLU(), nn.Flatten()),
+            head=nn.Linear(9, 3),
+        ),
+        (4, 5),
+    ),
+    "recurrent": (
+        lambda looks: Branching(looks, r=nn.LSTM(4, 6, 2, batch_first=True), last=Last(), head=nn.Linear(6, 3)),
+        (5, 4),
+    ),
+    "attention": (lambda looks: Branching(looks, a=Attended(looks), n=nn.LayerNorm(4), head=nn.Linear(4, 3)), (5, 4)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", PARTS)
+def test_a_network_that_cannot_be_traced_has_the_layers_of_its_parts(name, dtype):
+    build, shape = PARTS[name]
+    module, X, y = make(lambda: build(True), shape)
+    plain = build(False).double().eval()
+    plain.load_state_dict(module.state_dict())
+    module, plain, X = module.to(dtype), plain.to(dtype), X.to(dtype)
+    with pytest.raises(UnsupportedLayerError, match="`Branching` cannot be traced"):
+        measure_capacity(module, X, y, "path_norm")
+    measures = {"operator": ("frobenius_norm", {"view": "operator"}), "s": "spectral_norm", "rank": "stable_rank"}
+    found, expected = (measure_capacity(m, X, y, measures) for m in (module, plain))
+    assert found == pytest.approx(expected, rel=1e-9 if dtype == torch.float64 else 1e-5)
+    reports = [capacity_report(m, X, y, ["frobenius_norm"], per_layer=True) for m in (module, plain)]
+    assert reports[0]["layer"].tolist() == reports[1]["layer"].tolist()
+
+
+def test_matrices_of_what_cannot_be_traced_are_left_out():
+    module, X, y = make(
+        lambda: Branching(
+            True,
+            fc=nn.Linear(4, 5),
+            own=Of(lambda m, x: x @ m.w if x.sum() < 1e9 else x, w=(5, 5)),
+            head=nn.Linear(5, 3),
+        ),
+        (4,),
+    )
+    with pytest.warns(CapacityWarning, match=r"leave out weights of layer `own \(Of\)`"):
+        found = measure_capacity(module, X, y, "frobenius_norm")["frobenius_norm"]
+    assert found == pytest.approx(float((module.fc.weight.norm() * module.head.weight.norm()).detach()))
+
+
+def test_a_scorer_warns_once_for_each_reason():
+    build, shape, _ = LAYERS["encoder"]
+    module, X, y = make(build, shape)
+    scorer = CapacityScorer(["path_norm", "lipschitz_l2", "spectral_product_bound", "spectral_norm"])
+    with pytest.warns(CapacityWarning) as caught:
+        found = scorer(module, X, y)
+    assert len(caught) == 1
+    message = str(caught[0].message)
+    assert message.startswith("No score for neg_path_norm, neg_lipschitz_l2, neg_spectral_product_bound: ")
+    assert "in layer `e.self_attn (MultiheadAttention)`" in message
+    assert math.isfinite(found["neg_spectral_norm"])
 
 
 # Constant scales ------------------------------------------------------------------------------------------------------
