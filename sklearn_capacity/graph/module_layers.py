@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -118,9 +119,15 @@ def _layers_of(call: Call, n_samples: int) -> WeightLayers | None:
     except UnsupportedLayerError:
         return None
     # The part was traced as if its first axis were the samples; it may be longer, or another axis.
-    factor = len(x) / n_samples
-    copies = [replace(n, params={**n.params, "copies": round(n.params.get("copies", 1) * factor)}) for n in found.nodes]
-    return WeightLayers(tuple(copies), found.left_out)
+    return WeightLayers(tuple(_times(node, len(x) / n_samples) for node in found.nodes), found.left_out)
+
+
+def _times(node: Node, factor: float) -> Node:
+    """The layer at so many times its positions, all of them in `copies`."""
+    positions = node.params.get("copies", 1)
+    if node.op == "linear":
+        positions, node = positions * math.prod(node.shape[:-1]), replace(node, shape=node.shape[-1:])
+    return replace(node, params={**node.params, "copies": round(positions * factor)})
 
 
 class _OneInput(nn.Module):
