@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._validation import check_interval, check_option
+from .._validation import check_integer, check_interval, check_option
 from ..derivatives.parameter_vector import parameter_vector
 from ..graph import Network
 from .batch import Batch
 from .battery import check_initial_state
 from .record import Measure, Measured
-from .rise_search import Scale, noise_scale_of_rise, worst_scale_of_rise
+from .rise_search import Scale, check_search, noise_scale_of_rise, worst_scale_of_rise
 
 __all__ = ["MEASURES", "pacbayes", "sharpness_bound"]
 
@@ -101,6 +101,8 @@ def pacbayes(
     True
     """
     check_option("form", form, FORMS)
+    check_search(rise, epsilon, criterion)
+    check_integer("n_draws", n_draws, 2)
     options: dict[str, Any] = {
         "rise": rise,
         "magnitude": magnitude,
@@ -201,6 +203,8 @@ def sharpness_bound(
     """
     check_option("form", form, FORMS)
     check_interval("delta", delta, 0, 1, closed="right")
+    check_search(rise, epsilon, criterion)
+    check_integer("steps", steps)
     options: dict[str, Any] = {
         "rise": rise,
         "magnitude": magnitude,
@@ -260,6 +264,11 @@ def _at(scale: Scale, bound: Callable[[float], float], name: str) -> Measured:
 def _record(name: str, equation: int, function: Any, description: str, form: str, magnitude: bool) -> Measure:
     needs = {"data", "labels", "loss"}
     from_start = form == "init" or (form == "orig" and magnitude)
+    fixed: dict[str, Any] = {"form": form, "magnitude": magnitude}
+    if not magnitude:  # what takes no part is no parameter
+        fixed |= {"epsilon": 1e-3} if function is pacbayes else {"epsilon": 1e-3, "delta": 1.0}
+    elif form == "flatness" and function is sharpness_bound:
+        fixed["delta"] = 1.0
     return Measure(
         name,
         function,
@@ -270,7 +279,7 @@ def _record(name: str, equation: int, function: Any, description: str, form: str
         invariances=frozenset() if from_start else frozenset({"permutation"}),
         stochastic=True,
         signed=form != "flatness",
-        fixed={"form": form, "magnitude": magnitude},
+        fixed=fixed,
         description=description,
     )
 

@@ -18,6 +18,8 @@ from .record import Measure, Measured
 
 __all__ = ["MEASURES", "effective_dimension", "ntk_alignment", "ntk_decay"]
 
+LARGEST_SAMPLE = 10**15
+
 
 def effective_dimension(
     network: Network, batch: Batch, *, gamma: float = 1.0, n: int | None = None, loss: str = "squared"
@@ -34,7 +36,7 @@ def effective_dimension(
     Parameters
     ----------
     gamma : float in (0, 1], default=1
-    n : int >= 2, default=None
+    n : int from 2 to 10^15, default=None
         Size of the sample; None uses that of X. Compare networks at the same n.
     loss : "squared" or "cross_entropy", default="squared"
         As in `fisher_trace`.
@@ -72,18 +74,19 @@ def effective_dimension(
     2.0
     """
     check_interval("gamma", gamma, 0, 1, closed="right")
-    n = batch.n_samples if n is None else check_integer("n", n, 2)
+    fisher = fisher_matrix(network, batch, loss)
+    n = batch.n_samples if n is None else check_integer("n", n, 2, LARGEST_SAMPLE)
     kappa = gamma * n / (2 * math.pi * math.log(n)) if n > 1 else 0.0
     if kappa <= 1:
         raise NotDefinedError(
             f"The effective dimension needs kappa = gamma n / (2 pi ln n) above 1, got {kappa:.3g} for "
-            f"gamma = {gamma:g} and n = {n}. Use a larger `n`, or more samples."
+            f"`gamma` = {gamma:g} and `n` = {n}. Use a larger `n`, or more samples."
         )
     values, info = fisher_eigenvalues(network, batch, loss)
     total = float(values.sum())
     if total == 0:
         raise NotDefinedError("The effective dimension needs a Fisher matrix that is not zero.")
-    scaled = values * (fisher_matrix(network, batch, loss).jacobian.size / total)
+    scaled = values * (fisher.jacobian.size / total)
     return Measured(float((kappa * scaled).log1p().sum()) / math.log(kappa), info={**info, "kappa": kappa})
 
 
@@ -200,7 +203,7 @@ def ntk_decay(network: Network, batch: Batch, *, floor: float = 1e-4) -> Measure
     if len(kept) < 2:
         raise NotDefinedError(
             f"The decay of the tangent kernel needs two eigenvalues above {floor:g} of the largest, and there are "
-            f"{len(kept)}."
+            f"{len(kept)}. Lower `floor`, or take more samples."
         )
     slope = np.polynomial.polynomial.polyfit(np.log(np.arange(1, len(kept) + 1)), np.log(kept), 1)[1]
     return Measured(max(0.0, -float(slope)), info={**info, "eigenvalues": len(kept)})

@@ -225,7 +225,7 @@ def _tell_missing(missing: Sequence[str], found: Sequence[Any], min_eigenvalues:
 def _mean_of_tails(
     tails: Sequence[tuple[Node, PowerLaw, np.ndarray]], values: Sequence[float], errors: Sequence[float]
 ) -> Measured:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "layer": node.label,
             "value": float(value),

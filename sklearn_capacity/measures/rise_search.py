@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .._validation import check_integer, check_interval, check_option
+from .._validation import check_interval, check_option
 from ..derivatives.parameter_vector import ParameterVector, parameter_vector
 from ..derivatives.perturbation import FlatParameters, ascend_in_ball, displacements
 from ..graph import Network
@@ -19,7 +19,7 @@ from .losses import mean_error, mean_loss, sample_losses, targets
 from .record import NotDefinedError
 from .sharpness import finite_loss
 
-__all__ = ["CRITERIA", "Scale", "noise_scale_of_rise", "worst_scale_of_rise"]
+__all__ = ["CRITERIA", "Scale", "check_search", "noise_scale_of_rise", "worst_scale_of_rise"]
 
 CRITERIA = ("error", "loss")
 #: The range of scales to search.
@@ -62,8 +62,7 @@ def noise_scale_of_rise(
     Standard deviations are sigma, or with `magnitude` :math:`\sqrt{\sigma^2 w_i^2 + \epsilon^2}`. All sigmas use the
     same draws. They are independent: in pairs u, -u both would be equal at a minimum.
     """
-    rise, criterion = _checked(batch, rise, magnitude, epsilon, criterion)
-    n_draws = check_integer("n_draws", n_draws, 2)
+    criterion = criterion_of(batch, criterion)
     weights = _Weights(network, batch, criterion)
     start = float(weights.mean_over_data())
 
@@ -102,8 +101,7 @@ def worst_scale_of_rise(
     follows the training loss, whichever loss is evaluated; an ascent from w without any rise is followed by one from a
     random corner.
     """
-    rise, criterion = _checked(batch, rise, magnitude, epsilon, criterion)
-    check_integer("steps", steps)
+    criterion = criterion_of(batch, criterion)
     weights = _Weights(network, batch, criterion)
     start = float(weights.mean_over_data())
     zero = torch.zeros_like(weights.theta.center)
@@ -131,13 +129,17 @@ def worst_scale_of_rise(
         return Scale(search.run(), None, search.evaluations)
 
 
-def _checked(batch: Batch, rise: float, magnitude: bool, epsilon: float, criterion: str | None) -> tuple[float, str]:
-    rise = check_interval("rise", rise, 0, math.inf, closed="neither")
-    if magnitude:
-        check_interval("epsilon", epsilon, 0, math.inf, closed="neither")
-    if criterion is None:
-        return rise, "error" if batch.loss == "cross_entropy" else "loss"
-    return rise, check_option("criterion", criterion, CRITERIA)
+def check_search(rise: float, epsilon: float, criterion: str | None) -> None:
+    """Raise if a parameter that both searches have is out of range."""
+    check_interval("rise", rise, 0, math.inf, closed="neither")
+    check_interval("epsilon", epsilon, 0, math.inf, closed="neither")
+    if criterion is not None:
+        check_option("criterion", criterion, CRITERIA)
+
+
+def criterion_of(batch: Batch, criterion: str | None) -> str:
+    """The loss that is looked at: the error rate for classification, unless another is named."""
+    return criterion or ("error" if batch.loss == "cross_entropy" else "loss")
 
 
 class _Weights:
@@ -179,7 +181,7 @@ class _Weights:
             wrong = (logits.argmax(1) != y).double().sum() / n if self.criterion == "error" else total
             return torch.stack([total.detach(), wrong.detach()])
 
-        both = torch.stack(self.batch.map(on_chunk, y)).sum(0).tolist()
+        both = [float(number) for number in torch.stack(self.batch.map(on_chunk, y)).sum(0)]
         value = both[1] if math.isfinite(both[0]) else math.inf
         return both[0], value, gradient if with_gradient else None
 

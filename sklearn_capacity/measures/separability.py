@@ -243,6 +243,7 @@ def davies_bouldin_mixup(
     >>> abs(both - index * error) < 1e-12
     True
     """
+    check_integer("n_pairs", n_pairs)
     index, error = davies_bouldin(network, batch, layer=layer), mixup_error(network, batch, n_pairs=n_pairs)
     value = index.value * error.value if error.value else 0.0
     spread = index.value * error.standard_error if error.standard_error else 0.0

@@ -229,7 +229,7 @@ def singular_values(network: Network, view: str) -> list[Tensor]:
         pairs = zip(weight_layers(network), _operators(network, view), strict=True)
         return [_values_of(operator, node).cpu() for node, (operator, _) in pairs]
 
-    return network.once(("singular_values", view), compute)
+    return network.once(("singular_values", check_view(view)), compute)
 
 
 def _values_of(operator: Operator, node: Node) -> Tensor:

@@ -78,7 +78,7 @@ def test_a_box_around_a_linear_model(form):
         alpha = math.sqrt(RISE) / np.abs(x).sum()
     P, delta = len(w), 0.05
     expected = bounds(w, w0, alpha, 1, extra=math.log(2 * P), mag_extra=4 * math.log(2 * P / delta))[form]
-    params = {"delta": delta} if form.startswith("mag") else {}
+    params = {"delta": delta} if form in ("mag_init", "mag_orig") else {}
     before = torch.from_numpy(w0)[None]
     result = measured(f"sharpness_{form}", net, X, y, before=before, rise=RISE, **params)
     assert result.value == pytest.approx(expected, rel=3e-3)

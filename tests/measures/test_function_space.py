@@ -81,7 +81,7 @@ def test_a_thousand_classes():
 
 def test_what_is_refused():
     module, X, y = NETWORKS["mlp"]()
-    with pytest.raises(NotDefinedError, match=r"above 1, got 0.573 for gamma = 1 and n = 7. Use a larger `n`"):
+    with pytest.raises(NotDefinedError, match=r"above 1, got 0.573 for `gamma` = 1 and `n` = 7. Use a larger `n`"):
         measure_capacity(module, X, y, "effective_dimension")
     with pytest.raises(ValueError, match="`gamma` must lie in"):
         measure_capacity(module, X, y, {"d": ("effective_dimension", {"gamma": 2.0})})

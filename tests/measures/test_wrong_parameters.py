@@ -25,7 +25,7 @@ WRONG = {
 @functools.cache
 def session():
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(5)
         net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 3, bias=False))
         X = torch.randn(6, 3)
     before = {name: tensor * 0.5 for name, tensor in net.state_dict().items()}
