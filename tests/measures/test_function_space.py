@@ -85,7 +85,7 @@ def test_what_is_refused():
         measure_capacity(module, X, y, "effective_dimension")
     with pytest.raises(ValueError, match="`gamma` must lie in"):
         measure_capacity(module, X, y, {"d": ("effective_dimension", {"gamma": 2.0})})
-    with pytest.raises(ValueError, match="`n` must be at least 2"):
+    with pytest.raises(ValueError, match="`n` must be between 2 and"):
         measure_capacity(module, X, y, {"d": ("effective_dimension", {"n": 1})})
     with pytest.raises(ValueError, match="`floor` must lie in"):
         measure_capacity(module, X, y, {"d": ("ntk_decay", {"floor": 1.0})})
