@@ -252,8 +252,8 @@ def test_strength_lowers_the_jacobian(iris):
 def small_network():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module, X = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), torch.randn(9, 4)
-    return module, X, torch.arange(9) % 3
+        module, X = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)), torch.randn(30, 4)
+    return module, X, torch.arange(30) % 3
 
 
 FISHER = [name for name, measure in MEASURES.items() if "loss" in measure.parameters]
@@ -273,7 +273,7 @@ def test_the_loss_of_the_call_is_the_default_of_every_measure(name):
     assert scorer(module, X, y) == sign * of_its_own["cross_entropy"]
     assert scorer.fit(X, y).transform([module])[0, 0] == of_its_own["cross_entropy"]
     with pytest.raises(NotDefinedError, match='under loss="squared" or "cross_entropy", got "absolute". Give the'):
-        measure_capacity(module, X, torch.zeros(9, 3), name, loss="absolute")
+        measure_capacity(module, X, torch.zeros(30, 3), name, loss="absolute")
 
 
 LOSSES = ("squared", "cross_entropy")
