@@ -87,7 +87,7 @@ $(VENV)/.bench: $(VENV)/.core
 	@touch $@
 
 demo: $(VENV)/.core
-	$(PYTHON) -m sklearn_capacity
+	$(PYTHON) -m sklearn_capacity demo
 
 test: $(VENV)/.test
 	$(TEST_WITH) $(PYTHON) -m pytest $(PYTEST_ARGS)

@@ -144,7 +144,8 @@ def _is_record(thing: object) -> bool:
 # The test of `a/b.py` is `tests/a/test_b.py`. Where several files are tested as one, or a file by what stands on it,
 # it is named here; a package's name stands for those of its files that have no entry.
 TESTED_IN = {
-    "__main__": "project/test_front_pages",
+    "__main__": "command_line/test_command_line",
+    "command_line": "command_line/test_command_line",
     "_validation": "scoring/test_wrong_kinds",
     "_version": "project/test_packaging",
     "architectures": "architectures/test_architectures",
