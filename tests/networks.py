@@ -16,7 +16,18 @@ from torch.nn.utils import parametrizations
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch, Measured
 
-__all__ = ["CHAINS", "NETWORKS", "RECTIFIERS", "Case", "make", "measure", "measure_again", "measure_module", "prepared"]
+__all__ = [
+    "CHAINS",
+    "Blend",
+    "NETWORKS",
+    "RECTIFIERS",
+    "Case",
+    "make",
+    "measure",
+    "measure_again",
+    "measure_module",
+    "prepared",
+]
 
 Case = tuple[nn.Module, Tensor, Tensor]
 SAMPLES, CLASSES = 7, 3
@@ -139,6 +150,17 @@ def binary() -> Case:
 def tied() -> Case:
     """One square matrix used twice, with a bias of its own at each use."""
     return make(_Tied, (4,))
+
+
+class Blend(nn.Module):
+    """An operator with parameters that has no rule in the graph."""
+
+    def __init__(self, features: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.lerp(x, x.roll(1, -1), self.weight)
 
 
 class _Tied(nn.Module):

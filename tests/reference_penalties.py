@@ -126,14 +126,23 @@ class _Branches(nn.Module):
 
 
 class _Normalised(nn.Module):
-    """Layer norm has no rule in the graph."""
-
     def __init__(self) -> None:
         super().__init__()
         self.first, self.norm, self.second = nn.Linear(5, 6), nn.LayerNorm(6), nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(torch.relu(self.norm(self.first(x))))
+
+
+class _Sorting(nn.Module):
+    """Sorting has no rule in the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x)).sort(1).values)
 
 
 class _Branching(nn.Module):
@@ -221,10 +230,11 @@ CASES: dict[str, Case] = {
     "widened": (Widened, (1, 4, 4)),
     "residual": (lambda: CifarResNet((3, 8, 8), 3, depth=8, width=2), (3, 8, 8)),
     "preactivation": (lambda: PreactResNet((3, 8, 8), 3, channels=(2, 4), n_blocks=1), (3, 8, 8)),
+    "normalised": (_Normalised, (5,)),
 }
 
 #: Networks without a chain.
-FALLBACKS: dict[str, Case] = {"normalised": (_Normalised, (5,)), "branching": (_Branching, (5,))}
+FALLBACKS: dict[str, Case] = {"sorting": (_Sorting, (5,)), "branching": (_Branching, (5,))}
 
 
 def built(name: str, n_samples: int = 4, seed: int = 0) -> tuple[nn.Module, Tensor]:

@@ -78,7 +78,11 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
     def conv(node: Node, x: Tensor) -> Tensor:
         return apply_linear(node, channels_last(x), tape.weight(node), node.bias)
 
-    recording = {"activation": activation, "max_pool": max_pool, "conv": conv}
+    def function(node: Node, *xs: Tensor) -> Tensor:
+        tape.points[node.name] = xs
+        return EVALUATE["function"](node, *xs)
+
+    recording = {"activation": activation, "max_pool": max_pool, "conv": conv, "function": function}
     tape.logits = interpret(graph, {**EVALUATE, **recording, **(rules or {})}, X)
     return tape
 
@@ -86,6 +90,8 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
 def _masks(node: Node, x: Tensor, indices: Tensor, slope: Tensor | None) -> list[tuple[tuple[slice, ...], Tensor]]:
     """A tiling max-pooling as one mask per position in its windows, times the slope of the preceding activation."""
     p = node.params
+    if "adaptive" in p:
+        return []
     plain = not any(p["padding"]) and set(p["dilation"]) == {1} and not p["ceil_mode"]
     if not plain or p["kernel"] != p["stride"] or math.prod(p["kernel"]) > LARGEST_TILE:
         return []
@@ -108,8 +114,9 @@ def pull(tape: Tape, vectors: Tensor, keep: Keep | None = None) -> Tensor:
     vectors : Tensor of shape (k n, C)
         k blocks with one direction per sample.
     keep : callable(node, g, contribution), default=None
-        Called at weights and smooth activations with the cotangent g of the node's output and the contribution to the
-        cotangent of its input. g stays unchanged; the contribution may change after the call, unless it returns True.
+        Called at weights and at nodes with a second derivative with the cotangent g of the node's output and the
+        contribution to the cotangent of its (first) input. g stays unchanged; the contribution may change after the
+        call, unless it returns True.
 
     Returns
     -------
@@ -135,7 +142,7 @@ class _BackwardSweep:
     """
 
     def __init__(self, tape: Tape, vectors: Tensor, keep: Keep | None) -> None:
-        self.tape, self.keep = tape, keep
+        self.tape, self.keep, self.curved = tape, keep, tape.curved
         self.cotangents: dict[str, Tensor] = {tape.graph.output: vectors}
         self.exclusive: set[str] = set()
 
@@ -148,7 +155,7 @@ class _BackwardSweep:
     def _pass(self, node: Node) -> None:
         g = self.cotangents.pop(node.name)  # (k n, *node.shape); complete, since all readers of the node come after it
         parts, exclusive = self._contributions(node, g)
-        if self.keep is not None and (node.weight is not None or node.name in self.tape.smooth):
+        if self.keep is not None and (node.weight is not None or node.name in self.curved):
             exclusive = not self.keep(node, g, parts[0]) and exclusive
         for name, part in zip(node.inputs, parts, strict=True):
             self._add(name, part, exclusive)
@@ -171,24 +178,24 @@ class _BackwardSweep:
             self.exclusive.add(name)
 
 
-def push(tape: Tape, tangents: Tensor, keep: Callable[[Node, Tensor], None], stop: str | None = None) -> Tensor | None:
+def push(tape: Tape, tangents: Tensor, keep: Callable[..., None], stop: str | None = None) -> Tensor | None:
     """``J t`` for stacked tangents t of shape (k n, ...).
 
     Parameters
     ----------
-    keep : callable(node, t)
-        Called at weights and smooth activations with the tangent of the node's input.
+    keep : callable(node, *ts)
+        Called at weights and at what has a second derivative with the tangents of the node's inputs.
     stop : str, default=None
         Name of a node whose output is not needed; the sweep ends there and returns None.
     """
     graph = tape.graph
     readers = {name: len(nodes) for name, nodes in graph.consumers().items()}
     remaining = dict(readers)
-    values = {graph.input.name: tangents}  # node -> tangent of its output, (k n, *node.shape)
+    values, curved = {graph.input.name: tangents}, tape.curved  # node -> tangent of its output, (k n, *node.shape)
     for node in graph.nodes[1:]:
         inputs = [values[name] for name in node.inputs]
-        if node.weight is not None or node.name in tape.smooth:
-            keep(node, inputs[0])
+        if node.weight is not None or node.name in curved:
+            keep(node, *inputs)
         if node.name == stop:
             return None
         if node.op == "activation" and graph[node.inputs[0]].op in FRESH and readers[node.inputs[0]] == 1:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..graph.activations import activation_of
 from ..graph.evaluate import EVALUATE, LINEAR_RULES, apply_linear, pick, pool_indices
 from ..graph.nodes import WEIGHT_OPS, NetworkGraph, Node, interpret
-from .parameter_tangent import activation_tangent, opaque_tangent, shaped_bias, slope_tangent
+from .parameter_tangent import activation_tangent, function_tangent, opaque_tangent, shaped_bias, slope_tangent
 
 __all__ = ["Linearization"]
 
@@ -130,8 +130,12 @@ class Linearization:
             moved = opaque_tangent(node, self._read[node.name], [0.0 if dx is None else dx for dx in dxs])
             return None if isinstance(moved, float) else moved
 
+        def function(node: Node, *dxs: Tensor | None) -> Tensor | None:
+            moved = function_tangent(node, self._read[node.name], [0.0 if dx is None else dx for dx in dxs])
+            return None if isinstance(moved, float) else moved
+
         structural = {op: self._structural(rule) for op, rule in LINEAR_RULES.items()}
-        return {**structural, "max_pool": max_pool, "opaque": opaque}
+        return {**structural, "max_pool": max_pool, "function": function, "opaque": opaque}
 
     def _kept(self, node: Node, compute: Callable[[], Tensor]) -> Tensor:
         if node.name not in self._local:
@@ -149,4 +153,4 @@ class Linearization:
         return run
 
 
-_NONLINEAR = ("activation", "max_pool", "opaque")
+_NONLINEAR = ("activation", "max_pool", "function", "opaque")

@@ -12,10 +12,18 @@ from torch import Tensor
 
 from ..graph.activations import activation_of
 from ..graph.evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast, pick, pool_indices
+from ..graph.functions import function_of
 from ..graph.nodes import WEIGHT_OPS, NetworkGraph, Node, interpret
 from .double_backward import pushed_forward, twice_differentiable
 
-__all__ = ["activation_tangent", "opaque_tangent", "parameter_tangent", "shaped_bias", "slope_tangent"]
+__all__ = [
+    "activation_tangent",
+    "function_tangent",
+    "opaque_tangent",
+    "parameter_tangent",
+    "shaped_bias",
+    "slope_tangent",
+]
 
 #: A value x and its derivative dx along theta. A float c stands for dx = c x: rectifier networks start in this way
 #: (lemma 2.1 of [FR]), and propagating c costs nothing.
@@ -119,6 +127,14 @@ def _max_pool(node: Node, pair: Pair) -> Pair:
     return y, pick(where, dx)
 
 
+def function_tangent(node: Node, xs: Sequence[Tensor], dxs: Sequence[Tensor | float]) -> Tensor | float:
+    """Derivative of a function of several numbers; a number c stands for c times the value."""
+    if all(isinstance(dx, float) and dx == 0 for dx in dxs):
+        return 0.0
+    row, args = function_of(node)
+    return row.tangent(tuple(xs), tuple(map(_tensor, xs, dxs)), *args)
+
+
 def opaque_tangent(node: Node, xs: Sequence[Any], dxs: Sequence[Any]) -> Any:
     """Derivative of an operator without a rule, by two reverse sweeps over it alone.
 
@@ -152,8 +168,14 @@ def _opaque(node: Node, *pairs: Pair) -> Pair:
     return EVALUATE["opaque"](node, *xs), opaque_tangent(node, xs, dxs)
 
 
+def _function(node: Node, *pairs: Pair) -> Pair:
+    xs, dxs = [x for x, _ in pairs], [dx for _, dx in pairs]
+    return EVALUATE["function"](node, *xs), function_tangent(node, xs, dxs)
+
+
 _TANGENT: dict[str, Callable[..., Pair]] = {
     **{op: _linear(rule) for op, rule in LINEAR_RULES.items()},
     "max_pool": _max_pool,
+    "function": _function,
     "opaque": _opaque,
 }

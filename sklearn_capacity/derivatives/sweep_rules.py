@@ -15,7 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..graph.evaluate import LINEAR_RULES, apply_linear, avg_pool, broadcast, pad_input, pick, plain_padding
+from ..graph.evaluate import (
+    LINEAR_RULES,
+    along_axes,
+    apply_linear,
+    avg_pool,
+    broadcast,
+    pad_input,
+    pick,
+    plain_padding,
+)
+from ..graph.functions import function_of
 from ..graph.memory_layout import channels_last
 from ..graph.nodes import WEIGHT_OPS, NetworkGraph, Node
 
@@ -56,6 +66,8 @@ class Tape:
         Pre-activations of activations whose derivative is not piecewise constant.
     slope_masks : dict of node name to Tensor of shape (n, ...)
         1 where the derivative of an activation is its trained slope, else 0.
+    points : dict of node name to tuple of Tensor of shape (n, ...)
+        Inputs of functions of several entries, at which they were differentiated.
     """
 
     graph: NetworkGraph
@@ -64,6 +76,12 @@ class Tape:
     selections: dict[str, Selection] = field(default_factory=dict)
     smooth: dict[str, Tensor] = field(default_factory=dict)
     slope_masks: dict[str, Tensor] = field(default_factory=dict)
+    points: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    @property
+    def curved(self) -> dict[str, tuple[Tensor, ...]]:
+        """What the derivative of each node with a second derivative depends on, by the node's name."""
+        return {**{name: (z,) for name, z in self.smooth.items()}, **self.points}
 
     def weight(self, node: Node) -> Tensor | None:
         """The node's weight; for a convolution of one channel with the strides of its images."""
@@ -84,7 +102,8 @@ class Tape:
         }
         smooth = {name: z[samples] for name, z in self.smooth.items()}
         masks = {name: mask[samples] for name, mask in self.slope_masks.items()}
-        return Tape(self.graph, self.logits[samples], slopes, selections, smooth, masks)
+        points = {name: tuple(x[samples] for x in xs) for name, xs in self.points.items()}
+        return Tape(self.graph, self.logits[samples], slopes, selections, smooth, masks, points)
 
     def input_shape(self, node: Node) -> tuple[int, ...]:
         """Shape of one sample of the node's (first) input."""
@@ -123,6 +142,17 @@ def _tangent_max_pool(tape: Tape, node: Node, t: Tensor) -> Tensor:
     return out.flatten(0, 1)
 
 
+def _blocks(tape: Tape, node: Node, stacked: Tensor) -> Tensor:
+    """(k n, ...) as (k, n, ...), to stand beside the points of a function."""
+    return stacked.unflatten(0, (-1, len(tape.points[node.name][0])))
+
+
+def _tangent_function(tape: Tape, node: Node, *ts: Tensor) -> Tensor:
+    row, args = function_of(node)
+    along = tuple(_blocks(tape, node, t) for t in ts)
+    return row.tangent(tape.points[node.name], along, *args).flatten(0, 1)
+
+
 def _linear(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda tape, node, *tangents: rule(node, *tangents)
 
@@ -133,6 +163,7 @@ TANGENT: dict[str, Callable[..., Tensor]] = {
     **dict.fromkeys(WEIGHT_OPS, _tangent_affine),
     "activation": bend,
     "max_pool": _tangent_max_pool,
+    "function": _tangent_function,
 }
 
 
@@ -306,6 +337,20 @@ def _adjoint_pad(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
     return (_transposed(lambda x: LINEAR_RULES["pad"](node, x), (len(g), *tape.input_shape(node)), g),)
 
 
+def _adjoint_center(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
+    return (LINEAR_RULES["center"](node, g),)
+
+
+def _adjoint_separable(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
+    return (along_axes(node.params["axes"], g, transposed=True),)
+
+
+def _adjoint_function(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
+    row, args = function_of(node)
+    parts = row.adjoint(tape.points[node.name], _blocks(tape, node, g), *args)
+    return tuple(part.flatten(0, 1) for part in parts)
+
+
 def _adjoint_add(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
     return tuple(g if sign == 1 else g * sign for sign in node.params["signs"])
 
@@ -330,6 +375,9 @@ ADJOINT: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "slice": _adjoint_slice,
     "pick": _adjoint_pick,
     "pad": _adjoint_pad,
+    "center": _adjoint_center,
+    "separable": _adjoint_separable,
+    "function": _adjoint_function,
     "add": _adjoint_add,
     "cat": _adjoint_cat,
 }

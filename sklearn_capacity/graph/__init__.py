@@ -3,10 +3,11 @@
 `trace` turns a module into a `Program`; `binding` binds tensors to it and converts its operators with the table in
 `rules`; `fold` folds batch norms. The result is a `NetworkGraph` of `nodes`, which `evaluate` and every other
 interpreter traverse in order. Measures receive a `Network` (in `network`): a module with its program, its graph and
-its checks. `activations` is the table of element-wise functions, `operators` creates a layer's linear operator,
-`outputs` finds a module's logits, `memory_layout` tests channels-last images, `export_cleanup` frees what a trace
-leaves behind. `weight_layers` lists the weight layers of any graph: `linear_maps` finds those in operators without a
-rule, `fold_scales` folds constant factors, and `module_layers` traces the submodules of a module that cannot be traced.
+its checks. `activations` is the table of element-wise functions, `functions` that of smooth functions of several
+entries, such as products and softmax, `operators` creates a layer's linear operator, `outputs` finds a module's logits,
+`memory_layout` tests channels-last images, `export_cleanup` frees what a trace leaves behind. `weight_layers` lists the
+weight layers of any graph: `linear_maps` finds those in operators without a rule, `fold_scales` folds constant factors,
+and `module_layers` traces the submodules of a module that cannot be traced.
 Read `nodes` first, then `trace` and `binding`.
 
 Data flow: module -> trace -> Program.bind(tensors) -> fold -> NetworkGraph -> interpret(rules).

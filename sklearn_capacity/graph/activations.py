@@ -86,6 +86,14 @@ def _elu_lipschitz(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 
     return abs(scale) * max(1.0, abs(alpha * input_scale))
 
 
+def _power(z: Tensor, exponent: float) -> Tensor:
+    return z**exponent
+
+
+def _power_slope(z: Tensor, exponent: float) -> Tensor:
+    return exponent * z ** (exponent - 1)
+
+
 ACTIVATIONS: dict[str, Activation] = {
     "relu": Activation(torch.relu, lambda z: (z > 0).to(z.dtype), lambda: 1.0, True, True),
     "leaky_relu": Activation(F.leaky_relu, _leaky_slope, lambda slope=0.01: max(1.0, abs(slope)), True, True),
@@ -146,6 +154,21 @@ ACTIVATIONS: dict[str, Activation] = {
     # steepest at z = 1.4907, where the derivative is 1.088498..., rounded up
     "mish": Activation(F.mish, _mish_slope, lambda: 1.0884982),
     "log_sigmoid": Activation(F.logsigmoid, lambda z: torch.sigmoid(-z), lambda: 1.0),
+    # Slopes without a bound: their Lipschitz constants are infinite.
+    "pow": Activation(_power, _power_slope, lambda exponent: 1.0 if exponent == 1 else math.inf),
+    "exp": Activation(torch.exp, torch.exp, lambda: math.inf),
+    "expm1": Activation(torch.expm1, torch.exp, lambda: math.inf),
+    "log": Activation(torch.log, torch.reciprocal, lambda: math.inf),
+    "log1p": Activation(torch.log1p, lambda z: 1 / (1 + z), lambda: math.inf),
+    "sinh": Activation(torch.sinh, torch.cosh, lambda: math.inf),
+    "cosh": Activation(torch.cosh, torch.sinh, lambda: math.inf),
+    "tan": Activation(torch.tan, lambda z: 1 + torch.tan(z) ** 2, lambda: math.inf),
+    "asinh": Activation(torch.asinh, lambda z: (1 + z**2).rsqrt(), lambda: 1.0),
+    "sign": Activation(torch.sign, torch.zeros_like, lambda: math.inf, piecewise_linear=True),
+    "floor": Activation(torch.floor, torch.zeros_like, lambda: math.inf, piecewise_linear=True),
+    "ceil": Activation(torch.ceil, torch.zeros_like, lambda: math.inf, piecewise_linear=True),
+    "round": Activation(torch.round, torch.zeros_like, lambda: math.inf, piecewise_linear=True),
+    "trunc": Activation(torch.trunc, torch.zeros_like, lambda: math.inf, piecewise_linear=True),
     "erf": Activation(torch.erf, lambda z: 2 / math.sqrt(math.pi) * torch.exp(-(z**2)), lambda: 2 / math.sqrt(math.pi)),
 }
 

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from .nodes import NetworkGraph, Node, Place, UnsupportedLayerError
-from .rules import CONVERSIONS, SPLITS, Call, Draft, Ref, Weight, split_piece
+from .rules import CONVERSIONS, READ_MASKS, SPLITS, Call, Draft, Ref, Weight, split_piece
 
 if TYPE_CHECKING:
     from .trace import Program
@@ -47,6 +47,11 @@ class Signal:
     is_real: bool = False
     is_batch_size: bool = False
     for_one: tuple[int, ...] = ()
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether it holds truth values or whole numbers, one row per sample."""
+        return self.is_tensor and not self.is_real and self.shape[:1] == (-1,) and -2 not in self.shape
 
     @property
     def has_rows(self) -> bool:
@@ -147,12 +152,13 @@ class Binder:
     def _converted(self, operation: fx.Node, args: tuple, kwargs: dict) -> Ref:
         """The node into which its rule converts an operator, or an opaque node."""
         result = operation.meta.get("val")
-        rule = CONVERSIONS.get(operation.target)
+        rule = None if _reads_later_results(operation) else CONVERSIONS.get(operation.target)
         if rule is not None and isinstance(result, tuple | list) and result:
             result = result[0]  # batch norm, pooling with indices: the rule describes the first of several results
         signal = self._signal(result)
         draft: Draft | Ref | None = None
-        if rule is not None and self._in_rows([signal], operation.all_input_nodes):
+        masks = operation.target in READ_MASKS
+        if rule is not None and self._in_rows([signal], operation.all_input_nodes, masks=masks):
             call = Call(
                 target=operation.target,
                 args=_named(operation, args, kwargs),
@@ -163,6 +169,7 @@ class Binder:
                 dtype=self.dtype,
                 batch_sizes=self.batch_sizes,
                 producer=lambda ref: self.nodes[ref.name],
+                is_real=lambda ref: self.signals[ref.name].is_real,
             )
             draft = rule(call)
         if isinstance(draft, Ref):
@@ -255,11 +262,20 @@ class Binder:
         for_one = tuple(1 if shape[axis] == -1 else _for_one(size) for axis, size in enumerate(result.shape))
         return Signal(shape, is_tensor=True, is_real=result.is_floating_point(), for_one=for_one)
 
-    def _in_rows(self, results: Sequence[Signal], read: Iterable[fx.Node]) -> bool:
+    def _in_rows(self, results: Sequence[Signal], read: Iterable[fx.Node], *, masks: bool = False) -> bool:
         """Whether an operator maps rows per sample to rows per sample; only then does it have a canonical form."""
         refs = [value for value in (self.values[n.name] for n in read) if isinstance(value, Ref)]
         results = [*results, *(self.signals[ref.name] for ref in refs)]
-        return results[0].is_tensor and all(signal.has_rows for signal in results)
+        if not results[0].is_tensor or not results[0].is_real:
+            return False
+        return all(signal.has_rows or (masks and signal.is_mask) for signal in results)
+
+
+def _reads_later_results(operation: fx.Node) -> bool:
+    """Whether something reads another result than the first of several, of which no rule tells."""
+    if operation.target in SPLITS:
+        return False
+    return any(user.target is operator.getitem and user.args[1] != 0 and user.users for user in operation.users)
 
 
 def _for_one(size: int | torch.SymInt) -> int:

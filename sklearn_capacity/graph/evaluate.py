@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .activations import activation_of
+from .functions import apply_function
 from .nodes import NetworkGraph, Node, Place, Weight, interpret
 
-__all__ = ["EVALUATE", "LINEAR_RULES", "apply_linear", "broadcast", "evaluate"]
+__all__ = ["EVALUATE", "LINEAR_RULES", "along_axes", "apply_linear", "broadcast", "evaluate"]
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -23,6 +24,11 @@ _ADAPTIVE: dict[int, Callable[..., Tensor]] = {
     3: F.adaptive_avg_pool3d,
 }
 _MAX_POOL: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+_ADAPTIVE_MAX: dict[int, Callable[..., Any]] = {
+    1: F.adaptive_max_pool1d,
+    2: F.adaptive_max_pool2d,
+    3: F.adaptive_max_pool3d,
+}
 
 
 def evaluate(graph: NetworkGraph, X: Tensor, keep: Callable[[Node, Any], None] | None = None) -> Tensor:
@@ -82,12 +88,16 @@ def _activation(node: Node, x: Tensor) -> Tensor:
 
 def _max_pool(node: Node, x: Tensor) -> Tensor:
     p = node.params
+    if "adaptive" in p:
+        return _ADAPTIVE_MAX[p["nd"]](x, p["adaptive"])
     return _MAX_POOL[p["nd"]](x, p["kernel"], p["stride"], p["padding"], p["dilation"], p["ceil_mode"])
 
 
 def pool_indices(node: Node, x: Tensor) -> tuple[Tensor, Tensor]:
     """Maxima over the windows, and their indices."""
     p = node.params
+    if "adaptive" in p:
+        return _ADAPTIVE_MAX[p["nd"]](x, p["adaptive"], return_indices=True)
     window = (p["kernel"], p["stride"], p["padding"], p["dilation"])
     return _MAX_POOL[p["nd"]](x, *window, ceil_mode=p["ceil_mode"], return_indices=True)
 
@@ -132,6 +142,19 @@ def _pad(node: Node, x: Tensor) -> Tensor:
     return F.pad(x, node.params["pads"], mode=node.params["mode"])
 
 
+def _center(node: Node, x: Tensor) -> Tensor:
+    return x - x.mean(node.params["dims"], keepdim=True)
+
+
+def along_axes(axes: Sequence[Tensor | None], x: Tensor, *, transposed: bool = False) -> Tensor:
+    """A matrix of shape (outputs, inputs) applied along each of the last axes of x; None stands for the identity."""
+    for axis, matrix in enumerate(axes, start=x.dim() - len(axes)):
+        if matrix is not None:
+            moved = x.movedim(axis, -1) @ (matrix if transposed else matrix.mT).to(x)
+            x = moved.movedim(-1, axis)
+    return x
+
+
 def _add(node: Node, a: Tensor, b: Tensor) -> Tensor:
     sign_a, sign_b = node.params["signs"]
     a = a if sign_a == 1 else a * sign_a
@@ -156,6 +179,8 @@ LINEAR_RULES: dict[str, Callable[..., Tensor]] = {
     "slice": _slice,
     "pick": _pick,
     "pad": _pad,
+    "center": _center,
+    "separable": lambda node, x: along_axes(node.params["axes"], x),
     "avg_pool": avg_pool,
     "add": _add,
     "cat": lambda node, *xs: torch.cat(xs, dim=node.params["dim"]),
@@ -169,5 +194,6 @@ EVALUATE: dict[str, Callable[..., Any]] = {
     "diagonal": _affine,
     "activation": _activation,
     "max_pool": _max_pool,
+    "function": apply_function,
     "opaque": _opaque,
 }

@@ -102,6 +102,7 @@ def _by_rule(node: Node, named: Mapping[str, Any] | None) -> list[Node]:
         dtype=next(bound.tensor.dtype for bound in node.tensors().values()),
         batch_sizes=frozenset(),
         producer=lambda ref: node,
+        is_real=lambda ref: True,
     )
     draft = rule(call)
     if not isinstance(draft, Draft) or draft.op not in WEIGHT_OPS or draft.weight is None:

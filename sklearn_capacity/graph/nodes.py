@@ -81,7 +81,8 @@ class Node:
         Unique in the graph.
     op : str
         Canonical operator: "input", "linear", "conv", "conv_transpose", "diagonal", "activation", "max_pool",
-        "avg_pool", "reduce", "view", "permute", "slice", "pick", "pad", "add", "cat" or "opaque".
+        "avg_pool", "reduce", "center", "separable", "view", "permute", "slice", "pick", "pad", "add", "cat", "function"
+        or "opaque".
     inputs : tuple of str
         Names of the nodes it reads.
     scope : str

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from ..graph import Network, Node, activation_of, broadcast, interpret
-from ..linalg import PoolOperator, adaptive_average_pool, average_pool
+from ..linalg import MatrixOperator, PoolOperator, adaptive_average_pool, average_pool
 from ..linalg.certificate import ROUNDING
 from ..linalg.padding import padding_norm
 from .batch import Batch
+from .function_slopes import function_log, log_sum
 from .layers import as_operator, graph_layers, layer_weight, operator_norm, operator_norm_upper, refuse_unknown
 from .norms import layer_group_norm
 from .record import Measure, Measured, logarithm
@@ -33,9 +34,14 @@ def lipschitz_l2(network: Network, batch: Batch) -> Measured:
 
     The bound is composed along the graph from proven upper bounds of the layers' operator norms. Branches of an
     addition add up, those of a concatenation combine as the root of the sum of squares; an activation contributes its
-    Lipschitz constant, overlapping max pooling the root of the number of windows that share a pixel, average pooling
-    and padding their own norms. Smaller values suggest better generalisation; 0 means a constant function. Biases are
-    ignored; batch norm is folded.
+    Lipschitz constant, overlapping max pooling the root of the number of windows that share a pixel, average pooling,
+    interpolation and padding their own norms, a softmax 1/2, and a normalisation 1 / sqrt(eps), its slope at 0. A
+    product of two signals, as in a gate or in attention, is bounded where both signals are bounded for every input, as
+    they are behind a layer norm or a sigmoid:
+
+    .. math:: |a b - a' b'| \le |a| \, |b - b'| + |b'| \, |a - a'|
+
+    Smaller values suggest better generalisation; 0 means a constant function. Biases are ignored; batch norm is folded.
 
     Returns
     -------
@@ -45,7 +51,8 @@ def lipschitz_l2(network: Network, batch: Batch) -> Measured:
     Raises
     ------
     UnsupportedLayerError
-        If an operator has no finite or known constant, such as layer norm or attention.
+        If an operator has no known constant, or one of the signals that a product multiplies has no bound: attention
+        without a normalisation before it is not Lipschitz continuous (Kim, Papamakarios and Mnih, 2021).
 
     Notes
     -----
@@ -91,7 +98,8 @@ def lipschitz_linf(network: Network, batch: Batch) -> Measured:
     Raises
     ------
     UnsupportedLayerError
-        If an operator has no finite or known constant, such as layer norm or attention.
+        If an operator has no known constant, or one of the signals that a product multiplies has no bound: attention
+        without a normalisation before it is not Lipschitz continuous (Kim, Papamakarios and Mnih, 2021).
 
     Notes
     -----
@@ -176,13 +184,22 @@ def _rules(network: Network, kind: str) -> dict[str, Callable[..., Log]]:
         return log + logarithm(abs(node.params["factor"]) * (count if maximum else math.sqrt(count)))
 
     def pick(node: Node, log: Log) -> Log:
-        return log if maximum else log + 0.5 * math.log(int(node.params["index"].bincount().max()))
+        index = node.params["index"]
+        if not len(index):
+            return -math.inf
+        return log if maximum else log + 0.5 * math.log(int(index.bincount().max()))
+
+    def center(node: Node, log: Log) -> Log:
+        size = math.prod(shape_before(node)[dim - 1] for dim in node.params["dims"])
+        if size == 1:
+            return -math.inf
+        return log + math.log(2 - 2 / size) if maximum else log  # a projection
 
     def pad(node: Node, log: Log) -> Log:
         return log if maximum else log + logarithm(_pad_norm(node, shape_before(node)))
 
     def cat(node: Node, *logs: Log) -> Log:
-        return max(logs) if maximum else 0.5 * _log_sum([2 * log for log in logs])
+        return max(logs) if maximum else 0.5 * log_sum([2 * log for log in logs])
 
     return {
         **dict.fromkeys(("linear", "conv", "conv_transpose"), layer),
@@ -193,24 +210,28 @@ def _rules(network: Network, kind: str) -> dict[str, Callable[..., Log]]:
         "reduce": reduce,
         "pad": pad,
         "pick": pick,
+        "center": center,
+        "separable": lambda node, log: log + _separable_log(node, maximum=maximum),
+        "function": lambda node, *logs: function_log(network, node, logs, maximum=maximum),
         "cat": cat,
         "add": _add,
         **dict.fromkeys(("view", "permute", "slice"), lambda node, log: log),
     }
 
 
-def _log_sum(logs: Sequence[Log]) -> Log:
-    top = max(logs)
-    return top if math.isinf(top) else top + math.log(sum(math.exp(log - top) for log in logs))
+def _separable_log(node: Node, *, maximum: bool) -> Log:
+    """Norms of a Kronecker product are products of norms."""
+    matrices = [MatrixOperator(axis) for axis in node.params["axes"] if axis is not None]
+    return sum(logarithm(float(m.row_norms(1).max()) if maximum else m.norm_upper()) for m in matrices)
 
 
 def _activation(node: Node, log: Log) -> Log:
     activation, args = activation_of(node)
-    return log + logarithm(activation.lipschitz(*args))
+    return log if log == -math.inf else log + logarithm(activation.lipschitz(*args))
 
 
 def _add(node: Node, *logs: Log) -> Log:
-    return _log_sum([log + logarithm(abs(sign)) for log, sign in zip(logs, node.params["signs"], strict=True)])
+    return log_sum([log + logarithm(abs(sign)) for log, sign in zip(logs, node.params["signs"], strict=True)])
 
 
 def _diagonal_norm(node: Node, shape: Sequence[int], device: torch.device, *, maximum: bool) -> float:
@@ -231,6 +252,9 @@ def _images(node: Node, shape: Sequence[int]) -> tuple[int, ...]:
 def _windows_per_pixel(node: Node, shape: Sequence[int]) -> int:
     """Largest number of pooling windows with a common pixel: the squared Lipschitz constant of max pooling."""
     p, count = node.params, 1
+    if "adaptive" in p:
+        axes = _pool_operator(node, shape, "cpu").axes
+        return math.prod(int((axis > 0).sum(0).max()) for axis in axes)
     sizes, outputs = _images(node, shape)[1:], _images(node, node.shape)[1:]
     for axis, (n, m) in enumerate(zip(sizes, outputs, strict=True)):
         starts = np.arange(m) * p["stride"][axis] - p["padding"][axis]

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from .._validation import check_interval
 from ..graph import LINEAR_RULES, Network, Node, activation_of, apply_linear, operator_of
+from ..graph.evaluate import along_axes
+from ..graph.functions import function_of
 from ..graph.nodes import WEIGHT_OPS, interpret
 from ..linalg import adaptive_average_pool, power_product
 from .batch import Batch
@@ -103,6 +105,13 @@ def path_rules(network: Network, p: float) -> dict[str, Callable[..., Paths]]:
         values, log_scale = _aligned(parts)
         return torch.cat(values, dim=node.params["dim"]), log_scale
 
+    def separable(node: Node, paths: Paths) -> Paths:
+        axes = [None if axis is None else axis.abs() ** p for axis in node.params["axes"]]
+        return _scaled(along_axes(axes, paths[0]), paths[1])
+
+    def center(node: Node, paths: Paths) -> Paths:
+        return _scaled(_centred_power(node, paths[0], p), paths[1])
+
     def avg_pool(node: Node, paths: Paths) -> Paths:
         return _scaled(_average_power(node, paths[0], p), paths[1])
 
@@ -114,6 +123,9 @@ def path_rules(network: Network, p: float) -> dict[str, Callable[..., Paths]]:
         "add": add,
         "cat": cat,
         "avg_pool": avg_pool,
+        "center": center,
+        "separable": separable,
+        "function": _function,
         "max_pool": lambda node, paths: _scaled(_window_sums(node, paths[0]), paths[1]),
     }
 
@@ -126,8 +138,9 @@ def _scaled(values: Tensor, log_scale: float) -> Paths:
 
 def _aligned(parts: tuple[Paths, ...]) -> tuple[list[Tensor], float]:
     """Values of several branches on a common scale; a branch that is negligible on that scale becomes 0."""
-    common = max(log_scale for _, log_scale in parts)
-    return [values * math.exp(log_scale - common) for values, log_scale in parts], common
+    common = max((log_scale for values, log_scale in parts if bool(values.any())), default=0.0)
+    # A branch without paths, such as a trained token, has no scale: it is 0 on every one.
+    return [values * math.exp(min(log_scale - common, 0.0)) for values, log_scale in parts], common
 
 
 def _selection(op: str) -> Callable[[Node, Paths], Paths]:
@@ -141,6 +154,18 @@ def _activation(node: Node, paths: Paths) -> Paths:
     return paths
 
 
+def _function(node: Node, *paths: Paths) -> Paths:
+    raise node.refuse("A path norm", function_of(node)[0].why)
+
+
+def _centred_power(node: Node, values: Tensor, p: float) -> Tensor:
+    """The centring matrix has 1 - 1 / k on its diagonal and -1 / k beside it."""
+    dims = node.params["dims"]
+    size = math.prod(values.shape[d] for d in dims)
+    others = values.sum(dims, keepdim=True) - values
+    return values * (1 - 1 / size) ** p + others / size**p
+
+
 # -- pooling ----------------------------------------------------------------------------------------------------------
 
 
@@ -152,6 +177,8 @@ def _images(node: Node, values: Tensor) -> Tensor:
 def _window_sums(node: Node, values: Tensor) -> Tensor:
     """Sum over every window of a pooling node; padding counts as 0."""
     q = node.params
+    if "adaptive" in q:
+        return _adaptive_sums(node, values, lambda axis: (axis > 0).to(axis.dtype))
     images = _ceil_padded(node, _images(node, values))
     if q["nd"] == 2 and q.get("dilation", (1, 1)) == (1, 1):  # several times faster than a convolution
         sums = F.avg_pool2d(images, q["kernel"], q["stride"], divisor_override=1)
@@ -178,15 +205,16 @@ def _ceil_padded(node: Node, images: Tensor) -> Tensor:
 def _average_power(node: Node, values: Tensor, p: float) -> Tensor:
     """Sum over the window of (1 / k)^p times the value, where k is the divisor of that window."""
     if "adaptive" in node.params:  # windows of unequal size
-        pool = adaptive_average_pool((1, *values.shape[-node.params["nd"] :]), node.params["adaptive"])
-        axes = tuple(axis.to(values).pow(p) for axis in pool.axes)
-        images = _images(node, values)
-        for axis in axes:  # the first axis is consumed, and the new one is last
-            images = torch.tensordot(images, axis, dims=([2], [1]))
-        return images.reshape(len(values), *node.shape)
+        return _adaptive_sums(node, values, lambda axis: axis.pow(p))
     ones = torch.ones_like(values)
     divisor = _window_sums(node, ones) / LINEAR_RULES["avg_pool"](node, ones)
     return _window_sums(node, values) / divisor**p
+
+
+def _adaptive_sums(node: Node, values: Tensor, weigh: Callable[[Tensor], Tensor]) -> Tensor:
+    """Sums over windows of unequal size, with weights made of those of an average."""
+    pool = adaptive_average_pool((1, *values.shape[-node.params["nd"] :]), node.params["adaptive"])
+    return along_axes([weigh(axis) for axis in pool.axes], values)
 
 
 _COMMON: dict[str, Any] = {

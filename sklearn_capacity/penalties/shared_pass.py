@@ -22,7 +22,7 @@ from sklearn_capacity._validation import check_instance
 from sklearn_capacity.derivatives.input_sweeps import linearize
 from sklearn_capacity.derivatives.modes import autocasts
 from sklearn_capacity.derivatives.sweep_rules import Tape
-from sklearn_capacity.graph import NetworkGraph, activation_of
+from sklearn_capacity.graph import NetworkGraph, Node, activation_of
 from sklearn_capacity.penalties.evaluation import naming_function
 from sklearn_capacity.penalties.module_graph import (
     acts_alike_in_training,
@@ -146,10 +146,10 @@ class LinearizedBatch:
     def parts(self, size: int, output: str = "logits") -> Iterator[tuple[slice, Tape]]:
         """Tapes of `size` samples at a time.
 
-        Logits and smooth pre-activations are differentiable where the Jacobian depends on them: with the softmax,
-        and with activations that are not piecewise linear.
+        Logits, smooth pre-activations and the inputs of functions are differentiable where the Jacobian depends on
+        them: with the softmax, and with whatever is not linear in pieces.
         """
-        curved = any(n.op == "activation" and not activation_of(n)[0].piecewise_linear for n in self.graph.nodes)
+        curved = any(map(_is_curved, self.graph.nodes))
         for start in range(0, len(self.X), size):
             samples = slice(start, min(start + size, len(self.X)))
             if self.tape is not None:
@@ -158,6 +158,11 @@ class LinearizedBatch:
             with torch.set_grad_enabled((curved or output == "softmax") and torch.is_grad_enabled()):
                 tape = linearize(self.graph, self.X[samples])
             yield samples, tape
+
+
+def _is_curved(node: Node) -> bool:
+    """Whether the node's derivative depends on where it is taken, beyond a choice between pieces."""
+    return node.op == "function" or (node.op == "activation" and not activation_of(node)[0].piecewise_linear)
 
 
 def linearized(

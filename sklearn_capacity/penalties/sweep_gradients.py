@@ -13,6 +13,7 @@ from torch import Tensor
 from sklearn_capacity.derivatives.input_sweeps import pull, push, stacks
 from sklearn_capacity.derivatives.sweep_rules import Tape, weight_gradient
 from sklearn_capacity.graph import Node, activation_of
+from sklearn_capacity.graph.functions import function_of
 from sklearn_capacity.penalties.shared_pass import LinearizedBatch
 
 __all__ = ["Directions", "Gradients", "chain_products", "softmax_jacobian", "wants"]
@@ -146,6 +147,7 @@ class _Walk:
 
     * a weight, which enters J once for each layer, has ``dR/dW_l = g_l t_{l-1}^T`` with the cotangent g_l of the pull;
     * a smooth activation, whose slope s'(z) is a factor of J, has ``dR/dz = s''(z) * g * t``;
+    * a function f of several entries, such as a product of signals, has ``dR/dx = d/dx <g, Df(x) t>``;
     * a softmax, whose v is ``(diag p - p p^T) u``, has the derivative of that with J t in place of t.
 
     Logits and pre-activations z are functions of the weights, which autograd differentiates. See [JR] eq. 49.
@@ -167,7 +169,8 @@ class _Walk:
     def __init__(self, tape: Tape, sums: Gradients, scale: Tensor, output: str):
         self.tape, self.sums, self.scale = tape, sums, scale
         nodes = tape.graph.nodes
-        self.trained = {n.name for n in nodes if wants(n.weight) or wants(tape.smooth.get(n.name))}
+        curved = tape.curved
+        self.trained = {n.name for n in nodes if wants(n.weight) or any(map(wants, curved.get(n.name, ())))}
         self.p = tape.logits.detach().softmax(1) if output == "softmax" else None
         self.to_the_end = self.p is not None and wants(tape.logits)
         self.last = None if self.to_the_end else next((n.name for n in reversed(nodes) if n.name in self.trained), None)
@@ -191,11 +194,13 @@ class _Walk:
         if node.name in self.trained:
             self.cotangents[node.name] = g
 
-    def _collect(self, node: Node, t: Tensor) -> None:
+    def _collect(self, node: Node, t: Tensor, *others: Tensor) -> None:
         if node.name not in self.trained:
             return
         g = self.cotangents.pop(node.name)  # (k n, *node.shape)
-        if node.name in self.tape.slope_masks:
+        if node.name in self.tape.points:
+            self._bent(node, (t, *others), g)
+        elif node.name in self.tape.slope_masks:
             assert node.weight is not None
             self.sums.add(node.weight, self._slope_gradient(node, t, g))
         elif node.weight is not None:
@@ -204,6 +209,19 @@ class _Walk:
             both = (g * t).unflatten(0, (-1, len(self.scale))).sum(0)  # (n, ...)
             gradient = both * self.curvatures[node.name]
             self.sums.add(self.tape.smooth[node.name], gradient)
+
+    def _bent(self, node: Node, ts: tuple[Tensor, ...], g: Tensor) -> None:
+        """Add the gradient of ``<g, Df(x) t>`` with respect to the points x of a function f."""
+        row, args = function_of(node)
+        n = len(self.scale)
+        points = self.tape.points[node.name]
+        with torch.enable_grad():
+            at = [x.detach().requires_grad_(True) for x in points]
+            inner = (g.unflatten(0, (-1, n)) * row.tangent(at, [t.unflatten(0, (-1, n)) for t in ts], *args)).sum()
+            found = torch.autograd.grad(inner, at, allow_unused=True)
+        for x, gradient in zip(points, found, strict=True):
+            if x.requires_grad and gradient is not None:
+                self.sums.add(x, gradient)
 
     def _slope_gradient(self, node: Node, t: Tensor, g: Tensor) -> Tensor:
         """Gradient of ``<g, slope(z) t>`` with respect to the trained slope of an activation."""

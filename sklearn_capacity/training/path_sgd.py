@@ -141,7 +141,7 @@ def check_functions(module: nn.Module, sample: Tensor) -> None:
         averages = node.op == "avg_pool" or (node.op == "reduce" and node.params["factor"] != 1)
         functional = node.op == "max_pool" and not isinstance(owner, nn.MaxPool2d)
         smooth = node.op == "activation" and kind not in ("relu", "leaky_relu")
-        if averages or functional or smooth or node.op == "opaque":
+        if averages or functional or smooth or node.op in ("opaque", "function", "center", "separable"):
             raise ValueError(
                 f"`optimizer` 'path_sgd' supports only linear maps, rectifiers and nn.MaxPool2d, but "
                 f"{node.scope or 'the module'} computes `{kind}`. Use another optimiser."

@@ -13,7 +13,7 @@ from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils import weight_norm as old_weight_norm
 
 import reference_fisher as reference
-from networks import NETWORKS, make
+from networks import NETWORKS, Blend, make
 from sklearn_capacity import UnsupportedLayerError, fisher_spectrum, measure_capacity
 from sklearn_capacity.derivatives.parameter_jacobian import AutogradJacobian, GraphJacobian, parameter_jacobian
 from sklearn_capacity.derivatives.parameter_linearization import Linearization
@@ -82,11 +82,11 @@ class Positions(nn.Module):
 
 
 class Attention(nn.Module):
-    """Operators with parameters that have no rule (layer norm) and products of activations."""
+    """An operator with parameters that has no rule, and products of activations."""
 
     def __init__(self):
         super().__init__()
-        self.norm, self.qkv, self.head = nn.LayerNorm(4), nn.Linear(4, 12), nn.Linear(4, 3)
+        self.norm, self.qkv, self.head = Blend(4), nn.Linear(4, 12), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x)).chunk(3, dim=-1)
@@ -325,7 +325,7 @@ def test_computed_weights_that_are_read_in_part_are_refused():
     class Halves(nn.Module):
         def __init__(self):
             super().__init__()
-            self.raw, self.norm = nn.Parameter(torch.randn(4, 4)), nn.LayerNorm(4)
+            self.raw, self.norm = nn.Parameter(torch.randn(4, 4)), Blend(4)
 
         def forward(self, x: Tensor) -> Tensor:
             weight = self.raw.abs()

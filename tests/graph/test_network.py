@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from networks import NETWORKS
+from networks import NETWORKS, Blend
 from sklearn_capacity import UnsupportedLayerError, measure_capacity
 from sklearn_capacity.derivatives.parameter_groups import parameter_groups
 from sklearn_capacity.derivatives.parameter_jacobian import parameter_jacobian
@@ -293,11 +293,11 @@ def test_networks_that_overwrite_their_input_are_traced_and_leave_the_data_alone
 
 
 class ShiftsItsInput(nn.Module):
-    """Writes into what it is given, and has an operator (layer norm) that only the raw parameters cover."""
+    """Writes into what it is given, and has an operator that only the raw parameters cover."""
 
     def __init__(self):
         super().__init__()
-        self.first, self.norm, self.last = nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3)
+        self.first, self.norm, self.last = nn.Linear(4, 5), Blend(5), nn.Linear(5, 3)
 
     def forward(self, x):
         return self.last(self.norm(self.first(x.sub_(1.0))).relu())

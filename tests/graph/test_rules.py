@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import reference_fisher
 from networks import make
-from sklearn_capacity import UnsupportedLayerError, fisher_spectrum, measure_capacity
+from sklearn_capacity import fisher_spectrum, measure_capacity
 from sklearn_capacity.derivatives.input_sweeps import chain_refusal, jacobian_rows
 from sklearn_capacity.derivatives.parameter_tangent import parameter_tangent
 from sklearn_capacity.graph import Network, evaluate, named_tensors, trace
@@ -28,6 +28,10 @@ class Between(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.operator(self.first(x)).flatten(1))
+
+
+def centred(rows):
+    return rows - rows.mean(2, keepdim=True)
 
 
 IMAGE = (1, 2, 2)
@@ -56,7 +60,39 @@ PICKS = {
     "stack": (lambda h: torch.stack([h, 2 * h], 1), 8),
     "stack behind": (lambda h: torch.stack([h, h.flip(1)], -1), 8),
     "hstack": (lambda h: torch.hstack([h, h]), 8),
+    "nearest-exact": (lambda h: F.interpolate(h.unflatten(1, IMAGE), size=(3, 5), mode="nearest-exact"), 15),
+    "tril": (lambda h: h.unflatten(1, (2, 2)).tril(), 4),
+    "triu": (lambda h: h.unflatten(1, (2, 2)).triu(1), 4),
+    "diag_embed": (torch.diag_embed, 16),
+    "windows": (lambda h: F.unfold(h.unflatten(1, IMAGE), 2, padding=1), 36),
+    "padding by a number": (lambda h: F.pad(h, (1, 2), value=0.5), 7),
     "add with broadcasting": (lambda h: h.unflatten(1, (2, 2)) + h.narrow(1, 0, 2).unsqueeze(1), 4),
+}
+#: Linear maps that weigh what they read.
+MAPS = {
+    "bilinear": (lambda h: F.interpolate(h.unflatten(1, IMAGE), scale_factor=1.7, mode="bilinear"), 9),
+    "corners": (lambda h: F.interpolate(h.unflatten(1, IMAGE), size=(3, 5), mode="bilinear", align_corners=True), 15),
+    "bicubic": (lambda h: F.interpolate(h.unflatten(1, IMAGE), size=(5, 3), mode="bicubic"), 15),
+    "antialiased": (lambda h: F.interpolate(h.unflatten(1, (1, 1, 4)), (2, 3), mode="bilinear", antialias=True), 6),
+    "linear": (lambda h: F.interpolate(h.unflatten(1, (2, 2)), size=5, mode="linear"), 10),
+    "trilinear": (lambda h: F.interpolate(h.unflatten(1, (1, 2, 1, 2)), size=(3, 2, 4), mode="trilinear"), 24),
+    "cumsum": (lambda h: h.cumsum(1), 4),
+    "cumsum of rows": (lambda h: h.unflatten(1, (2, 2)).cumsum(1), 4),
+    "x - mean": (lambda h: h - h.mean(1, keepdim=True), 4),
+    "x - mean of rows": (lambda h: centred(h.unflatten(1, (2, 2))), 4),
+}
+#: What is linear in pieces, between several numbers of a sample.
+MAXIMA = {
+    "amax": (lambda h: h.unflatten(1, (2, 2)).amax(1), 2),
+    "amax over two axes": (lambda h: h.unflatten(1, (1, 2, 2)).amax((2, 3), keepdim=True), 1),
+    "amin": (lambda h: h.unflatten(1, (2, 2)).amin(2), 2),
+    "max": (lambda h: h.unflatten(1, (2, 2)).max(1)[0], 2),
+    "min": (lambda h: h.unflatten(1, (2, 2)).min(1, keepdim=True).values, 2),
+    "maxout": (lambda h: torch.maximum(h[:, :2], h[:, 2:]), 2),
+    "minimum": (lambda h: torch.minimum(h[:, :2], h[:, 2:]), 2),
+    "maximum with a row": (lambda h: torch.maximum(h[:, :2, None], h[:, None, 2:]), 4),
+    "uneven windows": (lambda h: F.adaptive_max_pool2d(h.unflatten(1, IMAGE), 3), 9),
+    "uneven windows of a row": (lambda h: F.adaptive_max_pool1d(h[:, None], 3), 3),
 }
 ACTIVATIONS = {
     "prelu": (nn.PReLU(4), 1.5),
@@ -70,14 +106,44 @@ ACTIVATIONS = {
     "sin": (torch.sin, 1.0),
     "cos": (torch.cos, 1.0),
     "atan": (torch.atan, 1.0),
+    "asinh": (torch.asinh, 1.0),
+    "maximum with 0": (lambda h: torch.maximum(h, torch.zeros_like(h)), 1.0),
+    "maximum with numbers": (lambda h: torch.maximum(h, torch.tensor([0.1, -0.2, 0.0, 0.3], dtype=h.dtype)), 1.0),
+    "minimum with a number": (lambda h: torch.minimum(h, torch.tensor(0.2, dtype=h.dtype)), 1.0),
+    "where": (lambda h: torch.where(h > 0, h, 0.0), 1.0),
+    "where not": (lambda h: torch.where(h <= 0, torch.zeros_like(h), h), 1.0),
+    "where, leaky": (lambda h: torch.where(h > 0, h, -1.5 * h), 1.5),
+    "x (x > 0)": (lambda h: h * (h > 0), 1.0),
+    "x (x > 0) in numbers": (lambda h: (h > 0).to(h.dtype) * h, 1.0),
+    "masked_fill": (lambda h: h.masked_fill(h < 0, 0.0), 1.0),
+    "x sigmoid(x)": (lambda h: h * torch.sigmoid(h), 1.0998394),
+    "quick GELU": (lambda h: h * torch.sigmoid(1.702 * h), 1.0998394),
+    "GELU in steps": (lambda h: h * 0.5 * (1.0 + torch.erf(h / math.sqrt(2))), 1.1289042),
+    "new GELU": (lambda h: 0.5 * h * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3))), 1.1289931),
+    "mish in steps": (lambda h: h * torch.tanh(F.softplus(h)), 1.0884982),
+    "hard swish in steps": (lambda h: h * F.relu6(h + 3) / 6, 1.5),
 }
 IDENTITIES = {
     "alpha_dropout": nn.AlphaDropout(),
     "feature_alpha_dropout": nn.FeatureAlphaDropout(),
     "channels": nn.Sequential(nn.Unflatten(1, (4, 1)), nn.Dropout1d(), nn.Flatten()),
 }
+STEEP = {
+    "square": (torch.square, 4),
+    "x x": (lambda h: h * h, 4),
+    "cube": (lambda h: h**3, 4),
+    "root": (lambda h: (h**2 + 1).sqrt(), 4),
+    "reciprocal": (lambda h: 1 / (2 + h.abs()), 4),
+    "exp": (torch.exp, 4),
+    "log1p": (lambda h: h.abs().log1p(), 4),
+    "sinh": (torch.sinh, 4),
+    "cosh": (torch.cosh, 4),
+}
 ALL = {
     **PICKS,
+    **MAPS,
+    **MAXIMA,
+    **STEEP,
     **{name: (op, 4) for name, (op, _) in ACTIVATIONS.items()},
     **{n: (op, 4) for n, op in IDENTITIES.items()},
 }
@@ -124,12 +190,18 @@ def test_penalties_and_their_gradients_are_those_of_autograd(name, output, penal
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", STEEP)
+def test_slopes_without_a_bound_have_no_finite_constant(name):
+    module, X, y = case(name)
+    assert math.isinf(measure_capacity(module, X, y, "lipschitz_l2")["lipschitz_l2"])
+
+
 def _gradients(value, parameters):
     return torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
 
 
-@pytest.mark.parametrize("name", PICKS)
-def test_picked_numbers_have_the_paths_and_the_norm_of_their_matrix(name):
+@pytest.mark.parametrize("name", [*PICKS, *MAPS])
+def test_linear_maps_have_the_paths_and_the_norm_of_their_matrix(name):
     module, X, y = case(name)
     M = torch.autograd.functional.jacobian(lambda h: module.operator(h[None]).flatten(), X.new_zeros(4))
     first, last = module.first.weight.detach(), module.last.weight.detach()
@@ -146,6 +218,26 @@ def test_picked_numbers_have_the_paths_and_the_norm_of_their_matrix(name):
     composed = {"add with broadcasting": 1 + math.sqrt(2)}.get(name, through)
     assert norm == pytest.approx(float(ends) * composed, rel=1e-6)
     assert composed >= through - 1e-12
+
+
+@pytest.mark.parametrize("name", MAXIMA)
+def test_maxima_stretch_no_more_than_their_bound_and_count_all_paths(name):
+    module, X, y = case(name)
+    values = measure_capacity(module, X, y, ["lipschitz_l2", "lipschitz_linf", "l1_path_norm"])
+    many = 4 * torch.randn(200, 3, dtype=X.dtype, generator=torch.Generator().manual_seed(1))
+    slopes = input_jacobians(module, many)
+    assert float(torch.linalg.matrix_norm(slopes, 2).max()) <= values["lipschitz_l2"]
+    assert float(slopes.abs().sum(2).max()) <= values["lipschitz_linf"]
+    # What an output can choose from: the places whose entry is 1 for some input.
+    inner = torch.stack(
+        [
+            torch.autograd.functional.jacobian(lambda h: module.operator(h[None]).flatten(), h)
+            for h in torch.randn(200, 4, dtype=X.dtype, generator=torch.Generator().manual_seed(2))
+        ]
+    )
+    reached = (inner != 0).any(0).to(X.dtype)
+    paths = (module.last.weight.detach().abs() @ reached @ module.first.weight.detach().abs()).sum()
+    assert values["l1_path_norm"] == pytest.approx(float(paths), rel=1e-10)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -203,17 +295,6 @@ def test_paths_go_through_a_trained_slope_as_through_a_rectifier():
     twin.load_state_dict(module.state_dict(), strict=False)
     names = ["l1_path_norm", "l2_path_norm", "frobenius_norm", "spectral_norm"]
     assert measure_capacity(module, X, y, names) == measure_capacity(twin, X, y, names)
-
-
-def test_gated_halves_are_evaluated_and_refused_by_name():
-    module, X, y = make(lambda: nn.Sequential(nn.Linear(3, 8), nn.GLU(), nn.Linear(4, 2)), (3,), classes=2)
-    graph = Network(module, (3,)).graph
-    assert [node.op for node in graph.nodes if node.scope == "1"] == ["slice", "slice", "activation", "opaque"]
-    torch.testing.assert_close(evaluate(graph, X), module(X))
-    with pytest.raises(UnsupportedLayerError, match="not defined for the operator `torch.mul` in layer `1 \\(GLU\\)`"):
-        measure_capacity(module, X, y, "l2_path_norm")
-    spectrum = torch.linalg.eigvalsh(reference_fisher.matrix(module, X, "squared")).flip(0)[:14].clamp_min(0)
-    assert fisher_spectrum(module, X) == pytest.approx(spectrum.numpy(), rel=1e-8, abs=1e-10)
 
 
 @pytest.mark.parametrize("operator", [lambda h: h.roll(1, 0), lambda h: h.flip(0), lambda h: h[[1, 0]]])

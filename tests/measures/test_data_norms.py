@@ -268,7 +268,7 @@ def plain(*middle: nn.Module) -> nn.Module:
             (5,),
             "in layer `a \\(Linear\\)`: its input is also used elsewhere, so the network is not a chain",
         ),
-        (plain(nn.LayerNorm(4)), (5,), "`torch.layer_norm` in layer `1 \\(LayerNorm\\)`"),
+        (plain(nn.LayerNorm(4)), (5,), "`center` in layer `1 \\(LayerNorm\\)`"),
     ],
 )
 def test_anything_but_a_bias_free_chain_is_refused(module, shape, message):

@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 import reference_fisher as reference
-from networks import NETWORKS, make
+from networks import NETWORKS, Blend, make
 from pretend_device import pretend_device
 from sklearn_capacity import NotDefinedError, capacity_report, fisher_spectrum, list_measures, measure_capacity
 from sklearn_capacity.derivatives import fisher_matrix as dual
@@ -227,7 +227,7 @@ def test_pipelines_and_networks_of_scikit_learn_are_measured():
 
 def test_networks_without_a_graph_have_the_spectrum_of_their_raw_parameters():
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 3)).double()
+    net = nn.Sequential(nn.Linear(4, 5), Blend(5), nn.ReLU(), nn.Linear(5, 3)).double()
     X = torch.randn(6, 4, dtype=torch.float64)
     for loss in ("squared", "cross_entropy"):
         expected = torch.linalg.eigvalsh(reference.matrix(net, X, loss)).flip(0)[:18].clamp_min(0)

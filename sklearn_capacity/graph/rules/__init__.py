@@ -1,12 +1,29 @@
 """The table of conversion rules, one per aten operator, by kind of operator.
 
-A rule is a function in `layers` (linear maps, norms, pooling), `elementwise` (activations, sums, scales) or `shapes`
-(views, splits, joins), registered by the decorator `rule` of `call`. Importing those three files fills the table
-`CONVERSIONS`; to add an operator, add one rule to one of them.
+A rule is a function in `layers` (linear maps, batch norm), `elementwise` (activations, sums, scales), `mixing`
+(softmax, attention, normalisations), `maxima` (also selections by a comparison) or `shapes` (views, splits, joins,
+pooling, interpolation), registered by the decorator `rule` of `call`. Importing those files fills the table
+`CONVERSIONS`; to add an operator, add one rule to one of them. `products` multiplies two signals, and `spelled`
+recognises activations and normalisations that are written as such products.
 """
 
-from . import elementwise, layers, shapes
+from . import elementwise, layers, maxima, mixing, shapes
 from .call import CONVERSIONS, Call, Draft, Ref, Weight
+from .maxima import READ_MASKS
 from .shapes import SPLITS, split_piece
 
-__all__ = ["CONVERSIONS", "SPLITS", "Call", "Draft", "Ref", "Weight", "elementwise", "layers", "shapes", "split_piece"]
+__all__ = [
+    "CONVERSIONS",
+    "READ_MASKS",
+    "SPLITS",
+    "Call",
+    "Draft",
+    "Ref",
+    "Weight",
+    "elementwise",
+    "layers",
+    "maxima",
+    "mixing",
+    "shapes",
+    "split_piece",
+]

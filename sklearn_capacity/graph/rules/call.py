@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from ..nodes import Node, Place, Weight
+from ..nodes import Node, Weight
 
-__all__ = ["CONVERSIONS", "Call", "Draft", "Ref", "Weight", "aten", "is_weight", "per_axis", "rule", "without_rule"]
+__all__ = ["CONVERSIONS", "Call", "Draft", "Ref", "Weight", "aten", "is_weight", "per_axis", "rule"]
 
 aten = torch.ops.aten
 
@@ -60,6 +60,8 @@ class Call:
         Names of the values that equal the number of samples.
     producer : callable(Ref) -> Node
         Returns the node that computes a value.
+    is_real : callable(Ref) -> bool
+        Returns whether a value holds real numbers, not truth values.
     dtype, device
         Dtype and device of the network.
     """
@@ -73,6 +75,7 @@ class Call:
     dtype: torch.dtype
     batch_sizes: AbstractSet[str]
     producer: Callable[[Ref], Node]
+    is_real: Callable[[Ref], bool]
 
     def __getitem__(self, name: str) -> Any:
         return self.args[name]
@@ -99,14 +102,6 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
         return function
 
     return register
-
-
-def without_rule(function: Callable[..., Any], *inputs: Ref | Draft) -> Draft:
-    """A node that can be evaluated and differentiated, and is refused by every other interpretation."""
-    places = [Place(index) for index in range(len(inputs))]
-    leaves, spec = torch.utils._pytree.tree_flatten((tuple(places), {}), is_leaf=lambda v: isinstance(v, Place))
-    params = {"target": function.__name__, "function": function, "leaves": leaves, "spec": spec, "trained": False}
-    return Draft("opaque", inputs, params=params)
 
 
 def is_weight(value: Any) -> bool:

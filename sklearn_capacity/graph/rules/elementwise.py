@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-
 from .call import Call, Draft, Ref, Weight, rule
-from .shapes import expanded
+from .maxima import chosen, compared, constant, negated
+from .products import product
+from .shapes import broadcast_to
+from .spelled import spelled
 
 _ACTIVATION_ARGS: dict[str, tuple[str, ...]] = {
     "relu.default": (),
@@ -33,7 +34,21 @@ _ACTIVATION_ARGS: dict[str, tuple[str, ...]] = {
     "sin.default": (),
     "cos.default": (),
     "atan.default": (),
+    "asinh.default": (),
+    "exp.default": (),
+    "expm1.default": (),
+    "log.default": (),
+    "log1p.default": (),
+    "sinh.default": (),
+    "cosh.default": (),
+    "tan.default": (),
+    "sign.default": (),
+    "floor.default": (),
+    "ceil.default": (),
+    "round.default": (),
+    "trunc.default": (),
 }
+_POWERS = {"sqrt.default": 0.5, "rsqrt.default": -0.5, "reciprocal.default": -1.0, "square.default": 2.0}
 
 
 @rule(*_ACTIVATION_ARGS)
@@ -46,6 +61,14 @@ def _activation(call: Call) -> Draft | None:
     if kind == "threshold" and not any(args):
         kind, args = "relu", ()
     return Draft("activation", (call["self"],), params={"kind": kind, "args": args})
+
+
+@rule(*_POWERS, "pow.Tensor_Scalar")
+def _power(call: Call) -> Draft | None:
+    exponent = call.args.get("exponent", _POWERS.get(call.target.__name__))
+    if isinstance(exponent, Ref | Weight):
+        return None
+    return Draft("activation", (call["self"],), params={"kind": "pow", "args": (float(exponent),)})
 
 
 @rule("selu.default")
@@ -104,40 +127,55 @@ def _dropout(call: Call) -> Ref | None:
     return None if call["train"] else call["input"]
 
 
-def _constant(value: Any, call: Call) -> Weight | None:
-    """A number or parameter-only tensor that scales or shifts each sample, as a weight."""
-    if isinstance(value, Weight):
-        # A leading axis would index the batch: only tensors that broadcast over the samples are constants.
-        fits = value.tensor.dim() < len(call.shape) or value.tensor.shape[0] == 1
-        return value if fits else None
-    if isinstance(value, int | float):
-        # Zero-dimensional, so that type promotion keeps the dtype of the other factor.
-        return Weight(torch.full((), float(value), dtype=torch.float64, device=call.device), False, frozenset())
-    return None
-
-
 def _scaled(x: Ref, factor: Weight, call: Call) -> Draft:
     return Draft("diagonal", (x,), factor, None, {"kind": "scale", "dim": None, "layer": factor.trainable})
 
 
 @rule("mul.Tensor", "mul.Scalar")
-def _mul(call: Call) -> Draft | None:
+def _mul(call: Call) -> Draft | Ref | None:
     a, b = call["self"], call["other"]
+    if isinstance(a, Ref) and isinstance(b, Ref):
+        return _product(call, a, b)
     x, factor = (a, b) if isinstance(a, Ref) else (b, a)
-    constant = None if isinstance(factor, Ref) else _constant(factor, call)
-    return None if constant is None else _scaled(x, constant, call)
+    weight = constant(factor, call)
+    return None if weight is None else _scaled(x, weight, call)
+
+
+def _product(call: Call, a: Ref, b: Ref) -> Draft | Ref | None:
+    """A product of two signals, or what activation or normalisation is spelled so."""
+    for x, other in ((a, b), (b, a)):
+        if compared(call, other) is not None:  # x (x > 0)
+            return chosen(call, other, x, 0.0)
+    if not all(call.is_real(x) for x in (a, b)):
+        return None
+    return spelled(call, a, b) or product(call, a, b, (call.shapes[a.name], call.shapes[b.name]))
 
 
 @rule("div.Tensor", "div.Scalar")
 def _div(call: Call) -> Draft | None:
     if _is_softsign(call):
         return Draft("activation", (call["self"],), params={"kind": "softsign", "args": ()})
-    x, constant = call["self"], None if isinstance(call["other"], Ref) else _constant(call["other"], call)
-    if not isinstance(x, Ref) or constant is None:
+    x, other = call["self"], call["other"]
+    if isinstance(other, Ref):
+        return _quotient(call, x, other)
+    divisor = constant(other, call)
+    if not isinstance(x, Ref) or divisor is None:
         return None
     # The reciprocal of an integer tensor has the network's precision.
-    inverse = 1 / constant.tensor.to(call.dtype) if isinstance(call["other"], Weight) else 1 / constant.tensor
-    return _scaled(x, Weight(inverse, constant.trainable, constant.sources), call)
+    inverse = 1 / divisor.tensor.to(call.dtype) if isinstance(other, Weight) else 1 / divisor.tensor
+    return _scaled(x, Weight(inverse, divisor.trainable, divisor.sources), call)
+
+
+def _quotient(call: Call, x: Any, divisor: Ref) -> Draft | None:
+    """x / y as the product of x and 1 / y, or as a multiple of 1 / y."""
+    shape = call.shapes[divisor.name]
+    inverse = Draft("activation", (divisor,), params={"kind": "pow", "args": (-1.0,)}, shape=shape[1:])
+    if isinstance(x, Ref):
+        return product(call, x, inverse, (call.shapes[x.name], shape))
+    factor = constant(x, call)
+    if factor is None or shape != call.shape:
+        return None
+    return Draft("diagonal", (inverse,), factor, None, {"kind": "scale", "dim": None, "layer": factor.trainable})
 
 
 def _is_softsign(call: Call) -> bool:
@@ -152,9 +190,8 @@ def _is_softsign(call: Call) -> bool:
 
 
 @rule("neg.default")
-def _neg(call: Call) -> Draft | None:
-    minus = _constant(-1.0, call)
-    return None if minus is None else _scaled(call["self"], minus, call)
+def _neg(call: Call) -> Draft:
+    return negated(call, call["self"])
 
 
 def _sum(call: Call, signs: tuple[float, float]) -> Draft | None:
@@ -162,15 +199,29 @@ def _sum(call: Call, signs: tuple[float, float]) -> Draft | None:
     alpha = call.get("alpha", 1)
     signs = (signs[0] * alpha, signs[1]) if "rsub" in call.target.__name__ else (signs[0], signs[1] * alpha)
     if isinstance(a, Ref) and isinstance(b, Ref):
-        parts = [part if call.shapes[part.name] == call.shape else expanded(call, part) for part in (a, b)]
+        if _is_centring(call, a, b, signs):
+            return Draft("center", (a,), params={"kind": "center", "dims": call.producer(b).params["dims"]})
+        parts = [broadcast_to(call, part, call.shapes[part.name], call.shape) for part in (a, b)]
         return None if None in parts else Draft("add", tuple(parts), params={"signs": signs})  # type: ignore[arg-type]
-    x, constant, sign, own = (a, b, signs[1], signs[0]) if isinstance(a, Ref) else (b, a, signs[0], signs[1])
-    shift = _constant(constant, call)
+    x, added, sign, own = (a, b, signs[1], signs[0]) if isinstance(a, Ref) else (b, a, signs[0], signs[1])
+    shift = constant(added, call)
     if shift is None:
         return None
-    factor = None if own == 1 else _constant(float(own), call)
+    factor = None if own == 1 else constant(float(own), call)
     shift = Weight(shift.tensor * sign, shift.trainable, shift.sources)
     return Draft("diagonal", (x,), factor, shift, {"kind": "shift", "dim": None})
+
+
+def _is_centring(call: Call, x: Ref, mean: Ref, signs: tuple[float, float]) -> bool:
+    """Whether it is x - mean(x), over axes that were kept."""
+    node = call.producer(mean)
+    return (
+        signs == (1, -1)
+        and node.op == "reduce"
+        and node.params["kind"] == "mean"
+        and node.params["keepdim"]
+        and node.inputs == (x.name,)
+    )
 
 
 @rule("add.Tensor", "add.Scalar")
@@ -190,5 +241,14 @@ def _rsub(call: Call) -> Draft | None:
 
 @rule("zeros_like.default")
 def _zeros_like(call: Call) -> Draft | None:
-    zero = _constant(0.0, call)
+    zero = constant(0.0, call)
     return None if zero is None else _scaled(call["self"], zero, call)
+
+
+@rule("ones_like.default", "full_like.default")
+def _filled(call: Call) -> Draft | None:
+    value = constant(call.get("fill_value", 1.0), call)
+    if value is None:
+        return None
+    empty = Draft("diagonal", (call["self"],), constant(0.0, call), None, {"kind": "scale", "dim": None})
+    return Draft("diagonal", (empty,), None, value, {"kind": "shift", "dim": None})

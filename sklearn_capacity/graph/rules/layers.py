@@ -6,6 +6,7 @@ import torch
 
 from ...graph.nodes import UnsupportedLayerError
 from .call import Call, Draft, Ref, Weight, is_weight, per_axis, rule
+from .products import matmul
 
 
 @rule("linear.default")
@@ -21,6 +22,8 @@ def _matmul(call: Call) -> Draft | None:
     names = ("mat1", "mat2") if "mat1" in call.args else ("self", "mat2") if "mat2" in call.args else ("self", "other")
     x, w = call[names[0]], call[names[1]]
     b = call["self"] if "mat1" in call.args else None
+    if names[0] == "self" and isinstance(x, Ref) and isinstance(w, Ref):
+        return matmul(call, x, w, (call.shapes[x.name], call.shapes[w.name]))
     if not isinstance(x, Ref) or not isinstance(w, Weight) or w.tensor.dim() != 2 or not is_weight(b):
         return None
     if call.get("beta", 1) != 1 or call.get("alpha", 1) != 1:
@@ -74,7 +77,8 @@ def _conv_transpose(call: Call) -> Draft | None:
 
 
 @rule("_native_batch_norm_legit_no_training.default", "batch_norm.default")
-def _batch_norm(call: Call) -> Draft | None:
+def batch_norm(call: Call) -> Draft | None:
+    """The scale and shift that a batch norm in eval mode is."""
     x, w, b = call["input"], call.get("weight"), call.get("bias")
     mean, var = call.get("running_mean"), call.get("running_var")
     if call.get("training", False) or not isinstance(mean, Weight) or not isinstance(var, Weight):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .call import Call, Draft, Ref, Weight, aten, per_axis, rule, without_rule
+from .call import Call, Draft, Ref, Weight, aten, per_axis, rule
 
 
 def _dims(value: Any, rank: int) -> tuple[int, ...]:
@@ -79,6 +79,8 @@ def _select(call: Call) -> Draft | None:
 @rule("repeat_interleave.self_int", "narrow.default", "index.Tensor", "index_select.default", "diagonal.default")
 @rule("movedim.int", "movedim.intlist", "mT.default", "swapaxes.default", "unfold.default", "channel_shuffle.default")
 @rule("pixel_shuffle.default", "pixel_unshuffle.default", *(f"upsample_nearest{nd}d.vec" for nd in (1, 2, 3)))
+@rule(*(f"_upsample_nearest_exact{nd}d.vec" for nd in (1, 2, 3)), "tril.default", "triu.default", "diag_embed.default")
+@rule("im2col.default", "unfold_copy.default", "expand_copy.default", "permute_copy.default")
 def _moved(call: Call) -> Draft | None:
     """Convert an operator that moves, repeats or drops entries to a table of indices, by applying it to indices."""
     names = list(call.args)
@@ -103,24 +105,42 @@ SAMPLES = 2
 
 
 def _picked(
-    x: Ref, shape: tuple[int, ...], move: Callable[[torch.Tensor], torch.Tensor], device: torch.device
+    x: Ref | Draft, shape: tuple[int, ...], move: Callable[[torch.Tensor], torch.Tensor], device: torch.device
 ) -> Draft | None:
-    """The draft of an operator that selects entries of x, or None if it selects across samples."""
+    """The draft of an operator that selects entries of x, or zeros; None if it selects across samples."""
     size = math.prod(shape)
-    places = torch.arange(SAMPLES * size, dtype=torch.float64, device=device)  # some operators do not accept integers
+    # Numbered from 1, as 0 marks what an operator fills in; some operators do not accept integers.
+    places = torch.arange(1, SAMPLES * size + 1, dtype=torch.float64, device=device)
     moved = move(places.reshape(SAMPLES, *shape)).long()
-    rows = moved.reshape(len(moved), -1)
-    if len(moved) != SAMPLES or not torch.equal(rows[1], rows[0] + size) or bool((rows[0] >= size).any()):
+    if len(moved) != SAMPLES:
         return None
-    return Draft("pick", (x,), params={"kind": "pick", "index": rows[0]}, shape=tuple(moved.shape[1:]))
+    first, second = moved.reshape(SAMPLES, -1)
+    zeros = first == 0  # what an operator fills in
+    if not torch.equal(second, torch.where(zeros, 0, first + size)) or bool((first > size).any()):
+        return None
+    pick = {"kind": "pick", "index": first - 1}
+    if bool(zeros.any()):
+        flat = Draft("view", (x,), params={"kind": "view"}, shape=(size,))
+        count = int(zeros.sum())  # one place for each, so that none of them is read twice
+        padded = {"kind": "pad", "pads": (count, 0), "mode": "constant"}
+        x = Draft("pad", (flat,), params=padded, shape=(size + count,))
+        pick["index"] = torch.where(zeros, zeros.cumsum(0), first + count) - 1
+    return Draft("pick", (x,), params=pick, shape=tuple(moved.shape[1:]))
 
 
-def expanded(call: Call, x: Ref) -> Draft | None:
-    """The value, broadcast to the shape of the operator's result."""
-    shape = call.shapes[x.name]
-    if len(shape) != len(call.shape):
-        return None  # its samples would be along another axis
-    return _picked(x, shape[1:], lambda places: places.expand(SAMPLES, *call.shape[1:]), call.device)
+def broadcast_to(call: Call, x: Ref | Draft, before: tuple[int, ...], after: tuple[int, ...]) -> Ref | Draft | None:
+    """The value broadcast from one shape (batch included) to another; None where its samples stand elsewhere."""
+    if before == after:
+        return x
+    if len(before) != len(after):
+        return None
+    return _picked(x, before[1:], lambda places: places.expand(SAMPLES, *after[1:]), call.device)
+
+
+@rule("expand_as.default")
+def _expand_as(call: Call) -> Ref | Draft | None:
+    x = call["self"]
+    return broadcast_to(call, x, call.shapes[x.name], call.shape) if isinstance(x, Ref) else None
 
 
 #: Operators that cut a tensor along one axis into consecutive pieces.
@@ -158,7 +178,7 @@ def _stack(call: Call) -> Draft | None:
 
 @rule("glu.default")
 def _glu(call: Call) -> Draft | None:
-    """a sigmoid(b) for the halves a and b: the product of two signals has no rule, but the parts before it have."""
+    """a sigmoid(b) for the halves a and b."""
     x, dim = call["self"], call.get("dim", -1) % len(call.shape)
     if dim == 0:
         return None
@@ -167,7 +187,8 @@ def _glu(call: Call) -> Draft | None:
         Draft("slice", (x,), params={"kind": "slice", "dim": dim, "index": slice(start, start + half, 1)})
         for start in (0, half)
     )
-    return without_rule(torch.mul, a, Draft("activation", (b,), params={"kind": "sigmoid", "args": ()}))
+    gate = Draft("activation", (b,), params={"kind": "sigmoid", "args": ()})
+    return Draft("function", (a, gate), params={"kind": "product", "args": ()})
 
 
 @rule("hstack.default")
@@ -188,11 +209,14 @@ def _cat(call: Call) -> Draft | None:
 def _pad(call: Call) -> Draft | None:
     mode, value = call.get("mode", "constant"), call.get("value", 0)
     pads = tuple(call["pad"])
-    if mode == "constant" and value != 0:
-        return None
     if len(pads) // 2 >= len(call.shape):
         return None
-    return Draft("pad", (call["self"],), params={"kind": "pad", "pads": pads, "mode": mode})
+    draft = Draft("pad", (call["self"],), params={"kind": "pad", "pads": pads, "mode": mode})
+    if mode != "constant" or value == 0:
+        return draft
+    x = torch.zeros(call.shapes[call["self"].name][1:], dtype=call.dtype, device=call.device)
+    border = Weight(torch.nn.functional.pad(x, pads, value=value), False, frozenset())
+    return Draft("diagonal", (draft,), None, border, {"kind": "shift", "dim": None})
 
 
 def _window(call: Call, nd: int) -> dict[str, Any]:
@@ -243,9 +267,9 @@ def _adaptive_avg_pool(call: Call) -> Draft | None:
 def _adaptive_max_pool(call: Call) -> Draft | None:
     x = call["self"]
     nd = len(call["output_size"])
-    sizes, out = call.shapes[x.name][-nd:], call["output_size"]
-    if any(s % o for s, o in zip(sizes, out, strict=True)):
-        return None
+    sizes, out = call.shapes[x.name][-nd:], call.shape[-nd:]
+    if any(s % o for s, o in zip(sizes, out, strict=True)):  # windows of unequal size
+        return Draft("max_pool", (x,), params={"nd": nd, "adaptive": tuple(out), "kind": "adaptive_max_pool"})
     kernel = tuple(s // o for s, o in zip(sizes, out, strict=True))
     window = {"nd": nd, "kernel": kernel, "stride": kernel, "padding": (0,) * nd, "ceil_mode": False}
     return Draft("max_pool", (x,), params=window | {"dilation": (1,) * nd, "kind": "max_pool"})
@@ -254,3 +278,42 @@ def _adaptive_max_pool(call: Call) -> Draft | None:
 @rule("max_pool1d_with_indices.default", "max_pool3d_with_indices.default")
 def _max_pool_with_indices(call: Call) -> Draft | Ref | None:
     return _max_pool(call)
+
+
+#: Interpolations that are a matrix along each axis, by how many axes.
+_INTERPOLATIONS = {
+    "upsample_linear1d.vec": 1,
+    "upsample_bilinear2d.vec": 2,
+    "upsample_trilinear3d.vec": 3,
+    "upsample_bicubic2d.vec": 2,
+    "_upsample_bilinear2d_aa.vec": 2,
+    "_upsample_bicubic2d_aa.vec": 2,
+}
+
+
+@rule(*_INTERPOLATIONS)
+def _interpolation(call: Call) -> Draft:
+    """One axis is seen on images that do not vary along the others; these have two places and keep them."""
+    nd = _INTERPOLATIONS[call.target.__name__]
+    rest = {name: call[name] for name in call.args if name not in ("input", "output_size", "scale_factors")}
+    factors = call.get("scale_factors")
+    matrices = []
+    for axis, (n, m) in enumerate(zip(call.shapes[call["input"].name][-nd:], call.shape[-nd:], strict=True)):
+        before, after = (2,) * axis, (2,) * (nd - 1 - axis)
+        rows = torch.eye(n, dtype=torch.float64, device=call.device).reshape(n, 1, *(1,) * axis, n, *(1,) * len(after))
+        size = None if factors else [*before, m, *after]
+        scales = [*(1.0,) * axis, factors[axis], *(1.0,) * len(after)] if factors else None
+        images = rows.expand(n, 1, *before, n, *after).contiguous()
+        columns = call.target(images, output_size=size, scale_factors=scales, **rest)  # (n, 1, ..., m, ...)
+        matrices.append(columns.movedim(2 + axis, -1).reshape(n, -1, m)[:, 0].mT)
+    return Draft("separable", (call["input"],), params={"kind": "interpolation", "axes": tuple(matrices)})
+
+
+@rule("cumsum.default")
+def _cumsum(call: Call) -> Draft | None:
+    dim = call["dim"] % len(call.shape)
+    if dim == 0:
+        return None
+    sums = torch.ones(call.shape[dim], call.shape[dim], dtype=torch.float64, device=call.device).tril()
+    axes = (sums, *(None,) * (len(call.shape) - 1 - dim))
+    return Draft("separable", (call["self"],), params={"kind": "cumsum", "axes": axes})

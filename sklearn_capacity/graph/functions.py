@@ -1,0 +1,144 @@
+"""Smooth functions of several numbers of a sample at once: products of signals, softmax, normalisations.
+
+They are neither element-wise nor linear. Each row has its value, its derivative along a direction, and the transpose of
+that; second derivatives follow by differentiating the derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .nodes import Node
+
+__all__ = ["FUNCTIONS", "Function", "apply_function", "function_of"]
+
+Tensors = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Function:
+    """One row of the table; every axis that `args` name counts from the end.
+
+    Attributes
+    ----------
+    value : callable(xs, *args) -> Tensor
+        xs are the inputs, (n, ...) each.
+    tangent : callable(xs, ts, *args) -> Tensor
+        Derivative at xs along ts, which may have further axes in front, (k, n, ...). Differentiable in xs.
+    adjoint : callable(xs, g, *args) -> tuple of Tensor
+        Its transpose, one tensor for each input.
+    why : str
+        Why no path runs through it, in words that finish a message.
+    """
+
+    value: Callable[..., Tensor]
+    tangent: Callable[..., Tensor]
+    adjoint: Callable[..., Tensors]
+    why: str
+
+
+def function_of(node: Node) -> tuple[Function, tuple[Any, ...]]:
+    """The table's row for a node, with the node's own arguments."""
+    return FUNCTIONS[node.params["kind"]], tuple(node.params.get("args", ()))
+
+
+def apply_function(node: Node, *xs: Tensor) -> Tensor:
+    """Value of the node's function."""
+    row, args = function_of(node)
+    return row.value(xs, *args)
+
+
+# -- softmax: s = exp(x) / sum exp(x), with the Jacobian diag(s) - s s^T -----------------------------------------------
+
+
+def _softmax(xs: Tensors, dim: int, mask: Tensor | None = None) -> Tensor:
+    (x,) = xs
+    return (x if mask is None else x.masked_fill(~mask, -torch.inf)).softmax(dim)
+
+
+def _softmax_tangent(xs: Tensors, ts: Tensors, dim: int, mask: Tensor | None = None) -> Tensor:
+    st = _softmax(xs, dim, mask) * ts[0]
+    return st - _softmax(xs, dim, mask) * st.sum(dim, keepdim=True)
+
+
+def _log_softmax_tangent(xs: Tensors, ts: Tensors, dim: int) -> Tensor:
+    return ts[0] - (xs[0].softmax(dim) * ts[0]).sum(dim, keepdim=True)
+
+
+def _log_softmax_adjoint(xs: Tensors, g: Tensor, dim: int) -> Tensors:
+    return (g - xs[0].softmax(dim) * g.sum(dim, keepdim=True),)
+
+
+# -- x / sqrt(mean(x^2) + eps), with r its factor: Jacobian r I - r^3 x x^T / size -------------------------------------
+
+
+def _factor(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    return (x.square().mean(dims, keepdim=True) + eps).rsqrt()
+
+
+def _normalized_tangent(xs: Tensors, ts: Tensors, dims: tuple[int, ...], eps: float) -> Tensor:
+    (x,), (t,) = xs, ts
+    r = _factor(x, dims, eps)
+    return r * t - r**3 * x * (x * t).mean(dims, keepdim=True)
+
+
+# -- products ----------------------------------------------------------------------------------------------------------
+
+
+def _mul_tangent(xs: Tensors, ts: Tensors) -> Tensor:
+    return ts[0] * xs[1] + xs[0] * ts[1]
+
+
+def _matmul_tangent(xs: Tensors, ts: Tensors) -> Tensor:
+    return ts[0] @ xs[1] + xs[0] @ ts[1]
+
+
+# -- Euclidean length: Jacobian x^T / |x|, 0 at 0 ----------------------------------------------------------------------
+
+
+def _length(xs: Tensors, dims: tuple[int, ...]) -> Tensor:
+    return torch.linalg.vector_norm(xs[0], dim=dims, keepdim=True)
+
+
+def _direction(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    length = x.square().sum(dims, keepdim=True)
+    at_zero = length == 0
+    # The root of a safe number first: where the length is 0, autograd would multiply an infinite slope by 0.
+    return torch.where(at_zero, torch.zeros_like(x), x * torch.where(at_zero, 1.0, length).rsqrt())
+
+
+_PRODUCT = "it multiplies two signals, so a path would count the input twice."
+
+FUNCTIONS: dict[str, Function] = {
+    "product": Function(lambda xs: xs[0] * xs[1], _mul_tangent, lambda xs, g: (g * xs[1], xs[0] * g), _PRODUCT),
+    "matmul": Function(lambda xs: xs[0] @ xs[1], _matmul_tangent, lambda xs, g: (g @ xs[1].mT, xs[0].mT @ g), _PRODUCT),
+    "softmax": Function(
+        _softmax,
+        _softmax_tangent,
+        lambda xs, g, *args: (_softmax_tangent(xs, (g,), *args),),
+        "a softmax is not positively homogeneous, so paths do not multiply.",
+    ),
+    "log_softmax": Function(
+        lambda xs, dim: xs[0].log_softmax(dim),
+        _log_softmax_tangent,
+        _log_softmax_adjoint,
+        "a softmax is not positively homogeneous, so paths do not multiply.",
+    ),
+    "normalization": Function(
+        lambda xs, dims, eps: xs[0] * _factor(xs[0], dims, eps),
+        _normalized_tangent,
+        lambda xs, g, dims, eps: (_normalized_tangent(xs, (g,), dims, eps),),
+        "it divides by the size of its input, so paths do not multiply.",
+    ),
+    "length": Function(
+        _length,
+        lambda xs, ts, dims: (_direction(xs[0], dims) * ts[0]).sum(dims, keepdim=True),
+        lambda xs, g, dims: (_direction(xs[0], dims) * g,),
+        "a Euclidean length is no sum over paths.",
+    ),
+}

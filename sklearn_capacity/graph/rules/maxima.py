@@ -1,0 +1,176 @@
+"""Rules for maxima and minima, and for choices by a comparison that are piecewise linear."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from .call import Call, Draft, Ref, Weight, aten, rule
+from .shapes import broadcast_to
+
+
+def _view(x: Ref | Draft, shape: tuple[int, ...] | None = None) -> Draft:
+    return Draft("view", (x,), params={"kind": "view"}, shape=shape)
+
+
+def negated(call: Call, x: Ref | Draft, shape: tuple[int, ...] | None = None) -> Draft:
+    """-x."""
+    minus = Weight(torch.full((), -1.0, dtype=torch.float64, device=call.device), False, frozenset())
+    return Draft("diagonal", (x,), minus, None, {"kind": "scale", "dim": None}, shape)
+
+
+def _largest(x: Ref | Draft, rows: tuple[int, int]) -> Draft:
+    """Maxima along the last axis of a value of shape (n, *rows), as pooling of windows that are whole rows."""
+    window = {"nd": 1, "kernel": rows[1:], "stride": rows[1:], "padding": (0,), "ceil_mode": False, "dilation": (1,)}
+    return Draft("max_pool", (x,), params=window | {"kind": "max"}, shape=(rows[0], 1))
+
+
+@rule("amax.default", "amin.default", "max.dim", "min.dim")
+def _extremum_over_axes(call: Call) -> Draft | None:
+    x, shape = call["self"], call.shapes[call["self"].name]
+    given = call["dim"]
+    dims = tuple(d % len(shape) for d in ([given] if isinstance(given, int) else given or range(len(shape))))
+    if 0 in dims:
+        return None
+    kept = [d for d in range(len(shape)) if d not in dims]
+    size = math.prod(shape[d] for d in dims)
+    rows = (math.prod(shape[d] for d in kept[1:]), size)
+    order = (*kept, *dims)
+    moved = Draft("permute", (x,), params={"dims": order}, shape=tuple(shape[d] for d in order[1:]))
+    return _extremum(call, _view(moved, rows), rows, smallest="min" in call.target.__name__)
+
+
+@rule("maximum.default", "minimum.default", "max.other", "min.other")
+def _extremum_of_two(call: Call) -> Draft | None:
+    a, b = call["self"], call["other"]
+    smallest = "min" in call.target.__name__
+    if isinstance(a, Ref) and isinstance(b, Ref):
+        wide = [broadcast_to(call, x, call.shapes[x.name], call.shape) for x in (a, b)]
+        if None in wide:
+            return None
+        size = math.prod(call.shape[1:])
+        columns = tuple(_view(x, (size, 1)) for x in wide if x is not None)
+        pairs = Draft("cat", columns, params={"dim": 2}, shape=(size, 2))
+        return _extremum(call, pairs, (size, 2), smallest=smallest)
+    x, other = (a, b) if isinstance(a, Ref) else (b, a)
+    level = constant(other, call)
+    return None if level is None or call.shapes[x.name] != call.shape else _clipped(call, x, level, smallest=smallest)
+
+
+def _extremum(call: Call, x: Draft, rows: tuple[int, int], *, smallest: bool) -> Draft:
+    if not smallest:
+        return _view(_largest(x, rows))
+    return _view(negated(call, _largest(negated(call, x, rows), rows), (rows[0], 1)))
+
+
+def _clipped(call: Call, x: Ref, level: Weight, *, smallest: bool) -> Draft:
+    """max(x, c) = relu(x - c) + c, and min(x, c) = c - relu(c - x)."""
+    zero = not bool(level.tensor.any()) and not level.trainable
+    if zero and not smallest:
+        return Draft("activation", (x,), params={"kind": "relu", "args": ()})
+    shape = call.shape[1:]
+    down = Weight(-level.tensor, level.trainable, level.sources)
+    above = Draft("diagonal", (x,), None, down, {"kind": "shift", "dim": None}, shape)
+    above = negated(call, above, shape) if smallest else above
+    kept = Draft("activation", (above,), params={"kind": "relu", "args": ()}, shape=shape)
+    kept = negated(call, kept, shape) if smallest else kept
+    return Draft("diagonal", (kept,), None, level, {"kind": "shift", "dim": None})
+
+
+def constant(value: object, call: Call) -> Weight | None:
+    """A number or a tensor of parameters that is the same for all samples, as a weight."""
+    if isinstance(value, Weight):
+        # A leading axis would index the batch: only tensors that broadcast over the samples are constants.
+        fits = value.tensor.dim() < len(call.shape) or value.tensor.shape[0] == 1
+        return value if fits else None
+    if isinstance(value, int | float):
+        # Zero-dimensional, so it takes on the dtype of what it multiplies.
+        return Weight(torch.full((), float(value), dtype=torch.float64, device=call.device), False, frozenset())
+    return None
+
+
+# -- x where it is larger than a number, else something linear ---------------------------------------------------------
+
+_ABOVE = ("gt.Scalar", "ge.Scalar")
+_BELOW = ("lt.Scalar", "le.Scalar")
+
+
+def compared(call: Call, condition: object) -> tuple[str, float, bool] | None:
+    """The name of x, the number c, and whether the condition is x > c, and not x < c."""
+    if not isinstance(condition, Ref):
+        return None
+    node = call.producer(condition)
+    while node.op == "opaque" and node.params["target"] in ("to.dtype", "_to_copy.default"):
+        node = call.producer(Ref(node.inputs[0]))
+    target = node.params.get("target")
+    if node.op != "opaque" or target not in _ABOVE + _BELOW:
+        return None
+    level = node.params["leaves"][1]
+    return (node.inputs[0], float(level), target in _ABOVE) if isinstance(level, int | float) else None
+
+
+def chosen(call: Call, condition: object, then: object, otherwise: object) -> Draft | Ref | None:
+    """`then` where x is above a number, else `otherwise`, if that is a rectifier or a threshold of x."""
+    comparison = compared(call, condition)
+    if comparison is None:
+        return None
+    name, level, above = comparison
+    if not above:
+        then, otherwise = otherwise, then
+    if then != Ref(name) or call.shapes[name] != call.shape:
+        return None
+    slope = _slope(call, otherwise, name)
+    if slope is not None:
+        params = {"kind": "leaky_relu", "args": (slope,)} if slope else {"kind": "relu", "args": ()}
+        return Draft("activation", (Ref(name),), params=params) if level == 0 else None
+    value = _number(call, otherwise)
+    if value is None:
+        return None
+    params = {"kind": "threshold", "args": (level, value)} if (level or value) else {"kind": "relu", "args": ()}
+    return Draft("activation", (Ref(name),), params=params)
+
+
+def _slope(call: Call, value: object, name: str) -> float | None:
+    """c, where the value is c x with c != 0."""
+    if not isinstance(value, Ref):
+        return None
+    node = call.producer(value)
+    scaled = node.op == "diagonal" and node.weight is not None and node.bias is None and not any(node.trainable)
+    if not scaled or node.inputs != (name,) or node.weight is None or node.weight.numel() != 1:
+        return None
+    return float(node.weight) or None
+
+
+def _number(call: Call, value: object) -> float | None:
+    """The one number that a constant holds."""
+    if isinstance(value, int | float):
+        return float(value)
+    if isinstance(value, Weight) and not value.trainable and value.tensor.numel():
+        low, high = (float(end) for end in value.tensor.double().aminmax())
+        return low if low == high else None
+    if isinstance(value, Ref):  # zeros_like(x)
+        node = call.producer(value)
+        zero = node.op == "diagonal" and node.weight is not None and node.bias is None and not bool(node.weight.any())
+        return 0.0 if zero and not any(node.trainable) else None
+    return None
+
+
+@rule("where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar")
+def _where(call: Call) -> Draft | Ref | None:
+    return chosen(call, call["condition"], call["self"], call["other"])
+
+
+@rule("masked_fill.Scalar", "masked_fill.Tensor")
+def _masked_fill(call: Call) -> Draft | Ref | None:
+    return chosen(call, call["mask"], call["value"], call["self"])
+
+
+#: Operators whose rules read truth values.
+READ_MASKS = frozenset(
+    (
+        *(getattr(aten.where, name) for name in ("self", "ScalarOther", "ScalarSelf", "Scalar")),
+        *(getattr(aten.masked_fill, name) for name in ("Scalar", "Tensor")),
+        aten.mul.Tensor,
+    )
+)

@@ -1,0 +1,136 @@
+"""Rules for smooth functions of several numbers of a sample: softmax, attention, normalisations, lengths."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from .call import Call, Draft, Ref, Weight, is_weight, rule
+from .layers import batch_norm
+from .products import function, matmul
+
+
+@rule("softmax.int", "_softmax.default")
+def _softmax(call: Call) -> Draft | None:
+    dim = call["dim"] % len(call.shape)
+    return None if dim == 0 else function("softmax", call["self"], args=(dim - len(call.shape),))
+
+
+@rule("log_softmax.int", "_log_softmax.default")
+def _log_softmax(call: Call) -> Draft | None:
+    dim = call["dim"] % len(call.shape)
+    return None if dim == 0 else function("log_softmax", call["self"], args=(dim - len(call.shape),))
+
+
+# -- attention --------------------------------------------------------------------------------------------------------
+
+
+@rule("scaled_dot_product_attention.default")
+def _attention(call: Call) -> Draft | None:
+    """softmax(scale Q K^T + mask) V, step by step."""
+    q, k, v, mask = call["query"], call["key"], call["value"], call.get("attn_mask")
+    given = all(isinstance(x, Ref) for x in (q, k, v)) and is_weight(mask)
+    if not given or call.get("dropout_p", 0.0) or call.get("enable_gqa", False):
+        return None
+    shapes = [call.shapes[x.name] for x in (q, k, v)]
+    rank, n_queries, n_keys = len(shapes[0]), shapes[0][-2], shapes[1][-2]
+    if rank < 3:
+        return None
+    scale = 1 / math.sqrt(shapes[0][-1]) if call.get("scale") is None else call["scale"]
+    factor = Weight(torch.tensor(scale, dtype=torch.float64, device=call.device), False, frozenset())
+    last_two_swapped = (*range(rank - 2), rank - 1, rank - 2)
+    keys = (*shapes[1][:-2], shapes[1][-1], n_keys)
+    scaled = Draft("diagonal", (q,), factor, params={"kind": "scale", "dim": None}, shape=shapes[0][1:])
+    turned = Draft("permute", (k,), params={"dims": last_two_swapped}, shape=keys[1:])
+    rows = (-1, *torch.broadcast_shapes(shapes[0][1:-2], keys[1:-2]), n_queries, n_keys)
+    scores = matmul(call, scaled, turned, (shapes[0], keys), shape=rows[1:])
+    if scores is None:
+        return None
+    allowed = None
+    if call.get("is_causal", False):
+        allowed = torch.ones(n_queries, n_keys, dtype=torch.bool, device=call.device).tril()
+    elif mask is not None:
+        if mask.tensor.dim() >= rank and mask.tensor.shape[0] != 1:
+            return None
+        allowed, scores = _masked(mask, scores, rows[1:])
+    weights = function("softmax", scores, args=(-1,) if allowed is None else (-1, allowed), shape=rows[1:])
+    return matmul(call, weights, v, (rows, shapes[2]))
+
+
+def _masked(mask: Weight, scores: Draft, shape: tuple[int, ...]) -> tuple[torch.Tensor | None, Draft]:
+    """Which keys may be looked at, and the scores with what the mask adds to them."""
+    if mask.tensor.dtype is torch.bool:
+        return mask.tensor, scores
+    allowed = mask.tensor != -math.inf
+    finite = Weight(mask.tensor.masked_fill(~allowed, 0.0), mask.trainable, mask.sources)
+    shifted = Draft("diagonal", (scores,), None, finite, {"kind": "shift", "dim": None}, shape)
+    return (None if bool(allowed.all()) else allowed), shifted
+
+
+# -- normalisations ----------------------------------------------------------------------------------------------------
+
+
+def _affine(x: Draft, weight: Weight | None, bias: Weight | None, dim: int | None) -> Draft:
+    """The scale and shift behind a normalisation; the scale is a layer of its own."""
+    if weight is None and bias is None:
+        return x
+    return Draft("diagonal", (x,), weight, bias, {"kind": "scale", "dim": dim, "layer": weight is not None})
+
+
+@rule("layer_norm.default", "native_layer_norm.default")
+def _layer_norm(call: Call) -> Draft | None:
+    x, weight, bias = call["input"], call.get("weight"), call.get("bias")
+    count, rank = len(call["normalized_shape"]), len(call.shape)
+    if not isinstance(x, Ref) or not is_weight(weight) or not is_weight(bias) or count >= rank:
+        return None
+    shape = call.shape[1:]
+    centred = Draft("center", (x,), params={"kind": "center", "dims": tuple(range(rank - count, rank))}, shape=shape)
+    args = (tuple(range(-count, 0)), call["eps"])
+    return _affine(function("normalization", centred, args=args, shape=shape), weight, bias, None)
+
+
+@rule("rms_norm.default")
+def _rms_norm(call: Call) -> Draft | None:
+    x, weight, eps = call["input"], call.get("weight"), call.get("eps")
+    count = len(call["normalized_shape"])
+    if not isinstance(x, Ref) or not is_weight(weight) or count >= len(call.shape):
+        return None
+    args = (tuple(range(-count, 0)), torch.finfo(call.dtype).eps if eps is None else eps)
+    return _affine(function("normalization", x, args=args, shape=call.shape[1:]), weight, None, None)
+
+
+@rule("group_norm.default", "native_group_norm.default")
+def _group_norm(call: Call) -> Draft | None:
+    groups = call["num_groups"] if "num_groups" in call.args else call["group"]
+    return _by_groups(call, groups)
+
+
+@rule("instance_norm.default")
+def _instance_norm(call: Call) -> Draft | Ref | None:
+    # With tracked statistics it is a batch norm: `use_input_stats` is False in eval mode.
+    return _by_groups(call, call.shape[1]) if call["use_input_stats"] else batch_norm(call)
+
+
+def _by_groups(call: Call, groups: int) -> Draft | None:
+    x, weight, bias = call["input"], call.get("weight"), call.get("bias")
+    if not isinstance(x, Ref) or not is_weight(weight) or not is_weight(bias):
+        return None
+    shape = call.shape[1:]
+    rows = (groups, math.prod(shape) // groups)
+    grouped = Draft("view", (x,), params={"kind": "view"}, shape=rows)
+    centred = Draft("center", (grouped,), params={"kind": "center", "dims": (2,)}, shape=rows)
+    normed = function("normalization", centred, args=((-1,), call["eps"]), shape=rows)
+    return _affine(Draft("view", (normed,), params={"kind": "view"}, shape=shape), weight, bias, 1)
+
+
+@rule("linalg_vector_norm.default")
+def _vector_norm(call: Call) -> Draft | None:
+    x, rank, order = call["self"], call.rank(call["self"]), call["ord"]
+    dims = call.get("dim")
+    dims = tuple(range(rank)) if dims is None else tuple(d % rank for d in dims)
+    if order != 2 or 0 in dims:
+        return None
+    kept = tuple(1 if i in dims else size for i, size in enumerate(call.shapes[x.name]))[1:]
+    length = function("length", x, args=(tuple(d - rank for d in dims),), shape=kept)
+    return Draft("view", (length,), params={"kind": "view"})

@@ -1,0 +1,208 @@
+"""Functions of several numbers of a sample: every interpretation against autograd, bounds against sampled slopes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import reference_fisher
+from networks import make
+from sklearn_capacity import UnsupportedLayerError, fisher_spectrum, measure_capacity
+from sklearn_capacity.derivatives.input_sweeps import chain_refusal, jacobian_rows
+from sklearn_capacity.derivatives.parameter_tangent import parameter_tangent
+from sklearn_capacity.graph import Network, evaluate
+from sklearn_capacity.graph.functions import FUNCTIONS
+from sklearn_capacity.penalties import frobenius_penalty, spectral_penalty
+
+
+class Between(nn.Module):
+    """Two layers around an operator on values of shape (n, 2, 6)."""
+
+    def __init__(self, operator, outputs: int = 12):
+        super().__init__()
+        self.first, self.operator, self.last = nn.Linear(3, 12), operator, nn.Linear(outputs, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.operator(self.first(x).unflatten(1, (2, 6))).flatten(1))
+
+
+class Scaled(nn.Module):
+    """Root mean square normalisation as transformers spells it, with a trained scale."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(6))
+
+    def forward(self, h):
+        return self.weight * (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 0.1))
+
+
+def attention(h, **options):
+    q, k, v = h.unflatten(2, (3, 2)).unbind(2)  # (n, 2, 2) each
+    return F.scaled_dot_product_attention(q, k, v, **options)
+
+
+def by_hand(h):
+    q, k, v = h.unflatten(2, (2, 3)).transpose(1, 2).chunk(3, 3)  # (n, 2, 2, 1): two heads
+    return ((q @ k.mT) * 0.7).softmax(-1) @ v
+
+
+BIAS = torch.tensor([[0.3, -math.inf], [0.1, -0.5]], dtype=torch.float64)
+BOUNDED = {
+    "softmax": (lambda h: h.softmax(2), 12),
+    "softmax of an inner axis": (lambda h: h.softmax(1), 12),
+    "softmin": (nn.Softmin(2), 12),
+    "log_softmax": (lambda h: h.log_softmax(2), 12),
+    "layer norm": (nn.LayerNorm(6, eps=0.1), 12),
+    "layer norm of two axes": (nn.LayerNorm((2, 6), eps=0.3), 12),
+    "layer norm without scale": (nn.LayerNorm(6, eps=0.1, elementwise_affine=False), 12),
+    "layer norm without shift": (nn.LayerNorm(6, eps=0.1, bias=False), 12),
+    "RMS norm": (nn.RMSNorm(6, eps=0.1), 12),
+    "RMS norm in steps": (Scaled(), 12),
+    "group norm": (nn.GroupNorm(2, 2, eps=0.2), 12),
+    "one group": (nn.GroupNorm(1, 2, eps=0.2), 12),
+    "instance norm": (nn.InstanceNorm1d(2, eps=0.2, affine=True), 12),
+    "length": (lambda h: torch.linalg.vector_norm(h, dim=2), 2),
+    "length of everything": (lambda h: h.flatten(1).norm(dim=1, keepdim=True), 1),
+    "gate between bounds": (lambda h: torch.tanh(h) * torch.sigmoid(h.flip(1)), 12),
+    "normed gate": (nn.Sequential(nn.LayerNorm(6, eps=0.2), nn.GLU()), 6),
+    "normed SwiGLU": (lambda h: F.silu(F.layer_norm(h, (6,), eps=0.2)) * F.rms_norm(h.flip(2), (6,), eps=0.1), 12),
+    "normed attention": (lambda h: attention(F.layer_norm(h, (6,), eps=0.5)), 4),
+    "causal attention": (lambda h: attention(F.layer_norm(h, (6,), eps=0.5), is_causal=True), 4),
+    "scaled attention": (lambda h: attention(h.tanh(), scale=1.5), 4),
+    "masked attention": (lambda h: attention(h.tanh(), attn_mask=BIAS.to(h)), 4),
+    "chosen keys": (lambda h: attention(h.tanh(), attn_mask=BIAS.isfinite()), 4),
+    "attention by hand": (lambda h: by_hand(h.tanh()), 4),
+}
+UNBOUNDED = {
+    "GLU": (nn.GLU(), 6),
+    "SwiGLU": (lambda h: F.silu(h[..., :3]) * h[..., 3:], 6),
+    "squeeze and excite": (lambda h: h * torch.sigmoid(h.mean(2, keepdim=True)), 12),
+    "bilinear": (lambda h: h @ h.mT, 4),
+    "bmm": (lambda h: torch.bmm(h, h.transpose(1, 2)), 4),
+    "one matrix for two": (lambda h: h.unflatten(2, (2, 3)) @ h[:, :1].unflatten(2, (3, 2)), 8),
+    "quotient": (lambda h: h[:, :1] / (1 + h[:, 1:].square()), 6),
+    "unit length": (lambda h: F.normalize(h, dim=2), 12),
+    "attention": (attention, 4),
+    "response norm": (nn.LocalResponseNorm(2, alpha=0.5), 12),
+}
+ALL = {**BOUNDED, **UNBOUNDED}
+
+
+def case(name):
+    operator, outputs = ALL[name]
+    module, X, y = make(lambda: Between(operator, outputs), (3,), classes=2)
+    return module, X, y
+
+
+def input_jacobians(module, X):
+    return torch.stack([torch.autograd.functional.jacobian(lambda v: module(v[None])[0], x) for x in X])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_interpretation_agrees_with_autograd(name):
+    module, X, _ = case(name)
+    graph = Network(module, (3,)).graph
+    assert "opaque" not in {node.op for node in graph.nodes} and chain_refusal(graph) is None
+    torch.testing.assert_close(evaluate(graph, X), module(X))
+    torch.testing.assert_close(jacobian_rows(graph, X), input_jacobians(module, X), rtol=1e-9, atol=1e-11)
+    _, u = parameter_tangent(graph, X)
+    theta = {key: p.detach() for key, p in module.named_parameters()}
+    expected = _along(module, X, theta)
+    torch.testing.assert_close(u.detach(), expected, rtol=1e-9, atol=1e-11)
+    expected = torch.linalg.eigvalsh(reference_fisher.matrix(module, X, "squared")).flip(0)[:14].clamp_min(0)
+    assert fisher_spectrum(module, X)[: len(expected)] == pytest.approx(expected.numpy(), rel=1e-7, abs=1e-9)
+
+
+def _along(module, X, theta):
+    """The derivative of the logits along theta, row by row of the Jacobian."""
+    _, pulled = torch.func.vjp(lambda at: torch.func.functional_call(module, at, (X,)), theta)
+    n_logits = 2 * len(X)
+    rows = []
+    for unit in torch.eye(n_logits, dtype=X.dtype):
+        (gradient,) = pulled(unit.reshape(len(X), 2))
+        rows.append(sum((gradient[key] * p).sum() for key, p in theta.items()))
+    return torch.stack(rows).reshape(len(X), 2)
+
+
+@pytest.mark.parametrize("penalty", [frobenius_penalty, spectral_penalty])
+@pytest.mark.parametrize("output", ["logits", "softmax"])
+@pytest.mark.parametrize("name", ALL)
+def test_penalties_and_their_gradients_are_those_of_autograd(name, output, penalty):
+    module, X, _ = case(name)
+    got = penalty(module, X, output=output)
+    expected = penalty(lambda x: module(x), X, output=output)
+    torch.testing.assert_close(got.detach(), expected.detach(), rtol=1e-8, atol=1e-11)
+    parameters = list(module.parameters())
+    for a, b in zip(_gradients(got, parameters), _gradients(expected, parameters), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+def _gradients(value, parameters):
+    return torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_no_sampled_slope_exceeds_the_lipschitz_constant(name):
+    module, X, y = case(name)
+    bounds = measure_capacity(module, X, y, ["lipschitz_l2", "lipschitz_linf"])
+    assert all(math.isfinite(bound) for bound in bounds.values())
+    generator = torch.Generator().manual_seed(1)
+    # Near 0, where normalisations are steepest, and far from it: inputs of very different sizes.
+    sizes = torch.logspace(-3, 2, 200, dtype=X.dtype)[:, None]
+    many = sizes * torch.randn(200, 3, dtype=X.dtype, generator=generator)
+    slopes = input_jacobians(module, many)
+    assert float(torch.linalg.matrix_norm(slopes, 2).max()) <= bounds["lipschitz_l2"] * (1 + 1e-9)
+    assert float(slopes.abs().sum(2).max()) <= bounds["lipschitz_linf"] * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("name", UNBOUNDED)
+def test_products_with_an_unbounded_signal_have_no_constant(name):
+    module, X, y = case(name)
+    with pytest.raises(UnsupportedLayerError, match="multiplies two signals of which one has no bound"):
+        measure_capacity(module, X, y, "lipschitz_l2")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 9, 40])
+def test_normalisation_is_steepest_as_computed(size):
+    """The bound in the maximum norm is reached: by x_i = a and x_j = b for all others, at the best length and angle."""
+    eps = 0.25
+    module = nn.Sequential(nn.RMSNorm(size, eps=eps, elementwise_affine=False)).double()
+    values = measure_capacity(
+        module, torch.zeros(2, size, dtype=torch.float64), measures=["lipschitz_l2", "lipschitz_linf"]
+    )
+    assert values["lipschitz_l2"] == pytest.approx(eps**-0.5)
+    lengths = torch.linspace(0, 4 * math.sqrt(size * eps), 400, dtype=torch.float64)
+    angle = (math.pi - math.atan(math.sqrt(size - 1))) / 2
+    rows = []
+    for length in lengths:
+        x = torch.full((size,), float(length) * math.sin(angle) / math.sqrt(max(size - 1, 1)), dtype=torch.float64)
+        x[0] = float(length) * math.cos(angle)
+        rows.append(float(torch.autograd.functional.jacobian(lambda v: module(v[None])[0], x).abs().sum(1).max()))
+    assert max(rows) == pytest.approx(values["lipschitz_linf"], rel=1e-3)
+    assert max(rows) <= values["lipschitz_linf"] * (1 + 1e-9)
+
+
+def test_the_length_of_nothing_has_the_slope_0():
+    x = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    row = FUNCTIONS["length"]
+    slope = row.tangent((x,), (torch.ones_like(x),), (-1,))
+    assert not slope.any() and not torch.autograd.grad(slope.sum(), x)[0].any()
+
+
+@pytest.mark.parametrize("name", ["bilinear", "layer norm", "softmax", "length"])
+def test_paths_are_refused_with_the_reason(name):
+    module, X, y = case(name)
+    operator = {"bilinear": "matmul", "layer norm": "normalization"}.get(name, name)
+    with pytest.raises(UnsupportedLayerError, match=f"operator `{operator}` .*path"):
+        measure_capacity(module, X, y, "l2_path_norm")
+
+
+def test_norms_look_through_functions():
+    module, X, y = case("GLU")
+    logs = sum(math.log(float(torch.linalg.matrix_norm(m.weight.detach()))) for m in (module.first, module.last))
+    assert measure_capacity(module, X, y, "frobenius_norm")["frobenius_norm"] == pytest.approx(math.exp(logs))
