@@ -40,7 +40,7 @@ def randomize_labels(y: Any, fraction: float, random_state: Any = None) -> np.nd
     References
     ----------
     C. Zhang et al. Understanding deep learning requires rethinking generalization. ICLR 2017; Liang et al.,
-    AISTATS 2019, section 5.2.
+    AISTATS 2019, section 5.
 
     Examples
     --------
@@ -101,7 +101,7 @@ def make_confusion_set(
     References
     ----------
     B. Neyshabur, S. Bhojanapalli, D. McAllester, N. Srebro. Exploring generalization in deep learning. NeurIPS 2017,
-    section 5 ("different global minima") and figure 3.
+    section 3 ("different global minima") and figure 3.
 
     Examples
     --------

@@ -173,7 +173,7 @@ def make_piecewise_linear_curves(
     References
     ----------
     T. Liang, T. Poggio, A. Rakhlin, J. Stokes. Fisher-Rao metric, geometry, and complexity of neural networks.
-    AISTATS 2019, section 5.3 and figure 7; S. Shalev-Shwartz, O. Shamir, S. Shammah. Failures of gradient-based deep
+    AISTATS 2019, section 5 and figure 7; S. Shalev-Shwartz, O. Shamir, S. Shammah. Failures of gradient-based deep
     learning. ICML 2017, section 4.
 
     Examples

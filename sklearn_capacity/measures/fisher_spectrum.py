@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .._validation import NotDefinedError, check_integer, check_interval, check_option
 from ..derivatives.fisher_matrix import LOSSES, FisherMatrix

@@ -1,4 +1,4 @@
-"""Margins of the logits ([EG] section 2.1) and of the softmax ([JR] section IV)."""
+"""Margins of the logits ([EG] section 2.2) and of the softmax ([JR] section IV)."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def margin(network: Network, batch: Batch, *, percentile: float = 5.0) -> Measur
 
     References
     ----------
-    Neyshabur et al. (2017), Exploring generalization in deep learning, section 2.1.
+    Neyshabur et al. (2017), Exploring generalization in deep learning, section 2.2.
 
     Examples
     --------
@@ -82,7 +82,7 @@ def min_margin(network: Network, batch: Batch) -> Measured:
 
     References
     ----------
-    Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, section 2.1.
+    Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, section 2.2.
 
     Examples
     --------
@@ -141,7 +141,7 @@ _MARGIN: dict[str, Any] = {
 }
 
 MEASURES = (
-    Measure("margin", margin, source="[EG] 2.1", unit="logit", **_MARGIN),
-    Measure("min_margin", min_margin, source="[EG] 2.1", unit="logit", **_MARGIN),
+    Measure("margin", margin, source="[EG] 2.2", unit="logit", **_MARGIN),
+    Measure("min_margin", min_margin, source="[EG] 2.2", unit="logit", **_MARGIN),
     Measure("softmax_score", softmax_score, source="[JR] eq. 33", **_MARGIN),
 )

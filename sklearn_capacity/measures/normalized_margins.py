@@ -89,7 +89,7 @@ def fisher_rao_normalized_margin(network: Network, batch: Batch, *, percentile: 
 
     References
     ----------
-    Liang, Poggio, Rakhlin, Stokes (2019), Fisher-Rao metric, geometry, and complexity of neural networks, section 4.
+    Liang, Poggio, Rakhlin, Stokes (2019), Fisher-Rao metric, geometry, and complexity of neural networks, section 5.
 
     Examples
     --------
@@ -159,7 +159,7 @@ MEASURES = (
     Measure(
         "fisher_rao_normalized_margin",
         fisher_rao_normalized_margin,
-        source="[FR] section 4",
+        source="[FR] section 5",
         needs=frozenset({"data", "labels", "loss"}),
         invariances=frozenset({"permutation", "layer_rescaling", "node_rescaling"}),
         unit="1 / nat",

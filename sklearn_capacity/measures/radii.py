@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..derivatives.double_backward import twice_differentiable
 from ..graph import Network

@@ -166,7 +166,7 @@ def distance_from_initialization(network: Network, batch: Batch, *, norm: str = 
 
     References
     ----------
-    Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, section 2.2.
+    Nagarajan, Kolter (2019), Generalization in deep networks: the role of distance from initialization.
 
     Examples
     --------
@@ -242,7 +242,7 @@ MEASURES = (
     Measure(
         "distance_from_initialization",
         distance_from_initialization,
-        source="[EG] 2.2",
+        source="Nagarajan, Kolter (2019)",
         needs=frozenset({"layers", "initial_state"}),
         **_COMMON,
     ),

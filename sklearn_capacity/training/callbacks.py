@@ -8,7 +8,7 @@ from typing import Any
 
 from skorch import NeuralNet
 from skorch.callbacks import Callback
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 __all__ = ["DivergenceCheck", "EpochProgress", "StopBelow"]
 

@@ -75,7 +75,7 @@ class KFAC(torch.optim.Optimizer):
     ----------
     J. Martens, R. Grosse. Optimizing neural networks with Kronecker-factored approximate curvature. ICML 2015;
     T. Liang, T. Poggio, A. Rakhlin, J. Stokes. Fisher-Rao metric, geometry, and complexity of neural networks.
-    AISTATS 2019, section 5.3.
+    AISTATS 2019, section 5.
 
     Examples
     --------
