@@ -5,6 +5,7 @@ A naive loop takes one forward and one backward pass per layer for the margins i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.bench_sharpness import networks
 from benchmarks.timing import measure_row
+from sklearn_capacity import CapacityWarning
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch
 
@@ -71,7 +73,9 @@ def run() -> list[dict]:
             def value(network=network, X=X, y=y, measure=measure, params=params) -> None:
                 fresh = network.renewed()
                 fresh.graph = network.graph
-                MEASURES[measure](fresh, Batch(fresh, X, y, loss="cross_entropy"), **params)
+                with warnings.catch_warnings():  # the networks are not trained
+                    warnings.simplefilter("ignore", CapacityWarning)
+                    MEASURES[measure](fresh, Batch(fresh, X, y, loss="cross_entropy"), **params)
 
             note = "forward pass: the ratio is the cost in forwards"
             rows.append(measure_row(f"{measure}, {name}", value, forward, note=note, repeats=1))
