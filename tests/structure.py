@@ -159,6 +159,7 @@ TESTED_IN = {
     "derivatives/sweep_rules": "penalties/test_sweep_gradients",
     "displays": "displays/test_fisher_displays",
     "displays/hidden_margin": "measures/test_hidden_margins",
+    "displays/sources": "displays/test_display_sources",
     "displays/learning_rate_map": "displays/test_learning_rate_map_display",
     "displays/margin": "displays/test_margin_display",
     "displays/norm_geometry": "displays/test_norm_displays",

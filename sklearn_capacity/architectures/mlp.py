@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from sklearn_capacity._validation import as_list, check_integer, check_interval, check_option
+from sklearn_capacity._validation import as_list, check_boolean, check_integer, check_interval, check_option
 
 __all__ = ["ACTIVATIONS", "MLP", "RowNormalizedLinear", "initialize_linear"]
 
@@ -111,7 +111,8 @@ class MLP(nn.Sequential):
             check_option("activation", activation, ACTIVATIONS)
         make_activation, gain = (activation, 1.0) if callable(activation) else ACTIVATIONS[activation]
         dropout = check_interval("dropout", dropout, 0, 1, closed="left")
-        linear = RowNormalizedLinear if weight_norm else nn.Linear
+        bias, batch_norm = check_boolean("bias", bias), check_boolean("batch_norm", batch_norm)
+        linear = RowNormalizedLinear if check_boolean("weight_norm", weight_norm) else nn.Linear
         sizes = [check_integer("n_features", n_features), *check_layer_sizes(hidden_layer_sizes)]
         layers: list[nn.Module] = [nn.Flatten()]
         for width_in, width_out in zip(sizes[:-1], sizes[1:], strict=True):

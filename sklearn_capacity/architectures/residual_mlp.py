@@ -7,7 +7,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from sklearn_capacity._validation import check_integer, check_interval
+from sklearn_capacity._validation import check_boolean, check_integer, check_interval
 from sklearn_capacity.architectures.blocks import linear
 from sklearn_capacity.layers import SkipLayer, he_initialize
 from sklearn_capacity.layers.initialization import scale_branches
@@ -95,6 +95,7 @@ class ResidualMLP(nn.Sequential):
         slow = {
             check_integer("generalization_blocks", b, -n_blocks, n_blocks - 1) % n_blocks for b in generalization_blocks
         }
+        batch_norm, weight_norm = check_boolean("batch_norm", batch_norm), check_boolean("weight_norm", weight_norm)
         options = {"batch_norm": batch_norm, "weight_norm": weight_norm}
         n_features = prod(check_integer("input_shape", size) for size in input_shape)
         layers: list[nn.Module] = [nn.Flatten(), *_hidden(n_features, width, **options), nn.ReLU()]

@@ -2,7 +2,8 @@
 
 One display a file. Of a search: `capacity_path`, `capacity_gap`. Of trained models: `capacity_comparison`, `margin`,
 `hidden_margin`, `weight_histogram`, `fisher_spectrum`, `hessian_spectrum`, `bicriteria`, `norm_geometry`. Of the
-theory: `learning_rate_map`. matplotlib is imported when something is plotted, torch never.
+theory: `learning_rate_map`. `sources` checks what they are made from. matplotlib is imported when something is plotted,
+torch never.
 
 Data flow: models or tables -> Display.from_... -> arrays -> plot(ax) -> artists.
 """

@@ -9,6 +9,7 @@ import numpy as np
 
 from .._validation import check_axes, float_array
 from ..scoring import bicriteria_curve
+from .sources import named_data
 
 __all__ = ["BicriteriaDisplay"]
 
@@ -89,7 +90,7 @@ class BicriteriaDisplay:
         BicriteriaDisplay
             Not drawn yet: call `plot`.
         """
-        return cls({name: bicriteria_curve(*entry, alphas, **params) for name, entry in models.items()})
+        return cls({name: bicriteria_curve(*entry, alphas, **params) for name, entry in named_data(models).items()})
 
     from_models = from_estimators  # the name before
 
@@ -115,7 +116,7 @@ class BicriteriaDisplay:
         self.lines_: dict[str, Any] = {}
         for name, curve in curves.items():
             curve = curve[np.argsort(curve[:, 1])]
-            (self.lines_[name],) = ax.plot(curve[:, 1], curve[:, 0], marker="o", label=name or None)
+            (self.lines_[name],) = ax.plot(curve[:, 1], curve[:, 0], marker="o", label=str(name) or None)
         ax.set(xscale="log", xlabel="Kullback-Leibler divergence [nats]", ylabel="expected sharpness")
         ax.axhline(0, color="0.6", lw=0.8, zorder=0)
         ax.grid(alpha=0.3)

@@ -12,6 +12,7 @@ from .._validation import check_axes, check_instance, closest
 from ..model_selection import capacity_table
 from ..model_selection.rank_measures import generalization_gap, rank_measures
 from ..scoring import compare_capacity
+from .sources import results_of
 
 __all__ = ["CapacityGapDisplay"]
 
@@ -83,7 +84,7 @@ class CapacityGapDisplay:
         CapacityGapDisplay
             Not drawn yet: call `plot`.
         """
-        return cls(capacity_table(search.cv_results_), gap, **params)
+        return cls(capacity_table(results_of(search)), gap, **params)
 
     @classmethod
     def from_estimators(cls, models: Any, X: Any, y: Any, *args: Any, **params: Any) -> CapacityGapDisplay:

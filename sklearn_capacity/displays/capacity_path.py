@@ -12,6 +12,7 @@ import pandas as pd
 from .._validation import check_axes, check_instance, closest
 from ..measures import MEASURES
 from ..model_selection import capacity_table
+from .sources import results_of
 
 __all__ = ["CapacityPathDisplay"]
 
@@ -80,7 +81,7 @@ class CapacityPathDisplay:
         """
         strength = kwargs.get("strength", "jacobian_penalty")
         chosen = [value for key, value in getattr(search, "best_params_", {}).items() if key.endswith(strength)]
-        return cls(capacity_table(search.cv_results_), **{"chosen": chosen[0] if chosen else None, **kwargs})
+        return cls(capacity_table(results_of(search)), **{"chosen": chosen[0] if chosen else None, **kwargs})
 
     def plot(self, axes: Any = None) -> CapacityPathDisplay:
         """Draw the panels.

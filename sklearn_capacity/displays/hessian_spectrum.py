@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_interval
+from .._validation import check_axes, check_interval
 
 __all__ = ["HessianSpectrumDisplay"]
 
@@ -127,6 +127,7 @@ class HessianSpectrumDisplay:
         t, density, error = self.density(width=width)
         if ax is None:
             _, ax = plt.subplots(layout="constrained")
+        check_axes("ax", ax)
         floor = 1e-6 * density.max()
         (self.line_,) = ax.plot(t, np.maximum(density, floor), label=label)
         self.band_ = None

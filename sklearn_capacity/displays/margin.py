@@ -9,6 +9,7 @@ import numpy as np
 
 from .._validation import check_axes, check_interval, float_array
 from ..scoring.curves import sample_margins
+from .sources import named_data
 
 __all__ = ["MarginDisplay"]
 
@@ -83,7 +84,7 @@ class MarginDisplay:
         MarginDisplay
             Not drawn yet: call `plot`.
         """
-        return cls({name: sample_margins(*entry) for name, entry in models.items()}, **params)
+        return cls({name: sample_margins(*entry) for name, entry in named_data(models).items()}, **params)
 
     from_models = from_estimators  # the name before
 
@@ -116,7 +117,7 @@ class MarginDisplay:
         self.lines_: dict[str, Any] = {}
         for name, values in margins.items():
             share = np.arange(1, len(values) + 1) / len(values)
-            (line,) = ax.step(values, share, where="post", label=name or None)
+            (line,) = ax.step(values, share, where="post", label=str(name) or None)
             place = np.percentile(values, self.percentile)
             ax.plot([place], [self.percentile / 100], "o", color=line.get_color())
             self.lines_[name] = line

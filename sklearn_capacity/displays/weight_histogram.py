@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_axes, check_instance, check_integer, float_array
+from .._validation import check_axes, check_boolean, check_instance, check_integer, float_array
 from ..scoring.landscape import network_weights
 
 __all__ = ["WeightHistogramDisplay"]
@@ -67,7 +67,9 @@ class WeightHistogramDisplay:
         -------
         WeightHistogramDisplay
         """
-        weights = {"initialization": network_weights(estimator, initial=True)} if initial else {}
+        weights = (
+            {"initialization": network_weights(estimator, initial=True)} if check_boolean("initial", initial) else {}
+        )
         return cls({**weights, label: network_weights(estimator)})
 
     @classmethod
@@ -117,7 +119,7 @@ class WeightHistogramDisplay:
         for label, values in arrays.items():
             shown = f"{label} (sd {values.std():.3g}, excess kurtosis {_excess_kurtosis(values):.2g})"
             _, _, (self.patches_[label],) = ax.hist(
-                values, bins=self.edges_, density=True, histtype="step", log=log, label=shown
+                values, bins=self.edges_, density=True, histtype="step", log=check_boolean("log", log), label=shown
             )
         ax.set(xlabel="weight", ylabel="density")
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)  # above, since the tails fill the axes

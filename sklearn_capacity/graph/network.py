@@ -107,7 +107,10 @@ class Network:
 
     def output_shape(self, X: Tensor) -> tuple[int, ...]:
         """Shape of the module's output for one sample, before it is flattened to a vector."""
-        return tuple(self._outputs(X).shape[1:]) or (1,)
+        shape = tuple(self._outputs(X).shape)
+        if shape[:1] != (len(X),):
+            raise ValueError(f"its forward pass must return one row of outputs for each sample, got shape {shape}.")
+        return shape[1:] or (1,)
 
     def _outputs(self, X: Tensor, state: Mapping[str, Tensor] | None = None) -> Tensor:
         if not self.takes_channels_last:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklearn_capacity._validation import as_list, check_boolean, check_integer, check_option, closest
+from sklearn_capacity._validation import as_list, check_boolean, check_integer, check_option, closest, failure_text
 from sklearn_capacity.layers.dropout import ConvGeneralizationDropout, GeneralizationDropout
 from sklearn_capacity.layers.generalization import (
     ConvGeneralizationLayer,
@@ -182,6 +182,11 @@ def _watch(module: nn.Module, input_shape: Sequence[int]) -> _Flow:
         module.eval()
         with torch.no_grad():
             module(torch.zeros((2, *shape), dtype=reference.dtype, device=reference.device))
+    except Exception as error:
+        text = failure_text(error)
+        if text is None:
+            raise
+        raise ValueError(f"`module` must take samples of `input_shape` {shape}, and failed on zeros: {text}") from error
     finally:
         recorder.remove()
         for layer, mode in modes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import numbers
@@ -69,10 +70,14 @@ def as_number(name: str, returned: Any) -> float:
     """The returned real number as a float; tensors and arrays of shape () are accepted."""
     value = returned
     if isinstance(value, Tensor | np.ndarray | np.generic) and value.shape == ():
-        value = value.item()
+        with contextlib.suppress(RuntimeError):  # on the meta device there is no number
+            value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"The measure {name!r} must return one real number or a `Measured`, got {_shown(returned)}.")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"The measure {name!r} must return a number that a float can hold: {error}.") from error
 
 
 def _shown(value: Any) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .._validation import NotDefinedError, check_instance, check_option
+from .._validation import NotDefinedError, as_list, check_instance, check_option
 from .calling import arguments, as_number, check_function, settable
 
 __all__ = ["COSTS", "INVARIANCES", "NEEDS", "Measure", "Measured", "NotDefinedError", "logarithm"]
@@ -144,7 +144,7 @@ class Measure:
         check_instance("lower_is_better", self.lower_is_better, bool, "True or False")
         for name, kind in (("needs", frozenset), ("invariances", frozenset), ("tasks", tuple)):
             given = getattr(self, name)
-            object.__setattr__(self, name, kind([given] if isinstance(given, str) else given))
+            object.__setattr__(self, name, kind([given] if isinstance(given, str) else as_list(name, given)))
         for task in self.tasks:
             check_option("tasks", task, ("classification", "regression"))
         check_option("cost", self.cost, tuple(COSTS))

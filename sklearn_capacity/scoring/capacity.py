@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._validation import NotDefinedError, warn
+from .._validation import NotDefinedError, check_boolean, warn
 from ..measures import ESSENTIAL, MEASURES, Measured
 from ..measures.margins import sample_margins
 from ..process_state import keeps_modes
@@ -120,7 +120,7 @@ def measure_capacity(
     """
     requests, scores = parse_with_scores(measures)
     group = measures if is_group(measures) else None
-    if log and group is None:
+    if check_boolean("log", log) and group is None:
         refuse_signed(requests)
     check_max_seconds(max_seconds)
     session = Session(
@@ -232,6 +232,7 @@ def capacity_report(
     (10.0, 'parameters')
     """
     requests, scores = parse_with_scores(measures)
+    check_boolean("log", log)
     check_max_seconds(max_seconds)
     session = Session(
         model,

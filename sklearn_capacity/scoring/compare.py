@@ -11,7 +11,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.parallel import Parallel, delayed
 from tqdm import tqdm
 
-from .._validation import NotDefinedError, warn
+from .._validation import NotDefinedError, check_boolean, warn
 from .capacity import refuse_signed
 from .measurement import Session
 from .module_estimator import score, scored_estimator
@@ -98,7 +98,7 @@ def compare_capacity(
     check_max_seconds(max_seconds)
     states = _initial_states(initial_states, named)
     requests, scores = parse_with_scores(measures)
-    if log and not is_group(measures):
+    if check_boolean("log", log) and not is_group(measures):
         refuse_signed(requests)
     if (X_test is None) != (y_test is None):
         raise ValueError("`X_test` and `y_test` must be given together, got only one of them.")

@@ -24,7 +24,10 @@ def checked_X(subject: Subject, X: Any) -> Any:
     """X as a finite numeric array or tensor of shape (n, *input_shape)."""
     if scipy.sparse.issparse(X):
         raise TypeError("`X` must be dense, got a sparse matrix. Use `X.toarray()`.")
-    X = subject.transform_X(X.detach() if isinstance(X, Tensor) else X)
+    try:
+        X = subject.transform_X(X.detach() if isinstance(X, Tensor) else X)
+    except OverflowError as error:
+        raise _beyond_floats(error) from error
     _check_columns(subject, X)
     if scipy.sparse.issparse(X):
         X = X.toarray()  # the pipeline may produce sparse rows, but a network needs dense ones
@@ -44,7 +47,7 @@ def checked_X(subject: Subject, X: Any) -> Any:
             X = check_array(X, allow_nd=True, dtype="numeric", input_name="X")
             X = X.astype(np.float64) if X.dtype.kind not in "f" else X
         except OverflowError as error:
-            raise ValueError(f"`X` must hold numbers that are finite in float64: {error}.") from error
+            raise _beyond_floats(error) from error
     if subject.input_shape is not None:
         n, size = X.shape[0], int(np.prod(subject.input_shape))
         if int(np.prod(X.shape[1:])) != size:
@@ -54,6 +57,10 @@ def checked_X(subject: Subject, X: Any) -> Any:
             )
         X = X.reshape(n, *subject.input_shape)
     return X
+
+
+def _beyond_floats(error: OverflowError) -> ValueError:
+    return ValueError(f"`X` must hold numbers that are finite in float64: {error}.")
 
 
 def _check_columns(subject: Subject, X: Any) -> None:

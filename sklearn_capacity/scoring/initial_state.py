@@ -9,7 +9,7 @@ from skorch import NeuralNet
 from skorch.callbacks import Callback
 from torch import Tensor, nn
 
-from .probe import measurable
+from .probe import is_hollow, measurable
 
 __all__ = ["InitialStateCallback", "checked_initial_state"]
 
@@ -78,6 +78,8 @@ def checked_initial_state(initial_state: Any, module: nn.Module) -> dict[str, Te
             got = "has no such tensor" if initial is None else f"has a {type(initial).__name__} there"
             hint = f"; it has `{foreign[0]}`" if foreign else ""
             raise ValueError(f"`initial_state` must contain `{name}` of the trained module, but {got}{hint}.")
+        if is_hollow(initial):
+            raise ValueError(f"`initial_state` must have values, and its `{name}` is on the meta device, without any.")
         if initial.shape != tensor.shape:
             raise ValueError(
                 f"`initial_state` must match the trained module: its `{name}` has shape {tuple(initial.shape)}, that "

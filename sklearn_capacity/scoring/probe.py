@@ -131,8 +131,8 @@ def _forward_passes(network: Network, samples: Tensor) -> tuple[tuple[int, ...],
     """The shape of one output, and the outputs for the samples, for the same again, and for all but the last."""
     try:
         shape, first = network.output_shape(samples), network.forward(samples)
-        if first.layout != torch.strided or first.is_complex():
-            raise NotDefinedError(f"The network must return dense real numbers, got {first.layout}, {first.dtype}.")
+        if first.layout != torch.strided or not first.is_floating_point():
+            raise NotDefinedError(f"The network must return dense floats, got {first.layout}, {first.dtype}.")
         return shape, first, network.forward(samples), network.forward(samples[: SAMPLES - 1])
     except (torch.OutOfMemoryError, MemoryError, NotDefinedError):
         raise

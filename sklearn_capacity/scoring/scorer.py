@@ -11,7 +11,7 @@ from sklearn.metrics import check_scoring, get_scorer
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
-from .._validation import NotDefinedError, check_option, warn
+from .._validation import NotDefinedError, check_boolean, check_option, warn
 from ..graph import UnsupportedLayerError
 from ..measures import Measure
 from ..process_state import keeps_modes
@@ -159,7 +159,7 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
         if is_group(self.measures):
             return requests, names
         signed = [r.label for r in requests if r.measure.signed]
-        if self.log and signed:
+        if check_boolean("log", self.log) and signed:
             raise ValueError(f"`log` must be False for measures that may be negative, got log=True with {signed}.")
         return requests, names
 

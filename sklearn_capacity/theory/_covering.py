@@ -13,6 +13,9 @@ __all__ = [
     "sparse_covering_number",
 ]
 
+#: counts beyond it are none of data; they would not fit into a float either
+LARGEST = 2**63 - 1
+
 
 def gaussian_mixture_covering_number(radius: float, n_components: int, rank: int) -> float:
     r"""Covering number of a Gaussian mixture with low-rank covariances, as stated in [JR].
@@ -45,7 +48,7 @@ def gaussian_mixture_covering_number(radius: float, n_components: int, rank: int
     >>> gaussian_mixture_covering_number(0.5, n_components=10, rank=2)
     250.0
     """
-    n_components = check_integer("n_components", n_components, 1)
+    n_components = check_integer("n_components", n_components, 1, LARGEST)
     return n_components * _unit_ball(radius, check_integer("rank", rank, 0))
 
 
@@ -158,7 +161,7 @@ def robustness_bound_from_covering(covering_number: float, m: int, delta: float 
     0.1203
     """
     covering_number = check_interval("covering_number", covering_number, 0)
-    m, n_classes = check_integer("m", m, 1), check_integer("n_classes", n_classes, 1)
+    m, n_classes = check_integer("m", m, 1, LARGEST), check_integer("n_classes", n_classes, 1, LARGEST)
     delta = check_interval("delta", delta, 0, 1, closed="neither")
     return math.sqrt((2 * n_classes * covering_number * math.log(2) + 2 * math.log(1 / delta)) / m)
 

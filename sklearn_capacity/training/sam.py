@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sklearn_capacity._validation import check_boolean, check_interval
+from sklearn_capacity._validation import as_list, check_boolean, check_interval
 
 __all__ = ["SAM"]
 
@@ -188,7 +188,7 @@ def _checked_base(
             "in the "
             "`optimizer_params` of an estimator."
         )
-    optimizer = base(params, lr=lr, **settings)
+    optimizer = base(as_list("params", params), lr=lr, **settings)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"`base` must return a torch.optim.Optimizer, got {optimizer!r}.")
     closure = inspect.signature(optimizer.step).parameters.get("closure")

@@ -37,6 +37,7 @@ class Case:
         self.choices: list[str] = []
         self.may_change: tuple[str, ...] = ()
         self.refusals = REFUSALS
+        self.shortest = 10  # characters of a refusal that says something
         self.messages: list[str] = []
         self.refused = 0
         self.answered = 0
@@ -70,7 +71,7 @@ class Case:
             self.refused += 1
             answer = None
             self.messages.append(str(error))
-            if len(str(error)) < 10:
+            if len(str(error)) < self.shortest:
                 raise Fault(f"{name}: {error!r} says nothing") from error
         except Exception as error:
             raise Fault(f"{name}: {type(error).__name__}: {str(error)[:300]}") from error

@@ -9,10 +9,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.utils import Bunch
 from torch import nn
 
 import sklearn_capacity as package
 from sklearn_capacity import architectures, datasets, displays, layers, model_selection, penalties, theory, training
+from sklearn_capacity.scoring.landscape import measure_landscape
 
 from .case import RANDOM_NUMBERS, REFUSALS, Case, Fault, check_finite, state_of
 from .data import CLASSES, FEATURES, HOSTILE_X, HOSTILE_Y, N, normal
@@ -84,22 +86,51 @@ def _map_arguments() -> Arguments:
     return {"X": normal(4, 2), "y": normal(4), "learning_rates": [0.1, 1.0], "values": [2, 3], **small}
 
 
-def _plot(display: type, given: Callable[[], Any]) -> tuple[Callable[..., Any], Callable[[], Arguments]]:
-    def drawn(data: Any, ax: Any, **options: Any) -> None:
-        display(data, **options).plot(ax)
-        plt.close("all")
+def _plot(
+    display: type, given: Callable[[], Any], options: Arguments | None = None, **plot: Any
+) -> tuple[Callable[..., Any], Callable[[], Arguments]]:
+    """Options of the display, and arguments of its `plot`."""
+    options = options or {}
 
-    return drawn, lambda: {"data": given(), "ax": None}
+    def drawn(data: Any, **arguments: Any) -> None:
+        try:
+            made = display(data, **{key: arguments.pop(key) for key in options})
+            made.plot(*([arguments.pop("ax")] if "ax" in arguments else []), **arguments)
+        finally:
+            plt.close("all")
+
+    return drawn, lambda: {"data": given(), "ax": None, **options, **plot}
 
 
-def _estimator_plot(display: Any, **more: Any) -> tuple[Callable[..., Any], Callable[[], Arguments]]:
-    def drawn(estimator: Any, **options: Any) -> None:
-        display.from_estimator(estimator, **options).plot()
-        plt.close("all")
+def _plot_from(make: Callable[..., Any], given: Callable[[], Arguments]) -> tuple[Callable[..., Any], Any]:
+    """A display made from models or data."""
 
-    return drawn, lambda: {"estimator": fitted("classifier"), **more}
+    def drawn(**arguments: Any) -> None:
+        try:
+            make(**arguments).plot()
+        finally:
+            plt.close("all")
+
+    return drawn, given
 
 
+def _models() -> dict[str, Any]:
+    return {"a": fitted("classifier"), "b": fitted("layer classifier")}
+
+
+def _triples() -> dict[str, Any]:
+    return {name: (model, XY["X"], XY["y"]) for name, model in _models().items()}
+
+
+def _compared() -> pd.DataFrame:
+    return package.compare_capacity(_models(), **XY, measures=["frobenius_norm", "margin"])
+
+
+def _finished_search() -> Any:
+    return Bunch(cv_results_=_search(), best_index_=0)
+
+
+LANDSCAPE: Arguments = {"resolution": 2, "measures": ["frobenius_norm"], "half_width": 1.0, "weights": None}
 XY: Arguments = {"X": normal(N, FEATURES), "y": np.arange(N) % CLASSES}
 
 #: name -> (function, its usual arguments, made anew)
@@ -159,18 +190,33 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[], Arguments]]] = {
     "capacity_table": (model_selection.capacity_table, lambda: {"cv_results": _search()}),
     "rank_measures": (model_selection.rank_measures, lambda: {"table": _table(), "gap": None, "by": None, "measures": None, "n_bootstrap": 5, "confidence": 0.9, "random_state": 0}),
     "BicriteriaDisplay": _plot(displays.BicriteriaDisplay, lambda: {"a": np.array([[0.1, 1.0], [0.2, 0.5]])}),
-    "FisherSpectrumDisplay": _plot(displays.FisherSpectrumDisplay, lambda: np.array([3.0, 1.0, 0.1])),
-    "MarginDisplay": _plot(displays.MarginDisplay, lambda: {"a": np.arange(5.0)}),
-    "WeightHistogramDisplay": _plot(displays.WeightHistogramDisplay, lambda: {"a": np.arange(5.0)}),
-    "CapacityGapDisplay": _plot(displays.CapacityGapDisplay, _table),
-    "CapacityPathDisplay": _plot(displays.CapacityPathDisplay, _table),
-    "LearningRateMapDisplay": _plot(displays.LearningRateMapDisplay, lambda: theory.LearningRateMap("width", np.array([2.0, 3.0]), np.array([0.1, 1.0]), np.ones((2, 2)), np.array([0.5, 0.5]), 0.9)),
-    "MarginDisplay.from_estimator": _estimator_plot(displays.MarginDisplay, **XY, name="a"),
-    "BicriteriaDisplay.from_estimator": _estimator_plot(displays.BicriteriaDisplay, **XY, alphas=[0.1], n_draws=2),
-    "WeightHistogramDisplay.from_estimator": _estimator_plot(displays.WeightHistogramDisplay, label="a", initial=True),
+    "CapacityComparisonDisplay": _plot(displays.CapacityComparisonDisplay, _compared),
+    "CapacityGapDisplay": _plot(displays.CapacityGapDisplay, _table, {"gap": None, "measures": None, "color": None}),
+    "CapacityPathDisplay": _plot(displays.CapacityPathDisplay, _table, {"strength": "jacobian_penalty", "score": "accuracy", "capacities": None}),
+    "FisherSpectrumDisplay": _plot(displays.FisherSpectrumDisplay, lambda: np.array([3.0, 1.0, 0.1]), {"mean_field": None}),
+    "HessianSpectrumDisplay": _plot(displays.HessianSpectrumDisplay, lambda: np.array([[-1.0, 0.5, 2.0]]), {"weights": np.array([[0.2, 0.5, 0.3]])}, width=None, label="a"),
+    "LearningRateMapDisplay": _plot(displays.LearningRateMapDisplay, lambda: theory.LearningRateMap("width", np.array([2.0, 3.0]), np.array([0.1, 1.0]), np.ones((2, 2)), np.array([0.5, 0.5]), 0.9), cmap="viridis"),
+    "MarginDisplay": _plot(displays.MarginDisplay, lambda: {"a": np.arange(5.0)}, {"percentile": 5.0}),
+    "NormGeometryDisplay": _plot(displays.NormGeometryDisplay, lambda: measure_landscape(fitted("classifier"), XY["X"], XY["y"], **LANDSCAPE), levels=4),
+    "WeightHistogramDisplay": _plot(displays.WeightHistogramDisplay, lambda: {"a": np.arange(5.0)}, bins=10, log=True),
+    "BicriteriaDisplay.from_estimator": _plot_from(displays.BicriteriaDisplay.from_estimator, lambda: {"estimator": fitted("classifier"), **XY, "alphas": [0.1], "n_draws": 2, "name": "a"}),
+    "BicriteriaDisplay.from_models": _plot_from(displays.BicriteriaDisplay.from_models, lambda: {"models": _triples(), "alphas": [0.1], "n_draws": 2}),
+    "CapacityComparisonDisplay.from_estimators": _plot_from(displays.CapacityComparisonDisplay.from_estimators, lambda: {"models": _models(), **XY, "measures": ["margin", "frobenius_norm"]}),
+    "CapacityGapDisplay.from_estimators": _plot_from(displays.CapacityGapDisplay.from_estimators, lambda: {"models": {**_models(), "c": fitted("jacobian classifier")}, **XY, "X_test": XY["X"], "y_test": XY["y"], "measures": ["margin"]}),
+    "CapacityGapDisplay.from_search": _plot_from(displays.CapacityGapDisplay.from_search, lambda: {"search": _finished_search(), "gap": None}),
+    "CapacityPathDisplay.from_search": _plot_from(displays.CapacityPathDisplay.from_search, lambda: {"search": _finished_search(), "strength": "jacobian_penalty"}),
+    "FisherSpectrumDisplay.from_model": _plot_from(displays.FisherSpectrumDisplay.from_model, lambda: {"model": fitted("classifier"), "X": XY["X"], "mean_field": None, "n_largest": 3}),
+    "HessianSpectrumDisplay.from_estimator": _plot_from(displays.HessianSpectrumDisplay.from_estimator, lambda: {"estimator": fitted("classifier"), **XY, "n_draws": 1, "n_steps": 3}),
+    "LearningRateMapDisplay.from_data": _plot_from(displays.LearningRateMapDisplay.from_data, _map_arguments),
+    "MarginDisplay.from_estimator": _plot_from(displays.MarginDisplay.from_estimator, lambda: {"estimator": fitted("classifier"), **XY, "name": "a"}),
+    "MarginDisplay.from_models": _plot_from(displays.MarginDisplay.from_models, lambda: {"models": _triples(), "percentile": 5.0}),
+    "NormGeometryDisplay.from_estimator": _plot_from(displays.NormGeometryDisplay.from_estimator, lambda: {"estimator": fitted("classifier"), **XY, **LANDSCAPE}),
+    "WeightHistogramDisplay.from_estimator": _plot_from(displays.WeightHistogramDisplay.from_estimator, lambda: {"estimator": fitted("classifier"), "label": "a", "initial": True}),
+    "WeightHistogramDisplay.from_estimators": _plot_from(displays.WeightHistogramDisplay.from_estimators, lambda: {"estimators": _models()}),
     "make_schedule": (training.make_schedule, lambda: {"schedule": "cosine", "max_epochs": 3}),
     "resolve_device": (training.resolve_device, lambda: {"device": "cpu"}),
     "resolve_optimizer": (training.resolve_optimizer, lambda: {"optimizer": "adam", "momentum": 0.9, "weight_decay": 0.1, "params": None, "device": torch.device("cpu")}),
+    "SAM": (training.SAM, lambda: {"params": list(mlp().parameters()), "lr": 0.1, "rho": 0.05, "adaptive": False, "base": torch.optim.SGD, "momentum": 0.9}),
     "KFAC": (training.KFAC, lambda: {"params": list(mlp().parameters()), "lr": 0.1, "momentum": 0.0, "damping": 0.1, "weight_decay": 0.0, "update_interval": 1, "fisher": "type-2", "max_kl": 0.1, "random_state": 0}),
     "PathSGD": (training.PathSGD, lambda: {"params": list(mlp().parameters()), "lr": 0.1, "update_interval": 1}),
     "SAM": (training.SAM, lambda: {"params": list(mlp().parameters()), "lr": 0.1, "rho": 0.1, "adaptive": True, "base": torch.optim.SGD}),
@@ -194,10 +240,24 @@ INFINITE = {
     "sparse_covering_number",
     "robustness_bound_from_covering",
     "learning_rate_map",
+    "resolve_optimizer",
 }
 #: integers beyond which a call would only take long, and where any would be obeyed
 LARGEST = 200
-LOOPS = {"n_hidden_layers", "depth", "n_steps", "n_trials", "n_bootstrap", "n_blocks", "widen", "n_nodes"}
+LOOPS = {
+    "resolution",
+    "n_draws",
+    "levels",
+    "bins",
+    "n_hidden_layers",
+    "depth",
+    "n_steps",
+    "n_trials",
+    "n_bootstrap",
+    "n_blocks",
+    "widen",
+    "n_nodes",
+}
 
 
 def _is_slow(value: Any) -> bool:
@@ -254,7 +314,7 @@ def run_case(case: Case) -> None:
     if name in FILES:
         case.refusals = (*REFUSALS, OSError)
     answer = case.call(name, function, **arguments)
-    changes = name in ("he_initialize", "initialize_mean_field", "set_nu", "GeneralizationWrap")
+    changes = name in ("forward_pass", "he_initialize", "initialize_mean_field", "set_nu", "GeneralizationWrap")
     for key, value in arguments.items():
         # a lazy module becomes another by its first call
         if not changes and before[key] is not None and state_of(value) != before[key]:

@@ -8,13 +8,14 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 
-from . import estimators, functions, measures
+from . import estimators, extensions, functions, measures
 from .case import Case, Fault
 
 KINDS: dict[str, Callable[[Case], None]] = {
     "estimators": estimators.run_case,
     "measures": measures.run_case,
     "functions": functions.run_case,
+    "extensions": extensions.run_case,
 }
 
 

@@ -26,7 +26,7 @@ from sklearn_capacity.measures import MEASURES
 
 from .case import Case, Fault, check_finite, state_of
 from .data import CLASSES, FEATURES, N, normal, pick_weights, pick_X, pick_y
-from .modules import MODULES
+from .modules import MODULES, mlp
 from .values import anything
 
 X, Y = normal(N, FEATURES), np.arange(N) % CLASSES
@@ -124,12 +124,14 @@ OPTIONS: dict[str, Callable[[], list[Any]]] = {
     "log": lambda: [False, True, "yes", 1, None],
     "max_samples": lambda: [None, 1, 5, 0, -1, 2.5, "many", 2**70, np.int64(3), True],
     "batch_size": lambda: [None, 1, 7, 0, 2.5, "x", 2**70, True],
+    "classes": lambda: [None, [0, 1, 2], [0, 1], "abc", ["a", "a", "b"], np.arange(3.0), [[0]], 3],
+    "initial_state": lambda: [None, mlp(), mlp().state_dict(), nn.Linear(2, 2), {}, 3, "text"],
     "random_state": lambda: [0, 1, -1, None, "seed", 2**70, np.int64(3), 1.5, np.random.RandomState(0)],
     "device": lambda: [None, "cpu", "cpu:7", "nowhere", 3, "cuda:99", "mps", "meta", torch.device("cpu"), ""],
 }
 
 
-def _options(case: Case, *names: str) -> dict[str, Any]:
+def random_options(case: Case, *names: str) -> dict[str, Any]:
     chosen = [name for name in names if case.happens(0.2)]
     return {name: case.pick(anything() if case.happens(0.2) else OPTIONS[name](), name) for name in chosen}
 
@@ -159,7 +161,9 @@ def run_case(case: Case) -> None:
 def _measure(case: Case, model: Any) -> None:
     X, y = pick_X(case), pick_y(case)
     measures = _measures(case)
-    values = case.call("measure_capacity", package.measure_capacity, model, X, y, measures, **_options(case, *ALL))
+    values = case.call(
+        "measure_capacity", package.measure_capacity, model, X, y, measures, **random_options(case, *ALL)
+    )
     check_finite("measure_capacity", values, infinite=True)
 
 
@@ -170,7 +174,7 @@ def _without_y(case: Case, model: Any) -> None:
 
 
 def _report(case: Case, model: Any) -> None:
-    options = _options(case, *ALL)
+    options = random_options(case, *ALL)
     if case.happens(0.5):
         options |= {"per_layer": case.pick([True, "x"]), "per_class": case.pick([True, False, None])}
     case.call("capacity_report", package.capacity_report, model, pick_X(case), pick_y(case), _measures(case), **options)
@@ -181,7 +185,7 @@ def _card(case: Case, model: Any) -> None:
 
 
 def _score(case: Case, model: Any) -> None:
-    options = _options(case, *ALL)
+    options = random_options(case, *ALL)
     if case.happens(0.3):
         options |= {"refit_measure": case.pick([None, "margin", 3]), "on_error": case.pick(["raise", "nan", "x", None])}
     scorer = package.CapacityScorer(_measures(case), **options)
@@ -203,7 +207,7 @@ def _transform(case: Case, model: Any) -> None:
 
 
 def _spectrum(case: Case, model: Any) -> None:
-    options = _options(case, "loss", "batch_size", "device", "random_state")
+    options = random_options(case, "loss", "batch_size", "device", "random_state")
     if case.happens(0.3):
         options["n_largest"] = case.pick([None, 1, 3, 0, 2.5, "x", 10**6])
     check_finite(
@@ -231,7 +235,7 @@ def _curve(case: Case, model: Any) -> None:
     )
     options = {
         "n_draws": case.pick([2, 5, 2, 0, 1.5, "x"]),
-        **_options(case, "loss", "max_samples", "batch_size", "device", "random_state"),
+        **random_options(case, "loss", "max_samples", "batch_size", "device", "random_state"),
     }
     answer = case.call(
         "bicriteria_curve", package.bicriteria_curve, model, pick_X(case), pick_y(case), alphas, **options
@@ -241,7 +245,7 @@ def _curve(case: Case, model: Any) -> None:
 
 def _conditions(case: Case, model: Any) -> None:
     deltas = case.pick([[0.1], [0.1], [], 0.1, [-1], ["x"], [float("nan")], None, [0.0], [2.0], [1e300]])
-    options = _options(case, "max_samples", "batch_size", "device")
+    options = random_options(case, "max_samples", "batch_size", "device")
     case.call("interaction_conditions", package.interaction_conditions, model, pick_X(case), deltas=deltas, **options)
 
 

@@ -112,23 +112,27 @@ def optimizers() -> list[Any]:
 
 def optimizer_params() -> list[Any]:
     """What users put into `optimizer_params`."""
+    o = torch.optim
     return [
         None, {}, {"fused": True, "foreach": True}, {"foreach": True}, {"fused": False}, {"fused": None, "foreach": None}, {"differentiable": True},
         {"capturable": True}, {"fused": "yes"}, {"betas": (0.9, 0.99)}, {"betas": (2, 3)}, {"betas": 3}, {"betas": "text"}, {"eps": -1}, {"eps": "x"}, {"amsgrad": True},
         {"nothing": 3}, {"lr": 0.1}, {"lr": torch.tensor(0.1)}, {"lr": "x"}, {"params": []}, {"momentum": "x"}, {"momentum": -1}, {"nesterov": True}, {"nesterov": True, "momentum": 0},
         {"dampening": 0.5}, {"maximize": True}, {"weight_decay": "x"}, {"weight_decay": float("nan")}, {"param_groups": []}, {"param_groups": [("*", {})]}, {"param_groups": 3}, {"line_search_fn": "strong_wolfe"},
-        {"line_search_fn": "x"}, {"max_iter": 2}, {"max_iter": 0}, {"history_size": -1}, {"damping": 0}, {"damping": "x"}, {"update_interval": 0}, {"fisher": "x"}, {"random_state": "x"}, {1: 2}, 3, "text", [("lr", 0.1)],
+        {"line_search_fn": "x"}, {"max_iter": 2}, {"max_iter": 0}, {"history_size": -1}, {"damping": 0}, {"damping": "x"}, {"rho": 0.1}, {"rho": -1}, {"adaptive": True}, {"base": o.Adam}, {"base": "x"}, {"update_interval": 0}, {"fisher": "x"}, {"random_state": "x"}, {1: 2}, 3, "text", [("lr", 0.1)],
         {"params": 3, "lr": 1}, {"rho": 0.5, "base": "adam"}, {"rho": "x"}, {"adaptive": True}, {"base": "lbfgs"}, {"base": 3},
     ]  # fmt: skip
 
 
-def _penalties() -> list[Any]:
+def own_penalties() -> list[Any]:
+    """What users put into `penalty`."""
     return [
         None, frobenius_penalty, JacobianPenalty("spectral"), JacobianPenalty("projection"), lambda module, X: module(X).pow(2).mean(), lambda module, X: None, lambda module, X: 3.0,
         lambda module, X: "text", lambda module, X: module(X), lambda module, X: module(X).sum() * float("nan"), lambda module, X: module(X).mean().detach(),
         lambda module: 0, lambda *args: torch.tensor(1.0), lambda module, X: torch.tensor(1j), lambda module, X: module(X).sum().long(), lambda module, X: (module(X).sum(), 1), nn.Linear(1, 1), nn.Linear,
         lambda module, X: sum(p.abs().sum() for p in module.parameters()), lambda module, X: X.sum(), lambda module, X: module(X).sum().double(), "spectral_norm", "gradient_norm", "fisher_rao", "weights",
         lambda module, X, y: torch.nn.functional.cross_entropy(module(X), y), lambda module, X, y, criterion: criterion(module(X), y),
+        lambda module, X, shared: shared.logits.square().mean(), lambda module, X, sample_weight=None, shared=None: frobenius_penalty(module, X, sample_weight=sample_weight, shared=shared), lambda module, X: X.zero_().sum() * module(X).sum(),
+        lambda module, X: module.eval()(X).square().sum(), lambda module, X: next(module.parameters()).square().sum().sqrt(), lambda module, X: 1 / (next(module.parameters()).sum() * 0), lambda module, X: {}["lost"], lambda module, X: print,
     ]  # fmt: skip
 
 
@@ -171,7 +175,7 @@ def parameters() -> dict[str, list[Any]]:
         "input_shape": [None, (4,), (1, 2, 2), [2, 2], (5,), (0,), 4, (-1, -4), (2.0, 2.0), "4", (), np.array([1, 2, 2]), torch.Size([4]), (10**30, 4), (True, 4), (4, 1, 1, 1, 1, 1, 1, 1, 1, 1)],
         "loss": ["auto", "cross_entropy", "squared", "absolute", "hinge", None, nn.MSELoss, nn.MSELoss()],
         "optimizer": optimizers(), "optimizer_params": optimizer_params(), "learning_rate": SCALE, "learning_rate_schedule": _schedules(),
-        "momentum": UNIT, "weight_decay": SCALE, "penalty": _penalties(), "penalty_strength": SCALE,
+        "momentum": UNIT, "weight_decay": SCALE, "penalty": own_penalties(), "penalty_strength": SCALE,
         "max_epochs": SIZE_LIKE, "batch_size": [*SIZE_LIKE, 100, 2**62, "auto"],
         "stop_below": [*SCALE], "early_stopping": FLAG, "validation_fraction": UNIT, "n_iter_no_change": [*SIZE_LIKE, 10**30], "tol": SCALE,
         "class_weight": [None, "balanced", {0: 1.0}, {0: 0.0, 1: 0.0, 2: 0.0}, {0: -1}, "equal", {9: 1.0}, {"a": 2.0}, {0: "x"}, {0: float("nan")}, {0: 1e300, 1: 1e-300}, [1.0, 2.0, 3.0], 3, {0: np.float32(2)}, {None: 1.0}, {}],

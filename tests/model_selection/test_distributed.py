@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import os
 import pickle
 import signal
@@ -91,6 +92,12 @@ def client():
 def test_backend_needs_a_client():
     with pytest.raises(ValueError, match="`client` must be a Dask client if there is no current one"):
         model_selection.dask_backend()
+
+
+@pytest.mark.parametrize("verbose", ["x", decimal.Decimal("0.5"), -1])
+def test_a_verbosity_that_joblib_cannot_print_is_refused(client, verbose):
+    with pytest.raises((TypeError, ValueError), match="`verbose` must"):
+        model_selection.dask_backend(client, verbose=verbose)
 
 
 def test_scores_equal_the_serial_ones_and_data_travel_once(client, serial, monkeypatch):

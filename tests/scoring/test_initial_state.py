@@ -88,6 +88,7 @@ def test_an_initial_state_that_is_given_comes_before_the_one_kept():
         (lambda state: {**state, "4.weight": torch.ones(2)}, ValueError, "must not contain `4.weight`"),
         (lambda state: {**state, "0.bias": [0.0] * 6}, ValueError, "`0.bias` of .*, but has a list there"),
         (lambda state: nn.Linear(4, 3), ValueError, "must contain `0.weight` of the trained module"),
+        (lambda state: {k: v.to("meta") for k, v in state.items()}, ValueError, "`0.weight` is on the meta device"),
     ],
 )  # fmt: skip
 def test_the_state_of_another_module_is_refused_by_name(change, error, message):

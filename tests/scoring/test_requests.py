@@ -154,6 +154,8 @@ def test_functions_that_need_what_is_not_there(module):
         (np.ones(3), TypeError, r"'own' must return one real number or a `Measured`, got ndarray of shape \(3,\)"),
         (torch.ones(1), TypeError, r"got Tensor of shape \(1,\) and torch.float32"),
         (1j, TypeError, "got 1j of type complex"),
+        (torch.ones((), device="meta"), TypeError, r"got Tensor of shape \(\) and torch.float32"),
+        (10**400, ValueError, "'own' must return a number that a float can hold"),
         (torch.tensor(1j), TypeError, r"got Tensor of shape \(\) and torch.complex64"),
         (None, TypeError, "got None of type NoneType"),
         (True, TypeError, "got True of type bool"),

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
-from sklearn_capacity import CapacityCallback, NetworkClassifier, architectures, displays, layers, model_card
+from sklearn_capacity import (
+    CapacityCallback,
+    CapacityScorer,
+    Measure,
+    NetworkClassifier,
+    architectures,
+    capacity_report,
+    compare_capacity,
+    displays,
+    layers,
+    measure_capacity,
+    model_card,
+)
 from sklearn_capacity import model_selection as selection
+from sklearn_capacity.theory import gaussian_mixture_covering_number as covering
 from sklearn_capacity.theory import initialize_mean_field
+from sklearn_capacity.training import KFAC, SAM, PathSGD
 
+MODULE = nn.Linear(1, 2)
 X, y = [[0.0], [1.0], [2.0], [3.0]], [0, 1, 0, 1]
 
 
@@ -23,6 +40,19 @@ def watch(**params):
         (layers.he_initialize, ["net"], "`module` must be an nn.Module, got str"),
         (layers.random_flip, [X, None], "`X` must be a tensor of images, got list"),
         (initialize_mean_field, [3, 1.0, 0.1], "`module` must be an nn.Module"),
+        (lambda: architectures.MLP(2, 2, bias="no"), [], "`bias` must be True or False"),
+        (lambda: architectures.ResidualMLP((2,), 2, batch_norm=1), [], "`batch_norm` must be True or False"),
+        (lambda: Measure("a", len, needs=3), [], "`needs` must be a sequence, got 3"),
+        (lambda: measure_capacity(MODULE, measures="frobenius_norm", log=1), [], "`log` must be True or False, got 1"),
+        (lambda: capacity_report(MODULE, measures="frobenius_norm", log="no"), [], "`log` must be True or False"),
+        (lambda: compare_capacity([MODULE], measures="frobenius_norm", log=None), [], "`log` must be True or False"),
+        (lambda: CapacityScorer("frobenius_norm", log=torch.ones(2))(MODULE, X), [], "`log` must be True or False"),
+        *((optimizer, [3], "`params` must be a sequence") for optimizer in (KFAC, PathSGD, SAM)),
+        (lambda: covering(0.1, 10**400, 2), [], "`n_components` must be at most"),
+        (lambda: layers.insert_generalization_layer(MODULE, input_shape=(5,)), [],
+         r"`module` must take samples of `input_shape` \(5,\), and failed on zeros: RuntimeError"),
+        (lambda: measure_capacity(nn.Sequential(MODULE, nn.Flatten(0)), X), [],
+         r"its forward pass must return one row of outputs for each sample, got shape \(6,\)"),
         (architectures.MLP, [None, 2], "`n_features` must be an integer"),
         (architectures.MLP, [2, 0], "`n_outputs` must be at least 1"),
         (architectures.MLP, [0, 2], "`n_features` must be at least 1"),

@@ -1,0 +1,51 @@
+"""What displays refuse to be made from, and to be drawn on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from torch import nn
+
+from sklearn_capacity import compare_capacity
+from sklearn_capacity.displays import (
+    BicriteriaDisplay,
+    CapacityComparisonDisplay,
+    CapacityGapDisplay,
+    CapacityPathDisplay,
+    HessianSpectrumDisplay,
+    MarginDisplay,
+    WeightHistogramDisplay,
+)
+
+TABLE = compare_capacity([nn.Linear(2, 2)], measures=["frobenius_norm"])
+
+
+@pytest.mark.parametrize("display", [CapacityGapDisplay, CapacityPathDisplay])
+@pytest.mark.parametrize("search", [3, None, pd.DataFrame(), [1], np])
+def test_a_search_must_have_been_fitted(display, search):
+    with pytest.raises(TypeError, match="`search` must be a fitted search such as GridSearchCV, got"):
+        display.from_search(search)
+
+
+@pytest.mark.parametrize("display", [BicriteriaDisplay, MarginDisplay])
+@pytest.mark.parametrize("models", [3, [nn.Linear(2, 2)], {"a": nn.Linear(2, 2)}, {"a": (nn.Linear(2, 2), np.eye(2))}])
+def test_models_must_come_with_their_data(display, models):
+    with pytest.raises(TypeError, match=r"`models` must be a dict of name to \(model, X, y\), got"):
+        display.from_models(models)
+
+
+@pytest.mark.parametrize("ax", [3, "text", {1}, np.ones(2)])
+@pytest.mark.parametrize(
+    "display", [CapacityComparisonDisplay(TABLE), HessianSpectrumDisplay([[1.0, 2.0]], [[0.5, 0.5]])]
+)
+def test_axes_must_be_matplotlibs(display, ax):
+    with pytest.raises(TypeError, match="`ax` must be matplotlib's Axes, or None"):
+        display.plot(ax)
+
+
+def test_flags_must_be_true_or_false():
+    with pytest.raises(TypeError, match="`log` must be True or False"):
+        WeightHistogramDisplay({"a": np.arange(3.0)}).plot(log="yes")
+    with pytest.raises(TypeError, match="`initial` must be True or False"):
+        WeightHistogramDisplay.from_estimator(nn.Linear(2, 2), initial=1)
