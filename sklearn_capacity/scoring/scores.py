@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numbers
 import sys
+from collections.abc import Mapping
+from types import FrameType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -15,6 +17,8 @@ _WANT_ONE_NUMBER = {
     "sklearn.model_selection._validation": ("learning_curve", "validation_curve", "_incremental_fit_estimator"),
     "sklearn.model_selection._search_successive_halving": ("_run_search",),
 }
+#: Those that hand several scores to a search of their own, which then asks for a `refit` that their users cannot give.
+_SEARCH_INSIDE = {"sklearn.linear_model._ridge": ("fit",)}
 
 
 class Scores(dict[str, float]):
@@ -38,6 +42,12 @@ class Scores(dict[str, float]):
     One number is required here, but the scorer returns 2 scores. Set `refit_measure` to one of 'accuracy', 'margin'.
     """
 
+    def checked(self) -> Scores:
+        """Return these scores, or raise if they are for a search inside an estimator of scikit-learn."""
+        if len(self) > 1 and _is_called_by(_SEARCH_INSIDE):
+            raise self._several()
+        return self
+
     def item(self) -> NoReturn:
         """Raise, since there is more than one number."""
         raise self._several()
@@ -55,14 +65,21 @@ class Scores(dict[str, float]):
     __lt__ = __le__ = __gt__ = __ge__ = _refuse
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        frame = sys._getframe(1)
-        while frame is not None:
-            if frame.f_code.co_name in _WANT_ONE_NUMBER.get(frame.f_globals.get("__name__", ""), ()):
-                raise self._several()
-            frame = frame.f_back  # type: ignore[assignment]
+        if _is_called_by(_WANT_ONE_NUMBER):
+            raise self._several()
         array = np.empty((), dtype=object)
         array[()] = self
         return array
+
+
+def _is_called_by(places: Mapping[str, tuple[str, ...]]) -> bool:
+    """Whether one of these functions, by module, is in the call stack."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name in places.get(frame.f_globals.get("__name__", ""), ()):
+            return True
+        frame = frame.f_back
+    return False
 
 
 # scikit-learn collects results that are numbers in an array and leaves all others in a list. Only for a number does it

@@ -10,7 +10,7 @@ from unittest import mock
 import joblib
 import numpy as np
 import torch
-from dask.distributed import Client
+from dask.distributed import Client, LocalCluster
 from sklearn.utils import Bunch
 from skorch import NeuralNetClassifier
 from skorch.dataset import ValidSplit
@@ -372,7 +372,10 @@ def _fetch(case: Case) -> None:
 
 @functools.cache
 def _client() -> Client:
-    return Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None, set_as_default=False)
+    here = LocalCluster(
+        processes=False, n_workers=1, threads_per_worker=1, host="127.0.0.1", protocol="tcp", dashboard_address=None
+    )
+    return Client(here, set_as_default=False)
 
 
 def _cluster(case: Case) -> None:

@@ -219,7 +219,6 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[], Arguments]]] = {
     "SAM": (training.SAM, lambda: {"params": list(mlp().parameters()), "lr": 0.1, "rho": 0.05, "adaptive": False, "base": torch.optim.SGD, "momentum": 0.9}),
     "KFAC": (training.KFAC, lambda: {"params": list(mlp().parameters()), "lr": 0.1, "momentum": 0.0, "damping": 0.1, "weight_decay": 0.0, "update_interval": 1, "fisher": "type-2", "max_kl": 0.1, "random_state": 0}),
     "PathSGD": (training.PathSGD, lambda: {"params": list(mlp().parameters()), "lr": 0.1, "update_interval": 1}),
-    "SAM": (training.SAM, lambda: {"params": list(mlp().parameters()), "lr": 0.1, "rho": 0.1, "adaptive": True, "base": torch.optim.SGD}),
     "list_measures": (package.list_measures, dict),
     "save": (package.save, lambda: {"estimator": fitted("classifier"), "path": "model.safetensors"}),
     "load": (package.load, lambda: {"path": "model.safetensors"}),
