@@ -84,7 +84,7 @@ def test_a_later_interrupt_is_warned_of_and_keeps_what_was_learnt(moment, epoch,
     # an epoch that no step was taken in is not counted
     where = {"batch_end": "in", "epoch_end": "after"}.get(moment, "after")
     n_epochs = epoch - (moment in MOMENTS[:3])
-    assert f"interrupted {where} epoch {n_epochs}, and the estimator keeps" in text
+    assert f"interrupted {where} epoch {n_epochs}. The estimator keeps" in text
     assert model.n_iter_ == len(model.history_) == n_epochs
     assert [row["epoch"] for row in model.history_] == list(range(1, n_epochs + 1))
     assert pickle.loads(pickle.dumps(model)).predict(X).shape == (30,)
@@ -163,7 +163,7 @@ def test_a_search_goes_on_if_something_was_trained_and_ends_if_not():
     search = GridSearchCV(make_pipeline(StandardScaler(), network()), {"networkclassifier__dropout": [0.0, 0.1]}, cv=2)
     armed.append(("batch_end", 2))
     texts = messages(lambda: search.fit(X, y))
-    assert len(texts) == 1 and "in epoch 2, and the estimator keeps" in texts[0]
+    assert len(texts) == 1 and "in epoch 2. The estimator keeps" in texts[0]
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
     armed.append(("batch_begin", 1))
     with pytest.raises(KeyboardInterrupt, match="before its first step"):
