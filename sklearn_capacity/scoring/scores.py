@@ -17,8 +17,6 @@ _WANT_ONE_NUMBER = {
     "sklearn.model_selection._validation": ("learning_curve", "validation_curve", "_incremental_fit_estimator"),
     "sklearn.model_selection._search_successive_halving": ("_run_search",),
 }
-#: Those that hand several scores to a search of their own, which then asks for a `refit` that their users cannot give.
-_SEARCH_INSIDE = {"sklearn.linear_model._ridge": ("fit",)}
 
 
 class Scores(dict[str, float]):
@@ -41,12 +39,6 @@ class Scores(dict[str, float]):
     ...     print(error)
     One number is required here, but the scorer returns 2 scores. Set `refit_measure` to one of 'accuracy', 'margin'.
     """
-
-    def checked(self) -> Scores:
-        """Return these scores, or raise if they are for a search inside an estimator of scikit-learn."""
-        if len(self) > 1 and _is_called_by(_SEARCH_INSIDE):
-            raise self._several()
-        return self
 
     def item(self) -> NoReturn:
         """Raise, since there is more than one number."""

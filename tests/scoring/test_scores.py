@@ -11,7 +11,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.feature_selection import RFECV, SequentialFeatureSelector
 from sklearn.inspection import permutation_importance
-from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, RidgeClassifierCV, RidgeCV
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
 from sklearn.model_selection import (
     GridSearchCV,
     HalvingGridSearchCV,
@@ -96,15 +96,6 @@ ONLY_HERE = {
 def test_callers_of_one_number_name_the_cure(name, n_jobs, iris):
     with pytest.raises(TypeError, match=SENTENCE):
         WANT_ONE[name](scorer(), *shuffled(iris), n_jobs)
-
-
-@pytest.mark.parametrize("cv", [None, 2])
-def test_searches_inside_of_estimators_name_the_cure(cv, iris):
-    X, y = shuffled(iris)
-    several = CapacityScorer({"a": "frobenius_norm", "b": "parameter_count"})
-    for estimator in RidgeCV, RidgeClassifierCV:
-        with pytest.raises(TypeError, match="Set `refit_measure` to one of 'neg_a', 'neg_b'"):
-            estimator(scoring=several, cv=cv).fit(X, np.unique(y, return_inverse=True)[1])
 
 
 @pytest.mark.parametrize("name", ["halving", "learning curve", "validation curve", "cross_val_score", "sequential"])
