@@ -98,7 +98,13 @@ class CapacityPathDisplay:
         """
         import matplotlib.pyplot as plt
 
-        table = self.table.sort_values(self._column(self.strength))
+        strengths = self.table[self._column(self.strength)]
+        if not pd.api.types.is_numeric_dtype(strengths):
+            raise ValueError(
+                f"`strength` must be a column of numbers, and {self.strength!r} contains {strengths.iloc[0]!r}. Name a "
+                "hyper-parameter with numerical values."
+            )
+        table = self.table.sort_values(self.strength)
         capacities = self._capacities()
         if axes is None:
             n = 1 + len(capacities)

@@ -112,8 +112,14 @@ def resolve(model: Any) -> Subject:
 
 def _inside(model: Any) -> str:
     """A sentence on where a model that is not a network may contain one."""
-    if hasattr(model, "estimators_") or hasattr(model, "calibrated_classifiers_"):
-        return " It contains several models: measure each of them separately."
+    if hasattr(model, "calibrated_classifiers_"):
+        return " Measure the `estimator` of each of its `calibrated_classifiers_`."
+    if hasattr(model, "estimators_"):
+        try:
+            resolve(np.ravel(np.array(model.estimators_, dtype=object))[0])
+        except (TypeError, ValueError, IndexError):
+            return " The models in it are no networks either."
+        return " It contains several models: measure each of them by `compare_capacity(list(model.estimators_), X, y)`."
     return " Measure its `estimator_`." * hasattr(model, "estimator_")
 
 

@@ -74,3 +74,11 @@ def test_a_search_brings_its_choice():
     (best,) = search.best_params_.values()
     assert CapacityPathDisplay.from_search(search).chosen == best
     assert CapacityPathDisplay.from_search(search, chosen=0.1).chosen == 0.1
+
+
+def test_a_strength_without_numbers_is_refused():
+    table = pd.DataFrame({"hidden_layer_sizes": [(5,), (5, 5)], "test_accuracy": [0.5, 0.6], "margin": [1.0, 2.0]})
+    with pytest.raises(
+        ValueError, match=r"`strength` must be a column of numbers, and 'hidden_layer_sizes' contains \(5,\)"
+    ):
+        CapacityPathDisplay(table, strength="hidden_layer_sizes").plot()

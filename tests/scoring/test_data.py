@@ -60,7 +60,12 @@ def test_bad_data_and_options(model, iris):
         ((NetworkClassifier(), X, y), {}, NotFittedError, "not fitted yet"),
         ((NetworkClassifier, X, y), {}, TypeError, "got the class"),
         ((object(), X, y), {}, TypeError, "must contain a network"),
-        ((VotingClassifier([("a", GaussianNB())]).fit(X, y), X, y), {}, TypeError, "several models: measure each"),
+        (
+            (VotingClassifier([("a", GaussianNB())]).fit(X, y), X, y),
+            {},
+            TypeError,
+            "The models in it are no networks either",
+        ),
         ((selected.fit(X, y == "setosa"), X, y), {}, TypeError, "got RFE. Measure its `estimator_`."),
         ((model, {"X": X}, y), {}, TypeError, "got a dict: networks with several inputs"),
         ((model, DataLoader(pairs)), {}, TypeError, r"got a DataLoader. Collect its batches: `X, y = map\(torch.cat"),

@@ -10,6 +10,7 @@ import torch
 from sklearn import linear_model, svm
 from sklearn.base import is_classifier
 from sklearn.compose import TransformedTargetRegressor
+from sklearn.ensemble import BaggingClassifier, RandomForestClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from sklearn.neural_network import MLPClassifier, MLPRegressor
@@ -17,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from skorch import NeuralNetBinaryClassifier, NeuralNetClassifier, NeuralNetRegressor
 from torch import nn
 
-from sklearn_capacity import NetworkRegressor, NotDefinedError, measure_capacity
+from sklearn_capacity import NetworkClassifier, NetworkRegressor, NotDefinedError, measure_capacity
 from sklearn_capacity.measures import MEASURES
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -180,3 +181,15 @@ def test_refused_models_are_named(iris):
         multilabel.fit(X, Y)
     with pytest.raises(NotDefinedError, match="multilabel"):
         measure_capacity(multilabel, X, Y, "margin")
+
+
+def test_ensembles_are_told_what_can_be_measured(iris):
+    X, y = iris
+    bagged = BaggingClassifier(NetworkClassifier((4,), max_epochs=1, random_state=0), 2, random_state=0).fit(X, y)
+    with pytest.raises(
+        TypeError, match=r"measure each of them by `compare_capacity\(list\(model.estimators_\), X, y\)`"
+    ):
+        measure_capacity(bagged, X, y)
+    assert measure_capacity(bagged.estimators_[0], X, bagged.estimators_[0].classes_[[0] * len(X)], "margin")
+    with pytest.raises(TypeError, match="The models in it are no networks either"):
+        measure_capacity(RandomForestClassifier(2).fit(X, y), X, y)
