@@ -68,7 +68,7 @@ def parameter_groups(graph: NetworkGraph, *, without_rule: bool = False) -> tupl
     ----------
     graph : NetworkGraph
     without_rule : bool, default=False
-        Whether to include the parameters of operators without a rule (layer norm).
+        Whether to include the parameters of operators without a rule.
 
     Uses are tied if they read one parameter, possibly through views of it (a transpose, slices), or if tensors computed
     from the same parameters (a normalised weight) are equal.

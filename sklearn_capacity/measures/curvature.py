@@ -119,7 +119,7 @@ def spectral_product_bound(network: Network, batch: Batch, *, reduction: str = "
     Raises
     ------
     UnsupportedLayerError
-        For an operator without a finite or known Lipschitz constant, such as layer norm or attention.
+        For an operator without a finite or known Lipschitz constant, such as attention on unbounded signals.
 
     Notes
     -----
