@@ -378,10 +378,13 @@ def test_rademacher_bound_holds_for_linear_functions():
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2, bias=False)), "layer `0`: it has a bias"),
-        (nn.Sequential(nn.Linear(4, 3, bias=False), nn.Tanh()), "layer `1`: it is not positively homogeneous"),
-        (nn.Sequential(nn.Linear(4, 3, bias=False), nn.LeakyReLU(2.0)), "layer `1`: its slope exceeds 1"),
-        (nn.Sequential(nn.Linear(4, 4, bias=False), nn.Unflatten(1, (1, 4)), nn.MaxPool1d(2)), "layer `2`: pooling is"),
+        (nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2, bias=False)), "layer `0 .Linear.`: it has a bias"),
+        (nn.Sequential(nn.Linear(4, 3, bias=False), nn.Tanh()), "layer `1 .Tanh.`: it is not positively homogeneous"),
+        (nn.Sequential(nn.Linear(4, 3, bias=False), nn.LeakyReLU(2.0)), "layer `1 .LeakyReLU.`: its slope exceeds 1"),
+        (
+            nn.Sequential(nn.Linear(4, 4, bias=False), nn.Unflatten(1, (1, 4)), nn.MaxPool1d(2)),
+            "layer `2 .MaxPool1d.`: pooling is",
+        ),
     ],
 )
 def test_rademacher_bound_is_for_chains(module, message):
