@@ -17,7 +17,7 @@ __all__ = ["LOSSES", "FisherMatrix", "cotangents", "factor_product", "transposed
 
 #: Rows of a tile: smaller products are slow, larger tiles do not fit into the cache.
 TILE_ROWS = 1024
-#: Bytes of the gradients of one chunk of samples, and of all chunks in memory at once.
+#: Bytes of the gradients of one chunk of samples, and of all chunks in memory at once, if memory allows.
 CHUNK_BYTES = 2**28
 HELD_BYTES = 2**30
 LOSSES = ("squared", "cross_entropy")
@@ -63,6 +63,8 @@ class FisherMatrix:
     loss : "squared" or "cross_entropy"
     samples : int
         Number of samples in a forward pass.
+    memory : float, default=inf
+        Number of bytes that may be used.
     progress : callable, default=iter
         Wraps the iterable of the outermost loop.
     """
@@ -75,6 +77,7 @@ class FisherMatrix:
         loss: str,
         *,
         samples: int,
+        memory: float = math.inf,
         progress: Callable[[Iterable], Iterable] = iter,
     ):
         self.jacobian = jacobian
@@ -83,13 +86,15 @@ class FisherMatrix:
         self.loss = loss
         self.progress = progress
         self.samples = samples
-        self.chunk = max(1, min(samples, len(X), CHUNK_BYTES // self._bytes_at_work(n_outputs)))
-        #: Number of classes at once: all, unless the gradients of a single sample are too large.
+        #: Bytes of the gradients of one chunk of samples, and of all chunks held at once.
+        self.chunk_bytes, self.held_bytes = int(min(CHUNK_BYTES, memory / 4)), int(min(HELD_BYTES, memory / 2))
+        self.chunk = max(1, min(samples, len(X), self.chunk_bytes // self._bytes_at_work(n_outputs)))
+        #: Classes at once: all of them, unless the gradients of a single sample are too large.
         self.classes = n_outputs
-        if self._bytes_at_work(n_outputs) > CHUNK_BYTES:
+        if self._bytes_at_work(n_outputs) > self.chunk_bytes:
             shared = self._bytes_at_work(0)
             per_class = max(1, self._bytes_at_work(1) - shared)
-            self.classes = min(n_outputs, max(1, (CHUNK_BYTES - shared) // per_class))
+            self.classes = min(n_outputs, max(1, (self.chunk_bytes - shared) // per_class))
         self._points: list[Point] | None = None
 
     @property
@@ -149,6 +154,16 @@ class FisherMatrix:
         chunks = _ranges(0, len(self.X), self.chunk)
         return [(classes, chunk) for chunk in chunks for classes in _ranges(0, self.n_outputs, self.classes)]
 
+    @property
+    def _per_group(self) -> int:
+        """Blocks whose gradients are held while those of all later ones are formed again."""
+        return max(1, self.held_bytes // max(1, self.chunk_bytes) - 1)
+
+    @property
+    def n_groups(self) -> int:
+        """How often gradients are formed for the tiles of the dual matrix, at most."""
+        return math.ceil(len(self._blocks()) / self._per_group)
+
     def _points_of(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, Point]]:
         """Each block with the forward pass of its samples; blocks of the same samples share it."""
         at: slice | None = None
@@ -166,8 +181,7 @@ class FisherMatrix:
 
     def _tiles(self) -> Iterator[tuple[Block, Block, Tensor]]:
         """Blocks of rows and of columns with their tile, (k, n, l, m), in the upper triangle."""
-        blocks = self._blocks()
-        per_group = max(1, HELD_BYTES // CHUNK_BYTES - 1) if len(blocks) > 1 else 1
+        blocks, per_group = self._blocks(), self._per_group
         for start in self.progress(range(0, len(blocks), per_group)):
             held = list(self._gradients(blocks[start : start + per_group], inner=True))
             for i, (a, left) in enumerate(held):
@@ -207,7 +221,7 @@ class FisherMatrix:
         if self._points is not None:
             yield from zip(chunks, self._points, strict=True)
             return
-        keep = n * self.jacobian.floats_per_point * self.X.element_size() <= HELD_BYTES
+        keep = n * self.jacobian.floats_per_point * self.X.element_size() <= self.held_bytes
         points = []
         for chunk in chunks:
             point = self.jacobian.at(channels_last(self.X[chunk]))

@@ -28,17 +28,21 @@ _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3}
 LARGEST_TOLERANCE = 5e-2
 
 
-class _Dtypes(TorchDispatchMode):
-    """Records the floating dtypes of all results."""
+class _Results(TorchDispatchMode):
+    """Records the floating dtypes of all results, and how many numbers the new ones contain."""
 
     def __init__(self) -> None:
         super().__init__()
         self.dtypes: set[torch.dtype] = set()
+        self.numbers = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         leaves = torch.utils._pytree.tree_leaves(result)
-        self.dtypes |= {leaf.dtype for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()}
+        floats = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        self.dtypes |= {leaf.dtype for leaf in floats}
+        if not func.is_view:
+            self.numbers += sum(leaf.numel() for leaf in floats)
         return result
 
 
@@ -83,6 +87,9 @@ class Network:
         #: Trainable raw parameters by name, before any head was added.
         self.parameters = {name: p for name, p in copied.to(dtype=self.dtype).named_parameters() if p.requires_grad}
         self.parameter_count = sum(p.numel() for p in self.parameters.values())
+        sizes = [tensor.numel() for tensor in {id(t): t for t in tensors.values()}.values()]
+        #: Numbers in all parameters and buffers, a tied one once, and in the largest of them.
+        self.size, self.largest_tensor = sum(sizes), max(sizes, default=0)
         self.input_shape = tuple(input_shape)
         self._samples = samples
         self.output = output
@@ -279,6 +286,13 @@ class Network:
                 hook.remove()
         return max(sizes)
 
+    @computed_once
+    def activation_total(self) -> int:
+        """Numbers in all the tensors that one sample makes, which a backward pass needs."""
+        with torch.no_grad(), _Results() as seen:
+            self.forward(torch.zeros(2, *self.input_shape, dtype=self.dtype, device=self.device))
+        return max(1, seen.numbers // 2)
+
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
         """The value of `compute`, cached with the network, for example operator norms that several measures share."""
         if key not in self._memo:
@@ -292,6 +306,11 @@ class Network:
         if self._samples is not None and len(self._samples):
             yield self._samples[torch.arange(n) % len(self._samples)]
 
+    @property
+    def kept(self) -> Mapping[Any, Any]:
+        """What `once` has kept so far."""
+        return self._memo
+
     @computed_once
     def n_outputs(self) -> int:
         with torch.no_grad():
@@ -299,7 +318,7 @@ class Network:
 
     def _dtypes_inside(self, X: Tensor) -> set[torch.dtype]:
         """The floating dtypes of everything that the forward pass computes."""
-        with _Dtypes() as seen:
+        with _Results() as seen:
             self.forward(X)
         return seen.dtypes | {self.dtype}
 

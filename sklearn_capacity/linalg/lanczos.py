@@ -23,6 +23,7 @@ symmetric matrices with the Lanczos method, SIAM J. Matrix Anal. Appl. 22.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -143,6 +144,7 @@ def lanczos(
     device: torch.device | str = "cpu",
     random_state: int = 0,
     precision: torch.dtype | None = None,
+    memory: float = math.inf,
 ) -> RitzValues:
     r"""Largest eigenvalues of a symmetric operator, or of a batch of them, by Lanczos with full reorthogonalisation.
 
@@ -167,6 +169,8 @@ def lanczos(
         Seed of the start vector, drawn on the CPU.
     precision : torch.dtype, default=None
         The precision inside `product` if coarser than `dtype`; its rounding is part of the errors.
+    memory : float, default=inf
+        Number of bytes for the basis. When they are used up, new vectors are orthogonalised against the last two only.
 
     Returns
     -------
@@ -182,6 +186,9 @@ def lanczos(
     The cost is one product per step, and four passes over the basis, which has one vector per step. The value itself
     converges much earlier than its error bound: for well separated eigenvalues, the last third of the products serves
     the bound.
+
+    Without the whole basis, vectors lose their orthogonality along converged Ritz vectors (Paige 1980): copies of known
+    values appear, but the largest one, its residual and its part of the start vector remain right.
 
     References
     ----------
@@ -205,7 +212,7 @@ def lanczos(
     generator = torch.Generator().manual_seed(check_integer("random_state", random_state, 0))
     start = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device=device, dtype=dtype)
     with torch.no_grad():
-        process = LanczosProcess(product, start.reshape(-1, shape[-1]), shape)
+        process = LanczosProcess(product, start.reshape(-1, shape[-1]), shape, memory)
         for step in range(1, max_steps + 1):
             process.step()
             if step >= k and (step % check_every == 0 or step == max_steps):
@@ -233,7 +240,7 @@ def largest_eigenvalue(product: Callable[[Tensor], Tensor], size: int, **options
     product : callable, Tensor of shape (size,) -> Tensor of shape (size,)
     size : int >= 1
     **options
-        `tol`, `max_steps`, `check_every`, `dtype`, `device`, `random_state`, `precision`.
+        `tol`, `max_steps`, `check_every`, `dtype`, `device`, `random_state`, `precision`, `memory`.
 
     Returns
     -------
@@ -307,13 +314,21 @@ def lanczos_quadrature(
 
 
 class LanczosProcess:
-    """A Q_j = Q_j T_j + beta q_{j+1} e_j^T for each operator of the batch, with orthonormal Q_j."""
+    """A Q_j = Q_j T_j + beta q_{j+1} e_j^T for each operator of the batch, with orthonormal Q_j.
 
-    def __init__(self, product: Callable[[Tensor], Tensor], start: Tensor, shape: tuple[int, ...]):
+    Of Q_j all vectors are held that `memory` has room for, or else the last two.
+    """
+
+    def __init__(
+        self, product: Callable[[Tensor], Tensor], start: Tensor, shape: tuple[int, ...], memory: float = math.inf
+    ):
         # start: (batch, n)
         self.product = lambda x: product(x.reshape(shape)).reshape(start.shape)
-        self.basis = start.new_zeros((16, *start.shape))  # (vectors, batch, n), doubled when full
-        self.basis[0] = start / torch.linalg.vector_norm(start, dim=-1, keepdim=True)
+        most = memory / (start.numel() * start.element_size())
+        self.most = max(2, int(min(most, sys.maxsize)))
+        self.basis = start.new_zeros((min(16, self.most), *start.shape))  # (vectors, batch, n), doubled when full
+        torch.div(start, torch.linalg.vector_norm(start, dim=-1, keepdim=True), out=self.basis[0])
+        self.held = 1
         self.alphas: list[Tensor] = []  # diagonal of T_j, (batch,) each
         self.betas: list[Tensor] = []  # below the diagonal, and the last one behind it, (batch,) each
         self.scale = start.new_zeros(start.shape[0])  # (batch,)
@@ -321,11 +336,9 @@ class LanczosProcess:
     def step(self) -> None:
         """Add a basis vector: the image of the last one, orthogonalised against all, divided by its length."""
         j = len(self.alphas)
-        if j + 2 > len(self.basis):
-            self.basis = torch.cat([self.basis, torch.zeros_like(self.basis)])
-        basis = self.basis[: j + 1]  # (j + 1, batch, n)
-        vector = self.product(self.basis[j])  # (batch, n)
-        self.alphas.append((vector * self.basis[j]).sum(-1))
+        basis = self.basis[: self.held]  # (j + 1, batch, n) if all are held
+        vector = self.product(basis[-1])  # (batch, n)
+        self.alphas.append((vector * basis[-1]).sum(-1))
         for _ in range(2):  # twice, since after one pass rounding dominates a small remainder
             inner = torch.einsum("jbn,bn->jb", basis, vector)
             vector = vector - torch.einsum("jbn,jb->bn", basis, inner)
@@ -336,7 +349,19 @@ class LanczosProcess:
         alive = (length > BREAKDOWN * self.scale) & (j + 1 < vector.shape[-1])
         self.betas.append(torch.where(alive, length, torch.zeros_like(length)))
         divisor = torch.where(alive, length, torch.ones_like(length))
-        self.basis[j + 1] = vector * (alive / divisor)[:, None]
+        self._append(vector * (alive / divisor)[:, None])
+
+    def _append(self, vector: Tensor) -> None:
+        if self.held == len(self.basis):
+            if 3 * self.held <= self.most:  # the old ones and the new are there at once
+                grown = self.basis.new_zeros((2 * self.held, *vector.shape))
+                grown[: self.held] = self.basis
+                self.basis = grown
+            else:  # only the newest goes on, with the one to come
+                self.basis = self.basis[-2:].clone() if self.held > 2 else self.basis
+                self.basis[0], self.held = self.basis[1], 1
+        self.basis[self.held] = vector
+        self.held += 1
 
     def ritz(self, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Largest Ritz values and residuals (batch, k), errors and largest absolute values (batch,), on the CPU.

@@ -13,6 +13,9 @@ from .._validation import check_integer
 
 __all__ = ["TraceEstimate", "trace_estimate"]
 
+#: Copies of its vectors that are held at once: signs, images, and those of a factorisation or a projection.
+COPIES = 4
+
 
 class TraceEstimate(NamedTuple):
     """An unbiased estimate of a trace.
@@ -38,6 +41,7 @@ def trace_estimate(
     generator: torch.Generator,
     device: torch.device | str = "cpu",
     precision: torch.dtype = torch.float64,
+    memory: float = math.inf,
 ) -> TraceEstimate:
     r"""Trace of a symmetric operator by Hutch++.
 
@@ -58,6 +62,9 @@ def trace_estimate(
     device : torch.device or str, default="cpu"
     precision : torch.dtype, default=torch.float64
         The precision inside `products`; its rounding is part of the standard error.
+    memory : float, default=inf
+        Number of bytes for vectors. With few of them Q has fewer columns, down to none (Hutchinson's estimate), and the
+        vectors of random signs are processed a few at a time.
 
     Returns
     -------
@@ -80,7 +87,11 @@ def trace_estimate(
     """
     size = check_integer("size", size, 1)
     n_products = check_integer("n_products", n_products, 6)
+    at_once = max(1, int(min(memory / (8 * size * COPIES), n_products)))
     sketch = min(n_products // 3, size)
+    if sketch > at_once:
+        sketch = at_once // 2
+        at_once -= sketch
     n_probes = n_products - 2 * sketch
 
     def signs(count: int) -> Tensor:
@@ -88,12 +99,19 @@ def trace_estimate(
         return drawn.to(device=device, dtype=torch.float64).mul_(2).sub_(1)
 
     with torch.no_grad():
-        Q = torch.linalg.qr(products(signs(sketch))).Q  # (size, sketch)
-        inside = (Q * products(Q)).sum(0)  # (sketch,)
-        probes = signs(n_probes)
-        for _ in range(2):  # twice, since after one pass rounding dominates a small remainder
-            probes = probes - Q @ (Q.T @ probes)
-        outside = (probes * products(probes)).sum(0)  # (n_probes,)
+        Q = signs(0)
+        if sketch:
+            Q = torch.linalg.qr(products(signs(sketch))).Q  # (size, sketch)
+        inside = (Q * products(Q)).sum(0) if sketch else Q.new_zeros(1)  # (sketch,)
+
+        def quadratic_forms(count: int) -> Tensor:
+            probes = signs(count)
+            for _ in range(2 if sketch else 0):  # twice, since after one pass rounding dominates a small remainder
+                probes = probes - Q @ (Q.T @ probes)
+            return (probes * products(probes)).sum(0)
+
+        counts = [min(at_once, n_probes - done) for done in range(0, n_probes, at_once)]
+        outside = torch.cat([quadratic_forms(count) for count in counts])  # (n_probes,)
         spread = float(outside.std()) / math.sqrt(n_probes)
         rounding = torch.finfo(precision).eps * float(inside.abs().sum() + outside.abs().mean())
     return TraceEstimate(float(inside.sum() + outside.mean()), math.hypot(spread, rounding), n_products)

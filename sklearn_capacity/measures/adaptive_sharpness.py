@@ -15,6 +15,7 @@ from ..derivatives.perturbation import BALLS, FlatParameters, ascend_in_ball, di
 from ..graph import Network
 from .batch import Batch
 from .losses import sample_losses, targets
+from .memory import Peak
 from .record import Measure, Measured, NotDefinedError
 from .sharpness import finite_loss, mean_rise
 
@@ -151,7 +152,8 @@ class _Ball:
         X, y, size = self.batch.X, targets(self.batch), self.batch.chunk_size
         for start in range(0, len(X), m):
             stop = start + m
-            yield Batch(self.network, X[start:stop], y[start:stop], loss=self.batch.loss, batch_size=size)
+            loss, budget = self.batch.loss, self.batch.budget
+            yield Batch(self.network, X[start:stop], y[start:stop], loss=loss, batch_size=size, budget=budget)
 
     def largest_rise(self, part: Batch, steps: int, n_restarts: int, generator: torch.Generator) -> float:
         """The best of several ascents; adds one from a random point if none of several steps raises the loss."""
@@ -214,5 +216,6 @@ MEASURES = (
         invariances=frozenset({"permutation", "layer_rescaling", "node_rescaling"}),
         stochastic=True,
         signed=True,
+        memory=Peak(vectors=6, passes=2),
     ),
 )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._validation import NotDefinedError
 from ..graph import Network, channels_last
+from .memory import Budget, held_bytes
 
 __all__ = ["Batch", "is_out_of_memory"]
 
@@ -35,6 +36,8 @@ class Batch:
         Samples per chunk; None chooses by memory. When memory runs out, it is halved and the chunk is tried again.
     verbose : int
         1 shows the progress of slow measures.
+    budget : Budget, default=None
+        Memory that may be used; None is what is free.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Batch:
         random_state: int = 0,
         batch_size: int | None = None,
         verbose: int = 0,
+        budget: Budget | None = None,
     ):
         self.network = network
         # Converted once, not for every pass over the data.
@@ -55,6 +59,7 @@ class Batch:
         self.loss = loss
         self.random_state = random_state
         self.verbose = verbose
+        self._budget = budget
         self._batch_size = batch_size
         self._memo: dict[Any, Any] = {}
 
@@ -88,7 +93,29 @@ class Batch:
         if self._batch_size is None:
             per_sample = max(1, self.network.activation_size * self.X.element_size())
             self._batch_size = max(1, min(self.n_samples, _budget(self.X.device) // per_sample))
+            if self.budget.given:  # a quarter for what the samples make, with second derivatives
+                per_sample = 4 * self.network.activation_total * self.X.element_size()
+                self._batch_size = max(1, min(self._batch_size, int(self.room / 4) // per_sample))
         return self._batch_size
+
+    @property
+    def room(self) -> float:
+        """Bytes that may be taken beside the network, its graph, the data, and what is kept of the call."""
+        return max(0.0, self.budget.limit - self.held)
+
+    @property
+    def held(self) -> float:
+        """Bytes of the network, its graph, the data, and what is kept of the call."""
+        data = sum(t.numel() * t.element_size() for t in (self._X, self._y) if t is not None)
+        # The copy of the network, its folded weights, and while they are traced one more copy.
+        networks = 3 * self.network.size * self.network.dtype.itemsize
+        return data + networks + held_bytes(self._memo) + held_bytes(self.network.kept)
+
+    @property
+    def budget(self) -> Budget:
+        if self._budget is None:
+            self._budget = Budget(None, self.network.device)
+        return self._budget
 
     def once(self, key: Any, compute: Callable[[], T]) -> T:
         """The value of `compute`, cached for all measures of this call."""
@@ -129,6 +156,7 @@ class Batch:
                 self._batch_size = max(1, self.chunk_size // 2)
                 continue
             start = stop
+            self.budget.tidy()
         return results
 
     def cat(self, function: Callable[..., Tensor], *aligned: Tensor) -> Tensor:

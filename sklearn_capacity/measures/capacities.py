@@ -12,7 +12,9 @@ from ..graph import Network
 from .batch import Batch
 from .layers import weight_layers
 from .margins import sample_margins
+from .memory import Peak
 from .norms import frobenius_norm, l1_inf_norm, spectral_norm
+from .operator_memory import norm_bytes
 from .paths import path_norm
 from .record import Measure, Measured
 
@@ -280,6 +282,7 @@ _COMMON: dict[str, Any] = {
     "source": "[EG] 2.2",
     "cost": "forward",
     "tasks": ("classification",),
+    "memory": Peak(layers=3, outputs=3, more=norm_bytes),
 }
 _PER_LAYER: dict[str, Any] = {
     "needs": frozenset({"layers", "data", "labels"}),

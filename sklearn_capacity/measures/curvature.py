@@ -10,7 +10,9 @@ from ..graph import Network
 from .batch import Batch
 from .jacobians import REDUCTIONS, reduce_samples
 from .lipschitz import CERTIFICATE, log_lipschitz
-from .output_gram import fisher_norm, largest_eigenvalues, traces
+from .memory import Peak
+from .operator_memory import certificate_bytes
+from .output_gram import GRAM, fisher_norm, largest_eigenvalues, traces
 from .record import Measure, Measured
 
 __all__ = ["MEASURES", "pullback_curvature", "pullback_trace", "spectral_product_bound"]
@@ -171,10 +173,17 @@ MEASURES = (
         source="[GL] eqs. 9-13",
         cost="jacobian",
         invariances=_FUNCTION,
+        memory=GRAM,
         **_PULLBACK,
     ),
     Measure(
-        "pullback_trace", pullback_trace, source="[GL] eqs. 9-13", cost="jacobian", invariances=_FUNCTION, **_PULLBACK
+        "pullback_trace",
+        pullback_trace,
+        source="[GL] eqs. 9-13",
+        cost="jacobian",
+        invariances=_FUNCTION,
+        memory=GRAM,
+        **_PULLBACK,
     ),
     Measure(
         "spectral_product_bound",
@@ -183,6 +192,7 @@ MEASURES = (
         cost="spectrum",
         passes=CERTIFICATE,
         invariances=frozenset({"permutation", "layer_rescaling"}),
+        memory=Peak(layers=3, outputs=4, more=certificate_bytes),
         **_PULLBACK,
     ),
 )

@@ -18,7 +18,9 @@ from ..graph import Network
 from ..linalg import dual_exponent
 from ..linalg.entries import stable_norm
 from .batch import Batch
+from .memory import Peak
 from .norms import chain_norm, check_exponents, check_pair, group_norm, induced_norm, spectral_norm
+from .operator_memory import norm_bytes
 from .paths import path_norm
 from .record import Measure, Measured
 from .rectifier_chain import Chain, rectifier_chain
@@ -301,6 +303,7 @@ _COMMON: dict[str, Any] = {
     "lower_is_better": True,
     "needs": frozenset({"chain", "data"}),
     "cost": "forward",
+    "memory": Peak(layers=3, passes=4, more=norm_bytes),
 }
 _PER_LAYER = frozenset({"permutation", "layer_rescaling"})
 

@@ -15,11 +15,14 @@ from ..derivatives.parameter_uses import which_are_weights
 from ..graph import Network, UnsupportedLayerError
 from .batch import Batch
 from .losses import targets
+from .memory import Peak
 from .record import Measure, Measured, NotDefinedError
 
 __all__ = ["MEASURES", "fisher_rao_norm"]
 
 PARAMETERS = ("all", "weights")
+#: Of a tangent sweep: every signal with its tangent; by automatic differentiation the direction too.
+TANGENT = Peak(vectors=1, passes=4, outputs=4)
 
 
 def fisher_rao_norm(
@@ -131,5 +134,6 @@ MEASURES = (
         needs=frozenset({"data", "labels", "loss"}),
         cost="forward",
         invariances=frozenset({"permutation", "layer_rescaling", "node_rescaling"}),
+        memory=TANGENT,
     ),
 )

@@ -15,7 +15,9 @@ from ..derivatives.fisher_matrix import LOSSES, FisherMatrix
 from ..derivatives.parameter_jacobian import parameter_jacobian
 from ..graph import Network
 from ..linalg import block_lanczos, largest_eigenvalue
+from ..linalg.trace import TraceEstimate, trace_estimate
 from .batch import Batch, is_out_of_memory
+from .memory import Peak
 from .record import Measure, Measured
 
 __all__ = [
@@ -29,13 +31,17 @@ __all__ = [
     "retried",
 ]
 
-#: Largest size for which all eigenvalues are computed: 1.8 GB, twice that during the computation.
+#: Largest size for which all eigenvalues are computed: 1.8 GB.
 MATRIX_SIZE = 15_000
+#: Number of matrices of that size during the computation.
+MATRICES = 3
 #: Up to this size, all eigenvalues cost less than a few products.
 SMALL = 512
 TOLERANCE = 1e-5
 #: Number of products after which the Lanczos iteration stops.
 PRODUCTS = 200
+#: Beyond so many classes sums that need all gradients more than once are estimated, from so many vectors.
+MANY_CLASSES, PROBES = 100, 48
 
 T = TypeVar("T")
 
@@ -141,8 +147,9 @@ def fisher_second_moment(network: Network, batch: Batch, *, loss: str = "squared
 
     Notes
     -----
-    Exact: the squared entries of the dual matrix (C T by C T) are summed tile by tile, or those of F if F is smaller. A
-    single random probe would have a relative spread of 0.75.
+    Exact: the squared entries of the dual matrix (C T by C T) are summed tile by tile, or those of F if F is smaller.
+    With more than 100 classes, if the gradients do not fit into memory at once, they would have to be computed several
+    times. Then tr F^2 is estimated by Hutch++, with its standard error, from 48 vectors and two products for each.
 
     References
     ----------
@@ -159,13 +166,16 @@ def fisher_second_moment(network: Network, batch: Batch, *, loss: str = "squared
     """
     fisher = fisher_matrix(network, batch, loss)
 
-    def sum_of_squares() -> tuple[float, str]:
-        if _matrix_products(fisher) < _dual_products(fisher) and fisher.jacobian.size <= MATRIX_SIZE:
-            return float(retried(fisher, fisher.matrix).square().sum()), "parameters"
-        return retried(fisher, fisher.squared_norm), "dual tiles"
+    def sum_of_squares() -> tuple[float, float | None, dict[str, Any]]:
+        if _matrix_products(fisher) < _dual_products(fisher) and _holds_matrix(fisher.jacobian.size, batch):
+            return float(retried(fisher, fisher.matrix).square().sum()), None, {"way": "parameters"}
+        if network.n_outputs > MANY_CLASSES and fisher.n_groups > 1:
+            return _estimated_squares(fisher, batch)
+        return retried(fisher, fisher.squared_norm), None, {"way": "dual tiles"}
 
-    value, way = batch.once(("fisher_squares", loss), sum_of_squares)
-    return Measured(value / fisher.jacobian.size, info={"way": way})
+    value, error, info = batch.once(("fisher_squares", loss), sum_of_squares)
+    size = fisher.jacobian.size
+    return Measured(value / size, standard_error=None if error is None else error / size, info=info)
 
 
 def fisher_max_eigenvalue(network: Network, batch: Batch, *, loss: str = "squared") -> Measured:
@@ -267,7 +277,15 @@ def fisher_matrix(network: Network, batch: Batch, loss: str) -> FisherMatrix:
         def progress(steps: Iterable) -> Iterable:
             return tqdm(steps, desc="Fisher information", disable=not batch.verbose, leave=False)
 
-        return FisherMatrix(jacobian, batch.X, network.n_outputs, loss, samples=batch.chunk_size, progress=progress)
+        return FisherMatrix(
+            jacobian,
+            batch.X,
+            network.n_outputs,
+            loss,
+            samples=batch.chunk_size,
+            memory=batch.room,
+            progress=progress,
+        )
 
     return batch.once(("fisher", loss), build)
 
@@ -302,17 +320,40 @@ def fisher_eigenvalues(
     if n_largest is not None:
         n_largest = check_integer("n_largest", n_largest, 1, size)
     if n_largest is None or size <= SMALL or ("fisher_spectrum", loss) in batch.known:
-        values, info = batch.once(("fisher_spectrum", loss), lambda: _all_eigenvalues(fisher, size))
+        values, info = batch.once(("fisher_spectrum", loss), lambda: _all_eigenvalues(fisher, size, batch))
         return values[:n_largest], info
-    return batch.once(("fisher_largest", loss, n_largest), lambda: _iterated(fisher, n_largest, batch.random_state))
+    return batch.once(
+        ("fisher_largest", loss, n_largest), lambda: _iterated(fisher, n_largest, batch.random_state, batch.room / 2)
+    )
 
 
-def _all_eigenvalues(fisher: FisherMatrix, size: int) -> tuple[Tensor, dict[str, Any]]:
+def _estimated_squares(fisher: FisherMatrix, batch: Batch) -> tuple[float, float, dict[str, Any]]:
+    """tr F^2, the trace of the square of the dual matrix, and its standard error."""
+
+    def squared(vectors: Tensor) -> Tensor:  # (C T, k) both
+        return torch.stack([fisher.product(fisher.product(vector)) for vector in vectors.T], dim=1)
+
+    def estimate() -> TraceEstimate:
+        options: dict[str, Any] = {"device": fisher.X.device, "precision": fisher.X.dtype, "memory": batch.room / 2}
+        return trace_estimate(squared, fisher.dual_size, n_products=PROBES, generator=batch.generator(), **options)
+
+    found = retried(fisher, estimate)
+    return found.value, found.standard_error, {"way": "Hutch++ on the dual", "products": 2 * found.n_products}
+
+
+def _holds_matrix(size: int, batch: Batch) -> bool:
+    return size <= MATRIX_SIZE and MATRICES * 8 * size**2 <= batch.room
+
+
+def _all_eigenvalues(fisher: FisherMatrix, size: int, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
     if size > MATRIX_SIZE:
         raise ValueError(
             f"`n_largest` must be given if both matrices have more than {MATRIX_SIZE} rows: outputs times samples are "
             f"{fisher.dual_size}, parameters {fisher.jacobian.size}. Or use fewer samples."
         )
+    refusal = batch.budget.refusal(batch.held + MATRICES * 8.0 * size**2)
+    if refusal is not None:
+        raise NotDefinedError(f"The spectrum of a matrix of {size} rows {refusal}. Give `n_largest`, or fewer samples.")
     dual = _dual_products(fisher) + _eigenvalue_products(fisher.dual_size)
     direct = _matrix_products(fisher) + _eigenvalue_products(fisher.jacobian.size)
     way = "dual matrix" if dual <= direct and fisher.dual_size <= MATRIX_SIZE else "parameter matrix"
@@ -323,12 +364,12 @@ def _all_eigenvalues(fisher: FisherMatrix, size: int) -> tuple[Tensor, dict[str,
     return values, {"way": way, "size": len(matrix)}
 
 
-def _iterated(fisher: FisherMatrix, k: int, random_state: int) -> tuple[Tensor, dict[str, Any]]:
+def _iterated(fisher: FisherMatrix, k: int, random_state: int, memory: float) -> tuple[Tensor, dict[str, Any]]:
     """The largest eigenvalue by Lanczos, several by block Lanczos, as a linear output layer repeats them C times."""
     size = fisher.dual_size
     options: dict[str, Any] = {"tol": TOLERANCE, "device": fisher.X.device, "random_state": random_state}
     if k == 1:
-        one = {**options, "max_steps": PRODUCTS, "check_every": 1, "precision": fisher.X.dtype}
+        one = {**options, "max_steps": PRODUCTS, "check_every": 1, "precision": fisher.X.dtype, "memory": memory}
         largest = retried(fisher, lambda: largest_eigenvalue(fisher.product, size, **one))
         info = {"products": largest.n_products, "residual": largest.residual, "error": largest.error}
         value = torch.tensor([max(largest.value, 0.0)], dtype=torch.float64, device="cpu")
@@ -337,6 +378,12 @@ def _iterated(fisher: FisherMatrix, k: int, random_state: int) -> tuple[Tensor, 
     several = retried(fisher, lambda: block_lanczos(fisher.product, size, k=k, block=block, **options))
     info = {"products": several.n_products, "residual": float(several.residuals.max())}
     return several.values.clamp_min(0), {"way": "block Lanczos on the dual", "size": size, **info}
+
+
+def fisher_bytes(network: Network, batch: Batch, **params: Any) -> float:
+    """What the gradients of one sample for one class take, twice, with their inner products."""
+    numbers = parameter_jacobian(network).floats_at_work(1) + network.n_outputs
+    return 2.0 * numbers * batch.X.element_size()
 
 
 def retried(fisher: FisherMatrix, compute: Callable[[], T]) -> T:
@@ -366,7 +413,10 @@ _FISHER: dict[str, Any] = {
     "lower_is_better": True,
     "needs": frozenset({"data"}),
     "invariances": frozenset({"permutation"}),
+    "memory": Peak(passes=2, more=fisher_bytes),
 }
+#: A product pulls a vector back to the parameters and pushes it on; of the dual's vectors a few.
+_ITERATED = {**_FISHER, "memory": Peak(vectors=1, passes=4, outputs=8)}
 
 MEASURES = (
     Measure("fisher_trace", fisher_trace, source="[MF] eq. 3", cost="gradients", **_FISHER),
@@ -379,12 +429,12 @@ MEASURES = (
         passes=(60, "n_outputs"),
         **_FISHER,
     ),
-    Measure("fisher_max_eigenvalue", fisher_max_eigenvalue, source="[MF] theorem 4", cost="spectrum", **_FISHER),
+    Measure("fisher_max_eigenvalue", fisher_max_eigenvalue, source="[MF] theorem 4", cost="spectrum", **_ITERATED),
     Measure(
         "critical_learning_rate",
         critical_learning_rate,
         source="[MF] lemma 5",
         cost="spectrum",
-        **{**_FISHER, "lower_is_better": False},
+        **{**_ITERATED, "lower_is_better": False},
     ),
 )

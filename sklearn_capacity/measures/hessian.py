@@ -24,6 +24,7 @@ from ..linalg.lanczos import lanczos_quadrature
 from ..linalg.trace import trace_estimate
 from .batch import Batch
 from .losses import sample_losses, targets
+from .memory import Peak
 from .record import Measure, Measured, NotDefinedError
 
 __all__ = [
@@ -318,6 +319,7 @@ def _extreme(network: Network, batch: Batch, sign: int, tol: float, max_products
                 device=hessian.device,
                 random_state=batch.random_state,
                 precision=hessian.dtype,
+                memory=batch.room / 4,
             )
         info = {"products": found.n_products, "residual": found.residual, "error": found.error * found.scale}
         return {"value": sign * found.value, "way": "Lanczos", "size": hessian.size, **info}
@@ -340,6 +342,7 @@ def _trace(hessian: LossHessian, batch: Batch, n_products: int, generator: torch
             generator=generator,
             device=hessian.device,
             precision=hessian.dtype,
+            memory=batch.room / 2,
         )
     value = float(_finite(torch.tensor(estimate.value), "Hessian"))
     info = {"way": "Hutch++", "size": size, "products": estimate.n_products}
@@ -380,6 +383,7 @@ _HESSIAN: dict[str, Any] = {
     "needs": frozenset({"data", "labels", "loss"}),
     "unit": "loss",
     "invariances": frozenset({"permutation"}),
+    "memory": Peak(vectors=8, passes=4),
 }
 
 MEASURES = (

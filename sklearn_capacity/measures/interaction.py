@@ -15,6 +15,7 @@ from .._validation import check_interval, check_numbers
 from ..graph import Network
 from .batch import CPU_BYTES, Batch
 from .layers import layer_weight
+from .memory import Peak
 from .record import Measure, Measured, NotDefinedError
 from .rectifier_chain import rectifier_chain
 
@@ -206,7 +207,8 @@ def _measure_layers(network: Network, batch: Batch, grid: tuple[float, ...]) -> 
     # Only norms of the products matter, so the L of W_a = L Q may replace a wide W_a.
     narrow = [torch.linalg.qr(w.mT).R.mT if w.shape[1] > w.shape[0] else w for w in weights]
     largest = max(w.numel() for w in weights) * weights[0].element_size()
-    chunks = Batch(network, batch.X, batch_size=max(1, min(batch.n_samples, CPU_BYTES // largest)))
+    size = max(1, min(batch.n_samples, CPU_BYTES // largest))
+    chunks = Batch(network, batch.X, batch_size=size, budget=batch.budget)
     with torch.no_grad():
         parts = chunks.map(lambda X: _chunk(X.flatten(1).double(), weights, narrow, grid))
     products = {key: torch.cat([part[0][key] for part in parts]) for key in parts[0][0]}
@@ -274,6 +276,7 @@ MEASURES = (
         needs=frozenset({"chain", "data"}),
         cost="spectrum",
         unit="loss",
+        memory=Peak(vectors=2, layers=6),
         invariances=frozenset({"permutation"}),
     ),
 )

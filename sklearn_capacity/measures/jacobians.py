@@ -10,7 +10,7 @@ from .._validation import check_option
 from ..derivatives.input_jacobian import OUTPUTS
 from ..graph import Network
 from .batch import Batch
-from .output_gram import largest_eigenvalues, traces
+from .output_gram import GRAM, largest_eigenvalues, traces
 from .record import Measure, Measured
 
 __all__ = ["MEASURES", "REDUCTIONS", "jacobian_frobenius", "jacobian_spectral", "reduce_samples"]
@@ -109,6 +109,7 @@ _JACOBIAN: dict[str, Any] = {
     "lower_is_better": True,
     "needs": frozenset({"data"}),
     "cost": "jacobian",
+    "memory": GRAM,
     "invariances": frozenset({"permutation", "layer_rescaling", "node_rescaling"}),
 }
 

@@ -16,7 +16,9 @@ from ..linalg.padding import padding_norm
 from .batch import Batch
 from .function_slopes import function_log, log_sum
 from .layers import as_operator, graph_layers, layer_weight, operator_norm, operator_norm_upper, refuse_unknown
+from .memory import Peak
 from .norms import layer_group_norm
+from .operator_memory import certificate_bytes
 from .record import Measure, Measured, logarithm
 
 __all__ = ["CERTIFICATE", "MEASURES", "lipschitz_l2", "lipschitz_linf", "log_lipschitz"]
@@ -295,6 +297,7 @@ _LIPSCHITZ: dict[str, Any] = {
     "source": "[JR] lemma 1",
     "needs": frozenset({"lipschitz"}),
     "unit": "logit / input",
+    "memory": Peak(layers=3, more=certificate_bytes),
     "invariances": frozenset({"permutation", "layer_rescaling"}),
 }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from .._validation import check_interval
 from ..graph import Network
 from .batch import Batch
+from .memory import Peak
 from .record import Measure, Measured, NotDefinedError
 
 __all__ = ["MEASURES", "margin", "margin_percentile", "margins_of", "min_margin", "softmax_score"]
@@ -138,6 +139,7 @@ _MARGIN: dict[str, Any] = {
     "tasks": ("classification",),
     "invariances": frozenset({"permutation", "layer_rescaling", "node_rescaling"}),
     "signed": True,
+    "memory": Peak(outputs=3),
 }
 
 MEASURES = (

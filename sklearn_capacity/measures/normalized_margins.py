@@ -7,10 +7,12 @@ from typing import Any
 
 from ..graph import Network
 from .batch import Batch
-from .fisher_rao import fisher_rao_norm
+from .fisher_rao import TANGENT, fisher_rao_norm
 from .layers import as_operator, left_out, operator_norm, repetitions, weight_layers
 from .margins import margin_percentile
+from .memory import Peak
 from .norms import warn_of_zeros
+from .operator_memory import norm_bytes
 from .record import Measure, Measured, logarithm
 
 __all__ = [
@@ -154,6 +156,7 @@ MEASURES = (
         needs=frozenset({"layers", "data", "labels"}),
         invariances=frozenset({"permutation", "layer_rescaling"}),
         unit="input",
+        memory=Peak(layers=3, outputs=3, more=norm_bytes),
         **_NORMALIZED,
     ),
     Measure(
@@ -163,6 +166,7 @@ MEASURES = (
         needs=frozenset({"data", "labels", "loss"}),
         invariances=frozenset({"permutation", "layer_rescaling", "node_rescaling"}),
         unit="1 / nat",
+        memory=TANGENT,
         **_NORMALIZED,
     ),
 )

@@ -27,6 +27,8 @@ from .layers import (
     repetitions,
     weight_layers,
 )
+from .memory import Peak
+from .operator_memory import norm_bytes
 from .record import Measure, Measured, logarithm
 
 __all__ = [
@@ -393,6 +395,7 @@ _PRODUCT: dict[str, Any] = {
     "lower_is_better": True,
     "needs": frozenset({"layers"}),
     "invariances": frozenset({"permutation", "layer_rescaling"}),
+    "memory": Peak(layers=3, more=norm_bytes),
 }
 
 MEASURES = (

@@ -6,7 +6,9 @@ softmax. Both products have the same nonzero eigenvalues, and C is small where t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +20,10 @@ from ..derivatives.input_jacobian import gram_product, jacobian_products
 from ..graph import Network, NetworkGraph, UnsupportedLayerError, evaluate
 from ..linalg import lanczos
 from .batch import Batch
+from .memory import Peak
 
 __all__ = [
+    "GRAM",
     "fisher_norm",
     "jacobian_gram",
     "jacobian_rows",
@@ -37,6 +41,8 @@ TOLERANCE = 1e-6
 TRACE_PAYS = 2**21
 # Memory for the rows of J held at once.
 ROW_BYTES = 2**25
+# Vectors of Lanczos that are held at once, and how many of them a sample has, with its products.
+LANCZOS_BYTES, LANCZOS_VECTORS = 2**28, 200
 
 
 class FoldedLogits:
@@ -90,7 +96,7 @@ def piece_size(X: Tensor, n_outputs: int) -> int:
 
 def traces(network: Network, batch: Batch, metric: str) -> Tensor:
     """tr(J^T F J) of every sample, (n,), float64."""
-    if network.n_outputs <= FULL_GRAM:
+    if _holds_grams(network, batch):
         return batch.once(("companion", metric), lambda: _companion(network, batch, metric)).diagonal(0, 1, 2).sum(1)
 
     function = logits_function(network, batch)
@@ -107,9 +113,10 @@ def largest_eigenvalues(network: Network, batch: Batch, metric: str) -> Tensor:
     """The largest eigenvalue of J^T F J of every sample, (n,), float64, on the CPU."""
 
     def compute() -> Tensor:
-        if network.n_outputs > FULL_GRAM:
+        if not _holds_grams(network, batch):
             function = logits_function(network, batch)
-            return batch.cat(lambda X: _by_lanczos(function, X, metric))
+            size = max(1, int(min(LANCZOS_BYTES, batch.room / 4) / (8 * LANCZOS_VECTORS * network.n_outputs)))
+            return batch.cat(lambda X: torch.cat([_by_lanczos(function, piece, metric) for piece in X.split(size)]))
         companion = batch.once(("companion", metric), lambda: _companion(network, batch, metric))
         if not bool(torch.isfinite(companion).all()):
             raise NotDefinedError("The Jacobian is not finite. Check the weights and X for NaN and infinity.")
@@ -117,6 +124,24 @@ def largest_eigenvalues(network: Network, batch: Batch, metric: str) -> Tensor:
         return torch.linalg.eigvalsh(companion.cpu())[:, -1].clamp_min(0)
 
     return batch.once(("largest", metric), compute)
+
+
+def _holds_grams(network: Network, batch: Batch) -> bool:
+    """Whether the Gram matrices of all samples are worth their memory, with the metric and a copy."""
+    if "jacobian_gram" in batch.known:
+        return True
+    return network.n_outputs <= FULL_GRAM and 3 * 8 * batch.n_samples * network.n_outputs**2 <= batch.room / 2
+
+
+def gram_bytes(network: Network, batch: Batch, **params: Any) -> float:
+    """What J J^T of the samples takes, or its products for one of them."""
+    if not _holds_grams(network, batch):
+        return 8.0 * LANCZOS_VECTORS * network.n_outputs
+    row = 3 * 8 * network.n_outputs * math.prod(network.input_shape)
+    return row + 3 * 8.0 * batch.n_samples * network.n_outputs**2
+
+
+GRAM = Peak(passes=4, outputs=2, more=gram_bytes)
 
 
 def _companion(network: Network, batch: Batch, metric: str) -> Tensor:

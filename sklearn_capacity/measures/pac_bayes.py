@@ -15,6 +15,7 @@ from ..derivatives.perturbation import FlatParameters, displacements
 from ..graph import Network, UnsupportedLayerError
 from .batch import Batch
 from .losses import mean_error
+from .memory import Peak
 from .record import Measure, Measured, NotDefinedError
 from .sharpness import noise_scale
 
@@ -67,13 +68,12 @@ def kl_divergence(
     >>> measure_capacity(net, measures={"kl": ("kl_divergence", {"noise": "spherical", "sigma": 1.0})})
     {'kl': 9.0}
     """
-    weights = _flat(parameter_vector(network).tensors)
-    scale = noise_scale(weights, alpha, noise, sigma)
-    return Measured(float((weights / scale).square().sum() / 2))
 
+    def squares(tensor: Tensor) -> float:  # one tensor at a time is in float64
+        weights = tensor.detach().double()
+        return float((weights / noise_scale(weights, alpha, noise, sigma)).square().sum())
 
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.detach().double().reshape(-1) for tensor in tensors])
+    return Measured(math.fsum(squares(tensor) for tensor in parameter_vector(network).tensors) / 2)
 
 
 def pac_bayes_bound(
@@ -207,8 +207,9 @@ def _squared_distance(network: Network, prior: str) -> float:
             "`initial_state`, or use prior='zero'."
         )
     _check_learned_parts(network, prior)
-    weights = _flat(vector.tensors)
-    return float(((weights - _flat(vector.initial())) if prior == "initial" else weights).square().sum())
+    start = vector.initial() if prior == "initial" else [torch.zeros((), device=network.device)] * len(vector.tensors)
+    pairs = zip(vector.tensors, start, strict=True)
+    return math.fsum(float((w.detach().double() - w_0.double()).square().sum()) for w, w_0 in pairs)
 
 
 def _check_learned_parts(network: Network, prior: str) -> None:
@@ -342,6 +343,7 @@ MEASURES = (
         source="[EG] eq. 8",
         needs=frozenset({"weights"}),
         unit="nats",
+        memory=Peak(layers=4),
         invariances=frozenset({"permutation"}),
     ),
     Measure(
@@ -357,5 +359,6 @@ MEASURES = (
         tasks=("classification",),
         invariances=frozenset({"permutation"}),
         stochastic=True,
+        memory=Peak(vectors=2.5, layers=3, passes=2),
     ),
 )

@@ -18,6 +18,7 @@ from ..graph.nodes import WEIGHT_OPS, interpret
 from ..linalg import adaptive_average_pool, power_product
 from .batch import Batch
 from .layers import graph_layers, refuse_unknown
+from .memory import Peak
 from .record import Measure, Measured, logarithm
 
 __all__ = ["MEASURES", "Paths", "path_norm", "path_rules"]
@@ -223,6 +224,7 @@ _COMMON: dict[str, Any] = {
     "source": "[EG] 2.2, [FR] 4.1",
     "needs": frozenset({"homogeneous"}),
     "invariances": frozenset({"permutation", "layer_rescaling", "node_rescaling"}),
+    "memory": Peak(layers=4),
 }
 
 MEASURES = (

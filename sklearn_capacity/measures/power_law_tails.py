@@ -15,7 +15,7 @@ from ..linalg import PowerLaw, fit_power_law
 from .batch import Batch
 from .layers import check_view, weight_layers
 from .record import Measure, Measured
-from .spectral_shape import singular_values
+from .spectral_shape import SPECTRUM, singular_values
 
 __all__ = ["MEASURES", "alpha_weighted", "log_alpha_norm", "power_law_alpha"]
 
@@ -245,6 +245,7 @@ _TAIL: dict[str, Any] = {
     "family": "spectral_shape",
     "lower_is_better": True,
     "needs": frozenset({"layers"}),
+    "memory": SPECTRUM,
     "cost": "spectrum",
 }
 _PERMUTATION = frozenset({"permutation"})

@@ -19,10 +19,11 @@ from ..graph import Network
 from .batch import Batch
 from .lipschitz import log_lipschitz
 from .margins import margins_of
+from .operator_memory import certificate_bytes
 from .output_gram import jacobian_rows, logits_function, piece_size
 from .record import NotDefinedError
 
-__all__ = ["CERTIFIED", "METHODS", "sample_radii"]
+__all__ = ["CERTIFIED", "METHODS", "radii_bytes", "sample_radii"]
 
 Logits = Callable[[Tensor], Tensor]
 METHODS = ("spectral", "frobenius", "jacobian", "hull")
@@ -51,6 +52,14 @@ def sample_radii(network: Network, batch: Batch, method: str, n_draws: int) -> t
     # exp(log o - log s) is finite where s itself would overflow; log 0 = -inf gives the radius 0.
     radii = torch.where(scores > 0, (scores.log() - log_slope).exp(), torch.zeros_like(scores))
     return radii, {**info, "log_slope": log_slope}
+
+
+def radii_bytes(network: Network, batch: Batch, *, method: Any = "spectral", **params: Any) -> float:
+    """What the operator norms take, or the Jacobian of one sample, its singular vectors, and the points of all."""
+    if method in ("spectral", "frobenius"):
+        return certificate_bytes(network)
+    n_outputs, size = network.n_outputs, math.prod(network.input_shape)
+    return 8.0 * (3 * n_outputs * size + 4 * n_outputs**2 + 6 * batch.n_samples * size)
 
 
 def _ball_radii(network: Network, batch: Batch, scores: Tensor, n_draws: int) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 from .._validation import NotDefinedError, as_list, check_instance, check_option
 from .calling import arguments, as_number, check_function, settable
+from .memory import Peak
 
 __all__ = ["COSTS", "INVARIANCES", "NEEDS", "Measure", "Measured", "NotDefinedError", "logarithm"]
 
@@ -119,6 +120,8 @@ class Measure:
         Another measure with the same value by definition when no parameters are given.
     description : str
         Summary in the docs table; by default the first line of the function's docstring.
+    memory : Peak
+        Memory that it needs at its peak; without room for it the measure is refused beforehand.
     """
 
     name: str
@@ -137,10 +140,12 @@ class Measure:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     same_as: str = ""
     description: str = ""
+    memory: Peak = field(default_factory=Peak)
 
     def __post_init__(self) -> None:
         check_instance("name", self.name, str, "text")
         check_function(self.name, self.function)
+        check_instance("memory", self.memory, Peak, "a `Peak`")
         check_instance("lower_is_better", self.lower_is_better, bool, "True or False")
         for name, kind in (("needs", frozenset), ("invariances", frozenset), ("tasks", tuple)):
             given = getattr(self, name)

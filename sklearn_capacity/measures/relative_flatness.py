@@ -15,6 +15,7 @@ from ..graph import Network
 from ..graph.fold import HEAD
 from .batch import Batch
 from .losses import sample_losses, targets
+from .memory import Peak
 from .record import Measure, Measured, NotDefinedError
 
 __all__ = ["MEASURES", "relative_flatness"]
@@ -190,5 +191,6 @@ MEASURES = (
         unit="loss",
         invariances=frozenset({"permutation", "layer_rescaling"}),
         signed=True,
+        memory=Peak(layers=5, passes=4),
     ),
 )

@@ -11,8 +11,9 @@ from .._validation import check_integer, check_interval, check_option
 from ..graph import Network, activation_of
 from .batch import Batch
 from .lipschitz import CERTIFICATE
+from .memory import Peak
 from .norms import frobenius_norm
-from .radii import METHODS, sample_radii
+from .radii import METHODS, radii_bytes, sample_radii
 from .record import Measure, Measured, NotDefinedError, logarithm
 from .rectifier_chain import rectifier_chain
 
@@ -224,6 +225,7 @@ def rademacher_bound(network: Network, batch: Batch) -> Measured:
 
 _ROBUSTNESS: dict[str, Any] = {
     "family": "robustness",
+    "memory": Peak(layers=3, outputs=3, inputs=1, more=radii_bytes),
     "invariances": frozenset({"permutation", "layer_rescaling"}),
 }
 

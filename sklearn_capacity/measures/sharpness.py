@@ -16,6 +16,7 @@ from ..derivatives.perturbation import FlatParameters, ProjectedAscent, displace
 from ..graph import Network
 from .batch import Batch
 from .losses import mean_loss, sample_losses, targets
+from .memory import Peak
 from .record import Measure, Measured, NotDefinedError
 
 __all__ = [
@@ -273,7 +274,7 @@ class MovedWeights:
                 total = sample_losses(self.forward(X), y, self.batch.loss).sum() / len(index)
                 return list(torch.autograd.grad(total, self.leaves, allow_unused=True, materialize_grads=True))
 
-        mini = Batch(self.network, self.batch.X[index], batch_size=self.chunk_size)
+        mini = Batch(self.network, self.batch.X[index], batch_size=self.chunk_size, budget=self.batch.budget)
         parts = mini.map(gradients, self.y[index])
         self.chunk_size = mini.chunk_size
         for part in parts[1:]:
@@ -315,6 +316,7 @@ _SHARPNESS: dict[str, Any] = {
     "needs": frozenset({"data", "labels", "loss"}),
     "invariances": frozenset({"permutation"}),
     "stochastic": True,
+    "memory": Peak(vectors=5, passes=2),
 }
 
 MEASURES = (

@@ -10,6 +10,7 @@ replaces them.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from ..graph.fold import split_head
 from ..linalg.entries import stable_norm
 from .batch import Batch
 from .layers import layer_weight, left_out, weight_layers
+from .memory import Peak
 from .record import Measure, Measured
 
 __all__ = ["MEASURES", "distance_from_initialization", "parameter_count", "parameter_norm", "vc_dimension"]
@@ -191,13 +193,13 @@ def distance_from_initialization(network: Network, batch: Batch, *, norm: str = 
     return Measured(math.fsum(row["value"] for row in rows), per_layer=rows, info=left_out(network))
 
 
-def _moved_layers(network: Network) -> list[tuple[Node, Tensor, tuple[int, ...]]]:
+def _moved_layers(network: Network) -> Iterator[tuple[Node, Tensor, tuple[int, ...]]]:
     """Every layer with a trained matrix or kernel, its change and its input shape; tied layers once."""
     states = network.tensors(), network.initial_tensors()
     with torch.no_grad():
         graphs = [network.program.bind(state, folded=False) for state in states]
         now, before = (weight_layers_of(graph, folded=False, shown=network.shown) for graph in graphs)
-    found, seen = [], set()
+    seen = set()
     for node, start in zip(now.nodes, before.nodes, strict=True):
         if node.op not in MATRICES or not node.trainable[0]:
             continue
@@ -205,8 +207,7 @@ def _moved_layers(network: Network) -> list[tuple[Node, Tensor, tuple[int, ...]]
         key = (node.sources[0], node.weight.numel(), node.weight.storage_offset())
         if key not in seen:
             seen.add(key)
-            found.append((node, layer_weight(node) - layer_weight(start), node.params["input_shape"]))
-    return found
+            yield node, layer_weight(node) - layer_weight(start), node.params["input_shape"]
 
 
 _COMMON: dict[str, Any] = {"family": "size", "lower_is_better": True}
@@ -235,6 +236,7 @@ MEASURES = (
         "parameter_norm",
         parameter_norm,
         source="[FR] figure 1",
+        memory=Peak(layers=2),
         needs=frozenset({"graph"}),
         invariances=frozenset({"permutation"}),
         **_COMMON,
@@ -244,6 +246,7 @@ MEASURES = (
         distance_from_initialization,
         source="Nagarajan, Kolter (2019)",
         needs=frozenset({"layers", "initial_state"}),
+        memory=Peak(vectors=0.5, layers=3),
         **_COMMON,
     ),
 )

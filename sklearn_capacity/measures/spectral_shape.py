@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from ..graph import Network, Node
 from ..linalg import ConvOperator, DiagonalOperator, MatrixOperator
 from .batch import Batch
 from .layers import Operator, as_operator, check_view, kernel_matrix, layer_weight, left_out, repetitions, weight_layers
+from .memory import Peak
+from .operator_memory import norm_bytes
 from .record import Measure, Measured
 
 __all__ = [
@@ -206,13 +208,13 @@ def log_spectral_norm(network: Network, batch: Batch, *, view: str = "kernel") -
     return _mean_of([2 * _log10(op.norm_lower().value) for op, _ in _operators(network, view)], network)
 
 
-def _operators(network: Network, view: str) -> list[tuple[Operator, int]]:
+def _operators(network: Network, view: str) -> Iterator[tuple[Operator, int]]:
     """Each layer in the given view, and the number of its copies side by side."""
     check_view(view)
     layers = weight_layers(network, "The shape of the spectra")
     if view == "operator":
-        return [(as_operator(network, node), repetitions(node)) for node in layers]
-    return [(_kernel(network, node), 1) for node in layers]
+        return ((as_operator(network, node), repetitions(node)) for node in layers)
+    return ((_kernel(network, node), 1) for node in layers)
 
 
 def _kernel(network: Network, node: Node) -> Operator:
@@ -238,6 +240,13 @@ def _values_of(operator: Operator, node: Node) -> Tensor:
     if isinstance(operator, MatrixOperator):
         return torch.linalg.svdvals(operator.weight)
     return torch.linalg.svdvals(_dense(operator, node))
+
+
+def _dense_bytes(network: Network, batch: Batch, *, view: str = "kernel", **params: Any) -> float:
+    if view != "operator":
+        return norm_bytes(network)
+    sides = [(math.prod(node.params["input_shape"]), math.prod(node.shape)) for node in network.weight_layers.nodes]
+    return 8.0 * 3 * max((a * b for a, b in sides if min(a, b) <= DENSE_SIDE), default=0)
 
 
 def _dense(operator: ConvOperator, node: Node) -> Tensor:
@@ -268,10 +277,14 @@ def _mean_of(values: Sequence[float], network: Network) -> Measured:
     return Measured(math.fsum(values) / len(values), per_layer=rows, info=left_out(network))
 
 
+#: A matrix, its factorisation, and where the operator is asked for its dense form.
+SPECTRUM = Peak(layers=3, more=_dense_bytes)
+
 _SHAPE: dict[str, Any] = {
     "family": "spectral_shape",
     "lower_is_better": True,
     "needs": frozenset({"layers"}),
+    "memory": SPECTRUM,
     "invariances": frozenset({"permutation", "layer_rescaling"}),
 }
 

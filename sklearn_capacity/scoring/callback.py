@@ -35,7 +35,7 @@ class CapacityCallback(TravelsByValue, Callback):
         Number of epochs between two measurements; the other epochs get nan.
     prefix : str, default=""
         Prefix of the labels.
-    loss, log, max_samples, batch_size, device, random_state
+    loss, log, max_samples, batch_size, max_memory, device, random_state
         As in `measure_capacity`; at most `max_samples` (default 1000) of the training samples are used.
 
     Raises
@@ -66,6 +66,7 @@ class CapacityCallback(TravelsByValue, Callback):
         log: bool = False,
         max_samples: int | None = 1000,
         batch_size: int | None = None,
+        max_memory: int | str | None = None,
         device: Any = None,
         random_state: int = 0,
     ) -> None:
@@ -78,6 +79,7 @@ class CapacityCallback(TravelsByValue, Callback):
         self.log = log
         self.max_samples = max_samples
         self.batch_size = batch_size
+        self.max_memory = max_memory
         self.device = device
         self.random_state = random_state
 
@@ -118,6 +120,7 @@ class CapacityCallback(TravelsByValue, Callback):
                 log=self.log,
                 max_samples=self.max_samples,
                 batch_size=self.batch_size,
+                max_memory=self.max_memory,
                 device=self.device,
                 random_state=self.random_state,
             )

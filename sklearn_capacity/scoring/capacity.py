@@ -49,6 +49,7 @@ def measure_capacity(
     log: bool = False,
     max_samples: int | None = None,
     batch_size: int | None = None,
+    max_memory: int | str | None = None,
     device: Any = None,
     random_state: int = 0,
     max_seconds: float | None = None,
@@ -86,6 +87,11 @@ def measure_capacity(
         Measure on a seeded random subset of at most this many samples.
     batch_size : int, default=None
         Number of samples processed at once; None chooses it by memory. It is halved when memory runs out.
+    max_memory : int or str, default=None
+        Memory that the call may use: a number of bytes, or text such as "500MB" or "2GiB". None is 80 % of the memory
+        that is free on the device, within the limits of the control group (container). The number of samples processed
+        at once is chosen accordingly. A measure that needs more memory is not started: it is treated like one that is
+        not defined, and the reason states how much it needs.
     device : str or torch.device, default=None
         Where to compute; None is the model's device.
     random_state : int, default=0
@@ -132,6 +138,7 @@ def measure_capacity(
         classes=classes,
         max_samples=max_samples,
         batch_size=batch_size,
+        max_memory=max_memory,
         device=device,
         random_state=random_state,
         verbose=verbose,
@@ -197,6 +204,7 @@ def capacity_report(
     per_class: bool = False,
     max_samples: int | None = None,
     batch_size: int | None = None,
+    max_memory: int | str | None = None,
     device: Any = None,
     random_state: int = 0,
     max_seconds: float | None = None,
@@ -206,12 +214,14 @@ def capacity_report(
 
     Parameters
     ----------
-    model, X, y, measures, loss, initial_state, classes, log, max_samples, batch_size, device, random_state, max_seconds
+    model, X, y, measures, loss, initial_state, classes, log, max_seconds
         As in `measure_capacity`. A measure that does not apply, fails or is left out gets a row with the reason.
     per_layer : bool, default=False
         Add one row per weight layer for measures that have values per layer.
     per_class : bool, default=False
         Add one row per class with the median margin of its samples.
+    max_samples, batch_size, max_memory, device, random_state
+        As in `measure_capacity`.
     verbose : int, default=0
         1 shows the progress and the measure that runs.
 
@@ -243,6 +253,7 @@ def capacity_report(
         classes=classes,
         max_samples=max_samples,
         batch_size=batch_size,
+        max_memory=max_memory,
         device=device,
         random_state=random_state,
         verbose=verbose,

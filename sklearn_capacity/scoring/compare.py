@@ -35,6 +35,7 @@ def compare_capacity(
     log: bool = False,
     max_samples: int | None = None,
     batch_size: int | None = None,
+    max_memory: int | str | None = None,
     device: Any = None,
     random_state: int = 0,
     max_seconds: float | None = None,
@@ -55,7 +56,7 @@ def compare_capacity(
         Test data for the scores. Without a named scorer, classifiers are scored by "accuracy", regressors by "r2".
     initial_states : dict of label to state, or list, default=None
         For each model, or some labels, an `initial_state` as in `measure_capacity`.
-    loss, classes, log, max_samples, batch_size, device, random_state
+    loss, classes, log, max_samples, batch_size, max_memory, device, random_state
         As in `measure_capacity`, the same for all models.
     max_seconds : float, default=None
         For each model, as in `measure_capacity`.
@@ -104,8 +105,9 @@ def compare_capacity(
         raise ValueError("`X_test` and `y_test` must be given together, got only one of them.")
     if X is None and (scores or X_test is not None):
         raise ValueError("`X` must be given, got None: scores need the training data too.")
-    shared = {"loss": loss, "classes": classes, "max_samples": max_samples, "batch_size": batch_size, "device": device}
-    shared |= {"random_state": random_state, "verbose": verbose if n_jobs in (None, 1) else 0}
+    shared = {"loss": loss, "classes": classes, "max_samples": max_samples, "batch_size": batch_size}
+    shared |= {"max_memory": max_memory, "device": device, "random_state": random_state}
+    shared["verbose"] = verbose if n_jobs in (None, 1) else 0
     how = {"group": measures if is_group(measures) else None, "log": log, "max_seconds": max_seconds}
     tasks = [
         delayed(_row)(label, model, (X, y), (X_test, y_test), requests, scores, how, {**shared, "initial_state": state})

@@ -14,6 +14,7 @@ import torch
 from .._validation import NotDefinedError, check_integer
 from ..graph import Network
 from ..measures import MEASURES, Batch, Measure, Measured
+from ..measures.memory import Budget, parse_bytes
 from ..process_state import computing
 from ..training import refuse_containers, resolve_device
 from .data import LOSSES, checked_X, encode_targets, resolve_loss, subsample, with_classes
@@ -33,7 +34,7 @@ class Session:
 
     Parameters
     ----------
-    model, X, y, loss, initial_state, classes, max_samples, batch_size, device, random_state
+    model, X, y, loss, initial_state, classes, max_samples, batch_size, max_memory, device, random_state
         As in `measure_capacity`.
     """
 
@@ -48,6 +49,7 @@ class Session:
         classes: Any = None,
         max_samples: int | None = None,
         batch_size: int | None = None,
+        max_memory: int | str | None = None,
         device: Any = None,
         random_state: int = 0,
         verbose: int = 0,
@@ -55,6 +57,8 @@ class Session:
         self.started = time.perf_counter()
         if batch_size is not None:
             check_integer("batch_size", batch_size, 1)
+        if max_memory is not None:
+            max_memory = parse_bytes(max_memory)
         seed = "Measurements must be reproducible: pass an integer seed."
         check_integer("random_state", random_state, 0, 2**63 - 1, cure=seed)
         self.subject = resolve(model)
@@ -86,6 +90,7 @@ class Session:
             self._loss_from_y = ', since `y` has floats. For a classifier pass integers, or loss="cross_entropy"'
         with computing(), torch.inference_mode(False):  # inference mode would forbid differentiation
             self.network = _network(self.subject, X, self.task, device)
+            budget = Budget(max_memory, self.network.device)
             X_tensor, y_tensor = self._tensors(X, y)
         self.batch = Batch(
             self.network,
@@ -95,6 +100,7 @@ class Session:
             random_state=random_state,
             batch_size=batch_size,
             verbose=verbose,
+            budget=budget,
         )
 
     def _tensors(self, X: Any, y: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -182,7 +188,15 @@ class Session:
         if reason is not None:
             raise NotDefinedError(f"The measure {request.measure.name!r} {reason}.")
         with computing(), torch.inference_mode(False), torch_refusals(f"The measure {request.measure.name!r}"):
-            return request.measure(self.network, self.batch, **self.parameters(request))
+            parameters = self.parameters(request)
+            self._check_room(request.measure, parameters)
+            return request.measure(self.network, self.batch, **parameters)
+
+    def _check_room(self, measure: Measure, parameters: dict[str, Any]) -> None:
+        """Raise beforehand where a measure would go beyond the memory that the call may take."""
+        reason = self.batch.budget.refusal(self.batch.held + measure.memory.bytes(self.network, self.batch, parameters))
+        if reason is not None:
+            raise NotDefinedError(f"The measure {measure.name!r} {reason}. Measure fewer samples, or allow it more.")
 
 
 def _length(data: Any) -> int:

@@ -49,7 +49,7 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
         "nan": a measure that fails gives nan for its key, with a `CapacityWarning`, so that every fold has every key.
         In either case, a measure of "essential", "cheap" or "all" that is not defined for the network gives nan
         without a warning; `capacity_report` shows the reason.
-    max_samples, batch_size, device, random_state, max_seconds
+    max_samples, batch_size, max_memory, device, random_state, max_seconds
         As in `measure_capacity`; a measure for which there is no time gives nan.
 
     Notes
@@ -82,6 +82,7 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
         on_error: str = "nan",
         max_samples: int | None = None,
         batch_size: int | None = None,
+        max_memory: int | str | None = None,
         device: Any = None,
         random_state: int = 0,
         max_seconds: float | None = None,
@@ -95,6 +96,7 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
         self.on_error = on_error
         self.max_samples = max_samples
         self.batch_size = batch_size
+        self.max_memory = max_memory
         self.device = device
         self.random_state = random_state
         self.max_seconds = max_seconds
@@ -206,6 +208,7 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
             classes=self.classes,
             max_samples=self.max_samples,
             batch_size=self.batch_size,
+            max_memory=self.max_memory,
             device=self.device,
             random_state=self.random_state,
         )

@@ -180,3 +180,22 @@ def test_an_exhausted_space_adds_no_eigenvalue_of_zero():
     found = lanczos(lambda x: operators * x, (3, 8), check_every=5)
     torch.testing.assert_close(found.values[:, 0], torch.tensor([-2.0, -1.0, -3.0], dtype=torch.float64))
     torch.testing.assert_close(found.scales, torch.tensor([2.0, 9.0, 7.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("vectors", [0, 2, 3, 10])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_few_vectors_of_the_basis_find_the_same_ends(vectors, sign):
+    """Both ends of an indefinite spectrum; beside rounding the products are those of a full basis, or a few more."""
+    values = sign * torch.cat([torch.linspace(-1, 3, 398, dtype=torch.float64), torch.tensor([-20.0, 40.0])])
+    full = largest_eigenvalue(lambda x: values * x, 400, check_every=1)
+    few = largest_eigenvalue(lambda x: values * x, 400, check_every=1, memory=vectors * 400 * 8)
+    assert few.value == pytest.approx(float(values.max()), rel=1e-9)
+    assert few.value == pytest.approx(full.value, rel=1e-9)
+    assert few.n_products <= 2 * full.n_products
+    assert float(values.max()) - few.value <= few.error * few.scale
+
+
+def test_few_vectors_serve_a_batch_and_an_exhausted_space():
+    values = torch.tensor([[5.0, 2.0, 1.0], [0.5, -0.25, 0.0]], dtype=torch.float64)
+    found = lanczos(lambda x: values * x, (2, 3), memory=1)
+    assert found.values.flatten().tolist() == pytest.approx([5.0, 0.5], rel=1e-9)

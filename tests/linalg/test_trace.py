@@ -14,9 +14,9 @@ def _symmetric(size: int, seed: int = 0) -> torch.Tensor:
     return (A + A.T) / 2
 
 
-def _estimate(A, n_products, seed=0):
+def _estimate(A, n_products, seed=0, **options):
     generator = torch.Generator().manual_seed(seed)
-    return trace_estimate(lambda v: A @ v, len(A), n_products=n_products, generator=generator)
+    return trace_estimate(lambda v: A @ v, len(A), n_products=n_products, generator=generator, **options)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 5])
@@ -37,6 +37,28 @@ def test_hundred_seeds_are_covered_and_without_bias(n_products):
     assert int((errors.abs() > 4 * spreads).sum()) <= (3 if n_products == 12 else 1)
     assert abs(float(errors.mean())) < 4 * float(errors.std()) / 10
     assert float(errors.square().mean().sqrt()) == pytest.approx(float(spreads.square().mean().sqrt()), rel=0.3)
+
+
+@pytest.mark.parametrize("columns", [0, 1, 5, 20])
+def test_the_estimate_keeps_to_its_memory_and_is_covered(columns):
+    A = _symmetric(60) + torch.diag(torch.linspace(0, 9, 60, dtype=torch.float64) ** 2)
+    widths = []
+
+    def product(v):
+        widths.append(v.shape[1])
+        return A @ v
+
+    memory = columns * 4 * 8 * 60
+    found = []
+    for seed in range(100):
+        generator = torch.Generator().manual_seed(seed)
+        found.append(trace_estimate(product, 60, n_products=90, generator=generator, memory=memory))
+    assert max(widths) <= max(columns, 1)
+    assert sum(widths) == 100 * 90
+    errors = torch.tensor([f.value for f in found]) - A.trace()
+    spreads = torch.tensor([f.standard_error for f in found])
+    assert int((errors.abs() > 4 * spreads).sum()) <= 1
+    assert abs(float(errors.mean())) < 4 * float(errors.std()) / 10
 
 
 def test_sizes_below_the_sketch():

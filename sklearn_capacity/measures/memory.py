@@ -1,0 +1,205 @@
+"""Memory as a cap: what is free, what a measure needs at its peak, and how many samples go at once."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .._validation import check_integer
+from ..graph import Network
+
+if TYPE_CHECKING:
+    from .batch import Batch
+
+__all__ = ["Budget", "Peak", "free_memory", "held_bytes", "parse_bytes", "shown_bytes"]
+
+#: Of what is free when a call begins; the rest is left to everything else that runs.
+SHARE_OF_FREE = 0.8
+UNITS = {"": 1, "B": 1, **{f"{letter}B": 1000**k for k, letter in enumerate("kMGT", start=1)}}
+UNITS |= {f"{letter}iB": 1024**k for k, letter in enumerate("KMGT", start=1)}
+
+
+@dataclass(frozen=True)
+class Peak:
+    """What a measure holds at once, beside the network, its graph and the data, where its chunks are smallest.
+
+    Attributes
+    ----------
+    vectors : float
+        Vectors in float64 with one number per trained parameter.
+    layers : float
+        Matrices in float64 as large as the largest weight.
+    passes : float
+        Copies of all that one sample makes on its way through the network: 2 with its gradients, 4 with second ones.
+    outputs : float
+        Arrays in float64 with one number per sample and output.
+    inputs : float
+        Copies of the data.
+    more : callable, default=None
+        Bytes beside these, ``f(network, batch, **params)``.
+    """
+
+    vectors: float = 0
+    layers: float = 0
+    passes: float = 1
+    outputs: float = 0
+    inputs: float = 0
+    more: Callable[..., float] | None = None
+
+    def bytes(self, network: Network, batch: Batch, params: dict[str, Any]) -> float:
+        """The estimate for one network and data."""
+        numbers = self.vectors * network.parameter_count + self.layers * network.largest_tensor
+        if batch.has_samples:
+            numbers += self.outputs * batch.n_samples * network.n_outputs
+        total = 8.0 * numbers
+        if batch.has_samples:
+            total += self.inputs * batch.X.numel() * batch.X.element_size()
+            total += self.passes * network.activation_total * batch.X.element_size()
+        return total + (self.more(network, batch, **params) if self.more is not None else 0.0)
+
+
+class Budget:
+    """Bytes that one call may take.
+
+    Parameters
+    ----------
+    max_memory : int, str or None
+        None: what is free on the device, but for a fifth.
+    device : torch.device
+    """
+
+    def __init__(self, max_memory: int | str | None, device: torch.device):
+        self.given = max_memory is not None
+        self.limit = SHARE_OF_FREE * free_memory(device) if max_memory is None else float(parse_bytes(max_memory))
+        self._resident_limit = resident_memory() + self.limit / 4 if device.type == "cpu" else math.inf
+
+    def refusal(self, needed: float) -> str | None:
+        """Why so many bytes cannot be had; None if they can."""
+        if needed <= self.limit:
+            return None
+        if self.given:
+            return f"needs {shown_bytes(needed)}, and `max_memory` is {shown_bytes(self.limit)}"
+        return f"needs {shown_bytes(needed)}, and no more than {shown_bytes(self.limit)} may be taken of what is free"
+
+    def tidy(self) -> None:
+        """Give free memory back to the system once the process has grown by a quarter of the budget.
+
+        The allocator of glibc keeps blocks of up to 32 MB for itself. Small ones that lie between them can make it take
+        a multiple of what is in use.
+        """
+        before = resident_memory()
+        if before <= self._resident_limit:
+            return
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+        if trim is None:
+            self._resident_limit = math.inf
+            return
+        trim(0)
+        # Where most of it is in use, the next time comes later.
+        self._resident_limit = max(self._resident_limit, resident_memory() + self.limit / 8)
+
+
+def resident_memory() -> float:
+    """Bytes of the process that are in memory; 0 where the system does not tell."""
+    try:
+        return float(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0.0
+
+
+def held_bytes(kept: Any) -> int:
+    """Bytes of all tensors in a nest of containers."""
+    leaves = torch.utils._pytree.tree_leaves(dict(kept))
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves if isinstance(leaf, torch.Tensor))
+
+
+def parse_bytes(max_memory: Any) -> int:
+    """A number of bytes, or text such as "500MB" or "2GiB", as a number of bytes.
+
+    Examples
+    --------
+    >>> from sklearn_capacity.measures.memory import parse_bytes
+    >>> parse_bytes("1.5GB"), parse_bytes("1KiB")
+    (1500000000, 1024)
+    """
+    what = 'a number of bytes, or text such as "500MB" or "2GiB"'
+    if not isinstance(max_memory, str):
+        if isinstance(max_memory, bool) or not isinstance(max_memory, int):
+            raise TypeError(f"`max_memory` must be {what}, got {max_memory!r}.")
+        return check_integer("max_memory", max_memory, 1)
+    units = {unit.lower(): factor for unit, factor in UNITS.items()}
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-z]*)\s*", max_memory.lower())
+    if match is None or match[2] not in units or not (size := int(float(match[1]) * units[match[2]])):
+        raise ValueError(f"`max_memory` must be {what}, got {max_memory!r}.")
+    return size
+
+
+def shown_bytes(size: float) -> str:
+    """A number of bytes for a reader, in at most three digits before the point."""
+    power = min(max(int(math.log(max(size, 1), 1000)), 0), 4)
+    return f"{size / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that may be allocated on a device; for the CPU within the limits of the control groups, too.
+
+    Linux ends a process that goes beyond either, in place of an error. Infinite where the system does not tell.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return float(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    return min([_free_in_system(), *_free_in_groups()])
+
+
+def _free_in_system() -> float:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024.0 * int(line.split()[1])
+    except (OSError, ValueError):
+        pass
+    try:  # elsewhere half of all memory, since what is free cannot be told
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
+    except (AttributeError, OSError, ValueError):
+        return math.inf
+
+
+def _free_in_groups() -> Iterator[float]:
+    """What every control group around this process leaves: its limit less what it uses and cannot drop."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, names = Path("/sys/fs/cgroup"), ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root = Path("/sys/fs/cgroup/memory")
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        below = root / path.lstrip("/")
+        for group in (below, *below.parents):
+            if group.is_relative_to(root):
+                yield _free_in_group(group, *names)
+
+
+def _free_in_group(group: Path, limit: str, usage: str, cache: str) -> float:
+    try:
+        most, used = (group / limit).read_text().strip(), int((group / usage).read_text())
+        if most == "max":
+            return math.inf
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return max(0.0, int(most) - used + int(counts.get(cache, 0)))
+    except (OSError, ValueError):  # no such group in this view of the file system, or no limit in it
+        return math.inf
