@@ -49,12 +49,12 @@ class HiddenMarginDisplay:
         self.margins = margins
 
     @classmethod
-    def from_estimator(cls, estimator: Any, X: Any, y: Any) -> HiddenMarginDisplay:
+    def from_estimator(cls, estimator: Any, X: Any, y: Any, *, classes: Any = None) -> HiddenMarginDisplay:
         """Create the display for one model.
 
         Parameters
         ----------
-        estimator, X, y
+        estimator, X, y, classes
             As in `measure_capacity`.
 
         Returns
@@ -62,7 +62,7 @@ class HiddenMarginDisplay:
         HiddenMarginDisplay
             Not drawn yet: call `plot`.
         """
-        return cls(hidden_margins(estimator, X, y))
+        return cls(hidden_margins(estimator, X, y, classes))
 
     def plot(self, ax: Any = None) -> HiddenMarginDisplay:
         """Draw the boxes.

@@ -50,7 +50,9 @@ class MarginDisplay:
         self.percentile = percentile
 
     @classmethod
-    def from_estimator(cls, estimator: Any, X: Any, y: Any, *, name: str = "", **params: Any) -> MarginDisplay:
+    def from_estimator(
+        cls, estimator: Any, X: Any, y: Any, *, name: str = "", classes: Any = None, **params: Any
+    ) -> MarginDisplay:
         """Create the display for one model.
 
         Parameters
@@ -59,6 +61,8 @@ class MarginDisplay:
             As in `measure_capacity`.
         name : str, default=""
             Name in the legend.
+        classes : array-like of shape (n_outputs,), default=None
+            As in `measure_capacity`.
         **params
             Parameters of the display.
 
@@ -67,15 +71,19 @@ class MarginDisplay:
         MarginDisplay
             Not drawn yet: call `plot`.
         """
-        return cls({name: sample_margins(estimator, X, y)}, **params)
+        return cls({name: sample_margins(estimator, X, y, classes)}, **params)
 
     @classmethod
-    def from_estimators(cls, models: Mapping[str, tuple[Any, Any, Any]], **params: Any) -> MarginDisplay:
+    def from_estimators(
+        cls, models: Mapping[str, tuple[Any, Any, Any]], *, classes: Any = None, **params: Any
+    ) -> MarginDisplay:
         """Display of several models, each on its own data.
 
         Parameters
         ----------
         models : dict of str to (model, X, y)
+        classes : array-like of shape (n_outputs,), default=None
+            As in `measure_capacity`, for all of them.
         **params
             Parameters of the display.
 
@@ -84,7 +92,8 @@ class MarginDisplay:
         MarginDisplay
             Not drawn yet: call `plot`.
         """
-        return cls({name: sample_margins(*entry) for name, entry in named_data(models).items()}, **params)
+        margins = {name: sample_margins(*entry, classes) for name, entry in named_data(models).items()}
+        return cls(margins, **params)
 
     from_models = from_estimators  # the name before
 

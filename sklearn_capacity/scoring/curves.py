@@ -33,6 +33,7 @@ def bicriteria_curve(
     n_draws: int = 1000,
     random_state: Any = None,
     loss: str | None = None,
+    classes: Any = None,
     max_samples: int | None = None,
     batch_size: int | None = None,
     device: Any = None,
@@ -57,7 +58,7 @@ def bicriteria_curve(
         Seed of the noise. With None, every call uses a new seed.
     loss : "cross_entropy", "squared", "absolute" or None, default=None
         As in `measure_capacity`.
-    max_samples, batch_size, device
+    classes, max_samples, batch_size, device
         As in `measure_capacity`.
     verbose : int, default=0
         1 shows the progress.
@@ -95,6 +96,7 @@ def bicriteria_curve(
         X,
         y,
         loss=loss,
+        classes=classes,
         max_samples=max_samples,
         batch_size=batch_size,
         device=device,
@@ -188,15 +190,15 @@ def interaction_conditions(
 
 
 @keeps_modes
-def sample_margins(model: Any, X: Any, y: Any) -> np.ndarray:
+def sample_margins(model: Any, X: Any, y: Any, classes: Any = None) -> np.ndarray:
     """The margins f_y - max_{k != y} f_k of all samples, shape (n,), for any model that can be measured."""
-    session = Session(model, X, y)
+    session = Session(model, X, y, classes=classes)
     return margins_of_samples(session.batch).copy()
 
 
 @keeps_modes
-def hidden_margins(model: Any, X: Any, y: Any) -> dict[str, np.ndarray]:
+def hidden_margins(model: Any, X: Any, y: Any, classes: Any = None) -> dict[str, np.ndarray]:
     """Margins at the input and in the hidden layers, (n,) for each weight layer, as `hidden_margin` has them."""
-    session = Session(model, X, y)
+    session = Session(model, X, y, classes=classes)
     with computing(), torch.inference_mode(False):
         return {label: values.copy() for label, values in layer_margins(session.network, session.batch).items()}

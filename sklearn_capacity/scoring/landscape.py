@@ -58,12 +58,13 @@ def measure_landscape(
     half_width: float | None = None,
     resolution: int = 25,
     loss: str | None = None,
+    classes: Any = None,
 ) -> MeasureLandscape:
     """Evaluate measures of a network while two of its weights vary over a grid around 0.
 
     Parameters
     ----------
-    model, X, y, loss
+    model, X, y, loss, classes
         As in `measure_capacity`. The model does not change.
     weights : two of (name of a parameter, index), default=None
         None selects the first entry of the first and of the last matrix or kernel.
@@ -99,7 +100,7 @@ def measure_landscape(
     """
     requests, _ = parse_measures(list(measures) if isinstance(measures, tuple) else measures)
     check_integer("resolution", resolution, 2)
-    session = Session(model, X, y, loss=loss)
+    session = Session(model, X, y, loss=loss, classes=classes)
     places = [_place(session.network.parameters, *place) for place in _chosen(session.network.parameters, weights)]
     here = tuple(float(parameter.detach()[index]) for _, parameter, index in places)
     if half_width is None:

@@ -107,6 +107,7 @@ def hessian_quadrature(
     n_draws: int = 10,
     n_steps: int = 80,
     loss: str | None = None,
+    classes: Any = None,
     max_samples: int | None = None,
     batch_size: int | None = None,
     device: Any = None,
@@ -117,7 +118,7 @@ def hessian_quadrature(
 
     Parameters
     ----------
-    model, X, y, loss, max_samples, batch_size, device, random_state, verbose
+    model, X, y, loss, classes, max_samples, batch_size, device, random_state, verbose
         As in `measure_capacity`.
     n_draws : int >= 1, default=10
         Number of random vectors of stochastic Lanczos quadrature.
@@ -141,6 +142,7 @@ def hessian_quadrature(
         X,
         y,
         loss=loss,
+        classes=classes,
         max_samples=max_samples,
         batch_size=batch_size,
         device=device,
