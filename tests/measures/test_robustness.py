@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import reference_margins as reference
-from networks import CHAINS, NETWORKS
+from networks import CHAINS, NETWORKS, Blend
 from sklearn_capacity import NotDefinedError, UnsupportedLayerError, measure_capacity, theory
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch
@@ -147,7 +147,7 @@ def test_hull_radius_takes_the_steepest_point_of_the_hull():
 def test_estimates_repeat_for_a_seed_and_need_no_graph(method):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3)).double()
+        module = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.GELU(), Blend(8), nn.Linear(8, 3)).double()
         X = torch.randn(6, 4, dtype=torch.float64)
     y = module(X).argmax(1)
     request = {"r": ("input_margin_bound", {"method": method, "n_draws": 3, "percentile": 50})}
@@ -155,7 +155,7 @@ def test_estimates_repeat_for_a_seed_and_need_no_graph(method):
     assert first == again
     assert method == "jacobian" or other != first  # ascent leads to the same place from most draws
     assert measure_capacity(module, X, y, request, batch_size=2)["r"] == pytest.approx(first, rel=1e-9)
-    with pytest.raises(UnsupportedLayerError, match="layer `1`"):
+    with pytest.raises(UnsupportedLayerError, match=r"layer `3 \(Blend\)`"):
         measure_capacity(module, X, y, "input_margin_bound")
 
 
