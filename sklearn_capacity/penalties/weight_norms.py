@@ -33,7 +33,8 @@ def spectral_norm_penalty(module: nn.Module, X: Tensor) -> Tensor:
         Its layers are its linear maps and convolutions. A convolution is treated as the operator at its input size,
         including padding and stride, not as its reshaped kernel. Batch norm is folded, with its running statistics, or
         is a diagonal layer if it has no adjacent layer. A layer that is used twice counts twice; the stacked
-        projections of attention are one matrix. Biases, layer norms and embeddings do not count.
+        projections of attention are one matrix. Biases, embeddings and the scales of layer, group and RMS norms do not
+        count.
     X : Tensor of shape (n, ...)
         Defines the shape of a sample; the values do not matter.
 
@@ -70,7 +71,8 @@ def spectral_norm_penalty(module: nn.Module, X: Tensor) -> Tensor:
     16.0
     """
     graph = whole_graph(module, X, "The spectral-norm penalty")
-    norms = [_squared_norm(node, graph) for node in graph.nodes if node.is_layer or _has_matrix(node)]
+    layers = [node for node in graph.nodes if node.is_layer or _has_matrix(node)]
+    norms = [_squared_norm(node, graph) for node in layers if not _scales_a_normalization(node, graph)]
     if not norms:
         raise UnsupportedLayerError(
             f"The spectral-norm penalty needs a linear map or a convolution, but {type(module).__name__} has none."
@@ -86,6 +88,16 @@ def _has_matrix(node: Node) -> bool:
     if name in _OTHER_PRODUCTS:
         raise node.refuse("The spectral-norm penalty", "its operator is not known.", "Use nn.Linear or nn.Conv2d.")
     return name == "linear"
+
+
+def _scales_a_normalization(node: Node, graph: NetworkGraph) -> bool:
+    """Whether a node is the trained scale behind a layer norm or one of its kind, which is not a matrix."""
+    if node.op != "diagonal":
+        return False
+    before = graph[node.inputs[0]]
+    while before.op == "view":  # a group norm returns to the shape of its input
+        before = graph[before.inputs[0]]
+    return before.op == "function" and before.params["kind"] == "normalization"
 
 
 def _squared_norm(node: Node, graph: NetworkGraph) -> Tensor:

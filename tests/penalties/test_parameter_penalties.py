@@ -168,6 +168,34 @@ def test_spectral_norms_are_those_of_dense_matrices(name):
     torch.testing.assert_close(gradient(got, module), gradient(want, module), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.LayerNorm((4, 3)),
+        nn.RMSNorm(3),
+        nn.GroupNorm(2, 4),
+        nn.InstanceNorm1d(4, affine=True),
+    ],
+    ids=lambda norm: type(norm).__name__,
+)
+def test_scales_of_normalizations_are_no_matrices(norm):
+    torch.manual_seed(0)
+    nn.init.constant_(norm.weight, 5.0)
+    module = nn.Sequential(nn.Conv1d(2, 4, 1), norm, nn.Flatten(), nn.Linear(12, 3)).double()
+    first, head = module[0].weight[:, :, 0], module[3].weight
+    want = sum(torch.linalg.matrix_norm(weight, 2).square() for weight in (first, head))
+    got = spectral_norm_penalty(module, torch.zeros(1, 2, 3, dtype=torch.float64))
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=0)
+
+
+def test_a_batch_norm_without_a_layer_beside_it_counts():
+    module = nn.Sequential(nn.Tanh(), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 2)).double().eval()
+    nn.init.constant_(module[1].weight, 2.0)
+    want = 4 / (1 + module[1].eps) + torch.linalg.matrix_norm(module[3].weight, 2).square()
+    got = spectral_norm_penalty(module, torch.zeros(1, 3, dtype=torch.float64))
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=0)
+
+
 def test_spectral_norms_are_those_of_the_measure():
     module, X = built("residual")
     model = Network(module, (2, 6, 6))
