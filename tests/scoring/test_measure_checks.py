@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -93,6 +94,9 @@ counter = iter(range(10**6))
         (lambda n, b: float(torch.rand(())), {}, r"changed the random numbers of torch.*`batch.generator\(\)`"),
         (lambda n, b: float(np.random.rand()), {}, "changed the random numbers of numpy"),
         (lambda n, b: random.random(), {}, "changed the random numbers of Python"),
+        (lambda n, b: 0.0 * (random.seed(0) or 1), {}, "changed the random numbers of Python"),
+        (lambda n, b: random.gauss(0, 1), {}, "changed the random numbers of Python"),
+        (lambda n, b: float(random.randrange(9)), {}, "changed the random numbers of Python"),
         (lambda n, b: float(next(counter)), {}, "must be the same twice for one seed"),
         (drawn, {"signed": True}, "must be the same for two seeds.* or declare stochastic=True"),
         (lambda n, b: float(b.chunk_size), {}, "must be the same with two samples at once"),
@@ -111,6 +115,16 @@ counter = iter(range(10**6))
 def test_planted_faults_are_noticed(function, fields, message):
     with pytest.raises(ValueError, match=message):
         check_measure(Measure("bad", function, **fields))
+
+
+def test_draws_of_other_threads_are_no_fault_of_the_measure():
+    def beside_a_drawing_thread(network, batch):
+        thread = threading.Thread(target=random.random)
+        thread.start()
+        thread.join()
+        return 1.0
+
+    check_measure(beside_a_drawing_thread)
 
 
 def test_a_measure_must_be_defined_somewhere():
