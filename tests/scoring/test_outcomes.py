@@ -151,7 +151,7 @@ def test_what_would_not_fit_is_left_out_with_the_reason(monkeypatch):
         measure_capacity(module, X, y, measures, max_seconds=1000.0)
 
 
-@pytest.mark.filterwarnings("ignore:The margin at percentile 5")
+@pytest.mark.filterwarnings("ignore:The margin at percentile")
 def test_a_group_within_a_time_leaves_the_dear_ones_out():
     module = network(4, 6, 3)
     full = measure_capacity(module, X, y, "cheap")
