@@ -88,7 +88,7 @@ def path_activity(network: Network, batch: Batch, *, p: float = 1.0) -> Measured
 
 def _rules(network: Network, p: float) -> dict[str, Callable[..., Pair]]:
     """The rules of the path norm with the nodes' values, which determine the active units and pooled entries."""
-    over_paths = {**path_rules(network, p), "activation": None, "max_pool": None}
+    over_paths = {**path_rules(network, p, PURPOSE), "activation": None, "max_pool": None}
 
     def activation(node: Node, pair: Pair) -> Pair:
         z, (values, log_scale) = pair

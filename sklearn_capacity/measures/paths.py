@@ -68,7 +68,7 @@ def path_norm(network: Network, batch: Batch, *, p: float = 2.0) -> Measured:
     """
     p = check_interval("p", p, 0, math.inf, closed="neither")
     graph_layers(network, PURPOSE)  # all finite
-    rules = path_rules(network, p)
+    rules = path_rules(network, p, PURPOSE)
     refuse_unknown(network.graph, rules, PURPOSE)
     ones = torch.ones(1, *network.input_shape, dtype=torch.float64, device=network.device)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def path_norm(network: Network, batch: Batch, *, p: float = 2.0) -> Measured:
     return Measured.from_log((logarithm(float(total.sum())) + log_scale) / p)
 
 
-def path_rules(network: Network, p: float) -> dict[str, Callable[..., Paths]]:
+def path_rules(network: Network, p: float, purpose: str) -> dict[str, Callable[..., Paths]]:
     """What every operator does to sums over paths."""
 
     def affine(node: Node, paths: Paths) -> Paths:
@@ -126,7 +126,7 @@ def path_rules(network: Network, p: float) -> dict[str, Callable[..., Paths]]:
         "avg_pool": avg_pool,
         "center": center,
         "separable": separable,
-        "function": _function,
+        "function": _refusal(purpose),
         "max_pool": lambda node, paths: _scaled(_window_sums(node, paths[0]), paths[1]),
     }
 
@@ -155,8 +155,13 @@ def _activation(node: Node, paths: Paths) -> Paths:
     return paths
 
 
-def _function(node: Node, *paths: Paths) -> Paths:
-    raise node.refuse("A path norm", function_of(node)[0].why)
+def _refusal(purpose: str) -> Callable[..., Paths]:
+    """Rule for functions along which paths do not multiply."""
+
+    def refuse(node: Node, *paths: Paths) -> Paths:
+        raise node.refuse(purpose, function_of(node)[0].why)
+
+    return refuse
 
 
 def _centred_power(node: Node, values: Tensor, p: float) -> Tensor:
