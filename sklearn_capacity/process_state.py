@@ -27,6 +27,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
+import numpy as np
 import torch
 
 __all__ = [
@@ -64,18 +65,37 @@ def surely(undo: Callable[..., object], *args: Any) -> None:
         raise
 
 
+# What `warnings.catch_warnings` replaces, and puts back at its end.
+_WARNINGS: dict[str, Any] = vars(warnings)
+_CAUGHT = tuple(name for name in ("filters", "showwarning", "_showwarnmsg_impl") if name in _WARNINGS)
+
+
 def keeps_modes(function: Callable[P, T]) -> Callable[P, T]:
-    """Restore the grad mode in which the thread called the function.
+    """Restore the grad mode in which the thread called the function and, after an interrupt, other settings.
 
     An interrupt at the end of ``torch.no_grad()`` or of an optimiser's step would leave its inner mode. Here the mode
     is restored by one C function, which Python calls before it handles interrupts.
+
+    Likewise, an interrupt at the end of ``warnings.catch_warnings()`` or ``numpy.errstate()``, as in scikit-learn's
+    checks of the data, or while a mode of torch begins, would leave what they have changed. These are restored after
+    interrupts only: a function may return while another thread is inside ``catch_warnings()``.
     """
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        gradients = torch.is_grad_enabled()
+        gradients, n_modes = torch.is_grad_enabled(), torch._C._len_torch_function_stack()
+        caught: dict[str, Any] = {name: _WARNINGS[name] for name in _CAUGHT}
+        errors = np.geterr()
         try:
             return function(*args, **kwargs)
+        except Exception:
+            raise
+        except BaseException:
+            _WARNINGS.update(caught)
+            surely(functools.partial(np.seterr, **errors))
+            while torch._C._len_torch_function_stack() > n_modes:
+                torch._C._pop_torch_function_stack()
+            raise
         finally:
             torch._C._set_grad_enabled(gradients)
 

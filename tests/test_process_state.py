@@ -16,11 +16,14 @@ import pytest
 import torch
 from sklearn.utils.parallel import Parallel, delayed
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
+from process_settings import interrupt_at
 from sklearn_capacity import NetworkClassifier, measure_capacity, process_state
 from sklearn_capacity.derivatives.double_backward import twice_differentiable
 from sklearn_capacity.derivatives.modes import evaluating
 from sklearn_capacity.graph import trace
+from sklearn_capacity.graph.outputs import _BeforeEnding
 from sklearn_capacity.process_state import (
     computed_once,
     computing,
@@ -154,6 +157,7 @@ import threading
 
 import torch
 from sklearn_capacity.graph import trace
+from sklearn_capacity.graph.outputs import _BeforeEnding
 
 owners, register = [], torch._C._ensureCUDADeviceGuardSet
 
@@ -329,6 +333,57 @@ def test_the_grad_mode_comes_back_though_torch_does_not_put_it_back(monkeypatch)
             assert torch.is_grad_enabled() is enabled
 
 
+@pytest.mark.parametrize("record", [False, True])
+def test_the_filters_come_back_though_python_does_not_put_them_back(record, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    @keeps_modes
+    def compute():
+        with warnings.catch_warnings(record=record):
+            warnings.simplefilter("error")
+
+    with warnings.catch_warnings():
+        filters, listed, show = warnings.filters, list(warnings.filters), warnings.showwarning
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(warnings.catch_warnings, "__exit__", interrupted)
+            compute()
+        assert warnings.filters is filters and warnings.filters == listed
+        assert warnings.showwarning is show
+        with pytest.warns(UserWarning, match="shown again"):
+            warnings.warn("shown again", UserWarning, stacklevel=1)
+
+
+def test_an_interrupted_mode_and_the_errors_of_numpy_come_back():
+    mode, errors = TorchFunctionMode(), np.geterr()
+
+    @keeps_modes
+    def compute():
+        mode.__enter__()
+        np.seterr(over="raise" if errors["over"] != "raise" else "ignore")
+        raise KeyboardInterrupt
+
+    depth = torch._C._len_torch_function_stack()
+    with pytest.raises(KeyboardInterrupt):
+        compute()
+    assert torch._C._len_torch_function_stack() == depth
+    assert np.geterr() == errors
+
+
+def test_filters_that_a_function_changes_stay_changed_without_an_interrupt():
+    @keeps_modes
+    def change(error=None):
+        warnings.filters = [("error", None, UserWarning, None, 0)]
+        if error is not None:
+            raise error
+
+    for error in (None, ValueError("It fails.")):
+        with warnings.catch_warnings():
+            with contextlib.suppress(ValueError):
+                change(error)
+            assert warnings.filters == [("error", None, UserWarning, None, 0)]
+
+
 def test_an_interrupted_measure_draws_no_random_numbers():
     class Dropped(nn.Module):
         def __init__(self):
@@ -370,3 +425,14 @@ def test_another_threads_filter_makes_no_error_of_a_warning_of_torch():
         assert warnings.filters == before
         with pytest.raises(ZeroDivisionError):
             without_torch_warnings(lambda: 1 / 0)
+
+
+def test_a_mode_that_torch_sets_aside_comes_back_after_an_interrupt_at_any_moment():
+    module, X = _BeforeEnding(nn.Sequential(nn.ReLU(), nn.Softmax(dim=1)), "probabilities"), torch.ones(2, 3)
+    compute, depth = keeps_modes(module), torch._C._len_torch_function_stack()
+    with interrupt_at(0) as moments:
+        compute(X)
+    for number in range(1, moments[0] + 1):
+        with pytest.raises(KeyboardInterrupt), interrupt_at(number):
+            compute(X)
+        assert torch._C._len_torch_function_stack() == depth, number

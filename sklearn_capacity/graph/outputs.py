@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -109,6 +110,21 @@ class _LastCall(TorchFunctionMode):
         self.argument: Tensor | None = None
         self.result: Any = None
         self.version = 0
+
+    def __enter__(self) -> Self:
+        self.depth = torch._C._len_torch_function_stack()
+        super().__enter__()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or isinstance(error, Exception):
+            super().__exit__(kind, error, trace)
+            return
+        # While torch handles a call, it sets this mode aside. An interrupt there may lose the mode, or return it only
+        # when the generator that holds it is freed, with the frames that refer to it.
+        traceback.clear_frames(trace)
+        while torch._C._len_torch_function_stack() > self.depth:
+            torch._C._pop_torch_function_stack()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

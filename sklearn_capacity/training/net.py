@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sklearn_capacity.graph import channels_last
 from sklearn_capacity.penalties import SharedPass, forward_pass
-from sklearn_capacity.process_state import computing
+from sklearn_capacity.process_state import computing, keeps_modes
 from sklearn_capacity.training.batches import TensorBatches, TensorData
 from sklearn_capacity.training.losses import CrossEntropyLoss, SquaredLoss
 from sklearn_capacity.training.objectives import Objective, calls_closure_once, step_with_gradients
@@ -74,7 +74,9 @@ class PenalizedNet(NeuralNet):
     _observed_ = False
     _evaluates_once_ = True  # whether a step calls its closure once, and first
     _terms_: tuple[list, list[PenaltyTerm]] | None = None  # penalties with strengths, and the terms built from them
-    _begun_at_ = _stepped_in_ = 0  # number of epochs before this training, and the epoch of its last step
+    # number of epochs before this training, None until its loop begins; and the epoch of its last step
+    _begun_at_: int | None = None
+    _stepped_in_ = 0
     interrupted_ = ""  # a description of where Ctrl-C ended the last training
     images_last_ = False  # whether the module receives channels-last images
 
@@ -246,10 +248,12 @@ class PenalizedNet(NeuralNet):
             self.optimizer_.attach(self.module_, self.criterion_)
         self._evaluates_once_ = len(self._optimizers) > 1 or calls_closure_once(self.optimizer_)
 
+    @keeps_modes
     def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> PenalizedNet:
         self.begin_training()
-        self._begun_at_ = self._stepped_in_ = len(self.history)
+        self._stepped_in_ = len(self.history)
         try:
+            self._begun_at_ = self._stepped_in_
             return super().fit_loop(X, y, epochs, **kwargs)
         except KeyboardInterrupt as error:
             self._note_interrupt(error)
@@ -257,7 +261,7 @@ class PenalizedNet(NeuralNet):
 
     def partial_fit(self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any) -> PenalizedNet:
         """Like skorch's, where an interrupt ends training, but raises the interrupt if nothing has been trained."""
-        self.interrupted_ = ""
+        self.interrupted_, self._begun_at_ = "", None
         try:
             return super().partial_fit(X, y, classes, **fit_params)
         except Exception as error:
@@ -272,7 +276,7 @@ class PenalizedNet(NeuralNet):
         """Record where Ctrl-C came, unless a callback has stopped training at the end of an epoch."""
         if self._stepped_in_ < len(self.history):
             self.history.pop()  # an epoch without a step
-        if self._stepped_in_ == self._begun_at_:
+        if self._begun_at_ in (None, self._stepped_in_):
             self.interrupted_ = "before its first step"
             return
         self.history.record("epoch", len(self.history))  # read by callbacks, and possibly not written yet
@@ -282,7 +286,9 @@ class PenalizedNet(NeuralNet):
 
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
         """Raise the interrupt again if nothing has been trained."""
-        if self.interrupted_ and self._stepped_in_ == self._begun_at_:
+        if self._begun_at_ is None:  # skorch caught an interrupt at the beginning of `fit_loop`
+            self.interrupted_ = "before its first step"
+        if self.interrupted_ and self._begun_at_ in (None, self._stepped_in_):
             raise KeyboardInterrupt(f"Training was interrupted {self.interrupted_}.")
         super().on_train_end(net, **kwargs)
 

@@ -15,12 +15,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from skorch.callbacks import Callback, Checkpoint, TrainEndCheckpoint
 
+from process_settings import interrupt_at
 from sklearn_capacity import (
     CapacityWarning,
     GeneralizationLayerClassifier,
     JacobianRegularizedRegressor,
     NetworkClassifier,
 )
+from sklearn_capacity.training import PenalizedNet
 
 X, y = np.random.default_rng(0).normal(size=(30, 4)), np.arange(30) % 3
 MOMENTS = ["epoch_begin", "batch_begin", "grad_computed", "batch_end", "epoch_end", "train_end"]
@@ -119,6 +121,36 @@ def test_an_interrupt_before_a_later_training_leaves_the_estimator_as_it_was(con
     assert list(model.history_) == history
     assert pickle.loads(pickle.dumps(model)).n_iter_ == 4
     assert model.partial_fit(X, y).n_iter_ == 5
+
+
+@pytest.mark.parametrize("name", ["_callbacks_listen", "begin_training"])
+@pytest.mark.parametrize("continued", [False, True])
+def test_an_interrupt_before_the_first_epoch_goes_on(name, continued, monkeypatch):
+    model = network()
+    if continued:
+        model.partial_fit(X, y, classes=[0, 1, 2])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match="before its first step"):
+        patch.setattr(PenalizedNet, name, lambda net: signal.raise_signal(signal.SIGINT))
+        model.partial_fit(X, y, classes=[0, 1, 2])
+    assert hasattr(model, "net_") is continued
+    assert model.partial_fit(X, y, classes=[0, 1, 2]).n_iter_ == 1 + continued
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # interrupts of generators that end
+def test_training_returns_after_an_interrupt_only_if_something_was_trained():
+    net = network(max_epochs=1).fit(X, y).net_
+    data = net.get_dataset(X.astype(np.float32), y)
+    raised = 0
+    for number in range(1, 120):
+        before = list(net.history)
+        try:
+            with interrupt_at(number):
+                net.partial_fit(data, None, epochs=1)
+            assert len(net.history) > len(before), number
+        except KeyboardInterrupt:
+            raised += 1
+            assert list(net.history) == before, number
+    assert raised > 20
 
 
 def test_an_interrupted_partial_fit_counts_its_epoch():
