@@ -32,9 +32,6 @@ __all__ = [
 ]
 
 
-_LARGEST = 2**63 - 1
-
-
 class CapacityWarning(UserWarning):
     """A warning about a measurement.
 
@@ -42,7 +39,8 @@ class CapacityWarning(UserWarning):
     --------
     >>> import warnings
     >>> from sklearn_capacity import CapacityWarning
-    >>> warnings.simplefilter("error", CapacityWarning)  # take every such remark as an error
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("error", CapacityWarning)  # take every such remark as an error
     """
 
 
@@ -135,8 +133,7 @@ def check_integer(name: str, value: Any, low: int = 1, high: int | None = None, 
         raise TypeError(f"`{name}` must be an integer, got {value!r}.{_tail(cure)}")
     value = int(value)
     if value < low or (high is not None and value > high):
-        wide = high is None or (high >= _LARGEST and value < low)  # nobody asks for that many
-        where = f"at least {low}" if wide else f"between {low} and {high}"
+        where = f"at least {low}" if high is None else f"between {low} and {high}"
         raise ValueError(f"`{name}` must be {where}, got {value}.{_tail(cure)}")
     return value
 

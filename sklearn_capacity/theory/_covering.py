@@ -13,7 +13,7 @@ __all__ = [
     "sparse_covering_number",
 ]
 
-#: counts beyond it are none of data; they would not fit into a float either
+#: The largest number of samples, classes or components.
 LARGEST = 2**63 - 1
 
 
@@ -48,7 +48,7 @@ def gaussian_mixture_covering_number(radius: float, n_components: int, rank: int
     >>> gaussian_mixture_covering_number(0.5, n_components=10, rank=2)
     250.0
     """
-    n_components = check_integer("n_components", n_components, 1, LARGEST)
+    n_components = _count("n_components", n_components)
     return n_components * _unit_ball(radius, check_integer("rank", rank, 0))
 
 
@@ -161,9 +161,14 @@ def robustness_bound_from_covering(covering_number: float, m: int, delta: float 
     0.1203
     """
     covering_number = check_interval("covering_number", covering_number, 0)
-    m, n_classes = check_integer("m", m, 1, LARGEST), check_integer("n_classes", n_classes, 1, LARGEST)
+    m, n_classes = _count("m", m), _count("n_classes", n_classes)
     delta = check_interval("delta", delta, 0, 1, closed="neither")
     return math.sqrt((2 * n_classes * covering_number * math.log(2) + 2 * math.log(1 / delta)) / m)
+
+
+def _count(name: str, value: int) -> int:
+    """A number of things, at least one."""
+    return check_integer(name, check_integer(name, value), high=LARGEST)
 
 
 def _unit_ball(radius: float, dim: int) -> float:
