@@ -161,6 +161,7 @@ def undisturbed(trace: Callable[[], T]) -> T:
         return trace()
     _keep_device_guard()
     gate, outcome, begun, ended = _gate(), list[tuple[bool, Any]](), threading.Event(), threading.Lock()
+    over: list[bool] = []
 
     def alone() -> None:
         begun.set()
@@ -178,6 +179,7 @@ def undisturbed(trace: Callable[[], T]) -> T:
         except BaseException as error:
             outcome.append((False, error))
         finally:
+            over.append(True)
             ended.release()
 
     ended.acquire()
@@ -187,7 +189,8 @@ def undisturbed(trace: Callable[[], T]) -> T:
         ended.acquire()
     except BaseException:
         if thread.ident is not None or begun.wait(_START):  # it may have been started without running yet
-            ended.acquire()
+            while not over:  # the lock may be held here already, if the interrupt came as it was taken
+                time.sleep(_GLANCE)
         raise
     thread.join()
     worked, value = outcome.pop()
