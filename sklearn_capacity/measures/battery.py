@@ -17,7 +17,7 @@ from ..graph.weight_layers import weight_layers as weight_layers_of
 from ..linalg.entries import stable_norm
 from .batch import Batch
 from .capacities import separating_margin
-from .layers import kernel_matrix, layer_weight, left_out, operator_norm, weight_layers
+from .layers import kernel_matrix, layer_rows, layer_weight, left_out, operator_norm, weight_layers
 from .norms import layer_group_norm
 from .record import Measure, Measured, NotDefinedError, logarithm
 
@@ -95,7 +95,7 @@ def log_of_norms(
     log_margin = _log_squared_margin(batch, margin_percentile) if over_margin else 0.0
     layers = _layers(network)
     logs = [2 * logarithm(value) for value in _norms(network, norm)]
-    rows = [{"layer": node.label, "value": log} for node, log in zip(layers, logs, strict=True)]
+    rows = layer_rows(layers, logs)
     value = -math.inf if -math.inf in logs else math.fsum(logs)
     value = math.inf if log_margin == -math.inf else value - log_margin
     return Measured(
@@ -329,8 +329,7 @@ def _ratios(network: Network, lengths: list[float]) -> list[float]:
 
 
 def _summed(network: Network, values: list[float]) -> Measured:
-    rows = [{"layer": node.label, "value": value} for node, value in zip(_layers(network), values, strict=True)]
-    return Measured(math.fsum(values), per_layer=rows, info=left_out(network))
+    return Measured(math.fsum(values), per_layer=layer_rows(_layers(network), values), info=left_out(network))
 
 
 def _log_squared_margin(batch: Batch, percentile: float) -> float:

@@ -21,6 +21,7 @@ __all__ = [
     "check_view",
     "graph_layers",
     "kernel_matrix",
+    "layer_rows",
     "layer_weight",
     "left_out",
     "operator_norm",
@@ -99,6 +100,11 @@ def left_out(network: Network) -> dict[str, str]:
         message = f"Products, sums and means over the layers leave out weights of {names}: no rule says what they do."
         network.once(message, lambda: warn(message))
     return {"left_out": names} if names else {}
+
+
+def layer_rows(layers: Iterable[Node], values: Iterable[float]) -> list[dict[str, Any]]:
+    """The rows of a report, one value for each layer."""
+    return [{"layer": node.label, "value": value} for node, value in zip(layers, values, strict=True)]
 
 
 def layer_weight(node: Node) -> Tensor:

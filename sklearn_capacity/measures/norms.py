@@ -21,6 +21,7 @@ from .layers import (
     as_operator,
     check_view,
     kernel_matrix,
+    layer_rows,
     left_out,
     operator_norm,
     operator_norm_upper,
@@ -367,7 +368,7 @@ def product_of(network: Network, layers: Sequence[Node], values: Sequence[float]
 
     A layer of zeros makes it 0 whatever the others are: a warning, once for all products of a call, names it.
     """
-    rows = [{"layer": node.label, "value": value} for node, value in zip(layers, values, strict=True)]
+    rows = layer_rows(layers, values)
     warn_of_zeros(network, rows)
     return Measured.from_log(_log_product(values), per_layer=rows, info=left_out(network))
 

@@ -13,7 +13,17 @@ from .._validation import NotDefinedError
 from ..graph import Network, Node
 from ..linalg import ConvOperator, DiagonalOperator, MatrixOperator
 from .batch import Batch
-from .layers import Operator, as_operator, check_view, kernel_matrix, layer_weight, left_out, repetitions, weight_layers
+from .layers import (
+    Operator,
+    as_operator,
+    check_view,
+    kernel_matrix,
+    layer_rows,
+    layer_weight,
+    left_out,
+    repetitions,
+    weight_layers,
+)
 from .memory import Peak
 from .operator_memory import norm_bytes
 from .record import Measure, Measured
@@ -273,8 +283,8 @@ def _mean_of(values: Sequence[float], network: Network) -> Measured:
     layers = weight_layers(network)
     if not layers:
         raise NotDefinedError("The shape of the spectra needs a weight layer, but the network has none.")
-    rows = [{"layer": node.label, "value": value} for node, value in zip(layers, values, strict=True)]
-    return Measured(math.fsum(values) / len(values), per_layer=rows, info=left_out(network))
+    mean = math.fsum(values) / len(values)
+    return Measured(mean, per_layer=layer_rows(layers, values), info=left_out(network))
 
 
 #: A matrix, its factorisation, and where the operator is asked for its dense form.
