@@ -93,7 +93,10 @@ SETTINGS: dict[str, Callable[[], Any]] = {
 
 
 def settings() -> dict[str, Any]:
-    """All of them now."""
+    """All of them now, once the pools of joblib's threading backend that were told to end have ended."""
+    for thread in threading.enumerate():
+        if thread.name.endswith("(worker)"):
+            thread.join(PATIENCE)
     return {name: read() for name, read in SETTINGS.items()}
 
 
