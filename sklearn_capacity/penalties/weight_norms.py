@@ -56,6 +56,10 @@ def spectral_norm_penalty(module: nn.Module, X: Tensor) -> Tensor:
     samples for two convolutions on 28x28 images, and 5 to 15 for a ResNet-20 on 16x16 images. If the largest singular
     value is not simple, the gradient is one of several subgradients.
 
+    In front of a batch norm the training loss does not depend on the scale of a weight, and the penalty shrinks it
+    faster than the running statistics follow: a constant learning rate can then give poor predictions after training.
+    Let the learning rate decay, for example ``learning_rate_schedule="cosine"``.
+
     References
     ----------
     Y. Yoshida, T. Miyato: Spectral norm regularization for improving the generalizability of deep learning, 2017,
