@@ -21,8 +21,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 TEST_WITH := $(ONE_THREAD) SCIPY_ARRAY_API=1
 # The torch of `make test-torch`; any that pyproject.toml admits.
 TORCH ?= 2.14.1
-# `make test-kernels KERNEL_ARGS=--numerical` leaves out the tests whose subject is no number; --oldest takes the oldest
-# instruction set alone.
+# `make test-kernels KERNEL_ARGS=--numerical` leaves out the tests whose subject is no number.
 KERNEL_ARGS ?=
 DOCS_ARGS ?=
 .PRECIOUS: %/bin/python .venv-torch-%/.test

@@ -60,15 +60,13 @@ def run(name: str, threads: int, arguments: list[str]) -> bool:
 
 
 def main(arguments: list[str]) -> None:
-    """Run pytest under every combination, or the oldest instruction set alone; all of them even if one fails."""
+    """Run pytest under every combination, all of them even if one fails."""
     if "--numerical" in arguments:
         arguments = [*(argument for argument in arguments if argument != "--numerical"), *NUMERICAL]
     best = capability({key: value for key, value in os.environ.items() if key != "ATEN_CPU_CAPABILITY"})
     names = list(SETS)[: list(SETS).index(best) + 1] if best in SETS else ["DEFAULT"]
     print(f"torch {torch.__version__}; this processor has {', '.join(names)}", flush=True)
     combinations = [*((name, 1) for name in names), (names[-1], 2)]
-    if "--oldest" in arguments:
-        arguments, combinations = [argument for argument in arguments if argument != "--oldest"], combinations[:1]
     failed = [f"{name} with {n} thread(s)" for name, n in combinations if not run(name, n, arguments)]
     if failed:
         raise SystemExit("Tests hang on the processor, or fail anyway: " + ", ".join(failed))
