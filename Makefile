@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint changelog docs docs-check bench fuzz soak test-oldest test-newest test-torch test-kernels test-gpu test-dist clean
+.PHONY: help demo test lint changelog docs docs-check bench fuzz soak test-oldest test-newest test-torch test-kernels test-gpu test-dist study studies clean
 
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
@@ -36,6 +36,7 @@ help:
 	@echo "make test-oldest  oldest declared versions        make test-newest  newest declared versions"
 	@echo "make test-gpu     what only a machine with a GPU shows; python3 runs it, nothing is installed"
 	@echo "make test-torch   another torch: TORCH=2.11.0     make test-kernels other instruction sets and threads"
+	@echo "make study        one figure of a paper: NAME=eg_figure_1 SCALE=tiny|small|paper; make studies runs all"
 	@echo "make changelog    changes since the last release"
 	@echo "make test-dist    build and check the wheel       make clean        remove what was made"
 
@@ -116,6 +117,16 @@ docs-check: docs
 
 bench: $(VENV)/.bench
 	$(ONE_THREAD) $(PYTHON) -m benchmarks $(BENCH_ARGS)
+
+# Figures and tables of the papers, into studies/: csv, figure and verdict. They resume where they were stopped.
+# STUDY_ARGS="--data PATH.npz --jobs 2 --output FOLDER" and others: `make study NAME=eg_figure_1 STUDY_ARGS=--help`.
+SCALE ?= small
+study: $(VENV)/.core
+	$(ONE_THREAD) $(PYTHON) examples/papers/$(NAME).py --scale $(SCALE) $(STUDY_ARGS)
+
+studies: $(VENV)/.core
+	for script in $$(grep -l '^STUDY = ' examples/papers/*.py); do \
+	    $(ONE_THREAD) $(PYTHON) $$script --scale $(SCALE) $(STUDY_ARGS); done
 
 fuzz: $(VENV)/.test
 	@echo "FUZZ_SEED=$(FUZZ_SEED)"
