@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._validation import NotDefinedError
 from ..graph import Network, channels_last
-from .memory import Budget, held_bytes
+from .memory import Budget, free_memory, held_bytes
 
 __all__ = ["Batch", "is_out_of_memory"]
 
@@ -205,7 +205,4 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _budget(device: torch.device) -> int:
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return max(CPU_BYTES, free // 16)
-    return CPU_BYTES
+    return max(CPU_BYTES, int(free_memory(device)) // 16) if device.type == "cuda" else CPU_BYTES

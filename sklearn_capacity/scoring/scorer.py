@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -143,7 +143,18 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
             return values[self.refit_measure]
         if isinstance(self.measures, str | Measure) and not is_group(self.measures):
             return values[keys[0]]
-        return Scores(in_order(self.measures, values))
+        scores = Scores(in_order(self.measures, values))
+        scores.check_caller()
+        return scores
+
+    @property
+    def _score_func(self) -> NoReturn:
+        """Read by TunedThresholdClassifierCV; other callers ask by `hasattr` first."""
+        raise AttributeError(
+            "A threshold is tuned by a score of the predictions, and capacity does not depend on it, whatever "
+            "`refit_measure` is: give TunedThresholdClassifierCV a scorer of scikit-learn in place of a "
+            '`CapacityScorer`, such as scoring="balanced_accuracy".'
+        )
 
     # scikit-learn reads the metadata request from a method of the name `score`.
     def score(self, estimator: Any, X: Any, y: Any = None, sample_weight: Any = None) -> Any:

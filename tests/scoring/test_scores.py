@@ -11,13 +11,14 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.feature_selection import RFECV, SequentialFeatureSelector
 from sklearn.inspection import permutation_importance
-from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, RidgeClassifierCV
 from sklearn.model_selection import (
     GridSearchCV,
     HalvingGridSearchCV,
     HalvingRandomSearchCV,
     LearningCurveDisplay,
     RandomizedSearchCV,
+    TunedThresholdClassifierCV,
     ValidationCurveDisplay,
     cross_val_predict,
     cross_val_score,
@@ -42,6 +43,10 @@ GRID = {"C": [0.1, 1.0]}
 
 def model():
     return LogisticRegression(max_iter=200)
+
+
+def boosting(scoring, **options):
+    return HistGradientBoostingClassifier(scoring=scoring, early_stopping=True, max_iter=3, **options)
 
 
 def scorer(**options):
@@ -84,10 +89,24 @@ WANT_ONE = {
     ),
     "logistic": lambda s, X, y, n: LogisticRegressionCV(Cs=[0.1, 1.0], scoring=s, cv=2, n_jobs=n).fit(X, y),
 }
-ONLY_HERE = {
-    "boosting": lambda s, X, y: HistGradientBoostingClassifier(
-        scoring=CapacityScorer(["accuracy", "f1_macro"]), early_stopping=True, max_iter=3, n_iter_no_change=1
+SEARCHES = {
+    "no choice": lambda s, X, y, n: GridSearchCV(model(), GRID, scoring=s, cv=2, n_jobs=n).fit(X, y),
+    "no such score": lambda s, X, y, n: GridSearchCV(model(), GRID, scoring=s, cv=2, n_jobs=n, refit="f1").fit(X, y),
+    "no choice, at random": lambda s, X, y, n: RandomizedSearchCV(
+        model(), GRID, n_iter=2, scoring=s, cv=2, n_jobs=n, random_state=0
     ).fit(X, y),
+    "ridge by a search": lambda s, X, y, n: RidgeClassifierCV(scoring=s, cv=2).fit(X, y),
+}
+ONLY_HERE = {
+    "boosting": lambda s, X, y: boosting(s).fit(X, y),
+    "boosting, compared": lambda s, X, y: boosting(s, n_iter_no_change=1).fit(X, y),
+    "ridge": lambda s, X, y: RidgeClassifierCV(scoring=s).fit(X, y),
+    "score of a search": lambda s, X, y: (
+        GridSearchCV(model(), GRID, scoring=s, cv=2, refit=lambda results: 0).fit(X, y).score(X, y)
+    ),
+    "score of a logistic path": lambda s, X, y: (
+        LogisticRegressionCV(Cs=[1.0], cv=2, max_iter=200).fit(X, y).set_params(scoring=s).score(X, y)
+    ),
 }
 
 
@@ -111,10 +130,43 @@ def test_a_display_of_curves_names_the_score(iris):
     assert CapacityScorer(["margin"]).__name__ == "capacity" and CapacityScorer.__name__ == "CapacityScorer"
 
 
+@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("name", SEARCHES)
+def test_searches_have_to_know_by_which_they_choose(name, n_jobs, iris):
+    with pytest.raises(TypeError, match=f"^{SENTENCE}, or `refit` of the search.$"):
+        SEARCHES[name](scorer(), *shuffled(iris), n_jobs)
+
+
 @pytest.mark.parametrize("name", ONLY_HERE)
 def test_callers_without_workers(name, iris):
-    with pytest.raises(TypeError, match="Set `refit_measure` to one of 'accuracy'"):
-        ONLY_HERE[name](scorer(), *shuffled(iris))
+    with pytest.raises(TypeError, match=f"^{SENTENCE}.$"):
+        ONLY_HERE[name](scorer(on_error="nan"), *shuffled(iris))
+
+
+def test_a_threshold_is_not_tuned_by_capacity(iris):
+    X, y = shuffled(iris)
+    for scoring in (scorer(), CapacityScorer("margin")):
+        with pytest.raises(AttributeError, match="give TunedThresholdClassifierCV a scorer of scikit-learn in place"):
+            TunedThresholdClassifierCV(model(), scoring=scoring, cv=2).fit(X, y == 0)
+
+
+INNER = {
+    "curve": lambda search, X, y: learning_curve(search, X, y, cv=2, train_sizes=[40, 70], error_score="raise"),
+    "search": lambda search, X, y: GridSearchCV(search, {"refit": ["accuracy"]}, cv=2, error_score="raise").fit(X, y),
+    "halving": lambda search, X, y: HalvingGridSearchCV(
+        search, {"n_jobs": [None, 1]}, cv=2, error_score="raise", min_resources=60, random_state=0
+    ).fit(X, y),
+}
+
+
+@pytest.mark.parametrize("name", INNER)
+def test_a_search_that_chooses_may_be_inside_of_a_caller_of_one_number(name, iris):
+    INNER[name](GridSearchCV(model(), GRID, scoring=scorer(), refit="accuracy", cv=2), *shuffled(iris))
+
+
+def test_one_of_the_scores_is_a_number_for_every_caller(iris):
+    several = scorer()
+    boosting(lambda estimator, X, y: several(estimator, X, y)["accuracy"]).fit(*shuffled(iris))
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
