@@ -13,6 +13,7 @@ from .._validation import NotDefinedError, check_integer
 from .by_value import TravelsByValue
 from .capacity import measure_capacity
 from .data import subsample
+from .outcomes import check_max_seconds
 
 __all__ = ["CapacityCallback"]
 
@@ -27,7 +28,7 @@ class CapacityCallback(TravelsByValue, Callback):
     Parameters
     ----------
     measures : str, Measure, list of these, dict, "essential", "cheap" or "all", default="essential"
-        As in `measure_capacity`; names of scikit-learn's scorers ("accuracy") may stand among them.
+        As in `measure_capacity`, names of scikit-learn's scorers ("accuracy") included.
     X, y : array-like, default=None
         Data to measure on, with labels as the net receives them (class indices in this package's estimators). None:
         the training data of the fit.
@@ -37,6 +38,8 @@ class CapacityCallback(TravelsByValue, Callback):
         Prefix of the labels.
     loss, log, max_samples, batch_size, max_memory, device, random_state
         As in `measure_capacity`; at most `max_samples` (default 1000) of the training samples are used.
+    max_seconds : float, default=None
+        Limit for each measurement, as in `measure_capacity`. Measures left out of an epoch get nan there.
 
     Raises
     ------
@@ -69,6 +72,7 @@ class CapacityCallback(TravelsByValue, Callback):
         max_memory: int | str | None = None,
         device: Any = None,
         random_state: int = 0,
+        max_seconds: float | None = None,
     ) -> None:
         self.measures = measures
         self.X = X
@@ -82,23 +86,25 @@ class CapacityCallback(TravelsByValue, Callback):
         self.max_memory = max_memory
         self.device = device
         self.random_state = random_state
+        self.max_seconds = max_seconds
 
     def on_train_begin(self, net: NeuralNet, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         check_integer("every", self.every, 1)
         if self.max_samples is not None:
             check_integer("max_samples", self.max_samples, 1)
+        check_max_seconds(self.max_seconds)
         self._labels: list[str] = []
         given = (self.X, self.y) if self.X is not None else _arrays(X, y, self.max_samples, self.random_state)
         self._data: Any = given
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        if len(net.history) % self.every:
-            values = dict.fromkeys(self._labels, float("nan"))
-        else:
-            values = self._measure(net)
-            self._labels = list(values)
-        for label, value in values.items():
+        values = {} if len(net.history) % self.every else self._measure(net)
+        columns = dict.fromkeys([*self._labels, *values], float("nan"))
+        for row in net.history:  # every row has the same columns, even if a group's measures differ between epochs
+            row.update({f"{self.prefix}{label}": nan for label, nan in columns.items() if label not in self._labels})
+        for label, value in {**columns, **values}.items():
             net.history.record(f"{self.prefix}{label}", value)
+        self._labels = list(columns)
 
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
         self._data = None  # type: ignore[assignment]
@@ -123,6 +129,7 @@ class CapacityCallback(TravelsByValue, Callback):
                 max_memory=self.max_memory,
                 device=self.device,
                 random_state=self.random_state,
+                max_seconds=self.max_seconds,
             )
         finally:
             for part, training in modes.items():

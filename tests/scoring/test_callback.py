@@ -13,7 +13,7 @@ from skorch import NeuralNetClassifier
 from skorch.callbacks import Callback, EpochScoring, MlflowLogger, TensorBoard
 from torch import nn
 
-from sklearn_capacity import CapacityCallback, NetworkClassifier, NetworkRegressor, measure_capacity
+from sklearn_capacity import CapacityCallback, CapacityWarning, NetworkClassifier, NetworkRegressor, measure_capacity
 
 rng = np.random.default_rng(0)
 X, y = rng.normal(size=(40, 4)).astype("float32"), np.arange(40) % 3
@@ -171,3 +171,22 @@ def test_scores_of_scikit_learn_stand_in_the_history_and_change_no_training():
         history = model.history_
         assert history[-1, "accuracy"] == pytest.approx(np.mean(model.predict(X) == y))
         np.testing.assert_array_equal(history[:, "train_loss"], plain.history_[:, "train_loss"])
+
+
+def test_what_is_left_out_of_an_epoch_is_nan_in_its_row(monkeypatch):
+    """A group's measures may differ between epochs, by time or because they do not apply; the columns do not."""
+    epochs = iter([{"a": 1.0}, {"a": 2.0, "b": 3.0}, {"b": 4.0}])
+    monkeypatch.setattr(CapacityCallback, "_measure", lambda self, net: next(epochs))
+    history = skorch_net([CapacityCallback(max_seconds=5, prefix="p_")]).fit(X, y).history
+    np.testing.assert_equal(history[:, ("p_a", "p_b")], [(1.0, np.nan), (2.0, 3.0), (np.nan, 4.0)])
+
+
+def test_a_limit_of_time_holds_for_each_measurement():
+    """The margin takes one pass and is always in time; thousands of draws are not."""
+    wanted = {"margin": "margin", "draws": ("expected_sharpness", {"n_draws": 10**7})}
+    net = skorch_net([CapacityCallback(wanted, max_seconds=5)])
+    with pytest.warns(CapacityWarning, match="would not fit into `max_seconds=5`: 'draws'"):
+        net.fit(X, y)
+    assert np.isfinite(net.history[:, "margin"]).all()
+    with pytest.raises(ValueError, match="`max_seconds` must"):
+        skorch_net([CapacityCallback(max_seconds=-1)]).fit(X, y)
