@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,10 +44,12 @@ class LearningRateMap:
     values : ndarray of shape (n_values,)
     learning_rates : ndarray of shape (n_rates,)
     losses : ndarray of shape (n_values, n_rates, n_trials)
-        E after the last step; inf for a diverged run.
+        E over all samples after the last step; inf for a diverged run.
     critical_learning_rates : ndarray of shape (n_values,)
         eta_c* of theorem 6.
     momentum : float
+    curves : ndarray of shape (n_values, n_rates, n_trials, n_steps), or None
+        E over the batch of each step, before that step; nan or inf where it overflowed.
     """
 
     vary: str
@@ -54,6 +58,7 @@ class LearningRateMap:
     losses: NDArray[np.float64]
     critical_learning_rates: NDArray[np.float64]
     momentum: float
+    curves: NDArray[np.float64] | None = None
 
     @property
     def mean_losses(self) -> NDArray[np.float64]:
@@ -64,6 +69,26 @@ class LearningRateMap:
     def diverged(self) -> NDArray[np.float64]:
         """Fraction of the trials that diverged, shape (n_values, n_rates)."""
         return np.isinf(self.losses).mean(axis=2)
+
+
+@dataclass(frozen=True)
+class _Descent:
+    """How every network is trained: eq. (14), on all samples at once or on mini-batches."""
+
+    momentum: float
+    n_steps: int
+    batch_size: int
+
+    def batches(self, X: Tensor, y: Tensor, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Samples and targets of each step; without replacement, in a new order each epoch."""
+        if self.batch_size >= len(X):
+            yield from itertools.repeat((X, y), self.n_steps)
+            return
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        orders = (torch.randperm(len(X), generator=generator, device="cpu").to(X.device) for _ in itertools.count())
+        indices = itertools.chain.from_iterable(order.split(self.batch_size) for order in orders)
+        for chosen in itertools.islice(indices, self.n_steps):
+            yield X[chosen], y[chosen]
 
 
 @dataclass(frozen=True)
@@ -95,7 +120,8 @@ def learning_rate_map(
     width: int = 100,
     output: str = "linear",
     momentum: float = 0.9,
-    n_steps: int = 100,
+    batch_size: int | None = None,
+    n_steps: int | None = 100,
     n_trials: int = 5,
     divergence_loss: float = 1000.0,
     correlated_inputs: bool = False,
@@ -105,8 +131,9 @@ def learning_rate_map(
 ) -> LearningRateMap:
     """Train random networks at many learning rates to see which diverge (Karakida et al., figure 2).
 
-    Full-batch gradient descent with momentum on E = (1 / 2T) sum_t ||y_t - f(x_t)||^2, from weights drawn by eq. (2):
-    theta_{t+1} = theta_t - eta grad E + mu (theta_t - theta_{t-1}). All rates of one trial start from the same weights.
+    Gradient descent with momentum on E = (1 / 2T) sum_t ||y_t - f(x_t)||^2, from weights drawn by eq. (2):
+    theta_{t+1} = theta_t - eta grad E + mu (theta_t - theta_{t-1}). The gradient is that of all samples or of a batch.
+    All rates of one trial start from the same weights and see the same batches.
 
     Parameters
     ----------
@@ -122,7 +149,10 @@ def learning_rate_map(
     sigma_w2, sigma_b2, depth, width, output
         As in `mean_field`; the input's width ratio is n_features / width.
     momentum : float in [0, 1), default=0.9
-    n_steps : int, default=100
+    batch_size : int, default=None
+        Samples per step, drawn without replacement, in a new order each epoch; None is all samples.
+    n_steps : int or None, default=100
+        None is one epoch: n_samples / batch_size steps, rounded up.
     n_trials : int, default=5
         Number of draws of the initial weights per cell.
     divergence_loss : float in (0, inf), default=1000.0
@@ -156,7 +186,8 @@ def learning_rate_map(
 
     References
     ----------
-    Karakida, Akaho, Amari 2019, theorem 6, eq. (14), figure 2 (which trains by mini-batches of 500 for one epoch).
+    Karakida, Akaho, Amari 2019, theorem 6, eq. (14), figures 2 (batches of 500, one epoch), G.1 (sigmoid
+    outputs) and G.2 (batches of 20).
 
     Examples
     --------
@@ -172,12 +203,15 @@ def learning_rate_map(
     check_option("activation", activation, FUNCTIONS)
     check_option("output", output, OUTPUTS)
     momentum = check_interval("momentum", momentum, 0.0, 1.0, closed="left")
-    n_steps, n_trials = check_integer("n_steps", n_steps), check_integer("n_trials", n_trials)
+    n_trials = check_integer("n_trials", n_trials)
     divergence_loss = check_interval("divergence_loss", divergence_loss, 0.0, closed="neither")
     seed = check_integer("random_state", random_state, 0)
     rates = _increasing("learning_rates", learning_rates)
     grid = _increasing("values", values, zero=vary == "sigma_b2")
     inputs, targets = _check_data(X, y)
+    size = len(inputs) if batch_size is None else check_integer("batch_size", batch_size)
+    steps = math.ceil(len(inputs) / size) if n_steps is None else check_integer("n_steps", n_steps)
+    descent = _Descent(momentum, steps, size)
     try:
         device = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -189,66 +223,82 @@ def learning_rate_map(
 
     data = torch.as_tensor(inputs, device=device), torch.as_tensor(targets, device=device)
     losses = np.empty((len(grid), len(rates), n_trials))
+    curves = np.empty((*losses.shape, steps))
     with tqdm(total=losses.size, desc="learning rate map", unit="net", disable=not verbose) as progress:
         for i, row in enumerate(rows):
-            cells = _row_losses(row, data, rates, momentum, n_steps, n_trials, (seed, i), progress)
+            cells, curves[i] = _row_losses(row, data, rates, descent, n_trials, (seed, i), progress)
             losses[i] = np.where(cells <= divergence_loss, cells, np.inf)
-    return LearningRateMap(vary, grid, rates, losses, critical, momentum)
+    return LearningRateMap(vary, grid, rates, losses, critical, momentum, curves)
 
 
 def _row_losses(
     row: _Ensemble,
     data: tuple[Tensor, Tensor],
     rates: NDArray[np.float64],
-    momentum: float,
-    n_steps: int,
+    descent: _Descent,
     n_trials: int,
     seed: tuple[int, int],
     progress: tqdm,
-) -> NDArray[np.float64]:
-    """Final losses (n_rates, n_trials), nan or inf for a run that overflowed."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Final losses (n_rates, n_trials), nan or inf for a run that overflowed, and (n_rates, n_trials, n_steps)."""
     X, y = data
     sizes = row.sizes(X.shape[1], y.shape[1])
-    starts = [_draw_network(row, sizes, np.random.SeedSequence([*seed, trial])) for trial in range(n_trials)]
-    pairs = [(rate, trial) for rate in rates for trial in range(n_trials)]
-    n_weights = sum(tensor.numel() for tensor in starts[0])
-    chunk = max(1, CHUNK // max(n_weights, len(X) * max(sizes)))
-    losses = []
-    for first in range(0, len(pairs), chunk):
-        part = pairs[first : first + chunk]
-        parameters = [torch.stack(layer).to(X) for layer in zip(*(starts[trial] for _, trial in part), strict=True)]
-        eta = torch.tensor([rate for rate, _ in part], dtype=X.dtype, device=X.device)[:, None, None]
-        losses.append(_descend(row, parameters, X, y, eta, momentum, n_steps).cpu().numpy())
-        progress.update(len(part))
-    return np.concatenate(losses).reshape(len(rates), n_trials)
+    n_weights = sum(out * (into + 1) for into, out in itertools.pairwise(sizes))
+    chunk = max(1, CHUNK // max(n_weights, min(descent.batch_size, len(X)) * max(sizes)))
+    losses = np.empty((len(rates), n_trials))
+    curves = np.empty((len(rates), n_trials, descent.n_steps))
+    for trial in range(n_trials):
+        draw = np.random.SeedSequence([*seed, trial])
+        start = [layer.to(X) for layer in _draw_network(row, sizes, draw)]
+        for first in range(0, len(rates), chunk):
+            part = slice(first, first + chunk)
+            eta = torch.as_tensor(rates[part], dtype=X.dtype, device=X.device)[:, None, None]
+            parameters = [layer.expand(len(eta), *layer.shape) for layer in start]
+            batches = descent.batches(X, y, int(draw.generate_state(2)[1]))
+            parameters, curve = _descend(row, parameters, batches, eta, descent.momentum)
+            final = _mean_losses(row, parameters, X, y, descent.batch_size)
+            losses[part, trial] = final.masked_fill(~curve.isfinite().all(1), float("inf")).cpu().numpy()
+            curves[part, trial] = curve.cpu().numpy()
+            progress.update(len(eta))
+    return losses, curves
 
 
 def _draw_network(row: _Ensemble, sizes: list[int], seed: np.random.SeedSequence) -> list[Tensor]:
     """Weight (out, in) and bias (1, out) of each layer, eq. (2)."""
     generator = torch.Generator(device="cpu").manual_seed(int(seed.generate_state(1)[0]))
     parameters = []
-    for into, out in zip(sizes, sizes[1:], strict=False):
+    for into, out in itertools.pairwise(sizes):
         parameters.append(draw_normal((out, into), row.sigma_w2 / into, generator))
         parameters.append(draw_normal((1, out), row.sigma_b2, generator))
     return parameters
 
 
 def _descend(
-    row: _Ensemble, parameters: list[Tensor], X: Tensor, y: Tensor, eta: Tensor, momentum: float, n_steps: int
-) -> Tensor:
-    """Losses of a batch of networks after gradient descent, eq. (14); the networks are independent."""
+    row: _Ensemble,
+    parameters: list[Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    eta: Tensor,
+    momentum: float,
+) -> tuple[list[Tensor], Tensor]:
+    """Parameters of a batch of networks after gradient descent, eq. (14), and their losses (n_networks, n_steps)."""
     velocity = [torch.zeros_like(parameter) for parameter in parameters]
-    lost = torch.zeros(len(eta), dtype=torch.bool, device=X.device)
-    for _ in range(n_steps):
-        leaves = [parameter.requires_grad_(True) for parameter in parameters]
+    curve = []
+    for X, y in batches:
+        leaves = [parameter.detach().requires_grad_(True) for parameter in parameters]
         with torch.enable_grad():
             loss = _losses(row, leaves, X, y)
-            gradients = torch.autograd.grad(loss.sum(), leaves)
-        lost |= ~torch.isfinite(loss.detach())
+            gradients = torch.autograd.grad(loss.sum(), leaves)  # the networks are independent
+        curve.append(loss.detach())
         velocity = [momentum * v - eta * g for v, g in zip(velocity, gradients, strict=True)]
         parameters = [p.detach() + v for p, v in zip(parameters, velocity, strict=True)]
+    return parameters, torch.stack(curve, dim=1)
+
+
+def _mean_losses(row: _Ensemble, parameters: list[Tensor], X: Tensor, y: Tensor, size: int) -> Tensor:
+    """E over all samples, in pieces of `size`, shape (n_networks,)."""
     with torch.no_grad():
-        return _losses(row, parameters, X, y).masked_fill(lost, float("inf"))
+        pieces = zip(X.split(size), y.split(size), strict=True)
+        return torch.stack([_losses(row, parameters, *piece) * len(piece[0]) for piece in pieces]).sum(0) / len(X)
 
 
 def _losses(row: _Ensemble, parameters: list[Tensor], X: Tensor, y: Tensor) -> Tensor:

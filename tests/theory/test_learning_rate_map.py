@@ -196,6 +196,48 @@ def test_map_equals_one_network_at_a_time(images):
                 assert result.losses[i, j, trial] == pytest.approx(expected, rel=1e-10)
 
 
+def test_mini_batches_visit_every_sample_once_an_epoch_and_all_rates_see_the_same():
+    """The network stays at 0 and the target of sample t is 10^t, so the loss of a batch tells which samples it has."""
+    X = np.random.default_rng(0).standard_normal((7, 5))
+    y = 10.0 ** np.arange(7)
+    params = {"activation": "linear", "sigma_w2": 1e-30, "sigma_b2": 0.0, "depth": 2, "n_trials": 2, "batch_size": 3}
+    result = learning_rate_map(X, y, [1e-40, 1e-39], [4], n_steps=6, divergence_loss=1e20, **params)
+    epochs = result.curves[0] * 2 * np.array([3, 3, 1, 3, 3, 1])  # (n_rates, n_trials, n_steps): sums of 100^t
+    np.testing.assert_array_equal(epochs[0], epochs[1])
+    for trial in range(2):
+        batches = [[t for t in range(7) if round(total) // 100**t % 100] for total in epochs[0, trial]]
+        assert sorted(sum(batches[:3], [])) == sorted(sum(batches[3:], [])) == list(range(7))
+        assert batches[:3] != batches[3:]
+    assert (epochs[0, 0] != epochs[0, 1]).any()
+    one_epoch = learning_rate_map(X, y, [1e-40], [4], n_steps=None, **params)
+    np.testing.assert_array_equal(one_epoch.curves[0, 0], result.curves[0, 0, :, :3])
+    np.testing.assert_allclose(result.losses, np.sum(y**2) / 14)  # of all samples
+    whole = learning_rate_map(X, y, [1e-40], [4], **{**params, "batch_size": 9}, n_steps=None)
+    np.testing.assert_allclose(whole.curves, np.sum(y**2) / 14)
+
+
+def test_mini_batches_equal_torch_s_descent():
+    """One batch per step of torch.optim.SGD, in the order that the curve of an unmoved network tells."""
+    X, y = np.random.default_rng(0).standard_normal((6, 4)), 10.0 ** -np.arange(6)
+    params = {"activation": "linear", "sigma_b2": 0.3, "depth": 2, "n_trials": 1, "batch_size": 1, "n_steps": 9}
+    order = learning_rate_map(X, np.arange(6.0), [1e-40], [3], **{**params, "sigma_w2": 1e-30, "sigma_b2": 0.0}).curves
+    result = learning_rate_map(X, y, [0.02], [3], sigma_w2=1.0, **params)
+    from sklearn_capacity.theory._learning_rate_map import _draw_network, _Ensemble
+
+    start = _draw_network(_Ensemble("linear", "linear", 2, 3, 1.0, 0.3), [4, 3, 1], np.random.SeedSequence([0, 0, 0]))
+    module = mlp(4, 3, 1, activation=nn.Identity)
+    with torch.no_grad():
+        for parameter, value in zip(module.parameters(), start, strict=True):
+            parameter.copy_(value.reshape(parameter.shape))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.02, momentum=0.9)
+    inputs, targets = torch.as_tensor(stats.zscore(X, axis=1)), torch.as_tensor(y)[:, None]
+    for t in np.sqrt(2 * order.ravel()).round().astype(int):
+        optimizer.zero_grad()
+        ((targets[t] - module(inputs[t])) ** 2).sum().div(2).backward()
+        optimizer.step()
+    assert result.losses.item() == pytest.approx(((targets - module(inputs)) ** 2).sum().item() / 12, rel=1e-10)
+
+
 def test_batches_of_networks_do_not_matter(images, monkeypatch):
     whole = learning_rate_map(*images, [1e-3, 1e2], [20], n_steps=5, n_trials=2)
     monkeypatch.setattr("sklearn_capacity.theory._learning_rate_map.CHUNK", 1)
@@ -246,6 +288,7 @@ BAD = [
     ({"output": "softmax"}, "`output` must be one of"),
     ({"momentum": 1.0}, "`momentum` must lie in [0, 1), got 1."),
     ({"n_steps": 0}, "`n_steps` must be at least 1, got 0."),
+    ({"batch_size": 0}, "`batch_size` must be at least 1, got 0."),
     ({"n_trials": 0}, "`n_trials` must be at least 1, got 0."),
     ({"divergence_loss": 0.0}, "`divergence_loss` must lie in (0, inf), got 0."),
     ({"random_state": -1}, "`random_state` must be at least 0, got -1."),
