@@ -28,8 +28,10 @@ for ax, strength in zip(axes, strengths, strict=True):
     DecisionBoundaryDisplay.from_estimator(model, X, ax=ax, response_method="predict_proba", alpha=0.7, cmap="PuOr")
     ax.scatter(*X.T, c=np.where(y, "purple", "orange"), edgecolor="black", s=20)
     ax.set_title(
-        f"strength {strength:g}\naccuracy on new samples {accuracies[-1]:.3f}\nmean squared Jacobian {jacobian:.3g}"
+        f"strength {strength:g}\naccuracy on new samples {accuracies[-1]:.3f}\nmean squared Jacobian {jacobian:,.1f}"
     )
+    ax.set_xlabel("first feature")
+axes[0].set_ylabel("second feature")
 plt.show()
 
 # %%

@@ -62,6 +62,12 @@ print(report[["measure", "value", "unit", "seconds", "reason"]].to_string())
 
 norms = table.drop(index="margin")  # the margin may be negative
 relative = norms.div(norms["LogisticRegression"], axis=0)
-ax = relative.plot(style="o", logy=True, ylabel="value, relative to logistic regression", figsize=(8, 5))
-ax.set_xticks(range(len(relative)), relative.index)
+figure, ax = plt.subplots(figsize=(8, 5), layout="constrained")
+for i, name in enumerate(relative):  # beside each other, since the networks have equal numbers of parameters
+    ax.plot(np.arange(len(relative)) + 0.1 * (i - 1.5), relative[name], "o", label=name)
+ax.set(yscale="log", ylabel="value, relative to logistic regression (lower is better)")
+ax.set_xticks(range(len(relative)), [name.replace("_", " ") for name in relative.index])
+ax.set_yticks([0.3, 1, 3, 10], [0.3, 1, 3, 10])
+ax.minorticks_off()
+figure.legend(loc="outside upper center", ncols=4)
 plt.show()

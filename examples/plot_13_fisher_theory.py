@@ -63,7 +63,7 @@ for column, (name, (_, sigma_w2, sigma_b2)) in zip(axes.T, settings.items(), str
 axes[0, 0].set_ylabel("mean eigenvalue")
 axes[1, 0].set_ylabel("second moment")
 axes[0, 0].legend()
-axes[1, 0].legend()
+axes[1, 0].legend(loc="upper right")
 
 # %%
 # The mean decreases as 1/M while the second moment stays constant: most eigenvalues vanish, a few are huge.

@@ -51,6 +51,7 @@ for panel, (name, with_layers) in zip(panels, {"plain": False, "with layers": Tr
     panel.plot(X, y, ".", color="grey", ms=3, label="data")
     panel.set(title=f"{name}: error {error:.2f}", xlabel="x")
 panels[0].legend()
+panels[0].set_ylabel("y")
 plt.show()
 
 # %%

@@ -37,7 +37,7 @@ figure, ax = plt.subplots(layout="constrained")
 ax.errorbar(table["parameter_count"], table["test_accuracy"], table["test_accuracy_se"], marker="o", capsize=3)
 ax.axhline(threshold, ls="--", color="grey", label="one standard error below the best")
 ax.plot(table["parameter_count"][search.best_index_], table["test_accuracy"][search.best_index_], "r*", ms=15,
-        label="chosen")  # fmt: skip
+        zorder=3, label="chosen")  # fmt: skip
 ax.set(xscale="log", xlabel="parameters", ylabel="accuracy on the test folds")
 ax.legend()
 plt.show()

@@ -1,9 +1,9 @@
 """Figures of capacity: small objects with their data and, after `plot`, their artists.
 
 One display a file. Of a search: `capacity_path`, `capacity_gap`. Of trained models: `capacity_comparison`, `margin`,
-`hidden_margin`, `weight_histogram`, `fisher_spectrum`, `hessian_spectrum`, `bicriteria`, `norm_geometry`. Of the
-theory: `learning_rate_map`. `sources` checks what they are made from. matplotlib is imported when something is plotted,
-torch never.
+`hidden_margin`, `weight_histogram`, `fisher_spectrum`, `hessian_spectrum`, `bicriteria`, `norm_geometry`. Of a
+training: `history`. Of the theory: `learning_rate_map`. `sources` checks what they are made from, `panels` is what
+several of them share. matplotlib is imported when something is plotted, torch never.
 
 Data flow: models or tables -> Display.from_... -> arrays -> plot(ax) -> artists.
 """
@@ -15,6 +15,7 @@ from .capacity_path import CapacityPathDisplay
 from .fisher_spectrum import FisherSpectrumDisplay
 from .hessian_spectrum import HessianSpectrumDisplay
 from .hidden_margin import HiddenMarginDisplay
+from .history import HistoryDisplay
 from .learning_rate_map import LearningRateMapDisplay
 from .margin import MarginDisplay
 from .norm_geometry import NormGeometryDisplay
@@ -28,6 +29,7 @@ __all__ = [
     "FisherSpectrumDisplay",
     "HessianSpectrumDisplay",
     "HiddenMarginDisplay",
+    "HistoryDisplay",
     "LearningRateMapDisplay",
     "MarginDisplay",
     "NormGeometryDisplay",

@@ -117,7 +117,7 @@ class BicriteriaDisplay:
         for name, curve in curves.items():
             curve = curve[np.argsort(curve[:, 1])]
             (self.lines_[name],) = ax.plot(curve[:, 1], curve[:, 0], marker="o", label=str(name) or None)
-        ax.set(xscale="log", xlabel="Kullback-Leibler divergence [nats]", ylabel="expected sharpness")
+        ax.set(xscale="log", xlabel="Kullback-Leibler divergence [nats]", ylabel="expected sharpness (lower is better)")
         ax.axhline(0, color="0.6", lw=0.8, zorder=0)
         ax.grid(alpha=0.3)
         if any(curves):

@@ -91,15 +91,20 @@ class CapacityComparisonDisplay:
         signs = [1.0 if _lower_is_better(str(name), self.table) else -1.0 for name in self.table.columns]
         self.ranks_ = (self.table * signs).rank()
         ranks = self.ranks_.to_numpy()
-        self.image_ = ax.imshow(ranks, cmap="RdYlGn_r", vmin=1, vmax=max(n_models, 2), aspect="auto", alpha=0.7)
+        self.image_ = ax.imshow(ranks, cmap="Blues_r", vmin=1, vmax=max(n_models, 2), aspect="auto", alpha=0.5)
         ax.set_xticks(range(n_columns), [str(name).replace("_", " ") for name in self.table.columns])
-        ax.tick_params(axis="x", rotation=45)
+        for label in ax.get_xticklabels():
+            label.set(rotation=45, ha="right", rotation_mode="anchor")
         ax.set_yticks(range(n_models), [str(label) for label in self.table.index])
         self.texts_ = np.empty(self.table.shape, dtype=object)
         for (i, j), value in np.ndenumerate(self.table.to_numpy(dtype=np.float64)):
-            self.texts_[i, j] = ax.text(j, i, f"{value:.3g}", ha="center", va="center", fontsize="small")
-        ax.set_title("rank of each model: green is best", fontsize="medium")
+            self.texts_[i, j] = ax.text(j, i, _short(value), ha="center", va="center", fontsize="small")
+        ax.set_title("the darker a cell, the better its rank in the column", fontsize="medium")
         return self
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def _lower_is_better(name: str, table: pd.DataFrame) -> bool:

@@ -147,7 +147,7 @@ class CapacityGapDisplay:
         shown = np.isfinite(values) & np.isfinite(gaps)
         codes, _ = colours
         c: Any = "C0" if codes is None else codes[shown]
-        points = ax.scatter(values[shown], gaps[shown], c=c, cmap=None if codes is None else "viridis", s=24)
+        points = ax.scatter(values[shown], gaps[shown], c=c, cmap=None if codes is None else "viridis", s=28, alpha=0.7)
         if codes is not None:
             points.set_clim(0, max(codes.max(), 1))
         positive = values[shown]

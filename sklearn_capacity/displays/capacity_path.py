@@ -10,14 +10,11 @@ import numpy as np
 import pandas as pd
 
 from .._validation import check_axes, check_instance, closest
-from ..measures import MEASURES
 from ..model_selection import capacity_table
+from .panels import is_wide, say_better
 from .sources import results_of
 
 __all__ = ["CapacityPathDisplay"]
-
-# A capacity whose largest value is this many times its smallest is drawn on a logarithmic axis.
-WIDE_RANGE = 100
 
 
 class CapacityPathDisplay:
@@ -120,10 +117,9 @@ class CapacityPathDisplay:
         for ax, name in zip(self.axes_[1:], capacities, strict=True):
             (self.lines_[name],) = ax.plot(x, table[self._column(name)], marker="o", color="C3")
             ax.set_ylabel(textwrap.fill(name.replace("_", " "), 14))
-            values = ax.lines[-1].get_ydata()
-            if np.nanmin(values) > 0 and np.nanmax(values) > WIDE_RANGE * np.nanmin(values):
+            if is_wide(self.lines_[name].get_ydata()):
                 ax.set_yscale("log")
-            self._say_better(ax, name)
+            say_better(ax, name, self.table.attrs.get("better", {}).get(name))
         for ax in self.axes_:
             _scale_strength(ax, x)
             ax.grid(alpha=0.3)
@@ -147,15 +143,6 @@ class CapacityPathDisplay:
         ax.set_ylabel(self.score.replace("_", " "))
         ax.legend()
 
-    def _say_better(self, ax: Any, name: str) -> None:
-        """Which direction goes with better generalisation, beside the panel of a measure that has one."""
-        better = self.table.attrs.get("better", {}).get(name)
-        if better is None and name in MEASURES:
-            better = "lower" if MEASURES[name].lower_is_better else "higher"
-        if better is not None:
-            where = {"transform": ax.transAxes, "rotation": -90, "va": "center"}
-            ax.text(1.01, 0.5, f"{better} is better", fontsize="small", **where)
-
     def _capacities(self) -> list[str]:
         if self.capacities is not None:
             return [self._column(name) for name in self.capacities]
@@ -171,10 +158,13 @@ class CapacityPathDisplay:
 
 
 def _scale_strength(ax: Any, x: np.ndarray) -> None:
-    """Use a logarithmic scale above the smallest positive strength, with room for 0."""
+    """Use a logarithmic scale above the smallest positive strength, with room for 0 but for nothing below."""
     positive = x[x > 0]
     if len(positive) and positive.max() / positive.min() >= 10:
+        lowest = positive.min()
         if (x == 0).any():
-            ax.set_xscale("symlog", linthresh=positive.min(), linscale=0.5)
+            ax.set_xscale("symlog", linthresh=lowest, linscale=0.5)
+            ax.set_xlim(-lowest / 3, 1.5 * positive.max())
         else:
             ax.set_xscale("log")
+            ax.set_xlim(lowest / 1.5, 1.5 * positive.max())

@@ -124,15 +124,15 @@ class MarginDisplay:
         check_axes("ax", ax)
         self.ax_, self.figure_ = ax, ax.figure
         self.lines_: dict[str, Any] = {}
-        for name, values in margins.items():
+        for i, (name, values) in enumerate(margins.items()):
             share = np.arange(1, len(values) + 1) / len(values)
             (line,) = ax.step(values, share, where="post", label=str(name) or None)
             place = np.percentile(values, self.percentile)
-            ax.plot([place], [self.percentile / 100], "o", color=line.get_color())
+            ax.plot([place], [self.percentile / 100], "o", mfc="none", ms=6 + 3 * i, color=line.get_color())
             self.lines_[name] = line
         ax.axvline(0, color="black", lw=0.8)
         ax.axhline(self.percentile / 100, color="grey", ls=":", lw=1)
-        ax.set_xlabel("margin of the logits")
+        ax.set_xlabel("margin of the logits (higher is better, below 0: errors)")
         ax.set_ylabel("share of samples with a smaller margin")
         if any(margins):
             ax.legend()
