@@ -93,16 +93,16 @@ def _from_factory(given: str) -> nn.Module:
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` does
     try:
-        made = pkgutil.resolve_name(factory)()
+        result = pkgutil.resolve_name(factory)()
     except Exception as error:  # the user's own code may raise anything
         raise ValueError(f"{factory!r} cannot be called: {type(error).__name__}: {_line(error)}") from error
-    if not isinstance(made, nn.Module):
-        raise ValueError(f"{factory!r} must return an nn.Module, got {type(made).__name__}.")
+    if not isinstance(result, nn.Module):
+        raise ValueError(f"{factory!r} must return an nn.Module, got {type(result).__name__}.")
     try:
-        made.load_state_dict(load_file(_existing(Path(weights))))
+        result.load_state_dict(load_file(_existing(Path(weights))))
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"The weights {weights!r} do not fit {factory!r}: {_line(error, -1)}") from error
-    return made
+    return result
 
 
 def _line(error: Exception, which: int = 0) -> str:

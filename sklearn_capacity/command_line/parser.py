@@ -61,10 +61,10 @@ def _warning(message: Warning | str, *_: object) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sklearn-capacity", description="Measure the capacity of saved networks.")
     parser.add_argument("--version", action="version", version=__version__)
-    found = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Callable[..., str], purpose: str) -> argparse.ArgumentParser:
-        added = found.add_parser(name, help=purpose, description=purpose)
+        added = subparsers.add_parser(name, help=purpose, description=purpose)
         added.set_defaults(run=run)
         added.add_argument("--output", type=Path, help="a file instead of the screen")
         return added
@@ -87,7 +87,9 @@ def _parser() -> argparse.ArgumentParser:
         _add_measuring(added)
     for added in (report, compare, listing):
         added.add_argument("--format", choices=FORMATS, default="table")
-    shown = found.add_parser("demo", help="Find the strength of a penalty on noisy digits.", description=demo.__doc__)
+    shown = subparsers.add_parser(
+        "demo", help="Find the strength of a penalty on noisy digits.", description=demo.__doc__
+    )
     shown.add_argument("--output", type=Path, default=Path("demo"), help="folder for the figure and the table")
     shown.add_argument("--jobs", type=int, default=None, help="networks to train at once")
     return parser

@@ -52,13 +52,13 @@ class ParameterJacobian(ABC):
         Number of parameters in every group; `size` is their sum P.
     labels : tuple of str
         The layer of every entry that `Point.gradients` returns; "" is the whole network.
-    way : str
+    method : str
         Method of computation, for reports.
     """
 
     sizes: tuple[int, ...]
     labels: tuple[str, ...]
-    way: str
+    method: str
 
     @property
     def size(self) -> int:
@@ -107,7 +107,7 @@ def parameter_jacobian(network: Network) -> ParameterJacobian:
 class GraphJacobian(ParameterJacobian):
     """With respect to a graph's folded parameters, tied tensors once; a one-logit model has those of its one logit."""
 
-    way = "graph"
+    method = "graph"
 
     def __init__(self, graph: NetworkGraph):
         self.graph = split_head(graph)
@@ -159,12 +159,12 @@ class _GraphPoint(Point):
         return torch.stack([part.squared_norms().double().sum() for part in parts])
 
     def pull(self, cotangent: Tensor) -> list[Tensor]:
-        found = self.linearization.gradient(cotangent)
+        by_parameter = self.linearization.gradient(cotangent)
         vectors = []
         for group in self.groups:
             vector: Tensor | None = None
             for use in group.uses:
-                part = found[use.node.name, use.part].flatten()
+                part = by_parameter[use.node.name, use.part].flatten()
                 if use.index is not None:
                     part = part.new_zeros(group.size).index_add_(0, use.index.to(part.device), part)
                 vector = part if vector is None else vector + part
@@ -184,7 +184,7 @@ class _GraphPoint(Point):
 class AutogradJacobian(ParameterJacobian):
     """With respect to a network's parameter vector, by automatic differentiation."""
 
-    way = "autograd"
+    method = "autograd"
     labels = ("",)
 
     def __init__(self, network: Network):
@@ -216,10 +216,10 @@ class _AutogradPoint(Point):
     def _pull(self, logits: Tensor, cotangent: Tensor) -> list[Tensor]:
         if not self.theta:
             return []
-        found = torch.autograd.grad(
+        by_parameter = torch.autograd.grad(
             logits, self.theta, cotangent.to(logits.dtype), retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        return [gradient.flatten() for gradient in found]
+        return [gradient.flatten() for gradient in by_parameter]
 
     def gradients(self, cotangents: Tensor) -> SampleGradients:
         rows = [

@@ -77,14 +77,14 @@ class Linearization:
     def _pull(self, points: Mapping[Any, Tensor], cotangent: Tensor) -> dict[Any, Tensor]:
         if not points:
             return {}
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             self._logits,
             list(points.values()),
             cotangent.to(self._logits.dtype).reshape(self._logits.shape),
             retain_graph=True,
             allow_unused=True,
         )
-        return {k: torch.zeros_like(p) if g is None else g for (k, p), g in zip(points.items(), found, strict=True)}
+        return {k: torch.zeros_like(p) if g is None else g for (k, p), g in zip(points.items(), gradients, strict=True)}
 
     @torch.no_grad()
     def push(self, direction: Mapping[Place, Tensor]) -> Tensor:
@@ -94,8 +94,8 @@ class Linearization:
             moved = None if dx is None else apply_linear(node, dx, node.weight, None)
             weight, bias = direction.get((node.name, "weight")), direction.get((node.name, "bias"))
             if weight is not None:
-                own = apply_linear(node, self.inputs[node.name], weight, bias)
-                return own if moved is None else moved + own
+                direct = apply_linear(node, self.inputs[node.name], weight, bias)
+                return direct if moved is None else moved + direct
             if bias is None:
                 return moved
             if moved is None:

@@ -52,15 +52,15 @@ def parameter_tangent(graph: NetworkGraph, X: Tensor, *, biases: bool = True) ->
     def affine(node: Node, pair: Pair) -> Pair:
         x, dx = pair
         y = apply_linear(node, x, node.weight, node.bias)
-        own_weight = node.trainable[0] and (biases or node.op != "diagonal")
-        own_bias = node.trainable[1] and biases and node.bias is not None
+        varies_weight = node.trainable[0] and (biases or node.op != "diagonal")
+        varies_bias = node.trainable[1] and biases and node.bias is not None
         if isinstance(dx, float):
-            factor = dx + own_weight
-            rest = own_bias - factor
+            factor = dx + varies_weight
+            rest = varies_bias - factor
             if node.bias is None or rest == 0:
                 return y, factor
             return y, torch.add(shaped_bias(node, node.bias, y) * rest, y, alpha=factor)
-        return y, apply_linear(node, x + dx if own_weight else dx, node.weight, node.bias if own_bias else None)
+        return y, apply_linear(node, x + dx if varies_weight else dx, node.weight, node.bias if varies_bias else None)
 
     def activation(node: Node, pair: Pair) -> Pair:
         y, dy = _activation(node, pair)

@@ -156,8 +156,8 @@ def _raw_parameters(network: Network, reason: UnsupportedLayerError) -> dict[str
         logits = network.forward(X).sum()
     if not logits.requires_grad:
         return {}
-    found = torch.autograd.grad(logits, list(theta.values()), allow_unused=True)
-    return {name: p for (name, p), g in zip(theta.items(), found, strict=True) if g is not None}
+    gradients = torch.autograd.grad(logits, list(theta.values()), allow_unused=True)
+    return {name: p for (name, p), g in zip(theta.items(), gradients, strict=True) if g is not None}
 
 
 def _check_modules(network: Network, reason: UnsupportedLayerError) -> None:

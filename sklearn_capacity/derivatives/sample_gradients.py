@@ -179,12 +179,12 @@ def _grouped_rows(node: Node, x: Tensor, delta: Tensor) -> Tensor:
     """Rows of a grouped or transposed convolution: one matrix product per sample and group."""
     groups = node.params["groups"]
     if node.op == "conv":
-        own, windows = delta, _patches(node, pad_input(node, x), groups)
+        fixed, windows = delta, _patches(node, pad_input(node, x), groups)
     else:  # the transpose has windows of its output
-        own, windows = x, _patches(node, _cropped(node, delta), groups)
+        fixed, windows = x, _patches(node, _cropped(node, delta), groups)
         windows = windows[:, :, : math.prod(x.shape[2:])]
-    own = own.reshape(len(x), groups, -1, math.prod(own.shape[2:]))
-    return (own @ windows).flatten(1)
+    fixed = fixed.reshape(len(x), groups, -1, math.prod(fixed.shape[2:]))
+    return (fixed @ windows).flatten(1)
 
 
 def _cropped(node: Node, delta: Tensor) -> Tensor:

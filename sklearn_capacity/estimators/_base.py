@@ -37,8 +37,8 @@ from sklearn_capacity.estimators._failures import naming_parameters
 from sklearn_capacity.estimators._modules import check_batch_norm, check_output, make_module
 from sklearn_capacity.estimators._outcome import (
     check_finite,
-    tell_interrupt,
     warn_of_failure,
+    warn_of_interrupt,
     warn_of_normalized_outputs,
 )
 from sklearn_capacity.estimators._restoring import restore
@@ -444,7 +444,7 @@ class BaseNetwork(BaseEstimator):
                 net.partial_fit(data, None, epochs=epochs)
             else:
                 resumable_fit(net, data, epochs, *checkpoints, generator, self.checkpoint_every)
-            tell_interrupt(net)
+            warn_of_interrupt(net)
             outputs = check_finite(net, data)
         except Exception:
             self.__dict__.pop("net_", None)  # a diverged network is not a network

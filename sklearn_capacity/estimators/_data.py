@@ -71,17 +71,17 @@ def flatten_samples(X: Any) -> tuple[Any, tuple[int, ...] | None]:
 
 
 def resolve_input_shape(
-    asked: tuple[int, ...] | None, seen: tuple[int, ...] | None, n_features: int
+    input_shape: tuple[int, ...] | None, seen: tuple[int, ...] | None, n_features: int
 ) -> tuple[int, ...]:
     """Shape of one sample as the module receives it."""
-    if asked is None:
+    if input_shape is None:
         return (n_features,) if seen is None else seen
-    asked = tuple(asked)
-    if seen is not None and seen != asked:
-        raise ValueError(f"`input_shape` must equal the shape {seen} of the samples in X, got {asked}.")
-    if int(np.prod(asked)) != n_features:
+    input_shape = tuple(input_shape)
+    if seen is not None and seen != input_shape:
+        raise ValueError(f"`input_shape` must equal the shape {seen} of the samples in X, got {input_shape}.")
+    if int(np.prod(input_shape)) != n_features:
         raise ValueError(
-            f"`input_shape` must describe the {n_features} features of X, got {asked}, "
-            f"which has {int(np.prod(asked))} elements."
+            f"`input_shape` must describe the {n_features} features of X, got {input_shape}, "
+            f"which has {int(np.prod(input_shape))} elements."
         )
-    return asked
+    return input_shape

@@ -47,10 +47,10 @@ def make_module(module: Any, module_params: Mapping[str, Any] | None, input_shap
             "`module` must be None, the name of an architecture, an nn.Module class or instance, "
             f"or a callable that returns one, got {module!r}."
         )
-    made = _call(module, params, input_shape, n_outputs)
-    if not isinstance(made, nn.Module):
-        raise TypeError(f"`module` must return an nn.Module, got {made!r}.")
-    return made
+    result = _call(module, params, input_shape, n_outputs)
+    if not isinstance(result, nn.Module):
+        raise TypeError(f"`module` must return an nn.Module, got {result!r}.")
+    return result
 
 
 def _call(factory: Any, params: dict[str, Any], input_shape: tuple[int, ...], n_outputs: int) -> Any:
@@ -69,7 +69,7 @@ def _call(factory: Any, params: dict[str, Any], input_shape: tuple[int, ...], n_
     return factory(**arguments)
 
 
-def _said(error: Exception) -> str:
+def _description(error: Exception) -> str:
     return str(error) if isinstance(error, RuntimeError | ValueError) else f"{type(error).__name__}: {error}"
 
 
@@ -85,7 +85,7 @@ def check_output(module: nn.Module, sample: torch.Tensor, n_outputs: int, meanin
         shape = tuple(sample.shape[1:])
         images = " Images need `input_shape`, or X of shape (n_samples, channels, height, width)." * (len(shape) == 1)
         cure = embedding_cure(module, "train") or images
-        raise ValueError(f"`module` failed on a sample of shape {shape}: {_said(error)}.{cure}") from error
+        raise ValueError(f"`module` failed on a sample of shape {shape}: {_description(error)}.{cure}") from error
     if not isinstance(output, torch.Tensor) or output.shape != (1, n_outputs):
         got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise ValueError(

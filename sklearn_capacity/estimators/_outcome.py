@@ -16,7 +16,7 @@ from sklearn_capacity.graph.outputs import normalizing_call
 from sklearn_capacity.process_state import computing
 from sklearn_capacity.training import PenalizedNet, TensorData
 
-__all__ = ["check_finite", "tell_interrupt", "warn_of_failure", "warn_of_normalized_outputs"]
+__all__ = ["check_finite", "warn_of_failure", "warn_of_interrupt", "warn_of_normalized_outputs"]
 
 #: number of optimiser steps after which a network no better than a constant counts as a failure, not as a short fit
 SETTLED = 100
@@ -31,7 +31,7 @@ _FEW = 8
 _ENDING_NAMES = {"probabilities": "softmax", "log_probabilities": "log-softmax", "one_probability": "sigmoid"}
 
 
-def tell_interrupt(net: PenalizedNet) -> None:
+def warn_of_interrupt(net: PenalizedNet) -> None:
     """Warn if Ctrl-C has ended training: skorch returns normally, so a search would not notice."""
     if net.interrupted_:
         warn(

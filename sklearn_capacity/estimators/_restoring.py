@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["as_history", "restore"]
 
 #: largest sample (in values) for a run that only reveals the network's structure; a larger one is suspect
-MAX_MADE_UP = 2**20
+MAX_DUMMY_SAMPLE = 2**20
 #: entries of the history that callbacks and reports compute with
 LOSSES = ("train_loss", "train_penalty", "valid_loss", "dur", "train_batch_count", "valid_batch_count")
 #: allowance for parameters that a module creates and discards
@@ -55,7 +55,7 @@ def restore(
     _check_state(initial_state, state, "initial state")
     _check_finite(initial_state, module, "initial weights")
     estimator.initial_state_ = {name: tensor.clone() for name, tensor in initial_state.items()}
-    if _is_built_in(estimator) or math.prod(estimator.input_shape_) > MAX_MADE_UP:
+    if _is_built_in(estimator) or math.prod(estimator.input_shape_) > MAX_DUMMY_SAMPLE:
         images_last = images_last and device.type == "cpu" and len(estimator.input_shape_) == 3
     else:
         images_last = None  # only a run of the user's module shows it
@@ -101,10 +101,10 @@ def _module_like(estimator: BaseNetwork, state: Mapping[str, Tensor]) -> nn.Modu
             module = estimator._make_module(estimator.input_shape_, estimator._n_outputs).to(dtype=dtype)
         _check_state(state, module.state_dict(), "network")
         return module.to_empty(device="cpu")
-    if getattr(estimator, "position", None) is not None and math.prod(estimator.input_shape_) > MAX_MADE_UP:
+    if getattr(estimator, "position", None) is not None and math.prod(estimator.input_shape_) > MAX_DUMMY_SAMPLE:
         raise ValueError(
             f"`input_shape_` is {estimator.input_shape_}, and inserting a layer at a `position` of your module would "
-            f"require running it on a sample of more than {MAX_MADE_UP} values"
+            f"require running it on a sample of more than {MAX_DUMMY_SAMPLE} values"
         )
     with seeded(0, torch.device("cpu")), size:
         return estimator._make_module(estimator.input_shape_, estimator._n_outputs).to(dtype=dtype)
@@ -140,9 +140,9 @@ def as_history(rows: list[dict[str, Any]]) -> History:
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    own = {name: t for name, t in module.state_dict().items() if not nn.parameter.is_lazy(t)}
-    lazy = set(module.state_dict()) - set(own)
-    _check_state({name: t for name, t in state.items() if name not in lazy}, own, "network")
+    expected = {name: t for name, t in module.state_dict().items() if not nn.parameter.is_lazy(t)}
+    lazy = set(module.state_dict()) - set(expected)
+    _check_state({name: t for name, t in state.items() if name not in lazy}, expected, "network")
     _check_finite(state, module, "weights")
     module.load_state_dict(dict(state))
     module.eval()
@@ -156,14 +156,14 @@ def _check_finite(state: Mapping[str, Tensor], module: nn.Module, what: str) -> 
             raise ValueError(f"the {what} {name!r} are not finite")
 
 
-def _check_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:
+def _check_state(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
     """Names, shapes and precisions of a state must equal those of another."""
-    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     if missing:
         raise ValueError(f"the {what} lacks the tensors {missing[:3]}{'...' * (len(missing) > 3)}")
     if extra:
         raise ValueError(f"the {what} has the unexpected tensors {extra[:3]}{'...' * (len(extra) > 3)}")
-    for name, tensor in own.items():
+    for name, tensor in expected.items():
         if state[name].shape != tensor.shape:
             shapes = f"{tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
             raise ValueError(f"the {what}'s tensor {name!r} has shape {shapes}")
@@ -178,15 +178,15 @@ def _at_most(n_tensors: int, n_saved: int) -> Iterator[None]:
     A short file that asks for a network of a billion weights, or of a million layers, then costs nothing: parameters
     are refused as they are registered, before anything writes to their memory.
     """
-    thread, n_made, made = threading.get_ident(), 0, 0
+    thread, n_created, n_values = threading.get_ident(), 0, 0
 
     def count(module: nn.Module, name: str, parameter: Any) -> None:
-        nonlocal n_made, made
+        nonlocal n_created, n_values
         if threading.get_ident() != thread or parameter is None or nn.parameter.is_lazy(parameter):
             return
-        n_made += 1
-        made += parameter.numel()
-        if made > _SLACK * n_saved + _SMALL or n_made > _SLACK * n_tensors + _FEW:
+        n_created += 1
+        n_values += parameter.numel()
+        if n_values > _SLACK * n_saved + _SMALL or n_created > _SLACK * n_tensors + _FEW:
             raise ValueError(f"the parameters describe a network larger than the {n_saved} saved weights")
 
     handle = register_module_parameter_registration_hook(count)

@@ -95,9 +95,9 @@ def _modes_of(program: Any) -> list[FakeTensorMode]:
 
 def _modes_behind(error: BaseException | None) -> list[FakeTensorMode]:
     """The modes among the local variables of the frames in which tracing failed."""
-    found: list[FakeTensorMode] = []
+    modes_of_frames: list[FakeTensorMode] = []
     while error is not None:
         for frame, _ in traceback.walk_tb(error.__traceback__):
-            found += [value for value in frame.f_locals.values() if isinstance(value, FakeTensorMode)]
+            modes_of_frames += [value for value in frame.f_locals.values() if isinstance(value, FakeTensorMode)]
         error = error.__cause__ or error.__context__
-    return found
+    return modes_of_frames

@@ -39,9 +39,9 @@ def linear_maps(node: Node) -> list[Node] | None:
     name = node.params["target"].split(".")[0]
     if name in _NO_MAPS:
         return []
-    found = list(_TABLE[name](node, named)) if name in _TABLE and named is not None else _by_rule(node, named)
-    if found or not any(bound.trainable and bound.tensor.dim() > 1 for bound in weights):
-        return found
+    layers = list(_TABLE[name](node, named)) if name in _TABLE and named is not None else _by_rule(node, named)
+    if layers or not any(bound.trainable and bound.tensor.dim() > 1 for bound in weights):
+        return layers
     return None
 
 

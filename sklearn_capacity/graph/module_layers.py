@@ -44,14 +44,14 @@ def module_layers(module: nn.Module, X: Tensor, *, shown: Callable[[str], str] =
     """
     nodes: list[Node] = []
     left_out: list[str] = []
-    for call, found in _traced_parts(_recorded(module, X), len(X)):
+    for call, layers in _traced_parts(_recorded(module, X), len(X)):
         name = shown(call.name)
-        if found is None:
+        if layers is None:
             if any(p.dim() > 1 for p in call.module.parameters(recurse=False)):
                 left_out.append(f"layer `{name} ({type(call.module).__name__})`" if name else "the network itself")
             continue
-        nodes += [_inside(node, name, len(nodes)) for node in found.nodes]
-        left_out += [f"{place} inside `{name}`" for place in found.left_out]
+        nodes += [_inside(node, name, len(nodes)) for node in layers.nodes]
+        left_out += [f"{place} inside `{name}`" for place in layers.left_out]
     return WeightLayers(tuple(nodes), tuple(dict.fromkeys(left_out)))
 
 
@@ -98,11 +98,11 @@ def _traced_parts(call: Call, n_samples: int) -> Iterator[tuple[Call, WeightLaye
     for part in call.parts:
         if not any(True for _ in part.module.parameters()):
             continue
-        found = _layers_of(part, n_samples)
-        if found is None:
+        layers = _layers_of(part, n_samples)
+        if layers is None:
             yield from _traced_parts(part, n_samples)
         else:
-            yield part, found
+            yield part, layers
 
 
 def _layers_of(call: Call, n_samples: int) -> WeightLayers | None:
@@ -115,11 +115,11 @@ def _layers_of(call: Call, n_samples: int) -> WeightLayers | None:
         program = trace(part, tuple(x.shape[1:]), dtype=x.dtype if x.is_floating_point() else None, inside="module.")
         with torch.no_grad():
             state = {f"module.{name}": tensor for name, tensor in named_tensors(call.module).items()}
-            found = weight_layers(program.bind(state), shown=lambda name: name.removeprefix("module."))
+            layers = weight_layers(program.bind(state), shown=lambda name: name.removeprefix("module."))
     except UnsupportedLayerError:
         return None
     # The part was traced as if its first axis were the samples; it may be longer, or another axis.
-    return WeightLayers(tuple(_times(node, len(x) / n_samples) for node in found.nodes), found.left_out)
+    return WeightLayers(tuple(_times(node, len(x) / n_samples) for node in layers.nodes), layers.left_out)
 
 
 def _times(node: Node, factor: float) -> Node:

@@ -171,10 +171,10 @@ class Network:
             except UnsupportedLayerError as error:
                 self._traced.append(error)
                 raise
-        (found,) = self._traced
-        if isinstance(found, UnsupportedLayerError):
-            raise UnsupportedLayerError(str(found)) from found
-        return found
+        (program,) = self._traced
+        if isinstance(program, UnsupportedLayerError):
+            raise UnsupportedLayerError(str(program)) from program
+        return program
 
     @property
     def _inside(self) -> str:
@@ -212,22 +212,22 @@ class Network:
             try:
                 return weight_layers(self.graph, shown=self.shown)
             except UnsupportedLayerError:
-                found = self._layers_of_parts()
-                if found is None:
+                layers = self._layers_of_parts()
+                if layers is None:
                     raise
-                return found
+                return layers
 
     def _layers_of_parts(self) -> WeightLayers | None:
         """The weight layers of the submodules that can be traced; None if there are none."""
         for inputs in self._inputs_to_try(2):
             try:
                 X = inputs.to(device=self.device, dtype=self.dtype)
-                found = module_layers(self.module, X, shown=lambda name: self.shown(f"{name}.").removesuffix("."))
+                layers = module_layers(self.module, X, shown=lambda name: self.shown(f"{name}.").removesuffix("."))
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, IndexError, TypeError, ValueError):  # inputs that the module does not take
                 continue
-            return found if found.nodes else None
+            return layers if layers.nodes else None
         return None
 
     def tensors(self) -> dict[str, Tensor]:

@@ -57,13 +57,13 @@ def _described(graph: NetworkGraph) -> tuple[NetworkGraph, list[Node]]:
     nodes: list[Node] = []
     left_out: list[Node] = []
     for node in graph.nodes:
-        found = linear_maps(node) if node.op == "opaque" else []
-        if found is None:
+        maps = linear_maps(node) if node.op == "opaque" else []
+        if maps is None:
             left_out.append(node)
-        elif len(found) == 1:
-            nodes += found
+        elif len(maps) == 1:
+            nodes += maps
             continue
-        nodes += [replace(layer, name=f"{node.name}.{i}") for i, layer in enumerate(found or ())]
+        nodes += [replace(layer, name=f"{node.name}.{i}") for i, layer in enumerate(maps or ())]
         nodes.append(node)
     return NetworkGraph(tuple(nodes), graph.output), left_out
 

@@ -187,8 +187,8 @@ class _Ball:
                 with torch.set_grad_enabled(with_gradient):
                     total = sample_losses(self.forward(X).double(), y, self.batch.loss).sum() / part.n_samples
                 if with_gradient and total.requires_grad:
-                    found = torch.autograd.grad(total, self.leaves, allow_unused=True, materialize_grads=True)
-                    torch._foreach_add_(views, list(found))
+                    gradients = torch.autograd.grad(total, self.leaves, allow_unused=True, materialize_grads=True)
+                    torch._foreach_add_(views, list(gradients))
                 return total.detach()
 
             loss = float(torch.stack(part.map(on_chunk, part.y)).sum())

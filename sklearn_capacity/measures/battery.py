@@ -300,15 +300,15 @@ def _changes(network: Network, norm: str) -> list[tuple[Node, float]]:
     def compute() -> list[tuple[Node, float]]:
         with torch.no_grad():
             before = weight_layers_of(network.program.bind(network.initial_tensors()), shown=network.shown).nodes
-        found = []
+        changes = []
         for node, start in zip(layers, before, strict=True):
             if norm == "spectral":
-                way = layer_weight(node) - layer_weight(start)
-                length = operator_of(node, way, node.params["input_shape"]).norm_lower().value
+                change = layer_weight(node) - layer_weight(start)
+                length = operator_of(node, change, node.params["input_shape"]).norm_lower().value
             else:
                 length = float(stable_norm((kernel_matrix(node) - kernel_matrix(start)).flatten(), 2))
-            found.append((node, length))
-        return found
+            changes.append((node, length))
+        return changes
 
     return network.once(("folded_changes", norm), compute)
 

@@ -234,17 +234,17 @@ class _Point:
     def __init__(self, network: Network, batch: Batch, form: str, magnitude: bool):
         vector = parameter_vector(network)
         self.size = sum(tensor.numel() for tensor in vector.tensors)
-        self.way: Tensor | None = None
+        self.change: Tensor | None = None
         if form == "init" or (form == "orig" and magnitude):
             check_initial_state(network)
-            self.way = _flat(vector.tensors) - _flat(vector.initial())  # (P,)
-        length = self.way if form == "init" and self.way is not None else _flat(vector.tensors)
+            self.change = _flat(vector.tensors) - _flat(vector.initial())  # (P,)
+        length = self.change if form == "init" and self.change is not None else _flat(vector.tensors)
         self.squared = float(length.square().sum())
 
     def magnitude_term(self, scale: float, epsilon: float, extra: float) -> float:
-        assert self.way is not None
+        assert self.change is not None
         log_top = math.log(epsilon**2 + (scale**2 + extra) * self.squared / self.size)
-        return (self.size * log_top - float((epsilon**2 + scale**2 * self.way.square()).log().sum())) / 4
+        return (self.size * log_top - float((epsilon**2 + scale**2 * self.change.square()).log().sum())) / 4
 
 
 def _flat(tensors: Any) -> Tensor:

@@ -95,7 +95,7 @@ def fisher_trace(network: Network, batch: Batch, *, loss: str = "squared") -> Me
     for label, value in zip(fisher.jacobian.labels, traces, strict=True):
         rows[label] = rows.get(label, 0.0) + value
     per_layer = [{"layer": label, "value": value} for label, value in rows.items() if label]
-    return Measured(sum(traces), per_layer=per_layer, info={"way": fisher.jacobian.way})
+    return Measured(sum(traces), per_layer=per_layer, info={"method": fisher.jacobian.method})
 
 
 def fisher_mean_eigenvalue(network: Network, batch: Batch, *, loss: str = "squared") -> Measured:
@@ -168,10 +168,10 @@ def fisher_second_moment(network: Network, batch: Batch, *, loss: str = "squared
 
     def sum_of_squares() -> tuple[float, float | None, dict[str, Any]]:
         if _matrix_products(fisher) < _dual_products(fisher) and _holds_matrix(fisher.jacobian.size, batch):
-            return float(retried(fisher, fisher.matrix).square().sum()), None, {"way": "parameters"}
+            return float(retried(fisher, fisher.matrix).square().sum()), None, {"method": "parameters"}
         if network.n_outputs > MANY_CLASSES and fisher.n_groups > 1:
             return _estimated_squares(fisher, batch)
-        return retried(fisher, fisher.squared_norm), None, {"way": "dual tiles"}
+        return retried(fisher, fisher.squared_norm), None, {"method": "dual tiles"}
 
     value, error, info = batch.once(("fisher_squares", loss), sum_of_squares)
     size = fisher.jacobian.size
@@ -307,8 +307,8 @@ def fisher_eigenvalues(
     -------
     values : Tensor of shape (min(C T, P) or n_largest,), float64, on the CPU
     info : dict
-        "way": "dual matrix", "parameter matrix" (F itself), "Lanczos on the dual" or "block Lanczos on the dual", with
-        "size"; for an iteration "products" and "residual"; for a single eigenvalue "error".
+        "method": "dual matrix", "parameter matrix" (F itself), "Lanczos on the dual" or "block Lanczos on the dual",
+        with "size"; for an iteration "products" and "residual"; for a single eigenvalue "error".
 
     Raises
     ------
@@ -337,8 +337,8 @@ def _estimated_squares(fisher: FisherMatrix, batch: Batch) -> tuple[float, float
         options: dict[str, Any] = {"device": fisher.X.device, "precision": fisher.X.dtype, "memory": batch.room / 2}
         return trace_estimate(squared, fisher.dual_size, n_products=PROBES, generator=batch.generator(), **options)
 
-    found = retried(fisher, estimate)
-    return found.value, found.standard_error, {"way": "Hutch++ on the dual", "products": 2 * found.n_products}
+    result = retried(fisher, estimate)
+    return result.value, result.standard_error, {"method": "Hutch++ on the dual", "products": 2 * result.n_products}
 
 
 def _holds_matrix(size: int, batch: Batch) -> bool:
@@ -356,12 +356,12 @@ def _all_eigenvalues(fisher: FisherMatrix, size: int, batch: Batch) -> tuple[Ten
         raise NotDefinedError(f"The spectrum of a matrix of {size} rows {refusal}. Give `n_largest`, or fewer samples.")
     dual = _dual_products(fisher) + _eigenvalue_products(fisher.dual_size)
     direct = _matrix_products(fisher) + _eigenvalue_products(fisher.jacobian.size)
-    way = "dual matrix" if dual <= direct and fisher.dual_size <= MATRIX_SIZE else "parameter matrix"
-    matrix = retried(fisher, fisher.dual if way == "dual matrix" else fisher.matrix)
+    method = "dual matrix" if dual <= direct and fisher.dual_size <= MATRIX_SIZE else "parameter matrix"
+    matrix = retried(fisher, fisher.dual if method == "dual matrix" else fisher.matrix)
     if not bool(torch.isfinite(matrix.diagonal()).all()):
         raise NotDefinedError("The Fisher information is not finite. Check the weights and X for NaN and infinity.")
     values = torch.linalg.eigvalsh(matrix).flip(0)[:size].clamp_min(0).cpu()
-    return values, {"way": way, "size": len(matrix)}
+    return values, {"method": method, "size": len(matrix)}
 
 
 def _iterated(fisher: FisherMatrix, k: int, random_state: int, memory: float) -> tuple[Tensor, dict[str, Any]]:
@@ -373,11 +373,11 @@ def _iterated(fisher: FisherMatrix, k: int, random_state: int, memory: float) ->
         largest = retried(fisher, lambda: largest_eigenvalue(fisher.product, size, **one))
         info = {"products": largest.n_products, "residual": largest.residual, "error": largest.error}
         value = torch.tensor([max(largest.value, 0.0)], dtype=torch.float64, device="cpu")
-        return value, {"way": "Lanczos on the dual", "size": size, **info}
+        return value, {"method": "Lanczos on the dual", "size": size, **info}
     block = min(k, fisher.n_outputs) if fisher.n_outputs > 1 else 2
     several = retried(fisher, lambda: block_lanczos(fisher.product, size, k=k, block=block, **options))
     info = {"products": several.n_products, "residual": float(several.residuals.max())}
-    return several.values.clamp_min(0), {"way": "block Lanczos on the dual", "size": size, **info}
+    return several.values.clamp_min(0), {"method": "block Lanczos on the dual", "size": size, **info}
 
 
 def fisher_bytes(network: Network, batch: Batch, **params: Any) -> float:

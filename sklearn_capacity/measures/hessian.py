@@ -242,7 +242,7 @@ def hessian_trace(network: Network, batch: Batch, *, n_products: int = SMALL, pe
     for layer, hessian in _blocks(network, batch) if per_layer else [("", loss_hessian(network, batch))]:
         rows.append({"layer": layer, **_trace(hessian, batch, n_products, generator)})
     spreads = [row["standard_error"] for row in rows if row["standard_error"] is not None]
-    info = {"way": rows[0]["way"], "size": rows[0]["size"]} if not per_layer else {"way": "sum of the layers"}
+    info = {"method": rows[0]["method"], "size": rows[0]["size"]} if not per_layer else {"method": "sum of the layers"}
     return Measured(
         math.fsum(row["value"] for row in rows),
         standard_error=math.hypot(*spreads) if spreads else None,
@@ -308,9 +308,9 @@ def _extreme(network: Network, batch: Batch, sign: int, tol: float, max_products
     def eigenvalue(hessian: LossHessian) -> dict[str, Any]:
         if hessian.size <= SMALL:
             values = torch.linalg.eigvalsh(_matrix(hessian, batch))
-            return {"value": float(values[-1 if sign > 0 else 0]), "way": "matrix", "size": hessian.size}
+            return {"value": float(values[-1 if sign > 0 else 0]), "method": "matrix", "size": hessian.size}
         with _progress(batch, max_products) as bar:
-            found = largest_eigenvalue(
+            largest = largest_eigenvalue(
                 _counted(lambda v: sign * hessian.product(v), bar),
                 hessian.size,
                 tol=tol,
@@ -321,8 +321,8 @@ def _extreme(network: Network, batch: Batch, sign: int, tol: float, max_products
                 precision=hessian.dtype,
                 memory=batch.room / 4,
             )
-        info = {"products": found.n_products, "residual": found.residual, "error": found.error * found.scale}
-        return {"value": sign * found.value, "way": "Lanczos", "size": hessian.size, **info}
+        info = {"products": largest.n_products, "residual": largest.residual, "error": largest.error * largest.scale}
+        return {"value": sign * largest.value, "method": "Lanczos", "size": hessian.size, **info}
 
     whole = eigenvalue(loss_hessian(network, batch))
     rows = [{"layer": name, **eigenvalue(block)} for name, block in _blocks(network, batch)] if per_layer else []
@@ -333,7 +333,7 @@ def _trace(hessian: LossHessian, batch: Batch, n_products: int, generator: torch
     size = hessian.size
     if size <= n_products:
         value = float(_matrix(hessian, batch).trace())
-        return {"value": value, "standard_error": None, "way": "matrix", "size": size, "products": size}
+        return {"value": value, "standard_error": None, "method": "matrix", "size": size, "products": size}
     with _progress(batch, n_products) as bar:
         estimate = trace_estimate(
             _counted(hessian.products, bar),
@@ -345,7 +345,7 @@ def _trace(hessian: LossHessian, batch: Batch, n_products: int, generator: torch
             memory=batch.room / 2,
         )
     value = float(_finite(torch.tensor(estimate.value), "Hessian"))
-    info = {"way": "Hutch++", "size": size, "products": estimate.n_products}
+    info = {"method": "Hutch++", "size": size, "products": estimate.n_products}
     return {"value": value, "standard_error": estimate.standard_error, **info}
 
 

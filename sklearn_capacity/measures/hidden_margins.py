@@ -118,15 +118,15 @@ def _margins(network: Network, batch: Batch) -> dict[str, np.ndarray]:
         return gaps.detach().double()[:, None] / torch.stack(lengths, dim=1)  # (n, layers)
 
     distances = batch.cat(on_chunk, batch.classes).nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
-    found = {}
+    result = {}
     for label, spread, column in zip(readers.values(), spreads, distances.T, strict=True):
         if not spread.total > 0:
             raise NotDefinedError(
                 f"The margins inside the network need inputs of layer `{label}` that differ between the samples, and "
                 f"all {batch.n_samples} are the same."
             )
-        found[label] = (column / math.sqrt(spread.total / batch.n_samples)).cpu().numpy()
-    return found
+        result[label] = (column / math.sqrt(spread.total / batch.n_samples)).cpu().numpy()
+    return result
 
 
 def layer_inputs(network: Network) -> dict[str, str]:
@@ -160,14 +160,14 @@ def _statistic(values: np.ndarray, statistic: str) -> float:
     values = np.clip(values, -LARGE, LARGE)
     low, middle, high = np.percentile(values, [25, 50, 75])
     reach = 1.5 * (high - low)
-    found = {
+    result = {
         "lower_fence": values[values >= low - reach].min(),
         "lower_quartile": low,
         "median": middle,
         "upper_quartile": high,
         "upper_fence": values[values <= high + reach].max(),
     }[statistic]
-    return float(found) if abs(found) < LARGE else math.copysign(math.inf, found)
+    return float(result) if abs(result) < LARGE else math.copysign(math.inf, result)
 
 
 #: Statistics of a distribution, with the words for them.

@@ -52,11 +52,13 @@ def weight_layers(network: Network, purpose: str = "A product of layer norms") -
     """
 
     def checked() -> tuple[Node, ...]:
-        found = network.weight_layers
-        check_finite(found.nodes, purpose)
-        if found.left_out and not found.nodes:
-            raise UnsupportedLayerError(f"{purpose} is not defined for this network: {found.left_out[0]} is not known.")
-        return found.nodes
+        layers = network.weight_layers
+        check_finite(layers.nodes, purpose)
+        if layers.left_out and not layers.nodes:
+            raise UnsupportedLayerError(
+                f"{purpose} is not defined for this network: {layers.left_out[0]} is not known."
+            )
+        return layers.nodes
 
     return network.once("weight_layers", checked)
 

@@ -22,9 +22,9 @@ def margins_of(logits: Tensor, classes: Tensor) -> Tensor:
     """f_y - max_{k != y} f_k per sample, (n,); negative where the sample is misclassified."""
     if logits.shape[1] < 2:
         raise NotDefinedError(f"A margin needs at least two logits, got {logits.shape[1]}.")
-    own = logits.gather(1, classes[:, None])
+    labelled = logits.gather(1, classes[:, None])
     others = logits.scatter(1, classes[:, None], -torch.inf)
-    return (own - others.amax(1, keepdim=True)).squeeze(1)
+    return (labelled - others.amax(1, keepdim=True)).squeeze(1)
 
 
 def sample_margins(batch: Batch) -> np.ndarray:

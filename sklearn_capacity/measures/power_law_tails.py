@@ -115,8 +115,8 @@ def alpha_weighted(network: Network, batch: Batch, *, min_eigenvalues: int = 20,
     >>> from sklearn_capacity import measure_capacity
     >>> net = nn.Linear(200, 200, bias=False)
     >>> _ = net.weight.data.copy_(torch.diag((1 - torch.arange(200) / 200) ** -0.25))
-    >>> found = measure_capacity(net, measures=["alpha_weighted", "power_law_alpha"])
-    >>> round(found["alpha_weighted"] / found["power_law_alpha"], 4)  # the decimal logarithm of the root of 200
+    >>> values = measure_capacity(net, measures=["alpha_weighted", "power_law_alpha"])
+    >>> round(values["alpha_weighted"] / values["power_law_alpha"], 4)  # the decimal logarithm of the root of 200
     1.1505
     """
     rows = _tails(network, view, min_eigenvalues)
@@ -162,8 +162,8 @@ def log_alpha_norm(network: Network, batch: Batch, *, min_eigenvalues: int = 20,
     >>> from sklearn_capacity import measure_capacity
     >>> net = nn.Linear(200, 200, bias=False)
     >>> _ = net.weight.data.copy_(torch.diag((1 - torch.arange(200) / 200) ** -0.25))
-    >>> found = measure_capacity(net, measures=["log_alpha_norm", "alpha_weighted"])
-    >>> found["log_alpha_norm"] > found["alpha_weighted"]
+    >>> values = measure_capacity(net, measures=["log_alpha_norm", "alpha_weighted"])
+    >>> values["log_alpha_norm"] > values["alpha_weighted"]
     True
     """
     rows = _tails(network, view, min_eigenvalues)
@@ -183,7 +183,7 @@ def _tails(network: Network, view: str, min_eigenvalues: int) -> list[tuple[Node
     check_view(view)
 
     def compute() -> list[tuple[Node, PowerLaw, np.ndarray]]:
-        found, missing = [], []
+        tails, missing = [], []
         for node, values in zip(weight_layers(network), singular_values(network, view), strict=True):
             logs = _log_eigenvalues(values)
             if len(logs) < min_eigenvalues:
@@ -194,9 +194,9 @@ def _tails(network: Network, view: str, min_eigenvalues: int) -> list[tuple[Node
             except NotDefinedError:
                 missing.append(f"`{node.label}` (all equal)")
                 continue
-            found.append((node, law, logs))
-        _tell_missing(missing, found, min_eigenvalues)
-        return found
+            tails.append((node, law, logs))
+        _warn_of_missing(missing, tails, min_eigenvalues)
+        return tails
 
     return network.once(("tails", view, min_eigenvalues), compute)
 
@@ -208,16 +208,16 @@ def _log_eigenvalues(values: Tensor) -> np.ndarray:
     return 2 * np.log(singular[singular > floor])[::-1]
 
 
-def _tell_missing(missing: Sequence[str], found: Sequence[Any], min_eigenvalues: int) -> None:
+def _warn_of_missing(missing: Sequence[str], tails: Sequence[Any], min_eigenvalues: int) -> None:
     listed = ", ".join(missing)
-    if not found:
+    if not tails:
         raise NotDefinedError(
             f"A power law needs a layer with {min_eigenvalues} positive eigenvalues that are not all equal, but the "
             f"layers have: {listed or 'none'}. Lower `min_eigenvalues`."
         )
     if missing:
         warn(
-            f"The exponents leave out {len(missing)} of {len(missing) + len(found)} layers, with fewer than "
+            f"The exponents leave out {len(missing)} of {len(missing) + len(tails)} layers, with fewer than "
             f"{min_eigenvalues} different positive eigenvalues: {listed}."
         )
 

@@ -49,8 +49,8 @@ class Chain:
                 slope = None
             elif node.op == "activation":
                 activation, args = activation_of(node)
-                own = activation.derivative(X, *args).double()
-                slope = own if slope is None else slope * own
+                factor = activation.derivative(X, *args).double()
+                slope = factor if slope is None else slope * factor
             elif slope is not None:  # so that entries stay in place for a further activation
                 slope = EVALUATE[node.op](node, slope)
             X = EVALUATE[node.op](node, X)

@@ -176,8 +176,8 @@ class _Weights:
                 logits = self.forward(X).double()
                 total = sample_losses(logits, y, loss).sum() / n
             if with_gradient and total.requires_grad:
-                found = torch.autograd.grad(total, self.leaves, allow_unused=True, materialize_grads=True)
-                torch._foreach_add_(views, list(found))
+                gradients = torch.autograd.grad(total, self.leaves, allow_unused=True, materialize_grads=True)
+                torch._foreach_add_(views, list(gradients))
             wrong = (logits.argmax(1) != y).double().sum() / n if self.criterion == "error" else total
             return torch.stack([total.detach(), wrong.detach()])
 

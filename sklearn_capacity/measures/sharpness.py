@@ -232,8 +232,10 @@ def max_sharpness(
     search = _Search(network, batch, alpha=alpha, batch_size=batch_size)
     generator = batch.generator()
     with tqdm(total=steps * n_restarts, desc="max sharpness", disable=not batch.verbose, leave=False) as bar:
-        found = [search.ascend(generator, steps, check_every, learning_rate, momentum, bar) for _ in range(n_restarts)]
-    rises = [loss - search.start for loss, _ in found]
+        ascents = [
+            search.ascend(generator, steps, check_every, learning_rate, momentum, bar) for _ in range(n_restarts)
+        ]
+    rises = [loss - search.start for loss, _ in ascents]
     best = max(range(n_restarts), key=lambda i: rises[i])
     if rises[best] <= 0:
         warn(
@@ -245,7 +247,7 @@ def max_sharpness(
     return Measured(
         rises[best] * factor,
         standard_error=None if spread is None else spread * factor,
-        info={"loss": search.start, "steps": steps, "best_step": found[best][1]},
+        info={"loss": search.start, "steps": steps, "best_step": ascents[best][1]},
     )
 
 

@@ -131,10 +131,10 @@ def generalization_gap(table: pd.DataFrame, gap: str | tuple[str, str] | None) -
         scores = [c.removeprefix("train_") for c in table.columns if str(c).startswith("train_")]
         scores = [s for s in scores if f"test_{s}" in table.columns]
         if len(scores) != 1:
-            found = f"the pairs of {', '.join(scores)}" if scores else "none"
+            available = f"the pairs of {', '.join(scores)}" if scores else "none"
             raise ValueError(
-                f"`gap` must name a column, or a training and a test score, since `table` has {found} of train_<score> "
-                "and test_<score>. Search with return_train_score=True."
+                f"`gap` must name a column, or a training and a test score, since `table` has {available} of "
+                "train_<score> and test_<score>. Search with return_train_score=True."
             )
         gap = (f"train_{scores[0]}", f"test_{scores[0]}")
     if isinstance(gap, str):

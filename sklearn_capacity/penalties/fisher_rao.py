@@ -147,9 +147,9 @@ def _by_double_backward(graph: NetworkGraph, X: Tensor, form: Callable[[Tensor, 
         (w,) = torch.autograd.grad(value, u, retain_graph=True)  # (n, C)
         pulled = torch.autograd.grad(f, points, w, create_graph=True, allow_unused=True)  # J^T w
         inner = [(g * p).sum() for g, p in zip(pulled, points, strict=True) if g is not None]
-        found = torch.autograd.grad(torch.stack([value, *inner]).sum(), points, allow_unused=True)
+        derivatives = torch.autograd.grad(torch.stack([value, *inner]).sum(), points, allow_unused=True)
     gradients = Gradients()
-    for point, gradient in zip(points, found, strict=True):
+    for point, gradient in zip(points, derivatives, strict=True):
         if gradient is not None:
             gradients.add(point, gradient)
     return gradients.attach(value.detach())

@@ -199,7 +199,7 @@ class _Walk:
             return
         g = self.cotangents.pop(node.name)  # (k n, *node.shape)
         if node.name in self.tape.points:
-            self._bent(node, (t, *others), g)
+            self._pull_curvature(node, (t, *others), g)
         elif node.name in self.tape.slope_masks:
             assert node.weight is not None
             self.sums.add(node.weight, self._slope_gradient(node, t, g))
@@ -210,7 +210,7 @@ class _Walk:
             gradient = both * self.curvatures[node.name]
             self.sums.add(self.tape.smooth[node.name], gradient)
 
-    def _bent(self, node: Node, ts: tuple[Tensor, ...], g: Tensor) -> None:
+    def _pull_curvature(self, node: Node, ts: tuple[Tensor, ...], g: Tensor) -> None:
         """Add the gradient of ``<g, Df(x) t>`` with respect to the points x of a function f."""
         row, args = function_of(node)
         n = len(self.scale)
@@ -218,8 +218,8 @@ class _Walk:
         with torch.enable_grad():
             at = [x.detach().requires_grad_(True) for x in points]
             inner = (g.unflatten(0, (-1, n)) * row.tangent(at, [t.unflatten(0, (-1, n)) for t in ts], *args)).sum()
-            found = torch.autograd.grad(inner, at, allow_unused=True)
-        for x, gradient in zip(points, found, strict=True):
+            derivatives = torch.autograd.grad(inner, at, allow_unused=True)
+        for x, gradient in zip(points, derivatives, strict=True):
             if x.requires_grad and gradient is not None:
                 self.sums.add(x, gradient)
 

@@ -25,7 +25,7 @@ __all__ = ["load", "save"]
 FORMAT = 1
 _KIND = "estimator"
 #: attributes that `load` recreates, and scikit-learn's settings for one process
-_MADE_ANEW = (
+_RECREATED = (
     "net_",
     "initial_state_",
     "_callback_settings",
@@ -103,7 +103,7 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
         document["user_module"] = getattr(module, "__qualname__", type(module).__qualname__)
     document["params"] = {key: _encoded_parameter(key, value) for key, value in params.items()}
     fitted = estimator._fitted_values()
-    added = sorted(set(vars(estimator)) - {*estimator.get_params(deep=False), *fitted, *_MADE_ANEW})
+    added = sorted(set(vars(estimator)) - {*estimator.get_params(deep=False), *fitted, *_RECREATED})
     if added:
         warn(f"`save` leaves out the attributes {added}, which {name} does not set itself.")
     document["fitted"] = {key: encode(value, name=key) for key, value in fitted.items()}

@@ -15,7 +15,7 @@ from ..measures.margins import sample_margins
 from ..process_state import keeps_modes
 from .measurement import Session
 from .module_estimator import score, scored_estimator
-from .outcomes import LeftOutError, check_max_seconds, outcomes, tell_left_out
+from .outcomes import LeftOutError, check_max_seconds, outcomes, warn_of_left_out
 from .requests import Request, in_order, is_group, parse_with_scores
 
 __all__ = ["capacity_report", "list_measures", "measure_capacity", "refuse_signed"]
@@ -155,9 +155,9 @@ def measure_capacity(
             raise outcome
         elif not isinstance(outcome, NotDefinedError):
             warn(f"The measure {request.label!r} failed: {_reason(outcome)}")
-    tell_left_out(left_out, max_seconds)
+    warn_of_left_out(left_out, max_seconds)
     if group is not None:
-        _tell_weights_not_finite(session)
+        _warn_of_nonfinite_weights(session)
         return {request.label: values[request.label] for request in requests if request.label in values}
     return in_order(measures, values)
 
@@ -174,7 +174,7 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, NotDefinedError) else f"{type(error).__name__}: {error}"
 
 
-def _tell_weights_not_finite(session: Session) -> None:
+def _warn_of_nonfinite_weights(session: Session) -> None:
     """Warn of weights that are not finite, since "cheap" and "all" then omit nearly every measure."""
     for name, parameter in session.network.parameters.items():
         if not bool(parameter.isfinite().all()):
@@ -258,12 +258,12 @@ def capacity_report(
         random_state=random_state,
         verbose=verbose,
     )
-    found = _scored(session, model, X, y, scores, batch_size=batch_size, device=device)
-    rows = {label: [{**_PLAIN_ROW, "measure": label, "value": v, "unit": "score"}] for label, v in found.items()}
+    scored = _scored(session, model, X, y, scores, batch_size=batch_size, device=device)
+    rows = {label: [{**_PLAIN_ROW, "measure": label, "value": v, "unit": "score"}] for label, v in scored.items()}
     group = measures if is_group(measures) else None
     no_log = {r.label: [_no_logarithm(session, r)] for r in requests if log and r.measure.signed}
-    asked = [r for r in requests if r.label not in no_log]
-    ran = outcomes(session, asked, group=group, log=log, max_seconds=max_seconds, verbose=verbose)
+    selected = [r for r in requests if r.label not in no_log]
+    ran = outcomes(session, selected, group=group, log=log, max_seconds=max_seconds, verbose=verbose)
     rows |= no_log | {r.label: _report_rows(session, r, outcome, log, per_layer) for r, outcome in ran}
     for request in requests:
         rows[request.label][0]["same_as"] = _same_as(request, requests)

@@ -15,7 +15,7 @@ from .._validation import NotDefinedError, check_boolean, warn
 from .capacity import refuse_signed
 from .measurement import Session
 from .module_estimator import score, scored_estimator
-from .outcomes import LeftOutError, check_max_seconds, outcomes, tell_left_out
+from .outcomes import LeftOutError, check_max_seconds, outcomes, warn_of_left_out
 from .requests import Request, directions, is_group, parse_with_scores
 
 __all__ = ["compare_capacity"]
@@ -116,7 +116,7 @@ def compare_capacity(
     rows = Parallel(n_jobs=n_jobs, return_as="generator")(tasks)
     measured = list(tqdm(rows, total=len(tasks), desc="models", disable=not verbose))
     remarks = [(label, *remark) for label, (_, some) in zip(named, measured, strict=True) for remark in some]
-    _tell(remarks, measures, max_seconds)
+    _warn_of_missing(remarks, measures, max_seconds)
     return _table(named, [row for row, _ in measured], requests, measures)
 
 
@@ -185,10 +185,10 @@ def _scores(name: str, scorer: str, estimator: Any, *parts: tuple[Any, Any]) -> 
         yield f"gap_{name}", values[0] - values[1]
 
 
-def _tell(remarks: list[tuple[Any, str, Exception]], measures: Any, max_seconds: float | None) -> None:
+def _warn_of_missing(remarks: list[tuple[Any, str, Exception]], measures: Any, max_seconds: float | None) -> None:
     """Warn of entries without a value; for a group, only of measures that failed."""
     reasons: dict[str, list[str]] = {}
-    tell_left_out(sorted({name for _, name, error in remarks if isinstance(error, LeftOutError)}), max_seconds)
+    warn_of_left_out(sorted({name for _, name, error in remarks if isinstance(error, LeftOutError)}), max_seconds)
     for label, name, error in remarks:
         if isinstance(error, LeftOutError):
             continue
@@ -204,9 +204,9 @@ def _table(
     models: Mapping[Any, Any], rows: list[dict[str, float]], requests: Sequence[Request], measures: Any
 ) -> pd.DataFrame:
     labels = [request.label for request in requests]
-    found = list(dict.fromkeys(key for row in rows for key in row if key not in labels))
+    names = list(dict.fromkeys(key for row in rows for key in row if key not in labels))
     parts = ("train_", "test_", "gap_")
-    scores = sorted(found, key=lambda key: next(i for i, part in enumerate(parts) if key.startswith(part)))
+    scores = sorted(names, key=lambda key: next(i for i, part in enumerate(parts) if key.startswith(part)))
     table = pd.DataFrame(rows, columns=[*scores, *labels], dtype=np.float64)
     table.index = pd.Index(list(models), name="model")
     if is_group(measures):

@@ -86,13 +86,13 @@ def resolve_loss(loss: str | None, subject: Subject, y: Any) -> tuple[str | None
     elif subject.other_loss is not None:
         return None, "regression" if subject.classes is None else "classification"
     else:
-        loss = _own_loss(subject, y)
+        loss = _loss_of(subject, y)
     if loss is None:
         return None, None
     return loss, "classification" if loss == "cross_entropy" else "regression"
 
 
-def _own_loss(subject: Subject, y: Any) -> str | None:
+def _loss_of(subject: Subject, y: Any) -> str | None:
     if subject.loss is not None or y is None:
         return subject.loss
     kind = y.dtype if isinstance(y, Tensor) else np.asarray(y).dtype

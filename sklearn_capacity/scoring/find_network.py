@@ -45,7 +45,7 @@ class Subject:
     transform_X, transform_y : callable
         The steps of a pipeline before the model; the target transformer.
     initial_state : mapping or None
-    own : bool
+    of_this_package : bool
         Whether the model is an estimator of this package.
     """
 
@@ -58,7 +58,7 @@ class Subject:
     transform_X: Callable[[Any], Any] = _unchanged
     transform_y: Callable[[Any], Any] = _unchanged
     initial_state: Mapping[str, Tensor] | None = None
-    own: bool = False
+    of_this_package: bool = False
     other_loss: str | None = None
 
 
@@ -95,7 +95,7 @@ def resolve(model: Any) -> Subject:
         return _skorch_net(model)
     columns = getattr(model, "feature_names_in_", None)
     if hasattr(model, "loss_name_") and "net_" in vars(model):
-        return replace(_own_estimator(model), columns=columns)
+        return replace(_package_estimator(model), columns=columns)
     _check_fitted(model)
     converted = convert(model)
     if converted is None:
@@ -178,7 +178,7 @@ def _transformed_target(model: Any) -> Subject | None:
     return replace(inner, transform_y=transform_y)
 
 
-def _own_estimator(model: Any) -> Subject:
+def _package_estimator(model: Any) -> Subject:
     return Subject(
         model.module_,
         "logits",
@@ -186,7 +186,7 @@ def _own_estimator(model: Any) -> Subject:
         getattr(model, "classes_", None),
         input_shape=tuple(model.input_shape_),
         initial_state=model.initial_state_,
-        own=True,
+        of_this_package=True,
     )
 
 
@@ -194,9 +194,9 @@ def _skorch_net(net: Any) -> Subject:
     if not getattr(net, "initialized_", False):
         raise NotFittedError(f"This {type(net).__name__} is not initialized yet. Call `fit` or `initialize` first.")
     output, loss = "logits", None
-    for kind, (returned, own_loss) in _CRITERIA.items():
+    for kind, (returned, trained_loss) in _CRITERIA.items():
         if isinstance(net.criterion_, kind):
-            output, loss = returned, own_loss
+            output, loss = returned, trained_loss
             break
     classes = None
     if isinstance(net, skorch.NeuralNetBinaryClassifier):

@@ -87,10 +87,10 @@ def _linear(model: Any, loss: str | None) -> Converted:
         coef, intercept = 2 * coef, 2 * intercept  # scikit-learn before 1.8: softmax of [-z, z]
     module = _layer(coef, intercept)
     one_logit = classes is not None and len(coef) == 1
-    own = LOSSES.get(loss)
+    known = LOSSES.get(loss)
     if loss == "epsilon_insensitive" and model.epsilon == 0:
-        own = "absolute"
-    return Converted(module, "one_logit" if one_logit else "logits", own, None if own else loss)
+        known = "absolute"
+    return Converted(module, "one_logit" if one_logit else "logits", known, None if known else loss)
 
 
 def _is_one_versus_rest(model: Any) -> bool:

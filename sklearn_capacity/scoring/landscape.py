@@ -171,22 +171,22 @@ def network_weights(model: Any, *, initial: bool = False) -> np.ndarray:
                 "The weights before training are known only for estimators of this package. Pass initial=False."
             )
         module.load_state_dict(subject.initial_state)
-    found: dict[int, Tensor] = {}
+    by_identity: dict[int, Tensor] = {}
     with torch.no_grad():
         for submodule in module.modules():
-            for tensor in _own_weights(submodule):
+            for tensor in _direct_weights(submodule):
                 if tensor.dim() > 1:
-                    found.setdefault(id(tensor), tensor)
-        if not found:
+                    by_identity.setdefault(id(tensor), tensor)
+        if not by_identity:
             raise NotDefinedError(f"`{type(module).__name__}` has no matrix or kernel.")
-        return np.concatenate([tensor.detach().cpu().double().numpy().ravel() for tensor in found.values()])
+        return np.concatenate([tensor.detach().cpu().double().numpy().ravel() for tensor in by_identity.values()])
 
 
-def _own_weights(submodule: nn.Module) -> list[Tensor]:
+def _direct_weights(submodule: nn.Module) -> list[Tensor]:
     """Tensors that a module itself computes with: a parametrisation's result, not its parameters."""
     if isinstance(submodule, parametrize.ParametrizationList):
         return []
-    own: list[Tensor] = list(submodule.parameters(recurse=False))
+    tensors: list[Tensor] = list(submodule.parameters(recurse=False))
     if parametrize.is_parametrized(submodule):
-        own += [getattr(submodule, name) for name in submodule.parametrizations]  # type: ignore[union-attr]
-    return own
+        tensors += [getattr(submodule, name) for name in submodule.parametrizations]  # type: ignore[union-attr]
+    return tensors

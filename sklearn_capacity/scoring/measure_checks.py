@@ -358,9 +358,9 @@ def _example(
     X = torch.randn(40, *shape, generator=generator, dtype=torch.float64, device="cpu")
     with torch.no_grad():
         outputs = module.eval()(X)
-    told = (outputs != 0).any(1)  # if all units are off, all classes tie
+    decided = (outputs != 0).any(1)  # if all units are off, all classes tie
     y = outputs + 1.0 if regression else outputs.argmax(1)  # classes are separated, so that margins are positive
-    return Example(name, module.train(), X[told], y[told], before.state_dict())
+    return Example(name, module.train(), X[decided], y[decided], before.state_dict())
 
 
 def _chain(n_outputs: int) -> nn.Module:

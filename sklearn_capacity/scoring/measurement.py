@@ -207,15 +207,15 @@ def _network(subject: Subject, X: Any, task: str | None, device: Any) -> Network
     device = None if device is None else resolve_device(device)
     floats = [p.dtype for p in subject.module.parameters() if p.is_floating_point()]
     small = sum(p.numel() for p in subject.module.parameters()) <= FLOAT64_PARAMETERS
-    own = floats[0] if floats else torch.float64
-    if own in (torch.float16, torch.bfloat16):
-        own = torch.float32
+    stored = floats[0] if floats else torch.float64
+    if stored in (torch.float16, torch.bfloat16):
+        stored = torch.float32
     shape = _input_shape(subject, X)
     samples = None if X is None else X[:3] if isinstance(X, torch.Tensor) else torch.from_numpy(np.array(X[:3]))
     # Only for a classifier does adding a constant to all logits change nothing.
     output = "log_probabilities" if subject.output == "logits" and task != "regression" else subject.output
 
-    def made(dtype: torch.dtype) -> Network:
+    def network_in(dtype: torch.dtype) -> Network:
         network = Network(
             subject.module,
             shape,
@@ -228,14 +228,14 @@ def _network(subject: Subject, X: Any, task: str | None, device: Any) -> Network
         probe(network, X, task)
         return network
 
-    if not small or own == torch.float64:
-        return made(own)
+    if not small or stored == torch.float64:
+        return network_in(stored)
     try:
-        return made(torch.float64)
+        return network_in(torch.float64)
     except NotDefinedError:
         raise
     except ValueError:  # the forward pass may itself cast to another dtype
-        return made(own)
+        return network_in(stored)
 
 
 def _input_shape(subject: Subject, X: Any) -> tuple[int, ...]:

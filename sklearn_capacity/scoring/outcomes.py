@@ -16,7 +16,7 @@ from ..process_state import computing
 from .measurement import Session
 from .requests import Request
 
-__all__ = ["LeftOutError", "check_max_seconds", "outcomes", "tell_left_out"]
+__all__ = ["LeftOutError", "check_max_seconds", "outcomes", "warn_of_left_out"]
 
 #: Above this many forward passes over the data a measure is not cheap, for example a Jacobian of 1,000 outputs.
 CHEAP_PASSES = 200
@@ -113,7 +113,7 @@ def _check_time(session: Session, seconds: float, max_seconds: float) -> None:
         raise LeftOutError(f"{needed}: {max(left, 0):.2g} s are left of `max_seconds={max_seconds:g}`.")
 
 
-def tell_left_out(labels: Sequence[str], max_seconds: float | None) -> None:
+def warn_of_left_out(labels: Sequence[str], max_seconds: float | None) -> None:
     """Warn of measures for which there was no time."""
     if labels and max_seconds is not None:
         names = ", ".join(map(repr, labels))

@@ -19,7 +19,7 @@ from .by_value import TravelsByValue
 from .find_network import resolve
 from .measurement import Session
 from .module_estimator import module_estimator
-from .outcomes import LeftOutError, check_max_seconds, outcomes, tell_left_out
+from .outcomes import LeftOutError, check_max_seconds, outcomes, warn_of_left_out
 from .requests import Request, in_order, is_group, label_of, parse_with_scores
 from .scores import Scores
 
@@ -204,8 +204,8 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
             elif group is None or not isinstance(outcome, NotDefinedError):
                 if self.on_error == "raise":
                     raise outcome
-                failures.setdefault(_told(outcome), []).append(_key(request))
-        tell_left_out(left_out, self.max_seconds)
+                failures.setdefault(_description(outcome), []).append(_key(request))
+        warn_of_left_out(left_out, self.max_seconds)
         for message, keys in failures.items():
             _warn(keys, message)
 
@@ -233,7 +233,7 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
         self, session: Session | None, estimator: Any, X: Any, y: Any, scorers: dict[str, str], sample_weight: Any
     ) -> dict[str, float]:
         """scikit-learn's scorers, on the forward pass of the measures where possible."""
-        twin = _with_known_outputs(session, estimator, self.max_samples)
+        predictor = _with_known_outputs(session, estimator, self.max_samples)
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
         values = {}
         for label, name in scorers.items():
@@ -243,7 +243,7 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
                     module = module_estimator(estimator, session, batch_size=self.batch_size, device=self.device)
                     values[label] = float(get_scorer(name)(module, X, y, **weights))
                 else:
-                    values[label] = float(check_scoring(estimator, scoring=name)(twin, X, y, **weights))
+                    values[label] = float(check_scoring(estimator, scoring=name)(predictor, X, y, **weights))
             except Exception as error:
                 self._failed([label], error)
                 values[label] = math.nan
@@ -320,7 +320,7 @@ def _key(request: Request) -> str:
     return f"neg_{request.label}" if request.measure.lower_is_better else request.label
 
 
-def _told(error: Exception) -> str:
+def _description(error: Exception) -> str:
     """What is wrong, in the same words for all measures that meet one obstacle."""
     if isinstance(error, UnsupportedLayerError) and error.reason != str(error):
         return f"{type(error).__name__}: not defined for {error.reason}"
@@ -337,7 +337,12 @@ def _with_known_outputs(session: Session | None, estimator: Any, max_samples: in
     Only for classifiers of this package, alone or last in a Pipeline, measured on all samples: their predictions are
     the softmax and the argmax of the logits. Any other estimator is returned unchanged.
     """
-    if session is None or not session.subject.own or session.loss != "cross_entropy" or max_samples is not None:
+    if (
+        session is None
+        or not session.subject.of_this_package
+        or session.loss != "cross_entropy"
+        or max_samples is not None
+    ):
         return estimator
     if "logits" not in session.batch.known or not hasattr(type(estimator), "predict"):
         return estimator
@@ -345,8 +350,8 @@ def _with_known_outputs(session: Session | None, estimator: Any, max_samples: in
     if classes is None or not hasattr(estimator, "__dict__"):
         return estimator
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    twin = object.__new__(type(estimator))
-    twin.__dict__.update(vars(estimator))
+    predictor = object.__new__(type(estimator))
+    predictor.__dict__.update(vars(estimator))
 
     def predict(X: Any) -> np.ndarray:
         return classes[logits.argmax(axis=1)]
@@ -354,5 +359,5 @@ def _with_known_outputs(session: Session | None, estimator: Any, max_samples: in
     def predict_proba(X: Any) -> np.ndarray:
         return shifted / shifted.sum(axis=1, keepdims=True)
 
-    twin.predict, twin.predict_proba = predict, predict_proba
-    return twin
+    predictor.predict, predictor.predict_proba = predict, predict_proba
+    return predictor

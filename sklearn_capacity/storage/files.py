@@ -126,10 +126,10 @@ def _replace(target: Path, data: bytes, mode: int | None) -> None:
 
 def _temporary(target: Path) -> tuple[int, str]:
     """A new file next to the target, whose name identifies the writing process and machine."""
-    own = f"{socket.gethostname()}.{os.getpid()}.{secrets.randbits(60)}.tmp"
+    suffix = f"{socket.gethostname()}.{os.getpid()}.{secrets.randbits(60)}.tmp"
     # a name may have 255 bytes: a long one is truncated, and the identification of the writer is kept
-    stem = os.fsencode(target.name)[: 254 - len(own)].decode(errors="ignore")
-    temporary = str(target.with_name(f"{stem}.{own}"))
+    stem = os.fsencode(target.name)[: 254 - len(suffix)].decode(errors="ignore")
+    temporary = str(target.with_name(f"{stem}.{suffix}"))
     return os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666), temporary
 
 

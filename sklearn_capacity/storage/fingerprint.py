@@ -166,11 +166,13 @@ def _update_module(module: nn.Module, inner: Any) -> None:
         inner([tied, parameter.requires_grad, parameter], f"parameter {name}")
     inner(dict(module.named_buffers()), "buffers")
     for path, part in module.named_modules(remove_duplicate=False):
-        own = {key: item for key, item in vars(part).items() if key not in _OF_EVERY_MODULE}
+        attributes = {key: item for key, item in vars(part).items() if key not in _OF_EVERY_MODULE}
         if _of_library(type(part)):  # its attributes other than settings do not matter
-            own = {key: item for key, item in own.items() if isinstance(item, (*_PLAIN, types.MethodType))}
+            attributes = {
+                key: item for key, item in attributes.items() if isinstance(item, (*_PLAIN, types.MethodType))
+            }
         hooks = [list(vars(part)[kind].values()) for kind in _HOOKS]
-        inner([type(part), dict(sorted(own.items())), hooks], f"module {path}")
+        inner([type(part), dict(sorted(attributes.items())), hooks], f"module {path}")
 
 
 def _update_object(digest: Any, value: Any, name: str, inner: Any) -> None:
@@ -239,14 +241,14 @@ def _named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
         code = codes.pop()
         names.update(code.co_names)
         codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    found = []
+    items = []
     for name in sorted(names):
         item = function.__globals__.get(name)
         if isinstance(item, types.ModuleType):
-            found += [(label, part) for label, part in _of_module(item) if label.rpartition(".")[2] in names]
+            items += [(label, part) for label, part in _of_module(item) if label.rpartition(".")[2] in names]
         elif _is_lasting(item):
-            found.append((name, item))
-    return found
+            items.append((name, item))
+    return items
 
 
 def _is_installed(code: type | types.FunctionType | types.ModuleType) -> bool:

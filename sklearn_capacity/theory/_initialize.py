@@ -120,17 +120,17 @@ def _weight_layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
         kind = type(layer).__name__
         if any(isinstance(part, nn.UninitializedParameter) for part in layer.parameters(recurse=False)):
             raise TypeError(f"`module` must have its shapes, but layer {name!r} is lazy. Run one forward pass first.")
-        own = {part for part, _ in layer.named_parameters(recurse=False)}
+        names = {part for part, _ in layer.named_parameters(recurse=False)}
         if isinstance(layer, WEIGHT_LAYERS):
             if not all(isinstance(part, nn.Parameter | None) for part in (layer.weight, layer.bias)):
                 raise TypeError(
                     f"`module` must hold plain weights, but layer {name!r} is parametrised (weight norm, spectral "
                     f"norm, pruning). Build the network without it."
                 )
-            if own <= {"weight", "bias"}:
+            if names <= {"weight", "bias"}:
                 yield name, layer
                 continue
-        if own or isinstance(layer, NORMALISATIONS):
+        if names or isinstance(layer, NORMALISATIONS):
             raise TypeError(
                 f"`module` must have parameters in Linear and Conv layers only, but {name!r} is a {kind}. "
                 f"Mean-field theory does not describe it; build the network without it."

@@ -74,11 +74,11 @@ class CheckpointFolder:
         for number in itertools.count(1):
             folder = cls(Path(parent) / (fit if number == 1 else f"{fit}-{number}"), fit, behaviour)
             folder.clear()
-            found = folder.latest()
-            if found is None or behaviour.equals(found.behaviour):
-                folder._last = len(found.history) if found else 0
+            checkpoint = folder.latest()
+            if checkpoint is None or behaviour.equals(checkpoint.behaviour):
+                folder._last = len(checkpoint.history) if checkpoint else 0
                 break
-        return folder, found
+        return folder, checkpoint
 
     def latest(self) -> Checkpoint | None:
         """The newest intact checkpoint, or None; a `CapacityWarning` names each damaged one."""
@@ -117,8 +117,8 @@ class CheckpointFolder:
     def _files(self) -> list[tuple[int, Path]]:
         """(epoch, path), oldest first."""
         names = os.listdir(self.path) if self.path.is_dir() else []
-        found = ((_NAME.fullmatch(name), name) for name in names)
-        return sorted((int(m[1]) if m[1] else _LAST, self.path / name) for m, name in found if m)
+        matches = ((_NAME.fullmatch(name), name) for name in names)
+        return sorted((int(m[1]) if m[1] else _LAST, self.path / name) for m, name in matches if m)
 
     def clear(self) -> None:
         """Remove temporary files of processes on this machine that were killed while writing."""
@@ -169,26 +169,26 @@ class CheckpointWriter(Callback):
     generator : torch.Generator
         Source of the order of batches.
     every : int
-    found : Checkpoint or None
+    checkpoint : Checkpoint or None
         The checkpoint to resume from: it is restored when training starts, after all other callbacks have prepared
         themselves as for a new fit.
     """
 
     def __init__(
-        self, folder: CheckpointFolder, generator: torch.Generator, every: int = 1, found: Checkpoint | None = None
+        self, folder: CheckpointFolder, generator: torch.Generator, every: int = 1, checkpoint: Checkpoint | None = None
     ) -> None:
         self.folder = folder
         self.generator = generator
         self.every = every
-        self.found = found
+        self.checkpoint = checkpoint
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         self.early_ = stateful_attributes(net)
         encode(capture(net, self.generator, self.early_), {}, name="state")  # refuses at once what a file cannot store
-        if self.found is not None:
+        if self.checkpoint is not None:
             try:
-                net.history.extend({"batches": [], **row} for row in self.found.history)
-                restore(net, self.found.state, self.generator)
+                net.history.extend({"batches": [], **row} for row in self.checkpoint.history)
+                restore(net, self.checkpoint.state, self.generator)
             except (RuntimeError, KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
                 raise FileError(
                     f"A checkpoint in {self.folder.path} does not match this fit: {error}. Remove that folder."
@@ -213,7 +213,7 @@ def resumable_fit(
     data: Any,
     epochs: int,
     folder: CheckpointFolder,
-    found: Checkpoint | None,
+    checkpoint: Checkpoint | None,
     generator: torch.Generator,
     every: int = 1,
 ) -> None:
@@ -223,9 +223,9 @@ def resumable_fit(
     ``has_stopped_``, or is skorch's EarlyStopping out of patience: an interrupt from the keyboard also stops training,
     and the next fit must then resume.
     """
-    finished = found is not None and found.finished
-    n_done = 0 if found is None else len(found.history)
-    writer = CheckpointWriter(folder, generator, every, found)
+    finished = checkpoint is not None and checkpoint.finished
+    n_done = 0 if checkpoint is None else len(checkpoint.history)
+    writer = CheckpointWriter(folder, generator, every, checkpoint)
     net.callbacks_.append(("checkpoints", writer))
     try:
         # also for a finished fit, with 0 epochs: callbacks may split the optimiser's groups when training starts

@@ -89,13 +89,13 @@ class SAM(torch.optim.Optimizer):
         base: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
         **settings: Any,
     ) -> None:
-        own = {
+        options = {
             "rho": check_interval("rho", rho, 0.0, math.inf, closed="left"),
             "adaptive": check_boolean("adaptive", adaptive),
         }
         self.base = _checked_base(base, params, lr, settings)
         groups, state = self.base.param_groups, self.base.state
-        super().__init__(groups, {**self.base.defaults, **own})
+        super().__init__(groups, {**self.base.defaults, **options})
         self.state = state  # already filled by Adagrad
 
     # Groups and state are those of the base, so schedules, callbacks and checkpoints see a single optimiser.

@@ -117,9 +117,9 @@ def make_schedule(schedule: Any, max_epochs: int) -> Callback | None:
     if isinstance(schedule, str) and schedule == "cosine":
         return LearningRateSchedule(functools.partial(cosine_factor, max_epochs=max_epochs))
     if callable(schedule):
-        made = schedule.func if isinstance(schedule, functools.partial) else schedule
-        is_torch = inspect.isclass(made) and issubclass(made, LRScheduler | ReduceLROnPlateau)
-        _check_arguments(schedule, made, "optimizer" if is_torch else "epoch")
+        function = schedule.func if isinstance(schedule, functools.partial) else schedule
+        is_torch = inspect.isclass(function) and issubclass(function, LRScheduler | ReduceLROnPlateau)
+        _check_arguments(schedule, function, "optimizer" if is_torch else "epoch")
         return TorchSchedule(schedule) if is_torch else LearningRateSchedule(schedule)
     if isinstance(schedule, Iterable) and not isinstance(schedule, str):
         return LearningRateSchedule(_listed(schedule))

@@ -320,6 +320,6 @@ def test_products_with_the_jacobian_leave_the_data_alone_too():
     X = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     before = X.clone()
     jacobian = parameter_jacobian(network_of(module, X))
-    assert jacobian.way == "autograd"
+    assert jacobian.method == "autograd"
     point, direction = jacobian.at(X), [torch.ones(size, dtype=X.dtype) for size in jacobian.sizes]
     assert torch.equal(point.push(direction), point.push(direction)) and torch.equal(X, before)

@@ -58,7 +58,7 @@ def test_statistics_agree_with_dense_matrices(name, loss):
     eigenvalues = exact(name, loss)
     n = min(net.n_outputs * data.n_samples, len(eigenvalues))
     spectrum, info = family.fisher_eigenvalues(net, data, loss)
-    assert len(spectrum) == n and info["way"] in ("dual matrix", "parameter matrix")
+    assert len(spectrum) == n and info["method"] in ("dual matrix", "parameter matrix")
     assert bool((spectrum >= 0).all()) and bool((spectrum.diff() <= 0).all())
     assert torch.allclose(spectrum, eigenvalues[:n].clamp_min(0), rtol=1e-9, atol=1e-13)
     values = {name: MEASURES[name](net, data, loss=loss).value for name in NAMES}
@@ -143,10 +143,10 @@ def test_lanczos_finds_the_largest_eigenvalue(name, loss, monkeypatch):
     module, X, _ = NETWORKS[name]()
     spectrum = torch.linalg.eigvalsh(reference.matrix(module, X, loss)).flip(0)
     assert largest.value == pytest.approx(float(spectrum[0]), rel=1e-5)
-    assert largest.info["way"] == "Lanczos on the dual"
+    assert largest.info["method"] == "Lanczos on the dual"
     assert largest.info["products"] <= 16 and largest.info["error"] <= 1e-5
     several, info = family.fisher_eigenvalues(net, data, loss, 4)
-    assert info["way"] == "block Lanczos on the dual"
+    assert info["method"] == "block Lanczos on the dual"
     assert torch.allclose(several, spectrum[:4], rtol=1e-6)
 
 
@@ -164,7 +164,7 @@ def test_two_close_eigenvalues_do_not_pass_for_one(seed, width, n_outputs, n):
         net.float()
         assert float(value[0]) == pytest.approx(true, rel=1e-5)
         assert abs(float(value[0]) - true) <= info["error"] * true
-        assert info["way"] == "Lanczos on the dual" and info["products"] <= 16
+        assert info["method"] == "Lanczos on the dual" and info["products"] <= 16
 
 
 def test_two_dozen_products_suffice_for_a_wide_network():
@@ -177,7 +177,7 @@ def test_two_dozen_products_suffice_for_a_wide_network():
     top = float(fisher_spectrum(net, X)[0])  # 800 eigenvalues of the dual matrix
     assert report["value"][0] == pytest.approx(top, rel=1e-5)
     computed = dict(pair.split("=") for pair in report["computed"][0].split(", "))
-    assert computed["way"] == "Lanczos on the dual" and int(computed["size"]) == 800
+    assert computed["method"] == "Lanczos on the dual" and int(computed["size"]) == 800
     # The second eigenvalue is 0.93 of the first: 16 products reach a residual of 1e-5, and 22 the error.
     assert 3 <= int(computed["products"]) <= 24 and float(computed["residual"]) < 1e-5
     assert float(computed["error"]) <= 2e-5
@@ -187,7 +187,7 @@ def test_a_spectrum_that_is_known_is_used_again(monkeypatch):
     monkeypatch.setattr(family, "SMALL", 0)
     net, data = batch("mlp")
     family.fisher_eigenvalues(net, data)
-    assert MEASURES["fisher_max_eigenvalue"](net, data).info["way"] in ("dual matrix", "parameter matrix")
+    assert MEASURES["fisher_max_eigenvalue"](net, data).info["method"] in ("dual matrix", "parameter matrix")
 
 
 # -- answers known by hand ---------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def test_networks_without_a_graph_have_the_spectrum_of_their_raw_parameters():
         expected = torch.linalg.eigvalsh(reference.matrix(net, X, loss)).flip(0)[:18].clamp_min(0)
         assert fisher_spectrum(net, X, loss=loss) == pytest.approx(expected.numpy(), rel=1e-9, abs=1e-13)
     report = capacity_report(net, X, measures=["fisher_trace", "fisher_max_eigenvalue"], loss="squared")
-    assert report["computed"][0] == "way=autograd"
+    assert report["computed"][0] == "method=autograd"
 
 
 def test_layers_share_the_trace():

@@ -55,7 +55,7 @@ def test_lanczos_finds_both_ends_within_the_stated_error(build):
     for name, true, sign in (("hessian_max_eigenvalue", values[-1], 1), ("hessian_min_eigenvalue", values[0], -1)):
         for tol in (1e-1, 1e-5):
             found = measured(name, module, X, y, tol=tol)
-            assert found.info["way"] == "Lanczos" and found.info["products"] <= 200
+            assert found.info["method"] == "Lanczos" and found.info["products"] <= 200
             below = sign * (float(true) - found.value)  # Ritz values lie inside the spectrum
             assert -1e-12 * scale <= below <= found.info["error"] <= 1.01 * tol * scale
         assert found.value == pytest.approx(float(true), rel=1e-6, abs=1e-12 * scale)

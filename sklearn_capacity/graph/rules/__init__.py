@@ -3,8 +3,8 @@
 A rule is a function in `layers` (linear maps, batch norm), `elementwise` (activations, sums, scales), `mixing`
 (softmax, attention, normalisations), `maxima` (also selections by a comparison) or `shapes` (views, splits, joins,
 pooling, interpolation), registered by the decorator `rule` of `call`. Importing those files fills the table
-`CONVERSIONS`; to add an operator, add one rule to one of them. `products` multiplies two signals, and `spelled`
-recognises activations and normalisations that are written as such products.
+`CONVERSIONS`; to add an operator, add one rule to one of them. `products` multiplies two signals, and
+`composite_activations` recognises activations and normalisations that are written as such products.
 """
 
 from . import elementwise, layers, maxima, mixing, shapes

@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 from .call import Call, Draft, Ref, Weight, rule
+from .composite_activations import composite_activation
 from .maxima import chosen, compared, constant, negated
 from .products import product
 from .shapes import broadcast_to
-from .spelled import spelled
 
 _ACTIVATION_ARGS: dict[str, tuple[str, ...]] = {
     "relu.default": (),
@@ -142,13 +142,13 @@ def _mul(call: Call) -> Draft | Ref | None:
 
 
 def _product(call: Call, a: Ref, b: Ref) -> Draft | Ref | None:
-    """A product of two signals, or what activation or normalisation is spelled so."""
+    """A product of two signals, or the activation or normalisation that is written as this product."""
     for x, other in ((a, b), (b, a)):
         if compared(call, other) is not None:  # x (x > 0)
             return chosen(call, other, x, 0.0)
     if not all(call.is_real(x) for x in (a, b)):
         return None
-    return spelled(call, a, b) or product(call, a, b, (call.shapes[a.name], call.shapes[b.name]))
+    return composite_activation(call, a, b) or product(call, a, b, (call.shapes[a.name], call.shapes[b.name]))
 
 
 @rule("div.Tensor", "div.Scalar")
@@ -203,11 +203,11 @@ def _sum(call: Call, signs: tuple[float, float]) -> Draft | None:
             return Draft("center", (a,), params={"kind": "center", "dims": call.producer(b).params["dims"]})
         parts = [broadcast_to(call, part, call.shapes[part.name], call.shape) for part in (a, b)]
         return None if None in parts else Draft("add", tuple(parts), params={"signs": signs})  # type: ignore[arg-type]
-    x, added, sign, own = (a, b, signs[1], signs[0]) if isinstance(a, Ref) else (b, a, signs[0], signs[1])
+    x, added, sign, multiple = (a, b, signs[1], signs[0]) if isinstance(a, Ref) else (b, a, signs[0], signs[1])
     shift = constant(added, call)
     if shift is None:
         return None
-    factor = None if own == 1 else constant(float(own), call)
+    factor = None if multiple == 1 else constant(float(multiple), call)
     shift = Weight(shift.tensor * sign, shift.trainable, shift.sources)
     return Draft("diagonal", (x,), factor, shift, {"kind": "shift", "dim": None})
 

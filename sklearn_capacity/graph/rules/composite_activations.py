@@ -1,4 +1,4 @@
-"""Activations and normalisations that a forward pass spells as products of two signals."""
+"""Activations and normalisations that a forward pass writes as products of two signals."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .call import Call, Draft, Ref
 from .maxima import constant
 from .products import function
 
-__all__ = ["spelled"]
+__all__ = ["composite_activation"]
 
-#: Activations that are often spelled out, f(b z) up to a factor: name, arguments, b.
+#: Activations that are often written as products: f(b z) up to a factor: name, arguments, b.
 _CANDIDATES: tuple[tuple[str, tuple, float], ...] = (
     ("silu", (), 1.0),
     ("silu", (), 1.702),  # "quick GELU"
@@ -31,8 +31,8 @@ _CANDIDATES: tuple[tuple[str, tuple, float], ...] = (
 MAX_STEPS = 12
 
 
-def spelled(call: Call, a: Ref, b: Ref) -> Draft | None:
-    """The activation or normalisation that the product of two signals is, if it is one."""
+def composite_activation(call: Call, a: Ref, b: Ref) -> Draft | None:
+    """The activation or normalisation that equals the product of two signals; None if there is none."""
     for x, factor in ((a, b), (b, a)):
         if call.shapes[x.name] == call.shape:
             draft = _root_mean_square(call, x, factor)
@@ -85,20 +85,20 @@ def _activation(call: Call, source: str, kind: str, args: tuple, scale: float, f
     shape = call.shape[1:]
     if scale != 1:
         x = Draft("diagonal", (x,), constant(scale, call), None, {"kind": "scale", "dim": None}, shape)
-    bent = Draft("activation", (x,), params={"kind": kind, "args": args}, shape=shape)
+    activation = Draft("activation", (x,), params={"kind": kind, "args": args}, shape=shape)
     if abs(factor - 1) < 1e-9:
-        return bent
-    return Draft("diagonal", (bent,), constant(factor, call), None, {"kind": "scale", "dim": None})
+        return activation
+    return Draft("diagonal", (activation,), constant(factor, call), None, {"kind": "scale", "dim": None})
 
 
 def _sources(call: Call, name: str) -> list[str]:
     """The signals that one is computed from entry by entry, itself first."""
-    found = [name]
-    for source in found:
+    sources = [name]
+    for source in sources:
         node = call.producer(Ref(source))
-        if _is_entrywise(node) and len(found) < MAX_STEPS:
-            found += [name for name in node.inputs if name not in found]
-    return found
+        if _is_entrywise(node) and len(sources) < MAX_STEPS:
+            sources += [name for name in node.inputs if name not in sources]
+    return sources
 
 
 def _computed(call: Call, name: str, values: dict[str, Tensor], steps: int) -> Tensor | None:
