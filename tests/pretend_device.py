@@ -30,6 +30,10 @@ class DeviceMismatchError(RuntimeError):
     """Tensors of the CPU and of the pretend device met in one operation."""
 
 
+class LostTensorError(RuntimeError):
+    """A fault of torch 2.8, whose engine sometimes copies a wrapper of a tensor without what it wraps."""
+
+
 class Held(torch.Tensor):
     """A tensor that says it is on the pretend device and holds a CPU tensor."""
 
@@ -89,6 +93,8 @@ def _run(func: Any, args: tuple, kwargs: dict) -> Any:
         stays = bool(held)
     if kwargs.get("device") is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
+    if any(not hasattr(tensor, "held") for tensor in held):
+        raise LostTensorError(f"{func}: torch's engine copied a tensor of the device without its attributes")
     args, kwargs = tree_map(lambda a: a.held if isinstance(a, Held) else a, (args, kwargs))
     out = func(*args, **kwargs)
     if not stays:

@@ -1,4 +1,4 @@
-"""Norms of the input-output Jacobian ([JR] sections III and V)."""
+"""Norms of the input-output Jacobian ([JR] sections III and IV)."""
 
 from __future__ import annotations
 

@@ -378,6 +378,15 @@ def _client() -> Client:
     return Client(here, set_as_default=False)
 
 
+def close_cluster() -> None:
+    """End the cluster of the cases, whose thread draws Python's random numbers."""
+    if _client.cache_info().currsize:
+        client = _client()
+        client.close()
+        client.cluster.close()
+        _client.cache_clear()
+
+
 def _cluster(case: Case) -> None:
     case.refusals = (*REFUSALS, ConnectionError)
     client = _client() if case.happens(0.6) else case.pick(anything(), "client")

@@ -44,4 +44,5 @@ def run(kind: str, seed: int, numbers: Iterable[int]) -> tuple[list[tuple[int, s
                 faults.append((number, ", ".join(case.choices), str(fault)))
             totals["answered"] += case.answered
             totals["refused"] += case.refused
+    extensions.close_cluster()
     return faults, totals
