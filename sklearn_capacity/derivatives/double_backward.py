@@ -51,6 +51,7 @@ def pulled_back(value: Tensor, points: Sequence[Tensor]) -> tuple[Tensor, tuple[
         Computed from the points within `twice_differentiable`.
     points : sequence of Tensor
     """
+    # w, in the shape of the value; J^T w is linear in w, so it may be 0: only its derivative with respect to w is used.
     dual = torch.zeros_like(value, requires_grad=True)
     return dual, torch.autograd.grad(value, points, dual, create_graph=True, allow_unused=True)
 
@@ -65,6 +66,7 @@ def pushed_forward(value: Tensor, points: Sequence[Tensor], along: Sequence[Tens
     points, along : sequence of Tensor
         Points and directions of the same shapes.
     """
+    # <J^T w, v> = <w, J v>, and its derivative with respect to w is J v: two reverse passes make a forward one.
     dual, pulled = pulled_back(value, points)
     # Complex numbers are pairs of real ones: their inner product is the real part of <g, v>.
     inner = sum((g.conj() * v).real.sum() for g, v in zip(pulled, along, strict=True) if g is not None)

@@ -33,17 +33,17 @@ def cotangents(logits: Tensor, loss: str, classes: slice = slice(None)) -> Tenso
     with B = (diag(sqrt p) - p sqrt(p)^T): a closed form, without an eigenvalue problem per sample or clipping.
     """
     n, n_outputs = logits.shape
-    index = torch.arange(n_outputs, device=logits.device)[classes]
+    index = torch.arange(n_outputs, device=logits.device)[classes]  # (K,)
     eye = F.one_hot(index, n_outputs).to(logits.dtype)  # (K, C)
     if loss == "squared":
         return eye[:, None, :].expand(-1, n, -1)
-    p = logits.double().softmax(1).to(logits.dtype)
-    return p.T[classes].sqrt()[:, :, None] * (eye[:, None, :] - p)
+    p = logits.double().softmax(1).to(logits.dtype)  # (n, C)
+    return p.T[classes].sqrt()[:, :, None] * (eye[:, None, :] - p)  # column k of B: sqrt(p_k) (e_k - p), (K, n, C)
 
 
 def factor_product(p: Tensor, scale: Tensor, v: Tensor) -> Tensor:
     """B v = (diag(s) - p s^T) v for probabilities p, a scale s and vectors v, all of shape (n, C)."""
-    scaled = scale * v
+    scaled = scale * v  # (n, C)
     return scaled - p * scaled.sum(1, keepdim=True)
 
 
@@ -120,7 +120,7 @@ class FisherMatrix:
     def dual(self) -> Tensor:
         """A^T A / T of shape (C T, C T), float64; rows are classes, then samples."""
         n, k = len(self.X), self.n_outputs
-        gram = torch.zeros((k, n, k, n), dtype=torch.float64, device=self.X.device)
+        gram = torch.zeros((k, n, k, n), dtype=torch.float64, device=self.X.device)  # one axis per class and sample
         for rows, columns, tile in self._tiles():
             gram[(*rows, *columns)] = tile.double()
             gram[(*columns, *rows)] = tile.permute(2, 3, 0, 1).double()
@@ -128,9 +128,9 @@ class FisherMatrix:
 
     def matrix(self) -> Tensor:
         """A A^T / T of shape (P, P), float64."""
-        total = torch.zeros((self.jacobian.size,) * 2, dtype=torch.float64, device=self.X.device)
+        total = torch.zeros((self.jacobian.size,) * 2, dtype=torch.float64, device=self.X.device)  # (P, P)
         for _, gradients in self._gradients(self._blocks()):
-            rows = torch.cat([g.rows() for g in gradients], dim=2).flatten(0, 1).double()
+            rows = torch.cat([g.rows() for g in gradients], dim=2).flatten(0, 1).double()  # (K n, P)
             total.addmm_(rows.T, rows)
         return total.div_(len(self.X))
 
@@ -143,7 +143,7 @@ class FisherMatrix:
 
     def traces(self) -> list[float]:
         """Sum of the eigenvalues per layer, ordered as `jacobian.labels`: the squared lengths of the gradients."""
-        sums = torch.zeros(len(self.jacobian.labels), dtype=torch.float64, device=self.X.device)
+        sums = torch.zeros(len(self.jacobian.labels), dtype=torch.float64, device=self.X.device)  # (labels,)
         for (classes, _), point in self._points_of(self.progress(self._blocks())):
             with torch.no_grad():
                 sums += point.squared_norms(cotangents(point.logits, self.loss, classes))
@@ -198,12 +198,13 @@ class FisherMatrix:
         vectors = vector.reshape(self.n_outputs, len(self.X)).T  # (T, C)
         sums: list[Tensor] | None = None
         for chunk, point in self._at():
+            # One vector per group of parameters: sum_i J_i^T B_i v_i.
             pulled = point.pull(self._factor(factor_product, point.logits, vectors[chunk]).to(point.logits.dtype))
             sums = pulled if sums is None else [s + p for s, p in zip(sums, pulled, strict=True)]
         assert sums is not None
-        out = torch.empty_like(vectors)
+        out = torch.empty_like(vectors)  # (T, C)
         for chunk, point in self._at():
-            moved = point.push(sums).to(out.dtype)
+            moved = point.push(sums).to(out.dtype)  # (chunk, C)
             out[chunk] = self._factor(transposed_factor_product, point.logits, moved)
         return out.T.flatten() / len(self.X)
 
@@ -211,7 +212,7 @@ class FisherMatrix:
         """B or its transpose times one vector per sample, (n, C); the identity for the squared loss."""
         if self.loss == "squared":
             return vectors
-        p = logits.double().softmax(1)
+        p = logits.double().softmax(1)  # (n, C)
         return product(p, p.sqrt(), vectors)
 
     def _at(self) -> Iterator[tuple[slice, Point]]:
@@ -252,20 +253,21 @@ def _within(classes: slice, block: Block) -> slice:
 
 
 def _kernel(f: Outer | Rows, g: Outer | Rows) -> Tensor | None:
-    """Inner products of the right factors, which all classes share: (n, S, m, S)."""
+    """Inner products of the right factors, which all classes share: (n, S, m, S')."""
     if isinstance(f, Outer) and isinstance(g, Outer):
         return torch.tensordot(f.right, g.right, dims=([2], [2]))
     return None
 
 
 def _tile(left: SampleGradients, right: SampleGradients, shared: list[Tensor | None], k: slice, l: slice) -> Tensor:
+    """Inner products of the gradients of classes k on the left and l on the right, (k, n, l, m), over all layers."""
     total: Tensor | None = None
     for f, g, kernel in zip(left, right, shared, strict=True):
         if isinstance(f, Outer) and isinstance(g, Outer) and kernel is not None:
             total = _add_outer(total, f.left[k], g.left[l], kernel)
             continue
-        u, v = f.rows()[k], g.rows()[l]
-        part = (u.flatten(0, 1) @ v.flatten(0, 1).T).reshape(*u.shape[:2], *v.shape[:2])
+        u, v = f.rows()[k], g.rows()[l]  # (k, n, p), (l, m, p)
+        part = (u.flatten(0, 1) @ v.flatten(0, 1).T).reshape(*u.shape[:2], *v.shape[:2])  # (k, n, l, m)
         total = part if total is None else total.add_(part)
     assert total is not None
     return total
@@ -274,10 +276,11 @@ def _tile(left: SampleGradients, right: SampleGradients, shared: list[Tensor | N
 def _add_outer(total: Tensor | None, u: Tensor, v: Tensor, kernel: Tensor) -> Tensor:
     """Add sum over positions of (u . v) (right . right'), with u of shape (k, n, S, a)."""
     shape = (*u.shape[:3], *v.shape[:3])
-    inner = (u.flatten(0, 2) @ v.flatten(0, 2).T).reshape(shape)
+    inner = (u.flatten(0, 2) @ v.flatten(0, 2).T).reshape(shape)  # (k, n, S, l, m, S'): u . v
     if math.prod(kernel.shape[1::2]) == 1:
+        # One position: the product is written in place, without a second tensor of the tile's size.
         inner, kernel = inner[:, :, 0, :, :, 0], kernel[:, 0, :, 0]
-        weights = kernel[None, :, None, :]
+        weights = kernel[None, :, None, :]  # (1, n, 1, m)
         return inner.mul_(weights) if total is None else total.addcmul_(inner, weights)
-    part = (inner * kernel[None, :, :, None]).sum((2, 5))
+    part = (inner * kernel[None, :, :, None]).sum((2, 5))  # (k, n, l, m)
     return part if total is None else total.add_(part)

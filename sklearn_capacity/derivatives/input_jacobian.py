@@ -47,20 +47,20 @@ def jacobian_products(
     """
     with torch.enable_grad():
         X = X.detach().requires_grad_(True)
-        values = apply_output(function(X), output)
+        values = apply_output(function(X), output)  # (n, C)
         directions: Tensor | Iterator[Tensor]
         if vectors is None:
-            directions = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
+            directions = torch.eye(values.shape[1], dtype=values.dtype, device=values.device)  # (C, C)
         else:
             directions = vectors if isinstance(vectors, Tensor) else vectors(values.detach())
         if isinstance(directions, Tensor) and directions.dim() == 2:
-            directions = directions[:, None, :].expand(-1, len(values), -1)
+            directions = directions[:, None, :].expand(-1, len(values), -1)  # (k, n, C)
     coming = iter(directions)
     vector = next(coming, None)
     while vector is not None:  # not in a context, which a generator would leave active in the caller
         following = next(coming, None)
         retain = create_graph or following is not None
-        (row,) = torch.autograd.grad(values, X, vector, create_graph=create_graph, retain_graph=retain)
+        (row,) = torch.autograd.grad(values, X, vector, create_graph=create_graph, retain_graph=retain)  # (n, ...)
         yield row
         vector = following
 
@@ -82,13 +82,13 @@ def gram_product(function: Callable[[Tensor], Tensor], X: Tensor) -> Callable[[T
     """
     with twice_differentiable():
         X = X.detach().requires_grad_(True)
-        values = function(X)
-        dual, (pulled,) = pulled_back(values, [X])
+        values = function(X)  # (n, C)
+        dual, (pulled,) = pulled_back(values, [X])  # w of shape (n, C), and J^T w of shape (n, ...)
     assert pulled is not None
 
     def product(v: Tensor) -> Tensor:
-        (direction,) = torch.autograd.grad(values, X, v, retain_graph=True)
-        (image,) = torch.autograd.grad(pulled, dual, direction, retain_graph=True)
+        (direction,) = torch.autograd.grad(values, X, v, retain_graph=True)  # J^T v, (n, ...)
+        (image,) = torch.autograd.grad(pulled, dual, direction, retain_graph=True)  # d<J^T w, J^T v>/dw, (n, C)
         return image
 
     return product

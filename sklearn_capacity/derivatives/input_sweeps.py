@@ -53,7 +53,7 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
 
     def activation(node: Node, z: Tensor) -> Tensor:
         row, args = activation_of(node)
-        y = channels_last(row.value(z, *args))
+        y = channels_last(row.value(z, *args))  # (n, *node.shape), like z
         with torch.no_grad():
             # The rectifier's slope is its output's sign: one pass over data in the cache.
             tape.slopes[node.name] = y.sign() if node.params["kind"] == "relu" else row.derivative(z, *args)
@@ -64,7 +64,7 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
         return y
 
     def max_pool(node: Node, x: Tensor) -> Tensor:
-        y, indices = pool_indices(node, x)
+        y, indices = pool_indices(node, x)  # (n, channels, *windows) each
         before = node.inputs[0]
         # If only the pooling reads a rectifier, the pooling's masks include its slopes, which saves one product.
         constant = before in tape.slopes and before not in tape.smooth and graph[before].weight is None
@@ -242,17 +242,17 @@ def jacobian_rows(graph: NetworkGraph, X: Tensor, vectors: Tensor | None = None)
         D is the number of features of a sample.
     """
     if vectors is None:
-        vectors = torch.eye(graph[graph.output].shape[0], dtype=X.dtype, device=X.device)
+        vectors = torch.eye(graph[graph.output].shape[0], dtype=X.dtype, device=X.device)  # (C, C)
     if vectors.dim() == 2:
-        vectors = vectors[:, None, :].expand(-1, len(X), -1)
+        vectors = vectors[:, None, :].expand(-1, len(X), -1)  # (k, n, C), a view
     n, k = stacks(graph, len(X), X)
-    rows = torch.empty(len(X), len(vectors), X[0].numel(), dtype=X.dtype, device=X.device)
+    rows = torch.empty(len(X), len(vectors), X[0].numel(), dtype=X.dtype, device=X.device)  # (n, k, D)
     with torch.no_grad():
         for start in range(0, len(X), n):
             samples = slice(start, start + n)
             tape = linearize(graph, X[samples])
             for first in range(0, len(vectors), k):
-                v = vectors[first : first + k, samples]
+                v = vectors[first : first + k, samples]  # (k, n, C) of this stack
                 pulled = pull(tape, v.flatten(0, 1)).reshape(v.shape[0], v.shape[1], -1)  # (k, n, D)
                 rows[samples, first : first + k] = pulled.transpose(0, 1)
     return rows

@@ -81,7 +81,7 @@ class LossHessian:
 
     def products(self, directions: Tensor) -> Tensor:
         """Hessian times every column of a matrix of shape (P, k), in float64; all columns share one gradient."""
-        columns = [self._split(direction) for direction in directions.T]
+        columns = [self._split(direction) for direction in directions.T]  # k lists of tensors in the parameters' shapes
 
         def on_chunk(*samples: Tensor) -> list[Tensor]:
             gradients = self._gradients(samples)
@@ -90,7 +90,7 @@ class LossHessian:
         return self._mean(on_chunk, len(columns)).T
 
     def _mean(self, on_chunk: Callable[..., list[Tensor]], n_rows: int) -> Tensor:
-        total = torch.zeros(n_rows, self.size, dtype=torch.float64, device=self.device)
+        total = torch.zeros(n_rows, self.size, dtype=torch.float64, device=self.device)  # (rows, P)
 
         def add(*samples: Tensor) -> None:
             # Added last and in place, so that a chunk that ran out of memory has added nothing.
@@ -108,13 +108,13 @@ class LossHessian:
         self._kept = None
         with twice_differentiable():
             value = self._loss(self._points, *samples)
-            gradients = self._derived([value], [None], create_graph=True)
+            gradients = self._derived([value], [None], create_graph=True)  # in the parameters' shapes, with a graph
         if whole:
             self._kept = gradients
         return gradients
 
     def _along(self, gradients: Sequence[Tensor | None], column: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        """H v = d<g, v>/dw, since the Hessian is symmetric."""
+        """H v = d<g, v>/dw, since the Hessian is symmetric: one reverse pass through the graph of the gradient."""
         pairs = [(g, v) for g, v in zip(gradients, column, strict=True) if g is not None]
         return self._derived([g for g, _ in pairs], [v for _, v in pairs], retain_graph=True)
 
@@ -129,7 +129,7 @@ class LossHessian:
         return torch.autograd.grad(values, self._points, along, allow_unused=True, **options)
 
     def _split(self, vector: Tensor) -> list[Tensor]:
-        pieces = vector.to(self._points[0]).split(self._sizes)
+        pieces = vector.to(self._points[0]).split(self._sizes)  # (size of a parameter,) each
         return [piece.view(p.shape) for piece, p in zip(pieces, self._points, strict=True)]
 
     def _joined(self, tensors: Sequence[Tensor | None]) -> Tensor:

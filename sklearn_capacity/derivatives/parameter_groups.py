@@ -49,9 +49,9 @@ class ParameterGroup:
         """The values of the segment, as one vector."""
         if self.plain:
             return self.uses[0].tensor.flatten()
-        vector = self.uses[0].tensor.new_zeros(self.size)
+        vector = self.uses[0].tensor.new_zeros(self.size)  # (size,)
         for use in self.uses:
-            where = slice(None) if use.index is None else use.index.to(vector.device)
+            where = slice(None) if use.index is None else use.index.to(vector.device)  # (numel of the use,)
             vector[where] = use.tensor.flatten()
         return vector
 
@@ -147,13 +147,14 @@ def _group_of(uses: list[Use], places: list[Tensor]) -> ParameterGroup:
     memory = torch.cat(places).unique()  # (size,), ascending
     if len(uses) == 1 and len(places[0]) == len(memory):  # reads each location once, so its own order suffices
         return ParameterGroup(tuple(uses), len(memory))
+    # Offsets -> positions in the group's vector, (numel,) for each use.
     indexed = [Use(u.node, u.part, torch.searchsorted(memory, place)) for u, place in zip(uses, places, strict=True)]
     return ParameterGroup(tuple(indexed), len(memory))
 
 
 def _places(tensor: Tensor) -> Tensor:
-    """The memory offsets of a view's elements in its base."""
+    """The memory offsets of a view's elements in its base, (numel,): the same view of an array of its offsets."""
     steps = zip(tensor.shape, tensor.stride(), strict=True)
     last = int(tensor.storage_offset()) + sum((int(n) - 1) * int(step) for n, step in steps)
-    memory = torch.arange(last + 1, device="cpu")
+    memory = torch.arange(last + 1, device="cpu")  # (last + 1,): each offset holds itself
     return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).flatten()

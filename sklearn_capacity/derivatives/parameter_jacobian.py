@@ -149,14 +149,14 @@ class _GraphPoint(Point):
     def __init__(self, jacobian: GraphJacobian, X: Tensor):
         self.groups = jacobian.groups
         self.linearization = Linearization(jacobian.graph, X)
-        self.logits = self.linearization.logits.flatten(1)
+        self.logits = self.linearization.logits.flatten(1)  # (n, C)
 
     def gradients(self, cotangents: Tensor) -> SampleGradients:
         return sample_gradients(self.linearization, self.groups, cotangents)
 
     def squared_norms(self, cotangents: Tensor) -> Tensor:
         parts = iter_sample_gradients(self.linearization, self.groups, cotangents)
-        return torch.stack([part.squared_norms().double().sum() for part in parts])
+        return torch.stack([part.squared_norms().double().sum() for part in parts])  # (labels,), from (K, n) each
 
     def pull(self, cotangent: Tensor) -> list[Tensor]:
         by_parameter = self.linearization.gradient(cotangent)
@@ -164,10 +164,11 @@ class _GraphPoint(Point):
         for group in self.groups:
             vector: Tensor | None = None
             for use in group.uses:
-                part = by_parameter[use.node.name, use.part].flatten()
+                part = by_parameter[use.node.name, use.part].flatten()  # (numel of the use,)
                 if use.index is not None:
+                    # the transpose of `vector[index]`
                     part = part.new_zeros(group.size).index_add_(0, use.index.to(part.device), part)
-                vector = part if vector is None else vector + part
+                vector = part if vector is None else vector + part  # a tied tensor: the sum over its uses
             assert vector is not None
             vectors.append(vector)
         return vectors
@@ -176,7 +177,7 @@ class _GraphPoint(Point):
         moved = {}
         for group, vector in zip(self.groups, direction, strict=True):
             for use in group.uses:
-                values = vector if use.index is None else vector[use.index.to(vector.device)]
+                values = vector if use.index is None else vector[use.index.to(vector.device)]  # (numel of the use,)
                 moved[use.node.name, use.part] = values.to(use.tensor.dtype).reshape(use.tensor.shape)
         return self.linearization.push(moved).flatten(1)
 
@@ -210,7 +211,7 @@ class _AutogradPoint(Point):
         self.X = X
         with torch.enable_grad():
             self.forward = self.vector.bind(self.theta)
-            self._logits = self.forward(X)
+            self._logits = self.forward(X)  # (n, C), with a graph
         self.logits = self._logits.detach()
 
     def _pull(self, logits: Tensor, cotangent: Tensor) -> list[Tensor]:
@@ -222,13 +223,13 @@ class _AutogradPoint(Point):
         return [gradient.flatten() for gradient in by_parameter]
 
     def gradients(self, cotangents: Tensor) -> SampleGradients:
-        rows = [
+        rows = [  # (K, P) for each sample
             torch.stack([torch.cat(gradient) for gradient in sample]) for sample in self._sample_gradients(cotangents)
         ]
-        return [Rows(torch.stack(rows, dim=1))]
+        return [Rows(torch.stack(rows, dim=1))]  # (K, n, P)
 
     def squared_norms(self, cotangents: Tensor) -> Tensor:
-        total = self.logits.new_zeros(1, dtype=torch.float64)
+        total = self.logits.new_zeros(1, dtype=torch.float64)  # one label
         for sample in self._sample_gradients(cotangents):
             for gradient in sample:  # of length P, one at a time
                 for part in gradient:
@@ -239,7 +240,7 @@ class _AutogradPoint(Point):
         """For each sample, its gradient for each cotangent, one sample at a time."""
         for i in range(len(self.X)):
             with torch.enable_grad():
-                logits = self.forward(self.X[i : i + 1])
+                logits = self.forward(self.X[i : i + 1])  # (1, C)
             yield (self._pull(logits, c[i : i + 1]) for c in cotangents)
 
     def pull(self, cotangent: Tensor) -> list[Tensor]:

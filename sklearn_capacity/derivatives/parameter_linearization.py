@@ -88,18 +88,22 @@ class Linearization:
 
     @torch.no_grad()
     def push(self, direction: Mapping[Place, Tensor]) -> Tensor:
-        """Derivative of the logits along a direction, given as a tensor for every use that varies; (n, C)."""
+        """Derivative of the logits along a direction, given as a tensor for every use that varies; (n, C).
+
+        A layer y = W x + b has the tangent dy = W dx + dW x + db. A tangent of None stands for zeros and costs nothing:
+        the input does not vary, so nothing does before the first layer that varies.
+        """
 
         def affine(node: Node, dx: Tensor | None) -> Tensor | None:
-            moved = None if dx is None else apply_linear(node, dx, node.weight, None)
+            moved = None if dx is None else apply_linear(node, dx, node.weight, None)  # W dx, (n, *node.shape)
             weight, bias = direction.get((node.name, "weight")), direction.get((node.name, "bias"))
             if weight is not None:
-                direct = apply_linear(node, self.inputs[node.name], weight, bias)
+                direct = apply_linear(node, self.inputs[node.name], weight, bias)  # dW x + db
                 return direct if moved is None else moved + direct
             if bias is None:
                 return moved
             if moved is None:
-                moved = bias.new_zeros((len(self.logits), *node.shape))
+                moved = bias.new_zeros((len(self.logits), *node.shape))  # (n, *node.shape)
             return moved + shaped_bias(node, bias, moved)
 
         def activation(node: Node, dx: Tensor | None) -> Tensor | None:
@@ -108,11 +112,11 @@ class Linearization:
             slope = direction.get((node.name, "weight"))
             if slope is None:
                 return moved
-            along = slope_tangent(node, x, slope)
+            along = slope_tangent(node, x, slope)  # (n, *node.shape)
             return along if moved is None else moved + along
 
         rules = {**self._rules(), **dict.fromkeys(WEIGHT_OPS, affine), "activation": activation}
-        pushed = interpret(self.graph, rules, None, purpose="A parameter tangent")
+        pushed = interpret(self.graph, rules, None, purpose="A parameter tangent")  # (n, ...), or None
         return torch.zeros_like(self.logits) if pushed is None else pushed
 
     def _activation(self, node: Node, x: Tensor, dx: Tensor) -> Tensor:

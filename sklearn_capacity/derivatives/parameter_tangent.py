@@ -33,9 +33,9 @@ Pair = tuple[Tensor, Tensor | float]
 def parameter_tangent(graph: NetworkGraph, X: Tensor, *, biases: bool = True) -> tuple[Tensor, Tensor]:
     """Logits f and u = J_theta f . theta, each (n, C), with theta the folded trainable parameters.
 
-    A layer's own part of the tangent is its output again, so a layer W h + b with incoming tangent dh gives W (h + dh)
-    + b: two applications per layer, and only one if dh = c h, since the result is then (1 + c) (W h + b) - c b. No
-    gradient is ever stored.
+    Along theta itself, dW = W and db = b, so a layer W h + b with incoming tangent dh has the tangent W dh + W h + b =
+    W (h + dh) + b: two applications per layer, and only one if dh = c h, since the result is then (1 + c) (W h + b) - c
+    b. No gradient is ever stored.
 
     Parameters
     ----------
@@ -51,10 +51,11 @@ def parameter_tangent(graph: NetworkGraph, X: Tensor, *, biases: bool = True) ->
 
     def affine(node: Node, pair: Pair) -> Pair:
         x, dx = pair
-        y = apply_linear(node, x, node.weight, node.bias)
+        y = apply_linear(node, x, node.weight, node.bias)  # (n, *node.shape), like all tangents of this node
         varies_weight = node.trainable[0] and (biases or node.op != "diagonal")
         varies_bias = node.trainable[1] and biases and node.bias is not None
         if isinstance(dx, float):
+            # dy = (c + [W varies]) W h + [b varies] b = factor y + ([b varies] - factor) b.
             factor = dx + varies_weight
             rest = varies_bias - factor
             if node.bias is None or rest == 0:

@@ -105,7 +105,7 @@ def _folded(network: Network) -> ParameterVector:
         moved = NetworkGraph(nodes, graph.output)
 
         def forward(X: Tensor) -> Tensor:
-            return evaluate(moved, X).reshape(len(X), -1)
+            return evaluate(moved, X).reshape(len(X), -1)  # (n, C)
 
         return forward
 
@@ -151,9 +151,9 @@ def _raw_parameters(network: Network, reason: UnsupportedLayerError) -> dict[str
         _check_modules(network, reason)
         return theta  # which parameters are used may depend on the data
     _check_weights(network, reason)
-    X = torch.zeros(2, *network.input_shape, dtype=network.dtype, device=network.device)
+    X = torch.zeros(2, *network.input_shape, dtype=network.dtype, device=network.device)  # (2, *input_shape)
     with torch.enable_grad():
-        logits = network.forward(X).sum()
+        logits = network.forward(X).sum()  # only whether it depends on each parameter matters
     if not logits.requires_grad:
         return {}
     gradients = torch.autograd.grad(logits, list(theta.values()), allow_unused=True)

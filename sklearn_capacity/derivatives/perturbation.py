@@ -45,7 +45,7 @@ class FlatParameters:
 
     def __init__(self, tensors: Sequence[Tensor]):
         self.shapes = [tensor.shape for tensor in tensors]
-        self.center = torch.cat([_channels_last(tensor.detach()).reshape(-1) for tensor in tensors])
+        self.center = torch.cat([_channels_last(tensor.detach()).reshape(-1) for tensor in tensors])  # (P,)
         self.flat = self.center.clone()
         self.views = self.split(self.flat)
 
@@ -54,7 +54,7 @@ class FlatParameters:
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """A vector as views in the shapes of the tensors."""
-        pieces = vector.split([shape.numel() for shape in self.shapes])
+        pieces = vector.split([shape.numel() for shape in self.shapes])  # (numel,) each
         return [_shaped(piece, shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
     def move(self, direction: Tensor, scale: Tensor | float, sign: int = 1) -> None:
@@ -114,7 +114,7 @@ def displacements(
     if isinstance(scale, Tensor):
         scale = scale.to(theta.center)
     # Always float32, so that the noise does not depend on the network's precision.
-    drawn = torch.empty(len(theta), dtype=torch.float32, device="cpu")
+    drawn = torch.empty(len(theta), dtype=torch.float32, device="cpu")  # (P,)
     noise = drawn.to(theta.center)  # shares memory with `drawn` if it is float32 on the CPU
     try:
         for draw in range(n_draws):
@@ -144,10 +144,10 @@ class ProjectedAscent:
 
     def __init__(self, theta: FlatParameters, radius: Tensor, *, learning_rate: float, momentum: float):
         self.theta = theta
-        self.low, self.high = theta.center - radius, theta.center + radius
+        self.low, self.high = theta.center - radius, theta.center + radius  # (P,) each
         self.learning_rate = learning_rate
         self.momentum = momentum
-        self._velocity = torch.zeros_like(theta.center)
+        self._velocity = torch.zeros_like(theta.center)  # (P,)
         self._velocities = theta.split(self._velocity)
 
     @torch.no_grad()
@@ -199,14 +199,14 @@ def ascend_in_ball(
     def at(u: Tensor, last: bool) -> tuple[float, Tensor]:
         theta.move(u, scale)
         value, gradient = evaluate(not last)
-        return value, torch.zeros_like(u) if gradient is None else gradient * scale
+        return value, torch.zeros_like(u) if gradient is None else gradient * scale  # d/du = scale d/dtheta, (P,)
 
     u, length = start, radius
     try:
         value, gradient = at(u, False)
         values = [value]
         for step in range(1, steps + 1):
-            there = _into_ball(u + length * _steepest(gradient, norm), radius, norm)
+            there = _into_ball(u + length * _steepest(gradient, norm), radius, norm)  # (P,)
             risen, slope = at(there, step == steps)
             values.append(risen)
             if risen > value:

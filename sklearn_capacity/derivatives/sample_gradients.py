@@ -42,14 +42,15 @@ class Outer:
     right: Tensor
 
     def rows(self) -> Tensor:
-        return torch.einsum("knsa,nsb->knab", self.left, self.right).flatten(2)
+        return torch.einsum("knsa,nsb->knab", self.left, self.right).flatten(2)  # (K, n, a b)
 
     def squared_norms(self) -> Tensor:
         s, a, b = self.right.shape[1], self.left.shape[3], self.right.shape[2]
         if s == 1:
-            return self.left.square().sum((2, 3)) * self.right.square().sum((1, 2))
+            return self.left.square().sum((2, 3)) * self.right.square().sum((1, 2))  # |l r^T| = |l| |r|, (K, n)
         if s * (a + b) > a * b:
             return self.rows().square().sum(2)
+        # |sum_s l_s r_s^T|^2 = sum_{s,t} <l_s, l_t> <r_s, r_t>: matrices (K, n, S, S) instead of (K, n, a, b).
         return ((self.left @ self.left.mT) * (self.right @ self.right.mT)).sum((2, 3))
 
 
@@ -151,7 +152,7 @@ def _in_order(use: Use, rows: Tensor, size: int) -> Tensor:
     """Gradients (K, n, p) of one use, its elements in the group's order: (K, n, size)."""
     if use.index is None:
         return rows
-    spread = rows.new_zeros((*rows.shape[:2], size))
+    spread = rows.new_zeros((*rows.shape[:2], size))  # (K, n, size)
     return spread.index_add_(2, use.index.to(rows.device), rows)
 
 
@@ -163,15 +164,16 @@ def _product(use: Use, x: Tensor, deltas: list[Tensor]) -> Outer | Rows:
     if node.op == "diagonal":
         return Rows(torch.stack([_reduced(node, use.tensor, delta * x) for delta in deltas]))
     if node.op == "activation":
+        # dy/da of max(z, 0) + a min(z, 0), (n, *node.shape)
         masked = slope_tangent(node, x, torch.ones_like(use.tensor))
         return Rows(torch.stack([_reduced(node, use.tensor, delta * masked) for delta in deltas]))
     if node.op == "linear":
-        left = torch.stack([delta.reshape(len(delta), -1, delta.shape[-1]) for delta in deltas])
-        return Outer(left, x.reshape(len(x), -1, x.shape[-1]))
+        left = torch.stack([delta.reshape(len(delta), -1, delta.shape[-1]) for delta in deltas])  # (K, n, S, out)
+        return Outer(left, x.reshape(len(x), -1, x.shape[-1]))  # (n, S, in)
     groups = node.params["groups"]
     if node.op == "conv" and groups == 1:
-        left = torch.stack([delta.flatten(2).transpose(1, 2) for delta in deltas])
-        return Outer(left, _patches(node, pad_input(node, x), 1).squeeze(1))
+        left = torch.stack([delta.flatten(2).transpose(1, 2) for delta in deltas])  # (K, n, S, out), S pixels
+        return Outer(left, _patches(node, pad_input(node, x), 1).squeeze(1))  # (n, S, channels times kernel size)
     return Rows(torch.stack([_grouped_rows(node, x, delta) for delta in deltas]))
 
 
@@ -182,9 +184,9 @@ def _grouped_rows(node: Node, x: Tensor, delta: Tensor) -> Tensor:
         fixed, windows = delta, _patches(node, pad_input(node, x), groups)
     else:  # the transpose has windows of its output
         fixed, windows = x, _patches(node, _cropped(node, delta), groups)
-        windows = windows[:, :, : math.prod(x.shape[2:])]
-    fixed = fixed.reshape(len(x), groups, -1, math.prod(fixed.shape[2:]))
-    return (fixed @ windows).flatten(1)
+        windows = windows[:, :, : math.prod(x.shape[2:])]  # (n, groups, positions, ...)
+    fixed = fixed.reshape(len(x), groups, -1, math.prod(fixed.shape[2:]))  # (n, groups, channels per group, positions)
+    return (fixed @ windows).flatten(1)  # sum over the positions, (n, numel of the weight)
 
 
 def _cropped(node: Node, delta: Tensor) -> Tensor:
@@ -208,11 +210,12 @@ def _patches(node: Node, x: Tensor, groups: int) -> Tensor:
     nd = p["nd"]
     for axis in range(nd):
         span = p["dilation"][axis] * (weight.shape[2 + axis] - 1) + 1
+        # side -> positions; the window is appended
         x = x.unfold(2 + axis, span, p["stride"][axis])[..., :: p["dilation"][axis]]
     n, channels = x.shape[:2]
-    x = x.reshape(n, groups, channels // groups, *x.shape[2:])
+    x = x.reshape(n, groups, channels // groups, *x.shape[2:])  # (n, groups, channels, *positions, *kernel)
     positions, kernel = range(3, 3 + nd), range(3 + nd, 3 + 2 * nd)
-    x = x.permute(0, 1, *positions, 2, *kernel)
+    x = x.permute(0, 1, *positions, 2, *kernel)  # (n, groups, *positions, channels, *kernel)
     return x.reshape(n, groups, math.prod(x.shape[2 : 2 + nd]), -1)
 
 
@@ -220,8 +223,8 @@ def _bias_rows(node: Node, bias: Tensor, delta: Tensor) -> Tensor:
     if node.op == "diagonal":
         return _reduced(node, bias, delta)
     if node.op == "linear":
-        return delta.reshape(len(delta), -1, delta.shape[-1]).sum(1)
-    return delta.flatten(2).sum(2)
+        return delta.reshape(len(delta), -1, delta.shape[-1]).sum(1)  # (n, out)
+    return delta.flatten(2).sum(2)  # (n, channels)
 
 
 def _reduced(node: Node, tensor: Tensor, values: Tensor) -> Tensor:

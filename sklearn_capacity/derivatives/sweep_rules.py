@@ -149,11 +149,12 @@ def _blocks(tape: Tape, node: Node, stacked: Tensor) -> Tensor:
 
 def _tangent_function(tape: Tape, node: Node, *ts: Tensor) -> Tensor:
     row, args = function_of(node)
-    along = tuple(_blocks(tape, node, t) for t in ts)
+    along = tuple(_blocks(tape, node, t) for t in ts)  # (k, n, *shape) each
     return row.tangent(tape.points[node.name], along, *args).flatten(0, 1)
 
 
 def _linear(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A linear operator is its own tangent."""
     return lambda tape, node, *tangents: rule(node, *tangents)
 
 
@@ -168,12 +169,13 @@ TANGENT: dict[str, Callable[..., Tensor]] = {
 
 
 def _stacked(indices: Tensor | None, like: Tensor) -> Tensor:
+    """The same indices (n, ...) for every block of `like`, (k n, ...)."""
     assert indices is not None
-    return indices.repeat(len(like) // len(indices), *(1,) * (indices.dim() - 1))
+    return indices.repeat(len(like) // len(indices), *(1,) * (indices.dim() - 1))  # (k n, channels, *windows)
 
 
 def _transposed(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], g: Tensor) -> Tensor:
-    """The transpose of a linear map applied to g, by differentiating the map at 0."""
+    """The transpose of a linear map applied to g: the gradient of <g, A x> with respect to x, at x = 0."""
     with torch.enable_grad():
         x = torch.zeros(shape, dtype=g.dtype, device=g.device, requires_grad=True)  # the map's input, (k n, ...)
         (out,) = torch.autograd.grad(function(x), x, g)
@@ -182,10 +184,11 @@ def _transposed(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], g:
 
 def _adjoint_linear(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
     assert node.weight is not None
-    return (g @ node.weight,)
+    return (g @ node.weight,)  # (k n, ..., out) @ (out, in)
 
 
 def _convolution_backward(node: Node, g: Tensor, x: Tensor, want: tuple[bool, bool, bool]) -> tuple[Any, ...]:
+    """Gradients of <g, W * x> for x, W and the bias, those that `want` names, by torch's kernel without autograd."""
     p = node.params
     padding = [a for a, _ in p["padding"]] if plain_padding(node) else [0] * p["nd"]
     return torch.ops.aten.convolution_backward(
@@ -267,7 +270,7 @@ class _Axis(NamedTuple):
 
 
 def _adjoint_diagonal(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
-    part = g if node.weight is None else g * broadcast(node, node.weight, g)
+    part = g if node.weight is None else g * broadcast(node, node.weight, g)  # (k n, *node.shape)
     return (part.sum_to_size(len(g), *tape.input_shape(node)),)  # a scale or shift may be larger than its input
 
 
@@ -279,10 +282,12 @@ def _adjoint_max_pool(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
     shape, chosen = (len(g), *tape.input_shape(node)), tape.selections[node.name]
     if not chosen.masks:
         indices = _stacked(chosen.indices, g)
+        # (k n, channels, pixels): each window adds its cotangent to the pixel that it selected.
         flat = torch.zeros(*shape[:2], int(torch.Size(shape[2:]).numel()), dtype=g.dtype, device=g.device)
         return (flat.scatter_add_(2, indices.flatten(2), g.flatten(2)).reshape(shape),)
     n = len(chosen.masks[0][1])
     full = all(a == b * k for a, b, k in zip(shape[2:], g.shape[2:], node.params["kernel"], strict=True))
+    # (k n, channels, *side); the masks of windows that tile the whole input write every pixel, so no zeros are needed.
     out = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=layout(g))
     out = out if full else out.zero_()
     for place, mask in chosen.masks:
@@ -303,7 +308,7 @@ def _adjoint_avg_pool(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
 def _adjoint_reduce(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
     if not node.params["keepdim"]:
         for dim in node.params["dims"]:
-            g = g.unsqueeze(dim)
+            g = g.unsqueeze(dim)  # a sum over an axis has the transpose that repeats along it
     return ((g * node.params["factor"]).expand(len(g), *tape.input_shape(node)),)
 
 
@@ -313,12 +318,12 @@ def _adjoint_view(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
 
 def _adjoint_permute(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
     dims = node.params["dims"]
-    return (g.permute([dims.index(d) for d in range(len(dims))]),)
+    return (g.permute([dims.index(d) for d in range(len(dims))]),)  # the inverse permutation
 
 
 def _adjoint_slice(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
     shape = (len(g), *tape.input_shape(node))
-    out = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=layout(g)).zero_()
+    out = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=layout(g)).zero_()  # (k n, *input)
     index: list[Any] = [slice(None)] * out.dim()
     index[node.params["dim"]] = node.params["index"]
     out[tuple(index)] = g
@@ -338,7 +343,7 @@ def _adjoint_pad(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
 
 
 def _adjoint_center(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
-    return (LINEAR_RULES["center"](node, g),)
+    return (LINEAR_RULES["center"](node, g),)  # I - 1 1^T / m is symmetric
 
 
 def _adjoint_separable(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
@@ -347,8 +352,8 @@ def _adjoint_separable(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
 
 def _adjoint_function(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
     row, args = function_of(node)
-    parts = row.adjoint(tape.points[node.name], _blocks(tape, node, g), *args)
-    return tuple(part.flatten(0, 1) for part in parts)
+    parts = row.adjoint(tape.points[node.name], _blocks(tape, node, g), *args)  # (k, n, *input) each
+    return tuple(part.flatten(0, 1) for part in parts)  # (k n, *input) each
 
 
 def _adjoint_add(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
@@ -391,8 +396,8 @@ def weight_gradient(node: Node, t: Tensor, g: Tensor, total: Tensor | None) -> T
         rows, columns = g.reshape(-1, g.shape[-1]).t(), t.reshape(-1, t.shape[-1])  # (out, k n), (k n, in)
         return rows @ columns if total is None else total.addmm_(rows, columns)
     if node.op == "diagonal":
-        grad = (g * t).sum_to_size(broadcast(node, weight, t).shape).reshape(weight.shape)
+        grad = (g * t).sum_to_size(broadcast(node, weight, t).shape).reshape(weight.shape)  # like the weight
     else:
-        x = t if plain_padding(node) else pad_input(node, t)
+        x = t if plain_padding(node) else pad_input(node, t)  # (k n, channels, *padded)
         grad = _convolution_backward(node, g, channels_last(x), (False, True, False))[1]
     return grad if total is None else total.add_(grad)

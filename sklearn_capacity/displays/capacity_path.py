@@ -11,7 +11,7 @@ import pandas as pd
 
 from .._validation import check_axes, check_instance, closest
 from ..model_selection import capacity_table
-from .panels import is_wide, say_better
+from .panels import is_wide, plot_direction
 from .sources import results_of
 
 __all__ = ["CapacityPathDisplay"]
@@ -119,7 +119,7 @@ class CapacityPathDisplay:
             ax.set_ylabel(textwrap.fill(name.replace("_", " "), 14))
             if is_wide(self.lines_[name].get_ydata()):
                 ax.set_yscale("log")
-            say_better(ax, name, self.table.attrs.get("better", {}).get(name))
+            plot_direction(ax, name, self.table.attrs.get("better", {}).get(name))
         for ax in self.axes_:
             _scale_strength(ax, x)
             ax.grid(alpha=0.3)

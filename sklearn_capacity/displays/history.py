@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .._validation import check_axes, check_instance, closest
-from .panels import is_wide, say_better
+from .panels import is_wide, plot_direction
 from .sources import history_of
 
 __all__ = ["HistoryDisplay"]
@@ -161,7 +161,7 @@ class HistoryDisplay:
                     ax.axvline(table["valid_loss"].idxmin(), color=f"C{i}", ls=":", lw=1)
         ax.set(title=title, xlabel="epoch")
         ax.grid(alpha=0.3)
-        say_better(ax, _quantity(columns[0]), {"loss": "lower", "accuracy": "higher"}.get(title))
+        plot_direction(ax, _quantity(columns[0]), {"loss": "lower", "accuracy": "higher"}.get(title))
 
     def _legend(self) -> list[Any]:
         """One entry per model in its colour, and one per kind of line if there are several kinds."""

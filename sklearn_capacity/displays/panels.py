@@ -8,7 +8,7 @@ import numpy as np
 
 from ..measures import MEASURES
 
-__all__ = ["is_wide", "say_better"]
+__all__ = ["is_wide", "plot_direction"]
 
 #: Positive values whose largest is this many times their smallest are drawn on a logarithmic axis.
 WIDE_RANGE = 100
@@ -20,7 +20,7 @@ def is_wide(values: Any) -> bool:
     return bool(len(finite) and finite.min() > 0 and finite.max() > WIDE_RANGE * finite.min())
 
 
-def say_better(ax: Any, name: str, better: str | None = None) -> None:
+def plot_direction(ax: Any, name: str, better: str | None = None) -> None:
     """Write beside a panel which direction goes with better generalisation, if the measure has one."""
     if better is None and name in MEASURES:
         better = "lower" if MEASURES[name].lower_is_better else "higher"

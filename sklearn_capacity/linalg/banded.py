@@ -36,8 +36,9 @@ def is_upper_end(operator, value: float) -> bool:
     first, *rest = operator.taps
     gram = _gram_band(operator.blocks, first, rest)  # (rows, reach + 1, groups, block, block)
     rows, width = gram.shape[:2]
-    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    band = -gram  # of value^2 I - A^T A, overwritten by the remaining part to factorise
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)  # (block, block)
+    # (rows, reach + 1, groups, block, block) of value^2 I - A^T A; overwritten by what remains to be factorised.
+    band = -gram
     band[:, 0] += value**2 * identity
     for row in range(rows):
         factor, failed = torch.linalg.cholesky_ex(band[row, 0])  # (groups, block, block), (groups,)
@@ -45,6 +46,7 @@ def is_upper_end(operator, value: float) -> bool:
             return False
         below = range(1, min(width, rows - row))
         # Block column `row` of the Cholesky factor; its outer product is subtracted from the rest.
+        # L_ir = B_ir L_rr^{-T}, each (groups, block, block), from the factor L_rr of the diagonal block.
         solved = {i: torch.linalg.solve_triangular(factor, band[row, i].mT, upper=False).mT for i in below}
         for i in below:
             for j in range(i, below.stop):
@@ -57,7 +59,7 @@ def _reach(taps: Taps) -> int:
     pixels = taps.pixels
     highest = pixels.max(axis=1)
     lowest = pixels.copy()
-    lowest[lowest < 0] = taps.inputs
+    lowest[lowest < 0] = taps.inputs  # padding (-1) must not count as the lowest pixel
     return max(0, int((highest - lowest.min(axis=1)).max()))
 
 

@@ -72,6 +72,7 @@ def block_lanczos(
     block = min(check_integer("block", block, 1), size)
     tol = check_interval("tol", tol, 0, 1, closed="neither")
     generator = torch.Generator().manual_seed(check_integer("random_state", random_state, 0))
+    # (size, block)
     start = torch.randn((size, block), generator=generator, dtype=torch.float64, device="cpu").to(device)
     basis, images = start.new_zeros((size, 0)), start.new_zeros((size, 0))  # (size, vectors), and A times each
     directions = torch.linalg.qr(start).Q  # (size, block), the next columns of the basis
@@ -100,11 +101,11 @@ def _ritz(basis: Tensor, images: Tensor, k: int) -> tuple[Tensor, Tensor]:
     inner = basis.T @ images  # (vectors, vectors)
     if not bool(torch.isfinite(inner).all()):
         raise NotDefinedError("`product` returned numbers that are not finite. Check the weights for NaN and infinity.")
-    values, vectors = torch.linalg.eigh((inner + inner.T).cpu() / 2)
-    values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]
+    values, vectors = torch.linalg.eigh((inner + inner.T).cpu() / 2)  # ascending; symmetric up to rounding
+    values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]  # (k,), (vectors, k)
     coefficients = vectors.to(basis.device)  # (vectors, k)
     differences = images @ coefficients - (basis @ coefficients) * values.to(basis.device)  # (size, k)
-    residuals = torch.linalg.vector_norm(differences, dim=0).cpu()
+    residuals = torch.linalg.vector_norm(differences, dim=0).cpu()  # (k,): ||A y - theta y|| for y = Q s of length one
     return values, residuals / values.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
 
 
@@ -113,7 +114,8 @@ def _new_directions(image: Tensor, basis: Tensor, scale: float) -> Tensor:
     for _ in range(2):  # twice, since after one pass rounding dominates a small remainder
         image = image - basis @ (basis.T @ image)
     room = basis.shape[0] - basis.shape[1]
-    left, lengths, _ = torch.linalg.svd(image.cpu(), full_matrices=False)
+    left, lengths, _ = torch.linalg.svd(image.cpu(), full_matrices=False)  # (size, block), (block,)
     count = min(room, int((lengths > 1e-12 * max(scale, torch.finfo(torch.float64).tiny)).sum()))
+    # Short directions are rounding, which is not orthogonal to the basis; scaled to length one they would be wrong.
     directions = left[:, :count].to(image.device)
     return directions - basis @ (basis.T @ directions)

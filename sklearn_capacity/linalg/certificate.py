@@ -17,7 +17,7 @@ def exceeds(gram: Tensor, squared: Tensor | float) -> Tensor:
 
     False is a proof, up to `ROUNDING`: squared * I - gram has a Cholesky factorisation.
     """
-    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)  # (side, side)
     return torch.linalg.cholesky_ex(identity * squared - gram).info != 0
 
 
@@ -28,6 +28,7 @@ def largest_gram_root(gram: Tensor, floor: float, ceiling: float = float("inf"))
     whose root can exceed the largest one so far; a value above `ceiling` is returned at once.
     """
     best = floor
+    # (n,): the largest eigenvalue is probably among the first
     order = torch.linalg.matrix_norm(gram).argsort(descending=True)
     gram = gram[order]
     while gram.shape[0] and best <= ceiling:
@@ -37,7 +38,7 @@ def largest_gram_root(gram: Tensor, floor: float, ceiling: float = float("inf"))
             if not gram.shape[0]:
                 break
         count = max(1, 1024 // gram.shape[-1])
-        head, gram = gram[:count], gram[count:]
+        head, gram = gram[:count], gram[count:]  # (count, side, side), and the rest
         best = max(best, float(torch.linalg.eigvalsh(head)[:, -1].max().clamp(min=0).sqrt()))
     return best
 
@@ -55,8 +56,7 @@ def certified_norm(matrices: Tensor, lower: float = 0.0) -> float:
     3.0
     """
     wide = matrices.shape[-2] <= matrices.shape[-1]
-    # (n, side, side) with the shorter side
-    gram = matrices @ matrices.mT if wide else matrices.mT @ matrices
+    gram = matrices @ matrices.mT if wide else matrices.mT @ matrices  # (n, side, side), of the shorter side
     if lower > 0:
         for slack in (ROUNDING, 100 * ROUNDING):  # the usual accuracy of `operator_norm`, and its tolerance
             if not bool(exceeds(gram, (lower * (1 + slack)) ** 2).any()):

@@ -160,6 +160,7 @@ class ConvOperator:
     @property
     def blocks(self) -> Tensor:
         """The weight as (groups, image channels, domain channels, *kernel)."""
+        # Both kinds store the axis that is split into groups first, and the channels per group second.
         return self.weight.reshape(self.groups, -1, *self.weight.shape[1:])
 
     @property
@@ -173,17 +174,17 @@ class ConvOperator:
 
     def _convolve(self, x: Tensor) -> Tensor:
         convolution = CONVOLUTIONS[len(self.kernel)]
-        x = pad(x, self.pads, self.padding_mode)
-        return convolution(x, self.weight, None, self.stride, 0, self.dilation, self.groups)
+        x = pad(x, self.pads, self.padding_mode)  # (n, channels, *padded)
+        return convolution(x, self.weight, None, self.stride, 0, self.dilation, self.groups)  # (n, *image)
 
     def _convolve_transposed(self, y: Tensor) -> Tensor:
         transposed = TRANSPOSED[len(self.kernel)]
-        y = transposed(y, self.weight, None, self.stride, 0, 0, self.groups, self.dilation)
+        y = transposed(y, self.weight, None, self.stride, 0, 0, self.groups, self.dilation)  # (n, channels, *covered)
         # No window reads the padded pixels after the last one.
         sizes = self.domain[1:]
         padded = [n + a + b for n, (a, b) in zip(sizes, self.pads, strict=True)]
-        y = pad(y, [(0, m - n) for m, n in zip(padded, y.shape[2:], strict=True)], "zeros")
-        return pad_adjoint(y, sizes, self.pads, self.padding_mode)
+        y = pad(y, [(0, m - n) for m, n in zip(padded, y.shape[2:], strict=True)], "zeros")  # (n, channels, *padded)
+        return pad_adjoint(y, sizes, self.pads, self.padding_mode)  # (n, *domain)
 
     def _image_shape(self) -> tuple[int, ...]:
         axes = zip(self.input_shape[1:], self.padding, self.reach, self.stride, strict=True)

@@ -45,7 +45,7 @@ class Taps:
     @property
     def indicator(self) -> Tensor:
         """Ones where a tap of an output pixel reads an input pixel, shape (kernel, outputs, inputs)."""
-        pixels = torch.as_tensor(self.pixels.T, dtype=torch.int64, device="cpu")
+        pixels = torch.as_tensor(self.pixels.T, dtype=torch.int64, device="cpu")  # (kernel, outputs)
         return (pixels[:, :, None] == torch.arange(self.inputs, device="cpu")).to(torch.float64)
 
     def row_patterns(self) -> tuple[list[np.ndarray], np.ndarray]:
@@ -53,13 +53,13 @@ class Taps:
         pixels = self.pixels
         # Relative to the window, so that all windows away from the border are equal.
         relative = np.where(pixels < 0, np.iinfo(np.int64).max, pixels - self.stride * np.arange(self.outputs)[:, None])
-        _, first, index = np.unique(relative, axis=0, return_index=True, return_inverse=True)
+        _, first, index = np.unique(relative, axis=0, return_index=True, return_inverse=True)  # (patterns,), (outputs,)
         return [self._sets(pixels[i]) for i in first], index.reshape(-1)
 
     def column_patterns(self) -> tuple[list[np.ndarray], np.ndarray]:
         """Sets of taps through which one output reads an input pixel, and the pattern of each input pixel."""
         pixels = self.pixels
-        hits: list[dict[int, list[int]]] = [{} for _ in range(self.inputs)]
+        hits: list[dict[int, list[int]]] = [{} for _ in range(self.inputs)]  # per input pixel: output -> its taps
         for output, tap in zip(*np.nonzero(pixels >= 0), strict=True):
             hits[pixels[output, tap]].setdefault(output, []).append(tap)
         known: dict[tuple, int] = {}
@@ -70,7 +70,8 @@ class Taps:
         return self._selection([np.flatnonzero(window == pixel) for pixel in np.unique(window[window >= 0])])
 
     def _selection(self, sets: Sequence) -> np.ndarray:
-        selection = np.zeros((self.kernel, max(len(sets), 1)))  # an empty pattern gets one zero: its norm is 0
+        # (kernel, sets); an empty pattern gets one zero, so that its norm is 0
+        selection = np.zeros((self.kernel, max(len(sets), 1)))
         for column, taps in enumerate(sets):
             selection[list(taps), column] = 1.0
         return selection
@@ -97,18 +98,19 @@ def entry_norms(blocks: Tensor, axes: Sequence[Taps], p: float, *, rows: bool) -
     """
     check_interval("p", p, 0, closed="right")
     patterns, indices = zip(*((taps.row_patterns() if rows else taps.column_patterns()) for taps in axes), strict=True)
-    weight = (blocks if rows else blocks.transpose(1, 2)).flatten(0, 1)
-    norms = [_norm_at(weight, choice, p) for choice in itertools.product(*patterns)]
-    table = torch.stack(norms, dim=1).reshape(-1, *(len(group) for group in patterns))
+    weight = (blocks if rows else blocks.transpose(1, 2)).flatten(0, 1)  # (channels, channels of a window, *kernel)
+    norms = [_norm_at(weight, choice, p) for choice in itertools.product(*patterns)]  # (channels,) each
+    table = torch.stack(norms, dim=1).reshape(-1, *(len(group) for group in patterns))  # (channels, *patterns)
     for axis, index in enumerate(indices, start=1):
+        # patterns -> sizes
         table = table.index_select(axis, torch.as_tensor(index, dtype=torch.int64, device=table.device))
     return table
 
 
 def _norm_at(weight: Tensor, choice: Sequence[np.ndarray], p: float) -> Tensor:
     for selection in choice:  # the leading kernel axis is summed over, the axis of sets is appended
-        sets = torch.as_tensor(selection, dtype=weight.dtype, device=weight.device)
-        weight = torch.tensordot(weight, sets, dims=([2], [0]))
+        sets = torch.as_tensor(selection, dtype=weight.dtype, device=weight.device)  # (kernel, sets)
+        weight = torch.tensordot(weight, sets, dims=([2], [0]))  # (channels, window channels, *kernel left, *sets)
     return stable_norm(weight.flatten(1), p)
 
 
@@ -125,9 +127,12 @@ def dense_blocks(blocks: Tensor, axes: Sequence[Taps]) -> Tensor:
     Tensor of shape (groups, image channels * image pixels, domain channels * domain pixels)
     """
     matrix = blocks
-    for taps in axes:  # the leading kernel axis is summed over, (outputs, inputs) are appended
+    # A[(o, m), (c, j)] = sum_t W[o, c, t] 1[tap t of output m reads input j], one axis at a time: the leading kernel
+    # axis is summed over, and (outputs, inputs) are appended.
+    for taps in axes:
         matrix = torch.tensordot(matrix, taps.indicator.to(matrix), dims=([3], [0]))
     n = len(axes)
+    # groups, image (channels, *outputs), domain (channels, *inputs)
     order = [0, 1, *range(3, 3 + 2 * n, 2), 2, *range(4, 4 + 2 * n, 2)]
     image = blocks.shape[1] * math.prod(taps.outputs for taps in axes)
     return matrix.permute(order).reshape(blocks.shape[0], image, -1)
@@ -143,6 +148,6 @@ def stable_norm(x: Tensor, p: float) -> Tensor:
     >>> stable_norm(torch.tensor([3e200, 4e200], dtype=torch.float64), 2)
     tensor(5.0000e+200, dtype=torch.float64)
     """
-    largest = x.abs().amax(dim=-1, keepdim=True)
-    scale = torch.where(largest > 0, largest, torch.ones_like(largest))
+    largest = x.abs().amax(dim=-1, keepdim=True)  # (..., 1); powers of x / largest cannot overflow
+    scale = torch.where(largest > 0, largest, torch.ones_like(largest))  # (..., 1), no division by 0
     return torch.linalg.vector_norm(x / scale, ord=p, dim=-1) * scale.squeeze(-1)

@@ -77,8 +77,10 @@ def induced_norm(operator, p: float, q: float) -> float:
         operator = MatrixOperator(operator)
     if isinstance(operator, DiagonalOperator):
         return diagonal_norm(operator.diagonal, p, q)
+    # The l_1 ball is the convex hull of +-e_j, and ||A e_j||_q is the norm of a column.
     if p == 1:
         return float(operator.column_norms(q).max())
+    # max_i max_v <a_i, v> over ||v||_p <= 1 is the largest dual norm of a row a_i.
     if math.isinf(q):
         return float(operator.row_norms(dual_exponent(p)).max())
     if p == q == 2:
@@ -114,5 +116,6 @@ def diagonal_norm(diagonal: Tensor, a: float, b: float) -> float:
     (4.0, 5.0, 7.0)
     """
     a, b = check_interval("a", a, 1), check_interval("b", b, 1)
-    factors = diagonal.detach().to(torch.float64).reshape(-1)
+    factors = diagonal.detach().to(torch.float64).reshape(-1)  # (n,)
+    # Hoelder: ||d v||_b <= ||d||_r ||v||_a with 1/b = 1/r + 1/a, with equality for |v_i|^a proportional to |d_i|^r.
     return float(stable_norm(factors, math.inf if a <= b else 1 / (1 / b - 1 / a)))

@@ -210,6 +210,7 @@ def lanczos(
     max_steps = min(check_integer("max_steps", max_steps, k), shape[-1])
     check_every = check_integer("check_every", check_every, 1)
     generator = torch.Generator().manual_seed(check_integer("random_state", random_state, 0))
+    # (*batch, n), with the uniform direction of a Gaussian vector, which the error bound assumes.
     start = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device=device, dtype=dtype)
     with torch.no_grad():
         process = LanczosProcess(product, start.reshape(-1, shape[-1]), shape, memory)
@@ -316,7 +317,7 @@ def lanczos_quadrature(
 class LanczosProcess:
     """A Q_j = Q_j T_j + beta q_{j+1} e_j^T for each operator of the batch, with orthonormal Q_j.
 
-    Of Q_j all vectors are held that `memory` has room for, or else the last two.
+    All vectors of Q_j are stored while `memory` has room for them, and only the last two afterwards.
     """
 
     def __init__(
@@ -338,26 +339,26 @@ class LanczosProcess:
         j = len(self.alphas)
         basis = self.basis[: self.held]  # (j + 1, batch, n) if all are held
         vector = self.product(basis[-1])  # (batch, n)
-        self.alphas.append((vector * basis[-1]).sum(-1))
+        self.alphas.append((vector * basis[-1]).sum(-1))  # Rayleigh quotients q_j^T A q_j, (batch,)
         for _ in range(2):  # twice, since after one pass rounding dominates a small remainder
-            inner = torch.einsum("jbn,bn->jb", basis, vector)
-            vector = vector - torch.einsum("jbn,jb->bn", basis, inner)
+            inner = torch.einsum("jbn,bn->jb", basis, vector)  # (j + 1, batch)
+            vector = vector - torch.einsum("jbn,jb->bn", basis, inner)  # (batch, n)
         length = torch.linalg.vector_norm(vector, dim=-1)  # (batch,)
         self.scale = torch.maximum(self.scale, torch.maximum(length, self.alphas[-1].abs()))
         # If only rounding is left, the space is exhausted: a zero vector ends the process for this operator, and the
         # others continue. Asking the device which ones have ended would stall it at every step.
-        alive = (length > BREAKDOWN * self.scale) & (j + 1 < vector.shape[-1])
+        alive = (length > BREAKDOWN * self.scale) & (j + 1 < vector.shape[-1])  # (batch,)
         self.betas.append(torch.where(alive, length, torch.zeros_like(length)))
-        divisor = torch.where(alive, length, torch.ones_like(length))
+        divisor = torch.where(alive, length, torch.ones_like(length))  # (batch,)
         self._append(vector * (alive / divisor)[:, None])
 
     def _append(self, vector: Tensor) -> None:
         if self.held == len(self.basis):
-            if 3 * self.held <= self.most:  # the old ones and the new are there at once
-                grown = self.basis.new_zeros((2 * self.held, *vector.shape))
+            if 3 * self.held <= self.most:  # both buffers are in memory during the copy
+                grown = self.basis.new_zeros((2 * self.held, *vector.shape))  # (vectors, batch, n)
                 grown[: self.held] = self.basis
                 self.basis = grown
-            else:  # only the newest goes on, with the one to come
+            else:  # the recurrence needs the newest vector and the next one
                 self.basis = self.basis[-2:].clone() if self.held > 2 else self.basis
                 self.basis[0], self.held = self.basis[1], 1
         self.basis[self.held] = vector
@@ -370,7 +371,7 @@ class LanczosProcess:
         """
         values, vectors = self.eigen()
         largest = values.abs().amax(dim=-1, keepdim=True)  # (batch, 1)
-        divisor = torch.where(largest > 0, largest, math.inf)
+        divisor = torch.where(largest > 0, largest, math.inf)  # (batch, 1); a zero operator has residuals of 0
         last = self.betas[-1].to("cpu", torch.float64)[:, None]  # (batch, 1)
         # A Q s = theta Q s + beta s_j q_{j+1}: the last entry of s gives the residual, the first one is <b, y>.
         residuals = (last * vectors[:, -1]).abs() / divisor
@@ -393,12 +394,12 @@ class LanczosProcess:
             raise NotDefinedError(
                 "`product` returned numbers that are not finite. Check the weights for NaN and infinity."
             )
-        alphas, betas = packed.chunk(2)
+        alphas, betas = packed.chunk(2)  # (j, batch) each
         alphas, betas = alphas.T, betas.T[:, :-1]  # (batch, j), (batch, j - 1)
         ended = torch.nn.functional.pad(betas == 0, (1, 0)).cumsum(-1) > 0  # the zero vectors after the last direction
         if bool(ended.any()):
             # Their Rayleigh quotient of 0 may exceed all eigenvalues, so the smallest Ritz value replaces it.
-            within = torch.where(ended, alphas[:, :1], alphas)
+            within = torch.where(ended, alphas[:, :1], alphas)  # (batch, j)
             least = torch.linalg.eigvalsh(_tridiagonal(within, betas))[:, :1]  # (batch, 1)
             alphas = torch.where(ended, least, alphas)
         return torch.linalg.eigh(_tridiagonal(alphas, betas))
@@ -406,7 +407,7 @@ class LanczosProcess:
 
 def _tridiagonal(diagonal: Tensor, off: Tensor) -> Tensor:
     """Symmetric matrices (batch, j, j) with diagonals (batch, j) and off-diagonals (batch, j - 1)."""
-    matrix = torch.diag_embed(diagonal)
+    matrix = torch.diag_embed(diagonal)  # (batch, j, j)
     if off.shape[-1]:
         matrix = matrix + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
     return matrix

@@ -37,7 +37,7 @@ def in_range(weight: Tensor) -> tuple[Tensor, float]:
         raise NotDefinedError("`weight` must be finite. Check it for NaN and infinity.")
     if largest == 0 or 1e-100 < largest < 1e100:
         return weight, 1.0
-    factor = 2.0 ** math.frexp(largest)[1]
+    factor = 2.0 ** math.frexp(largest)[1]  # a power of two, so the division is exact
     return weight / factor, factor
 
 
@@ -65,7 +65,7 @@ class MatrixOperator:
     def __post_init__(self) -> None:
         if not isinstance(self.weight, Tensor) or self.weight.dim() != 2 or self.weight.is_complex():
             raise ValueError(f"`weight` must be a real tensor of 2 axes (out, in), got {described(self.weight)}.")
-        object.__setattr__(self, "weight", self.weight.detach().to(torch.float64))
+        object.__setattr__(self, "weight", self.weight.detach().to(torch.float64))  # (out, in)
         object.__setattr__(self, "input_shape", (self.weight.shape[1],))
         object.__setattr__(self, "output_shape", (self.weight.shape[0],))
 
@@ -137,12 +137,12 @@ class DiagonalOperator:
     output_shape: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        diagonal = self.diagonal.detach().to(torch.float64)
+        diagonal = self.diagonal.detach().to(torch.float64)  # (channels,) or (*shape)
         shape = tuple(diagonal.shape if self.shape is None else self.shape)
         if diagonal.dim() == 1 and shape and diagonal.shape[0] == shape[0]:
-            diagonal = diagonal.reshape(-1, *(1 for _ in shape[1:]))
+            diagonal = diagonal.reshape(-1, *(1 for _ in shape[1:]))  # (channels, 1, ...)
         try:
-            diagonal = diagonal.expand(shape)
+            diagonal = diagonal.expand(shape)  # (*shape), a view
         except RuntimeError as error:
             raise ValueError(
                 f"`diagonal` must have one factor per number or channel of {shape}, got {tuple(self.diagonal.shape)}."

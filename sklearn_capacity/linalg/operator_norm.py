@@ -152,13 +152,13 @@ class _GramLanczos:
         self.betas: list[Tensor] = []
 
     def step(self) -> None:
-        image = self.gram(self.vector) - self.beta * self.previous
-        alpha = (image * self.vector).sum()
+        image = self.gram(self.vector) - self.beta * self.previous  # (1, *side)
+        alpha = (image * self.vector).sum()  # v_j^T G v_j, ()
         image = image - alpha * self.vector
-        beta = torch.linalg.vector_norm(image)
+        beta = torch.linalg.vector_norm(image)  # ()
         self.scale = torch.maximum(self.scale, torch.maximum(alpha, beta))
         # If only rounding is left, the space is exhausted: zero vectors from here on, without synchronising the device.
-        alive = beta > BREAKDOWN * self.scale
+        alive = beta > BREAKDOWN * self.scale  # ()
         self.beta = torch.where(alive, beta, torch.zeros_like(beta))
         self.alphas.append(alpha)
         self.betas.append(self.beta)
@@ -171,12 +171,13 @@ class _GramLanczos:
             raise NotDefinedError(
                 "`forward` returned numbers that are not finite. Check the weights for NaN and infinity."
             )
-        alphas, betas = packed.numpy().reshape(2, -1)
+        alphas, betas = packed.numpy().reshape(2, -1)  # (j,) each
         top = len(alphas) - 1
         values, vectors = scipy.linalg.eigh_tridiagonal(alphas, betas[:-1], select="i", select_range=(top, top))
         eigenvalue, vector = float(values[0]), vectors[:, 0]  # (j,)
         if eigenvalue <= 0:
             return 0.0, 0.0, 0.0
+        # G V s = theta V s + beta_j s_j v_{j+1}: the last entry of s gives the residual, the first one is <b, y>.
         residual = float(betas[-1] * abs(vector[-1])) / eigenvalue
         # sqrt(1 + x) - 1, since the norm is the root of the eigenvalue.
         excess = error_bound(residual, float(abs(vector[0])), self.size)

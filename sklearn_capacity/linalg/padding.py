@@ -51,7 +51,7 @@ def source_index(size: int, before: int, after: int, mode: str) -> np.ndarray:
     [0, 0, 1, 2, 2, 2]
     """
     grown = (max(before, 0), max(after, 0))
-    index = np.arange(size)
+    index = np.arange(size)  # (size,)
     if mode == "zeros":
         index = np.pad(index, grown, constant_values=-1)
     elif any(grown):
@@ -64,18 +64,19 @@ def pad(x: Tensor, pairs: Pairs, mode: str) -> Tensor:
     if mode == "zeros":
         return F.pad(x, [amount for pair in reversed(pairs) for amount in pair])
     for axis, index in _indices(x.shape[-len(pairs) :], pairs, mode, x.device):
-        x = x.index_select(axis, index)
+        x = x.index_select(axis, index)  # (..., size + before + after, ...)
     return x
 
 
 def pad_adjoint(y: Tensor, sizes: Sequence[int], pairs: Pairs, mode: str) -> Tensor:
     """The transpose of `pad`: every padded pixel is added to the pixel that it copies."""
     if mode == "zeros":
+        # the transpose of adding zeros is cropping
         return F.pad(y, [-amount for pair in reversed(pairs) for amount in pair])
     for axis, index in _indices(sizes, pairs, mode, y.device):
         shape = list(y.shape)
         shape[axis] = sizes[axis]  # both count from the end
-        y = torch.zeros(shape, dtype=y.dtype, device=y.device).index_add(axis, index, y)
+        y = torch.zeros(shape, dtype=y.dtype, device=y.device).index_add(axis, index, y)  # (..., size, ...)
     return y
 
 
@@ -87,7 +88,7 @@ def padding_norm(sizes: Sequence[int], pairs: Pairs, mode: str) -> float:
     counts = 1
     for size, (before, after) in zip(sizes, pairs, strict=True):
         index = source_index(size, before, after, mode)
-        counts *= np.bincount(index[index >= 0], minlength=1).max()
+        counts *= np.bincount(index[index >= 0], minlength=1).max()  # copies of each pixel along this axis
     return math.sqrt(counts)
 
 

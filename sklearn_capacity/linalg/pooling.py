@@ -63,13 +63,13 @@ class PoolOperator:
     def forward(self, x: Tensor) -> Tensor:
         """The map on a batch: (n, *input_shape) -> (n, *output_shape)."""
         for axis in self.axes:  # the first axis is summed over, the new one is appended
-            x = torch.tensordot(x, axis, dims=([2], [1]))
+            x = torch.tensordot(x, axis, dims=([2], [1]))  # (n, channels, *inputs left, *outputs)
         return x
 
     def adjoint(self, y: Tensor) -> Tensor:
         """The transpose on a batch: (n, *output_shape) -> (n, *input_shape)."""
         for axis in self.axes:
-            y = torch.tensordot(y, axis, dims=([2], [0]))
+            y = torch.tensordot(y, axis, dims=([2], [0]))  # (n, channels, *outputs left, *inputs)
         return y
 
     def norm_lower(self, tol: float = 1e-7, *, random_state: int = 0) -> OperatorNorm:
@@ -99,9 +99,9 @@ class PoolOperator:
         return float(torch.linalg.vector_norm(self.row_norms(2)))
 
     def _outer(self, vectors: Sequence[Tensor]) -> Tensor:
-        product = torch.ones(self.channels, dtype=torch.float64, device=self.axes[0].device)
+        product = torch.ones(self.channels, dtype=torch.float64, device=self.axes[0].device)  # (channels,)
         for vector in vectors:
-            product = product[..., None] * vector
+            product = product[..., None] * vector  # (channels, *sizes so far, size)
         return product
 
 
@@ -142,8 +142,8 @@ def average_pool(
     axes = []
     for number, (n, k, s, p) in enumerate(zip(sizes, kernels, strides, paddings, strict=True)):
         count = _pooled_size(n, k, s, p, ceil_mode)
-        start = np.arange(count) * s - p
-        stop = np.minimum(start + k, n + p)
+        start = np.arange(count) * s - p  # (count,): first pixel of each window, negative in the padding
+        stop = np.minimum(start + k, n + p)  # (count,); a last window of `ceil_mode` ends with the padding
         divisor = stop - start if count_include_pad else np.minimum(stop, n) - np.maximum(start, 0)
         if divisor_override is not None:  # one number for the entire window, applied to the first axis
             divisor = np.full(count, check_integer("divisor_override", divisor_override, 1) if number == 0 else 1)
@@ -183,6 +183,7 @@ def adaptive_average_pool(
     for n, m in zip(sizes, outputs, strict=True):
         m = n if m is None else check_integer("output_size", m, 1)
         steps = np.arange(m)
+        # floor(i n / m) and ceil((i + 1) n / m), as torch rounds
         start, stop = steps * n // m, -(-(steps + 1) * n // m)
         axes.append(_windows(start, stop, stop - start, n, device))
     return PoolOperator(tuple(axes), int(channels))
@@ -199,6 +200,6 @@ def _pooled_size(n: int, kernel: int, stride: int, padding: int, ceil_mode: bool
 
 
 def _windows(start: np.ndarray, stop: np.ndarray, divisor: np.ndarray, n: int, device) -> Tensor:
-    pixels = np.arange(n)
-    inside = (pixels >= start[:, None]) & (pixels < stop[:, None])
+    pixels = np.arange(n)  # (n,)
+    inside = (pixels >= start[:, None]) & (pixels < stop[:, None])  # (outputs, n)
     return torch.as_tensor(inside / divisor[:, None], dtype=torch.float64, device=device)

@@ -77,7 +77,7 @@ def fit_power_law(values: np.ndarray) -> PowerLaw:
     >>> round(law.alpha, 1), law.x_min
     (2.0, 1.0)
     """
-    logs = np.sort(np.log(np.asarray(values, dtype=np.float64)))
+    logs = np.sort(np.log(np.asarray(values, dtype=np.float64)))  # (n,), ascending
     best: PowerLaw | None = None
     for i in range(len(logs) - 1):
         repeated = i > 0 and logs[i] - logs[i - 1] < SAME
@@ -85,7 +85,8 @@ def fit_power_law(values: np.ndarray) -> PowerLaw:
             continue
         excess = logs[i:] - logs[i]  # (n,)
         n = len(excess)
-        slope = n / float(excess.sum())
+        slope = n / float(excess.sum())  # alpha - 1, eq. 3.1
+        # The law's distribution function is 1 - (x / x_min)^(1 - alpha) = 1 - exp(-(alpha - 1) excess), eq. 3.9.
         distance = float(np.abs(-np.expm1(-slope * excess) - np.arange(n) / n).max())
         if best is None or distance < best.distance:
             best = PowerLaw(1 + slope, slope / math.sqrt(n), math.exp(logs[i]), n, distance)

@@ -49,8 +49,8 @@ def leading_singular_vector(operator: MatrixOperator | ConvOperator | DiagonalOp
     tensor([0., 1.], dtype=torch.float64)
     """
     if isinstance(operator, DiagonalOperator):
-        sizes = operator.diagonal.abs().flatten()
-        top = torch.zeros_like(sizes)
+        sizes = operator.diagonal.abs().flatten()  # (n,)
+        top = torch.zeros_like(sizes)  # (n,), a unit vector
         top[sizes.argmax()] = 1.0
         return top.reshape(operator.input_shape)
     weight, _ = in_range(operator.weight)
@@ -58,10 +58,11 @@ def leading_singular_vector(operator: MatrixOperator | ConvOperator | DiagonalOp
     wide = math.prod(operator.input_shape) > math.prod(operator.output_shape)
     if isinstance(operator, MatrixOperator) and min(weight.shape) <= DIRECT_SIDE:
         gram = weight @ weight.T if wide else weight.T @ weight  # (shorter side, shorter side)
-        top = torch.linalg.eigh(gram).eigenvectors[None, :, -1]
+        top = torch.linalg.eigh(gram).eigenvectors[None, :, -1]  # (1, shorter side)
     else:
         top = _by_lanczos(operator, wide)
-    v = operator.adjoint(top) if wide else top  # (1, *input_shape)
+    # A A^T u = sigma^2 u implies that v = A^T u is an eigenvector of A^T A; (1, *input_shape).
+    v = operator.adjoint(top) if wide else top
     length = torch.linalg.vector_norm(v)
     return (v / torch.where(length > 0, length, 1.0))[0]
 
@@ -71,6 +72,7 @@ def _by_lanczos(operator: MatrixOperator | ConvOperator, wide: bool) -> Tensor:
     shape = (1, *(operator.output_shape if wide else operator.input_shape))
     first, second = (operator.adjoint, operator.forward) if wide else (operator.forward, operator.adjoint)
     weight = operator.weight
+    # (1, *side)
     start = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=weight.dtype, device="cpu")
     process = LanczosProcess(lambda x: second(first(x)), start.to(weight.device).flatten(1), shape)
     residual = 0.0

@@ -57,6 +57,7 @@ def convolution_bound(operator, lower: float = 0.0) -> float:
     selectors = max(taps.kernel * taps.inputs * taps.outputs for taps in operator.taps)
     if min(sides) <= DENSE_SIDE and products <= DENSE_PRODUCTS and selectors <= 2**24:
         return certified_norm(dense_blocks(operator.blocks, operator.taps), lower)
+    # ||A||_1 and ||A||_inf
     one, infinity = (float(norms.max()) for norms in (operator.column_norms(1), operator.row_norms(1)))
     simple = min(operator.frobenius_norm(), math.sqrt(one) * math.sqrt(infinity)) * (1 + ROUNDING)
     if simple == 0:
@@ -112,7 +113,7 @@ def _zero_padded_bound(operator, sizes, pads, lower: float, ceiling: float) -> f
     ):
         # Windows that are entirely in the padding read nothing, and no window reads pixels after the last one.
         last = (outputs - 1) * s - before + reach
-        margin = max(0, min(before, reach), min(last - (n - 1), reach))
+        margin = max(0, min(before, reach), min(last - (n - 1), reach))  # the larger padding that windows read
         axes.append(Axis(-(-(n + margin) // s) * s, s, 2))
     return _least_over_twists(operator, axes, lower, ceiling)
 
@@ -173,7 +174,7 @@ def _fourier_transform(operator, axes: Sequence[Axis], frequencies: np.ndarray) 
     taps = np.array(list(itertools.product(*positions)), dtype=np.int64)  # (taps, axes)
     turn = np.array([axis.twists * axis.period for axis in axes])  # (axes,), in units of `frequencies`
     angles = 2 * np.pi * ((frequencies[:, None, :] * taps) % turn / turn).sum(axis=2)  # (n, taps)
-    phases = torch.as_tensor(angles, dtype=torch.float64, device=blocks.device)
+    phases = torch.as_tensor(angles, dtype=torch.float64, device=blocks.device)  # (n, taps)
     return (torch.polar(torch.ones_like(phases), phases) @ weights).unflatten(1, blocks.shape[:3])
 
 

@@ -96,19 +96,19 @@ def trace_estimate(
 
     def signs(count: int) -> Tensor:
         drawn = torch.randint(0, 2, (size, count), generator=generator, device="cpu")
-        return drawn.to(device=device, dtype=torch.float64).mul_(2).sub_(1)
+        return drawn.to(device=device, dtype=torch.float64).mul_(2).sub_(1)  # (size, count), 0 and 1 -> -1 and 1
 
     with torch.no_grad():
-        Q = signs(0)
+        Q = signs(0)  # (size, 0)
         if sketch:
             Q = torch.linalg.qr(products(signs(sketch))).Q  # (size, sketch)
         inside = (Q * products(Q)).sum(0) if sketch else Q.new_zeros(1)  # (sketch,)
 
         def quadratic_forms(count: int) -> Tensor:
-            probes = signs(count)
+            probes = signs(count)  # (size, count)
             for _ in range(2 if sketch else 0):  # twice, since after one pass rounding dominates a small remainder
                 probes = probes - Q @ (Q.T @ probes)
-            return (probes * products(probes)).sum(0)
+            return (probes * products(probes)).sum(0)  # (count,): g^T A g
 
         counts = [min(at_once, n_probes - done) for done in range(0, n_probes, at_once)]
         outside = torch.cat([quadratic_forms(count) for count in counts])  # (n_probes,)

@@ -146,6 +146,7 @@ def _by_double_backward(graph: NetworkGraph, X: Tensor, form: Callable[[Tensor, 
         value = form(f, u)
         (w,) = torch.autograd.grad(value, u, retain_graph=True)  # (n, C)
         pulled = torch.autograd.grad(f, points, w, create_graph=True, allow_unused=True)  # J^T w
+        # <J^T w, theta>, in parts
         inner = [(g * p).sum() for g, p in zip(pulled, points, strict=True) if g is not None]
         derivatives = torch.autograd.grad(torch.stack([value, *inner]).sum(), points, allow_unused=True)
     gradients = Gradients()

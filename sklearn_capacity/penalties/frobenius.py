@@ -142,7 +142,7 @@ def projection_penalty(
     generator = torch.Generator() if generator is None else generator
 
     def directions(values: Tensor) -> Tensor:
-        # the vectors include the scale C/k, so that the code below needs neither
+        # E |v^T J|^2 = |J|_F^2 / C for v uniform on the sphere; the vectors include the root of C / k.
         scale = math.sqrt(values.shape[1] / n_projections)
         return scale * orthonormal_directions(n_projections, values, generator)
 
@@ -167,6 +167,7 @@ def squared_products(
     batch = linearized(function, X, shared)
     if batch is None:
         with evaluating(function):
+            # k of (n, ...)
             products = list(jacobian_products(function, X, directions, output=output, create_graph=True))
         squares = torch.stack([product.flatten(1).square().sum(dim=1) for product in products]).sum(dim=0)  # (n,)
         return weighted_mean(squares, sample_weight)
@@ -177,14 +178,14 @@ def squared_products(
 
 def sample_scale(values: Tensor, sample_weight: Tensor | None) -> Tensor:
     """The factor of each sample in a weighted mean, (n,)."""
-    scale = torch.full_like(values[:, 0], 1 / len(values))
+    scale = torch.full_like(values[:, 0], 1 / len(values))  # (n,)
     return scale if sample_weight is None else scale * sample_weight
 
 
 def unit_vectors(values: Tensor) -> Tensor:
     """The C unit vectors for each sample: (C, n, C)."""
     n_samples, n_outputs = values.shape
-    eye = torch.eye(n_outputs, dtype=values.dtype, device=values.device)
+    eye = torch.eye(n_outputs, dtype=values.dtype, device=values.device)  # (C, C)
     return eye[:, None, :].expand(-1, n_samples, -1)
 
 
@@ -196,12 +197,12 @@ def orthonormal_directions(k: int, values: Tensor, generator: torch.Generator) -
             f"`n_projections` must be at most the number of outputs {n_outputs}, got {k}. "
             'Use the "frobenius" norm, which is exact.'
         )
-    drawn = torch.randn(k, n_samples, n_outputs, generator=generator, dtype=torch.float64, device="cpu")
+    drawn = torch.randn(k, n_samples, n_outputs, generator=generator, dtype=torch.float64, device="cpu")  # (k, n, C)
     rows: list[Tensor] = []
     for vector in drawn:  # Gram-Schmidt, twice: enough for orthogonality to rounding
         for _ in range(2):
             for row in rows:
-                vector = vector - (vector * row).sum(dim=1, keepdim=True) * row
+                vector = vector - (vector * row).sum(dim=1, keepdim=True) * row  # (n, C)
         rows.append(vector / vector.norm(dim=1, keepdim=True))
     return torch.stack(rows).to(device=values.device, dtype=values.dtype)
 

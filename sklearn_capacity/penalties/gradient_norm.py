@@ -85,6 +85,7 @@ def gradient_norm_penalty(
         loss = _mean_loss(module(X), y, criterion, sample_weight)
         if not parameters or not loss.requires_grad:
             raise ValueError("`module` must have a trained parameter that its outputs depend on, got none.")
+        # in the parameters' shapes
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
         flat = torch.cat([g.flatten() for g in gradients if g is not None])  # (P,)
         return flat.square().sum() if squared else torch.linalg.vector_norm(flat)

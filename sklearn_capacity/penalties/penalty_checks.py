@@ -149,7 +149,7 @@ def _check_penalty(
     _check_contents(before, _contents(module, X))
     _check_same(value, evaluate(), "one seed")
     if "sample_weight" in takes:
-        ones = torch.ones(len(X), dtype=X.dtype, device=X.device)
+        ones = torch.ones(len(X), dtype=X.dtype, device=X.device)  # (n,)
         _check_same(value, evaluate(sample_weight=ones), "weights of 1 as without")
     if "shared" in takes:
         with evaluating(module):  # batch norm's statistics do not change
@@ -187,6 +187,7 @@ def _check_gradient(evaluate: Callable[[], Tensor], module: nn.Module, value: Te
         raise ValueError(WITHOUT_GRADIENT)
     generator = torch.Generator().manual_seed(random_state)
     for (name, parameter), gradient in zip(trained.items(), gradients, strict=True):
+        # like the parameter
         drawn = torch.randn(parameter.shape, dtype=torch.float64, generator=generator, device="cpu")
         direction = drawn.to(parameter.device)
         exact = 0.0 if gradient is None else (gradient * direction).sum().item()

@@ -104,13 +104,14 @@ def per_layer_penalty(
 
 def _drawn(values: Tensor, generator: torch.Generator) -> Tensor:
     """A unit vector of a random output for each sample, (n, C)."""
+    # (n, 1)
     index = torch.randint(values.shape[1], (len(values), 1), generator=generator, device="cpu").to(values.device)
     return torch.zeros_like(values).scatter_(1, index, 1.0)
 
 
 def _by_chain(batch: LinearizedBatch, generator: torch.Generator, output: str, sample_weight: Tensor | None) -> Tensor:
     values = batch.outputs
-    vectors, scale = _drawn(values, generator), sample_scale(values, sample_weight)
+    vectors, scale = _drawn(values, generator), sample_scale(values, sample_weight)  # (n, C), (n,)
     trained = {node.name for node in batch.graph.nodes if wants(node.weight)}
     sums, totals = Gradients(), []
     n, _ = stacks(batch.graph, len(values), values)
@@ -128,7 +129,7 @@ def _by_chain(batch: LinearizedBatch, generator: torch.Generator, output: str, s
             return weighted is part and node.op == "linear"  # its gradient stays in factored form
 
         with torch.no_grad():
-            v = vectors[samples]
+            v = vectors[samples]  # (n', C) for the n' samples of this part
             v = softmax_jacobian(tape.logits.softmax(1), v) if output == "softmax" else v
             pull(tape, v, keep)
     factor = 1 / len(values) if sample_weight is None else 1.0
@@ -141,14 +142,16 @@ def _by_hooks(
     """The same for a module without a graph, from the inputs and outputs of its layers, recorded by hooks."""
     with evaluating(function), torch.enable_grad():
         with _caught(function) as calls:
-            values = apply_output(function(X.detach().requires_grad_(True)), output)
+            values = apply_output(function(X.detach().requires_grad_(True)), output)  # (n, C)
         # g includes the root of the weights: sum_i w_i |W^T g_i|^2 = sum_i |W^T sqrt(w_i) g_i|^2.
         v = _drawn(values.detach(), generator) * sample_scale(values.detach(), sample_weight)[:, None].sqrt()
+        # g_l, like the layers' outputs
         gradients = torch.autograd.grad(values, [y for _, _, y in calls], v, allow_unused=True, retain_graph=True)
         totals = []
         for (layer, x, _), g in zip(calls, gradients, strict=True):
             if g is not None:
                 x = x.detach().requires_grad_(True)
+                # W_l^T g_l, like the layer's input; g_l is constant
                 (t,) = torch.autograd.grad(layer(x), x, g, create_graph=True)
                 totals.append(t.square().sum())
     return torch.stack(totals).sum()

@@ -119,7 +119,7 @@ def forward_pass(module: Any, X: Tensor, forward: Callable[[Tensor], Tensor] | N
         graph = graph_of(module, X) if torch.is_grad_enabled() and not (autocasts(X) or X.requires_grad) else None
         if graph is None or writes_into_itself(module) or not acts_alike_in_training(module, X) or has_hooks(module):
             return SharedPass(module, X, (module if forward is None else forward)(X))
-        tape = linearize(graph, X.detach())
+        tape = linearize(graph, X.detach())  # logits (n, C) and what their Jacobian needs
         return SharedPass(module, X, tape.logits, tape, _state(module, X, tape.logits))
 
 

@@ -80,6 +80,7 @@ def spectral_penalty(
     if batch is None:
         return _by_loop(function, X, output, sample_weight)
 
+    # At a simple singular value sigma = u^T J w, the derivative is u^T dJ w: the directions are constants.
     def directions(samples: slice, tape: Tape) -> Tensor:
         return _top_directions(tape, output)
 
@@ -91,24 +92,26 @@ def _top_directions(tape: Tape, output: str) -> Tensor:
     """For every sample, the unit vector u with the largest ``|u^T J|``: (1, n, C)."""
     logits = tape.logits.detach()
     _, k = stacks(tape.graph, len(logits), logits)
+    # rows of J for k outputs at a time, (k, n, D)
     pulled = [pull(tape, v.flatten(0, 1)).reshape(len(v), len(logits), -1) for v in unit_vectors(logits).split(k)]
     rows = torch.cat(pulled).transpose(0, 1)  # (n, C, D)
     gram = (rows @ rows.transpose(1, 2)).double()  # J J^T, (n, C, C)
     if output == "softmax":  # its Jacobian S is symmetric: S J J^T S
         p = logits.double().softmax(1)[:, None, :]  # (n, 1, C)
-        gram = softmax_jacobian(p, softmax_jacobian(p, gram).transpose(1, 2))
+        gram = softmax_jacobian(p, softmax_jacobian(p, gram).transpose(1, 2))  # (n, C, C)
     return _top_eigenvectors(gram).to(logits.dtype)
 
 
 def _top_eigenvectors(gram: Tensor) -> Tensor:
+    """The eigenvector of the largest eigenvalue of each matrix (n, C, C), as one direction per sample: (1, n, C)."""
     return torch.linalg.eigh(gram).eigenvectors[:, :, -1][None]
 
 
 def _by_loop(function: Callable[[Tensor], Tensor], X: Tensor, output: str, sample_weight: Tensor | None) -> Tensor:
     """The same for any function, by backward passes."""
     with evaluating(function):
+        # (n, C, D)
         rows = torch.stack([row.flatten(1) for row in jacobian_products(function, X, output=output)], dim=1)
-        # rows: (n, C, D)
-        u = _top_eigenvectors((rows @ rows.transpose(1, 2)).double()).to(rows.dtype)
-        (product,) = jacobian_products(function, X, u, output=output, create_graph=True)
+        u = _top_eigenvectors((rows @ rows.transpose(1, 2)).double()).to(rows.dtype)  # (1, n, C)
+        (product,) = jacobian_products(function, X, u, output=output, create_graph=True)  # u^T J, (n, ...)
     return weighted_mean(product.flatten(1).square().sum(1), sample_weight)

@@ -182,7 +182,7 @@ class _Walk:
         """Value for directions u of shape (k, n, C)."""
         v = u if self.p is None else softmax_jacobian(self.p, u)  # (k, n, C)
         rows = pull(self.tape, v.flatten(0, 1), self._keep).unflatten(0, u.shape[:2])  # (k, n, *input)
-        value = (rows.square().sum(tuple(range(2, rows.dim()))) * self.scale).sum()
+        value = (rows.square().sum(tuple(range(2, rows.dim()))) * self.scale).sum()  # (k, n) times (n,), summed
         if self.trained or self.to_the_end:
             t = rows.mul(2 * self.scale.reshape(-1, *(1,) * (rows.dim() - 2))).flatten(0, 1)  # (k n, *input)
             out = push(self.tape, t, self._collect, stop=self.last)  # (k n, C)
@@ -216,7 +216,7 @@ class _Walk:
         n = len(self.scale)
         points = self.tape.points[node.name]
         with torch.enable_grad():
-            at = [x.detach().requires_grad_(True) for x in points]
+            at = [x.detach().requires_grad_(True) for x in points]  # (n, ...) each
             inner = (g.unflatten(0, (-1, n)) * row.tangent(at, [t.unflatten(0, (-1, n)) for t in ts], *args)).sum()
             derivatives = torch.autograd.grad(inner, at, allow_unused=True)
         for x, gradient in zip(points, derivatives, strict=True):
@@ -228,7 +228,7 @@ class _Walk:
         _, args = activation_of(node)
         assert node.weight is not None
         summed = (g * t).unflatten(0, (-1, len(self.scale))).sum(0)  # (n, ...)
-        masked = summed * self.tape.slope_masks[node.name]
+        masked = summed * self.tape.slope_masks[node.name]  # (n, ...), 0 where the derivative is not the trained slope
         return masked.sum_to_size(args[-1].shape).reshape(node.weight.shape)
 
 
@@ -237,11 +237,14 @@ def _curvature(node: Node, z: Tensor) -> Tensor:
     row, args = activation_of(node)
     with torch.enable_grad():
         z = z.detach().requires_grad_(True)
-        (second,) = torch.autograd.grad(row.derivative(z, *args).sum(), z)
+        (second,) = torch.autograd.grad(row.derivative(z, *args).sum(), z)  # s''(z), like z
     return second
 
 
 def _through_softmax(p: Tensor, u: Tensor, t: Tensor) -> Tensor:
-    """Gradient of ``<t, (diag p - p p^T) u>`` with respect to the logits behind p, summed over directions."""
+    """Gradient of ``<t, (diag p - p p^T) u>`` with respect to the logits behind p, summed over directions.
+
+    The gradient with respect to p is ``u * t - <p, u> t - <p, t> u``, and that of p is ``diag p - p p^T``.
+    """
     pu, pt = (p * u).sum(-1, keepdim=True), (p * t).sum(-1, keepdim=True)  # (k, n, 1)
-    return softmax_jacobian(p, u * t - pu * t - pt * u).sum(0)
+    return softmax_jacobian(p, u * t - pu * t - pt * u).sum(0)  # (k, n, C) summed to (n, C)

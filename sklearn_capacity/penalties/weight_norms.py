@@ -110,5 +110,6 @@ def _squared_norm(node: Node, graph: NetworkGraph) -> Tensor:
         node = replace(node, op="linear", weight=node.tensors()[1].tensor, bias=None)
     weight = node.weight
     assert weight is not None
+    # (*input_shape)
     v = leading_singular_vector(operator_of(node, weight.detach(), graph[node.inputs[0]].shape)).to(weight.dtype)
     return apply_linear(node, v[None], weight, None).square().sum()
