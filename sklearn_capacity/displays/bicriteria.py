@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_axes, float_array
+from .._validation import check_axes, check_instance, float_array
 from ..scoring import bicriteria_curve
 from .sources import named_data
 
@@ -70,6 +70,7 @@ class BicriteriaDisplay:
         BicriteriaDisplay
             Not drawn yet: call `plot`.
         """
+        check_instance("name", name, str, "text")
         return cls({name: bicriteria_curve(estimator, X, y, alphas, **params)})
 
     @classmethod
@@ -120,7 +121,7 @@ class BicriteriaDisplay:
         ax.set(xscale="log", xlabel="Kullback-Leibler divergence [nats]", ylabel="expected sharpness (lower is better)")
         ax.axhline(0, color="0.6", lw=0.8, zorder=0)
         ax.grid(alpha=0.3)
-        if any(curves):
+        if any(map(str, curves)):
             ax.legend()
         self.ax_, self.figure_ = ax, ax.figure
         return self

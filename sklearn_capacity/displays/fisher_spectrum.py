@@ -103,13 +103,13 @@ class FisherSpectrumDisplay:
             shown = values[values > 1e-12 * values.max()]
             longest, smallest = max(longest, len(shown)), min(smallest, shown[-1])
             ranks = np.arange(1, len(shown) + 1)
-            (self.lines_[name],) = ax.plot(ranks, shown, marker=".", ms=4, lw=1, label=name or "eigenvalues")
+            (self.lines_[name],) = ax.plot(ranks, shown, marker=".", ms=4, lw=1, label=str(name) or "eigenvalues")
         self.mean_ = self.largest_ = self.bound_ = None
         if self.mean_field is not None:
             self._plot_theory(ax, longest, smallest)
         ax.set(xscale="log", yscale="log", xlabel="rank", ylabel="eigenvalue of the Fisher information")
         ax.grid(alpha=0.3)
-        if self.mean_field is not None or any(spectra):
+        if self.mean_field is not None or any(map(str, spectra)):
             ax.legend(fontsize="small", loc="upper right")
         self.ax_, self.figure_ = ax, ax.figure
         return self

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_axes, check_interval, float_array
+from .._validation import check_axes, check_instance, check_interval, float_array
 from ..scoring.curves import sample_margins
 from .sources import named_data
 
@@ -71,6 +71,7 @@ class MarginDisplay:
         MarginDisplay
             Not drawn yet: call `plot`.
         """
+        check_instance("name", name, str, "text")
         return cls({name: sample_margins(estimator, X, y, classes)}, **params)
 
     @classmethod
@@ -134,7 +135,7 @@ class MarginDisplay:
         ax.axhline(self.percentile / 100, color="grey", ls=":", lw=1)
         ax.set_xlabel("margin of the logits (higher is better, below 0: errors)")
         ax.set_ylabel("share of samples with a smaller margin")
-        if any(margins):
+        if any(map(str, margins)):
             ax.legend()
         return self
 

@@ -70,7 +70,7 @@ class WeightHistogramDisplay:
         weights = (
             {"initialization": network_weights(estimator, initial=True)} if check_boolean("initial", initial) else {}
         )
-        return cls({**weights, label: network_weights(estimator)})
+        return cls({**weights, check_instance("label", label, str, "text"): network_weights(estimator)})
 
     @classmethod
     def from_estimators(cls, estimators: Mapping[str, Any]) -> WeightHistogramDisplay:

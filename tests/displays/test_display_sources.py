@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from sklearn.ensemble import RandomForestClassifier
 from torch import nn
 
 from sklearn_capacity import compare_capacity
@@ -13,6 +15,7 @@ from sklearn_capacity.displays import (
     CapacityComparisonDisplay,
     CapacityGapDisplay,
     CapacityPathDisplay,
+    FisherSpectrumDisplay,
     HessianSpectrumDisplay,
     MarginDisplay,
     WeightHistogramDisplay,
@@ -49,3 +52,27 @@ def test_flags_must_be_true_or_false():
         WeightHistogramDisplay({"a": np.arange(3.0)}).plot(log="yes")
     with pytest.raises(TypeError, match="`initial` must be True or False"):
         WeightHistogramDisplay.from_estimator(nn.Linear(2, 2), initial=1)
+
+
+NAMED = {
+    MarginDisplay: lambda name: MarginDisplay.from_estimator(nn.Linear(2, 2), np.eye(2), [0, 1], name=name),
+    BicriteriaDisplay: lambda name: BicriteriaDisplay.from_estimator(nn.Linear(2, 2), np.eye(2), [0, 1], name=name),
+    WeightHistogramDisplay: lambda name: WeightHistogramDisplay.from_estimator(
+        nn.Linear(2, 2), label=name, initial=False
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [3, torch.ones(2), np.ones(2), ["a"], RandomForestClassifier()])
+@pytest.mark.parametrize("display", NAMED)
+def test_a_name_must_be_text(display, name):
+    with pytest.raises(TypeError, match=f"`(name|label)` must be text, got {type(name).__name__}"):
+        NAMED[display](name)
+
+
+@pytest.mark.parametrize(
+    "display", [MarginDisplay({0: [1.0]}), FisherSpectrumDisplay({0: [1.0]}), BicriteriaDisplay({0: [[1.0, 1.0]]})]
+)
+def test_a_key_need_not_be_text_to_be_in_the_legend(display):
+    shown = display.plot().ax_.get_legend()
+    assert [text.get_text() for text in shown.get_texts()] == ["0"]
