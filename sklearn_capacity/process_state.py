@@ -34,6 +34,7 @@ __all__ = [
     "computed_once",
     "computing",
     "keeps_modes",
+    "restored_at_the_end",
     "math_attention",
     "silenced",
     "surely",
@@ -79,6 +80,8 @@ def keeps_modes(function: Callable[P, T]) -> Callable[P, T]:
     Likewise, an interrupt at the end of ``warnings.catch_warnings()`` or ``numpy.errstate()``, as in scikit-learn's
     checks of the data, or while a mode of torch begins, would leave what they have changed. These are restored after
     interrupts only: a function may return while another thread is inside ``catch_warnings()``.
+
+    What `restored_at_the_end` was given within the call is undone, too.
     """
 
     @functools.wraps(function)
@@ -86,6 +89,7 @@ def keeps_modes(function: Callable[P, T]) -> Callable[P, T]:
         gradients, n_modes = torch.is_grad_enabled(), torch._C._len_torch_function_stack()
         caught: dict[str, Any] = {name: _WARNINGS[name] for name in _CAUGHT}
         errors = np.geterr()
+        outside, _local.undos = getattr(_local, "undos", None), []
         try:
             return function(*args, **kwargs)
         except Exception:
@@ -98,8 +102,17 @@ def keeps_modes(function: Callable[P, T]) -> Callable[P, T]:
             raise
         finally:
             torch._C._set_grad_enabled(gradients)
+            undos, _local.undos = _local.undos, outside
+            for undo in reversed(undos):
+                surely(undo)
 
     return wrapped
+
+
+def restored_at_the_end(undo: Callable[[], object]) -> None:
+    """Undo a change when the innermost call of a function that `keeps_modes` ends; outside of any, never."""
+    if (undos := getattr(_local, "undos", None)) is not None:
+        undos.append(undo)
 
 
 # ---- computations and traces ------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from tqdm import tqdm
 
 from .._validation import NotDefinedError, check_boolean, warn
+from ..process_state import keeps_modes
 from .capacity import refuse_signed
 from .measurement import Session
 from .module_estimator import score, scored_estimator
@@ -140,6 +141,7 @@ def _initial_states(given: Any, models: dict[Any, Any]) -> list[Any]:
     return [states.get(label) for label in models]
 
 
+@keeps_modes
 def _row(
     label: Any,
     model: Any,

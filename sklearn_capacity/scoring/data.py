@@ -15,15 +15,25 @@ from .._validation import NotDefinedError, check_integer, check_option
 from .find_network import Subject
 from .probe import is_hollow
 
-__all__ = ["LOSSES", "checked_X", "encode_targets", "resolve_loss", "subsample", "with_classes"]
+__all__ = ["LOSSES", "checked_X", "encode_targets", "refuse_hollow", "resolve_loss", "subsample", "with_classes"]
 
 LOSSES = ("cross_entropy", "squared", "absolute")
 
 
+def refuse_hollow(name: str, data: Any) -> None:
+    """Raise for data without a dense array of values."""
+    if scipy.sparse.issparse(data):
+        raise TypeError(f"`{name}` must be dense, got a sparse matrix. Use `{name}.toarray()`.")
+    if not isinstance(data, Tensor):
+        return
+    if data.layout != torch.strided or is_hollow(data) or data.is_complex() or data.is_quantized:
+        kind = f"{data.layout}, {data.dtype}, on {data.device.type}"
+        raise TypeError(f"`{name}` must be a dense real tensor with values, got {kind}.")
+
+
 def checked_X(subject: Subject, X: Any) -> Any:
     """X as a finite numeric array or tensor of shape (n, *input_shape)."""
-    if scipy.sparse.issparse(X):
-        raise TypeError("`X` must be dense, got a sparse matrix. Use `X.toarray()`.")
+    refuse_hollow("X", X)
     try:
         X = subject.transform_X(X.detach() if isinstance(X, Tensor) else X)
     except OverflowError as error:
@@ -33,9 +43,7 @@ def checked_X(subject: Subject, X: Any) -> Any:
         X = X.toarray()  # the pipeline may produce sparse rows, but a network needs dense ones
     if isinstance(X, Tensor):
         X = X.detach()
-        if X.layout != torch.strided or is_hollow(X) or X.is_complex():
-            kind = f"{X.layout}, {X.dtype}, on {X.device.type}"
-            raise TypeError(f"`X` must be a dense real tensor with values, got {kind}.")
+        refuse_hollow("X", X)
         if X.dim() < 2 or not len(X):
             raise ValueError(f"`X` must have shape (n_samples, ...) with at least one sample, got {tuple(X.shape)}.")
         if not X.is_floating_point():

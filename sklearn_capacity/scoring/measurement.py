@@ -17,7 +17,7 @@ from ..measures import MEASURES, Batch, Measure, Measured
 from ..measures.memory import Budget, parse_bytes
 from ..process_state import computing
 from ..training import refuse_containers, resolve_device
-from .data import LOSSES, checked_X, encode_targets, resolve_loss, subsample, with_classes
+from .data import LOSSES, checked_X, encode_targets, refuse_hollow, resolve_loss, subsample, with_classes
 from .find_network import Subject, resolve
 from .initial_state import checked_initial_state
 from .probe import measurable, probe, torch_refusals
@@ -72,6 +72,7 @@ class Session:
             raise ValueError("`X` must be given together with `y`, got only `y`.")
         refuse_containers(X, "measured")
         for name, data in (("X", X), ("y", y)):
+            refuse_hollow(name, data)
             if data is not None and (not hasattr(data, "__len__") or getattr(data, "shape", None) == ()):
                 raise ValueError(f"`{name}` must have one entry per sample, got {data!r}.")
         if X is not None and y is not None and _length(X) != _length(y):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._validation import NotDefinedError, warn
 from ..graph import Network, UnsupportedLayerError
+from ..process_state import restored_at_the_end
 from ..training import embedding_cure
 
 __all__ = ["is_hollow", "measurable", "probe", "torch_refusals"]
@@ -110,6 +113,8 @@ def probe(network: Network, X: Any, task: str | None) -> None:
     except BaseException:
         _restore(network.device, states)  # only here, since another thread may be drawing numbers
         raise
+    if _draws(network, samples, states):
+        restored_at_the_end(functools.partial(_restore, network.device, states))
     if not shape or 0 in shape:
         raise NotDefinedError("The network has no outputs.")
     if task == "classification" and sum(size > 1 for size in shape) > 1:
@@ -170,6 +175,29 @@ def _restore(device: torch.device, states: list[Tensor]) -> None:
     torch.set_rng_state(states[0])
     for state in states[1:]:
         torch.cuda.set_rng_state(state, device)
+
+
+@torch.no_grad()
+def _draws(network: Network, samples: Tensor, states: list[Tensor]) -> bool:
+    """Whether the network draws random numbers, though its outputs do not depend on them.
+
+    Other threads may have drawn those that are missing, so this one is watched during another pass.
+    """
+    if all(map(torch.equal, states, _random_states(network.device))):
+        return False
+    with _Draws() as seen:
+        network.forward(samples)
+    return seen.any
+
+
+class _Draws(TorchDispatchMode):
+    """Whether an operator of this thread draws from torch's default generator."""
+
+    any = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.any = self.any or torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
 
 
 def _samples(network: Network, X: Any) -> Tensor:

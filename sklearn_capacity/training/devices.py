@@ -56,4 +56,4 @@ def resolve_device(device: Any) -> torch.device:
             torch.empty(0, device=resolved).cpu()
         except (RuntimeError, AssertionError, ImportError) as error:
             raise ValueError(f'`device` must be available to torch, got {device!r}. Use device="auto".') from error
-    return resolved
+    return torch.device("cpu") if resolved.type == "cpu" else resolved  # torch cannot load what is on "cpu:0"

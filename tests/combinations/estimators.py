@@ -15,7 +15,7 @@ from sklearn.base import clone
 
 import sklearn_capacity as package
 
-from .case import REFUSALS, Case, Fault, check_finite, state_of
+from .case import RANDOM_NUMBERS, REFUSALS, Case, Fault, check_finite, state_of
 from .data import pick_weights, pick_X, pick_y
 from .values import anything, parameters, pick_module
 
@@ -128,6 +128,7 @@ def _use(case: Case, estimator: Any, X: Any, y: Any) -> None:
     """Predictions are finite, copies predict the same, and nothing changes the network."""
     before = state_of(estimator.module_)
     random = "module=random" in case.choices
+    case.may_change = (RANDOM_NUMBERS,) if random else ()  # which its predictions depend on
     predicted = case.call("predict", estimator.predict, X)
     if predicted is not None:
         check_finite("predict", predicted)

@@ -118,6 +118,8 @@ def test_nu_stays_a_number_in_single_precision(nu):
 def test_there_is_one_cpu():
     with pytest.raises(ValueError, match="`device` must be .cpu., got 'cpu:7'"):
         NetworkClassifier(max_epochs=1, device="cpu:7").fit(X, y)
+    first = NetworkClassifier(max_epochs=1, device="cpu:0", random_state=0).fit(X, y)
+    assert (pickle.loads(pickle.dumps(first)).predict(X) == first.predict(X)).all()
 
 
 def test_what_cannot_be_pickled_says_so():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 import torch
 from sklearn import linear_model
 from sklearn.base import clone
@@ -111,3 +112,22 @@ def test_labels_of_a_plain_module(iris):
         measure_capacity(net, X, np.eye(3)[:1].repeat(len(X), 0), "margin")
     with pytest.raises(NotDefinedError, match=r"`y.argmax\(axis=1\)`"):
         measure_capacity(net, X, np.eye(3, dtype=int)[:1].repeat(len(X), 0), "margin")
+
+
+HOLLOW = {
+    "sparse tensor": lambda data: torch.as_tensor(data).to_sparse(),
+    "on the meta device": lambda data: torch.as_tensor(data).to("meta"),
+    "complex tensor": lambda data: torch.as_tensor(data) + 1j,
+    "sparse matrix": lambda data: scipy.sparse.coo_array(data),
+    "sparse rows": lambda data: scipy.sparse.csr_array(data),
+}
+
+
+@pytest.mark.parametrize("max_samples", [None, 2])
+@pytest.mark.parametrize("kind", HOLLOW)
+@pytest.mark.parametrize("name", ["X", "y"])
+def test_data_without_an_array_of_values_are_refused_before_any_is_taken(name, kind, max_samples):
+    data = {"X": np.eye(4), "y": np.arange(4) % 2}
+    data[name] = HOLLOW[kind](data[name])
+    with pytest.raises(TypeError, match=f"`{name}` must be (a )?dense"):
+        measure_capacity(nn.Linear(4, 2), **data, measures="margin", max_samples=max_samples)

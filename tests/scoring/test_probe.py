@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 
 import pytest
@@ -11,7 +12,17 @@ import torch.nn.functional as F
 from skorch import NeuralNetClassifier
 from torch import nn
 
-from sklearn_capacity import CapacityWarning, NotDefinedError, UnsupportedLayerError, capacity_report, measure_capacity
+from sklearn_capacity import (
+    CapacityScorer,
+    CapacityWarning,
+    NotDefinedError,
+    UnsupportedLayerError,
+    capacity_report,
+    compare_capacity,
+    fisher_spectrum,
+    measure_capacity,
+)
+from sklearn_capacity.displays import MarginDisplay
 
 X = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(6) % 3
@@ -231,3 +242,49 @@ def test_dropout_that_is_always_on_is_refused_and_global_random_numbers_stay():
     with pytest.raises(UnsupportedLayerError, match="draws random numbers in eval mode"):
         measure_capacity(module, X, Y, "margin")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def _draws_in_vain(net, x):
+    torch.rand(3)
+    return net(x)
+
+
+CALLS_OF_ALL_KINDS = {
+    "measure": lambda m: measure_capacity(m, X, Y, "essential"),
+    "report": lambda m: capacity_report(m, X, Y, ["margin", "spectral_norm"]),
+    "scorer": lambda m: CapacityScorer(["margin", "accuracy"])(m, X, Y),
+    "comparison": lambda m: compare_capacity([m, m], X, Y, ["margin"]),
+    "spectrum": lambda m: fisher_spectrum(m, X),
+    "display": lambda m: MarginDisplay.from_estimator(m, X, Y),
+}
+
+
+@pytest.mark.parametrize("call", CALLS_OF_ALL_KINDS)
+@pytest.mark.filterwarnings("ignore::sklearn_capacity.CapacityWarning")
+def test_numbers_drawn_in_vain_are_given_back(call):
+    """Some networks draw whether to skip a layer in eval mode, too, and do not skip it."""
+    module = Function(_draws_in_vain)
+    before = torch.get_rng_state()
+    answer = CALLS_OF_ALL_KINDS[call](module)
+    assert torch.equal(torch.get_rng_state(), before)
+    if call == "measure":
+        assert answer["margin"] == measure_capacity(perceptron(), X, Y, "margin")["margin"]
+
+
+def test_numbers_that_another_thread_draws_stay_drawn():
+    drawing = threading.Event()
+
+    def forward(net, x):
+        if not drawing.is_set():
+            drawing.set()
+            thread = threading.Thread(target=torch.rand, args=(3,))
+            thread.start()
+            thread.join()
+        return net(x)
+
+    before = torch.get_rng_state()
+    measure_capacity(Function(forward), X, Y, "margin")
+    expected = torch.Generator()
+    expected.set_state(before)
+    torch.rand(3, generator=expected)
+    assert torch.equal(torch.get_rng_state(), expected.get_state())
