@@ -2,21 +2,21 @@
 True and random labels: norms over margins, MLP on MNIST
 ========================================================
 
-[EG] figure 1 with a multilayer perceptron in place of the VGG network (``eg_figure_1_vgg.py``): networks that fit
+[EG] figure 1 with a multilayer perceptron in place of the VGG network: networks that fit
 training sets of several sizes with true or random labels, and four products of norms divided by the squared margin
-(its 5th percentile), without factors that depend on depth and widths only.
+(its 5th percentile), without factors that depend on depth and widths only. Differences are logarithms of ratios.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from eg_shared import NORMS, train
 from study import Study
 
-from sklearn_capacity import NetworkClassifier, measure_capacity
+from sklearn_capacity import measure_capacity
 from sklearn_capacity.datasets import randomize_labels
 
-MEASURES = ["frobenius_capacity", "spectral_capacity", "l1_path_capacity", "l2_path_capacity"]
 COMMON = {"labels": ["true", "random"], "width": 256, "max_epochs": 500}
 SCALES = {
     "tiny": {**COMMON, "n_train": [50, 200], "width": 64, "stop_below": 0.05},
@@ -26,50 +26,46 @@ SCALES = {
 
 
 def run(data, *, seed, device, labels, width, max_epochs, n_train, stop_below):
-    n_test = min(2000, len(data.y) // 5)
-    X, y, X_test, y_test = data.split(n_train, n_test, seed)
+    network = {"hidden_layer_sizes": (width, width)}
+    stop = {"max_epochs": max_epochs, "stop_below": stop_below}
+    return fit_and_measure(data, n_train, labels, {**network, **stop, "device": device, "random_state": seed})
+
+
+def fit_and_measure(data, n_train, labels, settings):
+    """Errors and norms of a network that has learnt the true or random labels."""
+    seed = settings["random_state"]
+    X, y, X_test, y_test = data.split(n_train, min(2000, len(data.y) // 5), seed)
     if labels == "random":
         y = randomize_labels(y, 1.0, random_state=seed)
-    model = NetworkClassifier(
-        (width, width),
-        optimizer="sgd",
-        batch_size=64,
-        max_epochs=max_epochs,
-        stop_below=stop_below,
-        device=device,
-        random_state=seed,
-    ).fit(X, y)
-    values = measure_capacity(model, X, y, MEASURES)
-    return {"train_error": 1 - model.score(X, y), "test_error": 1 - model.score(X_test, y_test), **values}
+    model = train(X, y, settings)
+    errors = {"train_error": 1 - model.score(X, y), "test_error": 1 - model.score(X_test, y_test)}
+    return {**errors, **measure_capacity(model, X, y, NORMS)}
 
 
 def draw(rows: pd.DataFrame, figure) -> None:
     figure.set_size_inches(12, 3.2)
-    for ax, measure in zip(figure.subplots(1, len(MEASURES)), MEASURES, strict=True):
-        for (labels, group), color in zip(rows.groupby("labels"), ("C3", "C0"), strict=True):
-            curve = np.log(group[measure]).groupby(group["n_train"]).agg(["mean", "sem"])
-            ax.errorbar(
-                curve.index, np.exp(curve["mean"]), np.exp(curve["mean"]) * curve["sem"], color=color, label=labels
-            )
-        ax.set(xlabel="training size", yscale="log", title=measure.replace("_", " "))
+    for ax, norm in zip(figure.subplots(1, len(NORMS)), NORMS, strict=True):
+        for labels, color in {"true": "C0", "random": "C3"}.items():
+            group = rows[rows["labels"] == labels]
+            curve = group[norm].groupby(group["n_train"]).agg(["mean", "sem"])
+            ax.errorbar(curve.index, curve["mean"], curve["sem"], color=color, marker=".", capsize=3, label=labels)
+        ax.set(xlabel="training size", yscale="log", title=norm.replace("_", " "))
     ax.legend(title="labels")
 
 
-def claims(rows: pd.DataFrame) -> dict[str, list[float]]:
-    """Log ratio of random over true labels: its mean over the sizes, and its growth with the size."""
-    found = {}
-    for measure in MEASURES:
-        table = rows.pivot(index="seed", columns=["labels", "n_train"], values=measure).map(np.log)
+def claims(rows: pd.DataFrame) -> dict[str, pd.Series]:
+    """Decimal logarithm of the ratio of random to true labels: its mean over the sizes, and its growth."""
+    results = {}
+    for norm in NORMS:
+        table = rows.pivot(index="seed", columns=["labels", "n_train"], values=norm).map(np.log10)
         ratio = table["random"] - table["true"]
-        found[f"log10 of random over true, {measure}"] = list(ratio.mean(axis=1) / np.log(10))
-        found[f"its growth with the training size, {measure}"] = list(
-            (ratio[ratio.columns.max()] - ratio[ratio.columns.min()]) / np.log(10)
-        )
-    return found
+        results[f"{norm}: log10 of random over true labels"] = ratio.mean(axis=1)
+        results[f"{norm}: its growth with the size"] = ratio[ratio.columns.max()] - ratio[ratio.columns.min()]
+    return results
 
 
 STUDY = Study(
-    paper="[EG] figure 1",
+    paper="[EG] figure 1 (MLP)",
     statement="All four norms over the margin are larger for networks that fit random labels than for true labels, and "
     "the difference grows with the size of the training set.",
     data="mnist",

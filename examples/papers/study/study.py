@@ -51,6 +51,8 @@ class Study:
         ``draw(rows, figure)`` fills a matplotlib figure from a DataFrame with one row per cell.
     claims : callable
         ``claims(rows) -> {text: one number per seed, positive if the claim holds}``.
+    remark : str, default=""
+        What else a reader of the verdict should know, such as why a claim fails.
     """
 
     paper: str
@@ -60,6 +62,7 @@ class Study:
     run: Callable[..., Mapping[str, Any]]
     draw: Callable[[pd.DataFrame, Any], None]
     claims: Callable[[pd.DataFrame], Mapping[str, Sequence[float]]]
+    remark: str = ""
 
     @property
     def name(self) -> str:
@@ -128,6 +131,7 @@ class Study:
             "cells": len(rows),
             "cpu_seconds": round(float(rows["cpu_seconds"].sum()), 1),
             **verdict._asdict(),
+            "remark": self.remark,
         }
         path.write_text(json.dumps(document, indent=2) + "\n")
 
