@@ -49,27 +49,28 @@ class Objective:
         every = {id(g): g for g in (torch.random.default_generator, *generators)}
         self._states = [(generator, generator.get_state()) for generator in every.values()]
         self._cuda_state = None if self._cuda is None else torch.cuda.get_rng_state(self._cuda)
-        self._before = self._buffers()
+        self._norms = _norms(module)
+        self._before = self._copies()
         self._after: dict[str, Tensor] | None = None
 
     def __call__(self) -> Tensor:
         with torch.enable_grad():  # some optimisers call it within `no_grad`
             if self._after is None:
                 loss = self.evaluate()
-                self._after = self._buffers()
+                self._after = self._copies()
                 return loss
             for generator, state in self._states:
                 generator.set_state(state)
             if self._cuda is not None and self._cuda_state is not None:
                 torch.cuda.set_rng_state(self._cuda_state, self._cuda)
-            names = _names_of_statistics(self.module)
+            names = _names_of_statistics(self._norms)
             self._set_buffers({**self._before, **{name: self._after[name] for name in names}})
-            with _held_statistics(self.module):
+            with _held_statistics(self._norms):
                 loss = self.evaluate()
             self._set_buffers(self._after)
             return loss
 
-    def _buffers(self) -> dict[str, Tensor]:
+    def _copies(self) -> dict[str, Tensor]:
         return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
 
     def _set_buffers(self, values: dict[str, Tensor]) -> None:
@@ -84,22 +85,21 @@ def _norms(module: nn.Module) -> dict[str, nn.modules.batchnorm._NormBase]:
     return {name: norm for name, norm in norms.items() if norm.track_running_stats}
 
 
-def _names_of_statistics(module: nn.Module) -> list[str]:
-    norms = _norms(module).items()
-    return [f"{name}.{key}".lstrip(".") for name, norm in norms for key, _ in norm.named_buffers(recurse=False)]
+def _names_of_statistics(norms: dict[str, nn.modules.batchnorm._NormBase]) -> list[str]:
+    pairs = [(name, key) for name, norm in norms.items() for key, _ in norm.named_buffers(recurse=False)]
+    return [f"{name}.{key}".lstrip(".") for name, key in pairs]
 
 
 @contextmanager
-def _held_statistics(module: nn.Module) -> Iterator[None]:
+def _held_statistics(norms: dict[str, nn.modules.batchnorm._NormBase]) -> Iterator[None]:
     """Within the context, forward passes in training mode do not change running statistics."""
-    norms = list(_norms(module).values())
-    momenta = [norm.momentum for norm in norms]
+    momenta = [norm.momentum for norm in norms.values()]
     try:
-        for norm in norms:
+        for norm in norms.values():
             norm.momentum = 0.0  # the weight of the batch's statistics
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
+        for norm, momentum in zip(norms.values(), momenta, strict=True):
             norm.momentum = momentum
 
 

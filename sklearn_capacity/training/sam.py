@@ -162,19 +162,24 @@ class SAM(torch.optim.Optimizer):
 
     def _ascend(self) -> list[tuple[Tensor, Tensor]]:
         """Move to the worst nearby point; returns the parameters with their original values."""
-        trained = [(group, p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        # adaptive: T = |theta|, the step is rho T^2 g / |T g|; else T = 1
-        scaled = [p.abs() * g if group["adaptive"] else g for group, p, g in trained]
-        if not scaled:
+        groups = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        groups = [(group, parameters) for group, parameters in groups if parameters]
+        if not groups:
             return []
-        norms = [torch.linalg.vector_norm(t) for t in scaled]
+        # adaptive: T = |theta|, the step is rho T^2 g / |T g|; else T = 1
+        scales = [torch._foreach_abs(parameters) if group["adaptive"] else None for group, parameters in groups]
+        directions = [[p.grad for p in parameters] for _, parameters in groups]
+        scaled = [g if t is None else torch._foreach_mul(t, g) for t, g in zip(scales, directions, strict=True)]
+        norms = [norm for moves in scaled for norm in torch._foreach_norm(moves)]
         norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))  # ()
         norm = norm.clamp_min(torch.finfo(norm.dtype).tiny)  # a zero gradient has no direction, so the point stays
         here = []
-        for (group, p, g), t in zip(trained, scaled, strict=True):
-            here.append((p, p.clone()))
-            direction = p.abs() * t if group["adaptive"] else g
-            p.add_(direction * (group["rho"] / norm.to(p)))
+        for (group, parameters), t, moves in zip(groups, scales, scaled, strict=True):
+            here += [(p, p.clone()) for p in parameters]
+            lengths = [group["rho"] / norm.to(p) for p in parameters]
+            torch._foreach_add_(
+                parameters, torch._foreach_mul(moves if t is None else torch._foreach_mul(t, moves), lengths)
+            )
         return here
 
 
