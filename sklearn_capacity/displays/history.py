@@ -125,9 +125,9 @@ class HistoryDisplay:
         n = len(panels)
         outside = axes is None
         if axes is None:
-            rows, columns = -(-n // N_COLUMNS), min(n, N_COLUMNS)
-            size = (3.4 * columns + 0.6, 2.8 * rows)
-            _, axes = plt.subplots(rows, columns, squeeze=False, figsize=size, layout="constrained")
+            n_rows, n_columns = -(-n // N_COLUMNS), min(n, N_COLUMNS)
+            size = (3.4 * n_columns + 0.6, 2.8 * n_rows)
+            _, axes = plt.subplots(n_rows, n_columns, squeeze=False, figsize=size, layout="constrained")
             for spare in axes.flat[n:]:
                 spare.remove()
             axes = axes.flat[:n]
