@@ -39,6 +39,10 @@ rng = np.random.default_rng(0)
 PATIENCE = 60
 
 
+class Written(nn.Sequential):
+    """A class of the user: its traces are exports."""
+
+
 def conv_net(input_shape, n_outputs):
     return nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.Flatten(), nn.LazyLinear(3))
 
@@ -46,7 +50,7 @@ def conv_net(input_shape, n_outputs):
 @contextlib.contextmanager
 def tracing_all_the_time():
     """Another thread traces one network after the other; yields a list that counts them."""
-    net, stop, traces = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 3)), threading.Event(), []
+    net, stop, traces = Written(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 3)), threading.Event(), []
 
     def work():
         while not stop.is_set():
@@ -162,6 +166,10 @@ from sklearn_capacity.graph.outputs import _BeforeEnding
 owners, register = [], torch._C._ensureCUDADeviceGuardSet
 
 
+class Written(torch.nn.Linear):  # which is exported
+    pass
+
+
 def record():
     owners.append(threading.current_thread())
     register()
@@ -169,7 +177,7 @@ def record():
 
 torch._C._ensureCUDADeviceGuardSet = record
 for _ in range(2):
-    thread = threading.Thread(target=trace, args=(torch.nn.Linear(2, 3), (2,)))
+    thread = threading.Thread(target=trace, args=(Written(2, 3), (2,)))
     thread.run() if sys.argv[1] == "main thread" else thread.start()
     thread.ident and thread.join()
 assert owners[0].is_alive(), owners[0]

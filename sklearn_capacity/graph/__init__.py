@@ -1,6 +1,7 @@
 """The graph of a network: trace, fold, interpret.
 
-`trace` turns a module into a `Program`; `binding` binds tensors to it and converts its operators with the table in
+`trace` turns a module into a `Program`: `recording` runs known modules, with the calls in `known_calls` and the shapes
+in `known_shapes`, and torch exports others. `binding` binds tensors to it and converts its operators with the table in
 `rules`; `fold` folds batch norms. The result is a `NetworkGraph` of `nodes`, which `evaluate` and every other
 interpreter traverse in order. Measures receive a `Network` (in `network`): a module with its program, its graph and
 its checks. `activations` is the table of element-wise functions, `functions` that of smooth functions of several

@@ -16,6 +16,7 @@ from .binding import Binder
 from .export_cleanup import no_leftovers
 from .fold import fold
 from .nodes import NetworkGraph, UnsupportedLayerError
+from .recording import is_known, recorded
 
 __all__ = ["Program", "named_tensors", "private_copy", "trace"]
 
@@ -107,7 +108,7 @@ def trace(
     training: bool = False,
     inside: str = "",
 ) -> Program:
-    """Trace a module's forward pass, in eval mode unless `training`, on a private CPU copy.
+    """Trace a module's forward pass, in eval mode unless `training`, on a private copy.
 
     Parameters
     ----------
@@ -127,19 +128,36 @@ def trace(
     UnsupportedLayerError
         If the forward pass depends on the data in a way that a graph cannot represent.
     """
-    private = private_copy(module, "cpu")
+    floats = [t.dtype for t in named_tensors(module).values() if t.is_floating_point()]
+    dtype = dtype or (floats[0] if floats else torch.get_default_dtype())
+    if is_known(module):
+        found = recorded(_copy_to("meta", module, training), tuple(input_shape), dtype)
+        if found is not None:
+            names = found.input_name, found.output_name
+            return Program(
+                found.nodes, found.tensor_names, {}, names[0], tuple(input_shape), found.batch, names[1], inside
+            )
+    return _from_export(_copy_to("cpu", module, training), tuple(input_shape), dtype, inside)
+
+
+def _copy_to(device: str, module: nn.Module, training: bool) -> nn.Module:
+    """A private copy in eval mode, or in the modes of the original."""
+    private = private_copy(module, device)
     if training:
         for copied, original in zip(private.modules(), module.modules(), strict=True):
             copied.training = original.training
-    floats = [t.dtype for t in named_tensors(private).values() if t.is_floating_point()]
-    dtype = dtype or (floats[0] if floats else torch.get_default_dtype())
+    return private
+
+
+def _from_export(private: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype, inside: str) -> Program:
+    """The program that torch exports for a private copy."""
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(SAMPLES, *input_shape, dtype=dtype, device="cpu", generator=generator)
     try:
         export = functools.partial(_exported, _Plain(private), sample)
         exported = undisturbed(lambda: without_torch_warnings(export))
     except Exception as error:
-        name = type(module.get_submodule(inside[:-1])).__name__
+        name = type(private.get_submodule(inside[:-1])).__name__
         raise UnsupportedLayerError(
             f"The forward pass of `{name}` cannot be traced as a graph of operators "
             f"({_first_line(error)}). Measures that need the graph require control flow that depends on shapes only; "
@@ -154,7 +172,7 @@ def trace(
     placeholder = next(node for node in nodes if node.name == input_name)
     batch = str(placeholder.meta["val"].shape[0])
     output_name = str(signature.user_outputs[0])
-    return Program(nodes, names, constants, input_name, tuple(input_shape), batch, output_name, inside)
+    return Program(nodes, names, constants, input_name, input_shape, batch, output_name, inside)
 
 
 def _exported(module: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
