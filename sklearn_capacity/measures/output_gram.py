@@ -29,6 +29,7 @@ __all__ = [
     "jacobian_rows",
     "largest_eigenvalues",
     "logits_function",
+    "output_function",
     "piece_size",
     "traces",
 ]
@@ -64,6 +65,12 @@ def logits_function(network: Network, batch: Batch) -> Callable[[Tensor], Tensor
         return FoldedLogits(network.graph)
     except UnsupportedLayerError:
         return network.forward
+
+
+def output_function(network: Network, batch: Batch, output: str) -> Callable[[Tensor], Tensor]:
+    """The logits or the softmax as a function to differentiate."""
+    logits = logits_function(network, batch)
+    return logits if output == "logits" else lambda X: logits(X).softmax(1)
 
 
 def jacobian_rows(function: Callable[[Tensor], Tensor], X: Tensor) -> Tensor:

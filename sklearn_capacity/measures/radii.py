@@ -1,4 +1,4 @@
-"""Radii around samples within which the prediction does not change: two certified, two estimated ([JR] theorem 4).
+"""Radii around samples within which the prediction does not change: certified, estimated, or attacked ([JR] theorem 4).
 
 The score is o = (f_y - max f_k) / sqrt(2): f_y - f_k is a linear functional of norm sqrt(2), so within a distance of
 o / s, s the Lipschitz constant, no logit overtakes that of the label.
@@ -16,21 +16,23 @@ from tqdm import tqdm
 
 from ..derivatives.double_backward import twice_differentiable
 from ..graph import Network
+from .attack import attack_radii
 from .batch import Batch
 from .lipschitz import log_lipschitz
 from .margins import margins_of
 from .operator_memory import certificate_bytes
-from .output_gram import jacobian_rows, logits_function, piece_size
-from .record import NotDefinedError
+from .output_gram import jacobian_rows, output_function, piece_size
+from .record import NotDefinedError, logarithm
 
-__all__ = ["CERTIFIED", "METHODS", "radii_bytes", "sample_radii"]
+__all__ = ["CERTIFIED", "ESTIMATED", "METHODS", "radii_bytes", "sample_radii"]
 
 Logits = Callable[[Tensor], Tensor]
-METHODS = ("spectral", "frobenius", "jacobian", "hull")
+CERTIFIED = ("spectral", "frobenius")
+ESTIMATED = ("jacobian", "hull")
+METHODS = (*CERTIFIED, *ESTIMATED, "attack")
 # Ascent steps relative to the radius, and each step's end: a fraction of the way from the expected to the current
 # radius.
 STEPS = ((1.0, 0.0), (1.0, 0.5), (0.5, 0.0), (0.5, 0.25), (0.25, 0.0), (0.25, 0.5))
-CERTIFIED = ("spectral", "frobenius")
 # Below this relative change of the slope across the ball, the step is random.
 FLAT = 1e-3
 # Half the order of the Schatten norm whose gradient replaces that of the largest singular value.
@@ -39,16 +41,24 @@ ORDER = 64
 NEGLIGIBLE = 1e-12
 
 
-def sample_radii(network: Network, batch: Batch, method: str, n_draws: int) -> tuple[Tensor, dict[str, Any]]:
+def sample_radii(
+    network: Network, batch: Batch, method: str, n_draws: int, output: str = "logits"
+) -> tuple[Tensor, dict[str, Any]]:
     """The radius of every sample, (n,), float64, and how it was computed; 0 where the sample is misclassified."""
-    scores = (margins_of(batch.logits, batch.classes) / math.sqrt(2)).clamp_min(0)
+    if method == "attack":  # on the classes, which logits and softmax share
+        return attack_radii(network, batch, n_draws), {"method": method, "certified": False}
+    outputs = batch.logits.softmax(1) if output == "softmax" else batch.logits
+    scores = (margins_of(outputs, batch.classes) / math.sqrt(2)).clamp_min(0)
     info: dict[str, Any] = {"method": method, "certified": method in CERTIFIED}
-    if method == "jacobian":
-        return _ball_radii(network, batch, scores, n_draws), info
-    if method == "hull":
-        log_slope = math.log(slope) if (slope := _hull_slope(network, batch, n_draws)) > 0 else -math.inf
-    else:
+    if method in CERTIFIED:
         log_slope = log_lipschitz(network, "l2" if method == "spectral" else "frobenius")
+        if output == "softmax":  # the spectral norm of diag(z) - z z^T is at most 1/2
+            log_slope += math.log(0.5)
+    else:
+        function = output_function(network, batch, output)
+        if method == "jacobian":
+            return _ball_radii(function, network.n_outputs, batch, scores, n_draws), info
+        log_slope = logarithm(_hull_slope(function, network.n_outputs, batch, n_draws))
     # exp(log o - log s) is finite where s itself would overflow; log 0 = -inf gives the radius 0.
     radii = torch.where(scores > 0, (scores.log() - log_slope).exp(), torch.zeros_like(scores))
     return radii, {**info, "log_slope": log_slope}
@@ -59,16 +69,16 @@ def radii_bytes(network: Network, batch: Batch, *, method: Any = "spectral", **p
     if str(method) in ("spectral", "frobenius"):  # the measure itself refuses one of another kind
         return certificate_bytes(network)
     n_outputs, size = network.n_outputs, math.prod(network.input_shape)
-    return 8.0 * (3 * n_outputs * size + 4 * n_outputs**2 + 6 * batch.n_samples * size)
+    return 8.0 * (3 * n_outputs * size + 4 * n_outputs**2 + 8 * batch.n_samples * size)
 
 
-def _ball_radii(network: Network, batch: Batch, scores: Tensor, n_draws: int) -> Tensor:
+def _ball_radii(function: Logits, n_outputs: int, batch: Batch, scores: Tensor, n_draws: int) -> Tensor:
     r"""The fixed points gamma = o / (largest slope found within gamma).
 
     S(r), the largest \|J\|_2 among the points found within r, grows with r, so sup {r : r S(r) <= o} is the smallest
     max(d, o / \|J(z)\|) over the points z found, with d their distance: each point is evaluated once and not stored.
     """
-    search = _BallSearch(network, batch, scores)
+    search = _BallSearch(function, n_outputs, batch, scores)
     generator = batch.generator()
     for draw in _progress(range(n_draws), batch, "radii"):
         # In float64, whose draws do not depend on the processor.
@@ -87,8 +97,8 @@ class _BallSearch:
     one stays.
     """
 
-    def __init__(self, network: Network, batch: Batch, scores: Tensor):
-        self.function, self.n_outputs = logits_function(network, batch), network.n_outputs
+    def __init__(self, function: Logits, n_outputs: int, batch: Batch, scores: Tensor):
+        self.function, self.n_outputs = function, n_outputs
         self.batch, self.scores = batch, scores
         # If the network is flat at a sample, any radius may be valid: search no further than the extent of the data.
         self.horizon = float(_lengths(batch.X - batch.X.mean(0)).max()) or 1.0
@@ -146,9 +156,9 @@ class _BallSearch:
         return self.batch.cat(lambda _, some: _spectral_norms(self.function, some, self.n_outputs), points)
 
 
-def _hull_slope(network: Network, batch: Batch, n_draws: int) -> float:
+def _hull_slope(function: Logits, n_outputs: int, batch: Batch, n_draws: int) -> float:
     """The largest slope at the samples and at random convex combinations of two or four of them."""
-    X, generator, function = batch.X, batch.generator(), logits_function(network, batch)
+    X, generator = batch.X, batch.generator()
 
     def points() -> Iterator[Tensor]:
         yield X
@@ -163,7 +173,7 @@ def _hull_slope(network: Network, batch: Batch, n_draws: int) -> float:
             yield total
 
     def slope(_: Tensor, some: Tensor) -> float:
-        return float(_spectral_norms(function, some, network.n_outputs).max())
+        return float(_spectral_norms(function, some, n_outputs).max())
 
     return max(max(batch.map(slope, candidates)) for candidates in points())
 

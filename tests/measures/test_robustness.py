@@ -18,7 +18,7 @@ from networks import CHAINS, NETWORKS, Blend
 from sklearn_capacity import NotDefinedError, UnsupportedLayerError, measure_capacity, theory
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch
-from sklearn_capacity.measures.radii import CERTIFIED, METHODS, sample_radii
+from sklearn_capacity.measures.radii import CERTIFIED, ESTIMATED, METHODS, sample_radii
 from sklearn_capacity.measures.robustness import _percentile
 
 CASES = [name for name in NETWORKS if name not in ("binary", "one_output")]
@@ -48,6 +48,7 @@ def test_order_of_the_radii(case):
     # No Jacobian is larger than the Lipschitz constant, wherever it was looked at.
     assert (spectral <= radii(case, "hull")).all()
     assert (spectral <= radii(case, "jacobian")).all()
+    assert (spectral <= radii(case, "attack")).all()
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -64,7 +65,7 @@ def linear(w, b=0.0):
     return module
 
 
-@pytest.mark.parametrize("method", ["spectral", "jacobian", "hull"])
+@pytest.mark.parametrize("method", ["spectral", "jacobian", "hull", "attack"])
 def test_exact_for_two_classes_with_opposite_weights(method):
     w, b = [3.0, -1.0, 2.0], 0.7
     X = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -97,6 +98,11 @@ def test_misclassified_samples_have_no_radius(method):
     module, X = linear([1.0, 0.0]), torch.tensor([[2.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
     radius = measure_capacity(module, X, [0, 0], {"r": ("input_margin_bound", {"method": method})})["r"]
     assert radius == 0.0
+
+
+@pytest.mark.parametrize("method", [*CERTIFIED, *ESTIMATED])
+def test_misclassified_samples_bound_nothing(method):
+    module, X = linear([1.0, 0.0]), torch.tensor([[2.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
     request = {"b": ("robustness_bound", {"method": method, "manifold_dim": 1, "manifold_constant": 1.0})}
     assert measure_capacity(module, X, [0, 0], request)["b"] == math.inf
 
@@ -247,12 +253,44 @@ def test_a_percentile_between_finite_radii_is_finite_where_others_are_not():
         ({"method": "spectrum"}, "`method` must be one of .* got 'spectrum'. Did you mean 'spectral'"),
         ({"percentile": -1}, r"`percentile` must lie in \[0, 100\], got -1"),
         ({"n_draws": 0}, "`n_draws` must be at least 1, got 0"),
+        ({"output": "odds"}, "`output` must be one of 'logits', 'softmax', got 'odds'"),
     ],
 )
 def test_parameters_of_the_radius_are_checked(params, message):
     module, X, _ = network("mlp")
     with pytest.raises(ValueError, match=message):
         measure_capacity(module, X, module(X).argmax(1), {"r": ("input_margin_bound", params)})
+
+
+# -- on the softmax ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", ["mlp", "conv_batch_norm", "residual"])
+def test_radii_on_the_softmax(case):
+    """The certified one by its formula; none exceeds the distance to a misclassified point."""
+    module, X, net = network(case)
+    y = module(X).argmax(1)
+    batch = Batch(net, X, y, loss="cross_entropy")
+    found = {method: sample_radii(net, batch, method, 4, "softmax")[0].numpy() for method in METHODS}
+    z = module(X).detach().double().softmax(1).numpy()
+    gaps = np.array([np.delete(row[label] - row, label).min() for row, label in zip(z, y, strict=True)])
+    lipschitz = MEASURES["lipschitz_l2"](net, batch).value
+    np.testing.assert_allclose(found["spectral"], gaps / math.sqrt(2) / (lipschitz / 2), rtol=1e-5)
+    np.testing.assert_array_equal(found["attack"], radii(case, "attack"))
+    assert (found["frobenius"] <= found["spectral"] * (1 + 1e-8)).all()
+    assert all((found["spectral"] <= found[method]).all() for method in ("jacobian", "hull", "attack"))
+
+
+def test_hull_of_one_sample_is_its_softmax_jacobian():
+    module, X, _ = network("mlp")
+    x, y = X[:1], module(X[:1]).argmax(1)
+    J = torch.autograd.functional.jacobian(lambda v: module(v).softmax(1)[0], x).flatten(1).double()
+    z = module(x)[0].double().softmax(0).detach()
+    expected = float((z.topk(2).values[0] - z.topk(2).values[1]) / math.sqrt(2) / torch.linalg.matrix_norm(J, 2))
+    params = {"method": "hull", "output": "softmax"}
+    assert measure_capacity(module, x, y, {"r": ("input_margin_bound", params)})["r"] == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 # -- corollary 3 -------------------------------------------------------------------------------------------------------
