@@ -1,7 +1,8 @@
 """Look at every page of the built site in a headless browser: `python docs/check_site.py [FOLDER]`.
 
 At a wide and a narrow window, no page scrolls sideways, no image is missing, and every formula is rendered; every
-internal link and its anchor exist. Needs the package playwright and a Chromium of the system.
+internal link and its anchor exist. What newcomers search for leads to the page that answers it. Needs the package
+playwright and a Chromium of the system.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from playwright.sync_api import Page, sync_playwright
 
@@ -32,6 +33,39 @@ INSPECT = r"""
   };
 }
 """
+# What a newcomer types into the search -> pages of which one must be among the first three results.
+SEARCHES = {
+    "overfitting": ("faq",),
+    "compare models": ("faq", "comparing"),
+    "nan": ("faq", "read_your_numbers"),
+    "inf": ("faq", "read_your_numbers"),
+    "transformer": ("faq",),
+    "save": ("faq", "persistence"),
+    "GPU": ("faq", "distributed"),
+    "own loss": ("faq",),
+    "early stopping": ("faq", "epochs"),
+    "pipeline": ("faq",),
+    "batch norm": ("faq",),
+    "memory": ("faq", "large_data"),
+    "slow": ("faq", "large_data"),
+    "regression": ("faq",),
+    "string labels": ("faq",),
+    "class imbalance": ("faq", "gallery/plot_11_class_imbalance"),
+    "which measure": ("faq", "which_measure"),
+    "reproducible": ("faq",),
+    "cite": ("faq", "about"),
+    "version": ("faq",),
+    "skorch": ("faq", "skorch"),
+    "install without CUDA": ("faq", "start"),
+    "softmax": ("faq",),
+    "data loader": ("faq",),
+    "own measure": ("faq", "own_measure"),
+    "negative margin": ("faq", "read_your_numbers"),
+    "checkpoint": ("faq", "persistence"),
+    "verification": ("verification",),
+}
+N_RESULTS = 3
+SEARCHED = r"() => document.querySelector('#search-results .search-summary')?.innerText.match(/\d/)"
 RENDERED = "() => !window.MathJax || !MathJax.startup || MathJax.startup.promise.then(() => true)"
 
 
@@ -70,6 +104,21 @@ def dead_links(pages: dict[Path, dict]) -> list[str]:
     return lines
 
 
+def failed_searches(page: Page, folder: Path) -> list[str]:
+    """Searches whose answer is not among the first results."""
+    lines = []
+    for query, answers in SEARCHES.items():
+        page.goto(f"{(folder / 'search.html').as_uri()}?q={quote(query)}")
+        page.wait_for_function(
+            "() => document.querySelector('#search-results .search-summary')?.innerText.match(/\\d/)"
+        )
+        links = page.eval_on_selector_all("#search-results ul.search > li > a", "links => links.map(a => a.href)")
+        paths = [Path(unquote(urlsplit(link).path)) for link in links[:N_RESULTS]]
+        if not {(folder / answer).with_suffix(".html") for answer in answers} & set(paths):
+            lines.append(f"search for {query!r}: {', '.join(path.stem for path in paths)} instead of {answers[0]}")
+    return lines
+
+
 def main(folder: Path) -> None:
     """Look at all pages and exit with an error if there is any fault."""
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -88,6 +137,7 @@ def main(folder: Path) -> None:
                 wrong += complaints(pages[path], str(path.relative_to(folder.resolve())), width)
             if number % 50 == 0:
                 print(f"{number} of {len(paths)} pages", flush=True)
+        wrong += failed_searches(page, folder.resolve())
         browser.close()
     wrong += dead_links(pages)
     print("\n".join([*wrong, f"{len(paths)} pages at {len(WIDTHS)} widths: {len(wrong)} faults"]))

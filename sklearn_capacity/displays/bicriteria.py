@@ -31,6 +31,10 @@ class BicriteriaDisplay:
     ax_ : Axes
     figure_ : Figure
 
+    See Also
+    --------
+    sklearn_capacity.bicriteria_curve : The curve of one model.
+
     References
     ----------
     Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, figures 2-4.

@@ -34,6 +34,11 @@ class CapacityComparisonDisplay:
     ax_ : Axes
     figure_ : Figure
 
+    See Also
+    --------
+    CapacityGapDisplay : Measures against the generalization gap.
+    sklearn_capacity.compare_capacity : The table it draws.
+
     Examples
     --------
     >>> import matplotlib

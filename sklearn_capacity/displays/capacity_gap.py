@@ -42,6 +42,11 @@ class CapacityGapDisplay:
     axes_ : ndarray of Axes
     figure_ : Figure
 
+    See Also
+    --------
+    CapacityComparisonDisplay : Ranks of the models, with the values.
+    sklearn_capacity.model_selection.rank_measures : The correlations it shows.
+
     Examples
     --------
     >>> import matplotlib

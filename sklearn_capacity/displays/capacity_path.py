@@ -39,6 +39,11 @@ class CapacityPathDisplay:
     axes_ : ndarray of Axes
     figure_ : Figure
 
+    See Also
+    --------
+    CapacityGapDisplay : Measures against the generalization gap.
+    sklearn_capacity.model_selection.capacity_table : The table it draws.
+
     Examples
     --------
     >>> import matplotlib

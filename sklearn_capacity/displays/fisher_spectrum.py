@@ -35,6 +35,11 @@ class FisherSpectrumDisplay:
         Corollary 2: an upper bound of the number of eigenvalues above each height.
     ax_, figure_ : matplotlib Axes and Figure
 
+    See Also
+    --------
+    HessianSpectrumDisplay : The same for the Hessian of the loss.
+    sklearn_capacity.fisher_spectrum : The eigenvalues it draws.
+
     References
     ----------
     Karakida, Akaho, Amari (2019), Universal statistics of Fisher information in deep neural networks, section 3.

@@ -32,6 +32,10 @@ class HessianSpectrumDisplay:
         None for a single draw.
     ax_, figure_ : matplotlib Axes and Figure
 
+    See Also
+    --------
+    FisherSpectrumDisplay : The same for the Fisher information.
+
     References
     ----------
     Ghorbani, Krishnan, Xiao (2019), An investigation into neural net optimization via Hessian eigenvalue density;

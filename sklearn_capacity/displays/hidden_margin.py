@@ -29,6 +29,10 @@ class HiddenMarginDisplay:
     ax_ : Axes
     figure_ : Figure
 
+    See Also
+    --------
+    MarginDisplay : Margins of the logits.
+
     References
     ----------
     Jiang, Krishnan, Mobahi, Bengio (2019), Predicting the generalization gap in deep networks with margin

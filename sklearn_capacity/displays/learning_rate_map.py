@@ -30,6 +30,10 @@ class LearningRateMapDisplay:
         Critical learning rate over the varied parameter (theorem 6).
     colorbar_, ax_, figure_ : matplotlib artists
 
+    See Also
+    --------
+    sklearn_capacity.theory.mean_field : Predicts the critical rate.
+
     References
     ----------
     Karakida, Akaho, Amari 2019, figure 2.

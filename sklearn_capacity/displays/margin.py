@@ -30,6 +30,10 @@ class MarginDisplay:
     ax_ : Axes
     figure_ : Figure
 
+    See Also
+    --------
+    HiddenMarginDisplay : Distances to the boundary in each layer.
+
     References
     ----------
     Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, section 2.1.

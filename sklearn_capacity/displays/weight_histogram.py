@@ -33,6 +33,10 @@ class WeightHistogramDisplay:
     ax_ : Axes
     figure_ : Figure
 
+    See Also
+    --------
+    HistoryDisplay : What training records per epoch.
+
     References
     ----------
     Generalization by design: learning in the manifold of distributions, figure 1.

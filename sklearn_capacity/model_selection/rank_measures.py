@@ -68,6 +68,12 @@ def rank_measures(
     ValueError
         For missing columns, no measures, or fewer than 2 models with a gap.
 
+    See Also
+    --------
+    capacity_table : A table of a search.
+    sklearn_capacity.compare_capacity : A table of trained models.
+    sklearn_capacity.displays.CapacityGapDisplay : Draws gap and measure.
+
     Notes
     -----
     If models differ in a single hyper-parameter, that alone may cause a correlation: also read the sign errors.

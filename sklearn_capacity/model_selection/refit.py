@@ -36,6 +36,10 @@ class capacity_refit:
     ValueError
         If a key is missing (the message suggests the closest), or no candidate has a finite score and capacity.
 
+    See Also
+    --------
+    capacity_table : The candidates as a table.
+
     References
     ----------
     Breiman, Friedman, Olshen, Stone (1984), Classification and regression trees, section 3.4.3 (the 1-SE rule).

@@ -40,6 +40,12 @@ def capacity_table(cv_results: Mapping[str, Any], measures: Any = None) -> pd.Da
     ValueError
         If `cv_results` has no scores.
 
+    See Also
+    --------
+    capacity_refit : Chooses among the candidates.
+    rank_measures : Which measure orders them like their gaps.
+    sklearn_capacity.displays.CapacityPathDisplay : Draws the table.
+
     Examples
     --------
     >>> import numpy as np

@@ -102,6 +102,10 @@ def check_penalty(
     TypeError or ValueError
         The message states what is wrong, and for which parameter.
 
+    See Also
+    --------
+    forward_pass : Shares a forward pass between loss and penalty.
+
     Notes
     -----
     Some penalties deliberately treat a part of themselves as constant, as :func:`per_layer_penalty` does, and fail the

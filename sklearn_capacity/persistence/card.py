@@ -50,6 +50,11 @@ def model_card(
     ValueError
         As in `capacity_report`.
 
+    See Also
+    --------
+    save : Writes the network itself.
+    capacity_report : Values with their units, errors, times, and reasons where there is no value.
+
     Examples
     --------
     >>> from sklearn.datasets import load_iris

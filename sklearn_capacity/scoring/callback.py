@@ -46,6 +46,11 @@ class CapacityCallback(TravelsByValue, Callback):
     ValueError
         During training, as in `measure_capacity`, if a named measure does not apply.
 
+    See Also
+    --------
+    displays.HistoryDisplay : Draws what the history contains.
+    InitialStateCallback : Keeps the weights before training.
+
     Examples
     --------
     >>> from sklearn.datasets import load_iris

@@ -113,6 +113,13 @@ def measure_capacity(
         For unknown names or parameters, data that do not match the model, named measures that do not apply, and
         ``log=True`` with a measure that may be negative.
 
+    See Also
+    --------
+    capacity_report : Values with their units, errors, times, and reasons where there is no value.
+    compare_capacity : Several models in one table.
+    list_measures : All measures with what they need and cost.
+    CapacityScorer : The same measures in searches and cross-validation.
+
     Examples
     --------
     >>> from sklearn.datasets import load_digits
@@ -232,6 +239,12 @@ def capacity_report(
         ``better`` ("lower" or "higher"), ``cost``, ``loss`` (under which the measure was computed), ``seconds``,
         ``computed`` (method, iterations, residual), ``same_as`` (another row that is equal by definition) and
         ``reason`` (why there is no value).
+
+    See Also
+    --------
+    measure_capacity : Only the values.
+    compare_capacity : Several models in one table.
+    list_measures : All measures with what they need and cost.
 
     Examples
     --------
@@ -360,6 +373,11 @@ def list_measures() -> pd.DataFrame:
         Columns ``name``, ``family``, ``better`` ("lower" or "higher"), ``needs``, ``cost``, ``essential``, ``cheap``,
         ``unit``, ``tasks``, ``invariances``, ``stochastic``, ``signed``, ``parameters`` (name to default), ``source``,
         ``summary``.
+
+    See Also
+    --------
+    measure_capacity : Only the values.
+    capacity_report : Values with their units, errors, times, and reasons where there is no value.
 
     Examples
     --------

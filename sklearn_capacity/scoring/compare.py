@@ -80,6 +80,12 @@ def compare_capacity(
     TypeError, ValueError, NotFittedError
         If an entry is not a trained model, or as in `measure_capacity`; the message names the model.
 
+    See Also
+    --------
+    displays.CapacityComparisonDisplay : Draws the ranks.
+    displays.CapacityGapDisplay : Draws the gap over each measure.
+    model_selection.rank_measures : Which measure orders models like their gaps.
+
     Examples
     --------
     >>> from sklearn.datasets import load_iris

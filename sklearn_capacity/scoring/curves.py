@@ -73,6 +73,10 @@ def bicriteria_curve(
     ValueError
         If an alpha is not positive, or the model cannot be measured.
 
+    See Also
+    --------
+    displays.BicriteriaDisplay : Draws the curves of several models.
+
     References
     ----------
     Neyshabur, Bhojanapalli, McAllester, Srebro (2017), Exploring generalization in deep learning, figures 2-4.

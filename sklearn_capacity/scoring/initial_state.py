@@ -26,6 +26,10 @@ class InitialStateCallback(Callback):
         A copy of the module's state before the first epoch since the net was initialized; `partial_fit` keeps
         the same copy.
 
+    See Also
+    --------
+    CapacityCallback : Measures after each epoch.
+
     Examples
     --------
     >>> import numpy as np, torch

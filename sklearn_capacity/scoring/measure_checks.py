@@ -73,6 +73,11 @@ def check_measure(
     TypeError or ValueError
         The message states the requirement, the result and the network.
 
+    See Also
+    --------
+    Measure : The record that declares the properties checked here.
+    penalties.check_penalty : The same for a penalty.
+
     Notes
     -----
     The cost is about ten evaluations on each network. Invariances are checked on the network without biases.

@@ -52,6 +52,12 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
     max_samples, batch_size, max_memory, device, random_state, max_seconds
         As in `measure_capacity`; a measure for which there is no time gives nan.
 
+    See Also
+    --------
+    measure_capacity : Values of one trained model, not negated.
+    model_selection.capacity_table : The results of a search as a table.
+    model_selection.capacity_refit : Chooses the candidate of least capacity within one standard error.
+
     Notes
     -----
     Measures that use data are meant for the training fold: search with ``return_train_score=True`` and read the

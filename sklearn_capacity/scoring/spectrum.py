@@ -69,6 +69,11 @@ def fisher_spectrum(
     NotDefinedError
         If there are no trainable parameters, or the softmax has only one logit.
 
+    See Also
+    --------
+    displays.FisherSpectrumDisplay : Draws it.
+    theory.mean_field : What theory predicts for random networks.
+
     Notes
     -----
     All eigenvalues are computed from the dual matrix of size C T, or from F itself where that costs less. For a network
