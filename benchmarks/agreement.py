@@ -22,7 +22,7 @@ from torch.func import functional_call, hessian, jacrev, vmap
 from sklearn_capacity import capacity_report, measure_capacity
 
 TABLE = Path(__file__).parents[1] / "docs" / "results" / "agreement.csv"
-COLUMNS = ("measure", "network", "peer", "version", "digits")
+COLUMNS = ("measure", "peer", "perceptron", "convolutions")
 
 
 class Case(NamedTuple):
@@ -206,7 +206,7 @@ def comparisons(peer: str) -> list[Comparison]:
 
 def main() -> None:
     """Compute what can be computed, print it and write the table."""
-    lines = []
+    digits: dict[tuple[str, str], dict[str, str]] = {}
     for peer in PEERS:
         try:
             found = comparisons(peer)
@@ -215,9 +215,12 @@ def main() -> None:
             continue
         for row in found:
             print(f"{row.measure:24s} {row.network:13s} {row.peer:24s} {row.ours:.12g} {row.theirs:.12g}")
-        lines += [[row.measure, row.network, row.peer, row.version, f"{row.digits:.0f}"] for row in found]
+            line = digits.setdefault((row.measure, f"{row.peer} {row.version}"), dict.fromkeys(COLUMNS[2:], ""))
+            line[row.network] = f"{row.digits:.0f}"
     with TABLE.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
+        csv.writer(file, lineterminator="\n").writerows(
+            [COLUMNS, *([*key, *line.values()] for key, line in digits.items())]
+        )
 
 
 if __name__ == "__main__":

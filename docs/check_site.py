@@ -40,7 +40,7 @@ SEARCHES = {
     "nan": ("faq", "read_your_numbers"),
     "inf": ("faq", "read_your_numbers"),
     "transformer": ("faq",),
-    "save": ("faq", "persistence"),
+    "save": ("faq", "persistence", "generated/api/sklearn_capacity.save"),
     "GPU": ("faq", "distributed"),
     "own loss": ("faq",),
     "early stopping": ("faq", "epochs"),
@@ -61,7 +61,7 @@ SEARCHES = {
     "data loader": ("faq",),
     "own measure": ("faq", "own_measure"),
     "negative margin": ("faq", "read_your_numbers"),
-    "checkpoint": ("faq", "persistence"),
+    "resume": ("faq", "persistence"),
     "verification": ("verification",),
 }
 N_RESULTS = 3
@@ -114,7 +114,7 @@ def failed_searches(page: Page, folder: Path) -> list[str]:
         )
         links = page.eval_on_selector_all("#search-results ul.search > li > a", "links => links.map(a => a.href)")
         paths = [Path(unquote(urlsplit(link).path)) for link in links[:N_RESULTS]]
-        if not {(folder / answer).with_suffix(".html") for answer in answers} & set(paths):
+        if not {folder / f"{answer}.html" for answer in answers} & set(paths):
             lines.append(f"search for {query!r}: {', '.join(path.stem for path in paths)} instead of {answers[0]}")
     return lines
 
