@@ -49,7 +49,9 @@ def draw(rows: pd.DataFrame, figure) -> None:
 
 def claims(rows: pd.DataFrame) -> dict[str, list[float]]:
     return {
-        "asymmetry of the Fisher-Rao norm above 1 %": [_asymmetry(row) - 0.01 for row in rows["fisher_rao_norm"]],
+        "asymmetry of the Fisher-Rao norm over 1 %, log10": [
+            np.log10(_asymmetry(row) / 0.01) for row in rows["fisher_rao_norm"]
+        ],
         "asymmetry of the path norm below 0.01 %": [1e-4 - _asymmetry(row) for row in rows["l2_path_norm"]],
         "(L + 1) data path norm over the Fisher-Rao norm, smallest log10 on the grid": [
             np.log10(N_LAYERS * np.array(path) / np.array(norm)).min()
@@ -64,9 +66,9 @@ def _grid(values) -> np.ndarray:
 
 
 def _asymmetry(values) -> float:
-    """Largest change of a norm when the first weight changes its sign, relative to the norm's maximum."""
+    """Largest change of a norm when one of the weights changes its sign, relative to the norm's maximum."""
     grid = _grid(values)
-    return float(np.abs(grid - grid[:, ::-1]).max() / grid.max())
+    return float(max(np.abs(grid - np.flip(grid, axis)).max() for axis in (0, 1)) / grid.max())
 
 
 STUDY = Study(

@@ -33,7 +33,7 @@ SCALES = {
         "n_train": 1000,
         "n_test": 2000,
         "pixels": 8,
-        "max_epochs": 50,
+        "max_epochs": 100,
     },
     "paper": {
         "optimizer": ["sgd", "kfac"],
