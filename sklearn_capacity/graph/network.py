@@ -196,8 +196,20 @@ class Network:
         """
         with torch.no_grad():
             graph = self.program.bind(self.tensors())
-            self._check(graph)
+            try:
+                self._check(graph)
+            except UnsupportedLayerError:
+                if not self.program.reused:
+                    raise
+                graph = self._traced_anew().bind(self.tensors())
+                self._check(graph)
         return graph
+
+    def _traced_anew(self) -> Program:
+        """The program of this very module, if that of an equal one does not fit it."""
+        program = trace(self.module, self.input_shape, dtype=self.dtype, inside=self._inside, anew=True)
+        self._traced[:] = [program]
+        return program
 
     @computed_once
     def weight_layers(self) -> WeightLayers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ..process_state import undisturbed, without_torch_warnings
 from .binding import Binder
 from .export_cleanup import no_leftovers
 from .fold import fold
+from .known_programs import Programs, structure_of
 from .nodes import NetworkGraph, UnsupportedLayerError
 from .recording import is_known, recorded
 
@@ -22,6 +23,10 @@ __all__ = ["Program", "named_tensors", "private_copy", "trace"]
 
 # Number of samples for tracing; a single one would be specialised away.
 SAMPLES = 2
+#: Exported programs of this process; half a megabyte each is much.
+_PROGRAMS = Programs(most=100, largest_cost=2**20)
+#: What binding reads of a node's `meta`; the rest would hold other graphs.
+_META = ("val", "nn_module_stack", "stack_trace")
 
 
 #: Operators that are folded into adjacent layers.
@@ -66,7 +71,7 @@ class Program:
     `bind` returns the graph for one set of tensors, as a differentiable function of them, so a training loop traces
     once and binds at every step. `batch` is the size of the first axis: a symbol, or a number if the forward pass fixed
     it (by calling `len(x)`, for example). `inside` is the dotted path, with a final dot, of the user's module in the
-    traced one.
+    traced one. `reused` tells that another module of equal structure was traced.
     """
 
     nodes: tuple[torch.fx.Node, ...]
@@ -77,6 +82,12 @@ class Program:
     batch: str
     output_name: str
     inside: str = ""
+    reused: bool = False
+
+    @property
+    def cost(self) -> int:
+        """Numbers that the constants hold, and some hundreds for each node."""
+        return 300 * len(self.nodes) + sum(constant.numel() for constant in self.constants.values())
 
     def shown(self, scope: str) -> str:
         """The name of a submodule in the user's module."""
@@ -107,8 +118,11 @@ def trace(
     dtype: torch.dtype | None = None,
     training: bool = False,
     inside: str = "",
+    anew: bool = False,
 ) -> Program:
     """Trace a module's forward pass, in eval mode unless `training`, on a private copy.
+
+    Of modules with equal structure only the first is exported; see `known_programs`.
 
     Parameters
     ----------
@@ -122,6 +136,8 @@ def trace(
         Whether every submodule keeps its current mode; such a program only serves for comparison with eval mode.
     inside : str, default=""
         Path of the user's module in `module`, with a final dot, if `module` is a wrapper.
+    anew : bool, default=False
+        Whether to forget the program of an equal module.
 
     Raises
     ------
@@ -137,7 +153,13 @@ def trace(
             return Program(
                 found.nodes, found.tensor_names, {}, names[0], tuple(input_shape), found.batch, names[1], inside
             )
-    return _from_export(_copy_to("cpu", module, training), tuple(input_shape), dtype, inside)
+    key = structure_of(module, tuple(input_shape), dtype, training=training)
+    program = None if key is None or anew else _PROGRAMS.get(key)
+    if program is None:
+        program = _from_export(_copy_to("cpu", module, training), tuple(input_shape), dtype, inside)
+        if key is not None:
+            _PROGRAMS.keep(key, replace(program, reused=True), program.cost)
+    return replace(program, inside=inside)
 
 
 def _copy_to(device: str, module: nn.Module, training: bool) -> nn.Module:
@@ -168,6 +190,8 @@ def _from_export(private: nn.Module, input_shape: tuple[int, ...], dtype: torch.
     names = {key: name.removeprefix("module.") for key, name in named.items()}
     constants = {key: exported.constants[name] for key, name in signature.inputs_to_lifted_tensor_constants.items()}
     nodes = tuple(exported.graph_module.graph.nodes)
+    for node in nodes:
+        node.meta = {name: node.meta[name] for name in _META if name in node.meta}
     (input_name,) = signature.user_inputs
     placeholder = next(node for node in nodes if node.name == input_name)
     batch = str(placeholder.meta["val"].shape[0])

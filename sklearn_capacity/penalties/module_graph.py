@@ -40,6 +40,8 @@ __all__ = [
 MANY_TRACES = 20
 #: Longer lists and dicts are not considered settings of a forward pass, and are not read at every step.
 MANY_ENTRIES = 100
+#: Samples of the batch on which a graph is compared with its module.
+COMPARED = 16
 
 _SCALARS = (int, float, bool, str, bytes, complex, type(None))
 _OF_TORCH = frozenset(vars(nn.Module()))
@@ -162,23 +164,32 @@ def _program(module: nn.Module, X: Tensor) -> tuple[Program | None, str | None, 
     Even if a module cannot be traced, the loop of double backward passes may still work for it.
     """
     try:
-        program = trace(module, tuple(X.shape[1:]), dtype=X.dtype)
-        copied = private_copy(module)  # side effects of a forward pass stay in the copy
-        before = _contents(copied)
-        with torch.no_grad():
-            graph = program.bind(named_tensors(module))
-            expected, got = copied(X), evaluate(graph, X)
+        program, graph, refusal, writes = _compared(module, X[:COMPARED])
+        if refusal is not None and program.reused:  # that of an equal module does not fit this one
+            program, graph, refusal, writes = _compared(module, X[:COMPARED], anew=True)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         return None, str(error), False
+    return (program, chain_refusal(graph), writes) if refusal is None else (None, refusal, False)
+
+
+def _compared(module: nn.Module, X: Tensor, *, anew: bool = False) -> tuple[Program, NetworkGraph, str | None, bool]:
+    """Program and graph, why they do not reproduce the module at X, and whether the module writes."""
+    program = trace(module, tuple(X.shape[1:]), dtype=X.dtype, anew=anew)
+    copied = private_copy(module)  # side effects of a forward pass stay in the copy
+    before = _contents(copied)
+    with torch.no_grad():
+        graph = program.bind(named_tensors(module))
+        expected, got = copied(X), evaluate(graph, X)
+    writes = before != _contents(copied)
     if not isinstance(expected, Tensor) or expected.shape != got.shape:
-        return None, "it returns something else than the operators of its graph.", False
+        return program, graph, "it returns something else than the operators of its graph.", writes
     scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
     difference = float((got - expected).abs().max() / scale)
     if difference >= 1e3 * torch.finfo(expected.dtype).eps ** 0.8:
-        return None, f"the operators of its graph differ from it by {difference:.1e}.", False
-    return program, chain_refusal(graph), before != _contents(copied)
+        return program, graph, f"the operators of its graph differ from it by {difference:.1e}.", writes
+    return program, graph, None, writes
 
 
 def _contents(module: nn.Module) -> tuple:

@@ -8,6 +8,16 @@ Data flow: values -> encode -> write_file -> read_file -> decode -> values.
 
 from sklearn_capacity.storage.encoding import decode, encode
 from sklearn_capacity.storage.files import FileError, Stored, read_file, remove_leftovers, write_file
-from sklearn_capacity.storage.fingerprint import fingerprint
+from sklearn_capacity.storage.fingerprint import complete_fingerprint, fingerprint
 
-__all__ = ["FileError", "Stored", "decode", "encode", "fingerprint", "read_file", "remove_leftovers", "write_file"]
+__all__ = [
+    "FileError",
+    "Stored",
+    "complete_fingerprint",
+    "decode",
+    "encode",
+    "fingerprint",
+    "read_file",
+    "remove_leftovers",
+    "write_file",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dis
 import enum
 import functools
 import hashlib
@@ -21,12 +22,22 @@ from torch import Tensor, nn
 
 from sklearn_capacity.storage.encoding import encode
 
-__all__ = ["fingerprint"]
+__all__ = ["complete_fingerprint", "fingerprint"]
 
 _MAX_DEPTH = 30
 _LIBRARIES = (
     *("torch", "skorch", "sklearn", "numpy", "scipy", "sklearn_capacity"),
     *sys.stdlib_module_names.difference({"__main__"}),
+)
+#: modules whose functions depend on their arguments only, as far as a forward pass uses them
+_STEADY = frozenset(
+    "torch torchvision numpy sklearn_capacity builtins _operator __future__ math cmath functools itertools collections "
+    "operator typing abc copy enum dataclasses numbers string warnings contextlib".split()
+)
+#: names in code that may read more than values in memory; attributes of these names count, too
+_UNSTEADY = frozenset(
+    "open input eval exec globals locals vars id __import__ import_module modules environ os sys random backends "
+    "get_rng_state initial_seed".split()
 )
 _PLAIN = (types.FunctionType, int, float, str, bool, tuple, type(None))
 #: types of global values in a function's code that do not change while a program runs
@@ -34,6 +45,7 @@ _CONSTANTS = (int, float, complex, str, bytes, bool, type(None), enum.Enum, torc
 _CODE = (types.FunctionType, type, functools.partial)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _OF_EVERY_CLASS = frozenset(vars(type("Empty", (nn.Module,), {}))) | {
+    *("__dict__", "__weakref__"),
     *("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__"),
     *("__static_attributes__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__slots__"),
 }
@@ -60,7 +72,31 @@ def fingerprint(**values: Any) -> str:
     >>> fingerprint(rate=0.1) == fingerprint(rate=0.1) != fingerprint(rate=0.2)
     True
     """
-    digest = _Digest()
+    return _hexdigest(_Digest(), values)
+
+
+def complete_fingerprint(**values: Any) -> str:
+    """Like `fingerprint`, but everything counts that the code of functions can read, also what may change meanwhile.
+
+    Raises
+    ------
+    TypeError
+        If that cannot be told: a value without content, the code of a library other than torch and NumPy, or code that
+        may read the environment, a file, a clock or random numbers.
+
+    Examples
+    --------
+    >>> from sklearn_capacity.storage import complete_fingerprint
+    >>> slopes = [0.1]
+    >>> before = complete_fingerprint(code=lambda x: slopes[0] * x)
+    >>> slopes[0] = 0.2
+    >>> before == complete_fingerprint(code=lambda x: slopes[0] * x)
+    False
+    """
+    return _hexdigest(_Digest(complete=True), values)
+
+
+def _hexdigest(digest: _Digest, values: Mapping[str, Any]) -> str:
     for name in sorted(values):
         _update(digest, values[name], name, ())
     while digest.references:  # referenced code: each once and not nested, so that references may be cyclic
@@ -70,9 +106,10 @@ def fingerprint(**values: Any) -> str:
 
 
 class _Digest:
-    """SHA-256, and the code that remains to be hashed."""
+    """SHA-256, and the code that remains to be hashed; `complete` as in `complete_fingerprint`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, complete: bool = False) -> None:
+        self.complete = complete
         self._sha = hashlib.sha256()
         self.update, self.hexdigest = self._sha.update, self._sha.hexdigest
         self.references: collections.deque[tuple[str, Any]] = collections.deque()
@@ -135,7 +172,7 @@ def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
     elif isinstance(value, types.FunctionType):
         cells = [_content(cell) for cell in value.__closure__ or ()]
         inner([value.__qualname__, value.__code__, value.__defaults__, value.__kwdefaults__, cells], "function")
-        for label, item in _named_in(value):
+        for label, item in (_all_named_in if digest.complete else _named_in)(value):
             digest.refer(item, label)
     elif isinstance(value, types.ModuleType):
         digest.update(value.__name__.encode())
@@ -222,10 +259,12 @@ def _update_attribute(digest: _Digest, item: Any, name: str, inner: Any) -> None
 
 def _update_alone(digest: _Digest, value: Any, name: str) -> None:
     """Hash a referenced value; one without content to hash, such as a lock or a log, counts by its kind."""
-    alone = _Digest()
+    alone = _Digest(complete=digest.complete)
     try:
         _update(alone, value, name, ())
     except (TypeError, ValueError, RuntimeError):
+        if digest.complete:
+            raise
         digest.update(f"\0{name}\6{type(value).__module__}.{type(value).__qualname__}\7".encode())
         return
     digest.update(alone.hexdigest().encode())
@@ -235,12 +274,7 @@ def _update_alone(digest: _Digest, value: Any, name: str) -> None:
 
 def _named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
     """The code and the constants that a function's global names refer to, also through a user's module."""
-    names: set[str] = set()
-    codes = [function.__code__]
-    while codes:
-        code = codes.pop()
-        names.update(code.co_names)
-        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    names = _names_in(function)
     items = []
     for name in sorted(names):
         item = function.__globals__.get(name)
@@ -248,6 +282,53 @@ def _named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
             items += [(label, part) for label, part in _of_module(item) if label.rpartition(".")[2] in names]
         elif _is_lasting(item):
             items.append((name, item))
+    return items
+
+
+def _names_in(function: types.FunctionType) -> set[str]:
+    """All names in a function's code, of globals and of attributes."""
+    return {name for code in _codes_of(function) for name in code.co_names}
+
+
+def _codes_of(function: types.FunctionType) -> list[types.CodeType]:
+    """A function's code, and that of the functions defined in it."""
+    codes = [function.__code__]
+    for code in codes:
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return codes
+
+
+def _imported_in(function: types.FunctionType) -> list[str]:
+    """The modules that a function's code itself imports."""
+    steps = (step for code in _codes_of(function) for step in dis.get_instructions(code))
+    return [str(step.argval) for step in steps if step.opname == "IMPORT_NAME"]
+
+
+def _is_steady(module: str) -> bool:
+    return module.partition(".")[0] in _STEADY
+
+
+def _all_named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """All global values that a function's code can read, except steady modules and what they define."""
+    names = _names_in(function)
+    if unsteady := (names & _UNSTEADY) | {name for name in _imported_in(function) if not _is_steady(name)}:
+        raise TypeError(f"`{function.__qualname__}` may read what cannot be hashed: {', '.join(sorted(unsteady))}.")
+    items: list[tuple[str, Any]] = []
+    queue = [(name, function.__globals__[name]) for name in sorted(names & function.__globals__.keys())]
+    while queue:
+        label, item = queue.pop()
+        if not isinstance(item, (types.FunctionType, types.BuiltinFunctionType, type, types.ModuleType)):
+            items.append((label, item))
+            continue
+        home = item.__name__ if isinstance(item, types.ModuleType) else item.__module__ or "builtins"
+        if _is_steady(home):
+            continue
+        if isinstance(item, types.BuiltinFunctionType) or _is_installed(item):
+            raise TypeError(f"`{function.__qualname__}` uses `{label}`, whose code may read anything.")
+        if isinstance(item, types.ModuleType):
+            queue += [(f"{label}.{name}", vars(item)[name]) for name in sorted(names & vars(item).keys())]
+        else:
+            items.append((label, item))
     return items
 
 

@@ -1,0 +1,267 @@
+"""Equal networks are exported once, and a network that differs in anything that an export fixes is exported anew."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sklearn_capacity.graph import Network, UnsupportedLayerError, evaluate
+from sklearn_capacity.graph.known_programs import Programs, structure_of
+from sklearn_capacity.penalties import frobenius_penalty
+from tests.training.test_behaviour import EDITS, SOURCE, defined
+
+TRACE = importlib.import_module("sklearn_capacity.graph.trace")  # `graph.trace` is the function
+LISTED, NAMED, ARRAY, TENSOR, NUMBER = [1.0], {"k": [1.0]}, np.ones(3), torch.ones(3), 1.0
+
+
+class Config:
+    def __init__(self):
+        self.scale = 1.0
+
+    def doubled(self):
+        return 2 * self.scale
+
+
+CONFIG = Config()
+
+
+def from_globals(x):
+    constants = torch.as_tensor(ARRAY, dtype=x.dtype) * TENSOR
+    return x * LISTED[0] * NAMED["k"][0] * NUMBER * CONFIG.doubled() * constants
+
+
+class Written(nn.Module):
+    """A user's network with settings of many kinds."""
+
+    of_class = [1.0]
+
+    def __init__(self, function=None):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.register_buffer("shift", torch.zeros(3))
+        self.setting, self.settings, self.constant, self.function = 1.0, {"k": [1.0]}, torch.ones(3), function
+
+    def forward(self, x):
+        x = self.second(torch.relu(self.first(x)) * self.setting) * self.settings["k"][0]
+        x = x * self.constant * self.of_class[0] + self.shift
+        return x if self.function is None else self.function(x)
+
+
+def closure():
+    factor = 1.0
+
+    def change():
+        nonlocal factor
+        factor = 2.0
+
+    return lambda x: x * factor, change
+
+
+def graph_and_module_agree(module: nn.Module) -> None:
+    X = torch.randn(6, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(evaluate(Network(module, (4,)).graph, X), module.eval()(X))
+
+
+@pytest.fixture
+def exports(monkeypatch):
+    """The modules that are exported."""
+    calls, export = [], torch.export.export
+    monkeypatch.setattr(
+        torch.export, "export", lambda module, *args, **kw: calls.append(module) or export(module, *args, **kw)
+    )
+    monkeypatch.setattr(TRACE, "_PROGRAMS", Programs(most=100, largest_cost=2**20))
+    return calls
+
+
+def test_equal_modules_are_exported_once(exports):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        module = Written()
+        nn.init.normal_(module.shift)
+        graph_and_module_agree(module)
+        frobenius_penalty(module, torch.randn(5, 4)).backward()
+    # In training mode this network is the same function, which takes no second export: the penalty's check compares.
+    assert len(exports) <= 2
+    assert Network(Written(), (4,), dtype=torch.float64).graph.layers
+    assert len(exports) <= 3
+
+
+CHANGES = {
+    "a listed global": lambda module: LISTED.__setitem__(0, 2.0),
+    "a global dict": lambda module: NAMED["k"].__setitem__(0, 2.0),
+    "a global array": lambda module: ARRAY.__imul__(2.0),
+    "a global tensor": lambda module: TENSOR.mul_(2.0),
+    "a global name": lambda module: globals().__setitem__("NUMBER", 2.0),
+    "a global object": lambda module: setattr(CONFIG, "scale", 2.0),
+    "a setting": lambda module: setattr(module, "setting", 2.0),
+    "a setting in a container": lambda module: module.settings["k"].__setitem__(0, 2.0),
+    "a constant in place": lambda module: module.constant.mul_(2.0),
+    "a list of the class": lambda module: Written.of_class.__setitem__(0, 2.0),
+    "a hook": lambda module: module.first.register_forward_hook(lambda _, args, output: 2 * output),
+    "a hook before": lambda module: module.first.register_forward_pre_hook(lambda _, args: (2 * args[0],)),
+    "a submodule": lambda module: setattr(module, "first", nn.Sequential(nn.Linear(4, 5), nn.Tanh())),
+    "a method of a submodule": lambda module: setattr(module.first, "forward", lambda x: torch.cat([x, x[:, :1]], 1)),
+    "an added parametrisation": lambda module: nn.utils.parametrizations.spectral_norm(module.eval().first),
+    "a shape": lambda module: (setattr(module, "first", nn.Linear(4, 7)), setattr(module, "second", nn.Linear(7, 3))),
+    "another bias": lambda module: setattr(module, "second", nn.Linear(5, 3, bias=False)),
+}
+
+
+@pytest.fixture
+def globals_restored():
+    yield
+    LISTED[0] = NAMED["k"][0] = CONFIG.scale = Written.of_class[0] = globals()["NUMBER"] = 1.0
+    ARRAY.fill(1.0)
+    TENSOR.fill_(1.0)
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_changes_are_seen(change, exports, globals_restored):
+    module = Written(from_globals)
+    graph_and_module_agree(module)
+    before = structure_of(module, (4,), torch.float32, training=False)
+    change(module)
+    assert structure_of(module, (4,), torch.float32, training=False) != before
+    graph_and_module_agree(module)
+    assert len(exports) == 2
+
+
+def test_a_changed_closure_is_seen(exports):
+    function, change = closure()
+    module = Written(function)
+    graph_and_module_agree(module)
+    change()
+    graph_and_module_agree(module)
+    assert len(exports) == 2
+
+
+@pytest.mark.parametrize("edit", range([old for old, _ in EDITS].index("return Net(n_features, n_outputs)") + 1))
+def test_edited_definitions_differ(edit):
+    old, new = EDITS[edit]
+    structures = []
+    for source in (SOURCE, SOURCE.replace(old, new), SOURCE):
+        module = defined(source).factory(4, 1)
+        structures.append(structure_of(module, (4,), torch.float32, training=False))
+    sys.modules.pop("definitions_of_a_user", None)
+    first, edited, again = structures
+    assert first is not None and first == again
+    assert edited != first
+
+
+def reads_environment(x):
+    return x * float(os.environ.get("NO_SUCH_NAME", 1))
+
+
+def draws(x):
+    return x * random.random()
+
+
+def tells_time(x):
+    return x * time.time()
+
+
+def imports(x):
+    from os import environ
+
+    return x * float(environ.get("NO_SUCH_NAME", 1))
+
+
+def imports_inside(x):
+    def scale():
+        import os.path
+
+        return len(os.path.curdir)
+
+    return x * scale()
+
+
+def draws_from_numpy(x):
+    return x * np.random.rand()
+
+
+def opens(x):
+    with open(os.devnull) as file:
+        return x + len(file.read())
+
+
+@pytest.mark.parametrize(
+    "function", [reads_environment, draws, tells_time, imports, imports_inside, draws_from_numpy, opens]
+)
+def test_what_may_read_anything_has_no_structure(function):
+    assert structure_of(Written(function), (4,), torch.float32, training=False) is None
+    assert structure_of(Written(lambda x: function(x)), (4,), torch.float32, training=False) is None
+
+
+def test_ties_count():
+    class Two(nn.Module):
+        def __init__(self, tied):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+            if tied:
+                self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.b(self.a(x))
+
+    first, second = (structure_of(Two(tied), (4,), torch.float32, training=False) for tied in (False, True))
+    assert None not in (first, second) and first != second
+    assert [len({node.sources for node in Network(Two(tied), (4,)).graph.layers}) for tied in (False, True)] == [2, 2]
+
+
+def test_a_program_that_does_not_fit_is_replaced(exports, monkeypatch):
+    """Whatever a structure misses, the comparison with the module sees."""
+    monkeypatch.setattr(TRACE, "structure_of", lambda *args, **kwargs: "the same for all")
+    graph_and_module_agree(Written())
+    other = Written(torch.tanh)
+    graph_and_module_agree(other)
+    assert len(exports) == 2
+    X = torch.randn(5, 4)
+    third = Written(torch.sigmoid)
+    value = frobenius_penalty(third, X)
+    rows = torch.func.vmap(torch.func.jacrev(lambda x: third(x[None])[0]))(X)
+    torch.testing.assert_close(value, rows.square().sum() / len(X))
+
+
+def test_refusals_are_not_kept(exports):
+    class DependsOnData(Written):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else x[:, :3]
+
+    for _ in range(2):
+        with pytest.raises(UnsupportedLayerError, match="`DependsOnData` cannot be traced"):
+            _ = Network(DependsOnData(), (4,)).graph
+
+
+def test_equal_modules_in_many_threads(exports):
+    def work(seed: int) -> None:
+        module = Written()
+        for _ in range(3):
+            graph_and_module_agree(module)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(8)))
+    assert len(exports) <= 4
+
+
+def test_programs_are_bounded():
+    programs = Programs(most=3, largest_cost=10)
+    for key in "abc":
+        programs.keep(key, key.upper(), 1)
+    assert programs.get("a") == "A"
+    programs.keep("d", "D", 10)
+    assert [programs.get(key) for key in "abcd"] == ["A", None, "C", "D"]
+    programs.keep("e", "E", 11)
+    assert len(programs) == 3 and programs.get("e") is None
+    programs.forget("a")
+    programs.forget("a")
+    assert programs.get("a") is None
