@@ -175,12 +175,12 @@ def eigenvalue_rows() -> list[dict]:
     def ours():
         return MEASURES["fisher_max_eigenvalue"](network, Batch(network, X, None))
 
-    found, value = ours(), theirs()
-    assert abs(found.value - value) < 1e-4 * value, (found.value, value)
-    note = f"200 samples; {found.info['products']} products, peer: ARPACK on curvlinops' GGN, {products} products"
+    result, value = ours(), theirs()
+    assert abs(result.value - value) < 1e-4 * value, (result.value, value)
+    note = f"200 samples; {result.info['products']} products, peer: ARPACK on curvlinops' GGN, {products} products"
     row = measure_row("largest Fisher eigenvalue, MLP", ours, theirs, target=1.0, note=note, repeats=3)
     count = {"kernel": "products at tolerance 1e-5, MLP", "ours": math.nan, "peer": math.nan}
-    return [row, count | {"ratio": float(found.info["products"]), "target": 16.0, "note": "the ratio is their number"}]
+    return [row, count | {"ratio": float(result.info["products"]), "target": 16.0, "note": "the ratio is their number"}]
 
 
 def run() -> list[dict]:

@@ -39,8 +39,8 @@ def plain_product(module: nn.Module, X: Tensor, y: Tensor) -> Callable[[Tensor],
     def product(vector: Tensor) -> Tensor:
         gradients = torch.autograd.grad(F.cross_entropy(module(X), y), parameters, create_graph=True)
         pieces = [v.view_as(p) for v, p in zip(vector.split(sizes), parameters, strict=True)]
-        found = torch.autograd.grad(gradients, parameters, pieces, materialize_grads=True)
-        return torch.cat([h.flatten() for h in found])
+        result = torch.autograd.grad(gradients, parameters, pieces, materialize_grads=True)
+        return torch.cat([h.flatten() for h in result])
 
     return product
 

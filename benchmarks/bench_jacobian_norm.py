@@ -56,8 +56,8 @@ def forward(network: Network, X: Tensor) -> Tensor:
 
 def truth(module: nn.Module, X: Tensor) -> Tensor:
     """Singular values in float64, per sample."""
-    twin = Network(module, tuple(X.shape[1:]), dtype=torch.float64)
-    rows = [torch.autograd.functional.jacobian(lambda x: twin.forward(x[None])[0], x) for x in X.double()]
+    network64 = Network(module, tuple(X.shape[1:]), dtype=torch.float64)
+    rows = [torch.autograd.functional.jacobian(lambda x: network64.forward(x[None])[0], x) for x in X.double()]
     return torch.stack([torch.linalg.svdvals(row.flatten(1))[0] for row in rows])
 
 

@@ -33,9 +33,9 @@ def overwritten_copy(module: nn.Module, ones: Tensor) -> float:
 
     Max pooling keeps one path per window, average pooling's 1/k is not squared, and float32 overflows in deep networks.
     """
-    twin = copy.deepcopy(module)
+    squared = copy.deepcopy(module)
     with torch.no_grad():
-        for layer in twin.modules():
+        for layer in squared.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.weight.copy_(layer.weight**2 / (layer.running_var + layer.eps))
                 layer.running_mean.zero_()
@@ -45,7 +45,7 @@ def overwritten_copy(module: nn.Module, ones: Tensor) -> float:
                 layer.weight.square_()
                 if layer.bias is not None:
                     layer.bias.zero_()
-        return float(twin(ones).sum().sqrt())
+        return float(squared(ones).sum().sqrt())
 
 
 def forward(module: nn.Module, X: Tensor) -> Tensor:

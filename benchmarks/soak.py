@@ -60,18 +60,18 @@ def usage() -> Usage:
 
 def faults(settled: Usage, final: Usage, rounds: int, growth: float = GROWTH) -> list[str]:
     """Sentences on what has grown between two states, some rounds apart."""
-    found = []
+    result = []
     if final.memory > settled.memory * (1 + growth):
-        found.append(f"resident memory grew from {settled.memory / 2**20:.1f} to {final.memory / 2**20:.1f} MiB")
+        result.append(f"resident memory grew from {settled.memory / 2**20:.1f} to {final.memory / 2**20:.1f} MiB")
     if final.files > settled.files:
-        found.append(f"open files grew from {settled.files} to {final.files}")
+        result.append(f"open files grew from {settled.files} to {final.files}")
     if final.threads > settled.threads:
-        found.append(f"threads grew from {settled.threads} to {final.threads}")
+        result.append(f"threads grew from {settled.threads} to {final.threads}")
     if final.sources > settled.sources:
-        found.append(f"source texts in linecache grew from {settled.sources} to {final.sources}")
+        result.append(f"source texts in linecache grew from {settled.sources} to {final.sources}")
     if final.objects >= settled.objects + rounds:  # a leak per round is at least one object
-        found.append(f"Python's objects grew from {settled.objects} to {final.objects} in {rounds} rounds")
-    return found
+        result.append(f"Python's objects grew from {settled.objects} to {final.objects} in {rounds} rounds")
+    return result
 
 
 def conv_net(input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
@@ -143,15 +143,15 @@ def main(arguments: list[str] | None = None) -> int:
     rounds = options.rounds or (300 if options.classes else 1000)
     settle = options.settle or (48 if options.classes else 100)
     torch.set_num_threads(1)
-    settled, final, found = soak(rounds, settle, one_round=one_class if options.classes else one_round)
+    settled, final, result = soak(rounds, settle, one_round=one_class if options.classes else one_round)
     for number, held in ((settle, settled), (rounds, final)):
         print(
             f"after {number} rounds: {held.memory / 2**20:.1f} MiB, {held.files} files, {held.threads} threads, "
             f"{held.sources} source texts, {held.objects} objects"
         )
     growth = 100 * (final.memory / settled.memory - 1)
-    print("\n".join(found) or f"memory changed by {growth:+.1f} %; nothing was left behind")
-    return 1 if found else 0
+    print("\n".join(result) or f"memory changed by {growth:+.1f} %; nothing was left behind")
+    return 1 if result else 0
 
 
 if __name__ == "__main__":

@@ -65,29 +65,29 @@ def class_of(number: int) -> type[nn.Module]:
     first, forward = FORWARDS[number % len(FORWARDS)]
     names: dict[str, Any] = {"nn": nn, "torch": torch, "__name__": f"made_{number}"}
     exec(SOURCE.format(number=number, first=first, forward=forward.format(number=number)), names)  # noqa: S102
-    made: type[nn.Module] = names[f"Net{number}"]
-    return made
+    cls: type[nn.Module] = names[f"Net{number}"]
+    return cls
 
 
 def one_class(number: int) -> None:
     """Use a class in all the ways that the package has, of which some refuse it."""
-    made = class_of(number)
+    cls = class_of(number)
     rng = np.random.default_rng(number)
     X, y = rng.normal(size=(20, 6)).astype(np.float32), np.arange(20) % 3
 
     def make(input_shape: tuple[int, ...], n_outputs: int) -> nn.Module:
-        return made()
+        return cls()
 
     def score() -> None:
         model = NetworkClassifier(module=make, max_epochs=2, random_state=0).fit(X, y)
         CapacityScorer(["accuracy", "l2_path_norm", "margin"])(model, X, y)
 
     def penalise(penalty: Callable[..., torch.Tensor]) -> None:
-        penalty(made(), torch.from_numpy(X)).backward()
+        penalty(cls(), torch.from_numpy(X)).backward()
 
     uses: list[Callable[[], object]] = [
-        lambda: measure_capacity(made(), X, y, ["l2_path_norm", "fisher_rao_norm", "jacobian_frobenius", "margin"]),
-        lambda: capacity_report(made(), X, y, ["frobenius_norm", "l2_path_norm"], per_layer=True),
+        lambda: measure_capacity(cls(), X, y, ["l2_path_norm", "fisher_rao_norm", "jacobian_frobenius", "margin"]),
+        lambda: capacity_report(cls(), X, y, ["frobenius_norm", "l2_path_norm"], per_layer=True),
         lambda: penalise(frobenius_penalty),
         lambda: penalise(spectral_penalty),
         lambda: JacobianRegularizedClassifier(module=make, max_epochs=1, random_state=0).fit(X, y),

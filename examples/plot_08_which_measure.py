@@ -1,6 +1,6 @@
 """
-Which measure tells?
-====================
+Which measure orders networks as their generalization gaps?
+===========================================================
 
 Train networks that differ in width, weight decay and the share of wrong labels, and test which measure orders them by
 their generalization gaps. ``rank_measures`` answers with Kendall's rank correlation and a bootstrap interval.

@@ -24,7 +24,7 @@ SETS = {
     "AVX512": ("avx512", "AVX512", "AVX512", "AVX512_CORE", "SkylakeX", ()),
 }
 VARIABLES = ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE")
-# What `--numerical` stands for: the doctests, and the tests whose subject is a number.
+# What `--numerical` runs: the doctests, and the tests whose subject is a number.
 FOLDERS = ("derivatives", "layers", "linalg", "measures", "penalties", "theory", "training")
 NUMERICAL = ("sklearn_capacity", *(f"tests/{name}" for name in FOLDERS))
 
@@ -45,11 +45,11 @@ def capability(variables: dict[str, str]) -> str:
 
 
 def run(name: str, threads: int, arguments: list[str]) -> bool:
-    """Whether the tests pass; says so in one line after pytest's own."""
+    """Whether the tests pass; prints one line after those of pytest."""
     variables = environment(name, threads)
     took = capability(variables)
     if took != name:
-        raise SystemExit(f"torch was told to take the instruction set {name} and took {took}.")
+        raise SystemExit(f"torch was set to use the instruction set {name} and uses {took}.")
     processes = (os.cpu_count() or 1) // threads
     command = [sys.executable, "-m", "pytest", "-q", "-n", str(processes if processes > 1 else 0), *arguments]
     print(f"{name}, {threads} thread(s)", flush=True)

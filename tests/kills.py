@@ -1,4 +1,4 @@
-"""Run a function in a process of its own and kill that at a random moment, until it comes to its end."""
+"""Run a function in a separate process and kill it at a random moment, until it finishes."""
 
 from __future__ import annotations
 

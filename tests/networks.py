@@ -95,8 +95,8 @@ def measure_module(module: nn.Module, X: Tensor, measure_name: str, *, y: Tensor
 def measure_again(network: Network, module: nn.Module, name: str, X: Tensor | None = None, **params) -> float:
     """A measure, under the absolute loss, of a traced network with the weights of `module`, which has its structure."""
     network.module.load_state_dict(module.state_dict())
-    twin = network.renewed()
-    return MEASURES[name](twin, Batch(twin, X, loss="absolute"), **params).value
+    other = network.renewed()
+    return MEASURES[name](other, Batch(other, X, loss="absolute"), **params).value
 
 
 # -- perceptrons -------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ class LostTensorError(RuntimeError):
 
 
 class Held(torch.Tensor):
-    """A tensor that says it is on the pretend device and holds a CPU tensor."""
+    """A tensor that claims to be on the pretend device and holds a CPU tensor."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -69,7 +69,7 @@ class Held(torch.Tensor):
 
 
 def _refuse_mixtures(func: Any, args: tuple, kwargs: dict) -> list[Held]:
-    """The pretend device's tensors among the arguments; raises if CPU tensors stand beside them."""
+    """The pretend device's tensors among the arguments; raises if CPU tensors are among them, too."""
     tensors = [a for a in tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)]
     held = [a for a in tensors if isinstance(a, Held)]
     strays = [a for a in tensors if not isinstance(a, Held) and a.dim() > 0]

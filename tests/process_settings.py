@@ -93,7 +93,7 @@ SETTINGS: dict[str, Callable[[], Any]] = {
 
 
 def settings() -> dict[str, Any]:
-    """All of them now, once the pools of joblib's threading backend that were told to end have ended."""
+    """All of them now, once the closing pools of joblib's threading backend have ended."""
     for thread in threading.enumerate():
         if thread.name.endswith("(worker)"):
             thread.join(PATIENCE)

@@ -89,7 +89,7 @@ def jacobian(leaf: nn.Module, value: Tensor) -> np.ndarray:
 
 
 def windows(pool: nn.Module, value: Tensor) -> np.ndarray:
-    """Which inputs each output of a max pooling can show: the one that is made huge shows wherever it is seen."""
+    """Which inputs each output of a max pooling reads: a huge value at an input appears in all outputs that read it."""
     columns = []
     for i in range(value.numel()):
         spike = torch.zeros_like(value)
@@ -112,7 +112,7 @@ def matrices(name: str, module: nn.Module, X: Tensor) -> list[np.ndarray]:
 
 def kernels(name: str, module: nn.Module) -> list[np.ndarray]:
     """The kernels of the layers as matrices with one row per output channel."""
-    found = []
+    result = []
     for names in LAYERS[name]:
         rows, scales = None, []
         for leaf in map(module.get_submodule, names):
@@ -126,8 +126,8 @@ def kernels(name: str, module: nn.Module) -> list[np.ndarray]:
                     rows = rows * before[0]
         if rows is None:
             rows = scales.pop()[:, None]
-        found.append(rows * scales[0][:, None] if scales else rows)
-    return found
+        result.append(rows * scales[0][:, None] if scales else rows)
+    return result
 
 
 def _rows(leaf: nn.Module) -> np.ndarray:

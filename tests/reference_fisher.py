@@ -56,7 +56,7 @@ def folded(name: str, module: nn.Module) -> nn.Module:
             if isinstance(block.shortcut, nn.Sequential):
                 block.shortcut = fuse_conv_bn_eval(block.shortcut[0], block.shortcut[1])
     elif name == "residual_preactivation":
-        # only the norm behind conv1 has a linear map before it that nothing else reads
+        # only the norm after conv1 follows a linear map that nothing else reads
         net.conv1, net.bn2 = fuse_conv_bn_eval(net.conv1, net.bn2), nn.Identity()
         net.bn1, net.last = Affine(net.bn1), Affine(net.last)
     elif name == "weight_norm":
@@ -93,8 +93,8 @@ def jacobian(net: nn.Module, X: Tensor) -> Tensor:
         rows = []
         for value in f:
             parts = torch.autograd.grad(value, theta, retain_graph=True, allow_unused=True)
-            found = zip(theta, parts, strict=True)
-            rows.append(torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in found]))
+            result = zip(theta, parts, strict=True)
+            rows.append(torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in result]))
         samples.append(torch.stack(rows))
     return torch.stack(samples)
 

@@ -64,8 +64,8 @@ def _by_rows(mean_loss, names: list[str], theta: dict[str, Tensor], step: float 
             for sign in (1, -1):
                 point.view(-1)[i] += sign * step
                 moved = [p.clone().requires_grad_(True) for p in points]
-                found = torch.autograd.grad(mean_loss(dict(zip(names, moved, strict=True))), moved)
-                ends.append(torch.cat([g.flatten() for g in found]))
+                result = torch.autograd.grad(mean_loss(dict(zip(names, moved, strict=True))), moved)
+                ends.append(torch.cat([g.flatten() for g in result]))
                 point.view(-1)[i] -= sign * step
             rows.append((ends[0] - ends[1]) / (2 * step))
     return torch.stack(rows)

@@ -63,7 +63,7 @@ def margins(module: nn.Module, X: Tensor, y: Tensor) -> list[float]:
 
 
 def curvature(module: nn.Module, x: Tensor, loss: str) -> np.ndarray:
-    """Eigenvalues of the whole D x D matrix J^T F J, ascending."""
+    """Eigenvalues of the full D x D matrix J^T F J, ascending."""
     J = jacobian(module, x)
     F = np.eye(len(J))
     if loss == "cross_entropy":
@@ -73,7 +73,7 @@ def curvature(module: nn.Module, x: Tensor, loss: str) -> np.ndarray:
 
 
 def max_pool_overlap(module: nn.Module, shape: tuple[int, ...]) -> int:
-    """In how many windows a pixel stands, by pooling an image with one spike after another."""
+    """The number of windows that contain a pixel, by pooling one image per pixel, with a spike there."""
     count = 0
     for i in range(math.prod(shape)):
         spike = torch.zeros(math.prod(shape), dtype=torch.float64)

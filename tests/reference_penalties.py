@@ -66,10 +66,10 @@ def per_layer(module: nn.Module, x: Tensor, index: int, output: str = "logits") 
 
 
 def gradients(value, module):
-    """The gradient with respect to all parameters as one vector; 0 where there is no influence."""
+    """The gradient with respect to all parameters as one vector; 0 for parameters without influence."""
     parameters = list(module.parameters())
-    found = torch.autograd.grad(value, parameters, allow_unused=True, retain_graph=True)
-    filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    result = torch.autograd.grad(value, parameters, allow_unused=True, retain_graph=True)
+    filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, result, strict=True)]
     return torch.cat([g.flatten() for g in filled])
 
 

@@ -10,13 +10,13 @@ from torch import nn
 
 def layers_of(module: nn.Sequential) -> list[tuple[np.ndarray, np.ndarray]]:
     """Weights and biases (zero where there is none) of a perceptron's linear layers."""
-    found = []
+    result = []
     for layer in module:
         if isinstance(layer, nn.Linear):
             weight = layer.weight.detach().numpy().astype(np.float64)
             bias = np.zeros(len(weight)) if layer.bias is None else layer.bias.detach().numpy().astype(np.float64)
-            found.append((weight, bias))
-    return found
+            result.append((weight, bias))
+    return result
 
 
 def perceptron(layers: list[tuple[np.ndarray, np.ndarray]], X: np.ndarray, activation=None) -> np.ndarray:

@@ -103,8 +103,8 @@ def simulate(statistic, n_draws, seed, activations, w2, b2, sizes, n_samples, co
     values = []
     for _ in range(n_draws):
         common = rng.standard_normal(sizes[0])
-        own = rng.standard_normal((n_samples, sizes[0]))
-        X = np.sqrt(correlation) * common + np.sqrt(1 - correlation) * own
+        independent = rng.standard_normal((n_samples, sizes[0]))
+        X = np.sqrt(correlation) * common + np.sqrt(1 - correlation) * independent
         values.append(statistic(draw_network(rng, activations, w2, b2, sizes, X)))
     values = np.array(values)
     return values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(n_draws)

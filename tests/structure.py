@@ -14,10 +14,10 @@ from pathlib import Path
 PACKAGE = "sklearn_capacity"
 ROOT = Path(__file__).resolve().parents[1]
 
-# What numpydoc may say of a public docstring: a See Also section and a text below the summary are there where they
-# help. Parameters that another docstring describes ("As in `fit`") have neither type nor text. A variant's parameters
-# stand before those that all estimators share. A summary is the noun of its quantity, which may be a plural. A text may
-# begin with a symbol (alpha_0, k, float32), which has no capital.
+# Complaints of numpydoc that do not count for a public docstring: a See Also section and a text below the summary are
+# there where they help. Parameters that another docstring describes ("As in `fit`") have neither type nor text. A
+# variant's parameters precede those that all estimators share. A summary is the noun of its quantity, which may be a
+# plural. A text may begin with a symbol (alpha_0, k, float32), which has no capital.
 ALLOWED = {"SA01", "ES01", "PR04", "PR07", "PR03", "SS05", "PR08", "RT04"}
 # The fields of a record that functions return are attributes, and the functions have the examples.
 ALLOWED_IN_RECORDS = {"PR01", "EX01"}
@@ -116,7 +116,7 @@ def docstring_faults(name: str, thing: object) -> list[str]:
     name : str
         The dotted name under which it can be imported.
     thing : object
-        What that name stands for.
+        What that name means.
     """
     from numpydoc.validate import validate  # loads Sphinx
 
@@ -139,10 +139,10 @@ def _is_record(thing: object) -> bool:
     return inspect.isclass(thing) and (frozen or hasattr(thing, "_fields"))
 
 
-# Where tests stand ----------------------------------------------------------------------------------------------------
+# Where tests are ------------------------------------------------------------------------------------------------------
 
-# The test of `a/b.py` is `tests/a/test_b.py`. Where several files are tested as one, or a file by what stands on it,
-# it is named here; a package's name stands for those of its files that have no entry.
+# The test of `a/b.py` is `tests/a/test_b.py`. Where several files are tested as one, or a file through those that use
+# it, it is named here; a package's name covers those of its files that have no entry.
 TESTED_IN = {
     "__main__": "command_line/test_command_line",
     "command_line": "command_line/test_command_line",

@@ -1,4 +1,4 @@
-"""What belongs to the whole process: changed by one thread at a time, unseen by computations, and put back."""
+"""What belongs to the whole process: changed by one thread at a time, invisible to computations, and restored."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def test_attention_comes_back_as_the_user_had_it():
 # ---- warnings ---------------------------------------------------------------------------------------------------
 
 
-def test_a_threads_silence_is_its_own():
+def test_only_the_silent_thread_is_silent():
     entered, leave = threading.Event(), threading.Event()
 
     def silent():

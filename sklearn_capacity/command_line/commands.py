@@ -27,7 +27,7 @@ def report(options: Namespace) -> str:
 
 
 def compare(options: Namespace) -> str:
-    """Several models in one table, and in a picture."""
+    """Several models in one table, and in a figure."""
     models = {_label(given): read_model(given, options.trust) for given in options.models}
     if len(models) < len(options.models):
         models = {given: read_model(given, options.trust) for given in options.models}
@@ -45,7 +45,7 @@ def compare(options: Namespace) -> str:
 
 
 def list_all(options: Namespace) -> str:
-    """The measures that there are."""
+    """List all measures."""
     table = list_measures()
     families = sorted(set(table["family"]))
     if options.family is not None:
@@ -57,7 +57,7 @@ def list_all(options: Namespace) -> str:
 
 
 def card(options: Namespace) -> str:
-    """A model card; without data, of the weights alone."""
+    """A model card; without data, it contains only measures of the weights."""
     X, y = (None, None) if options.data is None else read_data(options.data, options.target)
     model = read_model(options.model, options.trust)
     return model_card(model, X, y, _measures(options), title=options.title, **_measuring(options))

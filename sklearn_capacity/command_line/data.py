@@ -46,7 +46,7 @@ def _npz(path: Path, target: str | None) -> tuple[np.ndarray, np.ndarray | None]
                     raise ValueError(f"{str(path)!r} has no array {wanted!r}, only {', '.join(arrays) or 'none'}.")
             return arrays["X"], arrays[name] if name in arrays else None
     except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{str(path)!r} is no npz file: {error}") from error
+        raise ValueError(f"{str(path)!r} is not an npz file: {error}") from error
 
 
 def _csv(path: Path, target: str | None) -> tuple[np.ndarray, np.ndarray]:

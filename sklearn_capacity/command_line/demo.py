@@ -1,4 +1,4 @@
-"""The main job: find, on digits some of whose labels are wrong, the strength of a penalty that does not learn those.
+"""Choose the strength of a penalty by cross-validation, on digits of which 30 % have random labels.
 
 Run with ``sklearn-capacity demo [--output FOLDER] [--jobs N]``.
 """
@@ -35,7 +35,7 @@ class SearchWithProgress(GridSearchCV):
 
 
 def noisy_digits(seed: int) -> tuple[np.ndarray, ...]:
-    """Training images, their labels of which 30 % are drawn at random, test images, and their true labels."""
+    """Training images and their labels, 30 % of them random; test images and their true labels."""
     X, y = load_digits(return_X_y=True)
     X, X_test, y, y_test = train_test_split(X.astype("float32"), y, train_size=N_TRAIN, stratify=y, random_state=seed)
     rng = np.random.default_rng(seed)
@@ -83,7 +83,7 @@ def results(grid: GridSearchCV) -> pd.DataFrame:
 
 
 def shown(table: pd.DataFrame, chosen: float) -> str:
-    """The table for the screen, its choice marked."""
+    """The table for the screen, with the chosen row marked."""
     names = {
         "jacobian_penalty": "strength", "clean_accuracy": "new digits", "test_accuracy": "test folds",
         "train_accuracy": "training folds", "jacobian_frobenius": "squared Jacobian", "l2_path_norm": "path norm",

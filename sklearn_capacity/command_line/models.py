@@ -24,7 +24,7 @@ _FORMS = "a file of `save` (.safetensors), a torch.export archive (.pt2), or pac
 
 
 def read_model(given: str, trusted: Sequence[str] = ()) -> Any:
-    """The model that an argument stands for.
+    """The model that an argument names.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def _exported(path: Path) -> nn.Module:
     try:
         return torch.export.load(path).module()
     except Exception as error:
-        raise ValueError(f"{str(path)!r} is no archive of torch.export that can be read: {_line(error)}") from error
+        raise ValueError(f"{str(path)!r} cannot be read as an archive of torch.export: {_line(error)}") from error
     finally:
         if before is None:
             del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
@@ -74,8 +74,7 @@ def _exported(path: Path) -> nn.Module:
 def _pickled(path: Path, given: str, trusted: Sequence[str]) -> Any:
     if given not in trusted:
         raise ValueError(
-            f"{given!r} is a pickle, and reading one runs whatever code is in it. If you trust its writer, add "
-            f"`--trust {given}`."
+            f"{given!r} is a pickle, and reading it can run any code. If you trust its author, add `--trust {given}`."
         )
     try:
         if path.suffix in (".pt", ".pth"):

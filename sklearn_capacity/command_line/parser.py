@@ -1,4 +1,4 @@
-"""The commands and their options, and how mistakes are told: one line on stderr and an exit code."""
+"""The commands and their options, and how mistakes are reported: by one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .tables import FORMATS
 
 __all__ = ["main"]
 
-#: What stands for a user's mistake, told without a traceback.
+#: Exceptions that are a user's mistakes, reported without a traceback.
 MISTAKES = (ValueError, TypeError, OSError, ImportError)
 _MODEL = "a file of `save`, a torch.export archive (.pt2), or package.module:factory@weights.safetensors"
 
@@ -66,22 +66,24 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, run: Callable[..., str], purpose: str) -> argparse.ArgumentParser:
         added = subparsers.add_parser(name, help=purpose, description=purpose)
         added.set_defaults(run=run)
-        added.add_argument("--output", type=Path, help="a file instead of the screen")
+        added.add_argument("--output", type=Path, help="write the result to this file instead of the screen")
         return added
 
-    report = command("report", commands.report, "Capacities of one model, and how they were computed.")
+    report = command("report", commands.report, "Measure one model, and show how each value was computed.")
     report.add_argument("model", metavar="MODEL", help=_MODEL)
     report.add_argument("data", metavar="DATA", help="an npz file with X and y, or a csv or parquet file")
-    compare = command("compare", commands.compare, "Several models in one table.")
+    compare = command("compare", commands.compare, "Measure several models and show them in one table.")
     compare.add_argument("models", metavar="MODEL", nargs="+", help=_MODEL)
     compare.add_argument("data", metavar="DATA", help="the training data, as for `report`")
-    compare.add_argument("--test", metavar="DATA", help="other data, on which the models are scored too")
-    compare.add_argument("--plot", type=Path, metavar="FILE", help="a picture of the ranks (needs matplotlib)")
-    listing = command("list", commands.list_all, "The measures that there are.")
-    listing.add_argument("--family", help="only those of one family")
-    card = command("card", commands.card, "A model card in markdown.")
+    compare.add_argument("--test", metavar="DATA", help="test data, on which the models are also scored")
+    compare.add_argument(
+        "--plot", type=Path, metavar="FILE", help="write a figure of the ranks to this file (needs matplotlib)"
+    )
+    listing = command("list", commands.list_all, "List all measures.")
+    listing.add_argument("--family", help="list one family only")
+    card = command("card", commands.card, "Write a model card in markdown.")
     card.add_argument("model", metavar="MODEL", help=_MODEL)
-    card.add_argument("--data", metavar="DATA", help="the training data; without it, measures of the weights alone")
+    card.add_argument("--data", metavar="DATA", help="the training data; without it, only the weights are measured")
     card.add_argument("--title", help="the card's title")
     for added in (report, compare, card):
         _add_measuring(added)
@@ -91,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         "demo", help="Find the strength of a penalty on noisy digits.", description=demo.__doc__
     )
     shown.add_argument("--output", type=Path, default=Path("demo"), help="folder for the figure and the table")
-    shown.add_argument("--jobs", type=int, default=None, help="networks to train at once")
+    shown.add_argument("--jobs", type=int, default=None, help="number of networks to train at the same time")
     return parser
 
 
@@ -100,8 +102,10 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--measures", nargs="+", default=["essential"], metavar="NAME",
                         help="names, or one of: essential, cheap, all")  # fmt: skip
     parser.add_argument("--loss", choices=("cross_entropy", "squared", "absolute"))
-    parser.add_argument("--classes", metavar="A,B,...", help="labels of a plain module's outputs, in their order")
-    parser.add_argument("--max-samples", type=int, help="measure on so many samples, drawn at random")
-    parser.add_argument("--max-seconds", type=float, help="leave out what would take longer")
-    parser.add_argument("--trust", action="append", default=[], metavar="FILE", help="a pickle that may be opened")
+    parser.add_argument("--classes", metavar="A,B,...", help="labels of the outputs of a plain module, in order")
+    parser.add_argument("--max-samples", type=int, help="measure on at most this many samples, drawn at random")
+    parser.add_argument("--max-seconds", type=float, help="leave out measures that would not finish within this time")
+    parser.add_argument(
+        "--trust", action="append", default=[], metavar="FILE", help="open this pickle, which can run any code"
+    )
     parser.add_argument("--verbose", action="store_true", help="show the progress")

@@ -143,7 +143,7 @@ def _tangent_max_pool(tape: Tape, node: Node, t: Tensor) -> Tensor:
 
 
 def _blocks(tape: Tape, node: Node, stacked: Tensor) -> Tensor:
-    """(k n, ...) as (k, n, ...), to stand beside the points of a function."""
+    """(k n, ...) as (k, n, ...), to align with the points of a function."""
     return stacked.unflatten(0, (-1, len(tape.points[node.name][0])))
 
 

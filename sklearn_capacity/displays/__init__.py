@@ -2,8 +2,8 @@
 
 One display a file. Of a search: `capacity_path`, `capacity_gap`. Of trained models: `capacity_comparison`, `margin`,
 `hidden_margin`, `weight_histogram`, `fisher_spectrum`, `hessian_spectrum`, `bicriteria`, `norm_geometry`. Of a
-training: `history`. Of the theory: `learning_rate_map`. `sources` checks what they are made from, `panels` is what
-several of them share. matplotlib is imported when something is plotted, torch never.
+training: `history`. Of the theory: `learning_rate_map`. `sources` checks the models and searches behind them, `panels`
+has what several of them share. matplotlib is imported when something is plotted, torch never.
 
 Data flow: models or tables -> Display.from_... -> arrays -> plot(ax) -> artists.
 """

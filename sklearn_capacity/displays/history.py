@@ -16,10 +16,10 @@ from .sources import history_of
 __all__ = ["HistoryDisplay"]
 
 N_COLUMNS = 3
-#: Prefixes that say on which part of the data a value was computed. Without one it was the training data.
+#: Prefixes for the part of the data on which a value was computed. Without one it was the training data.
 TRAINING, VALIDATION = "train_", "valid_"
 PARTS = {"training": "-", "validation": "--"}
-#: What skorch counts and times, none of which tells how training went.
+#: Counters and times of skorch, which do not show how training went.
 BOOKKEEPING = ("epoch", "dur")
 SPELLED = {"acc": "accuracy"}
 

@@ -1,4 +1,4 @@
-"""What displays are made from: several models with their data, histories of trainings, and searches."""
+"""The sources of displays: several models with their data, histories of trainings, and searches."""
 
 from __future__ import annotations
 

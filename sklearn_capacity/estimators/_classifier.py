@@ -138,7 +138,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
 
     @available_if(can_continue)
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> NetworkClassifier:
-        """Train for one epoch on the given samples; the first call makes the network.
+        """Train for one epoch on the given samples; the first call creates the network.
 
         Parameters
         ----------

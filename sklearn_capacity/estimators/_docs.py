@@ -8,7 +8,7 @@ __all__ = ["documented"]
 
 _NETWORK = """
 hidden_layer_sizes : int or sequence of int, default=(100,)
-    Widths of the built-in MLP's hidden layers; () makes a linear model.
+    Widths of the built-in MLP's hidden layers; () for a linear model.
 activation : str or callable, default="relu"
     "relu", "leaky_relu", "tanh", "sigmoid", "softplus", "gelu", "silu", "identity", or any callable that
     returns a module when called without arguments (a class, for example).

@@ -44,7 +44,7 @@ _PARAMETERS = {function.__code__: name for name, functions in CALLERS.items() fo
 
 @contextmanager
 def naming_parameters() -> Iterator[None]:
-    """Raise a ValueError or TypeError that names the parameter which made the fit fail.
+    """Raise a ValueError or TypeError that names the parameter behind a failed fit.
 
     Messages of this package, of the file system and of exhausted memory are left unchanged, and so are exceptions of
     classes that the user's code defines (a search raises these to end a trial).

@@ -202,7 +202,7 @@ class JacobianRegularizedRegressor(JacobianPenaltyMixin, NetworkRegressor):
 
     Examples
     --------
-    A strong penalty makes the function flat:
+    A strong penalty flattens the function:
 
     >>> import numpy as np
     >>> from sklearn_capacity import JacobianRegularizedRegressor

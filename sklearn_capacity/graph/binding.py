@@ -272,7 +272,7 @@ class Binder:
 
 
 def _reads_later_results(operation: fx.Node) -> bool:
-    """Whether something reads another result than the first of several, of which no rule tells."""
+    """Whether something reads another result than the first of several, which no rule supports."""
     if operation.target in SPLITS:
         return False
     return any(user.target is operator.getitem and user.args[1] != 0 and user.users for user in operation.users)

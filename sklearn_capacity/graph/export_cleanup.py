@@ -31,7 +31,7 @@ _LOGGER = logging.getLogger("torch.fx.experimental.symbolic_shapes")
 def no_leftovers() -> Iterator[list[Any]]:
     """Free what tracing within the context leaves behind; the caller adds the exported programs to the yielded list.
 
-    A failed export prints nothing: its error contains what pages of torch's log would say.
+    A failed export prints nothing: its error contains what matters in the pages of torch's log.
     """
     before, stream, thread = set(linecache.cache), sys.stderr, threading.get_ident()
     known = set(FakeTensorMode.cache)

@@ -139,6 +139,6 @@ FUNCTIONS: dict[str, Function] = {
         _length,
         lambda xs, ts, dims: (_direction(xs[0], dims) * ts[0]).sum(dims, keepdim=True),
         lambda xs, g, dims: (_direction(xs[0], dims) * g,),
-        "a Euclidean length is no sum over paths.",
+        "a Euclidean length is not a sum over paths.",
     ),
 }

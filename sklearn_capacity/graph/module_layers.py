@@ -19,7 +19,7 @@ __all__ = ["module_layers"]
 
 @dataclass
 class Call:
-    """One call of a submodule, with those that it made itself."""
+    """One call of a submodule, with the calls inside it."""
 
     name: str
     module: nn.Module

@@ -320,7 +320,7 @@ class Network:
 
     @property
     def kept(self) -> Mapping[Any, Any]:
-        """What `once` has kept so far."""
+        """What `once` has stored so far."""
         return self._memo
 
     @computed_once

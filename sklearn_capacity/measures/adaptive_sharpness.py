@@ -40,7 +40,7 @@ def adaptive_sharpness(
     .. math:: \max_{\|T_w^{-1} v\|_p \le \rho} L(w + v) - L(w), \qquad T_w = \mathrm{diag}(|w|)
 
     L is the mean loss over all the data (cross-entropy; squared or absolute error, averaged over the outputs as in
-    training) and w holds all trainable parameters of the module as they stand: batch norm is **not** folded, a tied
+    training) and w holds all trainable parameters of the module itself: batch norm is **not** folded, a tied
     tensor counts once, and a weight of 0 does not move. Smaller values suggest better generalisation. The value is
     invariant under rescaling of rectifier layers or units against each other, since the ball scales with the weights;
     with ``adaptive=False`` it is not. Steepest ascent searches for the maximum, so the value is a lower bound of it.

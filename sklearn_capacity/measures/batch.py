@@ -100,12 +100,12 @@ class Batch:
 
     @property
     def room(self) -> float:
-        """Bytes that may be taken beside the network, its graph, the data, and what is kept of the call."""
+        """Bytes that may be allocated besides the network, its graph, the data, and what the call stores."""
         return max(0.0, self.budget.limit - self.held)
 
     @property
     def held(self) -> float:
-        """Bytes of the network, its graph, the data, and what is kept of the call."""
+        """Bytes of the network, its graph, the data, and what the call stores."""
         data = sum(t.numel() * t.element_size() for t in (self._X, self._y) if t is not None)
         # The copy of the network, its folded weights, and while they are traced one more copy.
         networks = 3 * self.network.size * self.network.dtype.itemsize

@@ -317,7 +317,7 @@ def check_initial_state(network: Network) -> None:
     """Raise if the weights before training are not known."""
     if network.initial_state is None:
         raise NotDefinedError(
-            "This measure needs the weights before training: pass the module or its state dict from then as "
+            "This measure needs the weights before training: pass the untrained module or its state dict as "
             "`initial_state`."
         )
 

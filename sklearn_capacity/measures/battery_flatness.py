@@ -265,7 +265,7 @@ def _record(name: str, equation: int, function: Any, description: str, form: str
     needs = {"data", "labels", "loss"}
     from_start = form == "init" or (form == "orig" and magnitude)
     fixed: dict[str, Any] = {"form": form, "magnitude": magnitude}
-    if not magnitude:  # what takes no part is no parameter
+    if not magnitude:  # a constant that the formula lacks is not offered as a parameter
         fixed |= {"epsilon": 1e-3} if function is pacbayes else {"epsilon": 1e-3, "delta": 1.0}
     elif form == "flatness" and function is sharpness_bound:
         fixed["delta"] = 1.0

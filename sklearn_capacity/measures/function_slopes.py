@@ -16,7 +16,7 @@ __all__ = ["function_log", "log_sum"]
 
 
 def log_sum(logs: Sequence[float]) -> float:
-    """Logarithm of the sum of what has these logarithms."""
+    """Logarithm of the sum of numbers that are given by their logarithms."""
     top = max(logs)
     return top if math.isinf(top) else top + math.log(sum(math.exp(log - top) for log in logs))
 

@@ -47,7 +47,7 @@ def loss_gradient_norm(network: Network, batch: Batch) -> Measured:
     .. math:: \|\nabla_w L(w)\|_2
 
     L is the mean loss over all the data (cross-entropy; squared or absolute error, averaged over the outputs as in
-    training) and w holds all trainable parameters of the module as they stand: batch norm is **not** folded, a tied
+    training) and w holds all trainable parameters of the module itself: batch norm is **not** folded, a tied
     tensor counts once. 0 at a stationary point; a smaller value shows that training is closer to one, for weights of
     this scale.
 
@@ -88,7 +88,7 @@ def hessian_max_eigenvalue(
     .. math:: \lambda_{\max} = \max_v \frac{v^\top \nabla_w^2 L(w)\, v}{v^\top v}
 
     L is the mean loss over all the data (cross-entropy; squared or absolute error, averaged over the outputs as in
-    training) and w holds all trainable parameters of the module as they stand: batch norm is **not** folded, a tied
+    training) and w holds all trainable parameters of the module itself: batch norm is **not** folded, a tied
     tensor counts once. Smaller (flatter) values suggest better generalisation, but rescaling rectifier layers against
     each other changes the value. Gradient descent with a learning rate above 2 / lambda_max leaves a minimum. Second
     derivatives of rectifiers, max pooling and the absolute loss are those that hold almost everywhere: 0 off the kinks.

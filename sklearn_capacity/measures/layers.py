@@ -40,10 +40,10 @@ def check_view(view: str) -> str:
 
 
 def weight_layers(network: Network, purpose: str = "A product of layer norms") -> tuple[Node, ...]:
-    """The weight layers l = 1..d that a description runs over, whatever operators stand between them.
+    """The weight layers l = 1..d of a description, whatever operators are between them.
 
-    Matrices of operators without a rule are among them (attention, recurrent layers, `einsum`), and scales of layer
-    norms as diagonals. `left_out` names the layers whose matrices are not.
+    They include the matrices of operators without a rule (attention, recurrent layers, `einsum`), and the scales of
+    layer norms as diagonals. `left_out` names the layers whose matrices are missing.
 
     Raises
     ------
@@ -96,10 +96,12 @@ def refuse_unknown(graph: NetworkGraph, rules: Container[str], purpose: str) -> 
 
 
 def left_out(network: Network) -> dict[str, str]:
-    """For the report, the layers with a trained matrix that takes no part in a description; a warning says so once."""
+    """The layers whose trained matrix is missing from a description, for the report; a warning names them once."""
     names = ", ".join(network.weight_layers.left_out)
     if names:
-        message = f"Products, sums and means over the layers leave out weights of {names}: no rule says what they do."
+        message = (
+            f"Products, sums and means over the layers leave out weights of {names}, whose operators have no rule."
+        )
         network.once(message, lambda: warn(message))
     return {"left_out": names} if names else {}
 

@@ -1,4 +1,4 @@
-"""Memory as a cap: what is free, what a measure needs at its peak, and how many samples go at once."""
+"""The memory limit of a call: what is free, the peak of each measure, and how many samples are processed at once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UNITS |= {f"{letter}iB": 1024**k for k, letter in enumerate("KMGT", start=1)}
 
 @dataclass(frozen=True)
 class Peak:
-    """What a measure holds at once, beside the network, its graph and the data, where its chunks are smallest.
+    """What a measure needs at its peak besides the network, its graph and the data, with chunks of the smallest size.
 
     Attributes
     ----------
@@ -83,18 +83,18 @@ class Budget:
         self._resident_limit = resident_memory() + self.limit / 4 if device.type == "cpu" else math.inf
 
     def refusal(self, needed: float) -> str | None:
-        """Why so many bytes cannot be had; None if they can."""
+        """Why this many bytes are too many; None if they are not."""
         if needed <= self.limit:
             return None
         if self.given:
             return f"needs {shown_bytes(needed)}, and `max_memory` is {shown_bytes(self.limit)}"
-        return f"needs {shown_bytes(needed)}, and no more than {shown_bytes(self.limit)} may be taken of what is free"
+        return f"needs {shown_bytes(needed)}, and at most {shown_bytes(self.limit)} of the free memory may be used"
 
     def tidy(self) -> None:
-        """Give free memory back to the system once the process has grown by a quarter of the budget.
+        """Return free memory to the system once the process has grown by a quarter of the budget.
 
-        The allocator of glibc keeps blocks of up to 32 MB for itself. Small ones that lie between them can make it take
-        a multiple of what is in use.
+        The allocator of glibc keeps freed blocks of up to 32 MB. Because of small blocks between them, it can hold a
+        multiple of the memory in use.
         """
         before = resident_memory()
         if before <= self._resident_limit:
@@ -104,12 +104,12 @@ class Budget:
             self._resident_limit = math.inf
             return
         trim(0)
-        # Where most of it is in use, the next time comes later.
+        # If most of it is in use, the next attempt comes later.
         self._resident_limit = max(self._resident_limit, resident_memory() + self.limit / 8)
 
 
 def resident_memory() -> float:
-    """Bytes of the process that are in memory; 0 where the system does not tell."""
+    """Bytes of the process that are in memory; 0 if the system does not report it."""
     try:
         return float(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
@@ -152,7 +152,7 @@ def shown_bytes(size: float) -> str:
 def free_memory(device: torch.device) -> float:
     """Bytes that may be allocated on a device; for the CPU within the limits of the control groups, too.
 
-    Linux ends a process that goes beyond either, in place of an error. Infinite where the system does not tell.
+    Beyond either, Linux kills the process without an error. Infinite if the system does not report it.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -167,7 +167,7 @@ def _free_in_system() -> float:
                 return 1024.0 * int(line.split()[1])
     except (OSError, ValueError):
         pass
-    try:  # elsewhere half of all memory, since what is free cannot be told
+    try:  # elsewhere half of all memory, since the free part is unknown
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2
     except (AttributeError, OSError, ValueError):
         return math.inf

@@ -380,7 +380,7 @@ def warn_of_zeros(network: Network, rows: Sequence[Mapping[str, Any]]) -> None:
         shown = ", ".join(zero[:3]) + (f" and {len(zero) - 3} more" if len(zero) > 3 else "")
         message = (
             f"The weights of {len(zero)} of {len(rows)} layers are zero ({shown}), such as gains that a network starts "
-            "from: products over all layers are 0, and say nothing of the others. `capacity_report(..., "
+            "from: products over all layers are 0, whatever the other layers are. `capacity_report(..., "
             "per_layer=True)` shows each."
         )
         network.once(("zeros", *zero), lambda: warn(message))

@@ -203,7 +203,7 @@ def _squared_distance(network: Network, prior: str) -> float:
     vector = parameter_vector(network)
     if prior == "initial" and network.initial_state is None:
         raise NotDefinedError(
-            "`prior='initial'` needs the weights before training: pass the module or its state dict from then as "
+            "`prior='initial'` needs the weights before training: pass the untrained module or its state dict as "
             "`initial_state`, or use prior='zero'."
         )
     _check_learned_parts(network, prior)

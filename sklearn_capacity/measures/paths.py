@@ -218,7 +218,7 @@ def _average_power(node: Node, values: Tensor, p: float) -> Tensor:
 
 
 def _adaptive_sums(node: Node, values: Tensor, weigh: Callable[[Tensor], Tensor]) -> Tensor:
-    """Sums over windows of unequal size, with weights made of those of an average."""
+    """Sums over windows of unequal size, with weights derived from those of an average."""
     pool = adaptive_average_pool((1, *values.shape[-node.params["nd"] :]), node.params["adaptive"])
     return along_axes([weigh(axis) for axis in pool.axes], values)
 

@@ -37,7 +37,7 @@ from .record import Measure
 
 __all__ = ["ESSENTIAL", "FAMILIES", "MEASURES", "measure_named"]
 
-#: One module per family; its table MEASURES stands at the foot of the file.
+#: One module per family; its table MEASURES is at the end of the file.
 FAMILIES = (
     size,
     norms,
@@ -82,7 +82,7 @@ def measure_named(name: str) -> Measure:
     Raises
     ------
     ValueError
-        If there is none of that name; the message offers the closest.
+        If no measure has this name; the message suggests the closest one.
     """
     if name not in MEASURES:
         hint = closest(name, MEASURES)

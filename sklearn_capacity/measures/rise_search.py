@@ -138,7 +138,7 @@ def check_search(rise: float, epsilon: float, criterion: str | None) -> None:
 
 
 def criterion_of(batch: Batch, criterion: str | None) -> str:
-    """The loss that is looked at: the error rate for classification, unless another is named."""
+    """The loss whose rise is searched: the error rate for classification, unless another is named."""
     return criterion or ("error" if batch.loss == "cross_entropy" else "loss")
 
 

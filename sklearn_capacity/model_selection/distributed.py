@@ -75,7 +75,7 @@ def dask_backend(
     from .cluster_backend import ClusterBackend
 
     config = {name: options.pop(name) for name in inspect.signature(parallel_config).parameters if name in options}
-    if "verbose" in config:  # joblib fails on another in a thread of Dask's, where nobody hears of it
+    if "verbose" in config:  # joblib fails on another one in a thread of Dask, where the error is lost
         check_interval("verbose", config["verbose"], 0)
     backend = ClusterBackend(client, scatter or (), wait_for_workers_timeout, **options)
     return parallel_config(backend=backend, **config)

@@ -125,7 +125,7 @@ class Session:
         return renewed
 
     def why_not(self, measure: Measure) -> str | None:
-        """Why a measure cannot be computed here, as far as its record tells."""
+        """Why a measure cannot be computed here, judged by its record; None if nothing speaks against it."""
         other = self.subject.other_loss
         if self.task is not None and self.task not in measure.tasks:
             return f"is defined for {measure.tasks[0]} only, and the loss is {self.loss or other!r}{self._loss_from_y}"
@@ -133,7 +133,7 @@ class Session:
             but = "" if other is None else f" and is not defined for the model's own loss, {other!r}"
             return f"needs a loss{but}. Set `loss` to one of {', '.join(map(repr, LOSSES))}"
         if "initial_state" in measure.needs and self.network.initial_state is None:
-            return "needs the weights before training: pass the module or its state dict from then as `initial_state`"
+            return "needs the weights before training: pass the untrained module or its state dict as `initial_state`"
         return None
 
     def parameters(self, request: Request) -> dict[str, Any]:

@@ -20,7 +20,7 @@ _FORMS = (
 )
 
 
-#: Names that stand for several measures, of which those that do not apply are left out.
+#: Names of groups of measures; those that do not apply are left out.
 GROUPS = ("essential", "cheap", "all")
 
 
@@ -34,7 +34,7 @@ class Request:
 
 
 def is_group(measures: Any) -> bool:
-    """Whether a `measures` argument stands for all applicable measures of a group."""
+    """Whether a `measures` argument names a group, of which all applicable measures are computed."""
     return isinstance(measures, str) and measures in GROUPS
 
 
@@ -87,7 +87,7 @@ def parse_with_scores(measures: Any) -> tuple[list[Request], dict[str, str]]:
 
 
 def in_order(measures: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by label in the order of a `measures` argument that names them; ``neg_`` before a label is no matter."""
+    """Values by label in the order of a `measures` argument that names them; a prefix ``neg_`` is ignored."""
     if isinstance(measures, str | Measure):
         return dict(values)
     labels = measures if isinstance(measures, Mapping) else map(label_of, measures)

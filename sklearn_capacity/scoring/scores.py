@@ -35,8 +35,8 @@ class Scores(dict[str, float]):
     A scorer cannot know its caller, which may be in another process. `GridSearchCV`, `cross_validate` and
     `permutation_importance` expect a dict, and this is one. Other callers use the result as the number that they
     expect: they do arithmetic with it, compare it, or call its `item`. Some first put any result into an array or a
-    list; these are recognised from the call stack, in the user's process. So is a search that does not say by which
-    score it chooses.
+    list; these are recognised from the call stack, in the user's process. So is a search whose `refit` names
+    no score.
 
     Examples
     --------
@@ -64,7 +64,7 @@ class Scores(dict[str, float]):
         return TypeError(f"One number is required here, but the scorer returns {len(self)} scores. {cure}")
 
     def check_caller(self) -> None:
-        """Raise if the function that called the scorer would keep these scores without a look at them."""
+        """Raise if the function that called the scorer would store these scores without inspecting them."""
         caller = next(((m, frame) for m, frame in _callers() if m.split(".")[0] != __name__.split(".")[0]), None)
         if caller is not None and _is_in(_LISTS, *caller):
             raise self._several()

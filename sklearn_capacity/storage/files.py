@@ -72,7 +72,7 @@ def write_file(path: str | os.PathLike[str], document: Mapping[str, Any], tensor
     Raises
     ------
     FileError
-        If the path is not a regular file, or if nobody could read the file; nothing is then changed.
+        If the path is not a regular file, or if the written file could not be read; nothing is then changed.
     OSError
         If the system refuses; the message names the path, and an existing file is unchanged.
     """

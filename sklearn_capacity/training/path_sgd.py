@@ -28,7 +28,7 @@ class PathSGD(torch.optim.Optimizer):
               \kappa_e = \frac{\partial}{\partial w_e^2} \sum_{\text{paths } p} \prod_{f \in p} w_f^2
 
     so that :math:`\kappa_e` sums, over all paths through the edge e, the squared weights of the others. Biases are
-    edges from a unit that is 1.
+    edges from a unit with the constant value 1.
 
     Parameters
     ----------

@@ -12,7 +12,7 @@ from sklearn_capacity.layers import generalization_parameters, nu_schedule, set_
 
 __all__ = ["SLOW", "NuSchedule", "SlowLearning"]
 
-#: marks a parameter group with the own weights of generalization layers
+#: marks a parameter group of weights of generalization layers, without those of the skip
 SLOW = "slow"
 
 
@@ -62,7 +62,7 @@ class NuSchedule(Callback):
 
 
 class SlowLearning(Callback):
-    """Train the own weights of generalization layers with a fraction of the learning rate, from some epoch on.
+    """Train the weights W_g of generalization layers with a fraction of the learning rate, from some epoch on.
 
     These weights get a separate parameter group. Its learning rate is lowered only during each step, so that schedules
     do not see the factor. Place the callback before callbacks that create a scheduler. It has no effect in a net

@@ -84,8 +84,8 @@ def test_the_commands_of_the_page_run(folder, capsys, command):
     assert main(shlex.split(command)) == 0
     shown = capsys.readouterr()
     assert (shown.out == "") == ("--output" in command) and "Traceback" not in shown.err
-    for made in re.findall(r"--(?:output|plot) (\S+)", command):
-        assert (folder / made).stat().st_size > 100
+    for written in re.findall(r"--(?:output|plot) (\S+)", command):
+        assert (folder / written).stat().st_size > 100
 
 
 def test_a_report_is_what_the_function_gives(prepared, folder, capsys):
@@ -220,7 +220,7 @@ def test_text_among_the_features_is_named(folder, tmp_path):
 
 def test_parquet(folder, monkeypatch):
     table = pd.DataFrame({"a": [1.0, 2.0], "b": [3, 4], "y": ["u", "v"]})
-    monkeypatch.setattr(pd, "read_parquet", lambda path: table.copy())  # pyarrow is no dependency
+    monkeypatch.setattr(pd, "read_parquet", lambda path: table.copy())  # pyarrow is not a dependency
     (folder / "x.parquet").touch()
     X, y = read_data("x.parquet", "y")
     assert X.tolist() == [[1, 3], [2, 4]] and list(y) == ["u", "v"]

@@ -63,7 +63,7 @@ def test_curves_are_the_sum_of_their_kinks():
             assert abs(X[row, t - 1] - value) < 1e-12
 
 
-def test_curves_are_ill_conditioned_as_said():
+def test_curves_are_as_ill_conditioned_as_documented():
     condition = [np.linalg.cond(np.cumsum(np.cumsum(np.eye(n), axis=0), axis=0)) for n in (50, 100)]
     assert 3.8 < condition[1] / condition[0] < 4.2  # n squared
 

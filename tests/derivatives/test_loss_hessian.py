@@ -82,8 +82,8 @@ def test_gradient_and_products_equal_dense_derivatives(case):
     logits = functional_call(module, theta, X)
     if output == "one_logit":
         logits = torch.cat([-logits / 2, logits / 2], 1)
-    found = torch.autograd.grad(F.cross_entropy(logits, y), [theta[n] for n in names])
-    torch.testing.assert_close(got.gradient(), torch.cat([g.flatten() for g in found]), rtol=1e-9, atol=1e-11)
+    result = torch.autograd.grad(F.cross_entropy(logits, y), [theta[n] for n in names])
+    torch.testing.assert_close(got.gradient(), torch.cat([g.flatten() for g in result]), rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("loss", ["squared", "absolute"])

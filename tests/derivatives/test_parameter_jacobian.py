@@ -30,7 +30,7 @@ def network_of(name, module, X):
 
 
 class Autoencoder(nn.Module):
-    """The decoder is the encoder's matrix transposed, and the matrix stands once more on the right of a product."""
+    """The decoder is the encoder's matrix transposed, and the matrix is used again on the right of a product."""
 
     def __init__(self):
         super().__init__()
@@ -263,11 +263,11 @@ def _is_weight(net, parameter):
     return not any(p is parameter and name.split(".")[-1] in others for name, p in net.named_parameters())
 
 
-# -- the effective weights, also beside an operator that has parameters and no rule ------------------------------------
+# -- the effective weights, also next to an operator with parameters and without a rule --------------------------------
 
 
 class Scaled(nn.Module):
-    """A layer that computes its weight in its own way."""
+    """A layer that computes its weight from its parameters."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""A parameter is a weight by what is done with it, whatever its shape."""
+"""Whether a parameter is a weight depends on its use, not on its shape."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def test_weights_are_what_multiplies_by_a_matrix(name):
     function, shape, shapes, weights = CASES[name]
     X = torch.randn(5, *shape, generator=torch.Generator().manual_seed(1)).double()
     net = Net(function, True, **shapes)
-    found = which_are_weights(parameter_vector(Network(net, shape)), X)
-    assert {key for key, counts in zip(shapes, found, strict=True) if counts} == weights
+    result = which_are_weights(parameter_vector(Network(net, shape)), X)
+    assert {key for key, counts in zip(shapes, result, strict=True) if counts} == weights
 
 
 @pytest.mark.parametrize("data_dependent", [True, False])
@@ -94,5 +94,5 @@ def test_recurrent_layers_have_weights_and_biases():
     net = Recurrent().double()
     network = Network(net, (4, 2))
     vector = parameter_vector(network)
-    found = which_are_weights(vector, torch.ones(2, 4, 2, dtype=torch.float64))
-    assert found == [tensor.dim() > 1 for tensor in vector.tensors] and any(found)
+    result = which_are_weights(vector, torch.ones(2, 4, 2, dtype=torch.float64))
+    assert result == [tensor.dim() > 1 for tensor in vector.tensors] and any(result)

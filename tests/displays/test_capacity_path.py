@@ -1,4 +1,4 @@
-"""The path of a search: its choice, what is better, and axes that suit the values."""
+"""The path of a search: the chosen candidate, the better direction, and axes that suit the values."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_measures_say_which_direction_is_better_and_other_columns_do_not():
     assert [texts(ax) for ax in display.axes_] == [[], ["lower is better"], ["higher is better"], []]
 
 
-def test_the_direction_of_a_measure_of_ones_own_is_that_of_the_table():
+def test_a_user_s_measure_has_the_direction_of_the_table():
     table = TABLE.assign(mine=1.0)
     table.attrs["better"] = {"mine": "higher"}
     display = CapacityPathDisplay(table, strength="alpha", score="f1", capacities=["mine"]).plot()

@@ -1,4 +1,4 @@
-"""What displays refuse to be made from, and to be drawn on."""
+"""Models, searches and axes that displays refuse."""
 
 from __future__ import annotations
 

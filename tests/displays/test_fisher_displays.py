@@ -1,4 +1,4 @@
-"""FisherSpectrumDisplay and CapacityGapDisplay: what is drawn, and what is refused."""
+"""FisherSpectrumDisplay and CapacityGapDisplay: the artists, and the refusals."""
 
 from __future__ import annotations
 

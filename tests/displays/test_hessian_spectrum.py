@@ -1,4 +1,4 @@
-"""HessianSpectrumDisplay: the density of all eigenvalues, exactly and by draws, and what is drawn."""
+"""HessianSpectrumDisplay: the density of all eigenvalues, exact and by random vectors, and the artists."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_the_order_of_the_outputs_can_be_said(call):
+def test_the_order_of_the_outputs_can_be_given(call):
     loss = {} if "Margin" in call else {"loss": "cross_entropy"}
     expected = CALLS[call](INDEX, **loss)
     np.testing.assert_array_equal(CALLS[call](LABELS, classes=CLASSES, **loss), expected)

@@ -56,7 +56,7 @@ class Log:
         pass
 
 
-def made(folder) -> dict[str, object]:
+def supplied(folder) -> dict[str, object]:
     """One of each class, by its name; a new one in skorch is missed by the test below."""
     return {
         "BatchScoring": skorch.callbacks.BatchScoring("accuracy", lower_is_better=False),
@@ -97,18 +97,18 @@ def network(**params) -> NetworkClassifier:
 
 
 def test_all_of_skorch_are_here(tmp_path):
-    assert {*made(tmp_path), *REFUSED} == set(SHIPPED)
+    assert {*supplied(tmp_path), *REFUSED} == set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_callback_of_skorch_in_a_fit_a_search_and_a_pipeline(name, tmp_path, capsys):
-    model = network(callbacks=[("it", made(tmp_path)[name])])
+    model = network(callbacks=[("it", supplied(tmp_path)[name])])
     for _ in range(2):  # a second fit finds the files of the first one
         assert model.fit(X, y).module_ is not None
     model.set_params(warm_start=True).fit(X, y)
     model.set_params(warm_start=False)
     assert "it" in dict(model.net_.callbacks_)
-    other = made(tmp_path / "search")[name]
+    other = supplied(tmp_path / "search")[name]
     grid = {"networkclassifier__learning_rate": [0.01, 0.1], "networkclassifier__callbacks__it": [None, other]}
     search = GridSearchCV(make_pipeline(StandardScaler(), model), grid, cv=2, error_score="raise").fit(X, y)
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
@@ -164,7 +164,7 @@ WITHOUT_VALIDATION = [
 
 
 @pytest.mark.parametrize(("callback", "text"), WITHOUT_VALIDATION)
-def test_what_a_fit_cannot_serve_is_said_before_it(callback, text):
+def test_callbacks_that_a_fit_does_not_support_are_refused_before_it(callback, text):
     with pytest.raises(ValueError, match=text):
         network(callbacks=[callback]).fit(X, y)
 
@@ -240,7 +240,7 @@ def state_of(model) -> list:
 
 
 def whole_and_resumed(callback, folder, **params):
-    """The same fit in one go, and broken off in epoch 4 and resumed; `callback` makes the user's callbacks anew."""
+    """The same fit without a break, and interrupted in epoch 4 and resumed; `callback` returns new callbacks."""
     results = []
     for name in "whole", "resumed":
         model = network(optimizer="sgd", **params).set_params(
@@ -261,12 +261,12 @@ def whole_and_resumed(callback, folder, **params):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "LoadInitState"])
 def test_an_interrupted_fit_with_a_callback_of_skorch_ends_at_the_same_bits(name, tmp_path, capsys):
-    whole, resumed = whole_and_resumed(lambda folder: [made(folder)[name]], tmp_path)
+    whole, resumed = whole_and_resumed(lambda folder: [supplied(folder)[name]], tmp_path)
     assert state_of(resumed) == state_of(whole)
 
 
 def test_what_begins_from_a_file_cannot_be_resumed(tmp_path):
-    model = network(callbacks=[made(tmp_path)["LoadInitState"]], checkpoint_dir=tmp_path / "checkpoints")
+    model = network(callbacks=[supplied(tmp_path)["LoadInitState"]], checkpoint_dir=tmp_path / "checkpoints")
     with pytest.raises(ValueError, match=r"must not contain LoadInitState \(LoadInitState\) when `checkpoint_dir`"):
         model.fit(X, y)
 
@@ -373,7 +373,7 @@ def test_an_interrupted_fit_with_averaged_weights_ends_at_the_same_bits(average,
     assert state_of(resumed) == state_of(whole)
 
 
-def test_an_average_that_cannot_be_made_again_is_refused(tmp_path):
+def test_an_average_that_cannot_be_rebuilt_is_refused(tmp_path):
     model = network(callbacks=[Averaging(1, moving)], checkpoint_dir=tmp_path)
     with pytest.raises(TypeError, match="`Averaging.mean_` .* was created after .* `on_train_begin`"):
         model.fit(X, y)

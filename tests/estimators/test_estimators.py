@@ -59,11 +59,11 @@ def test_string_labels_come_back(digits):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_computes_in_the_precision_of_X_unless_told(digits, dtype):
+def test_computes_in_the_precision_of_X_by_default(digits, dtype):
     X, y = digits
     as_torch = getattr(torch, dtype)
-    for asked, given in (("auto", dtype), (dtype, "float64"), (np.dtype(dtype), "float32"), (as_torch, "float32")):
-        model = NetworkClassifier(max_epochs=1, dtype=asked).fit(X.astype(given), y)
+    for requested, given in (("auto", dtype), (dtype, "float64"), (np.dtype(dtype), "float32"), (as_torch, "float32")):
+        model = NetworkClassifier(max_epochs=1, dtype=requested).fit(X.astype(given), y)
         assert {str(p.dtype) for p in model.module_.parameters()} == {f"torch.{dtype}"}
         assert model.predict_proba(X.astype("float32")).dtype == dtype
 
@@ -156,7 +156,7 @@ def test_module_may_be_class_factory_partial_or_instance(digits):
     before = copy.deepcopy(instance.state_dict())
     model = NetworkClassifier(module=instance, max_epochs=2).fit(X, y)
     assert model.module_ is not instance
-    for key, value in before.items():  # the copy starts from the weights, the user's own stays as it is
+    for key, value in before.items():  # the copy starts from the weights, and the user's module is unchanged
         assert torch.equal(instance.state_dict()[key], value)
         assert torch.equal(model.initial_state_[key], value)
 

@@ -163,7 +163,7 @@ def test_divergence_names_epoch_and_loss_and_leaves_no_network(kind, params, sca
 
 
 def test_divergence_in_the_last_step_is_seen():
-    """One step makes the weights infinite; no epoch's loss can tell."""
+    """One step makes the weights infinite, which no epoch's loss shows."""
     with pytest.raises(ValueError, match="diverged in epoch 1: the network is no longer finite, its last training"):
         NetworkRegressor(optimizer="sgd", learning_rate=1e308, max_epochs=1, random_state=0).fit(100 * X, y)
 
@@ -212,7 +212,7 @@ def test_bad_module(module, params, error, message):
 
 
 @pytest.mark.parametrize("name", ["module", "optimizer"])
-def test_parameters_in_the_form_of_skorch_are_told_where_they_go(name):
+def test_parameters_in_the_form_of_skorch_are_refused_with_a_hint(name):
     with pytest.raises(ValueError, match=rf"`{name}__depth` must be .* Set {name}_params=\{{'depth': 3\}}"):
         NetworkClassifier(module=NeedsDepth).set_params(**{f"{name}__depth": 3})
 

@@ -42,7 +42,7 @@ def n_slow(fitted) -> int:
     return sum(len(group["params"]) for group in groups if group.get("slow", False))
 
 
-def test_the_layer_stands_before_the_head_and_nowhere_else():
+def test_the_layer_is_before_the_head_and_nowhere_else():
     fitted = model().fit(X, y)
     wrap = layer_of(fitted)
     assert isinstance(wrap, GeneralizationWrap) and isinstance(wrap.layer, nn.Linear)
@@ -51,7 +51,7 @@ def test_the_layer_stands_before_the_head_and_nowhere_else():
     assert isinstance(layer_of(deeper), GeneralizationLayer) and len(layer_of(deeper).body) == 3
 
 
-def test_positions_by_index_and_by_name_and_in_a_module_of_ones_own():
+def test_positions_by_index_and_by_name_and_in_a_user_s_module():
     network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     for position in (0, "0"):
         fitted = GeneralizationLayerClassifier(module=network, position=position, max_epochs=2).fit(X, y)
@@ -60,8 +60,8 @@ def test_positions_by_index_and_by_name_and_in_a_module_of_ones_own():
 
 
 def test_a_module_with_its_own_layers_needs_no_position():
-    own = nn.Sequential(GeneralizationLayer(6), nn.ReLU(), nn.Linear(6, 3))
-    fitted = GeneralizationLayerClassifier(module=own, position=None, max_epochs=10, slow_after=3).fit(X, y)
+    with_layer = nn.Sequential(GeneralizationLayer(6), nn.ReLU(), nn.Linear(6, 3))
+    fitted = GeneralizationLayerClassifier(module=with_layer, position=None, max_epochs=10, slow_after=3).fit(X, y)
     assert isinstance(fitted.module_[0], GeneralizationLayer)
     assert fitted.history_[-1, "nu"] == pytest.approx(0.1) == float(layer_of(fitted).nu)
     with pytest.raises(ValueError, match="`position` must name the place of the layer, got None"):
@@ -85,17 +85,17 @@ def test_regime_of_the_paper():
     assert model(slow_after=0.5).fit(X, y).history_[:, "slow_factor"] == [1.0] * 5 + [0.1] * 5
 
 
-def test_only_the_own_weights_are_slow_and_by_exactly_the_factor():
+def test_only_the_layer_s_weights_are_slow_and_by_exactly_the_factor():
     """One full-batch step of plain gradient descent: the moves differ by the factor, in that layer only."""
     params = dict(max_epochs=1, batch_size=40, optimizer="sgd", momentum=0.0, slow_after=0)
     fast, slow = (model(slow_factor=factor, **params).fit(X, y) for factor in (1.0, 0.25))
-    own = {id(parameter) for parameter in generalization_parameters(slow.module_)}
+    with_layer = {id(parameter) for parameter in generalization_parameters(slow.module_)}
     for (name, a), b in zip(fast.module_.named_parameters(), slow.module_.parameters(), strict=True):
         start = fast.initial_state_[name]
-        factor = 0.25 if id(b) in own else 1.0
+        factor = 0.25 if id(b) in with_layer else 1.0
         torch.testing.assert_close(b - start, factor * (a - start))
         assert (a != start).any()
-    assert len(own) == 2
+    assert len(with_layer) == 2
 
 
 SCHEDULES = ["cosine", [(2, 0.5)], functools.partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=lambda t: 0.5**t)]
@@ -275,13 +275,13 @@ def test_callbacks_alone_in_a_plain_skorch_net():
     for name, value in before.items():
         assert torch.equal(value, after[name]) == name.startswith("1.body")
     np.testing.assert_allclose(net.history[:, "nu"], [1 - 0.5 * epoch / 3.2 for epoch in range(4)])
-    net.fit(X, y[:, None].astype(float))  # skorch begins anew
+    net.fit(X, y[:, None].astype(float))  # skorch starts over
     assert net.history[0, "nu"] == 1.0 and len(net.optimizer_.param_groups) == 2
 
 
 def test_a_network_of_slow_weights_only_has_one_group():
-    own = nn.Sequential(GeneralizationLayer(6, depth=1))
-    fitted = GeneralizationLayerRegressor(module=own, position=None, max_epochs=2, slow_after=0, slow_factor=0.0)
+    with_layer = nn.Sequential(GeneralizationLayer(6, depth=1))
+    fitted = GeneralizationLayerRegressor(module=with_layer, position=None, max_epochs=2, slow_after=0, slow_factor=0.0)
     fitted.fit(X, np.tile(y[:, None], 6))
     assert n_slow(fitted) == 2 == sum(1 for _ in fitted.module_.parameters())
     for name, value in fitted.module_.named_parameters():
@@ -335,7 +335,7 @@ def test_augmentation_changes_training_batches_only_and_by_the_seed():
     pickle.loads(pickle.dumps(fits[3])).partial_fit(IMAGES, y)
 
 
-def test_augmentation_of_what_are_no_images_says_so():
+def test_augmentation_of_other_data_than_images_is_refused():
     with pytest.raises(ValueError, match=r"`X` must have shape \(n_samples, channels, height, width\) to be augmented"):
         NetworkClassifier(augmentation="flip").fit(X, y)
     with pytest.raises(ValueError, match="`augmentation` must be None, one of .* got 'flop'. Did you mean 'flip'"):

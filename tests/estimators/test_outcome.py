@@ -1,4 +1,4 @@
-"""Warnings of trainings that fail, and of modules whose outputs are no logits; and none for trainings that do not."""
+"""Warnings of trainings that fail and of modules whose outputs are not logits, and no warning for other trainings."""
 
 import re
 import warnings

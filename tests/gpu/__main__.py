@@ -14,16 +14,16 @@ def _import_paths(wheels: Path | None) -> None:
     """Let this process and its workers import the package, the tests' helpers and pure-Python wheels."""
     paths = [str(HERE.parents[2]), str(HERE.parents[1])]
     if wheels is not None:
-        found = sorted(wheels.glob("*.whl"))
-        if not found:
+        result = sorted(wheels.glob("*.whl"))
+        if not result:
             raise SystemExit(f"`--wheels` must be a folder that holds wheels, got {wheels}.")
-        paths += map(str, found)
+        paths += map(str, result)
     sys.path[:0] = paths
     os.environ["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the checks that were asked for; 0 if none failed."""
+    """Run the requested checks; 0 if none failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__)
     parser.add_argument("--device", default="cuda", help='"cuda" (default), "cuda:1", "cpu" or "pretend"')
     parser.add_argument("--wheels", type=Path, help="folder of pure-Python wheels to import from, such as skorch's")

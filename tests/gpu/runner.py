@@ -1,4 +1,4 @@
-"""Run checks against a clock and say of each what came out."""
+"""Run checks within a limit of time, and report the outcome of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["CHECKS", "Skip", "check", "device_context", "run"]
 
 
 class Skip(Exception):
-    """A check does not apply to a device; the message says why."""
+    """A check does not apply to a device; the message gives the reason."""
 
 
 @dataclass(frozen=True)

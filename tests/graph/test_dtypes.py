@@ -1,4 +1,4 @@
-"""Networks that leave their dtype on the way: single precision in a double network, whole and complex numbers."""
+"""Networks that leave their dtype on the way: single precision in a double network, integers and complex numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sklearn_capacity.graph import Network, evaluate
 
 
 class Net(nn.Module):
-    """Linear-ReLU-linear with a change of its input and of its logits; `exact` leaves out what is single precision."""
+    """Linear-ReLU-linear with a change of its input and of its logits; `exact` omits the single precision."""
 
     def __init__(self, before, after, exact):
         super().__init__()
@@ -81,9 +81,9 @@ NAMES = [
 @pytest.mark.parametrize("case", CASES)
 def test_small_networks_that_use_single_precision_are_measured(case):
     module, X, y = make(lambda: Net(*CASES[case], exact=False), (4,))
-    twin, _, _ = make(lambda: Net(*CASES[case], exact=True), (4,))
+    other, _, _ = make(lambda: Net(*CASES[case], exact=True), (4,))
     got = measure_capacity(module.float(), X.float(), y, NAMES)
-    assert got == pytest.approx(measure_capacity(twin, X, y, NAMES), rel=1e-5)
+    assert got == pytest.approx(measure_capacity(other, X, y, NAMES), rel=1e-5)
 
 
 def test_a_graph_that_is_another_network_is_noticed_in_single_precision_too():
@@ -151,7 +151,7 @@ def test_hardsigmoid_has_two_derivatives():
     assert value == pytest.approx(float(u.square().sum(1).mean().sqrt()), rel=1e-9)
 
 
-def test_multilabel_nets_are_refused_in_their_own_words():
+def test_multilabel_nets_are_refused_as_such():
     X, y = np.random.default_rng(0).normal(size=(9, 4)).astype("float32"), np.eye(3, dtype="float32")[np.arange(9) % 3]
     options = {"criterion": nn.BCEWithLogitsLoss, "max_epochs": 1, "verbose": 0, "train_split": None}
     net = NeuralNetClassifier(nn.Linear(4, 3), **options).fit(X, y)

@@ -31,7 +31,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class Ghost(nn.Module):
-    """Cheap operators beside the plain ones, joined and gated."""
+    """Cheap operators next to the plain ones, joined and gated."""
 
     pairs = (("plain", "plain_norm"), ("cheap", "cheap_norm"))
 
@@ -114,13 +114,13 @@ MODULES = [SqueezeExcitation, Ghost, Fused, Gated, Functional, Lengths]
 
 
 def fused(module):
-    """The module with every batch norm in the layer before it, by torch's own tool."""
-    twin = copy.deepcopy(module)
+    """The module with every batch norm fused into the layer before it, by torch's tool."""
+    joined = copy.deepcopy(module)
     for layer, norm in module.pairs:
-        fuse = fuse_linear_bn_eval if isinstance(getattr(twin, layer), nn.Linear) else fuse_conv_bn_eval
-        setattr(twin, layer, fuse(getattr(twin, layer), getattr(twin, norm)))
-        setattr(twin, norm, nn.Identity())
-    return twin.requires_grad_(True)  # the shift of a norm is trained, also as the bias of a layer that had none
+        fuse = fuse_linear_bn_eval if isinstance(getattr(joined, layer), nn.Linear) else fuse_conv_bn_eval
+        setattr(joined, layer, fuse(getattr(joined, layer), getattr(joined, norm)))
+        setattr(joined, norm, nn.Identity())
+    return joined.requires_grad_(True)  # the shift of a norm is trained, also as the bias of a layer that had none
 
 
 @pytest.mark.parametrize("build", MODULES, ids=lambda build: build.__name__)

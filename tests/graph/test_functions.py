@@ -31,7 +31,7 @@ class Between(nn.Module):
 
 
 class Scaled(nn.Module):
-    """Root mean square normalisation as transformers spells it, with a trained scale."""
+    """Root mean square normalisation as in the library transformers, with a trained scale."""
 
     def __init__(self):
         super().__init__()

@@ -77,7 +77,7 @@ def test_measures_do_not_depend_on_how_the_module_flattens(name, wrap):
 
     try:
         expected = value(view=False)
-    except ValueError as error:  # a measure that is not defined for it says so, of either module
+    except ValueError as error:  # a measure that is not defined for it raises for both modules
         with pytest.raises(type(error)):
             value(view=True)
     else:
@@ -93,7 +93,7 @@ class OnlyInTraining(Tutorial):
 
 
 class Pixels(Tutorial):
-    """Refuses made-up samples."""
+    """Refuses random samples."""
 
     def forward(self, x):
         assert x.min() >= 0, "no image"

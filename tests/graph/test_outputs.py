@@ -15,7 +15,7 @@ X = torch.randn(12, 4, dtype=torch.float64, generator=torch.Generator().manual_s
 
 
 class Ended(nn.Module):
-    """A perceptron without biases, for which every measure is defined, and what is done to its logits."""
+    """A perceptron without biases, for which every measure is defined, and functions of its logits."""
 
     def __init__(self, end=lambda z: z, n_outputs=3):
         super().__init__()

@@ -206,7 +206,7 @@ def test_linear_maps_have_the_paths_and_the_norm_of_their_matrix(name):
     M = torch.autograd.functional.jacobian(lambda h: module.operator(h[None]).flatten(), X.new_zeros(4))
     first, last = module.first.weight.detach(), module.last.weight.detach()
     for p in (1.0, 2.0):
-        # Every path through the operator is one of its non-zero entries, and weighs what stands there; two paths of
+        # Every path through the operator is one of its non-zero entries, and its weight is that entry; two paths of
         # weight 1 meet where a number is added to itself.
         weights = M if name == "add with broadcasting" else M.abs() ** p
         paths = (last.abs() ** p @ weights @ first.abs() ** p).sum() ** (1 / p)
@@ -255,7 +255,7 @@ def test_jumps_have_no_finite_constant(operator):
 
 
 class Trained(nn.Module):
-    """Slopes per channel of images, one slope for everything, a frozen one, before and behind a pooling."""
+    """Slopes per channel of images, one slope for everything, a frozen one, before and after a pooling."""
 
     def __init__(self):
         super().__init__()
@@ -291,10 +291,10 @@ def test_trained_slopes_are_parameters_and_no_layers():
 
 def test_paths_go_through_a_trained_slope_as_through_a_rectifier():
     module, X, y = case("prelu")
-    twin, _, _ = make(lambda: Between(nn.ReLU(), 4), (3,))
-    twin.load_state_dict(module.state_dict(), strict=False)
+    other, _, _ = make(lambda: Between(nn.ReLU(), 4), (3,))
+    other.load_state_dict(module.state_dict(), strict=False)
     names = ["l1_path_norm", "l2_path_norm", "frobenius_norm", "spectral_norm"]
-    assert measure_capacity(module, X, y, names) == measure_capacity(twin, X, y, names)
+    assert measure_capacity(module, X, y, names) == measure_capacity(other, X, y, names)
 
 
 @pytest.mark.parametrize("operator", [lambda h: h.roll(1, 0), lambda h: h.flip(0), lambda h: h[[1, 0]]])

@@ -111,7 +111,7 @@ def test_the_operator_of_a_linear_network_is_its_jacobian(name):
     module, X, _ = make(build, shape)
     J = torch.autograd.functional.jacobian(lambda x: module(x[None])[0].flatten(), X[0])
     J = J.reshape(len(J), -1).numpy()  # (outputs, inputs)
-    found = values(
+    result = values(
         module,
         X,
         frobenius=("frobenius_norm", {"view": "operator"}),
@@ -121,7 +121,7 @@ def test_the_operator_of_a_linear_network_is_its_jacobian(name):
         group=("group_norm", {"p": 1, "q": 3, "view": "operator"}),
     )
     units = np.abs(J).sum(1)
-    assert found == pytest.approx(
+    assert result == pytest.approx(
         {
             "frobenius": np.linalg.norm(J),
             "spectral": np.linalg.norm(J, 2),
@@ -193,7 +193,7 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Matrices]] = {
     "cell": (
         lambda: Of(lambda m, x: m.r(x, m.r(x)), r=nn.GRUCell(4, 3)),
         (4,),
-        lambda m: [(m.r.weight_ih, 1), (m.r.weight_hh, 1)] * 2,  # a tied weight stands for every use
+        lambda m: [(m.r.weight_ih, 1), (m.r.weight_hh, 1)] * 2,  # a tied weight has one entry per use
     ),
     "bilinear": (
         lambda: Of(lambda m, x: m.b(x[:, :2], x[:, 2:]), b=nn.Bilinear(2, 3, 3)),
@@ -262,7 +262,7 @@ def test_products_are_those_of_the_matrices(name, dtype):
                 torch.rand(parameter.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.5
             )
     by_hand = [(W.detach().numpy(), copies) for W, copies in matrices(module)]
-    found = values(
+    result = values(
         module.to(dtype),
         X.to(dtype),
         kernel=("frobenius_norm", {}),
@@ -277,7 +277,7 @@ def test_products_are_those_of_the_matrices(name, dtype):
         "spectral": math.prod(np.linalg.norm(W, 2) for W, _ in by_hand),
         "rows": math.prod(np.abs(W).sum(1).max() for W, _ in by_hand),
     }
-    assert found == pytest.approx(expected, rel=1e-9 if dtype == torch.float64 else 1e-5)
+    assert result == pytest.approx(expected, rel=1e-9 if dtype == torch.float64 else 1e-5)
 
 
 @pytest.mark.parametrize("bag", [False, True])
@@ -286,12 +286,12 @@ def test_embeddings_are_matrices_of_indicators(bag):
     module = Of(lambda m, x: m.l(m.e(x.long()).reshape(x.shape[0], -1)), e=layer, l=nn.Linear(4 if bag else 20, 3))
     X = torch.randint(0, 6, (7, 5), generator=torch.Generator().manual_seed(0)).float()
     measures = {"kernel": "frobenius_norm", "operator": ("frobenius_norm", {"view": "operator"}), "s": "spectral_norm"}
-    found = measure_capacity(module, X, torch.arange(7) % 3, measures)
+    result = measure_capacity(module, X, torch.arange(7) % 3, measures)
     E, W = layer.weight.detach().double(), module.l.weight.detach().double()
     product = float(E.norm() * W.norm())
     spectral = float(torch.linalg.matrix_norm(E, 2) * torch.linalg.matrix_norm(W, 2))
     expected = {"kernel": product, "operator": product * math.sqrt(1 if bag else 5), "s": spectral}
-    assert found == pytest.approx(expected, rel=1e-6)
+    assert result == pytest.approx(expected, rel=1e-6)
 
 
 def test_rows_name_the_parameter_where_a_module_has_several():
@@ -319,11 +319,13 @@ def test_an_old_and_a_new_weight_norm_give_the_same():
 # What takes no part ---------------------------------------------------------------------------------------------------
 
 
-def test_matrices_that_are_no_layer_are_left_out_and_said_so():
+def test_matrices_that_are_not_layers_are_left_out_with_a_warning():
     module, X, y = make(
         lambda: Of(lambda m, x: m.l(torch.cdist(x, m.prototypes)), prototypes=(5, 4), l=nn.Linear(5, 3)), (4,)
     )
-    with pytest.warns(CapacityWarning, match=r"leave out weights of the forward pass of `Of`: no rule says"):
+    with pytest.warns(
+        CapacityWarning, match=r"leave out weights of the forward pass of `Of`, whose operators have no rule"
+    ):
         report = capacity_report(module, X, y, ["frobenius_norm", "spectral_norm", "stable_rank"])
     assert report.loc[0, "value"] == pytest.approx(float(module.l.weight.detach().norm()))
     assert report["computed"].str.contains("left_out=the forward pass of `Of`").all()
@@ -416,8 +418,8 @@ def test_a_network_that_cannot_be_traced_has_the_layers_of_its_parts(name, dtype
     with pytest.raises(UnsupportedLayerError, match="`Branching` cannot be traced"):
         measure_capacity(module, X, y, "path_norm")
     measures = {"operator": ("frobenius_norm", {"view": "operator"}), "s": "spectral_norm", "rank": "stable_rank"}
-    found, expected = (measure_capacity(m, X, y, measures) for m in (module, plain))
-    assert found == pytest.approx(expected, rel=1e-9 if dtype == torch.float64 else 1e-5)
+    result, expected = (measure_capacity(m, X, y, measures) for m in (module, plain))
+    assert result == pytest.approx(expected, rel=1e-9 if dtype == torch.float64 else 1e-5)
     reports = [capacity_report(m, X, y, ["frobenius_norm"], per_layer=True) for m in (module, plain)]
     assert reports[0]["layer"].tolist() == reports[1]["layer"].tolist()
 
@@ -433,8 +435,8 @@ def test_matrices_of_what_cannot_be_traced_are_left_out():
         (4,),
     )
     with pytest.warns(CapacityWarning, match=r"leave out weights of layer `own \(Of\)`"):
-        found = measure_capacity(module, X, y, "frobenius_norm")["frobenius_norm"]
-    assert found == pytest.approx(float((module.fc.weight.norm() * module.head.weight.norm()).detach()))
+        result = measure_capacity(module, X, y, "frobenius_norm")["frobenius_norm"]
+    assert result == pytest.approx(float((module.fc.weight.norm() * module.head.weight.norm()).detach()))
 
 
 def test_a_scorer_warns_once_for_each_reason():
@@ -442,12 +444,12 @@ def test_a_scorer_warns_once_for_each_reason():
     module, X, y = make(build, shape)
     scorer = CapacityScorer(["path_norm", "lipschitz_l2", "spectral_product_bound", "spectral_norm"])
     with pytest.warns(CapacityWarning) as caught:
-        found = scorer(module, X, y)
+        result = scorer(module, X, y)
     assert len(caught) == 1
     message = str(caught[0].message)
     assert message.startswith("No score for neg_path_norm, neg_lipschitz_l2, neg_spectral_product_bound: ")
     assert "in layer `e.self_attn (MultiheadAttention)`" in message
-    assert math.isfinite(found["neg_spectral_norm"])
+    assert math.isfinite(result["neg_spectral_norm"])
 
 
 # Constant scales ------------------------------------------------------------------------------------------------------
@@ -468,20 +470,20 @@ def test_products_are_of_the_network_with_its_temperature():
     plain.load_state_dict(module.state_dict())
     layers = [layer.weight.detach() for layer in (module.first, module.last)]
     measures = ["frobenius_norm", "spectral_norm", "lipschitz_l2"]
-    found = measure_capacity(module, X, y, measures)
-    assert found["frobenius_norm"] == pytest.approx(math.prod(float(W.norm()) for W in layers))
-    assert found["spectral_norm"] == pytest.approx(found["lipschitz_l2"], rel=1e-6)
+    result = measure_capacity(module, X, y, measures)
+    assert result["frobenius_norm"] == pytest.approx(math.prod(float(W.norm()) for W in layers))
+    assert result["spectral_norm"] == pytest.approx(result["lipschitz_l2"], rel=1e-6)
     report = capacity_report(module, X, y, ["frobenius_norm"], per_layer=True)
     assert report["value"].tolist()[1:] == pytest.approx([4 * float(layers[0].norm()), float(layers[1].norm()) / 4])
 
 
 def test_the_parameters_stay_those_that_were_trained():
     module, X, y = make(lambda: nn.Sequential(nn.Linear(4, 3), Of(lambda m, x: x / 4)), (4,))
-    found = measure_capacity(module, X, y, ["parameter_norm", "fisher_trace"])
+    result = measure_capacity(module, X, y, ["parameter_norm", "fisher_trace"])
     theta = torch.cat([p.detach().flatten() for p in module.parameters()])
-    assert found["parameter_norm"] == pytest.approx(float(theta.norm()))
+    assert result["parameter_norm"] == pytest.approx(float(theta.norm()))
     squares = (X**2).sum(1) + 1  # of the gradient of z_k / 4, for 3 classes
-    assert found["fisher_trace"] == pytest.approx(float(3 * squares.mean() / 16))
+    assert result["fisher_trace"] == pytest.approx(float(3 * squares.mean() / 16))
 
 
 def test_a_scale_that_others_read_too_and_a_zero_stay():

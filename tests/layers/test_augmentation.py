@@ -32,7 +32,7 @@ def test_crop_is_a_shift_with_zeros(padding):
 def test_every_window_is_drawn_equally_often():
     n, p = 18_000, 1
     X = torch.arange(9.0).reshape(1, 1, 3, 3).repeat(n, 1, 1, 1) + 1
-    centre = random_crop(X, generator(), p)[:, 0, 1, 1]  # the pixel in the middle tells the shift
+    centre = random_crop(X, generator(), p)[:, 0, 1, 1]  # the pixel in the middle shows the shift
     counts = torch.bincount(centre.long(), minlength=10)[1:]
     assert (counts.double() / n - 1 / 9).abs().max() < 4 * (1 / 9 * 8 / 9 / n) ** 0.5
 
@@ -59,10 +59,10 @@ def test_resolve():
     assert resolve_augmentation(None) is None
     assert resolve_augmentation("crop") is random_crop and resolve_augmentation("crop_flip") is crop_flip
 
-    def own(X, generator):
+    def shift(X, generator):
         return X
 
-    assert resolve_augmentation(own) is own
+    assert resolve_augmentation(shift) is shift
     with pytest.raises(ValueError, match="`augmentation` must be None, one of .* Did you mean 'crop_flip'"):
         resolve_augmentation("cropflip")
     with pytest.raises(TypeError, match="`augmentation` must be None, one of .* or a callable, got 3"):

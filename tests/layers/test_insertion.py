@@ -138,7 +138,7 @@ def test_head_is_the_last_executed_if_the_shape_is_known():
     assert isinstance(insert_generalization_layer(Backwards(), "head").first, GeneralizationWrap)
 
 
-def test_an_index_counts_as_a_sequence_does_where_a_layer_stands_twice():
+def test_an_index_counts_as_in_a_sequence_if_a_layer_occurs_twice():
     relu = nn.ReLU()
     network = nn.Sequential(nn.Linear(4, 4), relu, nn.Linear(4, 4), relu, nn.Linear(4, 2))
     for index in (2, 4, -1):

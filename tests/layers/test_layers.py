@@ -230,7 +230,7 @@ def test_nu_schedule_is_linear_then_constant():
     assert nu_schedule(0, 10, decay_fraction=0) == 0.1 and nu_schedule(3, 10, 0.2, 0.2) == 0.2
 
 
-def test_slow_start_tells_epochs_from_fractions():
+def test_slow_start_distinguishes_epochs_from_fractions():
     assert [slow_start(after, 50) for after in (0, 1, 20, 0.0, 0.5, 1.0, np.int64(3))] == [0, 1, 20, 0, 25, 50, 3]
     assert [slow_learning_factor(e, 10, 0.3, 0.2) for e in range(5)] == [1.0, 1.0, 1.0, 0.2, 0.2]
     assert slow_learning_factor(0, 10, 0) == 0.1  # [GL] figure 7: slow from the beginning

@@ -32,26 +32,26 @@ def _fisher_dual(n_outliers: int, spread: float) -> torch.Tensor:
 def test_fisher_like_spectrum_takes_at_most_sixteen_products(n_outliers, spread):
     A = _fisher_dual(n_outliers, spread)
     calls = []
-    found = largest_eigenvalue(lambda x: calls.append(1) or A @ x, len(A))
+    ritz = largest_eigenvalue(lambda x: calls.append(1) or A @ x, len(A))
     true = float(torch.linalg.eigvalsh(A)[-1])
-    assert true * (1 - 1e-8) <= found.value <= true * (1 + 1e-13)
-    assert found.n_products == len(calls) <= 16
-    assert found.residual <= 1e-5
+    assert true * (1 - 1e-8) <= ritz.value <= true * (1 + 1e-13)
+    assert ritz.n_products == len(calls) <= 16
+    assert ritz.residual <= 1e-5
 
 
 def test_residual_is_that_of_an_eigenpair():
     A = _fisher_dual(20, 3.0)
     eigenvalues = torch.linalg.eigvalsh(A)
     for tol in (0.3, 1e-2, 1e-4):
-        found = largest_eigenvalue(lambda x: A @ x, len(A), tol=tol)
-        assert float((eigenvalues - found.value).abs().min()) <= found.residual * found.value <= tol * found.value
+        ritz = largest_eigenvalue(lambda x: A @ x, len(A), tol=tol)
+        assert float((eigenvalues - ritz.value).abs().min()) <= ritz.residual * ritz.value <= tol * ritz.value
 
 
 def test_several_values_and_indefinite_operators():
     A = _symmetric(torch.cat([torch.tensor([9.0, 7.0, 6.0, -20.0]), torch.linspace(-1, 1, 96)]))
-    found = lanczos(lambda x: A @ x, (100,), k=3, tol=1e-8)
-    torch.testing.assert_close(found.values, torch.tensor([9.0, 7.0, 6.0], dtype=torch.float64), rtol=1e-9, atol=0)
-    assert found.residuals.shape == (3,)
+    ritz = lanczos(lambda x: A @ x, (100,), k=3, tol=1e-8)
+    torch.testing.assert_close(ritz.values, torch.tensor([9.0, 7.0, 6.0], dtype=torch.float64), rtol=1e-9, atol=0)
+    assert ritz.residuals.shape == (3,)
 
 
 def test_batch_of_different_operators_like_one_at_a_time():
@@ -59,25 +59,25 @@ def test_batch_of_different_operators_like_one_at_a_time():
     factors[3] = 0  # one of them is the zero operator
     factors[4, :, 1:] = 0  # and one has rank one
     grams = factors @ factors.mT
-    found = lanczos(lambda x: torch.einsum("bij,bj->bi", grams, x), (7, 100), k=2, tol=1e-7)
+    ritz = lanczos(lambda x: torch.einsum("bij,bj->bi", grams, x), (7, 100), k=2, tol=1e-7)
     # Ten singular vectors span all that these operators see, so the values are exact.
-    torch.testing.assert_close(found.values, torch.linalg.eigvalsh(grams)[:, -2:].flip(1), rtol=1e-9, atol=1e-9)
-    assert found.values.shape == (7, 2)
+    torch.testing.assert_close(ritz.values, torch.linalg.eigvalsh(grams)[:, -2:].flip(1), rtol=1e-9, atol=1e-9)
+    assert ritz.values.shape == (7, 2)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_small_spaces_are_exhausted(size):
     A = _random(size, size)
     A = A + A.T
-    found = largest_eigenvalue(lambda x: A @ x, size, tol=1e-12)
-    assert found.value == pytest.approx(float(torch.linalg.eigvalsh(A)[-1]), rel=1e-10)
-    assert found.n_products <= size
+    ritz = largest_eigenvalue(lambda x: A @ x, size, tol=1e-12)
+    assert ritz.value == pytest.approx(float(torch.linalg.eigvalsh(A)[-1]), rel=1e-10)
+    assert ritz.n_products <= size
 
 
 def test_identity_and_zero_end_at_once():
     assert largest_eigenvalue(lambda x: 3 * x, 50).value == pytest.approx(3, rel=1e-14)
-    found = largest_eigenvalue(torch.zeros_like, 50)
-    assert (found.value, found.residual) == (0.0, 0.0)
+    ritz = largest_eigenvalue(torch.zeros_like, 50)
+    assert (ritz.value, ritz.residual) == (0.0, 0.0)
 
 
 def _check_error(product, size: int, true: float, **options) -> None:
@@ -150,8 +150,8 @@ def test_same_seed_same_bits():
 def test_unfinished_value_says_so():
     A = _fisher_dual(30, 3.0)
     with pytest.warns(CapacityWarning, match="relative residual of .* after 2 products"):
-        found = largest_eigenvalue(lambda x: A @ x, len(A), max_steps=2)
-    assert found.value <= float(torch.linalg.eigvalsh(A)[-1])
+        ritz = largest_eigenvalue(lambda x: A @ x, len(A), max_steps=2)
+    assert ritz.value <= float(torch.linalg.eigvalsh(A)[-1])
 
 
 @pytest.mark.parametrize(
@@ -177,15 +177,15 @@ def test_an_exhausted_space_adds_no_eigenvalue_of_zero():
     """Negative operators of a batch, one of which ends after the first product while the others go on."""
     d = -torch.linspace(1, 9, 8, dtype=torch.float64)
     operators = torch.stack([torch.full_like(d, -2.0), d, torch.where(d < -5, -7.0, -3.0)])
-    found = lanczos(lambda x: operators * x, (3, 8), check_every=5)
-    torch.testing.assert_close(found.values[:, 0], torch.tensor([-2.0, -1.0, -3.0], dtype=torch.float64))
-    torch.testing.assert_close(found.scales, torch.tensor([2.0, 9.0, 7.0], dtype=torch.float64))
+    ritz = lanczos(lambda x: operators * x, (3, 8), check_every=5)
+    torch.testing.assert_close(ritz.values[:, 0], torch.tensor([-2.0, -1.0, -3.0], dtype=torch.float64))
+    torch.testing.assert_close(ritz.scales, torch.tensor([2.0, 9.0, 7.0], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("vectors", [0, 2, 3, 10])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_few_vectors_of_the_basis_find_the_same_ends(vectors, sign):
-    """Both ends of an indefinite spectrum; beside rounding the products are those of a full basis, or a few more."""
+    """Both ends of an indefinite spectrum; up to rounding, it takes the products of a full basis, or a few more."""
     values = sign * torch.cat([torch.linspace(-1, 3, 398, dtype=torch.float64), torch.tensor([-20.0, 40.0])])
     full = largest_eigenvalue(lambda x: values * x, 400, check_every=1)
     few = largest_eigenvalue(lambda x: values * x, 400, check_every=1, memory=vectors * 400 * 8)
@@ -197,5 +197,5 @@ def test_few_vectors_of_the_basis_find_the_same_ends(vectors, sign):
 
 def test_few_vectors_serve_a_batch_and_an_exhausted_space():
     values = torch.tensor([[5.0, 2.0, 1.0], [0.5, -0.25, 0.0]], dtype=torch.float64)
-    found = lanczos(lambda x: values * x, (2, 3), memory=1)
-    assert found.values.flatten().tolist() == pytest.approx([5.0, 0.5], rel=1e-9)
+    ritz = lanczos(lambda x: values * x, (2, 3), memory=1)
+    assert ritz.values.flatten().tolist() == pytest.approx([5.0, 0.5], rel=1e-9)

@@ -48,10 +48,10 @@ SPECTRA = {
 @pytest.mark.parametrize("name", SPECTRA)
 def test_value_is_within_a_millionth_and_never_above(name):
     A = SPECTRA[name]
-    found, true = _norm(A), norm(A.numpy())
-    assert true * (1 - 1e-9) <= found.value <= true * (1 + 1e-13)
-    assert found.residual <= 1e-7
-    assert isinstance(found.value, float)
+    lower, true = _norm(A), norm(A.numpy())
+    assert true * (1 - 1e-9) <= lower.value <= true * (1 + 1e-13)
+    assert lower.residual <= 1e-7
+    assert isinstance(lower.value, float)
 
 
 def test_residual_is_that_of_a_singular_pair():
@@ -59,9 +59,9 @@ def test_residual_is_that_of_a_singular_pair():
     A = _random(200, 150)
     singular = torch.linalg.svdvals(A)
     for tol in (0.3, 0.03, 1e-3):
-        found = _norm(A, tol=tol, check_every=1)
-        assert found.residual <= tol
-        assert float((singular - found.value).abs().min()) <= found.residual * found.value
+        lower = _norm(A, tol=tol, check_every=1)
+        assert lower.residual <= tol
+        assert float((singular - lower.value).abs().min()) <= lower.residual * lower.value
 
 
 @pytest.mark.parametrize("gap", [0.0, 1e-12, 1e-8, 1e-6, 1e-4, 1e-2])
@@ -86,7 +86,7 @@ def test_the_shorter_side_is_iterated(shape):
 
     result = operator_norm(forward, lambda u: u @ A, (shape[1],))
     assert result.value == pytest.approx(norm(A.numpy()), rel=1e-12)
-    assert result.steps <= 30 and len(calls) == result.steps + 1  # 20 dimensions; one more call tells the shape
+    assert result.steps <= 30 and len(calls) == result.steps + 1  # 20 dimensions, and one call for the shape
 
 
 def test_same_seed_same_bits_and_global_generator_untouched():
@@ -98,18 +98,18 @@ def test_same_seed_same_bits_and_global_generator_untouched():
 
 def test_complex_shapes_reach_the_products():
     A = _random(6, 4)
-    found = operator_norm(
+    lower = operator_norm(
         lambda v: (v.reshape(1, 4) @ A.T).reshape(1, 3, 2), lambda u: (u.reshape(1, 6) @ A).reshape(1, 2, 2), (2, 2)
     )
-    assert found.value == pytest.approx(norm(A.numpy()), rel=1e-12)
+    assert lower.value == pytest.approx(norm(A.numpy()), rel=1e-12)
 
 
 def test_unfinished_value_is_a_lower_bound_and_says_so():
     A = SPECTRA["dense edge"]
     with pytest.warns(CapacityWarning, match="relative residual of .* after 3 steps"):
-        found = _norm(A, max_steps=3)
-    assert found.steps == 3 and found.residual > 1e-7
-    assert found.value <= norm(A.numpy())
+        lower = _norm(A, max_steps=3)
+    assert lower.steps == 3 and lower.residual > 1e-7
+    assert lower.value <= norm(A.numpy())
 
 
 @pytest.mark.parametrize(

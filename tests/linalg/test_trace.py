@@ -23,17 +23,17 @@ def _estimate(A, n_products, seed=0, **options):
 def test_operators_of_low_rank_are_exact(rank):
     factors = _symmetric(40)[:, :rank]
     A = factors @ torch.diag(torch.tensor([3.0, -1.0, 0.5, 2.0, -7.0], dtype=torch.float64)[:rank]) @ factors.T
-    found = _estimate(A, 15)
-    assert found.value == pytest.approx(float(A.trace()), rel=1e-10)
-    assert abs(found.value - float(A.trace())) < 100 * found.standard_error + 1e-12
+    result = _estimate(A, 15)
+    assert result.value == pytest.approx(float(A.trace()), rel=1e-10)
+    assert abs(result.value - float(A.trace())) < 100 * result.standard_error + 1e-12
 
 
 @pytest.mark.parametrize("n_products", [12, 30, 90])
 def test_hundred_seeds_are_covered_and_without_bias(n_products):
     A = _symmetric(60) + torch.diag(torch.linspace(0, 9, 60, dtype=torch.float64) ** 2)
-    found = [_estimate(A, n_products, seed) for seed in range(100)]
-    errors = torch.tensor([f.value for f in found]) - A.trace()
-    spreads = torch.tensor([f.standard_error for f in found])
+    result = [_estimate(A, n_products, seed) for seed in range(100)]
+    errors = torch.tensor([f.value for f in result]) - A.trace()
+    spreads = torch.tensor([f.standard_error for f in result])
     assert int((errors.abs() > 4 * spreads).sum()) <= (3 if n_products == 12 else 1)
     assert abs(float(errors.mean())) < 4 * float(errors.std()) / 10
     assert float(errors.square().mean().sqrt()) == pytest.approx(float(spreads.square().mean().sqrt()), rel=0.3)
@@ -49,14 +49,14 @@ def test_the_estimate_keeps_to_its_memory_and_is_covered(columns):
         return A @ v
 
     memory = columns * 4 * 8 * 60
-    found = []
+    result = []
     for seed in range(100):
         generator = torch.Generator().manual_seed(seed)
-        found.append(trace_estimate(product, 60, n_products=90, generator=generator, memory=memory))
+        result.append(trace_estimate(product, 60, n_products=90, generator=generator, memory=memory))
     assert max(widths) <= max(columns, 1)
     assert sum(widths) == 100 * 90
-    errors = torch.tensor([f.value for f in found]) - A.trace()
-    spreads = torch.tensor([f.standard_error for f in found])
+    errors = torch.tensor([f.value for f in result]) - A.trace()
+    spreads = torch.tensor([f.standard_error for f in result])
     assert int((errors.abs() > 4 * spreads).sum()) <= 1
     assert abs(float(errors.mean())) < 4 * float(errors.std()) / 10
 

@@ -68,9 +68,9 @@ def test_the_whole_ball_holds_no_larger_rise(loss, norm, adaptive, rho):
     if loss != "cross_entropy":
         y = torch.randn(len(X), 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     expected = largest_rise_on_grid(module, X, y, loss, ball(norm, rho), adaptive)
-    found = sharpness(module, X, y, loss=loss, norm=norm, adaptive=adaptive, rho=rho, steps=60, n_restarts=4)
-    assert found.value >= expected * (1 - 1e-6)  # no point of the grid rises higher
-    assert found.value <= expected * 1.01 + 1e-9  # and the value is met within the ball, near one of its points
+    result = sharpness(module, X, y, loss=loss, norm=norm, adaptive=adaptive, rho=rho, steps=60, n_restarts=4)
+    assert result.value >= expected * (1 - 1e-6)  # no point of the grid rises higher
+    assert result.value <= expected * 1.01 + 1e-9  # and the value is met within the ball, near one of its points
 
 
 @pytest.mark.parametrize("adaptive", [True, False])
@@ -89,8 +89,8 @@ def test_one_step_is_that_of_sam(case, norm, adaptive):
         moved[name] = p + 0.03 * (p.abs() if adaptive else 1) * step
     expected = float(F.cross_entropy(functional_call(module, moved, X), y) - loss)
     for chunk in (None, 2):
-        found = sharpness(module, X, y, norm=norm, adaptive=adaptive, rho=0.03, steps=1, chunk=chunk)
-        assert found.value == pytest.approx(expected, rel=1e-9)
+        result = sharpness(module, X, y, norm=norm, adaptive=adaptive, rho=0.03, steps=1, chunk=chunk)
+        assert result.value == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("m", [1, 2, 3, 7, 50])
@@ -113,8 +113,8 @@ def test_at_an_exact_minimum_the_largest_eigenvalue_decides():
     w = module.weight.detach().flatten()
     for adaptive, scale in ((False, torch.ones_like(w)), (True, w.abs())):
         largest = float(torch.linalg.eigvalsh(scale[:, None] * H * scale)[-1])
-        found = sharpness(module, X, y, loss="squared", adaptive=adaptive, rho=0.2, steps=200)
-        assert found.value == pytest.approx(0.2**2 * largest / 2, rel=1e-4)
+        result = sharpness(module, X, y, loss="squared", adaptive=adaptive, rho=0.2, steps=200)
+        assert result.value == pytest.approx(0.2**2 * largest / 2, rel=1e-4)
 
 
 def test_average_rise_of_a_quadratic():
@@ -123,9 +123,9 @@ def test_average_rise_of_a_quadratic():
     for norm, variance in (("l2", 1.0), ("linf", 1 / 3)):
         for seed in range(5):
             options = {"norm": norm, "rho": 0.2, "average": True, "n_draws": 400, "seed": seed}
-            found = sharpness(module, X, y, loss="squared", **options)
+            result = sharpness(module, X, y, loss="squared", **options)
             exact = variance * 0.2**2 * curvature / 2
-            assert abs(found.value - exact) < 4 * found.standard_error < exact
+            assert abs(result.value - exact) < 4 * result.standard_error < exact
 
 
 def test_rescaled_units_are_as_sharp():

@@ -50,23 +50,23 @@ def by_definition(name, module, before, X, y):
     for f, label in zip(module(X).detach().numpy(), y.tolist(), strict=True):
         margins.append(f[label] - max(f[j] for j in range(len(f)) if j != label))
     gamma, d = float(np.percentile(margins, 10)), len(spec)
-    found = {
+    result = {
         "inverse_margin": gamma**-2,
         "param_norm": sum(fro),
         "fro_dist": sum(dist_fro),
         "dist_spec_init": dist_spec,
     }
-    found["fro_over_spec"] = sum(a / b for a, b in zip(fro, spec, strict=True))
+    result["fro_over_spec"] = sum(a / b for a, b in zip(fro, spec, strict=True))
     for short, squares in (("spec", spec), ("fro", fro)):
         product = math.prod(squares)
-        found[f"log_prod_of_{short}"] = math.log(product)
-        found[f"log_prod_of_{short}_over_margin"] = math.log(product / gamma**2)
-        found[f"log_sum_of_{short}"] = math.log(d * product ** (1 / d))
-        found[f"log_sum_of_{short}_over_margin"] = math.log(d * (product / gamma**2) ** (1 / d))
+        result[f"log_prod_of_{short}"] = math.log(product)
+        result[f"log_prod_of_{short}_over_margin"] = math.log(product / gamma**2)
+        result[f"log_sum_of_{short}"] = math.log(d * product ** (1 / d))
+        result[f"log_sum_of_{short}_over_margin"] = math.log(d * (product / gamma**2) ** (1 / d))
     for center, squares in (("init", dist_fro), ("orig", fro)):
         ratio = sum(a / b for a, b in zip(squares, spec, strict=True))
-        found[f"log_spec_{center}_main"] = math.log(math.prod(spec) * ratio / gamma**2)
-    return found
+        result[f"log_spec_{center}_main"] = math.log(math.prod(spec) * ratio / gamma**2)
+    return result
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -75,8 +75,8 @@ def test_equals_the_definitions(name):
     y, before = module(X).argmax(1), before_training(name)
     expected = by_definition(name, module, before, X, y)
     assert set(expected) == set(NAMES)
-    found = measure_capacity(module, X, y, NAMES, initial_state=before)
-    assert found == pytest.approx(expected, rel=1e-8)
+    result = measure_capacity(module, X, y, NAMES, initial_state=before)
+    assert result == pytest.approx(expected, rel=1e-8)
 
 
 def test_a_thousand_classes():
@@ -86,9 +86,9 @@ def test_a_thousand_classes():
     spectral = math.fsum(2 * math.log(np.linalg.norm(w, 2)) for w in W)
     top = module(X).detach().numpy()
     gamma = np.percentile([f[c] - np.sort(f)[-2] for f, c in zip(top, y.tolist(), strict=True)], 10)
-    found = measure_capacity(module, X, y, ["log_prod_of_spec_over_margin", "inverse_margin"])
-    assert found["log_prod_of_spec_over_margin"] == pytest.approx(spectral - 2 * math.log(gamma))
-    assert found["inverse_margin"] == pytest.approx(gamma**-2)
+    result = measure_capacity(module, X, y, ["log_prod_of_spec_over_margin", "inverse_margin"])
+    assert result["log_prod_of_spec_over_margin"] == pytest.approx(spectral - 2 * math.log(gamma))
+    assert result["inverse_margin"] == pytest.approx(gamma**-2)
 
 
 def test_data_that_are_not_separated():
@@ -96,16 +96,16 @@ def test_data_that_are_not_separated():
     wrong = (module(X).argmax(1) + 1) % 3
     names = [n for n in NAMES if n.endswith("_over_margin")] + ["inverse_margin", "log_spec_orig_main"]
     with pytest.warns(CapacityWarning, match="margin at percentile 10 must be positive"):
-        found = measure_capacity(module, X, wrong, names)
-    assert set(found.values()) == {math.inf}
+        result = measure_capacity(module, X, wrong, names)
+    assert set(result.values()) == {math.inf}
 
 
 def test_a_layer_of_zeros():
     module, X, y = NETWORKS["mlp"]()
     module[2].weight.data.zero_()
-    found = measure_capacity(module, measures=["log_prod_of_spec", "log_sum_of_fro", "param_norm", "fro_over_spec"])
-    assert found["log_prod_of_spec"] == found["log_sum_of_fro"] == -math.inf
-    assert 0 < found["param_norm"] < math.inf and 0 < found["fro_over_spec"] < math.inf
+    result = measure_capacity(module, measures=["log_prod_of_spec", "log_sum_of_fro", "param_norm", "fro_over_spec"])
+    assert result["log_prod_of_spec"] == result["log_sum_of_fro"] == -math.inf
+    assert 0 < result["param_norm"] < math.inf and 0 < result["fro_over_spec"] < math.inf
 
 
 def test_what_needs_the_weights_before_training_says_so():
@@ -144,9 +144,9 @@ def test_matrices_of_attention_take_part():
         return [p.detach().numpy() for p in parts]
 
     pairs = list(zip(matrices(module), matrices(before), strict=True))
-    found = measure_capacity(
+    result = measure_capacity(
         module, X, measures=["fro_dist", "dist_spec_init", "log_prod_of_fro"], initial_state=before
     )
-    assert found["fro_dist"] == pytest.approx(sum(float(((W - V) ** 2).sum()) for W, V in pairs))
-    assert found["dist_spec_init"] == pytest.approx(sum(np.linalg.norm(W - V, 2) ** 2 for W, V in pairs))
-    assert found["log_prod_of_fro"] == pytest.approx(sum(math.log(float((W**2).sum())) for W, _ in pairs))
+    assert result["fro_dist"] == pytest.approx(sum(float(((W - V) ** 2).sum()) for W, V in pairs))
+    assert result["dist_spec_init"] == pytest.approx(sum(np.linalg.norm(W - V, 2) ** 2 for W, V in pairs))
+    assert result["log_prod_of_fro"] == pytest.approx(sum(math.log(float((W**2).sum())) for W, _ in pairs))

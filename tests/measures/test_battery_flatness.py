@@ -35,19 +35,19 @@ def measured(name, net, X, y, *, before=None, loss="squared", seed=0, **params):
 
 
 def bounds(w, w0, scale, m, *, extra, mag_extra, epsilon=1e-3):
-    """The formulas of the two families in a loop; `extra` and `mag_extra` are what tells them apart."""
+    """The formulas of the two families in a loop; `extra` and `mag_extra` are their differences."""
     P = len(w)
-    found = {"flatness": 1 / scale**2}
+    computed = {"flatness": 1 / scale**2}
     for form, v in (("init", w - w0), ("orig", w)):
         squared = sum(x**2 for x in v)
-        found[form] = squared * extra / (4 * scale**2) + math.log(m / scale) + 10
+        computed[form] = squared * extra / (4 * scale**2) + math.log(m / scale) + 10
         terms = [
             math.log((epsilon**2 + (scale**2 + mag_extra) * squared / P) / (epsilon**2 + scale**2 * (a - b) ** 2))
             for a, b in zip(w, w0, strict=True)
         ]
-        found[f"mag_{form}"] = sum(terms) / 4 + math.log(m / scale) + 10
-    found["mag_flatness"] = found["flatness"]
-    return found
+        computed[f"mag_{form}"] = sum(terms) / 4 + math.log(m / scale) + 10
+    computed["mag_flatness"] = computed["flatness"]
+    return computed
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -97,7 +97,7 @@ def test_standard_errors_cover():
 
 @pytest.mark.parametrize("magnitude", [False, True])
 @pytest.mark.parametrize("criterion", ["error", "loss"])
-def test_the_rise_at_the_scale_is_the_one_that_was_asked_for(criterion, magnitude):
+def test_the_rise_at_the_scale_is_the_requested_one(criterion, magnitude):
     """Draws of numpy at the scale that was found, for a perceptron: the noise is a deviation and not a variance."""
     module, X, _ = NETWORKS["mlp"]()
     y = module(X).argmax(1)
@@ -127,7 +127,7 @@ def test_the_rise_at_the_scale_is_the_one_that_was_asked_for(criterion, magnitud
 
 @pytest.mark.parametrize("case", ["conv_batch_norm", "residual", "mlp_tanh"])
 def test_worst_weights_stay_in_the_box(case):
-    """No point that a finer ascent meets in a slightly smaller box raises the loss by more than was asked for."""
+    """No point that a finer ascent meets in a slightly smaller box raises the loss by more than requested."""
     module, X, y = NETWORKS[case]()
     alpha = measured("sharpness_flatness", module, X, y, loss="cross_entropy", rise=0.5, criterion="loss").info["alpha"]
     report = measure_capacity(

@@ -287,9 +287,9 @@ def test_biases_of_zero_are_no_biases():
         *(nn.Linear(m.in_features, m.out_features) if isinstance(m, nn.Linear) else m for m in module)
     )
     biased = biased.double()
-    for layer, own in zip(biased, module, strict=True):
+    for layer, original in zip(biased, module, strict=True):
         if isinstance(layer, nn.Linear):
-            layer.weight.data = own.weight.data
+            layer.weight.data = original.weight.data
             nn.init.zeros_(layer.bias)
     network = Network(biased, (5,))
     for name in NAMES:

@@ -41,12 +41,12 @@ def test_values_are_floats_and_leave_all_as_it_was(case):
 
 def test_every_measure_is_defined_somewhere():
     module, X, _ = NETWORKS["one_output"]()
-    found = [values_of(module, X, module(X).detach() + 1.0)]
-    found += [values_of(*NETWORKS[case]()) for case in CASES]
+    result = [values_of(module, X, module(X).detach() + 1.0)]
+    result += [values_of(*NETWORKS[case]()) for case in CASES]
     X, y = np.random.default_rng(0).normal(size=(20, 3)), np.arange(20) % 2
     fitted = NetworkClassifier((4,), max_epochs=2, random_state=0).fit(X, y)  # knows its weights before training
-    found.append(values_of(fitted, X, y))
-    assert {name for values in found for name, value in values.items() if value is not None} == set(MEASURES)
+    result.append(values_of(fitted, X, y))
+    assert {name for values in result for name, value in values.items() if value is not None} == set(MEASURES)
 
 
 @pytest.mark.parametrize("name", MEASURES)
@@ -105,6 +105,6 @@ def test_record_says_what_the_function_does(name):
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_docstrings_tell_the_cost_and_the_source(name):
+def test_docstrings_state_the_cost_and_the_source(name):
     sections = set(inspect.getdoc(MEASURES[name].function).splitlines())
     assert {"Notes", "References", "Examples"} <= sections

@@ -279,15 +279,15 @@ def test_gradient_descent_leaves_the_minimum_above_the_critical_rate_only(criter
     rate *= net.out_features / 2 if criterion == "mse" else 1  # the factor that the docstring gives
 
     def distance(learning_rate):
-        twin = nn.Linear(4, 2).double()
-        twin.load_state_dict({k: v + 0.01 for k, v in net.state_dict().items()})
-        optimizer = torch.optim.SGD(twin.parameters(), learning_rate, momentum=momentum)
+        trained = nn.Linear(4, 2).double()
+        trained.load_state_dict({k: v + 0.01 for k, v in net.state_dict().items()})
+        optimizer = torch.optim.SGD(trained.parameters(), learning_rate, momentum=momentum)
         for _ in range(400):
             optimizer.zero_grad()
-            residual = twin(X) - y
+            residual = trained(X) - y
             ((residual**2).mean() if criterion == "mse" else (residual**2).sum() / (2 * len(X))).backward()
             optimizer.step()
-        return float((twin.weight - net.weight).norm())
+        return float((trained.weight - net.weight).norm())
 
     assert distance(0.95 * rate) < 1e-4
     assert not distance(1.05 * rate) < 1e3

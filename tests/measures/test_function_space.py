@@ -17,8 +17,8 @@ from sklearn_capacity import NotDefinedError, measure_capacity
 def gradients(module, X):
     """Of every logit of every sample, (m, C, P)."""
     theta = {name: p.detach() for name, p in module.named_parameters()}
-    found = jacrev(lambda t: functional_call(module, t, (X,)))(theta)
-    return torch.cat([found[name].reshape(len(X), -1, p.numel()) for name, p in theta.items()], dim=2).numpy()
+    result = jacrev(lambda t: functional_call(module, t, (X,)))(theta)
+    return torch.cat([result[name].reshape(len(X), -1, p.numel()) for name, p in theta.items()], dim=2).numpy()
 
 
 CASES = ["mlp", "mlp_tanh", "conv_strided_grouped", "tied", "conv_max_pool"]
@@ -37,9 +37,9 @@ def test_effective_dimension_is_that_of_the_dense_matrix(case, loss):
     for n, gamma in ((100, 1.0), (5000, 0.3)):
         kappa = gamma * n / (2 * math.pi * math.log(n))
         _, log_det = np.linalg.slogdet(np.eye(P) + kappa * P / np.trace(F) * F)
-        found = measure_module(module, X, "effective_dimension", n=n, gamma=gamma, **{"loss": loss})
-        assert found.value == pytest.approx(log_det / math.log(kappa), rel=1e-6)
-        assert found.value <= P
+        result = measure_module(module, X, "effective_dimension", n=n, gamma=gamma, **{"loss": loss})
+        assert result.value == pytest.approx(log_det / math.log(kappa), rel=1e-6)
+        assert result.value <= P
 
 
 @pytest.mark.parametrize("case", CASES)

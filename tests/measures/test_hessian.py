@@ -41,10 +41,10 @@ def many_classes():
 def test_small_networks_exactly(case):
     module, X, y = NETWORKS[case]()
     values = torch.linalg.eigvalsh(dense_hessian(module, X, y))
-    found = measure_capacity(module, X, y, NAMES)
-    assert found["hessian_max_eigenvalue"] == pytest.approx(float(values[-1]), rel=1e-9)
-    assert found["hessian_min_eigenvalue"] == pytest.approx(float(values[0]), rel=1e-8)
-    assert found["hessian_trace"] == pytest.approx(float(values.sum()), rel=1e-9)
+    result = measure_capacity(module, X, y, NAMES)
+    assert result["hessian_max_eigenvalue"] == pytest.approx(float(values[-1]), rel=1e-9)
+    assert result["hessian_min_eigenvalue"] == pytest.approx(float(values[0]), rel=1e-8)
+    assert result["hessian_trace"] == pytest.approx(float(values.sum()), rel=1e-9)
 
 
 @pytest.mark.parametrize("build", [wide, many_classes])
@@ -54,24 +54,24 @@ def test_lanczos_finds_both_ends_within_the_stated_error(build):
     scale = float(values.abs().max())
     for name, true, sign in (("hessian_max_eigenvalue", values[-1], 1), ("hessian_min_eigenvalue", values[0], -1)):
         for tol in (1e-1, 1e-5):
-            found = measured(name, module, X, y, tol=tol)
-            assert found.info["method"] == "Lanczos" and found.info["products"] <= 200
-            below = sign * (float(true) - found.value)  # Ritz values lie inside the spectrum
-            assert -1e-12 * scale <= below <= found.info["error"] <= 1.01 * tol * scale
-        assert found.value == pytest.approx(float(true), rel=1e-6, abs=1e-12 * scale)
+            result = measured(name, module, X, y, tol=tol)
+            assert result.info["method"] == "Lanczos" and result.info["products"] <= 200
+            below = sign * (float(true) - result.value)  # Ritz values lie inside the spectrum
+            assert -1e-12 * scale <= below <= result.info["error"] <= 1.01 * tol * scale
+        assert result.value == pytest.approx(float(true), rel=1e-6, abs=1e-12 * scale)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_definite_hessian_has_no_eigenvalue_of_zero(sign, monkeypatch):
-    """Of a multiple of the identity one product sees all; no vector of zeros may stand in for an eigenvector."""
+    """One product determines a multiple of the identity; no vector of zeros may be taken for an eigenvector."""
     monkeypatch.setattr(hessian, "SMALL", 0)
     X, y = torch.eye(4, dtype=torch.float64), torch.zeros(4, 1, dtype=torch.float64)
     name = "hessian_max_eigenvalue" if sign > 0 else "hessian_min_eigenvalue"
-    found = measured(name, nn.Linear(4, 1, bias=False).double(), X, y, loss="squared")
-    assert found.value == pytest.approx(0.5, rel=1e-12) and found.info["products"] == 1
+    result = measured(name, nn.Linear(4, 1, bias=False).double(), X, y, loss="squared")
+    assert result.value == pytest.approx(0.5, rel=1e-12) and result.info["products"] == 1
 
 
-def test_products_that_run_out_are_said():
+def test_products_that_run_out_warn():
     module, X, y = wide()
     with pytest.warns(CapacityWarning, match="after 3 products"):
         measured("hessian_min_eigenvalue", module, X, y, max_products=3)
@@ -88,22 +88,22 @@ def test_rows_of_layers_are_diagonal_blocks(case):
             sizes.append([])
         start = sum(map(sum, sizes)) if case != "weight_norm" else None
         sizes[layers.index(layer)].append(parameter.numel() if start is not None else 0)
-    found = {name: measured(name, module, X, y, per_layer=True) for name in NAMES}
-    assert [row["layer"] for row in found["hessian_trace"].per_layer] == layers
-    total = sum(row["value"] for row in found["hessian_trace"].per_layer)
-    assert found["hessian_trace"].value == pytest.approx(total, rel=1e-12)
-    assert found["hessian_trace"].value == pytest.approx(measured("hessian_trace", module, X, y).value, rel=1e-9)
+    result = {name: measured(name, module, X, y, per_layer=True) for name in NAMES}
+    assert [row["layer"] for row in result["hessian_trace"].per_layer] == layers
+    total = sum(row["value"] for row in result["hessian_trace"].per_layer)
+    assert result["hessian_trace"].value == pytest.approx(total, rel=1e-12)
+    assert result["hessian_trace"].value == pytest.approx(measured("hessian_trace", module, X, y).value, rel=1e-9)
     if case == "weight_norm":
         return
     H, start = dense_hessian(module, X, y), 0
     for i, size in enumerate(map(sum, sizes)):
         block = torch.linalg.eigvalsh(H[start : start + size, start : start + size])
         for name, value in zip(NAMES, (block[-1], block[0], block.sum()), strict=True):
-            assert found[name].per_layer[i]["value"] == pytest.approx(float(value), rel=1e-7, abs=1e-12), name
+            assert result[name].per_layer[i]["value"] == pytest.approx(float(value), rel=1e-7, abs=1e-12), name
         start += size
 
 
-def test_rows_stand_in_the_report():
+def test_rows_are_in_the_report():
     module, X, y = NETWORKS["mlp"]()
     request = {"trace": ("hessian_trace", {"per_layer": True})}
     report = capacity_report(module, X, y, request, per_layer=True)
@@ -120,9 +120,9 @@ def test_trace_within_four_standard_errors_for_a_hundred_seeds(n_products):
     outside, spreads = 0, []
     for seed in range(100):
         batch = Batch(network, X, y, loss="cross_entropy", random_state=seed)
-        found = MEASURES["hessian_trace"](network, batch, n_products=n_products)
-        outside += abs(found.value - true) > 4 * found.standard_error
-        spreads.append(found.standard_error)
+        result = MEASURES["hessian_trace"](network, batch, n_products=n_products)
+        outside += abs(result.value - true) > 4 * result.standard_error
+        spreads.append(result.standard_error)
     # With two probes the error has Student's distribution of one degree: beyond 4 in 16 of 100.
     assert outside <= (30 if n_products == 6 else 1)
     if n_products == 200:

@@ -19,7 +19,7 @@ from sklearn_capacity.scoring.curves import hidden_margins
 def by_hooks(module, names, X, y):
     """d_l of every sample, by the submodules whose inputs are meant."""
     module.eval()
-    found = {name: [] for name in names}
+    result = {name: [] for name in names}
     seen = {name: [] for name in names}
     for x, label in zip(X, y.tolist(), strict=True):
         inputs = {}
@@ -37,13 +37,13 @@ def by_hooks(module, names, X, y):
         gap = f[label] - f[j]
         for name in names:
             (slope,) = torch.autograd.grad(gap, inputs[name], retain_graph=True)
-            found[name].append(float(gap.detach()) / math.sqrt(float((slope**2).sum())))
+            result[name].append(float(gap.detach()) / math.sqrt(float((slope**2).sum())))
             seen[name].append(inputs[name].detach().numpy().ravel())
     for name in names:
         h = np.array(seen[name])
         variation = np.trace(np.cov(h.T, bias=True).reshape(h.shape[1], -1))
-        found[name] = np.array(found[name]) / math.sqrt(variation)
-    return found
+        result[name] = np.array(result[name]) / math.sqrt(variation)
+    return result
 
 
 CASES = {
@@ -59,11 +59,11 @@ CASES = {
 def test_equals_gradients_of_the_module(case):
     module, X, y = NETWORKS[case]()
     expected = by_hooks(module, CASES[case], X, y)
-    found = hidden_margins(module, X, y)
+    result = hidden_margins(module, X, y)
     if case == "mlp_batch_norm":  # what the last layer reads there is folded into it, up to a scaling of the units
-        found.pop("4"), expected.pop("4")
-    assert len(found) == len(expected)
-    for values, by_hand in zip(found.values(), expected.values(), strict=True):
+        result.pop("4"), expected.pop("4")
+    assert len(result) == len(expected)
+    for values, by_hand in zip(result.values(), expected.values(), strict=True):
         assert values == pytest.approx(by_hand, rel=1e-8)
 
 
@@ -83,9 +83,9 @@ class Attention(nn.Module):
 
 def test_attention_and_gates():
     module, X, y = make(Attention, (5, 3))
-    found, expected = hidden_margins(module, X, y), by_hooks(module, ["first", "gate", "head"], X, y)
+    result, expected = hidden_margins(module, X, y), by_hooks(module, ["first", "gate", "head"], X, y)
     for name in ("first", "head"):
-        assert found[name] == pytest.approx(expected[name], rel=1e-7)
+        assert result[name] == pytest.approx(expected[name], rel=1e-7)
 
 
 def test_a_thousand_classes_in_chunks():
@@ -93,8 +93,8 @@ def test_a_thousand_classes_in_chunks():
     y = torch.arange(7) * 140
     expected = by_hooks(module, ["0", "2"], X, y)
     for chunk in (None, 2):
-        found = measure_capacity(module, X, y, "hidden_margin_median", batch_size=chunk)["hidden_margin_median"]
-        assert found == pytest.approx(np.mean([np.median(v) for v in expected.values()]), rel=1e-9)
+        result = measure_capacity(module, X, y, "hidden_margin_median", batch_size=chunk)["hidden_margin_median"]
+        assert result == pytest.approx(np.mean([np.median(v) for v in expected.values()]), rel=1e-9)
 
 
 def test_statistics_are_those_of_a_box_plot():

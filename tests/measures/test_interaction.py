@@ -150,7 +150,7 @@ def test_estimate_with_matrices_written_out():
         assert value == pytest.approx(expected, rel=1e-9)
 
 
-def test_estimate_of_a_deep_chain_stands_in_logarithms():
+def test_estimate_of_a_deep_chain_is_in_logarithms():
     module, X = chain((6, *[8] * 30, 2), seed=3)
     log = measure_capacity(
         module, X, measures={"s": ("sharpness_estimate", {"sigma": 10.0})}, loss="squared", log=True
@@ -219,17 +219,17 @@ def test_bad_input_is_refused():
 # -- the bi-criteria curve ---------------------------------------------------------------------------------------------
 
 
-def test_curve_is_made_of_the_two_measures():
+def test_curve_consists_of_the_two_measures():
     module, X, y = networks.mlp()
     alphas = [0.02, 0.001, 0.005]
     curve = bicriteria_curve(module, X, y, alphas, n_draws=40, random_state=3)
     assert curve.shape == (3, 2)
     for point, alpha in zip(curve, alphas, strict=True):
-        asked = {
+        requests = {
             "s": ("expected_sharpness", {"alpha": alpha, "n_draws": 40}),
             "k": ("kl_divergence", {"alpha": alpha}),
         }
-        assert list(measure_capacity(module, X, y, asked, random_state=3).values()) == point.tolist()
+        assert list(measure_capacity(module, X, y, requests, random_state=3).values()) == point.tolist()
 
 
 def test_curve_takes_what_measure_capacity_takes():

@@ -141,9 +141,9 @@ BRANCHES = {
     "slices apart": (lambda x, a, b: torch.cat([a(x)[:, :2], b(x)[:, 2:]], 1), [2.0, 3.0], math.sqrt(13), 3.0),
     "broadcast": (lambda x, a: a(x)[:, :1] * torch.tensor([3.0, 0.0, -4.0], dtype=x.dtype), [2.0], 10.0, 8.0),
     "zeros around": (_padded("constant"), [2.0], 2.0, 2.0),
-    "reflection": (_padded("reflect"), [2.0], 2 * math.sqrt(3), 2.0),  # pixels 1 and 2 stand there three times
+    "reflection": (_padded("reflect"), [2.0], 2 * math.sqrt(3), 2.0),  # pixels 1 and 2 occur three times
     "wrapping": (_padded("circular"), [2.0], 2 * math.sqrt(3), 2.0),
-    "repetition": (_padded("replicate"), [2.0], 4.0, 2.0),  # the border stands there four times
+    "repetition": (_padded("replicate"), [2.0], 4.0, 2.0),  # the pixel at the border occurs four times
     "constant": (lambda x, a: a(x), [0.0], 0.0, 0.0),
 }
 

@@ -84,7 +84,7 @@ def test_without_a_budget_four_fifths_of_what_is_free_may_be_taken():
     assert 2**20 < budget.limit < math.inf
     assert budget.limit == pytest.approx(0.8 * free_memory(device), rel=0.5)  # other processes come and go
     assert budget.refusal(budget.limit) is None
-    assert budget.refusal(2**60).startswith("needs 1.15e+06 TB, and no more than ")
+    assert budget.refusal(2**60).startswith("needs 1.15e+06 TB, and at most ")
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def test_scorers_comparisons_and_callbacks_keep_to_it_too(model, digits):
         NetworkClassifier((300,), max_epochs=1, random_state=0, callbacks=[callback]).fit(*digits)
 
 
-def test_a_measure_of_ones_own_may_say_what_it_needs(model, digits):
+def test_a_user_s_measure_may_state_what_it_needs(model, digits):
     def largest(network, batch):
         return 1.0
 
@@ -173,7 +173,7 @@ print(measured(1000, name, params, max_memory="200MB"))
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the resident memory is read as Linux tells it")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the resident memory is read from Linux")
 @pytest.mark.parametrize(
     ("name", "params"), [("fisher_trace", {}), ("hessian_trace", {"n_products": 90}), ("sharpness_estimate", {})]
 )

@@ -123,9 +123,9 @@ def test_a_layer_of_zeros_gives_zero():
     nn.init.zeros_(module[2].weight)
     network = Network(module, (5,))
     with pytest.warns(CapacityWarning, match=r"weights of 1 of 3 layers are zero \(`2`\)") as caught:
-        found = [MEASURES[name](network, Batch(network, X)) for name in PRODUCTS]
+        result = [MEASURES[name](network, Batch(network, X)) for name in PRODUCTS]
     assert len(caught) == 1
-    for measured in found:
+    for measured in result:
         assert measured.value == 0 and measured.log() == -INF
 
 
@@ -137,14 +137,14 @@ def deep():
     """Two networks of 200 layers, whose products of norms overflow and underflow."""
     layers = [module for _ in range(200) for module in (nn.Linear(2, 2, bias=False), nn.ReLU())]
     network = Network(nn.Sequential(*layers[:-1]).double(), (2,))
-    found = {}
+    result = {}
     for scale in (1e50, 1e-50):
         network = network.renewed()  # the trace is the same
         for weight in network.parameters.values():
             weight.data.fill_(scale)
         network.__dict__["graph"] = copy.deepcopy(network.graph)  # cut loose from the module, which changes again
-        found[scale] = network
-    return found
+        result[scale] = network
+    return result
 
 
 @pytest.mark.parametrize("scale", [1e50, 1e-50])

@@ -32,8 +32,8 @@ def test_divergence_parameter_by_parameter(case):
     weights = [float(w) for pair in layers_of(module) for tensor in pair for w in tensor.flat]
     magnitude = sum(w**2 / (2 * (0.01 * (10 * abs(w) + 1)) ** 2) for w in weights)
     spherical = sum(w**2 / (2 * 0.3**2) for w in weights)
-    asked = {"m": ("kl_divergence", {"alpha": 0.01}), "s": ("kl_divergence", {"noise": "spherical", "sigma": 0.3})}
-    assert measure_capacity(module, X, measures=asked) == pytest.approx({"m": magnitude, "s": spherical})
+    requests = {"m": ("kl_divergence", {"alpha": 0.01}), "s": ("kl_divergence", {"noise": "spherical", "sigma": 0.3})}
+    assert measure_capacity(module, X, measures=requests) == pytest.approx({"m": magnitude, "s": spherical})
 
 
 def test_divergence_is_that_of_the_densities():
@@ -44,8 +44,8 @@ def test_divergence_is_that_of_the_densities():
     log_q, log_p = -((x - 0.7) ** 2) / (2 * 0.5**2), -(x**2) / (2 * 0.5**2)
     q = np.exp(log_q) / (0.5 * math.sqrt(2 * math.pi))
     integral = float(np.sum(q * (log_q - log_p)) * (x[1] - x[0]))
-    asked = {"s": ("kl_divergence", {"noise": "spherical", "sigma": 0.5})}
-    assert measure_capacity(net, measures=asked)["s"] == pytest.approx(integral, rel=1e-6)
+    requests = {"s": ("kl_divergence", {"noise": "spherical", "sigma": 0.5})}
+    assert measure_capacity(net, measures=requests)["s"] == pytest.approx(integral, rel=1e-6)
 
 
 def test_divergence_under_magnitude_noise_is_bounded_whatever_the_weights_are():
@@ -141,7 +141,7 @@ def separated(n_samples, rng, flip=0.1):
 
 @pytest.mark.parametrize(("prior", "form"), [("zero", "kl"), ("initial", "kl"), ("initial", "implicit")])
 def test_the_bound_holds_on_held_out_data(prior, form):
-    """In each of 70 trials (with probability 1 - delta = 0.95 it need hold in 66), and it says something."""
+    """In each of 70 trials (with probability 1 - delta = 0.95 it need hold in 66), and it is not vacuous."""
     rng = np.random.default_rng(1)
     X_new, y_new = separated(1000, rng)
     module = nn.Linear(3, 2, dtype=torch.float64)
@@ -177,8 +177,8 @@ def test_the_bound_holds_on_held_out_data(prior, form):
 def test_the_initial_prior_is_nearer_after_short_training():
     X, y = separated(200, np.random.default_rng(0))
     model = NetworkClassifier(hidden_layer_sizes=(20,), max_epochs=2, random_state=0).fit(X.numpy(), y.numpy())
-    asked = {p: ("pac_bayes_bound", {"prior": p, "n_draws": 20, "sigmas": [0.2]}) for p in ("zero", "initial")}
-    bounds = measure_capacity(model, X.numpy(), y.numpy(), asked)
+    requests = {p: ("pac_bayes_bound", {"prior": p, "n_draws": 20, "sigmas": [0.2]}) for p in ("zero", "initial")}
+    bounds = measure_capacity(model, X.numpy(), y.numpy(), requests)
     assert bounds["initial"] < bounds["zero"]
 
 
@@ -216,14 +216,14 @@ def test_seeds_decide():
 
 def test_magnitude_noise_is_refused_with_the_reason():
     module, X, y = networks.mlp()
-    asked = {"b": ("pac_bayes_bound", {"noise": "magnitude"})}
+    requests = {"b": ("pac_bayes_bound", {"noise": "magnitude"})}
     with pytest.raises(ValueError, match="depends on the learned weights") as caught:
-        measure_capacity(module, X, y, asked)
+        measure_capacity(module, X, y, requests)
     assert "`noise` must be 'spherical' in a PAC-Bayes bound, got 'magnitude'" in str(caught.value)
 
 
 def test_statistics_without_noise_are_refused():
-    """Batch norm without scale and shift leaves its running mean in a bias that nobody trains."""
+    """Batch norm without scale and shift leaves its running mean in a bias that is not trained."""
 
     def build():
         norm = nn.BatchNorm1d(5, affine=False)

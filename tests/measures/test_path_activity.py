@@ -17,7 +17,7 @@ from sklearn_capacity.measures import MEASURES, Batch
 
 
 def enumerated(module, X, p):
-    """A perceptron's paths one by one, from its linear layers and the derivatives of what is between them."""
+    """A perceptron's paths one by one, from its linear layers and the derivatives of the operators between them."""
     linear = [layer for layer in module if isinstance(layer, nn.Linear)]
     slopes = {nn.ReLU: lambda z: (z > 0).double(), nn.Tanh: lambda z: 1 - torch.tanh(z) ** 2}
     total = 0.0
@@ -68,8 +68,8 @@ def test_equals_the_jacobian_where_no_sign_can_cancel(case):
     for x in X:
         total.append(float(torch.autograd.functional.jacobian(lambda z: module(z[None])[0], x).sum()))
     for chunk in (None, 2):
-        found = MEASURES["path_activity"](network, Batch(network, X, batch_size=chunk)).value
-        assert found == pytest.approx(np.mean(total), rel=1e-9)
+        result = MEASURES["path_activity"](network, Batch(network, X, batch_size=chunk)).value
+        assert result == pytest.approx(np.mean(total), rel=1e-9)
 
 
 def test_deep_networks_do_not_overflow():

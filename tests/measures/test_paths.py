@@ -210,7 +210,7 @@ def test_path_norm_bounds_the_slope_of_a_bias_free_chain():
 # Capacities -----------------------------------------------------------------------------------------------------------
 
 SEPARATED = ["mlp", "binary", "conv_batch_norm", "conv_strided_grouped", "residual"]
-OWN_LABELS = {
+LABELS = {
     "frobenius_capacity": ("frobenius_norm", lambda units: 4.0 ** len(units)),
     "l1_path_capacity": ("l1_path_norm", lambda units: 4.0 ** len(units)),
     "l2_path_capacity": ("l2_path_norm", lambda units: math.prod(4 * h for h in units)),
@@ -236,7 +236,7 @@ def test_capacities_are_norms_over_margins(name):
     units = [len(W) for W in reference.matrices(name, module, data)]
     if name == "binary":
         units[-1] = 2
-    for capacity, (norm, factor) in OWN_LABELS.items():
+    for capacity, (norm, factor) in LABELS.items():
         base = (MEASURES[norm](network, batch).value / margins[0]) ** 2
         least = MEASURES[capacity](network, batch, margin_percentile=0)
         assert least.value == pytest.approx(base, rel=1e-10)
@@ -254,7 +254,7 @@ def test_capacities_are_norms_over_margins(name):
 
 def test_capacity_is_infinite_without_a_margin():
     module, X, y = NETWORKS["mlp"]()
-    names = list(OWN_LABELS)
+    names = list(LABELS)
     with pytest.warns(CapacityWarning, match="The margin at percentile 5 must be positive") as caught:
         values = measure_capacity(module, X, y, names)
     assert values == dict.fromkeys(names, math.inf)

@@ -48,8 +48,8 @@ def test_equals_the_definition(case):
     expected = by_definition(module, layer or LAST[case], X, y, one_logit=case == "binary")
     for chunk in (None, 2):
         output = "one_logit" if case == "binary" else "logits"
-        found = flatness(module, X, y, layer=layer or None, output=output, chunk=chunk)
-        assert found == pytest.approx(expected, rel=1e-8)
+        result = flatness(module, X, y, layer=layer or None, output=output, chunk=chunk)
+        assert result == pytest.approx(expected, rel=1e-8)
 
 
 @pytest.mark.parametrize("loss", ["squared", "absolute"])

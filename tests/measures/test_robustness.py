@@ -32,7 +32,7 @@ def network(case):
 
 @functools.cache
 def radii(case, method):
-    """One radius per sample, the labels being what the network says."""
+    """One radius per sample, with the network's predictions as labels."""
     module, X, net = network(case)
     batch = Batch(net, X, module(X).argmax(1), loss="cross_entropy")
     return sample_radii(net, batch, method, 4)[0].numpy()
@@ -194,7 +194,7 @@ OTHERS = {"layer_norm": layer_norm, "sphere": sphere}
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("case", [*CASES, *OTHERS])
 def test_another_rounding_moves_no_radius_by_more(case, dtype):
-    # Weights and samples changed in their last bits stand for every processor, number of threads and batch size.
+    # Weights and samples changed in their last bits represent every processor, number of threads and batch size.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module, X = OTHERS[case]() if case in OTHERS else network(case)[:2]

@@ -37,8 +37,8 @@ def test_index_is_that_of_scikit_learn(case, default, other):
     module, X, y = NETWORKS[case]()
     expected = davies_bouldin_score(features(module, default, X), y.numpy())
     for chunk in (None, 3):
-        found = measure_capacity(module, X, y, "davies_bouldin", batch_size=chunk)["davies_bouldin"]
-        assert found == pytest.approx(expected, rel=1e-9)
+        result = measure_capacity(module, X, y, "davies_bouldin", batch_size=chunk)["davies_bouldin"]
+        assert result == pytest.approx(expected, rel=1e-9)
     expected = davies_bouldin_score(features(module, other, X), y.numpy())
     assert measure_module(module, X, "davies_bouldin", y=y, layer=other).value == pytest.approx(expected, rel=1e-9)
 
@@ -99,8 +99,8 @@ def test_standard_errors_of_drawn_pairs_cover():
 def test_winner_is_the_product():
     module, X, y = many()
     names = ["davies_bouldin", "mixup_error", "davies_bouldin_mixup"]
-    found = measure_capacity(module, X, y, names)
-    assert found["davies_bouldin_mixup"] == pytest.approx(found["davies_bouldin"] * found["mixup_error"])
+    result = measure_capacity(module, X, y, names)
+    assert result["davies_bouldin_mixup"] == pytest.approx(result["davies_bouldin"] * result["mixup_error"])
     drawn = {"both": ("davies_bouldin_mixup", {"n_pairs": 30, "layer": "0"}), "e": ("mixup_error", {"n_pairs": 30})}
     report = capacity_report(module, X, y, drawn).set_index("measure")
     index = davies_bouldin_score(X.numpy(), y.numpy())

@@ -46,15 +46,15 @@ def test_layer_norm_by_independent_draws():
     def build():
         return networks.make(lambda: nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 3)), (4,))
 
-    (module, X, y), twin = build(), build()[0]
+    (module, X, y), other = build(), build()[0]
     result = measured("expected_sharpness", module, X, y, alpha=0.01, n_draws=400)
     generator = torch.Generator().manual_seed(9)
     start, rises = nn.functional.cross_entropy(module(X), y), []
     with torch.no_grad():
         for _ in range(1000):
-            for p, w in zip(twin.parameters(), module.parameters(), strict=True):
+            for p, w in zip(other.parameters(), module.parameters(), strict=True):
                 p.copy_(w + 0.01 * (10 * w.abs() + 1) * torch.randn(w.shape, generator=generator, dtype=w.dtype))
-            rises.append(nn.functional.cross_entropy(twin(X), y) - start)
+            rises.append(nn.functional.cross_entropy(other(X), y) - start)
     rises = torch.stack(rises)
     spread = math.hypot(result.standard_error, float(rises.std()) / math.sqrt(1000))
     assert abs(result.value - float(rises.mean())) < 4 * spread
@@ -192,10 +192,10 @@ def test_at_least_the_step_along_the_signs(case):
     module, X, y = networks.NETWORKS[case]()
     loss = nn.functional.cross_entropy(module(X), y)
     grads = torch.autograd.grad(loss, list(module.parameters()))
-    twin = networks.NETWORKS[case]()[0]
-    for p, w, g in zip(twin.parameters(), module.parameters(), grads, strict=True):
+    other = networks.NETWORKS[case]()[0]
+    for p, w, g in zip(other.parameters(), module.parameters(), grads, strict=True):
         p.data = w.detach() + 0.02 * (w.detach().abs() + 1) * g.sign()
-    along_signs = float((nn.functional.cross_entropy(twin(X), y) - loss).detach())
+    along_signs = float((nn.functional.cross_entropy(other(X), y) - loss).detach())
     params = {"alpha": 0.02, "steps": 200, "learning_rate": 0.1, "batch_size": 4, "normalize": False}
     assert measured("max_sharpness", module, X, y, **params).value >= along_signs * (1 - 1e-9) > 0
 

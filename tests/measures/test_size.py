@@ -68,7 +68,7 @@ class _Sliced(nn.Module):
         return nn.functional.linear(hidden.relu(), self.tied.t())
 
 
-def test_slices_of_a_parameter_are_told_apart_and_a_transpose_is_not():
+def test_slices_of_a_parameter_are_distinguished_and_a_transpose_is_not():
     module, X = _Sliced().double(), torch.ones(2, 4, dtype=torch.float64)
     expected = math.hypot(float(module.parts.detach().norm()), float(module.tied.detach().norm()))
     assert measure_module(module, X, "parameter_norm").value == pytest.approx(expected, rel=1e-12)
@@ -91,7 +91,7 @@ def test_what_two_slices_share_counts_once_and_what_none_reads_too():
 
 
 class _Unused(nn.Module):
-    """A layer beside the path to the output, a frozen one on it, and two that read one matrix."""
+    """A layer that the output does not depend on, a frozen one, and two that share one matrix."""
 
     def __init__(self, *, norm: bool = False) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Sections, theorems and equations that the package names exist in the papers, whose tables of contents stand here."""
+"""Sections, theorems and equations that the package names exist in the papers, whose contents are listed here."""
 
 from __future__ import annotations
 

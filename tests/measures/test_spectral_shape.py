@@ -139,8 +139,8 @@ def test_layers_of_zeros():
     net = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3)).double()
     net[0].weight.data.zero_()
     net[2].weight.data.copy_(torch.eye(3))
-    found = measure_capacity(net, measures=SHAPES)
-    assert found == pytest.approx(
+    result = measure_capacity(net, measures=SHAPES)
+    assert result == pytest.approx(
         {"stable_rank": 1.5, "effective_rank": 1.5, "log_norm": -math.inf} | {"log_spectral_norm": -math.inf}
     )
 
@@ -150,13 +150,13 @@ def test_weights_whose_squares_are_out_of_range(scale):
     net = with_eigenvalues(np.linspace(1, 3, 30) ** 4)
     expected = {name: measure_module(net, torch.zeros(1, 30), name).value for name in SHAPES + TAILS}
     net[0].weight.data *= scale
-    found = {name: measure_module(net, torch.zeros(1, 30), name).value for name in SHAPES + TAILS}
+    result = {name: measure_module(net, torch.zeros(1, 30), name).value for name in SHAPES + TAILS}
     shift = 2 * math.log10(scale)
     expected["log_norm"] += shift
     expected["log_spectral_norm"] += shift
     expected["alpha_weighted"] += shift * expected["power_law_alpha"]
     expected["log_alpha_norm"] += shift * expected["power_law_alpha"]
-    assert found == pytest.approx(expected, rel=1e-8)
+    assert result == pytest.approx(expected, rel=1e-8)
 
 
 def test_large_operators_are_refused_and_large_kernels_are_not():

@@ -1,4 +1,4 @@
-"""Whatever dies, a search on Dask ends: with the serial results, or in bounded time with one error that says why."""
+"""Whatever dies, a search on Dask ends: with the serial results, or soon and with one error that gives the reason."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def cluster(n_workers=2, *, processes=True):
 
 
 def in_time(function):
-    """What comes of a call in a thread of its own: its result or its error."""
+    """The outcome of a call in a separate thread: its result or its error."""
     outcome = []
 
     def run():

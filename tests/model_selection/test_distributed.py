@@ -27,7 +27,7 @@ X, y = rng.normal(size=(300, 12)), np.arange(300) % 3
 
 
 class Pause(TransformerMixin, BaseEstimator):
-    """Leaves X as it is, and says that a task runs by a file of its own; the first one waits to be killed."""
+    """Returns X unchanged; each task writes a file to show that it runs, and the first one waits to be killed."""
 
     def __init__(self, folder=None):
         self.folder = folder

@@ -29,7 +29,7 @@ def batch_norm() -> tuple[nn.Module, tuple[int, ...]]:
     return module, (1, 4, 4)
 
 
-def made(make, n_samples: int = 5) -> tuple[nn.Module, torch.Tensor]:
+def module_and_data(make, n_samples: int = 5) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     module, shape = make()
     return module.double(), torch.randn(n_samples, *shape, dtype=torch.float64)
@@ -38,7 +38,7 @@ def made(make, n_samples: int = 5) -> tuple[nn.Module, torch.Tensor]:
 @pytest.mark.parametrize("output", ["logits", "softmax"])
 @pytest.mark.parametrize("make", [mlp, conv, batch_norm])
 def test_frobenius_penalty_and_its_gradient_equal_the_dense_reference(make, output):
-    module, X = made(make)
+    module, X = module_and_data(make)
     penalty = frobenius_penalty(module.train(), X, output=output)
     gradients = torch.autograd.grad(penalty, module.parameters(), allow_unused=True)
     expected = mean_squared_jacobian(module.eval(), X, output)
@@ -52,14 +52,14 @@ def test_frobenius_penalty_and_its_gradient_equal_the_dense_reference(make, outp
 
 @pytest.mark.parametrize("make", [mlp, conv, batch_norm])
 def test_as_many_projections_as_outputs_are_exact(make):
-    module, X = made(make)
+    module, X = module_and_data(make)
     n_outputs = module(X).shape[1]
     estimate = projection_penalty(module, X, n_projections=n_outputs, output="softmax")
     torch.testing.assert_close(estimate, frobenius_penalty(module, X, output="softmax"), rtol=1e-10, atol=0)
 
 
 def test_projection_is_unbiased():
-    module, X = made(mlp, 3)
+    module, X = module_and_data(mlp, 3)
     exact = frobenius_penalty(module, X).item()
     generator = torch.Generator().manual_seed(3)
     for k in (1, 2):
@@ -101,7 +101,7 @@ def penalty_in_eval_mode(module, penalty, X):
 @pytest.mark.parametrize("name", PENALTIES)
 def test_samples_do_not_mix_under_batch_norm(name):
     """The batch's penalty is the mean of its samples' penalties, though the module is in train mode."""
-    module, X = made(batch_norm)
+    module, X = module_and_data(batch_norm)
     module.train()
     module[5].eval()  # a submodule that is frozen stays so
     before = {key: value.clone() for key, value in module.state_dict().items()}
@@ -126,14 +126,14 @@ def test_samples_do_not_mix_under_batch_norm(name):
 
 
 def test_sample_weights_weigh_the_mean():
-    module, X = made(mlp)
+    module, X = module_and_data(mlp)
     weights = torch.tensor([0.0, 2.0, 1.0, 0.5, 1.5], dtype=torch.float64)
     alone = torch.stack([frobenius_penalty(module, x[None]) for x in X])
     torch.testing.assert_close(frobenius_penalty(module, X, sample_weight=weights), (weights * alone).mean())
 
 
 def test_draws_come_from_the_generator_alone():
-    module, X = made(mlp)
+    module, X = module_and_data(mlp)
     state = torch.get_rng_state()
     values = [projection_penalty(module, X, generator=torch.Generator().manual_seed(s)).item() for s in (1, 1, 2)]
     assert values[0] == values[1] != values[2]
@@ -141,7 +141,7 @@ def test_draws_come_from_the_generator_alone():
 
 
 def test_bad_options_raise():
-    module, X = made(mlp)
+    module, X = module_and_data(mlp)
     with pytest.raises(ValueError, match="`output` must be one of 'logits', 'softmax', got 'logit'. Did you mean"):
         frobenius_penalty(module, X, output="logit")
     with pytest.raises(ValueError, match="`n_projections` must be at most the number of outputs 3, got 4"):

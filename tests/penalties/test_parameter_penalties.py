@@ -42,7 +42,7 @@ class Gate(nn.Module):
 
 
 class Residual(nn.Module):
-    """Convolutions with a stride, padding and groups; batch norms behind and before them; a branch around."""
+    """Convolutions with a stride, padding and groups; batch norms before and after them; a branch around them."""
 
     def __init__(self):
         super().__init__()
@@ -114,9 +114,9 @@ def built(name):
 
 def gradient(value, module):
     parameters = list(module.parameters())
-    found = torch.autograd.grad(value, parameters, allow_unused=True)
+    result = torch.autograd.grad(value, parameters, allow_unused=True)
     return torch.cat(
-        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, found, strict=True)]
+        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, result, strict=True)]
     )
 
 

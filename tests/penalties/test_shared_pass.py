@@ -179,11 +179,11 @@ def test_a_module_is_traced_once_and_forgotten_with_it(monkeypatch):
         expected = mean_squared_jacobian(copy.deepcopy(module).eval(), X)
         assert_same(frobenius_penalty(module, X).detach(), expected.detach())
     assert len(traces) == 1
-    number, gone = id(module), weakref.ref(module)
+    number, reference = id(module), weakref.ref(module)
     assert number in module_graph._TRACES
     del module, optimizer, value
     gc.collect()
-    assert gone() is None and number not in module_graph._TRACES
+    assert reference() is None and number not in module_graph._TRACES
 
 
 def test_a_changed_attribute_is_traced_again():

@@ -79,14 +79,14 @@ def test_projections_average_to_the_exact_penalty(name):
 def test_per_layer_penalty_is_equation_52_for_one_of_the_outputs(name, output):
     module, X = built(name, 1)
     references = [per_layer(module.eval(), X[0], index, output) for index in range(3)]
-    found = set()
+    computed = set()
     for seed in range(8):
         value = per_layer_penalty(module.train(), X, output=output, generator=torch.Generator().manual_seed(seed))
         index = min(range(3), key=lambda k: abs(value.item() - references[k].item()))
         assert_same(value.detach(), references[index].detach())
         assert_same(gradients(value, module), gradients(references[index], module))
-        found.add(index)
-    assert found == {0, 1, 2}
+        computed.add(index)
+    assert computed == {0, 1, 2}
 
 
 @pytest.mark.parametrize("name", ["conv_batch_norm", "preactivation", "normalised"])
@@ -160,7 +160,7 @@ def _normed(name, build):
 @pytest.mark.parametrize("build", [nn.Sequential, _NoGraph], ids=["chain", "hooks"])
 @pytest.mark.parametrize("name", NORMED)
 def test_per_layer_penalty_is_that_of_the_layers_own_weights(name, build, training, output):
-    """[JR] eq. 52 with a batch norm, or another padding, before a layer, behind it, or both."""
+    """[JR] eq. 52 with a batch norm, or another padding, before a layer, after it, or both."""
     module, X = _normed(name, build)
     plain = copy.deepcopy(module)
     for i, layer in enumerate(plain):
@@ -172,7 +172,7 @@ def test_per_layer_penalty_is_that_of_the_layers_own_weights(name, build, traini
     module.train(bool(training))
     if training == "some":
         next(module.children()).eval()
-    # In training a pass of its own moves running statistics, and is not shared.
+    # In training mode, the module runs its own pass, which changes running statistics and is not shared.
     for shared in (None,) if training else (None, forward_pass(module, X)):
         generator = torch.Generator().manual_seed(5)
         value = per_layer_penalty(module, X, output=output, generator=generator, shared=shared)

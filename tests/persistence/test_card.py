@@ -1,4 +1,4 @@
-"""Model cards say what a network is and hold the measured values."""
+"""Model cards describe a network and contain the measured values."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ LABELS = {
 }
 
 
-class Own(nn.Module):
+class TwoLayers(nn.Module):
     """A network of the user's, with buffers and tied weights."""
 
     def __init__(self, n_features, n_outputs, width=5):
@@ -136,8 +136,8 @@ def test_training_goes_on(model, saved):
     assert "dur" in same.history_[-1]
 
 
-@pytest.mark.parametrize("module", [Own, lazy, Own(16, 3), lambda n_outputs: nn.Linear(16, n_outputs)])
-def test_own_modules_are_given_again(module, tmp_path):
+@pytest.mark.parametrize("module", [TwoLayers, lazy, TwoLayers(16, 3), lambda n_outputs: nn.Linear(16, n_outputs)])
+def test_a_user_s_modules_are_passed_to_load(module, tmp_path):
     model = NetworkClassifier(module=module, max_epochs=2, random_state=0).fit(X.astype("float32"), LABELS["int"])
     save(model, tmp_path / "model")
     same_bits(model, load(tmp_path / "model", module=module), X.astype("float32"))

@@ -32,7 +32,7 @@ def saved(model, tmp_path):
 
 
 def rewrite(path, *, tensors=None, **changes):
-    """The file with other tensors or parts of its document, as somebody with safetensors at hand would make it."""
+    """The file with other tensors or parts of its document, as anyone can write it with safetensors."""
     stored = files.read_file(path)
     files.write_file(path, {**stored.document, **changes}, tensors or stored.tensors)
 
@@ -221,25 +221,25 @@ def test_document_that_is_no_object(saved):
         load(saved)
 
 
-def test_missing_gpu_is_told(saved):
+def test_missing_gpu_is_reported(saved):
     rewrite(saved, params={**document(saved)["params"], "device": "cuda:63"})
     with pytest.warns(CapacityWarning, match="The network is loaded on the CPU"):
         assert load(saved).module_ is not None
 
 
 def test_tensors_are_copied_once_on_their_way_to_the_file(tmp_path):
-    """By the one who writes them: a checkpoint of a large network is made of little else."""
+    """The writer limits them: a checkpoint of a large network contains little else."""
     base, tensors = torch.arange(6.0).reshape(2, 3), {}
     document = encode({"a": base, "part of it": base[0], "turned": base.T}, tensors)
     assert all(tensor.untyped_storage().data_ptr() == base.untyped_storage().data_ptr() for tensor in tensors.values())
     files.write_file(tmp_path / "file", {"value": document}, tensors)
     stored = files.read_file(tmp_path / "file")
-    found = decode(stored.document["value"], stored.tensors)
-    assert stored.intact and [t.tolist() for t in found.values()] == [base.tolist(), [0, 1, 2], base.T.tolist()]
+    result = decode(stored.document["value"], stored.tensors)
+    assert stored.intact and [t.tolist() for t in result.values()] == [base.tolist(), [0, 1, 2], base.T.tolist()]
 
 
 def test_header_is_plain_json(saved):
-    """Other programs can read what the file says."""
+    """Other programs can read the file."""
     data = saved.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     assert json.loads(header["__metadata__"]["sklearn_capacity"])["class"] == "NetworkClassifier"

@@ -1,4 +1,4 @@
-"""A file sets what a file may set: every parameter and attribute forged, and what is accepted behaves."""
+"""A file sets only what it may set: every parameter and attribute is forged, and accepted values do no harm."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def forge(tmp_path):
 
 
 def assert_behaves(model, y):
-    """All that is done with an estimator gives a result, or one of the errors that tell a user of a bad parameter."""
+    """Every method of an estimator gives a result, or one of the errors that report a bad parameter."""
     inspect.signature(type(model)).bind(**model.get_params(deep=False))
     assert len(repr(model)) and len(model.predict(X)) == len(X) and np.isfinite(model.score(X, y))
     again = pickle.loads(pickle.dumps(model))
@@ -103,7 +103,7 @@ def test_every_attribute_with_every_kind(name, forge):
         n_accepted = 0
         for value in KINDS:
             if encode(value) == encode(model._fitted_values().get(attribute)):
-                continue  # that is no forgery
+                continue  # not a forgery
             forged = forge(model, "fitted", attribute, value)
             if forged is not None:
                 n_accepted += 1
@@ -162,7 +162,7 @@ def test_every_part_of_the_document_with_every_kind(part, tmp_path):
             np.testing.assert_array_equal(accepted.predict(X), MODELS["classifier"].predict(X))
 
 
-def test_attributes_of_the_user_are_told_and_left_out(tmp_path):
+def test_attributes_of_the_user_are_left_out_with_a_warning(tmp_path):
     model = pickle.loads(pickle.dumps(MODELS["classifier"]))
     model.note_ = "mine"
     with pytest.warns(CapacityWarning, match=r"leaves out the attributes \['note_'\]"):

@@ -23,7 +23,7 @@ def test_combinations(kind):
     assert not faults, f"{len(faults)} of {CASES} cases:\n{shown}"
 
 
-def test_a_case_is_made_again_from_its_number():
+def test_a_case_is_reproduced_from_its_number():
     cases = [Case(3, 14), Case(3, 14), Case(3, 15)]
     drawn = [[case.random.random() for _ in range(5)] for case in cases]
     assert drawn[0] == drawn[1] != drawn[2]

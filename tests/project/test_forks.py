@@ -128,7 +128,7 @@ def test_joblib_scores_while_a_thread_scores(model, backend):
 
 @forks
 def test_a_forked_child_computes_after_the_parent_shared_a_sum_between_threads():
-    """In an interpreter of its own, as the number of threads belongs to the whole process."""
+    """In a separate interpreter, since the number of threads belongs to the process."""
     script = """
     import multiprocessing, torch
     import sklearn_capacity

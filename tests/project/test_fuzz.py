@@ -1,4 +1,4 @@
-"""Whatever comes in: a right answer, or a ValueError or TypeError that says something; never a changed model."""
+"""Whatever comes in: a right answer, or a ValueError or TypeError with a message; never a changed model."""
 
 from __future__ import annotations
 

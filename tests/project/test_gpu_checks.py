@@ -25,7 +25,7 @@ CHECKS = {function.__name__: runner.Check(function.__name__, function) for funct
 CHECKS["succeed"] = runner.Check("succeed", lambda device: f"on {device.type}")
 
 
-def test_outcomes_are_told_and_counted(capsys):
+def test_outcomes_are_reported_and_counted(capsys):
     assert runner.run(CHECKS.values(), "cpu", minutes=1.0) == 1
     shown = capsys.readouterr().out
     assert torch.__version__ in shown

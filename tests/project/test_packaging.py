@@ -1,4 +1,4 @@
-"""The declared ranges, the two constraint files and the tests' own surroundings agree with each other."""
+"""The declared ranges, the two constraint files and the environment of the tests agree with each other."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_other_torch_of_the_checks_is_admitted_and_another():
     assert "make test-torch" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_the_version_stands_in_one_place():
+def test_the_version_is_in_one_place():
     (cited,) = re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
     assert cited == sklearn_capacity.__version__
     assert "version" in PROJECT["dynamic"]

@@ -1,4 +1,4 @@
-"""The check that long runs leave nothing behind: a short run of it, and what it must notice."""
+"""The check that long runs leave nothing behind: a short run, and leaks that it must detect."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from benchmarks.soak_classes import FORWARDS, class_of, one_class
 
 def test_a_short_run_leaves_no_files_or_threads():
     # Memory needs more rounds to settle than a test has time for; `make soak` holds it to 5 %.
-    settled, final, found = soak.soak(24, 12, growth=0.15, progress=False)
-    assert found == []
+    settled, final, result = soak.soak(24, 12, growth=0.15, progress=False)
+    assert result == []
     assert settled.memory > 0 and final.threads >= 1
 
 
 @pytest.mark.filterwarnings("ignore")  # which would be kept by pytest
 def test_nothing_is_kept_of_the_classes_of_models():
     kinds = len(FORWARDS)
-    _, _, found = soak.soak(4 * kinds, 2 * kinds, growth=0.15, progress=False, one_round=one_class)
-    assert found == []
+    _, _, result = soak.soak(4 * kinds, 2 * kinds, growth=0.15, progress=False, one_round=one_class)
+    assert result == []
 
 
 def test_no_two_classes_are_one():
     classes = {class_of(number) for number in range(3 * len(FORWARDS))}
-    assert len(classes) == len({made.__qualname__ for made in classes}) == 3 * len(FORWARDS)
+    assert len(classes) == len({cls.__qualname__ for cls in classes}) == 3 * len(FORWARDS)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_planted_leaks_are_noticed():
         linecache.cache[f"planted {turn}"] = (0, None, [], "")
 
     try:
-        _, _, found = soak.soak(8, 2, progress=False, one_round=leak)
+        _, _, result = soak.soak(8, 2, progress=False, one_round=leak)
     finally:
         stop.set()
         for name in [name for name in linecache.cache if name.startswith("planted")]:
@@ -69,4 +69,4 @@ def test_planted_leaks_are_noticed():
         for _, file, thread in kept:
             os.close(file)
             thread.join()
-    assert len(found) == 5
+    assert len(result) == 5

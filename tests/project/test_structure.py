@@ -63,12 +63,12 @@ def test_functions_are_short(path):
 @pytest.mark.parametrize(
     "package", [path.parent for path in PACKAGE_FILES if path.name == "__init__.py"][1:], ids=id_of
 )
-def test_every_package_says_what_stands_where(package):
+def test_every_package_describes_its_files(package):
     assert structure.unmentioned_files(package) == []
 
 
 def test_long_files_are_named():
-    """A remark for whoever runs the tests; what belongs together may stand together."""
+    """A remark for whoever runs the tests; what belongs together may stay together."""
     remarks = [remark for path in ALL_FILES if (remark := structure.file_length(path))]
     if remarks:
         warnings.warn("One idea a file? " + "; ".join(remarks), stacklevel=1)
@@ -99,7 +99,7 @@ def test_public_docstrings_are_complete(name, thing):
     assert structure.docstring_faults(name, thing) + structure.record_faults(name, thing) == []
 
 
-# Where tests stand ----------------------------------------------------------------------------------------------------
+# Where tests are ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", PACKAGE_FILES, ids=id_of)
@@ -120,7 +120,7 @@ def test_the_table_of_tests_holds_nothing_superfluous():
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess:
-    """Run the contracts of pyproject.toml over the package as it stands in a folder."""
+    """Run the contracts of pyproject.toml over the package in a folder."""
     command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as lint; lint()"]
     command += ["--config", str(ROOT / "pyproject.toml"), "--no-cache"]
     environment = {**os.environ, "PYTHONPATH": str(folder)}

@@ -90,7 +90,7 @@ def test_estimators_of_this_package():
     )
 
 
-def test_own_data_every_other_epoch_and_pickles():
+def test_given_data_every_other_epoch_and_pickles():
     callback = CapacityCallback(["margin"], X=X[:10], y=y[:10], every=2, max_samples=None)
     model = NetworkClassifier((5,), max_epochs=4, random_state=0, callbacks=[callback]).fit(X, y)
     values = np.array(model.history_[1:, "margin"])
@@ -159,7 +159,7 @@ def test_refusals():
         CapacityCallback().on_train_begin(None, Odd())
 
 
-def test_scores_of_scikit_learn_stand_in_the_history_and_change_no_training():
+def test_scores_of_scikit_learn_are_in_the_history_and_do_not_change_training():
     for make in (
         lambda callbacks: NetworkClassifier((5,), max_epochs=3, dropout=0.5, random_state=0, callbacks=callbacks),
         lambda callbacks: skorch_net(callbacks, iterator_train__shuffle=True),

@@ -1,4 +1,4 @@
-"""Several models of different kinds in one table, which ranks and figures take as it is."""
+"""Several models of different kinds in one table, which ranks and figures accept unchanged."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_one_row_per_model_with_the_values_of_each_call(models):
             assert table.loc[label, "test_accuracy"] == get_scorer("accuracy")(model, *test)
     with torch.no_grad():
         predicted = [models["module"](torch.from_numpy(part[0])).argmax(1).numpy() for part in (train, test)]
-    expected = [accuracy_score(part[1], found) for part, found in zip((train, test), predicted, strict=True)]
+    expected = [accuracy_score(part[1], result) for part, result in zip((train, test), predicted, strict=True)]
     assert list(table.loc["module", ["train_accuracy", "test_accuracy"]]) == expected
     np.testing.assert_allclose(table["gap_accuracy"], table["train_accuracy"] - table["test_accuracy"])
     assert table.attrs["better"] == {"margin": "higher", "spread": "higher", "frobenius_norm": "lower"}
@@ -202,9 +202,9 @@ def test_directions_of_measures_given_as_objects():
     results = {"params": [{"a": 1}], "mean_test_spread": [2.0], "mean_train_spread": [3.0],
                "mean_test_neg_low": [-1.0], "mean_train_neg_low": [-4.0]}  # fmt: skip
     measures = {"spread": SPREAD, "low": lambda network, batch: 4.0}
-    found = capacity_table(results, measures)
-    assert found.loc[0, ["spread", "low"]].tolist() == [3.0, 4.0]
-    assert found.attrs["better"] == {"spread": "higher", "low": "lower"}
+    result = capacity_table(results, measures)
+    assert result.loc[0, ["spread", "low"]].tolist() == [3.0, 4.0]
+    assert result.attrs["better"] == {"spread": "higher", "low": "lower"}
     assert "test_spread" in capacity_table(results)
 
 

@@ -31,10 +31,10 @@ def test_sklearn_mlp_has_its_own_margins(iris, n_classes, activation):
     mlp = MLPClassifier((5, 4), activation=activation, max_iter=30, random_state=0).fit(X, y)
     log_p = mlp.predict_log_proba(X)
     index = np.searchsorted(mlp.classes_, y)
-    own = log_p[np.arange(len(y)), index]
+    known = log_p[np.arange(len(y)), index]
     log_p[np.arange(len(y)), index] = -np.inf
     got = measure_capacity(mlp, X, y, "min_margin")["min_margin"]
-    assert got == pytest.approx((own - log_p.max(1)).min(), rel=1e-6, abs=1e-9)
+    assert got == pytest.approx((known - log_p.max(1)).min(), rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -83,14 +83,14 @@ def test_regressors(iris):
     ],
     ids=repr,
 )
-def test_a_loss_that_is_none_of_ours_has_to_be_named(iris, estimator, own):
+def test_an_unknown_loss_has_to_be_named(iris, estimator, known):
     X, y = iris[0][:100], iris[1][:100]
     classifies = is_classifier(estimator)
     y = y if classifies else X[:, 3]
     estimator.fit(X, y)
-    named = own or ("cross_entropy" if classifies else "squared")
+    named = known or ("cross_entropy" if classifies else "squared")
     expected = measure_capacity(estimator, X, y, "fisher_rao_norm", loss=named)
-    if own is not None:
+    if known is not None:
         assert measure_capacity(estimator, X, y, "fisher_rao_norm") == expected
         return
     with pytest.raises(NotDefinedError, match="is not defined for the model's own loss, '.*'. Set `loss`"):
@@ -158,9 +158,9 @@ def test_two_classes_by_the_softmax_are_two_opposite_rows(iris):
     """As `multi_class="multinomial"` of scikit-learn before 1.8: the logits are [-z, z]."""
     X, y = iris[0][:100], iris[1][:100]
     estimator = linear_model.LogisticRegression().fit(X, y)
-    own = measure_capacity(estimator, X, y, "min_margin")["min_margin"]
+    known = measure_capacity(estimator, X, y, "min_margin")["min_margin"]
     estimator.multi_class = "multinomial"
-    assert measure_capacity(estimator, X, y, "min_margin")["min_margin"] == pytest.approx(2 * own)
+    assert measure_capacity(estimator, X, y, "min_margin")["min_margin"] == pytest.approx(2 * known)
 
 
 def test_refused_models_are_named(iris):
@@ -183,7 +183,7 @@ def test_refused_models_are_named(iris):
         measure_capacity(multilabel, X, Y, "margin")
 
 
-def test_ensembles_are_told_what_can_be_measured(iris):
+def test_ensembles_are_refused_with_what_can_be_measured(iris):
     X, y = iris
     bagged = BaggingClassifier(NetworkClassifier((4,), max_epochs=1, random_state=0), 2, random_state=0).fit(X, y)
     with pytest.raises(

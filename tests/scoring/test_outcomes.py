@@ -1,4 +1,4 @@
-"""Sets of measures, what is left out for its cost, rows that are equal by definition, progress."""
+"""Sets of measures, those left out because of their cost, rows that are equal by definition, progress."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_progress_says_which_measure_runs(capsys):
 
 
 @pytest.mark.parametrize("name", ["accuracy", "neg_log_loss", "roc_auc_ovr"])
-def test_scores_stand_among_measures(name):
+def test_scores_are_accepted_among_measures(name):
     linear = LogisticRegression().fit(X, y)
     module = network(4, 6, 3)
     for model in (linear, module):

@@ -1,4 +1,4 @@
-"""What a network is asked before it is measured, and what a measure says of one that it cannot handle."""
+"""The checks of a network before it is measured, and the errors for one that a measure cannot handle."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_refused_with_the_cure(module, message):
         measure_capacity(module, X, Y, "margin")
 
 
-def test_probabilities_and_logits_that_are_taken_for_each_other_are_told():
+def test_probabilities_and_logits_that_are_confused_warn():
     probabilities = nn.Sequential(perceptron(), nn.Softmax(1))
     with pytest.warns(CapacityWarning, match="returns probabilities.*Remove the final softmax"):
         measure_capacity(probabilities, X, Y, "margin")
@@ -151,7 +151,7 @@ def test_weights_without_a_finite_measure_leave_the_others(value):
             assert "margin" not in measure_capacity(net, X, Y)
 
 
-def test_a_failed_trace_is_quiet_and_made_once(capfd, monkeypatch):
+def test_a_failed_trace_is_quiet_and_not_repeated(capfd, monkeypatch):
     import sklearn_capacity.graph.network as module
 
     calls, trace = [], module.trace
@@ -165,7 +165,7 @@ def test_a_failed_trace_is_quiet_and_made_once(capfd, monkeypatch):
     assert capfd.readouterr().err == ""
 
 
-def test_a_number_of_samples_that_is_fixed_in_the_trace_is_told():
+def test_a_number_of_samples_that_is_fixed_in_the_trace_is_reported():
     def recurrent(net, x):  # `torch.zeros(len(x), ...)` has the two samples of the trace
         return net(x) + net[2](torch.zeros(len(x), 6, dtype=x.dtype))
 

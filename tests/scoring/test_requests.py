@@ -1,4 +1,4 @@
-"""Measures of a user's own: as records and as functions, in every place that takes a name, and across processes."""
+"""A user's measures: as records and as functions, wherever a name is accepted, and across processes."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def values(module):
          "confidence": lambda module, X, y=None: Measured(confidence(module, X, y))},
     ],
 )  # fmt: skip
-def test_a_measure_may_stand_wherever_a_name_may(measures, module, values):
+def test_a_measure_is_accepted_wherever_a_name_is(measures, module, values):
     assert measure_capacity(module.train(), X, y, measures) == pytest.approx(values, rel=1e-5)
     assert module.training
     report = capacity_report(module, X, y, measures).set_index("measure")
@@ -302,7 +302,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_search_of_a_script_with_functions_of_its_own(tmp_path):
+def test_a_search_of_a_script_that_defines_functions(tmp_path):
     (tmp_path / "search.py").write_text(SCRIPT)
     done = subprocess.run([sys.executable, "-W", "ignore", tmp_path / "search.py"], capture_output=True, text=True)
     assert done.stdout.strip() == "equal", done.stderr[-2000:]
@@ -317,7 +317,7 @@ def test_the_callback_takes_them_and_is_pickled():
     seen: list[float] = []
     counting = CapacityCallback({"own": lambda network, batch: float(seen.append(1.0) or 1.0)})
     NetworkClassifier((5,), max_epochs=2, random_state=0, callbacks=[counting]).fit(X, y)
-    assert len(seen) == 2  # the user's own list, and no copy of it
+    assert len(seen) == 2  # the user's list itself, not a copy
 
 
 def test_checkpoints_know_the_measures_of_a_callback(tmp_path):
@@ -329,7 +329,7 @@ def test_checkpoints_know_the_measures_of_a_callback(tmp_path):
     assert model(lambda network, batch: 2.0).fit(X, y).history_[:, "own"] == [2.0, 2.0]
 
 
-def test_names_of_scores_are_told_from_measures():
+def test_names_of_scores_are_distinguished_from_measures():
     requests, scores = parse_with_scores({"a": "accuracy", "m": ("margin", {"percentile": 5}), "own": largest_weight})
     assert [r.label for r in requests] == ["m", "own"] and scores == {"a": "accuracy"}
     assert parse_with_scores(LARGEST)[0][0].measure is LARGEST and parse_with_scores("accuracy") == (
@@ -338,7 +338,7 @@ def test_names_of_scores_are_told_from_measures():
     )
 
 
-def test_a_grid_over_measures_of_ones_own():
+def test_a_grid_over_a_user_s_measures():
     scorer = CapacityScorer({"own": largest_weight})
     search = GridSearchCV(NetworkClassifier((3,), max_epochs=1, random_state=0), {}, scoring=scorer, refit=False, cv=2)
     search.set_params(scoring__measures={"other": lambda n, b: 4.0}).fit(X, y)

@@ -246,7 +246,7 @@ def test_strength_lowers_the_jacobian(iris):
     assert values == sorted(values, reverse=True)
 
 
-# -- losses, failures and what is no model -----------------------------------------------------------------------------
+# -- losses, failures, and objects that are not models -----------------------------------------------------------------
 
 
 def small_network():
@@ -262,16 +262,16 @@ FISHER = [name for name, measure in MEASURES.items() if "loss" in measure.parame
 @pytest.mark.parametrize("name", FISHER)
 def test_the_loss_of_the_call_is_the_default_of_every_measure(name):
     module, X, y = small_network()
-    of_its_own = {loss: measure_capacity(module, X, y, {"m": (name, {"loss": loss})})["m"] for loss in LOSSES}
-    assert of_its_own["squared"] != pytest.approx(of_its_own["cross_entropy"])
-    assert measure_capacity(module, X, y, name, loss="cross_entropy")[name] == of_its_own["cross_entropy"]
-    assert measure_capacity(module, X, y, name)[name] == of_its_own["squared"]
-    own = {"m": (name, {"loss": "squared"})}
-    assert measure_capacity(module, X, y, own, loss="cross_entropy")["m"] == of_its_own["squared"]
+    separate = {loss: measure_capacity(module, X, y, {"m": (name, {"loss": loss})})["m"] for loss in LOSSES}
+    assert separate["squared"] != pytest.approx(separate["cross_entropy"])
+    assert measure_capacity(module, X, y, name, loss="cross_entropy")[name] == separate["cross_entropy"]
+    assert measure_capacity(module, X, y, name)[name] == separate["squared"]
+    request = {"m": (name, {"loss": "squared"})}
+    assert measure_capacity(module, X, y, request, loss="cross_entropy")["m"] == separate["squared"]
     sign = -1 if MEASURES[name].lower_is_better else 1
     scorer = CapacityScorer(name, loss="cross_entropy")
-    assert scorer(module, X, y) == sign * of_its_own["cross_entropy"]
-    assert scorer.fit(X, y).transform([module])[0, 0] == of_its_own["cross_entropy"]
+    assert scorer(module, X, y) == sign * separate["cross_entropy"]
+    assert scorer.fit(X, y).transform([module])[0, 0] == separate["cross_entropy"]
     with pytest.raises(NotDefinedError, match='under loss="squared" or "cross_entropy", got "absolute". Give the'):
         measure_capacity(module, X, torch.zeros(30, 3), name, loss="absolute")
 

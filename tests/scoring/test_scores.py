@@ -1,4 +1,4 @@
-"""Every caller of scikit-learn that takes one number says what to do about several scores; the others take them."""
+"""Every caller of scikit-learn that expects one number raises a clear error for several scores; others accept them."""
 
 from __future__ import annotations
 
@@ -197,12 +197,12 @@ def test_a_failed_fit_gives_nan_for_every_score(iris):
 def test_permutation_importance_takes_them_all(n_jobs, iris):
     X, y = shuffled(iris)
     fitted = model().fit(X, y)
-    found = permutation_importance(
+    result = permutation_importance(
         fitted, X, y, scoring=CapacityScorer(["accuracy", "margin"]), n_repeats=2, random_state=0, n_jobs=n_jobs
     )
     one = permutation_importance(fitted, X, y, scoring="accuracy", n_repeats=2, random_state=0)
-    assert (found["accuracy"].importances == one.importances).all()
-    assert found["margin"].importances.shape == (4, 2)
+    assert (result["accuracy"].importances == one.importances).all()
+    assert result["margin"].importances.shape == (4, 2)
 
 
 def test_scores_are_a_dict_otherwise(iris):

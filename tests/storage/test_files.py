@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, wherever they go, and refused before they cost much."""
+"""Files are written completely or not at all, wherever they are, and refused before they cost much."""
 
 from __future__ import annotations
 
@@ -135,11 +135,11 @@ def test_a_limit_on_the_size_of_files(tmp_path):
     assert content(path) == 0 and os.listdir(tmp_path) == ["file"]
 
 
-def test_leftovers_of_processes_that_are_gone(tmp_path):
+def test_leftovers_of_processes_that_have_ended(tmp_path):
     process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    gone, host = int(process.stdout), files.socket.gethostname()
-    names = [f"file.{host}.{gone}.1.tmp", f"file.{host}.{os.getpid()}.1.tmp", f"file.elsewhere.{gone}.1.tmp"]
-    names += [f"other.{host}.{gone}.1.tmp", "file.tmp"]
+    ended, host = int(process.stdout), files.socket.gethostname()
+    names = [f"file.{host}.{ended}.1.tmp", f"file.{host}.{os.getpid()}.1.tmp", f"file.elsewhere.{ended}.1.tmp"]
+    names += [f"other.{host}.{ended}.1.tmp", "file.tmp"]
     for name in names:
         (tmp_path / name).touch()
     write_file(tmp_path / "file", {"n": 1}, TENSORS)
@@ -235,10 +235,10 @@ def test_a_file_may_vanish_while_it_is_replaced_or_read(tmp_path, monkeypatch):
     path = tmp_path / "file"
 
     def exists(self):
-        found = os.path.exists(self)
-        if self == path and found:
+        result = os.path.exists(self)
+        if self == path and result:
             path.unlink()
-        return found
+        return result
 
     monkeypatch.setattr(Path, "exists", exists)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Fingerprints tell apart what fits differently, and nothing else."""
+"""Fingerprints differ if and only if the fits differ."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def scale(factor):
     return lambda epoch: factor**epoch
 
 
-def test_fingerprints_tell_values_apart():
+def test_fingerprints_distinguish_values():
     torch.manual_seed(0)
     values = [
         None, 0, False, 0.0, "0", (0,), [0], {0: 0}, {"0": 0}, b"0", np.zeros(1), np.zeros((1, 1)), np.zeros(1, "f4"),
@@ -45,7 +45,7 @@ def test_fingerprints_tell_values_apart():
 
 
 class Scaled(nn.Module):
-    """A layer with a number that stands neither in its `repr` nor in its state."""
+    """A layer with a number that is neither in its `repr` nor in its state."""
 
     def __init__(self, k=1.0):
         super().__init__()
@@ -67,7 +67,7 @@ class TwoTied(nn.Module):
         self.b = self.a if tied else copy.deepcopy(self.a)
 
 
-def test_fingerprints_tell_modules_apart():
+def test_fingerprints_distinguish_modules():
     """By what changes a fit: attributes, code of submodules and base classes, hooks, frozen and tied weights."""
 
     def same(module):

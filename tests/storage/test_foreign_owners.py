@@ -83,12 +83,12 @@ def test_a_file_of_another_user_is_not_replaced(folder, mode):
 
 
 @needs_root
-def test_a_file_of_another_user_in_a_folder_of_ones_own(folder):
+def test_a_file_of_another_user_in_the_user_s_folder(folder):
     path = folder / "file"
     write_file(path, {"n": 0}, {"a": torch.ones(2)})
     give(path, OTHER, 0o600)
     give(folder, USER, 0o755)
-    assert as_user(write, path) == (None, None, [])  # as `mv` does: the folder says who may
+    assert as_user(write, path) == (None, None, [])  # as `mv` does: the permissions of the folder decide
     assert os.listdir(folder) == ["file"] and read_file(path).document == {"n": 1}
     assert path.stat().st_uid == USER and stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -135,7 +135,7 @@ def test_a_fit_that_may_not_write_says_so(folder, folder_mode, file_mode):
 
 
 @needs_root
-def test_checkpoints_that_cannot_be_read_are_made_again(folder):
+def test_checkpoints_that_cannot_be_read_are_replaced(folder):
     losses = fit(folder)
     give_all(folder, USER, 0o755, 0o644)
     for path in folder.rglob("*.safetensors"):

@@ -98,7 +98,7 @@ def test_corollary_2_2_stationary_points_of_deep_linear_networks(depth):
         list(module.parameters())[-1].zero_()
         list(module.parameters())[0].zero_()
     _, form, largest = parts()
-    if depth > 1:  # stationary, and far from the optimum: the corollary does not say that it is one
+    if depth > 1:  # stationary, and far from the optimum: the corollary does not claim that it is one
         assert form == largest == 0 and (X.T @ y).norm() > 1
 
 

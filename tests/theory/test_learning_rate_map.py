@@ -197,7 +197,7 @@ def test_map_equals_one_network_at_a_time(images):
 
 
 def test_mini_batches_visit_every_sample_once_an_epoch_and_all_rates_see_the_same():
-    """The network stays at 0 and the target of sample t is 10^t, so the loss of a batch tells which samples it has."""
+    """The network stays at 0 and the target of sample t is 10^t, so the loss of a batch shows its samples."""
     X = np.random.default_rng(0).standard_normal((7, 5))
     y = 10.0 ** np.arange(7)
     params = {"activation": "linear", "sigma_w2": 1e-30, "sigma_b2": 0.0, "depth": 2, "n_trials": 2, "batch_size": 3}
@@ -217,7 +217,7 @@ def test_mini_batches_visit_every_sample_once_an_epoch_and_all_rates_see_the_sam
 
 
 def test_mini_batches_equal_torch_s_descent():
-    """One batch per step of torch.optim.SGD, in the order that the curve of an unmoved network tells."""
+    """One batch per step of torch.optim.SGD, in the order that the curve of a network at rest shows."""
     X, y = np.random.default_rng(0).standard_normal((6, 4)), 10.0 ** -np.arange(6)
     params = {"activation": "linear", "sigma_b2": 0.3, "depth": 2, "n_trials": 1, "batch_size": 1, "n_steps": 9}
     order = learning_rate_map(X, np.arange(6.0), [1e-40], [3], **{**params, "sigma_w2": 1e-30, "sigma_b2": 0.0}).curves

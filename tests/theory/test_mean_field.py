@@ -132,7 +132,7 @@ def test_even_rules_are_right_on_the_kink(n_nodes):
     assert pair.slope_square(2.0) == pytest.approx(0.5, rel=1e-12)
 
 
-def test_missed_tolerance_is_told():
+def test_missed_tolerance_warns():
     with pytest.warns(CapacityWarning, match=r"accurate only to .*, but `tolerance` is 1e-06\. Use a smoother"):
         result = mean_field(relu_pair(), 2.0, 0.5, 3, 100)
     closed = mean_field("relu", 2.0, 0.5, 3, 100)

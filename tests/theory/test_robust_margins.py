@@ -37,12 +37,12 @@ def kinks(module, x, step):
     ends = [0.0, 1.0]
     for depth in range(1, len(module), 2):
         part = module[:depth]
-        found = []
+        result = []
         for a, b in zip(ends[:-1], ends[1:], strict=True):  # the pre-activations are linear in between
             za, zb = (part(x + t * step).detach() for t in (a, b))
             crossing = (a + (b - a) * za / (za - zb))[(za * zb < 0)]
-            found += crossing.tolist()
-        ends = sorted([*ends, *found])
+            result += crossing.tolist()
+        ends = sorted([*ends, *result])
     return ends
 
 
@@ -123,12 +123,12 @@ class UncenteredBatchNorm(nn.Module):
         self.weights = [w.clone() for w in weights]
 
     def normalisers(self, Z):
-        found = []
+        result = []
         for weight in self.weights:
             pre = Z @ weight.T
-            found.append(pre.square().sum(0).rsqrt())
-            Z = (pre * found[-1]).relu()
-        return found
+            result.append(pre.square().sum(0).rsqrt())
+            Z = (pre * result[-1]).relu()
+        return result
 
     def forward(self, Z):
         normalisers = self.normalisers(Z)

@@ -211,11 +211,11 @@ def test_an_edited_definition_is_trained_anew(edit, first, trained):
         assert not np.array_equal(fresh, predicted)
 
 
-def test_what_no_code_tells_is_seen_by_what_it_computes(tmp_path, trained):
-    """Both definitions stay in the folder, each with its own result."""
+def test_definitions_that_no_code_shows_are_distinguished_by_their_values(tmp_path, trained):
+    """Both definitions stay in the folder, each with its result."""
 
     class Scaled(torch.nn.Linear):
-        def forward(self, x):  # the name is made up as it runs, and nothing refers to the value
+        def forward(self, x):  # the name is composed at run time, and nothing refers to the value
             return super().forward(x) * sys.modules["definitions_of_a_user"].__dict__["sca" + "le"]
 
     model = NetworkClassifier(module=lambda: Scaled(4, 2), max_epochs=2, random_state=0, checkpoint_dir=tmp_path)

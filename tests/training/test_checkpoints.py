@@ -1,4 +1,4 @@
-"""Training that is killed at any moment goes on to the same bits; damaged checkpoints are told and passed over."""
+"""Training that is killed at any moment resumes to the same bits; damaged checkpoints are reported and skipped."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_data_and_kind_have_their_own_folder(model):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other", "list"])
-def test_a_damaged_file_is_told_and_the_one_before_used(model, damage, monkeypatch):
+def test_a_damaged_file_is_reported_and_the_previous_one_used(model, damage, monkeypatch):
     whole = clone(model).set_params(checkpoint_dir=None).fit(X, y)
     interrupted_fit(model, 5)
     newest = folder_of(model) / "epoch-00000004.safetensors"
@@ -252,7 +252,7 @@ def test_a_checkpoint_sets_no_parameter_of_a_callback(model):
         clone(model).fit(X, y)
 
 
-def test_a_damaged_result_is_made_again(model):
+def test_a_damaged_result_is_computed_again(model):
     whole = clone(model).fit(X, y)
     path = folder_of(model) / "finished.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
@@ -366,7 +366,7 @@ class Holds(Callback):
 
 
 class Locked:
-    """A schedule that no hash can tell."""
+    """A schedule that no hash can distinguish."""
 
     def __init__(self):
         self.lock = threading.Lock()

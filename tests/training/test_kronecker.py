@@ -73,7 +73,7 @@ def networks() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
 @pytest.mark.parametrize("fisher", ["type-2", "empirical"])
 @pytest.mark.parametrize("name", networks())
 def test_kfac_steps_are_those_of_curvlinops(name, fisher, loss):
-    """Its factors are accumulated otherwise, as whole matrices, and inverted in their full eigenbases."""
+    """Its factors are accumulated differently, as full matrices, and inverted in their full eigenbases."""
     curvlinops = pytest.importorskip("curvlinops", reason="the reference of K-FAC's steps")
     torch.manual_seed(0)
     network, shape = networks()[name]

@@ -22,7 +22,8 @@ def conv_net(n_outputs):
 
 
 MLP, CONV = {}, {"module": conv_net, "input_shape": (1, 8, 8)}
-# With a constant rate the batch norm's running statistics lag behind the shrinking weights, by what the last bits say.
+# With a constant rate, the batch norm's running statistics lag behind the shrinking weights, by an amount that depends
+# on the last bits.
 DECAYING = {**CONV, "learning_rate_schedule": "cosine"}
 TRAINED = [
     ("spectral_norm", 0.01, MLP),
@@ -49,7 +50,7 @@ def test_digits_are_learnt_with_less_of_what_is_penalised(name, strength, params
 
 
 def test_a_step_follows_loss_and_penalties_with_weights():
-    """Plain gradient descent at the initial weights, beside a Jacobian's penalty."""
+    """Plain gradient descent at the initial weights, together with a Jacobian penalty."""
     rng = np.random.default_rng(0)
     X, target, weights = rng.normal(size=(40, 5)), np.arange(40) % 3, rng.uniform(0.5, 2, size=40)
     options = {"optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.1, "max_epochs": 1, "batch_size": 40}

@@ -103,7 +103,7 @@ def test_data_copies_what_is_read_only():
 
 
 def test_net_without_penalty_equals_skorch():
-    """The fast loop does what skorch's own does, to the bit."""
+    """The fast loop gives the same bits as that of skorch."""
     X32, module = X.astype("float32"), nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
     options = {"max_epochs": 3, "batch_size": 32, "train_split": None, "verbose": 0, "lr": 0.1}
     theirs = NeuralNetClassifier(copy.deepcopy(module), criterion=nn.CrossEntropyLoss, **options).fit(X32, y)
@@ -252,7 +252,7 @@ def test_schedule_and_its_continuation(schedule, expected):
         (lambda epoch, total: epoch / total, r"functools.partial\(<lambda>, total=\.\.\.\)"),
     ],
 )
-def test_a_schedule_that_lacks_arguments_is_told_which(schedule, cure):
+def test_a_schedule_that_lacks_arguments_is_refused_with_their_names(schedule, cure):
     with pytest.raises(ValueError, match=cure) as raised:
         NetworkClassifier(learning_rate_schedule=schedule, max_epochs=1).fit(X, y)
     assert str(raised.value).startswith("`learning_rate_schedule` must be callable with only the ")
@@ -261,9 +261,9 @@ def test_a_schedule_that_lacks_arguments_is_told_which(schedule, cure):
 def test_a_schedule_may_change_between_calls_of_partial_fit():
     model = NetworkClassifier(max_epochs=4, learning_rate_schedule=[1.0, 0.5], callbacks=[Log()])
     model.partial_fit(X, y, classes=[0, 1, 2]).partial_fit(X, y)
-    own = dict(model.net_.callbacks_)["Log"]
+    log = dict(model.net_.callbacks_)["Log"]
     model.partial_fit(X, y)
-    assert dict(model.net_.callbacks_)["Log"] is own  # as long as nothing changes
+    assert dict(model.net_.callbacks_)["Log"] is log  # as long as nothing changes
     rates = []
     for schedule in (None, [0.25]):
         model.set_params(learning_rate_schedule=schedule).partial_fit(X, y)

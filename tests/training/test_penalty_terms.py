@@ -82,7 +82,7 @@ def test_two_penalties_share_one_step_and_are_both_recorded():
     assert model.history_[0]["train_penalty_2"] == pytest.approx(squared_weights(first.module_, None).item())
 
 
-def test_a_net_takes_penalties_beside_its_own_and_strengths_that_change():
+def test_a_net_takes_further_penalties_and_strengths_that_change():
     X, y = (a.astype(t) for a, t in zip(data(), ("float32", "int64"), strict=True))
     seen = []
 
@@ -188,7 +188,7 @@ def test_grid_clone_and_pickle_with_a_lambda():
     assert np.array_equal(again.fit(X, y).predict_proba(X), fitted.predict_proba(X))
 
 
-def test_checkpoints_tell_penalties_apart(tmp_path):
+def test_checkpoints_distinguish_penalties(tmp_path):
     X, y = data()
     options = {"max_epochs": 2, "random_state": 0, "checkpoint_dir": tmp_path}
     results = {}
@@ -324,7 +324,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_wrong_penalty_is_found(name):
+def test_a_wrong_penalty_is_detected(name):
     penalty, message = BAD[name]
     with pytest.raises(ValueError, match="`penalty` must .*" + message):
         check_penalty(penalty, *network())

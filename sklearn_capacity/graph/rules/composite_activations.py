@@ -62,7 +62,7 @@ def _root_mean_square(call: Call, x: Ref, factor: Ref) -> Draft | None:
 
 
 def _of_one_number(call: Call, a: Ref, b: Ref) -> Draft | None:
-    """An activation, known by its values: both factors are computed, entry by entry, from one signal."""
+    """An activation, recognised by its values: both factors are computed, entry by entry, from one signal."""
     # Irrational steps, so that no two functions of the table meet at all of them; exact to rounding.
     z = torch.linspace(-4 * math.e, 4 * math.pi, 257, dtype=torch.float64, device="cpu")
     for source in _sources(call, a.name):
@@ -92,7 +92,7 @@ def _activation(call: Call, source: str, kind: str, args: tuple, scale: float, f
 
 
 def _sources(call: Call, name: str) -> list[str]:
-    """The signals that one is computed from entry by entry, itself first."""
+    """The signals from which one is computed entry by entry, itself first."""
     sources = [name]
     for source in sources:
         node = call.producer(Ref(source))

@@ -78,7 +78,7 @@ def _conv_transpose(call: Call) -> Draft | None:
 
 @rule("_native_batch_norm_legit_no_training.default", "batch_norm.default")
 def batch_norm(call: Call) -> Draft | None:
-    """The scale and shift that a batch norm in eval mode is."""
+    """The scale and shift that a batch norm applies in eval mode."""
     x, w, b = call["input"], call.get("weight"), call.get("bias")
     mean, var = call.get("running_mean"), call.get("running_var")
     if call.get("training", False) or not isinstance(mean, Weight) or not isinstance(var, Weight):

@@ -59,7 +59,7 @@ def _attention(call: Call) -> Draft | None:
 
 
 def _masked(mask: Weight, scores: Draft, shape: tuple[int, ...]) -> tuple[torch.Tensor | None, Draft]:
-    """Which keys may be looked at, and the scores with what the mask adds to them."""
+    """Which keys may be attended to, and the scores with what the mask adds to them."""
     if mask.tensor.dtype is torch.bool:
         return mask.tensor, scores
     allowed = mask.tensor != -math.inf

@@ -129,7 +129,7 @@ def _picked(
 
 
 def broadcast_to(call: Call, x: Ref | Draft, before: tuple[int, ...], after: tuple[int, ...]) -> Ref | Draft | None:
-    """The value broadcast from one shape (batch included) to another; None where its samples stand elsewhere."""
+    """The value broadcast from one shape (batch included) to another; None if its axis of samples is another one."""
     if before == after:
         return x
     if len(before) != len(after):
