@@ -64,6 +64,38 @@ def unmentioned_files(package: Path) -> list[str]:
     return sorted(name for name in inside if not name.startswith("__") and f"`{name}`" not in described)
 
 
+def unlisted_names(folder: Path, package: str = PACKAGE) -> list[str]:
+    """Names that a file of the package imports from another one whose `__all__` does not list them."""
+    trees = {path: ast.parse(path.read_text()) for path in sorted((folder / package).rglob("*.py"))}
+    modules = {_dotted(path.relative_to(folder)): tree for path, tree in trees.items()}
+    listed = {module: set(_listed(tree)) for module, tree in modules.items()}
+    faults = []
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            parents = path.relative_to(folder).parts[: -node.level] if node.level else ()
+            source = ".".join([*parents, *([node.module] if node.module else [])])
+            names = [alias.name for alias in node.names if f"{source}.{alias.name}" not in modules]
+            missing = [name for name in names if name not in listed.get(source, names)]
+            faults += [f"{path.relative_to(folder)}:{node.lineno}: {source}.__all__ lacks {name}" for name in missing]
+    return faults
+
+
+def _dotted(path: Path) -> str:
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _listed(tree: ast.Module) -> list[str]:
+    """The strings in the lists that are assigned or added to `__all__`."""
+    assignments = [node for node in tree.body if isinstance(node, ast.Assign | ast.AugAssign)]
+    lists = [
+        a for a in assignments if "__all__" in ast.unparse(a.targets[0] if isinstance(a, ast.Assign) else a.target)
+    ]
+    return [c.value for a in lists for c in ast.walk(a.value) if isinstance(c, ast.Constant)]
+
+
 def length_faults(source: str, module: str, *, limit: int = 60) -> list[str]:
     """Functions too long for a screen; docstring and signature are not counted."""
     faults = []

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sklearn_capacity._validation import as_list, check_boolean, check_integer, check_interval, check_option
 
-__all__ = ["ACTIVATIONS", "MLP", "RowNormalizedLinear", "initialize_linear"]
+__all__ = ["ACTIVATIONS", "MLP", "RowNormalizedLinear", "check_layer_sizes", "initialize_linear"]
 
 #: name -> (module class, gain of He's initialisation: weights have standard deviation gain / sqrt(fan_in))
 ACTIVATIONS: dict[str, tuple[Callable[[], nn.Module], float]] = {

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .double_backward import pulled_back, twice_differentiable
 
-__all__ = ["apply_output", "gram_product", "jacobian_products"]
+__all__ = ["OUTPUTS", "apply_output", "gram_product", "jacobian_products"]
 
 OUTPUTS = ("logits", "softmax")
 

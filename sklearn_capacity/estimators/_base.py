@@ -61,7 +61,7 @@ from sklearn_capacity.training import (
     seeded,
 )
 
-__all__ = ["BaseNetwork", "can_continue"]
+__all__ = ["CALLBACK_PARAMETERS", "BaseNetwork", "can_continue"]
 
 #: parameters of the built-in MLP, which other modules do not use
 MLP_PARAMETERS = ("hidden_layer_sizes", "activation", "bias", "batch_norm", "weight_norm", "dropout")

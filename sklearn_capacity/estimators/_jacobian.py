@@ -15,7 +15,12 @@ from sklearn_capacity.estimators._docs import documented
 from sklearn_capacity.estimators._regressor import NetworkRegressor
 from sklearn_capacity.penalties import PENALTIES, JacobianPenalty
 
-__all__ = ["JacobianRegularizedClassifier", "JacobianRegularizedRegressor"]
+__all__ = [
+    "JACOBIAN_CONSTRAINTS",
+    "JacobianPenaltyMixin",
+    "JacobianRegularizedClassifier",
+    "JacobianRegularizedRegressor",
+]
 
 JACOBIAN_CONSTRAINTS: dict[str, Any] = {
     "jacobian_penalty": _constraints.interval(0, closed="left"),

@@ -13,7 +13,19 @@ from .activations import activation_of
 from .functions import apply_function
 from .nodes import NetworkGraph, Node, Place, Weight, interpret
 
-__all__ = ["EVALUATE", "LINEAR_RULES", "along_axes", "apply_linear", "broadcast", "evaluate"]
+__all__ = [
+    "EVALUATE",
+    "LINEAR_RULES",
+    "along_axes",
+    "apply_linear",
+    "avg_pool",
+    "broadcast",
+    "evaluate",
+    "pad_input",
+    "pick",
+    "plain_padding",
+    "pool_indices",
+]
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -113,6 +125,7 @@ def pick(where: Tensor, dx: Tensor) -> Tensor:
 
 
 def avg_pool(node: Node, x: Tensor) -> Tensor:
+    """Means over the windows."""
     p = node.params
     nd = p["nd"]
     if "adaptive" in p:

@@ -34,6 +34,8 @@ def fold(graph: NetworkGraph, *, norms: bool = True) -> NetworkGraph:
 
 def rebuild(graph: NetworkGraph, replaced: dict[str, Node], aliases: dict[str, str]) -> NetworkGraph:
     """The graph with some nodes replaced, and others removed in favour of their `aliases`."""
+    if not replaced and not aliases:
+        return graph
 
     def target(name: str) -> str:
         while name in aliases:

@@ -16,8 +16,12 @@ __all__ = [
     "GeneralizationWrap",
     "SkipLayer",
     "check_nu",
+    "conv_body",
+    "conv_shortcut",
     "generalization_layers",
     "generalization_parameters",
+    "linear_body",
+    "linear_shortcut",
     "set_nu",
 ]
 

@@ -23,7 +23,7 @@ from sklearn_capacity.layers.generalization import (
     linear_shortcut,
 )
 
-__all__ = ["insert_generalization_layer"]
+__all__ = ["FORMS", "insert_generalization_layer"]
 
 FORMS = {"skip": ("wrap", "block", "conv3x3"), "dropout": ("block", "conv3x3")}
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sklearn_capacity._validation import check_integer, check_option
+from sklearn_capacity.process_state import computed_once
 
 from .entries import Taps, described, entry_norms, stable_norm
 from .matrix import in_range
@@ -102,27 +103,27 @@ class ConvOperator:
         put("output_shape", self._transposed_shape() if self.transposed else self._image_shape())
         self._check_channels()
 
-    @property
+    @computed_once
     def kernel(self) -> tuple[int, ...]:
         """Taps per axis."""
         return tuple(self.weight.shape[2:])
 
-    @property
+    @computed_once
     def reach(self) -> tuple[int, ...]:
         """Pixels between the first and the last tap, per axis."""
         return tuple(d * (k - 1) for d, k in zip(self.dilation, self.kernel, strict=True))
 
-    @property
+    @computed_once
     def domain(self) -> tuple[int, ...]:
         """Shape of the convolution's input: the operator's input, or its output if transposed."""
         return self.output_shape if self.transposed else self.input_shape
 
-    @property
+    @computed_once
     def image(self) -> tuple[int, ...]:
         """Shape of the convolution's output: the operator's output, or its input if transposed."""
         return self.input_shape if self.transposed else self.output_shape
 
-    @property
+    @computed_once
     def pads(self) -> tuple[tuple[int, int], ...]:
         """Padding of the convolution; if transposed, the end is cropped to the pixels that are written."""
         if not self.transposed:
@@ -157,13 +158,13 @@ class ConvOperator:
         """Root of the sum of the squared entries of the operator."""
         return float(stable_norm(self.row_norms(2).flatten(), 2))
 
-    @property
+    @computed_once
     def blocks(self) -> Tensor:
         """The weight as (groups, image channels, domain channels, *kernel)."""
         # Both kinds store the axis that is split into groups first, and the channels per group second.
         return self.weight.reshape(self.groups, -1, *self.weight.shape[1:])
 
-    @property
+    @computed_once
     def taps(self) -> tuple[Taps, ...]:
         """Per axis, the input pixel under each tap of each output pixel."""
         axes = zip(self.domain[1:], self.image[1:], self.pads, self.stride, self.dilation, self.kernel, strict=True)
@@ -180,11 +181,14 @@ class ConvOperator:
     def _convolve_transposed(self, y: Tensor) -> Tensor:
         transposed = TRANSPOSED[len(self.kernel)]
         y = transposed(y, self.weight, None, self.stride, 0, 0, self.groups, self.dilation)  # (n, channels, *covered)
-        # No window reads the padded pixels after the last one.
-        sizes = self.domain[1:]
-        padded = [n + a + b for n, (a, b) in zip(sizes, self.pads, strict=True)]
-        y = pad(y, [(0, m - n) for m, n in zip(padded, y.shape[2:], strict=True)], "zeros")  # (n, channels, *padded)
-        return pad_adjoint(y, sizes, self.pads, self.padding_mode)  # (n, *domain)
+        y = pad(y, self._unread, "zeros")  # (n, channels, *padded)
+        return pad_adjoint(y, self.domain[1:], self.pads, self.padding_mode)  # (n, *domain)
+
+    @computed_once
+    def _unread(self) -> tuple[tuple[int, int], ...]:
+        """The number of padded pixels after the last window, which no window reads, as pairs for `pad`."""
+        axes = zip(self.domain[1:], self.pads, self.image[1:], self.stride, self.reach, strict=True)
+        return tuple((0, n + a + b - ((m - 1) * s + reach + 1)) for n, (a, b), m, s, reach in axes)
 
     def _image_shape(self) -> tuple[int, ...]:
         axes = zip(self.input_shape[1:], self.padding, self.reach, self.stride, strict=True)

@@ -39,6 +39,7 @@ from sklearn_capacity._validation import (
 )
 
 __all__ = [
+    "BREAKDOWN",
     "MISS",
     "Eigenvalue",
     "LanczosProcess",

@@ -15,7 +15,7 @@ from .certificate import ROUNDING, certified_norm
 from .entries import described, stable_norm
 from .operator_norm import OperatorNorm, operator_norm
 
-__all__ = ["DiagonalOperator", "MatrixOperator", "in_range"]
+__all__ = ["DIRECT_SIDE", "DiagonalOperator", "MatrixOperator", "in_range"]
 
 # Up to this length of the shorter side, all singular values cost about as much as Lanczos (5 ms); at 784 by 784 they
 # take four times as long.

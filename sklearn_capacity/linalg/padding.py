@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -62,7 +63,7 @@ def source_index(size: int, before: int, after: int, mode: str) -> np.ndarray:
 def pad(x: Tensor, pairs: Pairs, mode: str) -> Tensor:
     """Pad the trailing axes of `x` by (before, after) pairs, one per axis."""
     if mode == "zeros":
-        return F.pad(x, [amount for pair in reversed(pairs) for amount in pair])
+        return F.pad(x, [*itertools.chain(*reversed(pairs))])
     for axis, index in _indices(x.shape[-len(pairs) :], pairs, mode, x.device):
         x = x.index_select(axis, index)  # (..., size + before + after, ...)
     return x

@@ -28,7 +28,7 @@ from .certificate import ROUNDING, certified_norm, largest_gram_root
 from .entries import dense_blocks
 from .padding import padding_norm
 
-__all__ = ["convolution_bound", "torus_bound"]
+__all__ = ["CHUNK", "DENSE_PRODUCTS", "DENSE_SIDE", "convolution_bound", "torus_bound"]
 
 # Number of complex entries in one chunk of frequencies (16 MB).
 CHUNK = 2**20

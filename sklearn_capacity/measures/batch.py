@@ -13,7 +13,7 @@ from .._validation import NotDefinedError
 from ..graph import Network, channels_last
 from .memory import Budget, free_memory, held_bytes
 
-__all__ = ["Batch", "is_out_of_memory"]
+__all__ = ["CPU_BYTES", "Batch", "is_out_of_memory"]
 
 T = TypeVar("T")
 

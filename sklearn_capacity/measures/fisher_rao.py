@@ -18,7 +18,7 @@ from .losses import targets
 from .memory import Peak
 from .record import Measure, Measured, NotDefinedError
 
-__all__ = ["MEASURES", "fisher_rao_norm"]
+__all__ = ["MEASURES", "TANGENT", "fisher_rao_norm"]
 
 PARAMETERS = ("all", "weights")
 #: Of a tangent sweep: every signal with its tangent; by automatic differentiation the direction too.

@@ -23,11 +23,12 @@ from .record import Measure, Measured
 __all__ = [
     "MEASURES",
     "critical_learning_rate",
+    "fisher_eigenvalues",
+    "fisher_matrix",
     "fisher_max_eigenvalue",
     "fisher_mean_eigenvalue",
     "fisher_second_moment",
     "fisher_trace",
-    "fisher_eigenvalues",
     "retried",
 ]
 

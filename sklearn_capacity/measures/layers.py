@@ -16,6 +16,7 @@ from ..linalg import OperatorNorm
 __all__ = [
     "VIEWS",
     "LazyRows",
+    "Operator",
     "as_operator",
     "check_finite",
     "check_view",

@@ -15,7 +15,7 @@ from .batch import Batch
 from .memory import Peak
 from .record import Measure, Measured, NotDefinedError
 
-__all__ = ["MEASURES", "margin", "margin_percentile", "margins_of", "min_margin", "softmax_score"]
+__all__ = ["MEASURES", "margin", "margin_percentile", "margins_of", "min_margin", "sample_margins", "softmax_score"]
 
 
 def margins_of(logits: Tensor, classes: Tensor) -> Tensor:
@@ -28,6 +28,7 @@ def margins_of(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def sample_margins(batch: Batch) -> np.ndarray:
+    """The margins of all samples, (n,), computed once per call."""
     return batch.once("margins", lambda: margins_of(batch.logits, batch.classes).cpu().numpy())
 
 

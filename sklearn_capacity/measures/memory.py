@@ -199,7 +199,7 @@ def _free_in_group(group: Path, limit: str, usage: str, cache: str) -> float:
         most, used = (group / limit).read_text().strip(), int((group / usage).read_text())
         if most == "max":
             return math.inf
-        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        counts = dict(map(str.split, (group / "memory.stat").read_text().splitlines()))
         return max(0.0, int(most) - used + int(counts.get(cache, 0)))
     except (OSError, ValueError):  # no such group in this view of the file system, or no limit in it
         return math.inf

@@ -35,6 +35,8 @@ from .record import Measure, Measured, logarithm
 __all__ = [
     "MEASURES",
     "chain_norm",
+    "check_exponents",
+    "check_pair",
     "frobenius_norm",
     "group_norm",
     "induced_norm",

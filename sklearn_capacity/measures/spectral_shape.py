@@ -28,14 +28,7 @@ from .memory import Peak
 from .operator_memory import norm_bytes
 from .record import Measure, Measured
 
-__all__ = [
-    "MEASURES",
-    "effective_rank",
-    "log_norm",
-    "log_spectral_norm",
-    "singular_values",
-    "stable_rank",
-]
+__all__ = ["MEASURES", "SPECTRUM", "effective_rank", "log_norm", "log_spectral_norm", "singular_values", "stable_rank"]
 
 #: Largest shorter side of a convolution's operator that is expanded into a matrix.
 DENSE_SIDE = 4096

@@ -9,7 +9,7 @@ import numpy as np
 
 from .._validation import check_instance, check_interval, closest, warn
 
-__all__ = ["capacity_refit", "column", "standard_error"]
+__all__ = ["capacity_column", "capacity_refit", "column", "standard_error"]
 
 RULE = "one_standard_error"
 

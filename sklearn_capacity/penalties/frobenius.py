@@ -15,7 +15,14 @@ from sklearn_capacity.penalties.evaluation import checked_penalty
 from sklearn_capacity.penalties.shared_pass import SharedPass, linearized
 from sklearn_capacity.penalties.sweep_gradients import chain_products
 
-__all__ = ["frobenius_penalty", "orthonormal_directions", "projection_penalty"]
+__all__ = [
+    "frobenius_penalty",
+    "orthonormal_directions",
+    "projection_penalty",
+    "sample_scale",
+    "unit_vectors",
+    "weighted_mean",
+]
 
 
 @checked_penalty

@@ -20,7 +20,7 @@ from ..process_state import computing, keeps_modes
 from .measurement import Session
 from .requests import parse_measures
 
-__all__ = ["bicriteria_curve", "interaction_conditions"]
+__all__ = ["bicriteria_curve", "hidden_margins", "interaction_conditions", "sample_margins"]
 
 
 @keeps_modes

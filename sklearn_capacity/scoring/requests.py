@@ -52,8 +52,8 @@ def parse_measures(measures: Any) -> tuple[list[Request], bool]:
         For an unknown name (the message suggests the closest), an unknown parameter, or a wrong type.
     """
     if is_group(measures):
-        names = {"essential": ESSENTIAL, "cheap": [m.name for m in MEASURES.values() if m.cheap], "all": MEASURES}
-        return [Request(name, MEASURES[name]) for name in names[measures]], False
+        group = [MEASURES[name] for name in (ESSENTIAL if measures == "essential" else MEASURES)]
+        return [Request(m.name, m) for m in group if measures != "cheap" or m.cheap], False
     if isinstance(measures, str | Measure):
         measures = [measures]
     if isinstance(measures, Mapping):

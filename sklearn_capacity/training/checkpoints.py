@@ -17,7 +17,7 @@ from sklearn_capacity.storage import FileError, decode, encode, read_file, remov
 from sklearn_capacity.training.behaviour import Behaviour
 from sklearn_capacity.training.run_state import PARTS, capture, restore, stateful_attributes
 
-__all__ = ["CheckpointFolder", "CheckpointWriter", "resumable_fit"]
+__all__ = ["FORMAT", "CheckpointFolder", "CheckpointWriter", "resumable_fit"]
 
 FORMAT = 2
 _NAME = re.compile(r"(?:epoch-(\d{8})|(finished))\.safetensors")

@@ -67,6 +67,10 @@ def test_every_package_describes_its_files(package):
     assert structure.unmentioned_files(package) == []
 
 
+def test_all_lists_every_name_that_others_import():
+    assert structure.unlisted_names(ROOT) == []
+
+
 def test_long_files_are_named():
     """A remark for whoever runs the tests; what belongs together may stay together."""
     remarks = [remark for path in ALL_FILES if (remark := structure.file_length(path))]
@@ -195,6 +199,16 @@ def test_length_check_sees_planted_faults(tmp_path):
     n_lines = len(longest.read_text().splitlines())
     assert f"{n_lines} lines" in structure.file_length(longest, n_lines - 1)
     assert structure.file_length(longest, n_lines) is None
+
+
+def test_all_check_sees_planted_fault(tmp_path):
+    package = tmp_path / PACKAGE
+    (package / "inner").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "inner" / "__init__.py").write_text('from .one import first\n\n__all__ = ["first"]\n')
+    (package / "inner" / "one.py").write_text('__all__ = ["first"]\nfirst, second = 1, 2\n')
+    (package / "two.py").write_text("from .inner import first, one\nfrom sklearn_capacity.inner.one import second\n")
+    assert structure.unlisted_names(tmp_path) == [f"{PACKAGE}/two.py:2: {PACKAGE}.inner.one.__all__ lacks second"]
 
 
 def test_generator_check_sees_planted_faults():

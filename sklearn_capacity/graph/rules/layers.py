@@ -8,6 +8,8 @@ from ...graph.nodes import UnsupportedLayerError
 from .call import Call, Draft, Ref, Weight, is_weight, per_axis, rule
 from .products import matmul
 
+__all__ = ["batch_norm"]
+
 
 @rule("linear.default")
 def _linear(call: Call) -> Draft | None:

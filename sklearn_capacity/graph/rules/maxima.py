@@ -9,6 +9,8 @@ import torch
 from .call import Call, Draft, Ref, Weight, aten, rule
 from .shapes import broadcast_to
 
+__all__ = ["READ_MASKS", "chosen", "compared", "constant", "negated"]
+
 
 def _view(x: Ref | Draft, shape: tuple[int, ...] | None = None) -> Draft:
     return Draft("view", (x,), params={"kind": "view"}, shape=shape)

@@ -10,6 +10,8 @@ import torch
 
 from .call import Call, Draft, Ref, Weight, aten, per_axis, rule
 
+__all__ = ["SPLITS", "broadcast_to", "split_piece"]
+
 
 def _dims(value: Any, rank: int) -> tuple[int, ...]:
     values = tuple(range(rank)) if value is None else tuple(value) if isinstance(value, Sequence) else (value,)
