@@ -1,5 +1,5 @@
 # Every target starts from nothing but a Python >= 3.11 and is instant when there is nothing to do:
-# the stamps below stand for "these extras are installed as pyproject.toml and the constraints say".
+# the stamps below mean "these extras are installed according to pyproject.toml and the constraints".
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
@@ -21,7 +21,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 TEST_WITH := $(ONE_THREAD) SCIPY_ARRAY_API=1
 # The torch of `make test-torch`; any that pyproject.toml admits.
 TORCH ?= 2.14.1
-# `make test-kernels KERNEL_ARGS=--numerical` leaves out the tests whose subject is no number.
+# `make test-kernels KERNEL_ARGS=--numerical` leaves out the tests that do not check numbers.
 KERNEL_ARGS ?=
 DOCS_ARGS ?=
 .PRECIOUS: %/bin/python .venv-torch-%/.test

@@ -1,4 +1,4 @@
-"""Measures of the field beside one forward pass: the ratio is the cost in forward passes. And hidden margins by a loop.
+"""Measures of the field: the ratio is the cost in forward passes. And hidden margins by a loop.
 
 A naive loop takes one forward and one backward pass per layer for the margins inside; ours takes one for all of them.
 """

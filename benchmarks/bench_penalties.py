@@ -194,7 +194,7 @@ def _resident(field: str) -> float:
 
 
 def peak_row(name: str, kernel: str, peak: float, base: float) -> dict:
-    """Peak memory of a step without torch's own, relative to a plain step's; MB in the columns of seconds."""
+    """Peak memory of a step without that of torch itself, relative to a plain step; MB in the columns of seconds."""
     target = None if kernel == "loop" else 3.0
     parts = {"ours": peak / 1e3, "peer": base / 1e3, "ratio": peak / base, "target": target}
     return {"kernel": f"{name}, {kernel}: peak memory", **parts, "note": "MB, over a plain step"}

@@ -41,7 +41,7 @@ class Net{number}(nn.Module):
 
 LINEAR, CONV = "nn.Linear(6, 4)", "nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 3), nn.AdaptiveAvgPool1d(1))"
 ATTENTION = "nn.MultiheadAttention(6, 2, batch_first=True)"
-#: The first layer of a class and its forward pass; the number of the class stands in most as a constant.
+#: The first layer of a class and its forward pass; most contain the number of the class as a constant.
 FORWARDS = [
     (LINEAR, "return self.last(torch.relu(self.first(x)))"),
     (LINEAR, "return self.last(torch.tanh(self.norm(self.first(x))) + {number})"),
@@ -61,7 +61,7 @@ REFUSALS = (UnsupportedLayerError, NotDefinedError, RuntimeError, TypeError, Val
 
 
 def class_of(number: int) -> type[nn.Module]:
-    """A class that no other call has made."""
+    """A class that no other call has created."""
     first, forward = FORWARDS[number % len(FORWARDS)]
     names: dict[str, Any] = {"nn": nn, "torch": torch, "__name__": f"made_{number}"}
     exec(SOURCE.format(number=number, first=first, forward=forward.format(number=number)), names)  # noqa: S102

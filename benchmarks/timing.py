@@ -26,7 +26,7 @@ def paired_medians(
     warm_up: int = 1,
     clock: Callable[[], float] = time.process_time,
 ) -> PairedMedians:
-    """Time two callables in turn, so that a slow spell of the machine meets both.
+    """Time two callables in turn, so that a slow phase of the machine affects both.
 
     Which one goes first alternates; the ratio is the median over the pairs, not the ratio of the medians, since the two
     runs of a pair stand closest in time. The clock counts the processor's time: on one thread that is what the wall

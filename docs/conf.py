@@ -71,10 +71,10 @@ sphinx_gallery_conf = {
 }
 
 autosummary_generate = True
-autodoc_typehints = "none"  # numpydoc's sections say it in words
+autodoc_typehints = "none"  # numpydoc's sections describe it in words
 numpydoc_show_class_members = False  # the class template lists them, once
 numpydoc_xref_param_type = False
-# A list of sources need not be cited in the text beside it.
+# A list of sources need not be cited in the text next to it.
 suppress_warnings = ["ref.citation", "ref.footnote"]
 
 

@@ -25,7 +25,7 @@ models = {
 }  # fmt: skip
 
 # %%
-# The values are columns of ``history_``, beside the losses, the accuracy on the held-out part and the penalty.
+# The values are columns of ``history_``, next to the losses, the accuracy on the held-out part and the penalty.
 
 HistoryDisplay.from_estimators(models).plot()
 plt.show()

@@ -63,7 +63,7 @@ print(report[["measure", "value", "unit", "seconds", "reason"]].to_string())
 norms = table.drop(index="margin")  # the margin may be negative
 relative = norms.div(norms["LogisticRegression"], axis=0)
 figure, ax = plt.subplots(figsize=(8, 5), layout="constrained")
-for i, name in enumerate(relative):  # beside each other, since the networks have equal numbers of parameters
+for i, name in enumerate(relative):  # side by side, since the networks have equal numbers of parameters
     ax.plot(np.arange(len(relative)) + 0.1 * (i - 1.5), relative[name], "o", label=name)
 ax.set(yscale="log", ylabel="value, relative to logistic regression (lower is better)")
 ax.set_xticks(range(len(relative)), [name.replace("_", " ") for name in relative.index])

@@ -1,4 +1,4 @@
-"""Run cases of one kind, and list the faults by what they say."""
+"""Run cases of one kind, and list the faults by their messages."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Case:
         self.choices: list[str] = []
         self.may_change: tuple[str, ...] = ()
         self.refusals = REFUSALS
-        self.shortest = 10  # characters of a refusal that says something
+        self.shortest = 10  # characters of a refusal with a message
         self.messages: list[str] = []
         self.refused = 0
         self.answered = 0
@@ -72,7 +72,7 @@ class Case:
             answer = None
             self.messages.append(str(error))
             if len(str(error)) < self.shortest:
-                raise Fault(f"{name}: {error!r} says nothing") from error
+                raise Fault(f"{name}: {error!r} has no message") from error
         except Exception as error:
             raise Fault(f"{name}: {type(error).__name__}: {str(error)[:300]}") from error
         else:
@@ -88,7 +88,7 @@ def shown(value: Any) -> str:
     """A value in a few characters."""
     try:
         text = repr(value)
-    except Exception:  # a module that is not whole cannot say what it is
+    except Exception:  # an incomplete module has no `repr`
         text = f"<{type(value).__name__}>"
     return text if len(text) < 60 else f"<{type(value).__name__} {text[:40]}...>"
 

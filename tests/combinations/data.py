@@ -36,7 +36,7 @@ def _polars(X: np.ndarray) -> Any:
 
 
 class ArrayLike:
-    """What only says how to become an array."""
+    """An object that can only be converted to an array."""
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         return normal(N, FEATURES).astype(dtype or float)

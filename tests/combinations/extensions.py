@@ -1,4 +1,4 @@
-"""Cases of what users bring along, and of what runs beside a fit: measures, penalties, callbacks, states, clusters."""
+"""Cases of what users supply, and of what runs next to a fit: measures, penalties, callbacks, states, clusters."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _returns(value: Any) -> Callable[..., Any]:
 
 
 def own_measures() -> dict[str, Any]:
-    """Functions and records that stand in the place of a measure's name."""
+    """Functions and records in place of a measure's name."""
     returned = {f"returns {name}": _returns(value) for name, value in {
         "a number": 1.0, "an integer": 3, "a tensor": torch.tensor(2.0), "numpy's": np.float32(2), "true": True, "none": None, "text": "1", "nan": float("nan"),
         "infinity": float("inf"), "a negative number": -1.0, "a complex number": 1j, "a vector": torch.ones(2), "an array": np.ones((1, 1)), "a huge integer": 10**400,
@@ -94,7 +94,7 @@ def own_measures() -> dict[str, Any]:
 def _one_of_users(case: Case) -> Any:
     own = case.pick(own_measures(), "own measure")
     if any(text in case.choices[-1] for text in ("raises", "labels")):
-        case.refusals, case.shortest = (Exception,), 0  # of the user's own code
+        case.refusals, case.shortest = (Exception,), 0  # of the user's code
     return own
 
 

@@ -35,7 +35,7 @@ def _images() -> torch.Tensor:
 
 
 def _search() -> dict[str, Any]:
-    """What a search leaves behind."""
+    """The result of a search."""
     n = 6
     return {
         "params": [{"jacobian_penalty": 0.1 * i} for i in range(n)],
@@ -103,7 +103,7 @@ def _plot(
 
 
 def _plot_from(make: Callable[..., Any], given: Callable[[], Arguments]) -> tuple[Callable[..., Any], Any]:
-    """A display made from models or data."""
+    """A display of models or data."""
 
     def drawn(**arguments: Any) -> None:
         try:
@@ -133,7 +133,7 @@ def _finished_search() -> Any:
 LANDSCAPE: Arguments = {"resolution": 2, "measures": ["frobenius_norm"], "half_width": 1.0, "weights": None}
 XY: Arguments = {"X": normal(N, FEATURES), "y": np.arange(N) % CLASSES}
 
-#: name -> (function, its usual arguments, made anew)
+#: name -> (function, its usual arguments, newly created)
 FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[], Arguments]]] = {
     "frobenius_penalty": _penalty(penalties.frobenius_penalty),
     "projection_penalty": _penalty(penalties.projection_penalty, n_projections=1),

@@ -21,7 +21,7 @@ KINDS: dict[str, Callable[[Case], None]] = {
 
 @contextlib.contextmanager
 def _elsewhere() -> Iterator[None]:
-    """In a folder of its own, since some parameters name files."""
+    """In a separate folder, since some parameters name files."""
     before = os.getcwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)

@@ -1,4 +1,4 @@
-"""Modules that users have, from the usual to the impossible, each made by a function of no arguments."""
+"""Modules that users have, from the usual to the impossible, each created by a function without arguments."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Forward(nn.Module):
 
 
 class Needs(nn.Module):
-    """A class with an argument that nobody offers."""
+    """A class with an argument that is never supplied."""
 
     def __init__(self, width: int, n_outputs: int = CLASSES) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def _unsaved_buffer() -> nn.Module:
 
 
 def _no_call(*args: Any) -> Any:
-    raise AssertionError("nobody may call it")
+    raise AssertionError("it must not be called")
 
 
 #: what an estimator can train and a measure can measure, more or less

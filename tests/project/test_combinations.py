@@ -34,7 +34,7 @@ def test_a_case_is_reproduced_from_its_number():
     [
         (KeyError("lost"), "KeyError"),
         (RuntimeError("size mismatch"), "RuntimeError"),
-        (ValueError("no"), "says nothing"),
+        (ValueError("no"), "has no message"),
     ],
 )
 def test_faults_are_seen(error, message):

@@ -47,7 +47,7 @@ def attempt(function, *args, **kwargs):
             warnings.simplefilter("ignore")
             return function(*args, **kwargs)
     except (ValueError, TypeError) as error:
-        assert len(str(error)) > 10, f"{error!r} says nothing"
+        assert len(str(error)) > 10, f"{error!r} has no message"
         return None
 
 
