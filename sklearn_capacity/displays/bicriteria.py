@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_axes, check_instance, float_array
+from .._validation import check_instance, float_array
 from ..scoring import bicriteria_curve
+from .panels import single_axes
 from .sources import named_data
 
 __all__ = ["BicriteriaDisplay"]
@@ -112,12 +113,8 @@ class BicriteriaDisplay:
         BicriteriaDisplay
             The display itself, with the artists as attributes.
         """
-        import matplotlib.pyplot as plt
-
         curves = self._checked()
-        if ax is None:
-            _, ax = plt.subplots(layout="constrained")
-        check_axes("ax", ax)
+        ax = single_axes(ax)
         self.lines_: dict[str, Any] = {}
         for name, curve in curves.items():
             curve = curve[np.argsort(curve[:, 1])]

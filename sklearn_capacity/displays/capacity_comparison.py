@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._validation import check_axes, check_instance
+from .._validation import check_instance
 from ..measures import MEASURES
 from ..scoring import compare_capacity
+from .panels import single_axes
 
 __all__ = ["CapacityComparisonDisplay"]
 
@@ -86,12 +87,8 @@ class CapacityComparisonDisplay:
         CapacityComparisonDisplay
             The display itself, with the artists as attributes.
         """
-        import matplotlib.pyplot as plt
-
         n_models, n_columns = self.table.shape
-        if ax is None:
-            _, ax = plt.subplots(figsize=(1.5 + 1.1 * n_columns, 1.8 + 0.45 * n_models), layout="constrained")
-        check_axes("ax", ax)
+        ax = single_axes(ax, figsize=(1.5 + 1.1 * n_columns, 1.8 + 0.45 * n_models))
         self.ax_, self.figure_ = ax, ax.figure
         signs = [1.0 if _lower_is_better(str(name), self.table) else -1.0 for name in self.table.columns]
         self.ranks_ = (self.table * signs).rank()

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_axes, check_instance, float_array
+from .._validation import check_instance, float_array
 from ..theory import MeanField
+from .panels import single_axes
 
 __all__ = ["FisherSpectrumDisplay"]
 
@@ -96,12 +97,8 @@ class FisherSpectrumDisplay:
         FisherSpectrumDisplay
             The display itself, with the artists as attributes.
         """
-        import matplotlib.pyplot as plt
-
         spectra = self._checked()
-        if ax is None:
-            _, ax = plt.subplots(layout="constrained")
-        check_axes("ax", ax)
+        ax = single_axes(ax)
         self.lines_: dict[str, Any] = {}
         longest, smallest = 1, np.inf
         for name, values in spectra.items():

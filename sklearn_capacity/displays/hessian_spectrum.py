@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_axes, check_interval
+from .._validation import check_interval
+from .panels import single_axes
 
 __all__ = ["HessianSpectrumDisplay"]
 
@@ -126,12 +127,8 @@ class HessianSpectrumDisplay:
         HessianSpectrumDisplay
             The display itself, with the artists as attributes.
         """
-        import matplotlib.pyplot as plt
-
         t, density, error = self.density(width=width)
-        if ax is None:
-            _, ax = plt.subplots(layout="constrained")
-        check_axes("ax", ax)
+        ax = single_axes(ax)
         floor = 1e-6 * density.max()
         (self.line_,) = ax.plot(t, np.maximum(density, floor), label=label)
         self.band_ = None

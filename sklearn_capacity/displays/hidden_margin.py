@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_axes, float_array
+from .._validation import float_array
 from ..scoring.curves import hidden_margins
+from .panels import single_axes
 
 __all__ = ["HiddenMarginDisplay"]
 
@@ -86,12 +87,8 @@ class HiddenMarginDisplay:
         ValueError
             If a layer has no finite margins, or some are NaN.
         """
-        import matplotlib.pyplot as plt
-
         margins = self._checked()
-        if ax is None:
-            _, ax = plt.subplots(layout="constrained")
-        check_axes("ax", ax)
+        ax = single_axes(ax)
         self.ax_, self.figure_ = ax, ax.figure
         finite = {name: values[np.isfinite(values)] for name, values in margins.items()}
         self.boxes_ = ax.boxplot(list(finite.values()))

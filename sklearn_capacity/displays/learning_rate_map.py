@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_axes, check_instance
+from .._validation import check_instance
 from ..theory import LearningRateMap
+from .panels import single_axes
 
 __all__ = ["LearningRateMapDisplay"]
 
@@ -89,11 +90,8 @@ class LearningRateMapDisplay:
             The display itself, with the artists as attributes.
         """
         import matplotlib
-        import matplotlib.pyplot as plt
 
-        if ax is None:
-            _, ax = plt.subplots()
-        check_axes("ax", ax)
+        ax = single_axes(ax)
         data = self.learning_rate_map
         losses = np.ma.masked_invalid(np.log10(np.maximum(data.mean_losses, 1e-12)))
         colours = matplotlib.colormaps[cmap].with_extremes(bad="0.7")

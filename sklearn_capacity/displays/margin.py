@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_axes, check_instance, check_interval, float_array
+from .._validation import check_instance, check_interval, float_array
 from ..scoring.curves import sample_margins
+from .panels import single_axes
 from .sources import named_data
 
 __all__ = ["MarginDisplay"]
@@ -120,13 +121,9 @@ class MarginDisplay:
         ValueError
             If there are no margins, or some are not finite.
         """
-        import matplotlib.pyplot as plt
-
         check_interval("percentile", self.percentile, 0, 100)
         margins = self._checked()
-        if ax is None:
-            _, ax = plt.subplots(layout="constrained")
-        check_axes("ax", ax)
+        ax = single_axes(ax)
         self.ax_, self.figure_ = ax, ax.figure
         self.lines_: dict[str, Any] = {}
         for i, (name, values) in enumerate(margins.items()):

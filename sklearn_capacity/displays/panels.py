@@ -1,4 +1,4 @@
-"""What panels of several displays share: when an axis is logarithmic, and which direction is better."""
+"""What displays share: axes to draw on, when they are logarithmic, and which direction is better."""
 
 from __future__ import annotations
 
@@ -6,12 +6,23 @@ from typing import Any
 
 import numpy as np
 
+from .._validation import check_axes
 from ..measures import MEASURES
 
-__all__ = ["is_wide", "plot_direction"]
+__all__ = ["is_wide", "plot_direction", "single_axes"]
 
 #: Positive values whose largest is this many times their smallest are drawn on a logarithmic axis.
 WIDE_RANGE = 100
+
+
+def single_axes(ax: Any, figsize: tuple[float, float] | None = None) -> Any:
+    """The axes that a user gives, or those of a new figure for None."""
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        _, ax = plt.subplots(figsize=figsize, layout="constrained")
+    check_axes("ax", ax)
+    return ax
 
 
 def is_wide(values: Any) -> bool:

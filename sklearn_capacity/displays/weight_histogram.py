@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_axes, check_boolean, check_instance, check_integer, float_array
+from .._validation import check_boolean, check_instance, check_integer, float_array
 from ..scoring.landscape import network_weights
+from .panels import single_axes
 
 __all__ = ["WeightHistogramDisplay"]
 
@@ -108,15 +109,11 @@ class WeightHistogramDisplay:
         WeightHistogramDisplay
             The display itself, with the artists as attributes.
         """
-        import matplotlib.pyplot as plt
-
         check_integer("bins", bins, 1)
         arrays = {label: _checked(label, values) for label, values in self.weights.items()}
         if not arrays:
             raise ValueError("`weights` must contain at least one network's weights, got none.")
-        if ax is None:
-            _, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-        check_axes("ax", ax)
+        ax = single_axes(ax, figsize=(6, 4))
         self.ax_, self.figure_ = ax, ax.figure
         self.edges_ = np.histogram_bin_edges(np.concatenate(list(arrays.values())), bins=bins)
         self.patches_: dict[str, Any] = {}

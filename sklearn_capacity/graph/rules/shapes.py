@@ -253,28 +253,25 @@ def _avg_pool(call: Call) -> Draft:
 
 @rule("adaptive_avg_pool1d.default", "adaptive_avg_pool2d.default", "_adaptive_avg_pool2d.default")
 @rule("adaptive_avg_pool3d.default", "_adaptive_avg_pool3d.default")
-def _adaptive_avg_pool(call: Call) -> Draft | None:
-    x = call["self"]
-    nd = len(call["output_size"])
-    sizes, out = call.shapes[x.name][-nd:], call.shape[-nd:]
-    if any(s % o for s, o in zip(sizes, out, strict=True)):  # windows of unequal size
-        return Draft("avg_pool", (x,), params={"nd": nd, "adaptive": tuple(out), "kind": "adaptive_avg_pool"})
-    kernel = tuple(s // o for s, o in zip(sizes, out, strict=True))
-    window = {"nd": nd, "kernel": kernel, "stride": kernel, "padding": (0,) * nd, "ceil_mode": False}
-    params = window | {"count_include_pad": True, "divisor_override": None, "kind": "avg_pool"}
-    return Draft("avg_pool", (x,), params=params)
+def _adaptive_avg_pool(call: Call) -> Draft:
+    return _adaptive_pool(call, "avg_pool", count_include_pad=True, divisor_override=None)
 
 
 @rule("adaptive_max_pool1d.default", "adaptive_max_pool2d.default", "adaptive_max_pool3d.default")
-def _adaptive_max_pool(call: Call) -> Draft | None:
+def _adaptive_max_pool(call: Call) -> Draft:
+    return _adaptive_pool(call, "max_pool", dilation=(1,) * len(call["output_size"]))
+
+
+def _adaptive_pool(call: Call, op: str, **params: Any) -> Draft:
+    """Adaptive pooling, which is the plain one, with these further parameters, if all windows have one size."""
     x = call["self"]
     nd = len(call["output_size"])
     sizes, out = call.shapes[x.name][-nd:], call.shape[-nd:]
-    if any(s % o for s, o in zip(sizes, out, strict=True)):  # windows of unequal size
-        return Draft("max_pool", (x,), params={"nd": nd, "adaptive": tuple(out), "kind": "adaptive_max_pool"})
+    if any(s % o for s, o in zip(sizes, out, strict=True)):
+        return Draft(op, (x,), params={"nd": nd, "adaptive": tuple(out), "kind": f"adaptive_{op}"})
     kernel = tuple(s // o for s, o in zip(sizes, out, strict=True))
-    window = {"nd": nd, "kernel": kernel, "stride": kernel, "padding": (0,) * nd, "ceil_mode": False}
-    return Draft("max_pool", (x,), params=window | {"dilation": (1,) * nd, "kind": "max_pool"})
+    window = {"nd": nd, "kernel": kernel, "stride": kernel, "padding": (0,) * nd, "ceil_mode": False, "kind": op}
+    return Draft(op, (x,), params=window | params)
 
 
 @rule("max_pool1d_with_indices.default", "max_pool3d_with_indices.default")
