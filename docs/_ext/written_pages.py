@@ -52,7 +52,8 @@ def api_page() -> str:
         lines += section(heading, PACKAGE, names)
     for part in PUBLIC:
         module = f"{PACKAGE}.{part}"
-        lines += section(module, module, list(exported(module)), summary_of(module))
+        text = f"{summary_of(module)} Import these from ``{module}``."
+        lines += section(part.replace("_", " ").capitalize(), module, list(exported(module)), text)
     return "\n".join([*lines, "The other subpackages are for contributors: :doc:`internals`.", ""])
 
 

@@ -97,7 +97,7 @@ class HiddenMarginDisplay:
         ax.set_xticks(range(1, len(margins) + 1), labels, rotation=90 if len(margins) > 12 else 0)
         ax.axhline(0, color="black", lw=0.8)
         ax.set_xlabel("layer after the representation")
-        ax.set_ylabel("margin over the layer's spread")
+        ax.set_ylabel("margin over the layer's spread (higher is better)")
         return self
 
     def _checked(self) -> dict[str, np.ndarray]:
