@@ -18,7 +18,9 @@ from ..linalg.entries import stable_norm
 from .batch import Batch
 from .capacities import separating_margin
 from .layers import kernel_matrix, layer_rows, layer_weight, left_out, operator_norm, weight_layers
+from .memory import Peak
 from .norms import layer_group_norm
+from .operator_memory import norm_bytes
 from .record import Measure, Measured, NotDefinedError, logarithm
 
 __all__ = [
@@ -340,6 +342,9 @@ def _log_squared_margin(batch: Batch, percentile: float) -> float:
 
 _PER_LAYER = frozenset({"permutation", "layer_rescaling"})
 _FUNCTION = _PER_LAYER | {"node_rescaling"}
+#: Norms of the operators, then of the differences from a folded copy of the weights before training.
+_SPECTRA = Peak(layers=3, outputs=3, more=norm_bytes)
+_DIFFERENCES = Peak(vectors=1, layers=3, outputs=3, more=norm_bytes)
 _JIANG = "Jiang et al. (2020), eq. "
 
 
@@ -357,6 +362,7 @@ def _norm_record(name: str, equation: int, description: str, **fixed: Any) -> Me
         signed=True,
         fixed=fixed if over_margin else {**fixed, "margin_percentile": 10.0},
         description=description,
+        memory=_SPECTRA if fixed["norm"] == "spectral" else Peak(layers=3, outputs=3),
     )
 
 
@@ -375,7 +381,7 @@ def _norm_records() -> list[Measure]:
     return records
 
 
-_SUM: dict[str, Any] = {"family": "battery"}
+_SUM: dict[str, Any] = {"family": "battery", "memory": _DIFFERENCES}
 _WAY = frozenset({"layers", "initial_state"})
 
 MEASURES = (

@@ -14,6 +14,7 @@ from ..derivatives.parameter_vector import parameter_vector
 from ..graph import Network
 from .batch import Batch
 from .battery import check_initial_state
+from .memory import Peak
 from .record import Measure, Measured
 from .rise_search import Scale, check_search, noise_scale_of_rise, worst_scale_of_rise
 
@@ -281,6 +282,7 @@ def _record(name: str, equation: int, function: Any, description: str, form: str
         signed=form != "flatness",
         fixed=fixed,
         description=description,
+        memory=Peak(vectors=6, passes=2),
     )
 
 

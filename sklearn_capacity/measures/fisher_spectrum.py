@@ -387,6 +387,12 @@ def fisher_bytes(network: Network, batch: Batch, **params: Any) -> float:
     return 2.0 * numbers * batch.X.element_size()
 
 
+def spectrum_bytes(network: Network, batch: Batch, **params: Any) -> float:
+    """What all eigenvalues take: the smaller of both matrices, and what its entries are made from."""
+    size = min(network.n_outputs * batch.n_samples, parameter_jacobian(network).size)
+    return fisher_bytes(network, batch) + (MATRICES * 8.0 * size**2 if size <= MATRIX_SIZE else 0.0)
+
+
 def retried(fisher: FisherMatrix, compute: Callable[[], T]) -> T:
     """The result of `compute`; the number of samples at once is halved whenever memory runs out."""
     while True:

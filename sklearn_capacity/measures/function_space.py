@@ -12,8 +12,9 @@ from torch import Tensor
 from .._validation import NotDefinedError, check_integer, check_interval
 from ..graph import Network
 from .batch import Batch
-from .fisher_spectrum import fisher_eigenvalues, fisher_matrix, retried
+from .fisher_spectrum import fisher_bytes, fisher_eigenvalues, fisher_matrix, retried, spectrum_bytes
 from .losses import targets
+from .memory import Peak
 from .record import Measure, Measured
 
 __all__ = ["MEASURES", "effective_dimension", "ntk_alignment", "ntk_decay"]
@@ -209,7 +210,12 @@ def ntk_decay(network: Network, batch: Batch, *, floor: float = 1e-4) -> Measure
     return Measured(max(0.0, -float(slope)), info={**info, "eigenvalues": len(kept)})
 
 
-_SPACE: dict[str, Any] = {"family": "function_space", "cost": "spectrum", "invariances": frozenset({"permutation"})}
+_SPACE: dict[str, Any] = {
+    "family": "function_space",
+    "cost": "spectrum",
+    "invariances": frozenset({"permutation"}),
+}
+_SPECTRUM = Peak(passes=2, more=spectrum_bytes)
 
 MEASURES = (
     Measure(
@@ -218,6 +224,7 @@ MEASURES = (
         source="Abbas et al. (2021), eq. 2",
         needs=frozenset({"data"}),
         unit="parameters",
+        memory=_SPECTRUM,
         **_SPACE,
     ),
     Measure(
@@ -226,6 +233,7 @@ MEASURES = (
         lower_is_better=False,
         source="Cristianini et al. (2001)",
         needs=frozenset({"data", "labels", "loss"}),
+        memory=Peak(vectors=1, passes=4, outputs=8, more=fisher_bytes),
         **_SPACE,
     ),
     Measure(
@@ -234,6 +242,7 @@ MEASURES = (
         lower_is_better=False,
         source="Jacot et al. (2018)",
         needs=frozenset({"data"}),
+        memory=_SPECTRUM,
         **_SPACE,
     ),
 )

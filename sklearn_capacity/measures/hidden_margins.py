@@ -13,6 +13,7 @@ from torch import Tensor
 from .._validation import NotDefinedError, check_instance, check_option, closest
 from ..graph import Network, Node, evaluate
 from .batch import Batch
+from .memory import Peak
 from .record import Measure, Measured
 
 __all__ = ["MEASURES", "STATISTICS", "hidden_margin", "layer_inputs", "layer_margins"]
@@ -188,6 +189,7 @@ _HIDDEN: dict[str, Any] = {
     "tasks": ("classification",),
     "invariances": frozenset({"permutation", "layer_rescaling"}),
     "signed": True,
+    "memory": Peak(outputs=3, passes=4),
 }
 
 MEASURES = tuple(

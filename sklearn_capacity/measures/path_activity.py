@@ -14,6 +14,7 @@ from ..graph.activations import activation_of
 from ..graph.evaluate import EVALUATE, pool_indices
 from .batch import Batch
 from .layers import graph_layers, refuse_unknown
+from .memory import Peak
 from .paths import Paths, path_rules
 from .record import Measure, Measured, logarithm
 
@@ -128,5 +129,6 @@ MEASURES = (
         needs=frozenset({"graph", "data"}),
         cost="forward",
         invariances=frozenset({"permutation", "layer_rescaling", "node_rescaling"}),
+        memory=Peak(layers=4, passes=4),
     ),
 )

@@ -12,6 +12,7 @@ from .._validation import NotDefinedError, check_instance, check_integer, closes
 from ..graph import Network, Node, evaluate
 from .batch import Batch
 from .hidden_margins import layer_inputs
+from .memory import Peak
 from .record import Measure, Measured
 
 __all__ = ["MEASURES", "davies_bouldin", "davies_bouldin_mixup", "mixup_error"]
@@ -87,11 +88,9 @@ def davies_bouldin(network: Network, batch: Batch, *, layer: str | None = None) 
             evaluate(network.graph, X, keep)
         return kept[0].flatten(1).double()  # (n, D)
 
-    def sums(X: Tensor, index: Tensor) -> Tensor:
-        h = features(X)
-        return h.new_zeros(len(present), h.shape[1]).index_add_(0, index, h)
-
-    centers = torch.stack(batch.map(sums, index)).sum(0) / counts[:, None]  # (K, D)
+    centers = counts.new_zeros(len(present), math.prod(network.graph[name].shape))  # (K, D)
+    batch.map(lambda X, index: centers.index_add_(0, index, features(X)), index)
+    centers /= counts[:, None]
     lengths = batch.cat(lambda X, index: torch.linalg.vector_norm(features(X) - centers[index], dim=1), index)
     spreads = lengths.new_zeros(len(present)).index_add_(0, index, lengths) / counts  # (K,)
     ratios = (spreads[:, None] + spreads) / torch.cdist(centers, centers, compute_mode="donot_use_mm_for_euclid_dist")
@@ -250,6 +249,14 @@ def davies_bouldin_mixup(
     return Measured(value, standard_error=spread, info={"index": index.value, "error": error.value, **index.info})
 
 
+def _center_bytes(network: Network, batch: Batch, *, layer: str | None = None, **params: Any) -> float:
+    """The means of the classes, and the differences from them of one sample."""
+    if not batch.has_labels:
+        return 0.0
+    name, _ = _representation(network, layer)
+    return 8.0 * math.prod(network.graph[name].shape) * (len(torch.unique(batch.y)) + 2)
+
+
 _PGDL: dict[str, Any] = {
     "family": "separability",
     "source": "Natekar, Sharma (2020)",
@@ -264,6 +271,7 @@ MEASURES = (
         needs=frozenset({"graph", "data", "labels"}),
         cost="forward",
         invariances=_PER_LAYER,
+        memory=Peak(passes=2, more=_center_bytes),
         **_PGDL,
     ),
     Measure(
@@ -271,6 +279,7 @@ MEASURES = (
         mixup_error,
         needs=frozenset({"data", "labels"}),
         cost="draws",
+        memory=Peak(passes=2),
         unit="error rate",
         invariances=_PER_LAYER | {"node_rescaling"},
         stochastic=True,
@@ -281,6 +290,7 @@ MEASURES = (
         davies_bouldin_mixup,
         needs=frozenset({"graph", "data", "labels"}),
         cost="draws",
+        memory=Peak(passes=2, more=_center_bytes),
         invariances=_PER_LAYER,
         stochastic=True,
         **_PGDL,

@@ -13,6 +13,7 @@ from ..graph import Network
 from .batch import Batch
 from .battery import check_initial_state
 from .losses import mean_loss
+from .memory import Peak
 from .record import Measure, Measured
 from .sharpness import MovedWeights
 
@@ -135,5 +136,6 @@ MEASURES = (
         unit="steps",
         invariances=frozenset({"permutation"}),
         stochastic=True,
+        memory=Peak(vectors=4, passes=2),
     ),
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import math
+import re
 import warnings
 
 import numpy as np
@@ -14,7 +16,7 @@ from torch import nn
 
 from measuring import SHORT, separated, values_of
 from networks import NETWORKS
-from sklearn_capacity import CapacityWarning, NetworkClassifier, check_measure, measure_capacity
+from sklearn_capacity import CapacityWarning, NetworkClassifier, NotDefinedError, check_measure, measure_capacity
 from sklearn_capacity.measures import MEASURES
 from sklearn_capacity.scoring.measure_checks import Example, check_on
 from sklearn_capacity.scoring.requests import parse_measures
@@ -108,3 +110,22 @@ def test_record_says_what_the_function_does(name):
 def test_docstrings_state_the_cost_and_the_source(name):
     sections = set(inspect.getdoc(MEASURES[name].function).splitlines())
     assert {"Notes", "References", "Examples"} <= sections
+
+
+# Sizes of a call on 40 samples of which all, some and hardly any measures are within.
+@pytest.mark.parametrize("max_memory", ["1GB", "100kB", "30kB", "10kB"])
+@pytest.mark.parametrize("name", MEASURES)
+@pytest.mark.filterwarnings("ignore::sklearn_capacity.CapacityWarning")
+def test_a_budget_changes_no_value_or_refuses_the_measure(name, max_memory):
+    net, X, y = data()
+    before = {key: value * 0.5 for key, value in net.state_dict().items()}
+    request = {name: (name, SHORT.get(name, {}))}
+    with contextlib.suppress(NotDefinedError):
+        free = measure_capacity(net, X, y, request, initial_state=before)[name]
+        try:
+            kept = measure_capacity(net, X, y, request, initial_state=before, max_memory=max_memory)[name]
+        except NotDefinedError as error:
+            assert max_memory != "1GB", error
+            assert re.search(r"needs [\d.]+ [kM]B, and `max_memory` is \d+ kB", str(error)), error
+        else:
+            assert kept == pytest.approx(free, rel=1e-4), name
