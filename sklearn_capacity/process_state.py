@@ -200,10 +200,13 @@ def undisturbed(trace: Callable[[], T]) -> T:
     try:
         thread.start()
         ended.acquire()
-    except BaseException:
+    except BaseException as error:
         if thread.ident is not None or begun.wait(_START):  # it may have been started without running yet
             while not over:  # the lock may be held here already, if the interrupt came as it was taken
                 time.sleep(_GLANCE)
+        before = error.__context__
+        if isinstance(error, RuntimeError) and isinstance(before, BaseException) and not isinstance(before, Exception):
+            raise before from None  # `start` has released a lock that the interrupt had kept it from taking
         raise
     thread.join()
     worked, value = outcome.pop()

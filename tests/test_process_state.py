@@ -392,6 +392,25 @@ def test_filters_that_a_function_changes_stay_changed_without_an_interrupt():
             assert warnings.filters == [("error", None, UserWarning, None, 0)]
 
 
+def test_an_interrupted_start_of_a_thread_is_an_interrupt(monkeypatch):
+    """The interrupt may come between `start` taking a lock and Python knowing that it is held."""
+    start, traced = threading.Thread.start, []
+
+    def interrupted(thread):
+        start(thread)
+        try:
+            raise KeyboardInterrupt("as if by Ctrl-C")
+        finally:
+            threading.Lock().release()  # RuntimeError: release unlocked lock
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="as if by Ctrl-C"):
+        undisturbed(lambda: traced.append(1))
+    assert traced == [1]
+    monkeypatch.undo()
+    assert undisturbed(lambda: 3) == 3
+
+
 def test_an_interrupted_measure_draws_no_random_numbers():
     class Dropped(nn.Module):
         def __init__(self):

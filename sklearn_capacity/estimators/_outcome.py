@@ -22,6 +22,8 @@ __all__ = ["check_finite", "warn_of_failure", "warn_of_interrupt", "warn_of_norm
 SETTLED = 100
 #: a loss of this many times that of zero outputs is a failure after any number of steps
 GROSS = 10.0
+#: About the loss of an untrained network on standardised data.
+ORDINARY_LOSS = 1.0
 #: with a loss below this share of the best constant's, a network with equal outputs has not failed
 SUSPECT = 0.9
 #: inputs whose root mean square is outside this range are named as a cause
@@ -72,7 +74,8 @@ def warn_of_failure(
     """Warn if the trained network is worse than the best constant prediction, or predicts a constant.
 
     A short training, one that stops early or one with a penalty may legitimately end near the constant, so there only
-    a loss far above it, or a dead network, counts. The epoch's recorded loss is a first filter that costs nothing;
+    a loss far above it, or a dead network, counts. The targets of one call of `partial_fit` may all be the same, and
+    the best constant then has no loss: there, the loss must also be far above that of an untrained network. The epoch's recorded loss is a first filter that costs nothing;
     since it is averaged over the epoch and includes dropout, the loss of the final network decides.
 
     Parameters
@@ -94,7 +97,8 @@ def warn_of_failure(
     constant, zero = _trivial_losses(net, data, outputs.shape[1])
     n_steps = sum(epoch.get("train_batch_count", 0) for epoch in net.history)
     settled = n_steps >= SETTLED and not (partial or stops_early) and not is_held and constant > 0
-    last, gross = net.history[-1, "train_loss"], GROSS * max(constant, zero)
+    last = net.history[-1, "train_loss"]
+    gross = GROSS * max(constant, zero, ORDINARY_LOSS if partial else 0.0)
     dead = last > SUSPECT * constant > 0 and not is_held and _is_constant(outputs, data.X[: len(outputs)])
     if not (last > gross or dead or (settled and last > constant)):
         return

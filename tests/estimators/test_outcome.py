@@ -89,6 +89,15 @@ def test_calls_of_partial_fit_are_warned_once():
     assert [w.category for w in caught] == [ConvergenceWarning]
 
 
+@pytest.mark.parametrize("targets", [np.full(20, 0.01), np.zeros(20), 1e-3 * np.random.default_rng(1).normal(size=20)])
+def test_a_call_of_partial_fit_may_have_nearly_equal_targets(targets):
+    model = NetworkRegressor(random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for start in range(0, 20, 5):
+            model.partial_fit(X[start : start + 5], targets[start : start + 5])
+
+
 class Normalized(nn.Module):
     def __init__(self, n_features, n_outputs):
         super().__init__()
