@@ -75,8 +75,9 @@ def warn_of_failure(
 
     A short training, one that stops early or one with a penalty may legitimately end near the constant, so there only
     a loss far above it, or a dead network, counts. The targets of one call of `partial_fit` may all be the same, and
-    the best constant then has no loss: there, the loss must also be far above that of an untrained network. The epoch's recorded loss is a first filter that costs nothing;
-    since it is averaged over the epoch and includes dropout, the loss of the final network decides.
+    the best constant then has no loss: there, the loss must also be far above that of an untrained network.
+    The epoch's recorded loss is a first filter that costs nothing; since it is averaged over the epoch and includes
+    dropout, the loss of the final network decides.
 
     Parameters
     ----------
