@@ -53,6 +53,8 @@ from sklearn_capacity.training import (
     PenalizedNet,
     StopBelow,
     TensorData,
+    decay_groups,
+    largest_decay,
     make_schedule,
     refuse_containers,
     resolve_device,
@@ -134,7 +136,7 @@ class BaseNetwork(BaseEstimator):
         learning_rate: float = 0.01,
         learning_rate_schedule: Any = None,
         momentum: float = 0.9,
-        weight_decay: float = 0.0,
+        weight_decay: Any = 0.0,
         penalty: Any = None,
         penalty_strength: float = 1.0,
         max_epochs: int = 50,
@@ -209,7 +211,7 @@ class BaseNetwork(BaseEstimator):
 
     def _parameter_groups(self, module: nn.Module) -> list[tuple[str, dict[str, Any]]]:
         """skorch's ``optimizer__param_groups``: pairs (pattern of parameter names, settings of the group)."""
-        return []
+        return decay_groups(self.weight_decay, [name for name, _ in module.named_parameters()])
 
     # ---- hooks of classifiers and regressors ------------------------------------------------
 
@@ -223,6 +225,10 @@ class BaseNetwork(BaseEstimator):
     def _strata(self, y: np.ndarray) -> np.ndarray | None:
         """Groups whose proportions the validation part keeps."""
         return None
+
+    def _stopping_callbacks(self) -> list[Callback]:
+        """Callbacks that end training when the training data is learnt."""
+        return [] if self.stop_below is None else [StopBelow(self.stop_below)]
 
     def _weights(self, X: np.ndarray, y: np.ndarray, sample_weight: Any) -> np.ndarray | None:
         """Weights of the samples, or None where all are 1."""
@@ -378,10 +384,12 @@ class BaseNetwork(BaseEstimator):
         optimizer, settings = resolve_optimizer(
             self.optimizer,
             momentum=self.momentum,
-            weight_decay=self.weight_decay,
+            weight_decay=largest_decay(self.weight_decay),
             params=self.optimizer_params,
             device=device,
         )
+        if isinstance(self.weight_decay, Mapping):
+            settings.pop("weight_decay", None)  # the groups have it
         settings["param_groups"] = self._parameter_groups(module)
         return {
             "optimizer": optimizer,
@@ -413,8 +421,7 @@ class BaseNetwork(BaseEstimator):
         callbacks += copies(self.callbacks)  # skorch writes into them
         if self.verbose:
             callbacks.append(EpochProgress())
-        if self.stop_below is not None:
-            callbacks.append(StopBelow(self.stop_below))
+        callbacks += self._stopping_callbacks()
         if self.early_stopping:
             options = {"patience": self.n_iter_no_change, "threshold": self.tol, "threshold_mode": "abs"}
             # named, so that a user's callback may have the name of the class

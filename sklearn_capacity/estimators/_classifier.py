@@ -10,12 +10,13 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils import compute_class_weight, compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
+from skorch.callbacks import Callback
 
 from sklearn_capacity.estimators import _constraints
 from sklearn_capacity.estimators._attributes import CLASSIFIER
-from sklearn_capacity.estimators._base import BaseNetwork, can_continue
+from sklearn_capacity.estimators._base import CALLBACK_PARAMETERS, BaseNetwork, can_continue
 from sklearn_capacity.estimators._docs import documented
-from sklearn_capacity.training import PenalizedClassifier
+from sklearn_capacity.training import PenalizedClassifier, StopAtError
 
 __all__ = ["NetworkClassifier"]
 
@@ -52,7 +53,9 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         **_constraints.COMMON,
         "loss": _constraints.option(["auto", "cross_entropy"]),
         "class_weight": _constraints.class_weight,
+        "stop_at_error": _constraints.optional(_constraints.interval(0, 1, "left")),
     }
+    _callback_parameters = (*CALLBACK_PARAMETERS, "stop_at_error")
     _fitted_attributes = CLASSIFIER
     _net_class = PenalizedClassifier
     _output_meaning = "one logit per class"
@@ -77,7 +80,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         learning_rate: float = 0.01,
         learning_rate_schedule: Any = None,
         momentum: float = 0.9,
-        weight_decay: float = 0.0,
+        weight_decay: Any = 0.0,
         penalty: Any = None,
         penalty_strength: float = 1.0,
         max_epochs: int = 50,
@@ -87,6 +90,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
         tol: float = 1e-4,
+        stop_at_error: float | None = None,
         class_weight: Any = None,
         augmentation: Any = None,
         callbacks: Any = None,
@@ -134,6 +138,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
             checkpoint_dir=checkpoint_dir,
             checkpoint_every=checkpoint_every,
         )
+        self.stop_at_error = stop_at_error
         self.class_weight = class_weight
 
     @available_if(can_continue)
@@ -236,6 +241,10 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         if len(unseen):
             raise ValueError(f"y must contain only the classes {self.classes_.tolist()}, got also {unseen.tolist()}.")
         return np.searchsorted(self.classes_, y)
+
+    def _stopping_callbacks(self) -> list[Callback]:
+        stops = super()._stopping_callbacks()
+        return stops if self.stop_at_error is None else [StopAtError(self.stop_at_error), *stops]
 
     def _check_kept(self, y: np.ndarray) -> None:
         if len(np.unique(y)) < 2:

@@ -16,6 +16,7 @@ from sklearn_capacity.layers import resolve_augmentation
 from sklearn_capacity.penalties import PARAMETER_PENALTIES
 from sklearn_capacity.training.losses import CRITERIA
 from sklearn_capacity.training.optimizers import OPTIMIZERS
+from sklearn_capacity.training.weight_decay import check_weight_decay
 
 __all__ = ["COMMON", "boolean", "dtype", "integer", "interval", "mapping", "option", "optional"]
 
@@ -139,7 +140,7 @@ COMMON: dict[str, Check] = {
     "optimizer_params": optional(mapping),
     "learning_rate": interval(0, closed="neither"),
     "momentum": interval(0, 1, "left"),
-    "weight_decay": interval(0, closed="left"),
+    "weight_decay": check_weight_decay,
     "penalty": optional(penalty),
     "penalty_strength": interval(0, closed="left"),
     "max_epochs": integer(1),

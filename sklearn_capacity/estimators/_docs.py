@@ -47,7 +47,10 @@ learning_rate_schedule : default=None
     class from torch, or a ``functools.partial`` of one. `partial_fit` and `warm_start` continue the epoch count.
 momentum : float in [0, 1), default=0.9
     For optimisers with momentum ("sgd", "rmsprop").
-weight_decay : float >= 0, default=0.0
+weight_decay : float >= 0 or dict from str to float, default=0.0
+    A dict maps patterns of parameter names, as in ``module.named_parameters()``, to the strength for those parameters:
+    ``{"*.weight": 1e-4}`` excludes biases, ``{"head.*": 1e-2}`` decays one submodule. The first pattern that matches a
+    name counts; parameters that none matches are not decayed.
 penalty : {"fisher_rao", "gradient_norm", "spectral_norm"} or callable, default=None
     A name selects the function ``<name>_penalty`` of :mod:`sklearn_capacity.penalties`.
     ``penalty(module, X, sample_weight=None)`` returns a scalar tensor that is added to the loss of each training
@@ -71,7 +74,11 @@ tol : float >= 0, default=1e-4
     Decrease of the validation loss that `early_stopping` counts as an improvement.
 """
 
-_CLASS_WEIGHT = """
+_CLASSIFIER = """
+stop_at_error : float in [0, 1), default=None
+    Stop after the first epoch at whose end the share of misclassified training samples, in evaluation mode and with
+    their weights, is at most this value; 0 is training error zero. It is recorded as ``train_error`` in `history_`, at
+    the cost of a forward pass over the training data per epoch.
 class_weight : dict, "balanced" or None, default=None
     Weights of the classes by label; "balanced" is n_samples / (n_classes * count). They multiply
     `sample_weight`.
@@ -189,7 +196,7 @@ _FILL = {
 
 def documented(kind: str, *, jacobian: bool = False, generalization_layer: bool = False):
     """Class decorator that fills ``{parameters}`` and ``{attributes}`` of a docstring for a kind of estimator."""
-    parts = [_NETWORK % _FILL[kind], *([_CLASS_WEIGHT] if kind == "classifier" else []), _RUN]
+    parts = [_NETWORK % _FILL[kind], *([_CLASSIFIER] if kind == "classifier" else []), _RUN]
     attributes = ("classes_ : ndarray of shape (n_classes,)\n" if kind == "classifier" else "") + _ATTRIBUTES.strip()
     if jacobian:
         parts.insert(0, _JACOBIAN.replace("default=0.01", "default=0.0") if generalization_layer else _JACOBIAN)

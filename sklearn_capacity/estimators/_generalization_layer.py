@@ -23,7 +23,7 @@ from sklearn_capacity.layers import (
 )
 from sklearn_capacity.layers.generalization import check_nu
 from sklearn_capacity.layers.insertion import FORMS
-from sklearn_capacity.training import NuSchedule, SlowLearning
+from sklearn_capacity.training import NuSchedule, SlowLearning, decay_of
 from sklearn_capacity.training.regime import SLOW
 
 __all__ = ["GeneralizationLayerClassifier", "GeneralizationLayerRegressor"]
@@ -99,7 +99,8 @@ class GeneralizationLayerMixin(JacobianPenaltyMixin):
         # with groups present from the start, a checkpoint can restore the optimiser's state
         slow = {id(parameter) for parameter in generalization_parameters(module)}
         names = [name for name, parameter in module.named_parameters() if id(parameter) in slow]
-        return [(glob.escape(name), {SLOW: True}) for name in names]
+        decay = super()._parameter_groups(module)
+        return [*((glob.escape(name), {SLOW: True, **decay_of(name, decay)}) for name in names), *decay]
 
     def _extra_callbacks(self) -> list[Callback]:
         return [
@@ -153,6 +154,7 @@ class GeneralizationLayerClassifier(GeneralizationLayerMixin, NetworkClassifier)
     """
 
     _constraints: ClassVar[dict[str, Any]] = NetworkClassifier._constraints | LAYER_CONSTRAINTS
+    _callback_parameters = (*GeneralizationLayerMixin._callback_parameters, "stop_at_error")
 
     def __init__(
         self,
@@ -186,7 +188,7 @@ class GeneralizationLayerClassifier(GeneralizationLayerMixin, NetworkClassifier)
         learning_rate: float = 0.01,
         learning_rate_schedule: Any = None,
         momentum: float = 0.9,
-        weight_decay: float = 0.0,
+        weight_decay: Any = 0.0,
         penalty: Any = None,
         penalty_strength: float = 1.0,
         max_epochs: int = 50,
@@ -196,6 +198,7 @@ class GeneralizationLayerClassifier(GeneralizationLayerMixin, NetworkClassifier)
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
         tol: float = 1e-4,
+        stop_at_error: float | None = None,
         class_weight: Any = None,
         augmentation: Any = None,
         callbacks: Any = None,
@@ -233,6 +236,7 @@ class GeneralizationLayerClassifier(GeneralizationLayerMixin, NetworkClassifier)
             validation_fraction=validation_fraction,
             n_iter_no_change=n_iter_no_change,
             tol=tol,
+            stop_at_error=stop_at_error,
             class_weight=class_weight,
             augmentation=augmentation,
             callbacks=callbacks,
@@ -328,7 +332,7 @@ class GeneralizationLayerRegressor(GeneralizationLayerMixin, NetworkRegressor):
         learning_rate: float = 0.01,
         learning_rate_schedule: Any = None,
         momentum: float = 0.9,
-        weight_decay: float = 0.0,
+        weight_decay: Any = 0.0,
         penalty: Any = None,
         penalty_strength: float = 1.0,
         max_epochs: int = 50,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback
 
-from .._validation import NotDefinedError, check_integer
+from .._validation import NotDefinedError, as_list, check_integer
 from .by_value import TravelsByValue
 from .capacity import measure_capacity
 from .data import subsample
@@ -34,6 +35,9 @@ class CapacityCallback(TravelsByValue, Callback):
         the training data of the fit.
     every : int, default=1
         Number of epochs between two measurements; the other epochs get nan.
+    epochs : sequence of int >= 1, default=None
+        The epochs after which to measure, instead of `every`; the first is 1. Epochs that training does not reach are
+        not measured.
     prefix : str, default=""
         Prefix of the labels.
     loss, log, max_samples, batch_size, max_memory, device, random_state
@@ -69,6 +73,7 @@ class CapacityCallback(TravelsByValue, Callback):
         X: Any = None,
         y: Any = None,
         every: int = 1,
+        epochs: Sequence[int] | None = None,
         prefix: str = "",
         loss: str | None = None,
         log: bool = False,
@@ -83,6 +88,7 @@ class CapacityCallback(TravelsByValue, Callback):
         self.X = X
         self.y = y
         self.every = every
+        self.epochs = epochs
         self.prefix = prefix
         self.loss = loss
         self.log = log
@@ -94,7 +100,7 @@ class CapacityCallback(TravelsByValue, Callback):
         self.max_seconds = max_seconds
 
     def on_train_begin(self, net: NeuralNet, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        check_integer("every", self.every, 1)
+        self._check_epochs()
         if self.max_samples is not None:
             check_integer("max_samples", self.max_samples, 1)
         check_max_seconds(self.max_seconds)
@@ -103,13 +109,25 @@ class CapacityCallback(TravelsByValue, Callback):
         self._data: Any = given
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        values = {} if len(net.history) % self.every else self._measure(net)
+        values = self._measure(net) if self._is_chosen(len(net.history)) else {}
         columns = dict.fromkeys([*self._labels, *values], float("nan"))
         for row in net.history:  # every row has the same columns, even if a group's measures differ between epochs
             row.update({f"{self.prefix}{label}": nan for label, nan in columns.items() if label not in self._labels})
         for label, value in {**columns, **values}.items():
             net.history.record(f"{self.prefix}{label}", value)
         self._labels = list(columns)
+
+    def _check_epochs(self) -> None:
+        check_integer("every", self.every, 1)
+        if self.epochs is None:
+            return
+        if self.every != 1:
+            raise ValueError(f"`every` must be 1 when `epochs` is given, got {self.every}.")
+        self._epochs = [check_integer("epochs", epoch, 1) for epoch in as_list("epochs", self.epochs)]
+
+    def _is_chosen(self, epoch: int) -> bool:
+        """Whether to measure after this epoch, counted from 1."""
+        return epoch % self.every == 0 if self.epochs is None else epoch in self._epochs
 
     def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
         self._data = None  # type: ignore[assignment]

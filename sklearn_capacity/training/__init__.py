@@ -2,15 +2,16 @@
 
 `net` is the skorch net; `penalty_terms` calls its penalties, `objectives` supports optimisers that evaluate a batch
 more than once, `batches` and `losses` supply data and criterion. Optimisers: `optimizers` by name, `kfac` with
-`kronecker`, `path_sgd`, `sam`. Callbacks: `callbacks`, `schedules` (learning rates), `regime` (generalization layers).
-Checkpoints: `checkpoints`, `run_state` (all that the next epoch depends on), `behaviour` (detects changed definitions).
-`devices` and `seeding` choose the device and the random numbers. Read `net` first, then `batches`.
+`kronecker`, `path_sgd`, `sam`; `weight_decay` on chosen parameters. Callbacks: `callbacks`, `schedules` (learning
+rates), `regime` (generalization layers). Checkpoints: `checkpoints`, `run_state` (all that the next epoch depends on),
+`behaviour` (detects changed definitions). `devices` and `seeding` choose the device and the random numbers. Read `net`
+first, then `batches`.
 
 Data flow: X, y -> TensorData -> batches -> net.train_step -> loss + penalties -> optimiser -> history.
 """
 
 from sklearn_capacity.training.batches import TensorBatch, TensorBatches, TensorData, embedding_cure, refuse_containers
-from sklearn_capacity.training.callbacks import DivergenceCheck, EpochProgress, StopBelow
+from sklearn_capacity.training.callbacks import DivergenceCheck, EpochProgress, StopAtError, StopBelow
 from sklearn_capacity.training.checkpoints import CheckpointFolder, CheckpointWriter, resumable_fit
 from sklearn_capacity.training.devices import resolve_device
 from sklearn_capacity.training.kfac import KFAC
@@ -22,6 +23,7 @@ from sklearn_capacity.training.regime import NuSchedule, SlowLearning
 from sklearn_capacity.training.sam import SAM
 from sklearn_capacity.training.schedules import LearningRateSchedule, TorchSchedule, make_schedule, set_learning_rates
 from sklearn_capacity.training.seeding import seeded
+from sklearn_capacity.training.weight_decay import decay_groups, decay_of, largest_decay
 
 __all__ = [
     "CRITERIA",
@@ -39,12 +41,16 @@ __all__ = [
     "PenalizedNet",
     "PenalizedRegressor",
     "SlowLearning",
+    "StopAtError",
     "StopBelow",
     "TensorBatch",
     "TensorBatches",
     "TensorData",
     "TorchSchedule",
     "embedding_cure",
+    "decay_groups",
+    "decay_of",
+    "largest_decay",
     "make_schedule",
     "refuse_containers",
     "resolve_device",

@@ -6,11 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from skorch import NeuralNet
 from skorch.callbacks import Callback
 from tqdm import tqdm
 
-__all__ = ["DivergenceCheck", "EpochProgress", "StopBelow"]
+from sklearn_capacity.process_state import computing
+from sklearn_capacity.training.batches import TensorData
+
+__all__ = ["DivergenceCheck", "EpochProgress", "StopAtError", "StopBelow"]
 
 
 def losses_of(epoch: Mapping[str, Any]) -> list[str]:
@@ -31,6 +35,37 @@ class StopBelow(Callback):
         if net.history[-1, "train_loss"] < self.threshold:
             self.has_stopped_ = True
             raise KeyboardInterrupt  # skorch's way to stop the loop
+
+
+class StopAtError(Callback):
+    """Record each epoch's training error as ``train_error``; stop as soon as it is at most `threshold` ([EG]: 0).
+
+    The error is the weighted share of misclassified training samples after the epoch, in evaluation mode.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+
+    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        self.has_stopped_ = False
+
+    def on_epoch_end(self, net: NeuralNet, dataset_train: Any = None, **kwargs: Any) -> None:
+        error = training_error(net, dataset_train)
+        net.history.record("train_error", error)
+        if error <= self.threshold:
+            self.has_stopped_ = True
+            raise KeyboardInterrupt
+
+
+def training_error(net: NeuralNet, data: TensorData) -> float:
+    """The weighted share of samples whose largest logit is not that of their label, in evaluation mode."""
+    net._set_training(False)
+    size = max(net.batch_size, 512)
+    with computing(), torch.no_grad():
+        chunks = [data.X[start : start + size].clone() for start in range(0, len(data), size)]
+        wrong = torch.cat([net.infer(chunk).argmax(1) for chunk in chunks]) != data.y  # (n,)
+        weights = torch.ones_like(wrong, dtype=torch.float64) if data.sample_weight is None else data.sample_weight
+        return ((wrong * weights).sum() / weights.sum()).item()
 
 
 class DivergenceCheck(Callback):

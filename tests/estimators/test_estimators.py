@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.base import clone
 from sklearn.datasets import load_digits, make_regression
 from torch import nn
 
 from sklearn_capacity import (
+    GeneralizationLayerClassifier,
     JacobianRegularizedClassifier,
     JacobianRegularizedRegressor,
     NetworkClassifier,
@@ -312,6 +314,51 @@ def test_early_stopping_restores_the_best_epoch(digits):
     assert loss == pytest.approx(min(losses), rel=1e-4)
     few = NetworkClassifier(early_stopping=True, max_epochs=2).fit(X[:20], np.r_[np.zeros(19), 1])
     assert few.n_samples_fit_ == 18  # too small for strata
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        NetworkClassifier(dropout=0.3),
+        NetworkClassifier((8,), batch_norm=True),
+        JacobianRegularizedClassifier((20,), jacobian_penalty=1e-4),
+    ],
+    ids=["dropout", "batch norm", "jacobian"],
+)
+def test_stop_at_error_ends_as_the_training_data_is_learnt(digits, model):
+    X, y = digits
+    model.set_params(stop_at_error=0.0, max_epochs=300, random_state=0).fit(X, y)
+    errors = [epoch["train_error"] for epoch in model.history_]
+    assert model.score(X, y) == 1 and model.n_iter_ == len(errors) < 300
+    assert errors[-1] == 0 and min(errors[:-1]) > 0
+    # The same epochs without the stop: the check changes neither the weights nor the random numbers.
+    plain = clone(model).set_params(stop_at_error=None, max_epochs=model.n_iter_).fit(X, y)
+    np.testing.assert_array_equal(plain.predict_proba(X), model.predict_proba(X))
+    assert "train_error" not in plain.history_[0]
+    # Each recorded error is that of the network after its epoch.
+    shorter = clone(model).set_params(max_epochs=2).fit(X, y)
+    assert shorter.history_[-1, "train_error"] == pytest.approx(1 - shorter.score(X, y), abs=1e-9)
+    assert shorter.history_[-1, "train_error"] == errors[1]
+
+
+def test_stop_at_error_weighs_the_samples(digits):
+    X, y = digits
+    wrong = y.copy()
+    wrong[:30] = (y[:30] + 1) % 10  # contradict the same images, which follow with their true labels
+    X, y = np.concatenate([X[:30], X]), np.concatenate([wrong[:30], y])
+    weights = np.r_[np.full(30, 0.1), np.ones(len(y) - 30)]
+    model = NetworkClassifier(stop_at_error=0.02, max_epochs=100, random_state=0).fit(X, y, sample_weight=weights)
+    error = np.average(model.predict(X) != y, weights=weights)
+    assert model.history_[-1, "train_error"] == pytest.approx(error, rel=1e-5)
+    assert error <= 0.02 < np.mean(model.predict(X) != y)
+
+
+@pytest.mark.parametrize("Model", [NetworkClassifier, GeneralizationLayerClassifier])
+def test_a_changed_stop_holds_for_the_next_fit(digits, Model):
+    X, y = digits
+    model = Model((20, 20), max_epochs=1, warm_start=True, random_state=0).fit(X, y)
+    model.set_params(stop_at_error=0.9, max_epochs=50).fit(X, y)
+    assert model.n_iter_ == 2
 
 
 def test_stop_below_ends_at_the_threshold(digits):

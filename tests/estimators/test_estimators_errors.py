@@ -48,6 +48,7 @@ BAD_PARAMETERS = [
     ({"learning_rate_schedule": [(1, 2, 3)]}, ValueError, "as a list must contain"),
     ({"learning_rate_schedule": ["a"]}, ValueError, "as a list must contain"),
     ({"learning_rate_schedule": [-1.0]}, ValueError, "must contain finite numbers"),
+    ({"stop_at_error": 1.0}, ValueError, r"`stop_at_error` must lie in \[0, 1\), got 1"),
     ({"class_weight": "even"}, ValueError, "`class_weight` must be None, .balanced. or a dict"),
     ({"class_weight": {0: -1}}, ValueError, r"`class_weight\[0\]` must lie in"),
     ({"dtype": "float16"}, ValueError, "`dtype` must be one of 'float32', 'float64', got 'float16'"),

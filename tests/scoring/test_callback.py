@@ -100,6 +100,28 @@ def test_given_data_every_other_epoch_and_pickles():
     assert inner._data is None and not hasattr(callback, "_data")
 
 
+def test_chosen_epochs():
+    callback = CapacityCallback(["margin"], epochs=[1, 3, 9])
+    model = NetworkClassifier((5,), max_epochs=4, random_state=0, callbacks=[callback]).fit(X, y)
+    every = NetworkClassifier((5,), max_epochs=4, random_state=0, callbacks=[CapacityCallback(["margin"])]).fit(X, y)
+    values, wanted = np.array(model.history_[:, "margin"]), np.array(every.history_[:, "margin"])
+    np.testing.assert_array_equal(values, np.where([True, False, True, False], wanted, np.nan))
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "text"),
+    [
+        ({"epochs": [0]}, ValueError, "`epochs` must be at least 1, got 0"),
+        ({"epochs": 3}, TypeError, "`epochs` must be a sequence, got 3"),
+        ({"epochs": [2.5]}, TypeError, "`epochs` must be an integer, got 2.5"),
+        ({"epochs": [2], "every": 3}, ValueError, "`every` must be 1 when `epochs` is given, got 3"),
+    ],
+)
+def test_refused_epochs(params, error, text):
+    with pytest.raises(error, match=text):
+        skorch_net([CapacityCallback("margin", **params)]).fit(X, y)
+
+
 def test_subset_of_the_training_data():
     model = NetworkClassifier((5,), max_epochs=2, random_state=0, callbacks=[CapacityCallback("margin", max_samples=7)])
     first = clone(model).fit(X, y).history_[:, "margin"]

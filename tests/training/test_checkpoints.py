@@ -80,6 +80,7 @@ CASES = {
     "dropout": NetworkClassifier(dropout=0.3, batch_norm=True, dtype="float32"),
     "projection": JacobianRegularizedClassifier(jacobian_norm="projection", n_projections=1),
     "early": NetworkClassifier(early_stopping=True, n_iter_no_change=2, learning_rate=0.3, max_epochs=20),
+    "stop at error": NetworkClassifier(stop_at_error=0.1, max_epochs=60),
     "stop": NetworkRegressor(stop_below=0.35, max_epochs=60),
     "cosine": NetworkClassifier(learning_rate_schedule="cosine", optimizer="sgd"),
     "exponential": NetworkClassifier(
