@@ -1,9 +1,9 @@
 """Figures of capacity: small objects with their data and, after `plot`, their artists.
 
 One display a file. Of a search: `capacity_path`, `capacity_gap`. Of trained models: `capacity_comparison`, `margin`,
-`hidden_margin`, `weight_histogram`, `fisher_spectrum`, `hessian_spectrum`, `bicriteria`, `norm_geometry`. Of a
-training: `history`. Of the theory: `learning_rate_map`. `sources` checks the models and searches behind them, `panels`
-has what several of them share. matplotlib is imported when something is plotted, torch never.
+`hidden_margin`, `weight_histogram`, `fisher_spectrum`, `hessian_spectrum`, `bicriteria`, `norm_geometry`, `conditions`.
+Of a training: `history`. Of the theory: `learning_rate_map`. `sources` checks the models and searches behind them,
+`panels` has what several of them share. matplotlib is imported when something is plotted, torch never.
 
 Data flow: models or tables -> Display.from_... -> arrays -> plot(ax) -> artists.
 """
@@ -12,6 +12,7 @@ from .bicriteria import BicriteriaDisplay
 from .capacity_comparison import CapacityComparisonDisplay
 from .capacity_gap import CapacityGapDisplay
 from .capacity_path import CapacityPathDisplay
+from .conditions import InteractionConditionsDisplay
 from .fisher_spectrum import FisherSpectrumDisplay
 from .hessian_spectrum import HessianSpectrumDisplay
 from .hidden_margin import HiddenMarginDisplay
@@ -30,6 +31,7 @@ __all__ = [
     "HessianSpectrumDisplay",
     "HiddenMarginDisplay",
     "HistoryDisplay",
+    "InteractionConditionsDisplay",
     "LearningRateMapDisplay",
     "MarginDisplay",
     "NormGeometryDisplay",

@@ -189,6 +189,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[], Arguments]]] = {
     "capacity_refit": (lambda cv_results, **options: model_selection.capacity_refit(**options)(cv_results), lambda: {"cv_results": _search(), "score": "accuracy", "capacity": "neg_fisher_rao_norm", "rule": "one_standard_error"}),
     "capacity_table": (model_selection.capacity_table, lambda: {"cv_results": _search()}),
     "rank_measures": (model_selection.rank_measures, lambda: {"table": _table(), "gap": None, "by": None, "measures": None, "n_bootstrap": 5, "confidence": 0.9, "random_state": 0}),
+    "InteractionConditionsDisplay": _plot(displays.InteractionConditionsDisplay, lambda: {"a": pd.DataFrame({"condition": ["C1", "C2", "C3"], "value": [0.5, 1.0, 2.0]})}),
     "BicriteriaDisplay": _plot(displays.BicriteriaDisplay, lambda: {"a": np.array([[0.1, 1.0], [0.2, 0.5]])}),
     "CapacityComparisonDisplay": _plot(displays.CapacityComparisonDisplay, _compared),
     "CapacityGapDisplay": _plot(displays.CapacityGapDisplay, _table, {"gap": None, "measures": None, "color": None}),
