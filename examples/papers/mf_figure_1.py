@@ -61,6 +61,8 @@ def draw(rows: pd.DataFrame, figure) -> None:
             values = groups[name].apply(lambda lists: np.concatenate(lists.tolist()))
             ax.errorbar(values.index, values.map(np.mean), values.map(np.std), fmt="k.", label="simulated, s.d.")
             ax.set(xscale="log", yscale="log")
+            ax.set_xticks(theory.index, theory.index)
+            ax.minorticks_off()
         column[0].set_title(activation)
         column[1].set_xlabel("width M")
     for ax, label in zip(column, ("mean eigenvalue", "second moment"), strict=True):
