@@ -16,7 +16,7 @@ from sklearn_capacity import NetworkClassifier, measure_capacity
 
 SCALES = {
     "tiny": {"n_layers": [2, 3], "width": [32, 64], "n_train": 50, "max_epochs": 20},
-    "small": {"n_layers": [2, 3, 4, 5], "width": [128, 512], "n_train": 1000, "max_epochs": 30},
+    "small": {"n_layers": [2, 3, 4], "width": [128, 384], "n_train": 1000, "max_epochs": 120},
     "paper": {
         "n_layers": [2, 3, 4, 5],
         "width": [784, 1568, 2352, 3136, 3920, 4704],
