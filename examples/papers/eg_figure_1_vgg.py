@@ -62,6 +62,7 @@ STUDY = Study(
     run=run,
     draw=draw,
     claims=claims,
+    remark="The same code reproduces the statement for an MLP on more images (eg_figure_1); here the sets are small.",
 )
 
 if __name__ == "__main__":

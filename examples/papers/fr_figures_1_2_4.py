@@ -129,8 +129,8 @@ STUDY = Study(
     draw=draw,
     claims=claims,
     remark="At each width the Fisher-Rao and the spectral norm order the shares of random labels equally well. Pooled "
-    "over the widths, the decrease of the Fisher-Rao norm with the width counts against it, since the gap hardly depends "
-    "on the width here.",
+    "over the widths, the decrease of the Fisher-Rao norm with the width counts against it, since the gap hardly "
+    "depends on the width here.",
 )
 
 if __name__ == "__main__":
