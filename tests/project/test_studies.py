@@ -166,8 +166,19 @@ def test_images_from_a_file(tmp_path: Path):
     assert load_images("mnist", str(tmp_path / "digits.npz"))[1] != label  # other digits: other cells
     with pytest.raises(ValueError, match=r"must hold images of shape \(3, 32, 32\) .* got \(28, 28\)"):
         load_images("cifar10", str(tmp_path / "digits.npz"))
+    assert load_images("mnist", str(tmp_path / "digits.npz"))[1].startswith("mnist-")
     with pytest.raises(FileNotFoundError, match='--data must be "fetch", "digits" or the path'):
         load_images("mnist", "no-such-file.npz")
+
+
+def test_images_from_a_folder(tmp_path: Path):
+    for name, shape in (("mnist_few", (28, 28)), ("cifar10_few", (3, 32, 32))):
+        np.savez(tmp_path / f"{name}.npz", X=np.ones((4, *shape), np.uint8), y=np.arange(4))
+    assert load_images("mnist", str(tmp_path))[0].X.shape == (4, 1, 28, 28)
+    assert load_images("cifar10", str(tmp_path))[0].X.shape == (4, 3, 32, 32)
+    np.savez(tmp_path / "mnist.npz", X=np.ones((4, 28, 28), np.uint8), y=np.arange(4))
+    with pytest.raises(FileNotFoundError, match=r"must have one file mnist\*.npz, got 2"):
+        load_images("mnist", str(tmp_path))
 
 
 @pytest.mark.parametrize(("name", "shape"), [("mnist", (1, 8, 8)), ("cifar10", (3, 32, 32))])

@@ -40,7 +40,8 @@ def load_images(name: str, source: str) -> tuple[Images, str]:
     """The images, and a label that names the data set and its content, so that other data is another cell.
 
     `source`: "fetch" (OpenML), "digits" (scikit-learn's, enlarged where color images are expected), or the path of an
-    npz file with X, grey values or colors between 0 and 255, and y; the classes are 0, 1, ...
+    npz file with X, grey values or colors between 0 and 255, and y (classes 0, 1, ...), or of a folder with one such
+    file whose name begins with that of the data set.
     """
     if source == "fetch":
         images = Images(*FETCH[name](return_X_y=True))
@@ -53,6 +54,11 @@ def load_images(name: str, source: str) -> tuple[Images, str]:
 
 
 def _read(name: str, path: Path) -> Images:
+    if path.is_dir():
+        files = sorted(path.glob(f"{name}*.npz"))
+        if len(files) != 1:
+            raise FileNotFoundError(f"The folder {path} must have one file {name}*.npz, got {len(files)}.")
+        path = files[0]
     if not path.is_file():
         raise FileNotFoundError(f'--data must be "fetch", "digits" or the path of an npz file, got {path}.')
     with np.load(path) as file:

@@ -90,12 +90,14 @@ class Study:
         return verdict
 
     def _parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        parser = argparse.ArgumentParser(prog=f"{self.name}.py", description=f"{self.paper}: {self.statement}")
+        description = f"{self.paper}: {self.statement}".replace("%", "%%")  # argparse fills in %(prog)s
+        parser = argparse.ArgumentParser(prog=f"{self.name}.py", description=description)
         parser.add_argument("--scale", choices=SCALES, default="small")
         parser.add_argument(
             "--data",
             metavar="fetch|digits|PATH",
-            help="OpenML, scikit-learn's digits, or an npz file with X and y (default: digits if tiny, else fetch)",
+            help="OpenML, scikit-learn's digits, an npz file with X and y, or the folder of mnist*.npz and cifar10*.npz "
+            "(default: digits at scale tiny, else fetch; generated data needs none)",
         )
         parser.add_argument("--device", default="auto")
         parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
