@@ -96,7 +96,7 @@ class Study:
         parser.add_argument(
             "--data",
             metavar="fetch|digits|PATH",
-            help="OpenML, scikit-learn's digits, an npz file with X and y, or the folder of mnist*.npz and cifar10*.npz "
+            help="OpenML, scikit-learn's digits, an npz file with X and y, or a folder of mnist*.npz and cifar10*.npz "
             "(default: digits at scale tiny, else fetch; generated data needs none)",
         )
         parser.add_argument("--device", default="auto")
