@@ -84,9 +84,9 @@ def main() -> None:
         install = ("install", "--quiet", "--no-deps", "--target", str(site), str(wheel))
         run(sys.executable, "-m", "pip", *install, cwd=folder)
         where = "import sklearn_capacity; print(sklearn_capacity.__file__)"
-        found = run(sys.executable, "-c", where, cwd=folder, PYTHONPATH=str(site)).strip()
-        if not Path(found).is_relative_to(site):
-            raise SystemExit(f"The installed wheel was not imported, but {found}.")
+        imported = run(sys.executable, "-c", where, cwd=folder, PYTHONPATH=str(site)).strip()
+        if not Path(imported).is_relative_to(site):
+            raise SystemExit(f"The installed wheel was not imported, but {imported}.")
         print(f"{wheel.name} and {archive.name}: {len(in_wheel)} files, no tests, no data; installs and imports")
 
 

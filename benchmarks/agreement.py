@@ -209,11 +209,11 @@ def main() -> None:
     digits: dict[tuple[str, str], dict[str, str]] = {}
     for peer in PEERS:
         try:
-            found = comparisons(peer)
+            compared = comparisons(peer)
         except ImportError:
             print(f"{peer} is not installed: its rows are left out")
             continue
-        for row in found:
+        for row in compared:
             print(f"{row.measure:24s} {row.network:13s} {row.peer:24s} {row.ours:.12g} {row.theirs:.12g}")
             line = digits.setdefault((row.measure, f"{row.peer} {row.version}"), dict.fromkeys(COLUMNS[2:], ""))
             line[row.network] = f"{row.digits:.0f}"

@@ -77,22 +77,22 @@ def look(page: Page, path: Path, width: int) -> dict:
     return page.evaluate(INSPECT)
 
 
-def complaints(found: dict, path: str, width: int) -> list[str]:
+def complaints(layout: dict, path: str, width: int) -> list[str]:
     """One line for each fault of a page."""
     lines = []
-    if found["scroll"] > found["width"]:
-        lines.append(f"{path} at {width}: scrolls to {found['scroll']} pixels, {found['wide']}")
-    lines += [f"{path} at {width}: no image {source}" for source in found["images"]]
-    if found["tex"]:
-        lines.append(f"{path} at {width}: {found['tex']} formulas are not rendered")
+    if layout["scroll"] > layout["width"]:
+        lines.append(f"{path} at {width}: scrolls to {layout['scroll']} pixels, {layout['wide']}")
+    lines += [f"{path} at {width}: no image {source}" for source in layout["images"]]
+    if layout["tex"]:
+        lines.append(f"{path} at {width}: {layout['tex']} formulas are not rendered")
     return lines
 
 
 def dead_links(pages: dict[Path, dict]) -> list[str]:
     """Links to missing files, or to anchors that do not exist on their page."""
     lines = []
-    for path, found in pages.items():
-        for link in sorted(set(found["links"])):
+    for path, layout in pages.items():
+        for link in sorted(set(layout["links"])):
             parts = urlsplit(link)
             if parts.scheme != "file":
                 continue

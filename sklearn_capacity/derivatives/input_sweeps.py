@@ -19,7 +19,7 @@ from ..graph.activations import activation_of
 from ..graph.evaluate import EVALUATE, apply_linear, pool_indices
 from ..graph.memory_layout import channels_last
 from ..graph.nodes import NetworkGraph, Node, interpret
-from .sweep_rules import ADJOINT, FRESH, TANGENT, Selection, Tape, bend
+from .sweep_rules import ADJOINT, FRESH, TANGENT, Selection, Tape, times_slope
 
 __all__ = ["chain_refusal", "jacobian_rows", "linearize", "pull", "push", "stacks"]
 
@@ -164,7 +164,7 @@ class _BackwardSweep:
         """The node's contributions to its inputs' cotangents, (k n, *shape), and whether only the sweep has them."""
         given_up = node.name in self.exclusive
         if node.op == "activation" and given_up and node.name not in self.tape.smooth and node.weight is None:
-            return (bend(self.tape, node, g, in_place=True),), True
+            return (times_slope(self.tape, node, g, in_place=True),), True
         parts = tuple(channels_last(part) for part in ADJOINT[node.op](self.tape, node, g))
         return parts, node.op in FRESH or (node.op in ALIASES and given_up)
 
@@ -199,7 +199,7 @@ def push(tape: Tape, tangents: Tensor, keep: Callable[..., None], stop: str | No
         if node.name == stop:
             return None
         if node.op == "activation" and graph[node.inputs[0]].op in FRESH and readers[node.inputs[0]] == 1:
-            values[node.name] = bend(tape, node, inputs[0], in_place=True)
+            values[node.name] = times_slope(tape, node, inputs[0], in_place=True)
         else:
             values[node.name] = channels_last(TANGENT[node.op](tape, node, *inputs))
         for name in node.inputs:

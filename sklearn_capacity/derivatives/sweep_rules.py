@@ -29,7 +29,7 @@ from ..graph.functions import function_of
 from ..graph.memory_layout import channels_last
 from ..graph.nodes import WEIGHT_OPS, NetworkGraph, Node
 
-__all__ = ["ADJOINT", "FRESH", "TANGENT", "Selection", "Tape", "bend", "weight_gradient"]
+__all__ = ["ADJOINT", "FRESH", "TANGENT", "Selection", "Tape", "times_slope", "weight_gradient"]
 
 #: Operators whose tangents and cotangents are always new tensors, which may be modified in place.
 FRESH = ("linear", "conv", "conv_transpose")
@@ -124,7 +124,7 @@ def _tangent_affine(tape: Tape, node: Node, t: Tensor) -> Tensor:
     return apply_linear(node, t, tape.weight(node), None)
 
 
-def bend(tape: Tape, node: Node, t: Tensor, *, in_place: bool = False) -> Tensor:
+def times_slope(tape: Tape, node: Node, t: Tensor, *, in_place: bool = False) -> Tensor:
     """An activation's tangent or cotangent, which are equal since its Jacobian is diagonal."""
     slope = tape.slopes[node.name]
     return t if slope is None else times(t, slope, in_place=in_place)
@@ -162,7 +162,7 @@ def _linear(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
 TANGENT: dict[str, Callable[..., Tensor]] = {
     **{op: _linear(rule) for op, rule in LINEAR_RULES.items()},
     **dict.fromkeys(WEIGHT_OPS, _tangent_affine),
-    "activation": bend,
+    "activation": times_slope,
     "max_pool": _tangent_max_pool,
     "function": _tangent_function,
 }
@@ -275,7 +275,7 @@ def _adjoint_diagonal(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
 
 
 def _adjoint_slope(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
-    return (bend(tape, node, g),)
+    return (times_slope(tape, node, g),)
 
 
 def _adjoint_max_pool(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 
+from sklearn_capacity.penalties import PARAMETER_PENALTIES
+
 __all__ = ["documented"]
 
 _NETWORK = """
@@ -51,7 +53,7 @@ weight_decay : float >= 0 or dict from str to float, default=0.0
     A dict maps patterns of parameter names, as in ``module.named_parameters()``, to the strength for those parameters:
     ``{"*.weight": 1e-4}`` excludes biases, ``{"head.*": 1e-2}`` decays one submodule. The first pattern that matches a
     name counts; parameters that none matches are not decayed.
-penalty : {"fisher_rao", "gradient_norm", "spectral_norm"} or callable, default=None
+penalty : {%(penalties)s} or callable, default=None
     A name selects the function ``<name>_penalty`` of :mod:`sklearn_capacity.penalties`.
     ``penalty(module, X, sample_weight=None)`` returns a scalar tensor that is added to the loss of each training
     batch. The module is in training mode. The signature may omit `sample_weight`. The penalty is copied before use.
@@ -196,7 +198,8 @@ _FILL = {
 
 def documented(kind: str, *, jacobian: bool = False, generalization_layer: bool = False):
     """Class decorator that fills ``{parameters}`` and ``{attributes}`` of a docstring for a kind of estimator."""
-    parts = [_NETWORK % _FILL[kind], *([_CLASSIFIER] if kind == "classifier" else []), _RUN]
+    names = ", ".join(f'"{name}"' for name in PARAMETER_PENALTIES)
+    parts = [_NETWORK % {**_FILL[kind], "penalties": names}, *([_CLASSIFIER] if kind == "classifier" else []), _RUN]
     attributes = ("classes_ : ndarray of shape (n_classes,)\n" if kind == "classifier" else "") + _ATTRIBUTES.strip()
     if jacobian:
         parts.insert(0, _JACOBIAN.replace("default=0.01", "default=0.0") if generalization_layer else _JACOBIAN)

@@ -82,8 +82,8 @@ class Network:
         tensors = named_tensors(copied)
         floats = [t for t in tensors.values() if t.is_floating_point()]
         self.dtype = dtype or (floats[0].dtype if floats else torch.get_default_dtype())
-        own = floats[0].device if floats else "cpu"
-        self.device = torch.device(own if device is None else device)
+        of_module = floats[0].device if floats else "cpu"
+        self.device = torch.device(of_module if device is None else device)
         #: Trainable raw parameters by name, before any head was added.
         self.parameters = {name: p for name, p in copied.to(dtype=self.dtype).named_parameters() if p.requires_grad}
         self.parameter_count = sum(p.numel() for p in self.parameters.values())

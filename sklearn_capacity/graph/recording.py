@@ -208,6 +208,6 @@ class _Tape:
 
     def _value(self, node: fx.Node, value: Tensor, of_samples: bool) -> _Value:
         node.meta["val"] = value
-        found = value.as_subclass(_Value)
-        found.tape, found.node, found.of_samples, found.shared = self, node, of_samples, False
-        return found
+        traced = value.as_subclass(_Value)
+        traced.tape, traced.node, traced.of_samples, traced.shared = self, node, of_samples, False
+        return traced

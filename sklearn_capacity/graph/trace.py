@@ -147,11 +147,11 @@ def trace(
     floats = [t.dtype for t in named_tensors(module).values() if t.is_floating_point()]
     dtype = dtype or (floats[0] if floats else torch.get_default_dtype())
     if is_known(module):
-        found = recorded(_copy_to("meta", module, training), tuple(input_shape), dtype)
-        if found is not None:
-            names = found.input_name, found.output_name
+        record = recorded(_copy_to("meta", module, training), tuple(input_shape), dtype)
+        if record is not None:
+            names = record.input_name, record.output_name
             return Program(
-                found.nodes, found.tensor_names, {}, names[0], tuple(input_shape), found.batch, names[1], inside
+                record.nodes, record.tensor_names, {}, names[0], tuple(input_shape), record.batch, names[1], inside
             )
     key = structure_of(module, tuple(input_shape), dtype, training=training)
     program = None if key is None or anew else _PROGRAMS.get(key)

@@ -82,7 +82,7 @@ def operator_norm(
     max_steps : int >= 1, default=1000
         After this many steps, the value is returned with its current error and a `CapacityWarning`.
     check_every : int >= 1, default=5
-        Number of steps between checks of the error, which synchronise the device.
+        Smallest number of steps between checks of the error, which synchronise the device.
     random_state : int, default=0
         Seed of the start vector, drawn on the CPU.
 
@@ -125,18 +125,33 @@ def operator_norm(
             shape, first, second = output_shape, adjoint, forward
         start = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")  # (1, *shorter side)
         process = _GramLanczos(lambda v: second(first(v)), start.to(device=device, dtype=dtype))
+        due, last = check_every, (0, math.inf)
         for step in range(1, max_steps + 1):
             process.step()
-            if step % check_every == 0 or step == max_steps:
+            if step == due or step == max_steps:
                 value, residual, error = process.ritz()
                 if error <= tol:
                     break
+                due, last = step + _pause(last, (step, error), tol, check_every), (step, error)
     if error > tol:
         warn(
             f"The operator norm {value:.6g} has a relative residual of {residual:.1e} after {max_steps} steps, and an "
             f"error of up to {error:.1e}; it is a lower bound. Raise `max_steps`.",
         )
     return OperatorNorm(value, residual, step, error + torch.finfo(dtype).eps * math.sqrt(start.numel()))
+
+
+def _pause(before: tuple[int, float], now: tuple[int, float], tol: float, shortest: int) -> int:
+    """Number of steps until the next check, from the steps and errors of the last two.
+
+    Half of the steps that are left if the error falls at the same rate, since it falls faster towards the end; and at
+    most half of those taken so far.
+    """
+    (step_before, error_before), (step, error) = before, now
+    if not error < error_before:
+        return shortest
+    rate = math.log(error_before / error) / (step - step_before)  # inf at the first check
+    return max(shortest, min(int(math.log(error / tol) / rate / 2), step // 2))
 
 
 class _GramLanczos:
@@ -152,17 +167,18 @@ class _GramLanczos:
         self.betas: list[Tensor] = []
 
     def step(self) -> None:
-        image = self.gram(self.vector) - self.beta * self.previous  # (1, *side)
-        alpha = (image * self.vector).sum()  # v_j^T G v_j, ()
-        image = image - alpha * self.vector
+        # Small vectors cost as much for the calls of torch as for the arithmetic, so every sum is one call.
+        image = torch.addcmul(self.gram(self.vector), self.beta, self.previous, value=-1)  # (1, *side)
+        alpha = torch.dot(image.flatten(), self.vector.flatten())  # v_j^T G v_j, ()
+        image = torch.addcmul(image, alpha, self.vector, value=-1)
         beta = torch.linalg.vector_norm(image)  # ()
         self.scale = torch.maximum(self.scale, torch.maximum(alpha, beta))
         # If only rounding is left, the space is exhausted: zero vectors from here on, without synchronising the device.
         alive = beta > BREAKDOWN * self.scale  # ()
-        self.beta = torch.where(alive, beta, torch.zeros_like(beta))
+        self.beta = beta * alive
         self.alphas.append(alpha)
         self.betas.append(self.beta)
-        self.previous, self.vector = self.vector, image * (alive / torch.where(alive, beta, torch.ones_like(beta)))
+        self.previous, self.vector = self.vector, image / torch.where(alive, beta, math.inf)
 
     def ritz(self) -> tuple[float, float, float]:
         """Root of the largest Ritz value, its relative residual and error; only this synchronises the device."""

@@ -101,10 +101,10 @@ def _curvature(loss: Tensor, shift: Tensor, direction: Tensor) -> Tensor:
     (slope,) = torch.autograd.grad(loss, shift, create_graph=True, allow_unused=True)
     if slope is None or not slope.requires_grad:
         return shift.new_zeros(len(shift), dtype=torch.float64)
-    (bend,) = torch.autograd.grad((slope * along).sum(), shift, retain_graph=True, allow_unused=True)
-    if bend is None:
+    (second,) = torch.autograd.grad((slope * along).sum(), shift, retain_graph=True, allow_unused=True)
+    if second is None:
         return shift.new_zeros(len(shift), dtype=torch.float64)
-    return (bend * along).double().sum(1)
+    return (second * along).double().sum(1)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from .case import REFUSALS, Case, Fault, check_finite, state_of
 from .data import CLASSES, FEATURES, N, normal, pick_X, pick_y
 from .measures import CHEAP, FITTED, fitted, random_options
 from .modules import MODULES, mlp
-from .values import anything, own_penalties
+from .values import anything, custom_penalties
 
 X, Y = normal(N, FEATURES), np.arange(N) % CLASSES
 
@@ -62,7 +62,7 @@ def _returns(value: Any) -> Callable[..., Any]:
     return lambda network, batch: value
 
 
-def own_measures() -> dict[str, Any]:
+def custom_measures() -> dict[str, Any]:
     """Functions and records in place of a measure's name."""
     returned = {f"returns {name}": _returns(value) for name, value in {
         "a number": 1.0, "an integer": 3, "a tensor": torch.tensor(2.0), "numpy's": np.float32(2), "true": True, "none": None, "text": "1", "nan": float("nan"),
@@ -92,26 +92,26 @@ def own_measures() -> dict[str, Any]:
 
 
 def _one_of_users(case: Case) -> Any:
-    own = case.pick(own_measures(), "own measure")
+    custom = case.pick(custom_measures(), "own measure")
     if any(text in case.choices[-1] for text in ("raises", "labels")):
         case.refusals, case.shortest = (Exception,), 0  # of the user's code
-    return own
+    return custom
 
 
 def _some_measures(case: Case) -> Any:
-    own, name = _one_of_users(case), case.pick(CHEAP)
+    custom, name = _one_of_users(case), case.pick(CHEAP)
     forms = {
-        "a dict": {"own": own},
-        "with params": {"own": (own, {case.pick(["p", "q"]): case.pick(anything())})},
-        "both": [name, own],
-        "alone": own,
-        "twice": [own, own],
+        "a dict": {"own": custom},
+        "with params": {"own": (custom, {case.pick(["p", "q"]): case.pick(anything())})},
+        "both": [name, custom],
+        "alone": custom,
+        "twice": [custom, custom],
         "by name": name,
     }
     return case.pick(forms, f"measures with {name}")
 
 
-def _own(case: Case) -> None:
+def _custom_measure(case: Case) -> None:
     model = _model(case) if case.happens(0.3) else mlp()
     before = state_of(model)
     measures = _some_measures(case)
@@ -178,7 +178,7 @@ def _check_measure(case: Case) -> None:
 def _check_penalty(case: Case) -> None:
     module = case.pick(MODULES, "module")() if case.happens(0.5) else mlp(nn.Tanh()).double()
     batch = torch.from_numpy(X) if case.happens(0.6) else pick_X(case)
-    penalty = case.pick(own_penalties() if case.happens(0.8) else anything(), "penalty")
+    penalty = case.pick(custom_penalties() if case.happens(0.8) else anything(), "penalty")
     before = state_of(module)
     case.call("check_penalty", penalties.check_penalty, penalty, module, batch)
     if state_of(module) != before:
@@ -194,7 +194,7 @@ def _penalized_fit(case: Case) -> None:
     strength = case.pick([1.0, 0.0, 0.1, 1e-300, 1e300, float("inf"), -1], "penalty_strength")
     model = kind(
         (3,),
-        penalty=case.pick(own_penalties(), "penalty"),
+        penalty=case.pick(custom_penalties(), "penalty"),
         penalty_strength=strength,
         optimizer=optimizer,
         max_epochs=2,
@@ -405,7 +405,7 @@ def _cluster(case: Case) -> None:
 
 CASES: dict[str, tuple[Callable[[Case], None], int]] = {
     "a record": (_record, 2), "check_measure": (_check_measure, 2), "check_penalty": (_check_penalty, 2), "penalized fit": (_penalized_fit, 3), "fit with a callback": (_fit_with_callback, 4),
-    "initial state": (_initial_state, 3), "compare": (_compare, 4), "fetch": (_fetch, 1), "cluster": (_cluster, 1), "own measures": (_own, 4),
+    "initial state": (_initial_state, 3), "compare": (_compare, 4), "fetch": (_fetch, 1), "cluster": (_cluster, 1), "own measures": (_custom_measure, 4),
 }  # fmt: skip
 
 

@@ -94,8 +94,8 @@ def _plot(
 
     def drawn(data: Any, **arguments: Any) -> None:
         try:
-            made = display(data, **{key: arguments.pop(key) for key in options})
-            made.plot(*([arguments.pop("ax")] if "ax" in arguments else []), **arguments)
+            shown = display(data, **{key: arguments.pop(key) for key in options})
+            shown.plot(*([arguments.pop("ax")] if "ax" in arguments else []), **arguments)
         finally:
             plt.close("all")
 

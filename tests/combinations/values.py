@@ -123,7 +123,7 @@ def optimizer_params() -> list[Any]:
     ]  # fmt: skip
 
 
-def own_penalties() -> list[Any]:
+def custom_penalties() -> list[Any]:
     """What users put into `penalty`."""
     return [
         None, frobenius_penalty, JacobianPenalty("spectral"), JacobianPenalty("projection"), lambda module, X: module(X).pow(2).mean(), lambda module, X: None, lambda module, X: 3.0,
@@ -175,7 +175,7 @@ def parameters() -> dict[str, list[Any]]:
         "input_shape": [None, (4,), (1, 2, 2), [2, 2], (5,), (0,), 4, (-1, -4), (2.0, 2.0), "4", (), np.array([1, 2, 2]), torch.Size([4]), (10**30, 4), (True, 4), (4, 1, 1, 1, 1, 1, 1, 1, 1, 1)],
         "loss": ["auto", "cross_entropy", "squared", "absolute", "hinge", None, nn.MSELoss, nn.MSELoss()],
         "optimizer": optimizers(), "optimizer_params": optimizer_params(), "learning_rate": SCALE, "learning_rate_schedule": _schedules(),
-        "momentum": UNIT, "weight_decay": [*SCALE, {"*.weight": 0.1}, {"*": 0.0}, {"nothing": 0.1}, {1: 0.1}, {"*": -1.0}, {}], "penalty": own_penalties(), "penalty_strength": SCALE,
+        "momentum": UNIT, "weight_decay": [*SCALE, {"*.weight": 0.1}, {"*": 0.0}, {"nothing": 0.1}, {1: 0.1}, {"*": -1.0}, {}], "penalty": custom_penalties(), "penalty_strength": SCALE,
         "max_epochs": SIZE_LIKE, "batch_size": [*SIZE_LIKE, 100, 2**62, "auto"],
         "stop_below": [*SCALE], "early_stopping": FLAG, "validation_fraction": UNIT, "n_iter_no_change": [*SIZE_LIKE, 10**30], "tol": SCALE,
         "stop_at_error": UNIT, "class_weight": [None, "balanced", {0: 1.0}, {0: 0.0, 1: 0.0, 2: 0.0}, {0: -1}, "equal", {9: 1.0}, {"a": 2.0}, {0: "x"}, {0: float("nan")}, {0: 1e300, 1: 1e-300}, [1.0, 2.0, 3.0], 3, {0: np.float32(2)}, {None: 1.0}, {}],

@@ -166,7 +166,7 @@ def draws(x):
     return x * random.random()
 
 
-def tells_time(x):
+def reads_clock(x):
     return x * time.time()
 
 
@@ -195,7 +195,7 @@ def opens(x):
 
 
 @pytest.mark.parametrize(
-    "function", [reads_environment, draws, tells_time, imports, imports_inside, draws_from_numpy, opens]
+    "function", [reads_environment, draws, reads_clock, imports, imports_inside, draws_from_numpy, opens]
 )
 def test_what_may_read_anything_has_no_structure(function):
     assert structure_of(Written(function), (4,), torch.float32, training=False) is None

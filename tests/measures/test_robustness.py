@@ -271,14 +271,14 @@ def test_radii_on_the_softmax(case):
     module, X, net = network(case)
     y = module(X).argmax(1)
     batch = Batch(net, X, y, loss="cross_entropy")
-    found = {method: sample_radii(net, batch, method, 4, "softmax")[0].numpy() for method in METHODS}
+    by_method = {method: sample_radii(net, batch, method, 4, "softmax")[0].numpy() for method in METHODS}
     z = module(X).detach().double().softmax(1).numpy()
     gaps = np.array([np.delete(row[label] - row, label).min() for row, label in zip(z, y, strict=True)])
     lipschitz = MEASURES["lipschitz_l2"](net, batch).value
-    np.testing.assert_allclose(found["spectral"], gaps / math.sqrt(2) / (lipschitz / 2), rtol=1e-5)
-    np.testing.assert_array_equal(found["attack"], radii(case, "attack"))
-    assert (found["frobenius"] <= found["spectral"] * (1 + 1e-8)).all()
-    assert all((found["spectral"] <= found[method]).all() for method in ("jacobian", "hull", "attack"))
+    np.testing.assert_allclose(by_method["spectral"], gaps / math.sqrt(2) / (lipschitz / 2), rtol=1e-5)
+    np.testing.assert_array_equal(by_method["attack"], radii(case, "attack"))
+    assert (by_method["frobenius"] <= by_method["spectral"] * (1 + 1e-8)).all()
+    assert all((by_method["spectral"] <= by_method[method]).all() for method in ("jacobian", "hull", "attack"))
 
 
 def test_hull_of_one_sample_is_its_softmax_jacobian():

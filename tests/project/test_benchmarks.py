@@ -50,10 +50,10 @@ def test_a_row_has_the_agreed_keys():
     assert verdict(row) == "ok"
 
 
-@pytest.mark.parametrize(("ratio", "target", "said"), [(1.2, 1.2, "ok"), (1.21, 1.2, "MISSED"), (9.0, None, "")])
-def test_verdict(ratio, target, said):
+@pytest.mark.parametrize(("ratio", "target", "expected"), [(1.2, 1.2, "ok"), (1.21, 1.2, "MISSED"), (9.0, None, "")])
+def test_verdict(ratio, target, expected):
     row = {"kernel": "k", "ours": 0.5, "peer": 0.25, "ratio": ratio, "target": target}
-    assert verdict(row) == said
+    assert verdict(row) == expected
     assert f"{ratio:.2f}" in table([row])
     assert "500.00" in table([row])
 

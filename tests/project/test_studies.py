@@ -140,10 +140,10 @@ def test_outcome_of_a_claim(values, outcome):
 
 
 def test_outcome_of_several_claims():
-    holds, fails, tells_nothing = [1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]
+    holds, fails, undecided = [1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]
     assert judge({"a": holds, "b": holds}).outcome == "reproduced"
-    assert judge({"a": holds, "b": tells_nothing}).outcome == "inconclusive at this scale"
-    verdict = judge({"a": holds, "b": tells_nothing, "c": fails})
+    assert judge({"a": holds, "b": undecided}).outcome == "inconclusive at this scale"
+    verdict = judge({"a": holds, "b": undecided, "c": fails})
     assert str(verdict) == "NOT REPRODUCED: 1 of 3 claims hold"
     assert "  not reproduced: c -1 +- 0" in verdict.details()
 
