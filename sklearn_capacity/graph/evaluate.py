@@ -119,9 +119,9 @@ def pick(where: Tensor, dx: Tensor) -> Tensor:
     if dx.dim() == 4 and dx.is_contiguous(memory_format=torch.channels_last):
         n, c = dx.shape[:2]
         rows = dx.permute(0, 2, 3, 1).reshape(n, -1, c)  # views; flattening per channel would copy
-        entries = rows.gather(1, where.permute(0, 2, 3, 1).reshape(n, -1, c))
+        entries = rows.gather(1, where.permute(0, 2, 3, 1).reshape(n, -1, c))  # (n, places, c)
         return entries.reshape(n, *where.shape[2:], c).permute(0, 3, 1, 2)
-    return dx.flatten(2).gather(2, where.flatten(2)).reshape(where.shape)
+    return dx.flatten(2).gather(2, where.flatten(2)).reshape(where.shape)  # (n, c, *places)
 
 
 def avg_pool(node: Node, x: Tensor) -> Tensor:

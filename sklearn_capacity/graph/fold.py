@@ -86,6 +86,7 @@ def _channels_first(node: Node, scale: Tensor) -> Tensor:
     assert weight is not None
     if node.op == "conv_transpose":  # (in, out / groups, ...)
         groups = node.params["groups"]
+        # (groups, in per group, out per group)
         per_group = scale.reshape(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1)
         return per_group.reshape(weight.shape[0], weight.shape[1], *(1,) * (weight.dim() - 2))
     return scale.reshape(-1, *(1,) * (weight.dim() - 1))
@@ -148,7 +149,7 @@ def _fold_norm_forward(graph: NetworkGraph) -> NetworkGraph:
             continue
         assert after.weight is not None
         rest = (1,) * (after.weight.dim() - 2)
-        moved = after.weight * shift.reshape(1, -1, *rest)
+        moved = after.weight * shift.reshape(1, -1, *rest)  # W (x + shift) = W x + W shift, summed to the bias
         # The shift is multiplied by the weight, so the new bias is trained if the weight is.
         trained = (after.trainable[0] or norm.trainable[0], any(after.trainable) or norm.trainable[1])
         replaced[after.name] = replace(

@@ -62,7 +62,7 @@ def _softmax(xs: Tensors, dim: int, mask: Tensor | None = None) -> Tensor:
 
 
 def _softmax_tangent(xs: Tensors, ts: Tensors, dim: int, mask: Tensor | None = None) -> Tensor:
-    st = _softmax(xs, dim, mask) * ts[0]
+    st = _softmax(xs, dim, mask) * ts[0]  # d softmax = diag(s) t - s (s . t)
     return st - _softmax(xs, dim, mask) * st.sum(dim, keepdim=True)
 
 
@@ -95,7 +95,7 @@ def _mul_tangent(xs: Tensors, ts: Tensors) -> Tensor:
 
 
 def _matmul_tangent(xs: Tensors, ts: Tensors) -> Tensor:
-    return ts[0] @ xs[1] + xs[0] @ ts[1]
+    return ts[0] @ xs[1] + xs[0] @ ts[1]  # d(A B) = dA B + A dB
 
 
 # -- Euclidean length: Jacobian x^T / |x|, 0 at 0 ----------------------------------------------------------------------

@@ -157,7 +157,7 @@ class _Ball:
 
     def largest_rise(self, part: Batch, steps: int, n_restarts: int, generator: torch.Generator) -> float:
         """The best of several ascents; adds one from a random point if none of several steps raises the loss."""
-        start, best = torch.zeros_like(self.theta.center), -math.inf
+        start, best = torch.zeros_like(self.theta.center), -math.inf  # (P,), like all points of the ball
         evaluate = self._evaluation(part)
         at_center, _ = evaluate(False)
         for restart in range(n_restarts + 1):
@@ -173,14 +173,14 @@ class _Ball:
     def _random_point(self, generator: torch.Generator) -> Tensor:
         """A random point on the sphere, in the ball's coordinates."""
         drawn = torch.randn(len(self.theta), generator=generator, dtype=torch.float32, device="cpu")
-        u = drawn.to(self.theta.center)
+        u = drawn.to(self.theta.center)  # (P,)
         return self.rho * (u.sign() if self.norm == "linf" else u / torch.linalg.vector_norm(u))
 
     def _evaluation(self, part: Batch) -> Callable[[bool], tuple[float, Tensor | None]]:
         """Mean loss over some samples at the current weights, and its gradient as a flat vector like the weights."""
 
         def evaluate(with_gradient: bool) -> tuple[float, Tensor | None]:
-            gradient = torch.zeros_like(self.theta.center)
+            gradient = torch.zeros_like(self.theta.center)  # (P,); `views` share its memory
             views = self.theta.split(gradient)
 
             def on_chunk(X: Tensor, y: Tensor) -> Tensor:

@@ -148,8 +148,8 @@ def _target_vector(network: Network, batch: Batch) -> Tensor:
     """The vector y with classes first, then samples, like the rows of the dual matrix."""
     y = targets(batch)
     if not y.is_floating_point():
-        y = F.one_hot(y, network.n_outputs).double() - 1 / network.n_outputs
-    return y.double().reshape(batch.n_samples, -1).T.flatten()
+        y = F.one_hot(y, network.n_outputs).double() - 1 / network.n_outputs  # (n, C)
+    return y.double().reshape(batch.n_samples, -1).T.flatten()  # (C n,)
 
 
 def ntk_decay(network: Network, batch: Batch, *, floor: float = 1e-4) -> Measured:

@@ -266,7 +266,7 @@ def hessian_quadrature(network: Network, batch: Batch, n_draws: int, n_steps: in
             signs = torch.randint(0, 2, (hessian.size,), generator=generator, device="cpu").double().mul_(2).sub_(1)
             product = _counted(hessian.product, bar)
             draws.append(lanczos_quadrature(product, hessian.size, n_steps=n_steps, start=signs, device=hessian.device))
-    nodes, weights = (torch.stack(parts) for parts in zip(*draws, strict=True))
+    nodes, weights = (torch.stack(parts) for parts in zip(*draws, strict=True))  # (n_draws, steps) each
     return nodes, weights
 
 
@@ -352,7 +352,7 @@ def _trace(hessian: LossHessian, batch: Batch, n_products: int, generator: torch
 def _matrix(hessian: LossHessian, batch: Batch) -> Tensor:
     """The full Hessian, (P, P), exactly symmetric, on the CPU."""
     with _progress(batch, hessian.size) as bar:
-        eye = torch.eye(hessian.size, dtype=torch.float64, device=hessian.device)
+        eye = torch.eye(hessian.size, dtype=torch.float64, device=hessian.device)  # (P, P)
         matrix = _counted(hessian.products, bar)(eye).cpu()
     return _finite((matrix + matrix.T) / 2, "Hessian")
 

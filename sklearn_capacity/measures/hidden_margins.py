@@ -107,14 +107,16 @@ def _margins(network: Network, batch: Batch) -> dict[str, np.ndarray]:
                 kept[node.name] = value
 
         with torch.enable_grad():
-            logits = evaluate(network.graph, X.detach().requires_grad_(True), keep).reshape(len(X), -1)
+            logits = evaluate(network.graph, X.detach().requires_grad_(True), keep).reshape(len(X), -1)  # (n, C)
             others = logits.detach().scatter(1, y[:, None], -torch.inf)
-            pairs = torch.stack([y, others.argmax(1)], dim=1)
+            pairs = torch.stack([y, others.argmax(1)], dim=1)  # the label and the strongest other class, (n, 2)
             gaps = logits.gather(1, pairs).diff(dim=1).neg().squeeze(1)  # (n,)
             values = [kept[name] for name in readers]
+            # like the layers' inputs
             slopes = torch.autograd.grad(gaps.sum(), values, allow_unused=True, materialize_grads=True)
         for spread, value in zip(spreads, values, strict=True):
             spread.add(value.detach().flatten(1).double())
+        # (n,) for each layer
         lengths = [torch.linalg.vector_norm(slope.flatten(1).double(), dim=1) for slope in slopes]
         return gaps.detach().double()[:, None] / torch.stack(lengths, dim=1)  # (n, layers)
 
@@ -148,7 +150,7 @@ class _Spread:
         self.mean: Tensor | None = None
 
     def add(self, rows: Tensor) -> None:
-        mean = rows.mean(0)
+        mean = rows.mean(0)  # (numbers,)
         total = float((rows - mean).square().sum())
         if self.mean is not None:
             total += self.n * len(rows) / (self.n + len(rows)) * float((mean - self.mean).square().sum())

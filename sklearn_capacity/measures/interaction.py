@@ -223,25 +223,25 @@ def _chunk(
     norms = X.norm(dim=1, keepdim=True)
     if not bool((norms > 0).all()):
         raise NotDefinedError("The interaction conditions need samples of unit norm, but `X` contains a zero sample.")
-    h = X / norms
+    h = X / norms  # (n, D)
     products = {(0, 0): h.norm(dim=1)}
     active: list[Tensor] = []
     fractions = []
     for b, weight in enumerate(weights, start=1):
-        z = h @ weight.mT
-        active.append((z > 0).double() if b < d else torch.ones_like(z))
+        z = h @ weight.mT  # pre-activations of layer b, (n, h_b)
+        active.append((z > 0).double() if b < d else torch.ones_like(z))  # the diagonal of D_b, (n, h_b)
         if b < d:
-            counts = [(z.abs() <= delta).double().mean(1) / delta for delta in grid]
+            counts = [(z.abs() <= delta).double().mean(1) / delta for delta in grid]  # (n,) for each delta
             fractions.append(torch.stack(counts).amax(0))
         h = z * active[-1]
-        products[0, b] = h.norm(dim=1)
+        products[0, b] = h.norm(dim=1)  # |D_b W_b ... x|, (n,)
     for a in range(1, d + 1):
         product = active[a - 1][:, :, None] * narrow[a - 1]
         products[a, a] = product.flatten(1).norm(dim=1)
         for b in range(a + 1, d + 1):
-            product = active[b - 1][:, :, None] * (weights[b - 1] @ product)
+            product = active[b - 1][:, :, None] * (weights[b - 1] @ product)  # D_b W_b ... D_a W_a, (n, h_b, columns)
             products[a, b] = product.flatten(1).norm(dim=1)
-    near_zero = torch.stack(fractions, dim=1) if fractions else X.new_zeros((len(X), 0))
+    near_zero = torch.stack(fractions, dim=1) if fractions else X.new_zeros((len(X), 0))  # (n, d - 1)
     return products, near_zero
 
 

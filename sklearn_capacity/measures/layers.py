@@ -124,7 +124,7 @@ def kernel_matrix(node: Node) -> Tensor:
     if node.op == "conv_transpose":  # stored as (c_in, c_out / groups, ...)
         groups = node.params["groups"]
         c_in, per_group = weight.shape[:2]
-        weight = weight.reshape(groups, c_in // groups, per_group, -1).transpose(1, 2)
+        weight = weight.reshape(groups, c_in // groups, per_group, -1).transpose(1, 2)  # (groups, out, in, kernel)
         return weight.reshape(groups * per_group, -1)
     if node.op == "diagonal":
         return weight.reshape(-1, 1)

@@ -238,7 +238,7 @@ def _add(node: Node, *logs: Log) -> Log:
 
 def _diagonal_norm(node: Node, shape: Sequence[int], device: torch.device, *, maximum: bool) -> float:
     """The largest factor; copies made by broadcasting count together."""
-    ones = torch.ones(1, *node.shape, dtype=torch.float64, device=device)
+    ones = torch.ones(1, *node.shape, dtype=torch.float64, device=device)  # (1, *node.shape)
     factors = ones[0] if node.weight is None else (ones * broadcast(node, layer_weight(node), ones))[0]
     if maximum or tuple(shape) == tuple(node.shape):
         return float(factors.abs().max())

@@ -40,6 +40,7 @@ def magnitudes(network: Network) -> dict[str, Tensor]:
         def limited(node: Node, limit: float) -> Bounds:
             if math.isinf(limit):
                 return None
+            # one bound for every entry
             return torch.full((1, *node.shape), limit, dtype=torch.float64, device=network.device)
 
         rules: dict[str, Callable[..., Bounds]] = {op: _known(rule) for op, rule in _RULES.items()}

@@ -22,7 +22,7 @@ def margins_of(logits: Tensor, classes: Tensor) -> Tensor:
     """f_y - max_{k != y} f_k per sample, (n,); negative where the sample is misclassified."""
     if logits.shape[1] < 2:
         raise NotDefinedError(f"A margin needs at least two logits, got {logits.shape[1]}.")
-    labelled = logits.gather(1, classes[:, None])
+    labelled = logits.gather(1, classes[:, None])  # (n, 1)
     others = logits.scatter(1, classes[:, None], -torch.inf)
     return (labelled - others.amax(1, keepdim=True)).squeeze(1)
 
@@ -128,7 +128,7 @@ def softmax_score(network: Network, batch: Batch) -> Measured:
     >>> round(measure_capacity(nn.Identity(), X, torch.tensor([0]), "softmax_score")["softmax_score"], 4)
     0.8485
     """
-    z = batch.logits.softmax(1)
+    z = batch.logits.softmax(1)  # (n, C)
     return Measured(math.sqrt(2) * float(margins_of(z, batch.classes).min()))
 
 

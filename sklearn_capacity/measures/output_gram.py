@@ -54,7 +54,7 @@ class FoldedLogits:
         self.walkable = chain.chain_refusal(graph) is None
 
     def __call__(self, X: Tensor) -> Tensor:
-        return evaluate(self.graph, X).reshape(len(X), -1)
+        return evaluate(self.graph, X).reshape(len(X), -1)  # (n, C)
 
 
 def logits_function(network: Network, batch: Batch) -> Callable[[Tensor], Tensor]:
@@ -77,7 +77,7 @@ def jacobian_rows(function: Callable[[Tensor], Tensor], X: Tensor) -> Tensor:
     """J(x) of every sample, (n, C, D), from one backward pass per class: along the graph where possible."""
     if isinstance(function, FoldedLogits) and function.walkable:
         return chain.jacobian_rows(function.graph, X)
-    return torch.stack([row.flatten(1) for row in jacobian_products(function, X)], dim=1)
+    return torch.stack([row.flatten(1) for row in jacobian_products(function, X)], dim=1)  # (n, C, D)
 
 
 def jacobian_gram(network: Network, batch: Batch) -> Tensor:
@@ -86,7 +86,7 @@ def jacobian_gram(network: Network, batch: Batch) -> Tensor:
 
     def gram(X: Tensor) -> Tensor:
         rows = jacobian_rows(function, X).double()
-        return rows @ rows.transpose(1, 2)
+        return rows @ rows.transpose(1, 2)  # (n, C, C)
 
     return batch.once("jacobian_gram", lambda: batch.cat(lambda X: in_pieces(gram, X, network.n_outputs)))
 
@@ -104,11 +104,13 @@ def piece_size(X: Tensor, n_outputs: int) -> int:
 def traces(network: Network, batch: Batch, metric: str) -> Tensor:
     """tr(J^T F J) of every sample, (n,), float64."""
     if _holds_grams(network, batch):
-        return batch.once(("companion", metric), lambda: _companion(network, batch, metric)).diagonal(0, 1, 2).sum(1)
+        gram = batch.once(("metric_gram", metric), lambda: _metric_gram(network, batch, metric))  # (n, C, C)
+        return gram.diagonal(0, 1, 2).sum(1)
 
     function = logits_function(network, batch)
 
     def squares(X: Tensor) -> Tensor:
+        # tr(J^T B B^T J) = sum_k |(B e_k)^T J|^2
         vectors = None if metric == "logits" else lambda values: _each_column(values, metric)
         rows = jacobian_products(function, X, vectors)
         return sum(row.flatten(1).double().square().sum(1) for row in rows)  # type: ignore[return-value]
@@ -124,11 +126,11 @@ def largest_eigenvalues(network: Network, batch: Batch, metric: str) -> Tensor:
             function = logits_function(network, batch)
             size = max(1, int(min(LANCZOS_BYTES, batch.room / 4) / (8 * LANCZOS_VECTORS * network.n_outputs)))
             return batch.cat(lambda X: torch.cat([_by_lanczos(function, piece, metric) for piece in X.split(size)]))
-        companion = batch.once(("companion", metric), lambda: _companion(network, batch, metric))
-        if not bool(torch.isfinite(companion).all()):
+        gram = batch.once(("metric_gram", metric), lambda: _metric_gram(network, batch, metric))
+        if not bool(torch.isfinite(gram).all()):
             raise NotDefinedError("The Jacobian is not finite. Check the weights and X for NaN and infinity.")
         # Many small symmetric problems: a GPU solves them one after the other.
-        return torch.linalg.eigvalsh(companion.cpu())[:, -1].clamp_min(0)
+        return torch.linalg.eigvalsh(gram.cpu())[:, -1].clamp_min(0)
 
     return batch.once(("largest", metric), compute)
 
@@ -151,41 +153,41 @@ def gram_bytes(network: Network, batch: Batch, **params: Any) -> float:
 GRAM = Peak(passes=4, outputs=2, more=gram_bytes)
 
 
-def _companion(network: Network, batch: Batch, metric: str) -> Tensor:
+def _metric_gram(network: Network, batch: Batch, metric: str) -> Tensor:
     gram = jacobian_gram(network, batch)
     if metric == "logits":
         return gram
     B = _columns(batch.logits, metric).transpose(0, 1).transpose(1, 2)  # (n, C, C), columns B e_k
-    return B.transpose(1, 2) @ gram @ B
+    return B.transpose(1, 2) @ gram @ B  # (n, C, C), with the nonzero eigenvalues of J^T F J
 
 
 def _by_lanczos(function: Callable[[Tensor], Tensor], X: Tensor, metric: str) -> Tensor:
     with torch.no_grad():
-        p = function(X).double().softmax(1)
+        p = function(X).double().softmax(1)  # (n, C)
     product = gram_product(function, X)
 
-    def companion(v: Tensor) -> Tensor:
-        image = product(_apply(p, v, metric).to(X.dtype)).double()
+    def transformed(v: Tensor) -> Tensor:
+        image = product(_apply(p, v, metric).to(X.dtype)).double()  # J J^T B v, (n, C)
         return _apply_transposed(p, image, metric)
 
-    return lanczos(companion, tuple(p.shape), tol=TOLERANCE, device=X.device).values[:, 0].clamp_min(0)
+    return lanczos(transformed, tuple(p.shape), tol=TOLERANCE, device=X.device).values[:, 0].clamp_min(0)
 
 
 def _columns(logits: Tensor, metric: str) -> Tensor:
     """B e_k of every sample for every class k, (C, n, C); small entries of a confident network are kept."""
     if metric == "fisher":
         return cotangents(logits, "cross_entropy")
-    p = logits.softmax(1)
-    identity = torch.eye(p.shape[1], dtype=p.dtype, device=p.device)[:, None, :]
-    return p.T[:, :, None] * (identity - p)
+    p = logits.softmax(1)  # (n, C)
+    identity = torch.eye(p.shape[1], dtype=p.dtype, device=p.device)[:, None, :]  # (C, 1, C)
+    return p.T[:, :, None] * (identity - p)  # p_k (e_k - p), (C, n, C)
 
 
 def _each_column(logits: Tensor, metric: str) -> Iterator[Tensor]:
     """The same one class at a time, (n, C) each: all C n vectors may not fit into memory."""
     p = logits.double().softmax(1).to(logits.dtype)
-    scale = _scale(p, metric)
+    scale = _scale(p, metric)  # (n, C)
     for k in range(p.shape[1]):
-        column = -scale[:, k, None] * p
+        column = -scale[:, k, None] * p  # s_k (e_k - p), (n, C)
         column[:, k] += scale[:, k]
         yield column
 
@@ -213,9 +215,9 @@ def fisher_norm(logits: Tensor) -> Tensor:
     By Gershgorin's discs and the largest diagonal entry, the eigenvalue is in [q, 2 q] with q = p_1 (1 - p_1) for the
     most likely class; within that interval, the secular equation of the rank-one change is bisected to the last digit.
     """
-    p = logits.double().softmax(1).sort(1, descending=True).values
-    top, rest = p[:, :1], p[:, 1:]
-    least = top * rest.sum(1, keepdim=True)
+    p = logits.double().softmax(1).sort(1, descending=True).values  # (n, C)
+    top, rest = p[:, :1], p[:, 1:]  # (n, 1), (n, C - 1)
+    least = top * rest.sum(1, keepdim=True)  # p_1 (1 - p_1) without cancellation, (n, 1)
     low, high = least, 2 * least
     for _ in range(54):
         middle = (low + high) / 2

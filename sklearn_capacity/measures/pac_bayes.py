@@ -282,7 +282,7 @@ class _NoisyErrors:
         for _ in displacements(self.theta, sigma, n_draws, self.generator):
             errors.append(mean_error(self.batch, self.forward))
             bar.update()
-        return torch.stack(errors).cpu()
+        return torch.stack(errors).cpu()  # (n_draws,)
 
 
 def _bound(form: str, error: float, kl: float, m: int, delta: float) -> float:

@@ -77,7 +77,7 @@ def path_activity(network: Network, batch: Batch, *, p: float = 1.0) -> Measured
     def on_chunk(X: Tensor) -> tuple[float, float]:
         """The sum over samples and paths, and the logarithm of its scale."""
         with torch.no_grad():
-            ones = torch.ones(X.shape, dtype=torch.float64, device=X.device)
+            ones = torch.ones(X.shape, dtype=torch.float64, device=X.device)  # (n, *input_shape)
             _, (total, log_scale) = interpret(network.graph, rules, (X, (ones, 0.0)), purpose=PURPOSE)
         return float(total.sum()), log_scale
 

@@ -70,7 +70,7 @@ def path_norm(network: Network, batch: Batch, *, p: float = 2.0) -> Measured:
     graph_layers(network, PURPOSE)  # all finite
     rules = path_rules(network, p, PURPOSE)
     refuse_unknown(network.graph, rules, PURPOSE)
-    ones = torch.ones(1, *network.input_shape, dtype=torch.float64, device=network.device)
+    ones = torch.ones(1, *network.input_shape, dtype=torch.float64, device=network.device)  # (1, *input_shape)
     with torch.no_grad():
         total, log_scale = interpret(network.graph, rules, (ones, 0.0), purpose=PURPOSE)
     return Measured.from_log((logarithm(float(total.sum())) + log_scale) / p)
@@ -189,7 +189,7 @@ def _window_sums(node: Node, values: Tensor) -> Tensor:
     if q["nd"] == 2 and q.get("dilation", (1, 1)) == (1, 1):  # several times faster than a convolution
         sums = F.avg_pool2d(images, q["kernel"], q["stride"], divisor_override=1)
     else:
-        kernel = torch.ones(1, 1, *q["kernel"], dtype=values.dtype, device=values.device)
+        kernel = torch.ones(1, 1, *q["kernel"], dtype=values.dtype, device=values.device)  # (1, 1, *kernel)
         conv = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[q["nd"]]
         sums = conv(images, kernel, None, q["stride"], 0, q.get("dilation", 1))
     return sums.reshape(len(values), *node.shape)

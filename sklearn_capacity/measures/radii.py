@@ -83,6 +83,7 @@ def _ball_radii(function: Logits, n_outputs: int, batch: Batch, scores: Tensor, 
     for draw in _progress(range(n_draws), batch, "radii"):
         # In float64, whose draws do not depend on the processor.
         noise = torch.randn(batch.X.shape, generator=generator, dtype=torch.float64, device="cpu").to(batch.X)
+        # (n,)
         share = torch.rand(len(noise), generator=generator, dtype=torch.float64, device="cpu").to(batch.X.device)
         search.look_at(_scaled(noise, share * search.reach()))
         search.climb(noise, *STEPS[draw % len(STEPS)])
@@ -103,9 +104,9 @@ class _BallSearch:
         # If the network is flat at a sample, any radius may be valid: search no further than the extent of the data.
         self.horizon = float(_lengths(batch.X - batch.X.mean(0)).max()) or 1.0
         self.gain = math.sqrt(torch.finfo(batch.X.dtype).eps)
-        self.offsets = torch.zeros_like(batch.X)
-        self.slopes = self._slopes(batch.X)
-        self.radii = self._allowed(torch.zeros_like(self.slopes), self.slopes)
+        self.offsets = torch.zeros_like(batch.X)  # (n, ...): the points to climb from, relative to the samples
+        self.slopes = self._slopes(batch.X)  # ||J||_2 at these points, (n,)
+        self.radii = self._allowed(torch.zeros_like(self.slopes), self.slopes)  # (n,)
         # Merit of the point to climb from: the radius that it allows times the radius that its slope allows.
         self.merits = self.radii * self.scores / self.slopes
 
@@ -114,7 +115,7 @@ class _BallSearch:
 
     def _allowed(self, distances: Tensor, slopes: Tensor) -> Tensor:
         """The radius that points at these distances allow; 0 for misclassified samples."""
-        allowed = torch.maximum(distances, self.scores / slopes)
+        allowed = torch.maximum(distances, self.scores / slopes)  # (n,)
         return torch.where(self.scores > 0, allowed, torch.zeros_like(allowed))
 
     def look_at(self, offsets: Tensor) -> None:
@@ -122,7 +123,7 @@ class _BallSearch:
         slopes = self._slopes(self.batch.X + offsets)
         radii = self._allowed(_lengths(offsets), slopes)
         merits = radii * self.scores / slopes
-        better = merits < self.merits * (1 - self.gain)
+        better = merits < self.merits * (1 - self.gain)  # (n,)
         self.merits = torch.where(better, merits, self.merits)
         self.radii = torch.minimum(self.radii, radii)
         self.slopes = torch.where(better, slopes, self.slopes)
@@ -139,16 +140,16 @@ class _BallSearch:
         )
         # The relative change of the slope across the ball; zero where there is no second derivative.
         change = torch.cat(parts).nan_to_num(0.0, 0.0, 0.0) * _over(reach, noise).to(noise.dtype)
-        direction = change + _scaled(noise, torch.full_like(reach, FLAT))
+        direction = change + _scaled(noise, torch.full_like(reach, FLAT))  # (n, ...)
         offsets = self.offsets + _scaled(direction, step * reach)
         least = self._crossing(change, offsets, reach)
         self.look_at(_scaled(offsets, least + share * (reach - least)))
 
     def _crossing(self, change: Tensor, offsets: Tensor, reach: Tensor) -> Tensor:
         """The crossing of r S(r) with o towards these offsets, by one Newton step in log r from the reach."""
-        end = _scaled(offsets, torch.ones_like(reach))
-        growth = _dots(change, end)
-        log_slopes = self.slopes.log() + growth - _dots(change, self.offsets) / reach
+        end = _scaled(offsets, torch.ones_like(reach))  # unit vectors, (n, ...)
+        growth = _dots(change, end)  # d log S / d log r at the reach, (n,)
+        log_slopes = self.slopes.log() + growth - _dots(change, self.offsets) / reach  # (n,), extrapolated to the reach
         excess = (reach.log() + log_slopes - self.scores.log()).clamp_min(0)
         return torch.where(self.scores > 0, reach * (-excess / (1 + growth.clamp_min(0))).exp(), 0.0)
 
@@ -164,9 +165,10 @@ def _hull_slope(function: Logits, n_outputs: int, batch: Batch, n_draws: int) ->
         yield X
         for draw in _progress(range(n_draws), batch, "convex hull"):
             corners = 2 if draw % 2 == 0 else 4
+            # Exponential variables, (corners, n): divided by their sum, they are uniform on the simplex.
             weights = -torch.rand(corners, len(X), generator=generator, dtype=torch.float64, device="cpu").neg().log1p()
-            weights = (weights / weights.sum(0)).to(X)  # uniform on the simplex
-            total = torch.zeros_like(X)
+            weights = (weights / weights.sum(0)).to(X)
+            total = torch.zeros_like(X)  # (n, ...)
             for weight in weights:
                 order = torch.randperm(len(X), generator=generator, device="cpu").to(X.device)
                 total = total + weight.reshape(-1, *(1,) * (X.dim() - 1)) * X[order]
@@ -195,10 +197,10 @@ def _log_slope_gradient(function: Logits, points: Tensor, n_outputs: int) -> Ten
 
 def _piece_gradient(function: Logits, points: Tensor) -> Tensor:
     """The sum over i of (s_i / s_1)^{2 p - 2} grad (u_i^T J v_i) s_i / s_1^2, over that of (s_i / s_1)^{2 p}."""
-    rows = jacobian_rows(function, points).double()
-    squares, outer = _left_singular(rows)
+    rows = jacobian_rows(function, points).double()  # (n, C, D)
+    squares, outer = _left_singular(rows)  # s_i^2, (n, C), and u_i as columns, (n, C, C)
     ratios = (squares / squares[:, -1:]).nan_to_num(0.0)  # for a zero Jacobian
-    weights = ratios ** (ORDER - 1)
+    weights = ratios ** (ORDER - 1)  # (n, C)
     weights = torch.where(weights > NEGLIGIBLE, weights, 0.0)
     scale = (squares[:, -1:] * (ratios**ORDER).sum(1, keepdim=True)).clamp_min(torch.finfo(squares.dtype).tiny)
     weights = weights / scale
@@ -206,8 +208,10 @@ def _piece_gradient(function: Logits, points: Tensor) -> Tensor:
         x = points.detach().requires_grad_(True)
         logits, total = function(x), x.new_zeros(())
         for k in range(1, 1 + int((weights > 0).sum(1).max())):
-            u = outer[:, :, -k]
+            u = outer[:, :, -k]  # (n, C)
+            # weight times J^T u = s v, like a sample
             v = ((weights[:, -k, None] * u)[:, None, :] @ rows).reshape(x.shape)
+            # J(x)^T u, whose product with v is u^T J(x) v
             (pulled,) = torch.autograd.grad(logits, x, u.to(x), create_graph=True)
             total = total + (pulled * v.to(x)).sum()
         if not total.requires_grad:
@@ -218,7 +222,7 @@ def _piece_gradient(function: Logits, points: Tensor) -> Tensor:
 
 def _left_singular(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Squared singular values of J, ascending, (n, C), and the left singular vectors, (n, C, C), of J (n, C, D)."""
-    gram = rows @ rows.transpose(1, 2)
+    gram = rows @ rows.transpose(1, 2)  # J J^T, (n, C, C)
     if not bool(gram.isfinite().all()):
         raise NotDefinedError("The Jacobian is not finite. Check the weights and X for NaN and infinity.")
     # Many small symmetric problems: a GPU solves them one after the other.
@@ -227,10 +231,12 @@ def _left_singular(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _lengths(offsets: Tensor) -> Tensor:
+    """Euclidean norm of each sample's tensor, (n,), float64."""
     return offsets.flatten(1).double().norm(dim=1)
 
 
 def _dots(some: Tensor, others: Tensor) -> Tensor:
+    """Inner product of each sample's two tensors, (n,), float64."""
     return (some * others).flatten(1).double().sum(1)
 
 

@@ -61,7 +61,7 @@ class Chain:
 
 def _scale(X: Tensor) -> Tensor:
     """The largest absolute entry of every sample, shaped for division; 1 where it is 0."""
-    top = X.abs().flatten(1).amax(1).reshape(-1, *(1 for _ in X.shape[1:]))
+    top = X.abs().flatten(1).amax(1).reshape(-1, *(1 for _ in X.shape[1:]))  # (n, 1, ...)
     return torch.where(top > 0, top, torch.ones_like(top))
 
 

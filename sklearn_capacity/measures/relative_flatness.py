@@ -91,16 +91,17 @@ def relative_flatness(network: Network, batch: Batch, *, layer: str | None = Non
 
 def _directions(weight: Tensor) -> Tensor:
     """Vectors a_k of the outputs, one per row, with sum_k a_k a_k^T = W W^T."""
-    left, lengths, _ = torch.linalg.svd(weight.double(), full_matrices=False)
-    return (left * lengths).T
+    left, lengths, _ = torch.linalg.svd(weight.double(), full_matrices=False)  # W W^T = U S^2 U^T
+    return (left * lengths).T  # (min(out, in), out)
 
 
 def _curvature(loss: Tensor, shift: Tensor, direction: Tensor) -> Tensor:
     """a^T (d^2 loss / dz^2) a of every sample, (n,); samples do not interact in eval mode."""
-    along = direction.to(shift)
-    (slope,) = torch.autograd.grad(loss, shift, create_graph=True, allow_unused=True)
+    along = direction.to(shift)  # (out,)
+    (slope,) = torch.autograd.grad(loss, shift, create_graph=True, allow_unused=True)  # dL/dz, (n, out)
     if slope is None or not slope.requires_grad:
         return shift.new_zeros(len(shift), dtype=torch.float64)
+    # H a of each sample, (n, out)
     (second,) = torch.autograd.grad((slope * along).sum(), shift, retain_graph=True, allow_unused=True)
     if second is None:
         return shift.new_zeros(len(shift), dtype=torch.float64)

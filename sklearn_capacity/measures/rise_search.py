@@ -71,7 +71,7 @@ def noise_scale_of_rise(
         scale = weights.scales(sigma, magnitude, epsilon, squared=True)
         draws = displacements(weights.theta, scale, n_draws, batch.generator())
         with torch.no_grad():
-            return torch.stack([weights.mean_over_data() for _ in draws]) - start
+            return torch.stack([weights.mean_over_data() for _ in draws]) - start  # (n_draws,)
 
     with tqdm(desc="PAC-Bayes sigma", unit="sigma", disable=not batch.verbose, leave=False) as bar:
         search = _Search(lambda sigma: float(rises(sigma).mean()), rise, bar, f"the {criterion}")
@@ -104,7 +104,7 @@ def worst_scale_of_rise(
     criterion = criterion_of(batch, criterion)
     weights = _Weights(network, batch, criterion)
     start = float(weights.mean_over_data())
-    zero = torch.zeros_like(weights.theta.center)
+    zero = torch.zeros_like(weights.theta.center)  # (P,)
     drawn = torch.randn(len(zero), generator=batch.generator(), dtype=torch.float32, device="cpu")
     corner = drawn.sign().to(zero)
 
@@ -167,7 +167,7 @@ class _Weights:
 
     def evaluate(self, with_gradient: bool) -> tuple[float, float, Tensor | None]:
         """Mean loss, mean of the criterion, and the gradient of the loss as a flat vector like the weights."""
-        gradient = torch.zeros_like(self.theta.center)
+        gradient = torch.zeros_like(self.theta.center)  # (P,); `views` share its memory
         views = self.theta.split(gradient)
         y, loss, n = targets(self.batch), self.batch.loss, self.batch.n_samples
 

@@ -93,6 +93,7 @@ def davies_bouldin(network: Network, batch: Batch, *, layer: str | None = None) 
     centers /= counts[:, None]
     lengths = batch.cat(lambda X, index: torch.linalg.vector_norm(features(X) - centers[index], dim=1), index)
     spreads = lengths.new_zeros(len(present)).index_add_(0, index, lengths) / counts  # (K,)
+    # (K, K)
     ratios = (spreads[:, None] + spreads) / torch.cdist(centers, centers, compute_mode="donot_use_mm_for_euclid_dist")
     ratios.fill_diagonal_(-math.inf)
     ratios = ratios.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)  # no spread around one mean
@@ -184,6 +185,7 @@ def _all_pairs(n: int) -> tuple[Tensor, Tensor]:
 
 def _drawn_pairs(n: int, n_pairs: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     first = torch.randint(n, (n_pairs,), generator=generator, device="cpu")
+    # of the n - 1 others: first is skipped
     second = torch.randint(n - 1, (n_pairs,), generator=generator, device="cpu")
     return first, second + (second >= first)
 
@@ -192,7 +194,7 @@ def _errors(batch: Batch, first: Tensor, second: Tensor) -> float:
     """The share of midpoints that are classified differently from their ends."""
 
     def wrong(first: Tensor, second: Tensor) -> Tensor:
-        middle = (batch.X[first] + batch.X[second]) / 2
+        middle = (batch.X[first] + batch.X[second]) / 2  # (pairs, ...)
         with torch.no_grad():
             return (batch.network.forward(middle).argmax(1) != batch.classes[first]).double().sum()
 

@@ -116,7 +116,7 @@ def parameter_norm(network: Network, batch: Batch) -> Measured:
     tensors = _effective_parameters(network)
     if not tensors:
         return Measured(0.0)
-    norms = torch.stack([stable_norm(tensor.detach().double().flatten(), 2) for tensor in tensors])
+    norms = torch.stack([stable_norm(tensor.detach().double().flatten(), 2) for tensor in tensors])  # (tensors,)
     return Measured(float(stable_norm(norms, 2)))
 
 

@@ -264,7 +264,7 @@ def _dense(operator: ConvOperator, node: Node) -> Tensor:
     product, shape = (
         (operator.forward, operator.input_shape) if sides[0] <= sides[1] else (operator.adjoint, operator.output_shape)
     )
-    eye = torch.eye(min(sides), dtype=torch.float64, device=operator.weight.device)
+    eye = torch.eye(min(sides), dtype=torch.float64, device=operator.weight.device)  # (shorter side, shorter side)
     return torch.cat([product(rows.reshape(-1, *shape)).flatten(1) for rows in eye.split(256)])
 
 

@@ -105,7 +105,7 @@ def steps_to_loss(
         check_initial_state(network)
         for view, before in zip(weights.theta.views, vector.initial(), strict=True):
             view.copy_(before)
-    samples, velocity = weights.samples(batch.generator()), torch.zeros_like(weights.theta.flat)
+    samples, velocity = weights.samples(batch.generator()), torch.zeros_like(weights.theta.flat)  # velocity: (P,)
     steps, loss = 0, float(mean_loss(batch, weights.forward))
     with tqdm(desc="steps to a loss", total=max_steps, disable=not batch.verbose, leave=False) as bar:
         while loss > threshold and math.isfinite(loss) and steps < max_steps:

@@ -228,15 +228,15 @@ def test_layer_norm_and_attention_have_jacobians_too():
 
 
 def test_jacobians_are_formed_in_bounded_pieces(monkeypatch):
-    from sklearn_capacity.measures import output_gram as companion
+    from sklearn_capacity.measures import output_gram
 
     module, X, y = NETWORKS["conv_1d"]()
     names = ["jacobian_spectral", "jacobian_frobenius", "pullback_trace"]
     expected = measure_capacity(module, X, y, names)
     seen = []
-    rows = companion.jacobian_rows
-    monkeypatch.setattr(companion, "ROW_BYTES", 2 * 3 * 16 * 8)  # two samples of 3 classes and 16 inputs
-    monkeypatch.setattr(companion, "jacobian_rows", lambda net, some: seen.append(len(some)) or rows(net, some))
+    rows = output_gram.jacobian_rows
+    monkeypatch.setattr(output_gram, "ROW_BYTES", 2 * 3 * 16 * 8)  # two samples of 3 classes and 16 inputs
+    monkeypatch.setattr(output_gram, "jacobian_rows", lambda net, some: seen.append(len(some)) or rows(net, some))
     assert measure_capacity(module, X, y, names) == pytest.approx(expected, rel=1e-12)
     assert seen == [2, 2, 2, 1]
 
