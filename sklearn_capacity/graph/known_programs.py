@@ -22,7 +22,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
 
 class Programs:
-    """At most so many values by key, of which those used last are kept; each costs some number.
+    """The `most` values that were used last, by key, without those that cost more than `largest_cost`.
 
     Every access is one operation on a dict, so threads need no lock, which a forked child could find closed.
     """
@@ -55,7 +55,7 @@ class Programs:
 
 
 def structure_of(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype, *, training: bool) -> str | None:
-    """A hash of everything that an export of the module fixes; None if that cannot be told.
+    """A hash of everything that an export of the module fixes; None if that cannot be determined.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Shapes of the results of recorded operators, where torch would first import hundreds of modules to tell them."""
+"""Shapes of the results of recorded operators, for which torch would first import hundreds of modules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Shape = Sequence[int]
 
 
 def result_of(target: Any, args: Sequence[Any], options: dict[str, Any]) -> Tensor:
-    """The result of an operator on tensors without entries; only its shape and its dtype are true."""
+    """The result of an operator on tensors without entries; only its shape and its dtype are meaningful."""
     first: Tensor = args[0]
     if target in KEEP_SHAPE:
         return first

@@ -1,4 +1,4 @@
-"""Known modules as operators without an export: tensors without values run through their forward code, which is noted.
+"""Known modules as operators without an export, from the calls of their forward code on tensors without values.
 
 Known are torch's layers and this package's networks. Recording takes milliseconds where an export takes tens to
 thousands, and changes nothing outside the calling thread. A call that `known_calls` does not list ends it; the module
@@ -64,7 +64,7 @@ def is_known(module: nn.Module) -> bool:
 def _is_known_alone(module: nn.Module) -> bool:
     kind = type(module)
     known = (f"{_PACKAGE}.", "torch.nn.modules.")
-    # The forward code is checked, too: a class that was generated may bear any name.
+    # The forward code is checked, too: a generated class can have any name.
     if not kind.__module__.startswith(known) or not kind.forward.__module__.startswith(known):
         return False
     if "forward" in vars(module):
@@ -91,7 +91,7 @@ def recorded(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype
         x = tape.placeholder("x", torch.empty(SAMPLES, *input_shape, dtype=dtype, device="meta"), of_samples=True)
         input_name = x.node.name  # now, since a call in place gives it another node
         output = module(x)
-    except Exception:  # whatever goes wrong, an export says it better
+    except Exception:  # the export that follows gives the better error
         return None
     if not isinstance(output, _Value) or not output.of_samples:
         return None
@@ -161,7 +161,7 @@ class _Tape:
         return names
 
     def follow(self, module: nn.Module) -> None:
-        """Note which submodule of a private copy is running; each may run once, as the operators bear its name."""
+        """Note which submodule of a private copy is running; each may run once, since the operators carry its name."""
         ran: set[nn.Module] = set()
 
         def enter(path: str) -> Callable[..., None]:
