@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import scipy.linalg
 import torch
 from torch import Tensor
@@ -133,6 +134,8 @@ def operator_norm(
                 if error <= tol:
                     break
                 due, last = step + _pause(last, (step, error), tol, check_every), (step, error)
+                if step < process.size < due:
+                    due = process.size  # where the space is exhausted
     if error > tol:
         warn(
             f"The operator norm {value:.6g} has a relative residual of {residual:.1e} after {max_steps} steps, and an "
@@ -162,23 +165,21 @@ class _GramLanczos:
         self.size = start.numel()
         self.previous = torch.zeros_like(start)  # (1, *side), like all vectors here
         self.vector = start / torch.linalg.vector_norm(start)
-        self.beta = self.scale = start.new_zeros(())
+        self.beta = start.new_zeros(())
         self.alphas: list[Tensor] = []  # tensors of shape (), like the betas
         self.betas: list[Tensor] = []
+        self.tiny = torch.finfo(start.dtype).tiny
 
     def step(self) -> None:
-        # Small vectors cost as much for the calls of torch as for the arithmetic, so every sum is one call.
+        # For small vectors the calls cost as much as the arithmetic, so every sum is one call, and nothing is decided
+        # here: an exhausted space, where beta is 0 or rounding, goes on with a zero or meaningless vector (see `ritz`).
         image = torch.addcmul(self.gram(self.vector), self.beta, self.previous, value=-1)  # (1, *side)
         alpha = torch.dot(image.flatten(), self.vector.flatten())  # v_j^T G v_j, ()
         image = torch.addcmul(image, alpha, self.vector, value=-1)
-        beta = torch.linalg.vector_norm(image)  # ()
-        self.scale = torch.maximum(self.scale, torch.maximum(alpha, beta))
-        # If only rounding is left, the space is exhausted: zero vectors from here on, without synchronising the device.
-        alive = beta > BREAKDOWN * self.scale  # ()
-        self.beta = beta * alive
+        self.beta = torch.linalg.vector_norm(image)  # ()
         self.alphas.append(alpha)
         self.betas.append(self.beta)
-        self.previous, self.vector = self.vector, image / torch.where(alive, beta, math.inf)
+        self.previous, self.vector = self.vector, image / self.beta.clamp_min(self.tiny)
 
     def ritz(self) -> tuple[float, float, float]:
         """Root of the largest Ritz value, its relative residual and error; only this synchronises the device."""
@@ -188,6 +189,10 @@ class _GramLanczos:
                 "`forward` returned numbers that are not finite. Check the weights for NaN and infinity."
             )
         alphas, betas = packed.numpy().reshape(2, -1)  # (j,) each
+        scale = np.maximum.accumulate(np.maximum(alphas, betas))
+        exhausted = np.flatnonzero(betas <= BREAKDOWN * scale)
+        if len(exhausted):  # the first steps span an invariant space, whose Ritz values are eigenvalues
+            alphas, betas = alphas[: exhausted[0] + 1], np.append(betas[: exhausted[0]], 0.0)
         top = len(alphas) - 1
         values, vectors = scipy.linalg.eigh_tridiagonal(alphas, betas[:-1], select="i", select_range=(top, top))
         eigenvalue, vector = float(values[0]), vectors[:, 0]  # (j,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -87,6 +88,21 @@ def test_the_shorter_side_is_iterated(shape):
     result = operator_norm(forward, lambda u: u @ A, (shape[1],))
     assert result.value == pytest.approx(norm(A.numpy()), rel=1e-12)
     assert result.steps <= 30 and len(calls) == result.steps + 1  # 20 dimensions, and one call for the shape
+
+
+@pytest.mark.parametrize("name", ["near pair", "two clusters", "dense edge", "needs restarts"])
+def test_checks_become_rare_and_cost_few_steps(name, monkeypatch):
+    checks = []
+    process = sys.modules[operator_norm.__module__]._GramLanczos
+    ritz = process.ritz
+    monkeypatch.setattr(process, "ritz", lambda self: checks.append(len(self.alphas)) or ritz(self))
+    fewest = _norm(SPECTRA[name], check_every=1).steps
+    checks.clear()
+    result = _norm(SPECTRA[name])
+    assert result.steps == checks[-1] <= max(fewest * 1.15, fewest + 5)
+    assert all(5 <= after - before <= max(5, before // 2) for before, after in zip(checks, checks[1:], strict=False))
+    if fewest > 100:
+        assert len(checks) < fewest / 8  # one check in five steps without the extrapolation
 
 
 def test_same_seed_same_bits_and_global_generator_untouched():
