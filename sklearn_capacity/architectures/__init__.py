@@ -2,7 +2,7 @@
 
 `registry` maps names to classes (`make_network`). The classes, one paper per file: `mlp`; `chains` (conv net, VGG,
 All-CNN-C); `resnet` (CIFAR form); `preactivation` (pre-activation and wide ResNets); `residual_mlp`. `blocks` contains
-the common parts of the residual ones, `row_norm` the row-normalised weights of [JR].
+the common parts of the residual ones, `row_norm` the row-normalised weights of [JR]. Read `mlp` first.
 
 Data flow: name, input_shape, n_outputs -> make_network -> nn.Module that returns logits.
 """

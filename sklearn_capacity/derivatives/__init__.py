@@ -6,6 +6,7 @@ Parameter side: `parameter_groups` (the tensors in theta), `parameter_vector` (t
 `parameter_uses` (matrices and scales), `parameter_jacobian`, `parameter_tangent`, `parameter_linearization`,
 `sample_gradients`, `output_fisher` (the loss's Fisher matrix at the logits), `fisher_matrix`, `loss_hessian`.
 Shared: `double_backward` (J v by two reverse passes), `perturbation` (weights that move), `modes`.
+Read `input_jacobian`, then `input_sweeps`; and `parameter_groups`, then `parameter_jacobian`.
 
 Data flow: NetworkGraph, X -> Linearization -> sample gradients -> FisherMatrix -> measures.
 """

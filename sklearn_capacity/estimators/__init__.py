@@ -5,6 +5,7 @@ their targets; `_jacobian` and `_generalization_layer` each override a hook. `_c
 `_callbacks` the user's callbacks, `_modules` modules and `_data` arrays. `_outcome` checks what training has produced;
 `_failures` names the parameter behind an error; `_checkpoints` finds the checkpoint from which a fit resumes.
 `_restoring` and `_attributes` rebuild an estimator from a file; `_docs` writes the docstrings of shared parameters.
+Read `_base` first.
 
 Data flow: fit(X, y) -> Samples -> training and validation parts -> module -> skorch net -> net_, module_, history_.
 """

@@ -4,11 +4,13 @@ Eigenvalues: `lanczos` (the largest, of one operator or a batch, with an error b
 `trace` estimates their sum. Norms: `operator_norm` from below, by the same iteration on a Gram matrix;
 `singular_vector` computes its maximiser; `induced` for other exponents; `certificate`, `torus` and `banded` prove upper
 ends. `conv`, `matrix` and `pooling` hold the operators; `entries`, `padding` and `powers` serve them. `power_law` fits
-the tail of a spectrum.
+the tail of a spectrum. Read `matrix` first, then `conv` and `operator_norm`.
 
 `MatrixOperator`, `DiagonalOperator`, `ConvOperator` and `PoolOperator` share one interface: ``input_shape``,
 ``output_shape``, ``forward`` and ``adjoint`` on batches, ``norm_lower()``, ``norm_upper(lower)``, ``row_norms(p)``,
 ``column_norms(p)``, ``frobenius_norm()``.
+
+Data flow: weight, input_shape -> operator -> forward, adjoint -> norm from below, proven norm from above.
 """
 
 from .block_lanczos import block_lanczos

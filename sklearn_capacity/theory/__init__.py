@@ -2,7 +2,7 @@
 
 `_mean_field` (order parameters, bounds on eigenvalues, critical learning rate: [MF]) with `_integrals`, `_inputs` and
 `_statistics`; `_initialize` draws such networks; `_learning_rate_map` trains over a grid of rates ([MF] figure 2);
-`_covering` contains the covering numbers and robustness bounds of [JR].
+`_covering` contains the covering numbers and robustness bounds of [JR]. Read `_mean_field` first.
 
 Data flow: activation, variances, depth, width -> mean_field -> MeanField -> displays.
 """
