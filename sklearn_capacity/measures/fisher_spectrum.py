@@ -23,6 +23,7 @@ from .record import Measure, Measured
 __all__ = [
     "MEASURES",
     "critical_learning_rate",
+    "fisher_bytes",
     "fisher_eigenvalues",
     "fisher_matrix",
     "fisher_max_eigenvalue",
@@ -30,6 +31,7 @@ __all__ = [
     "fisher_second_moment",
     "fisher_trace",
     "retried",
+    "spectrum_bytes",
 ]
 
 #: Largest size for which all eigenvalues are computed: 1.8 GB.
