@@ -30,10 +30,11 @@ SCALES = {
 
 def run(data, *, seed, device, n_features, width, n_samples, resolution):
     torch.manual_seed(seed)
-    X = torch.randn(n_samples, n_features)
-    module = MLP(n_features, 1, (width,), bias=False)
+    device = "cpu" if device == "auto" else device  # the network is tiny
+    X, y = torch.randn(n_samples, n_features).to(device), torch.zeros(n_samples, 1, device=device)
+    module = MLP(n_features, 1, (width,), bias=False).to(device)
     options = {"measures": MEASURES, "half_width": 2.0, "resolution": resolution, "loss": "absolute"}
-    land = NormGeometryDisplay.from_estimator(module, X, torch.zeros(n_samples, 1), **options).landscape
+    land = NormGeometryDisplay.from_estimator(module, X, y, **options).landscape
     return {"x": land.x, **{name: values.ravel() for name, values in land.values.items()}}
 
 
