@@ -87,6 +87,7 @@ def keeps_modes(function: Callable[P, T]) -> Callable[P, T]:
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
         gradients, n_modes = torch.is_grad_enabled(), torch._C._len_torch_function_stack()
+        n_dispatching = torch._C._len_torch_dispatch_stack()
         caught: dict[str, Any] = {name: _WARNINGS[name] for name in _CAUGHT}
         errors = np.geterr()
         outside, _local.undos = getattr(_local, "undos", None), []
@@ -99,6 +100,8 @@ def keeps_modes(function: Callable[P, T]) -> Callable[P, T]:
             surely(functools.partial(np.seterr, **errors))
             while torch._C._len_torch_function_stack() > n_modes:
                 torch._C._pop_torch_function_stack()
+            while torch._C._len_torch_dispatch_stack() > n_dispatching:
+                torch._C._pop_torch_dispatch_stack(None)
             raise
         finally:
             torch._C._set_grad_enabled(gradients)

@@ -20,9 +20,11 @@ from torch.overrides import TorchFunctionMode
 
 from process_settings import interrupt_at
 from sklearn_capacity import NetworkClassifier, measure_capacity, process_state
-from sklearn_capacity.derivatives.double_backward import twice_differentiable
+from sklearn_capacity.derivatives.double_backward import _PlainWeightNorm, twice_differentiable
 from sklearn_capacity.derivatives.modes import evaluating
+from sklearn_capacity.derivatives.parameter_uses import _Uses
 from sklearn_capacity.graph import trace
+from sklearn_capacity.graph.network import _Results
 from sklearn_capacity.graph.outputs import _BeforeEnding
 from sklearn_capacity.process_state import (
     computed_once,
@@ -34,6 +36,7 @@ from sklearn_capacity.process_state import (
     undisturbed,
     without_torch_warnings,
 )
+from sklearn_capacity.scoring.probe import _Draws
 
 rng = np.random.default_rng(0)
 PATIENCE = 60
@@ -463,3 +466,22 @@ def test_a_mode_that_torch_sets_aside_comes_back_after_an_interrupt_at_any_momen
         with pytest.raises(KeyboardInterrupt), interrupt_at(number):
             compute(X)
         assert torch._C._len_torch_function_stack() == depth, number
+
+
+@pytest.mark.parametrize("mode", [_PlainWeightNorm, _Results, _Draws, lambda: _Uses([torch.ones(3)], torch.ones(2))])
+def test_a_mode_is_left_after_an_interrupt_as_it_begins_or_ends(mode):
+    def within():
+        with mode():
+            pass
+
+    def depths():
+        return torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
+
+    compute, before = keeps_modes(within), depths()
+    for number in range(1, 200):
+        with contextlib.suppress(KeyboardInterrupt), interrupt_at(number) as moments:
+            compute()
+        assert depths() == before, number
+        if moments[0] < number:
+            return
+    pytest.fail("The call has too many moments.")
