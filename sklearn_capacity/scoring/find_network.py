@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import skorch
@@ -13,10 +13,16 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from torch import Tensor, nn
 
-from .from_sklearn import convert
 from .initial_state import InitialStateCallback
 
+if TYPE_CHECKING:
+    from .from_sklearn import Converted
+
 __all__ = ["Subject", "resolve"]
+
+
+#: The parts of scikit-learn whose models may be convertible.
+_CONVERTIBLE = ("sklearn.linear_model.", "sklearn.neural_network.", "sklearn.svm.")
 
 
 def _unchanged(data: Any) -> Any:
@@ -97,7 +103,7 @@ def resolve(model: Any) -> Subject:
     if hasattr(model, "loss_name_") and "net_" in vars(model):
         return replace(_package_estimator(model), columns=columns)
     _check_fitted(model)
-    converted = convert(model)
+    converted = _converted(model)
     if converted is None:
         raise TypeError(
             "`model` must contain a network: an estimator of this package, a skorch net, an nn.Module, an MLP or "
@@ -121,6 +127,16 @@ def _inside(model: Any) -> str:
             return " The models in it are no networks either."
         return " It contains several models: measure each of them by `compare_capacity(list(model.estimators_), X, y)`."
     return " Measure its `estimator_`." * hasattr(model, "estimator_")
+
+
+def _converted(model: Any) -> Converted | None:
+    """The network equivalent to a model of scikit-learn; None if there is no rule for it."""
+    if not any(kind.__module__.startswith(_CONVERTIBLE) for kind in type(model).__mro__):
+        return None
+    # Imported here, since it imports all linear models and networks of scikit-learn, which takes 0.2 s.
+    from .from_sklearn import convert
+
+    return convert(model)
 
 
 def _check_fitted(model: Any) -> None:
