@@ -69,7 +69,7 @@ def test_regressors(iris):
 
 
 @pytest.mark.parametrize(
-    ("estimator", "own"),
+    ("estimator", "known"),
     [
         (linear_model.SGDClassifier(random_state=0), None),
         (linear_model.SGDClassifier(loss="log_loss", random_state=0), "cross_entropy"),
