@@ -221,6 +221,8 @@ TESTED_IN = {
     "measures/rise_search": "measures/test_battery_flatness",
     "measures/rectifier_chain": "measures/test_data_norms",
     "model_selection": "model_selection/test_rank_measures",
+    "model_selection/conditional_information": "model_selection/test_rank_measures",
+    "model_selection/rank_statistics": "model_selection/test_rank_measures",
     "penalties": "penalties/test_sweep_gradients",
     "penalties/frobenius": "penalties/test_jacobian_penalty",
     "penalties/fisher_rao": "penalties/test_parameter_penalties",

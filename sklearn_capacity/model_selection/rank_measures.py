@@ -11,6 +11,8 @@ import pandas as pd
 from .._validation import check_instance, check_integer, check_interval, closest
 from ..measures import MEASURES, Measure
 from ..scoring.requests import directions, label_of
+from .conditional_information import competition_score, least_conditional_information, settings_of
+from .rank_statistics import axis_coefficient, bootstrap_taus, kendall_tau, pairs_along, sign_error, signs_of
 
 __all__ = ["generalization_gap", "hyperparameters", "rank_measures"]
 
@@ -23,6 +25,7 @@ def rank_measures(
     by: Sequence[str] | None = None,
     *,
     measures: Any = None,
+    tasks: str | None = None,
     n_bootstrap: int = 1000,
     confidence: float = 0.95,
     random_state: int = 0,
@@ -30,11 +33,13 @@ def rank_measures(
     r"""Correlate the ranks of each measure with those of the generalization gap over trained models.
 
     .. math:: \tau = \frac{\sum_{i<j} s_{ij} g_{ij}}{\sqrt{\sum_{i<j} s_{ij}^2 \; \sum_{i<j} g_{ij}^2}}, \qquad
-              \varepsilon_h = \mathrm{mean}_{(i,j) \in h} \frac{1 - s_{ij} g_{ij}}{2}
+              \varepsilon_h = \mathrm{mean}_{(i,j) \in h} \frac{1 - s_{ij} g_{ij}}{2}, \qquad
+              \mathcal{K} = \min_{|S| \le 2} \frac{I(s; g \mid U_S)}{H(g \mid U_S)}
 
     with :math:`s_{ij}, g_{ij} \in \{-1, 0, 1\}` the signs of the differences of the measure and of the gap between two
-    models (Kendall's tau-b), and :math:`h` the pairs that differ only in the hyper-parameter h. A measure for which
-    higher is better (a margin) is negated, so 1 always means a perfect order, and a sign error of 0.5 means chance.
+    models (Kendall's tau-b), :math:`h` the pairs that differ only in the hyper-parameter h, and :math:`U_S` the values
+    of the hyper-parameters in S in both models. A measure for which higher is better (a margin) is negated, so 1 always
+    means a perfect order, and a sign error of 0.5 means chance.
 
     Parameters
     ----------
@@ -48,6 +53,9 @@ def rank_measures(
     measures : sequence of str or Measure, or dict, default=None
         Columns to rank. If given in the form of `measures` in `measure_capacity`, their directions are known. None uses
         all other numeric columns except scores.
+    tasks : str, default=None
+        Column of the task, such as the data set. Models of different tasks are not compared: each statistic is the mean
+        over the tasks in which it is defined, and the interval resamples the models of each task.
     n_bootstrap : int >= 2, default=1000
         Number of resamples of the models for the interval.
     confidence : float in (0, 1), default=0.95
@@ -58,15 +66,17 @@ def rank_measures(
     -------
     DataFrame
         One row per measure, best first: ``measure``, ``better`` ("lower" or "higher"), ``tau``, ``tau_low`` and
-        ``tau_high`` (bootstrap interval), ``n_models`` (rows without a nan), then ``sign_error_<h>`` and
-        ``n_pairs_<h>`` for each hyper-parameter. nan if nothing can be ordered. Directions are known for `measures`
+        ``tau_high`` (bootstrap interval), ``granulated`` (mean of the coefficients of the hyper-parameters),
+        ``cmi`` (:math:`\mathcal{K}`, from 0 to 1), ``pgdl_score``, ``n_models`` (rows without a nan), then
+        ``sign_error_<h>``, ``granulated_<h>`` (mean over the settings of the others of Kendall's coefficient along h)
+        and ``n_pairs_<h>`` for each hyper-parameter. nan if nothing can be ordered. Directions are known for `measures`
         given as objects, for tables from `capacity_table` or `compare_capacity` with such measures, and for the names
         in `list_measures`; for any other column, lower is assumed to be better.
 
     Raises
     ------
     ValueError
-        For missing columns, no measures, or fewer than 2 models with a gap.
+        For missing columns, no measures, or fewer than 2 models of a task with a gap.
 
     See Also
     --------
@@ -76,12 +86,21 @@ def rank_measures(
 
     Notes
     -----
-    If models differ in a single hyper-parameter, that alone may cause a correlation: also read the sign errors.
+    If models differ in a single hyper-parameter, that alone may cause a correlation: also read the sign errors, and the
+    conditional mutual information, which is 0 for a measure that only repeats two hyper-parameters. It does not depend
+    on the measure's direction. It is estimated from counts: with few pairs for each combination of values it is too
+    large, also for a column of random numbers. Group a hyper-parameter with many different values (`pandas.cut`)
+    beforehand.
+
+    ``pgdl_score`` is the score of the competition of 2020: 100 times the mean over `tasks` of the same quantity with
+    sets of exactly two hyper-parameters, ties counted as "not greater", and pairs of a model with itself included. Its
+    tasks were complete grids, where all values of :math:`U_S` are equally frequent.
 
     References
     ----------
     Jiang, Neyshabur, Mobahi, Krishnan, Bengio (2020), Fantastic generalization measures and where to find them,
-    section 2. Dziugaite et al. (2020), In search of robust measures of generalization, section 4.
+    section 2. Dziugaite et al. (2020), In search of robust measures of generalization, section 4. Jiang et al. (2020),
+    NeurIPS 2020 competition: predicting generalization in deep learning.
 
     Examples
     --------
@@ -105,30 +124,110 @@ def rank_measures(
     n_bootstrap = check_integer("n_bootstrap", n_bootstrap, 2)
     confidence = check_interval("confidence", confidence, 0, 1, closed="neither")
     gaps, used = generalization_gap(table, gap)
-    known = np.isfinite(gaps)
-    if known.sum() < 2:
-        raise ValueError(f"`table` must have at least 2 models with a finite gap, got {known.sum()}.")
+    parts = _parts(table, tasks, np.isfinite(gaps))
     by = hyperparameters(table) if by is None else [_checked(table, name) for name in by]
-    by = [name for name in by if name not in used]
-    names = _measures(table, {*used, *by}) if measures is None else [_checked(table, name) for name in measures]
+    by = [name for name in by if name not in used and name != tasks]
+    names = _measures(table, {*used, *by, tasks}) if measures is None else [_checked(table, name) for name in measures]
     if not names:
         raise ValueError("`table` must have columns of measures besides the gap and the hyper-parameters, got none.")
     generator = np.random.default_rng(check_integer("random_state", random_state, 0))
-    pairs = {name: _pairs(table, name, by) for name in by}
+    levels = _levels(table, by)
+    models = [Models(gaps[part], levels[part], by) for part in parts]
     rows = []
     for name in names:
         lower = _lower_is_better(str(name), better)
         values = _numbers(table, name) * (1.0 if lower else -1.0)
-        kept = known & ~np.isnan(values)
-        measure_signs, gap_signs = _signs(values[kept]), _signs(gaps[kept])
-        low, high = _interval(measure_signs, gap_signs, n_bootstrap, confidence, generator)
-        row: dict[str, Any] = {"measure": name, "better": "lower" if lower else "higher"}
-        row |= {"tau": _tau(measure_signs, gap_signs, np.ones((1, kept.sum())))[0], "tau_low": low, "tau_high": high}
-        row["n_models"] = int(kept.sum())
-        for key, pair in pairs.items():
-            row |= _sign_error(key, _signs(values), _signs(gaps), pair & kept[:, None] & kept[None, :])
+        results = [
+            task.statistics(values[part], n_bootstrap, generator) for part, task in zip(parts, models, strict=True)
+        ]
+        row = {"measure": name, "better": "lower" if lower else "higher", **_combined(results, confidence, by)}
         rows.append(row)
     return pd.DataFrame(rows).sort_values("tau", ascending=False, kind="stable", ignore_index=True)
+
+
+class Models:
+    """The models of one task: the signs of their gaps, and their pairs along each hyper-parameter.
+
+    Parameters
+    ----------
+    gaps : ndarray of shape (n,)
+    levels : int ndarray of shape (n, n_hyperparameters)
+    by : sequence of str
+        Names of the hyper-parameters.
+    """
+
+    def __init__(self, gaps: np.ndarray, levels: np.ndarray, by: Sequence[str]) -> None:
+        self.settings, self.gap_signs = settings_of(levels), signs_of(gaps)
+        self.axes = {}
+        for axis, name in enumerate(by):
+            others = np.unique(np.delete(levels, axis, axis=1), axis=0, return_inverse=True)[1].reshape(-1)
+            self.axes[name] = pairs_along(axis, levels), others
+
+    def statistics(self, values: np.ndarray, n_bootstrap: int, generator: np.random.Generator) -> dict[str, Any]:
+        """All statistics of a measure; "taus" holds those of the resampled models."""
+        kept = ~np.isnan(values)
+        square = np.ix_(kept, kept)
+        measure, gap = signs_of(values[kept]), self.gap_signs[square]
+        settings = {chosen: codes[kept] for chosen, codes in self.settings.items()}
+        row: dict[str, Any] = {"tau": kendall_tau(measure, gap)[0]}
+        row["taus"] = bootstrap_taus(measure, gap, n_bootstrap, generator)
+        row["cmi"] = least_conditional_information(measure, gap, settings)
+        row["pgdl_score"] = competition_score(measure, gap, settings)
+        row["n_models"] = int(kept.sum())
+        for name, (pairs, others) in self.axes.items():
+            pairs = pairs[square]
+            row[f"sign_error_{name}"], row[f"n_pairs_{name}"] = sign_error(measure, gap, pairs)
+            row[f"granulated_{name}"] = axis_coefficient(measure, gap, pairs, others[kept])
+        row["granulated"] = _mean([row[f"granulated_{name}"] for name in self.axes])
+        return row
+
+
+def _combined(results: Sequence[Mapping[str, Any]], confidence: float, by: Sequence[str]) -> dict[str, Any]:
+    """The row of a measure from its statistics in each task: means, but numbers of models and of pairs are summed."""
+
+    def mean(name: str) -> float:
+        return _mean([result[name] for result in results])
+
+    def total(name: str) -> int:
+        return sum(result[name] for result in results)
+
+    taus = np.stack([result["taus"] for result in results])  # (n_tasks, n_bootstrap)
+    taus = np.array([_mean(column) for column in taus.T])
+    taus = taus[~np.isnan(taus)]
+    low, high = np.quantile(taus, [(1 - confidence) / 2, (1 + confidence) / 2]) if len(taus) else (np.nan, np.nan)
+    row = {"tau": mean("tau"), "tau_low": float(low), "tau_high": float(high), "granulated": mean("granulated")}
+    row |= {"cmi": mean("cmi"), "pgdl_score": mean("pgdl_score"), "n_models": total("n_models")}
+    for name in by:
+        row |= {f"sign_error_{name}": mean(f"sign_error_{name}"), f"granulated_{name}": mean(f"granulated_{name}")}
+        row[f"n_pairs_{name}"] = total(f"n_pairs_{name}")
+    return row
+
+
+def _mean(values: Any) -> float:
+    """Mean of the numbers that are not nan; nan if there are none."""
+    values = np.asarray(values, dtype=np.float64)
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else np.nan
+
+
+def _parts(table: pd.DataFrame, tasks: str | None, known: np.ndarray) -> list[np.ndarray]:
+    """For each task, the positions of its models with a finite gap."""
+    if tasks is None:
+        codes = np.zeros(len(table), dtype=np.intp)
+    else:
+        codes = pd.factorize(table[_checked(table, tasks)].map(repr))[0]
+    parts = [np.flatnonzero(known & (codes == code)) for code in range(max(1, codes.max(initial=0) + 1))]
+    smallest = min(map(len, parts))
+    if smallest < 2:
+        of = "" if tasks is None else f" for each of `tasks` ({tasks!r})"
+        raise ValueError(f"`table` must have at least 2 models with a finite gap{of}, got {smallest}.")
+    return parts
+
+
+def _levels(table: pd.DataFrame, by: Sequence[str]) -> np.ndarray:
+    """Integer codes of the hyper-parameters' values, which may be any objects, (n_models, n_hyperparameters)."""
+    codes = [pd.factorize(table[name].map(repr))[0] for name in by]
+    return np.stack(codes, axis=1) if codes else np.empty((len(table), 0), dtype=np.intp)
 
 
 def generalization_gap(table: pd.DataFrame, gap: str | tuple[str, str] | None) -> tuple[np.ndarray, set[str]]:
@@ -191,50 +290,3 @@ def _lower_is_better(name: str, better: Mapping[str, str]) -> bool:
     if name.startswith("neg_"):  # a scorer's name for the negated measure
         return not _lower_is_better(name.removeprefix("neg_"), better)
     return MEASURES[name].lower_is_better if name in MEASURES else True
-
-
-def _signs(values: np.ndarray) -> np.ndarray:
-    """Signs of all differences; 0 for ties, including infinite values."""
-    return (values[:, None] > values[None, :]).astype(np.float64) - (values[:, None] < values[None, :])
-
-
-def _tau(a: np.ndarray, b: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Kendall's tau-b of samples with counts[i] copies of model i, (n_samples,); copies of one model are ties."""
-
-    def total(signs: np.ndarray) -> np.ndarray:
-        return ((counts @ signs) * counts).sum(1)
-
-    norm = np.sqrt(total(a * a) * total(b * b))
-    return np.divide(total(a * b), norm, out=np.full(len(counts), np.nan), where=norm > 0)
-
-
-def _interval(
-    a: np.ndarray, b: np.ndarray, n_bootstrap: int, confidence: float, generator: np.random.Generator
-) -> tuple[float, float]:
-    n = len(a)
-    if n < 2:
-        return np.nan, np.nan
-    taus = _tau(a, b, generator.multinomial(n, np.full(n, 1 / n), size=n_bootstrap).astype(np.float64))
-    taus = taus[~np.isnan(taus)]
-    if not len(taus):
-        return np.nan, np.nan
-    low, high = np.quantile(taus, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
-
-
-def _pairs(table: pd.DataFrame, name: str, by: Sequence[str]) -> np.ndarray:
-    """A mask of the pairs of models that differ only in this hyper-parameter."""
-    codes = {key: pd.factorize(table[key].map(repr))[0] for key in by}
-    pairs = codes[name][:, None] != codes[name][None, :]
-    for key in by:
-        if key != name:
-            pairs &= codes[key][:, None] == codes[key][None, :]
-    return np.triu(pairs)
-
-
-def _sign_error(name: str, a: np.ndarray, b: np.ndarray, pairs: np.ndarray) -> dict[str, Any]:
-    """Mean of (1 - s g) / 2 over the pairs whose gaps differ."""
-    counted = pairs & (b != 0)
-    n = int(counted.sum())
-    error = float((1 - (a * b)[counted]).mean() / 2) if n else np.nan
-    return {f"sign_error_{name}": error, f"n_pairs_{name}": n}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,26 @@ def test_a_grid_has_all_combinations(tmp_path: Path):
     calls: list = []
     run_study(calls, tmp_path)
     assert calls == [(seed, slope) for seed in (0, 1, 2) for slope in (1, 2, 5)]
+
+
+def test_each_seed_may_have_cells_of_its_own(tmp_path: Path):
+    calls: list = []
+    study = a_study(calls)
+    scales = {**study.scales, "tiny": lambda seed: [{"slope": seed + 1, "length": 3}, {"slope": [5, 6], "length": 1}]}
+    replace(study, scales=scales).main(["--scale", "tiny", "--output", str(tmp_path)])
+    assert calls == [(0, 1), (0, 5), (0, 6), (1, 2), (1, 5), (1, 6)]
+
+
+def test_several_data_sets_have_all_cells_each(tmp_path: Path):
+    calls: list = []
+    study = replace(a_study(calls), data=("mnist", "cifar10"), run=lambda data, **_: {"value": data.X.shape[-1]})
+    study.main(["--scale", "tiny", "--output", str(tmp_path), "--seeds", "0", "--data", "digits"])
+    rows = pd.read_csv(tmp_path / "test_studies_tiny.csv")
+    assert rows["value"].tolist() == [8, 32, 8, 32] and rows["data"].nunique() == 2
+    document = json.loads((tmp_path / "test_studies_tiny.json").read_text())
+    assert document["data"] == ", ".join(rows["data"][:2])
+    with pytest.raises(ValueError, match="--data must be one source, or one for each of mnist, cifar10, got 3"):
+        study.main(["--output", str(tmp_path), "--data", "digits", "digits", "digits"])
 
 
 def test_only_missing_cells_run(tmp_path: Path):

@@ -40,11 +40,11 @@ class Study:
         Where it is, such as "[EG] figure 1".
     statement : str
         What the paper says about it, in a sentence.
-    data : {"mnist", "cifar10"} or None
-        Data set; None: `run` generates its data, and gets None.
+    data : {"mnist", "cifar10"}, tuple of these, or None
+        Data set, or several, each with all cells. None: `run` generates its data, and gets None.
     scales : dict
         For each of tiny, small and paper, the settings: a value, or a list of the values of a grid. A list of such
-        dicts is the union of their grids.
+        dicts is the union of their grids. A function ``settings(seed)`` gives each seed its cells.
     run : callable
         ``run(data, *, seed, device, **settings) -> dict`` of results: numbers and lists of numbers. One cell.
     draw : callable
@@ -57,7 +57,7 @@ class Study:
 
     paper: str
     statement: str
-    data: str | None
+    data: str | tuple[str, ...] | None
     scales: Mapping[str, Any]
     run: Callable[..., Mapping[str, Any]]
     draw: Callable[[pd.DataFrame, Any], None]
@@ -72,12 +72,12 @@ class Study:
     def main(self, arguments: Sequence[str] | None = None) -> Verdict:
         """Run the cells that have not run yet, draw the figure and print the verdict."""
         options = self._parse(arguments)
-        source = options.data or ("digits" if options.scale == "tiny" else "fetch")
-        data, label = load_images(self.data, source) if self.data else (None, "generated")
+        data = self._load(options.data or ["digits" if options.scale == "tiny" else "fetch"])
         cells = [
             {"scale": options.scale, "data": label, "seed": seed, **settings}
             for seed in options.seeds or SEEDS[options.scale]
-            for settings in _grid(self.scales[options.scale])
+            for settings in _grid(self.scales[options.scale], seed)
+            for label in data
         ]
         stem = options.output / f"{self.name}_{options.scale}"
         table = CellTable(stem.with_suffix(".csv"), list(cells[0]))
@@ -105,10 +105,22 @@ class Study:
         parser.add_argument("--output", type=Path, default=Path("studies"), help="folder for csv, figure and verdict")
         return parser.parse_args(arguments)
 
-    def _run_cells(self, cells: list[dict], table: CellTable, data: Any, options: argparse.Namespace) -> None:
+    def _load(self, sources: list[str]) -> dict[str, Any]:
+        """The data sets by their labels."""
+        names = (self.data,) if isinstance(self.data, str) else self.data
+        if names is None:
+            return {"generated": None}
+        if len(sources) not in (1, len(names)):
+            raise ValueError(f"--data must be one source, or one for each of {', '.join(names)}, got {len(sources)}.")
+        loaded = [load_images(name, source) for name, source in zip(names, itertools.cycle(sources), strict=False)]
+        return {label: images for images, label in loaded}
+
+    def _run_cells(self, cells: list[dict], table: CellTable, data: dict, options: argparse.Namespace) -> None:
         todo = [cell for cell in cells if table.find(cell) is None]
         parallel = joblib.Parallel(n_jobs=options.jobs, return_as="generator_unordered")
-        finished = parallel(joblib.delayed(_run_cell)(self.run, data, options.device, cell) for cell in todo)
+        finished = parallel(
+            joblib.delayed(_run_cell)(self.run, data[cell["data"]], options.device, cell) for cell in todo
+        )
         progress = tqdm(finished, self.name, total=len(cells), initial=len(cells) - len(todo), unit="cell")
         for cell, results in progress:
             table.add(cell, results)
@@ -128,7 +140,7 @@ class Study:
             "paper": self.paper,
             "statement": self.statement,
             "scale": rows["scale"].iloc[0],
-            "data": rows["data"].iloc[0],
+            "data": ", ".join(rows["data"].unique()),
             "seeds": sorted(map(int, rows["seed"].unique())),
             "cells": len(rows),
             "cpu_seconds": round(float(rows["cpu_seconds"].sum()), 1),
@@ -138,10 +150,12 @@ class Study:
         path.write_text(json.dumps(document, indent=2) + "\n")
 
 
-def _grid(settings: Any) -> list[dict[str, Any]]:
+def _grid(settings: Any, seed: int) -> list[dict[str, Any]]:
     """All combinations; the last setting changes fastest."""
+    if callable(settings):
+        return _grid(settings(seed), seed)
     if not isinstance(settings, Mapping):
-        return [cell for part in settings for cell in _grid(part)]
+        return [cell for part in settings for cell in _grid(part, seed)]
     values = [value if isinstance(value, list) else [value] for value in settings.values()]
     return [dict(zip(settings, chosen, strict=True)) for chosen in itertools.product(*values)]
 
