@@ -10,6 +10,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 
 from measure_pages import write_measures  # noqa: E402
+from result_pages import write_results  # noqa: E402
 from written_pages import write_api_pages, write_changes  # noqa: E402
 
 import sklearn_capacity  # noqa: E402
@@ -17,6 +18,7 @@ import sklearn_capacity  # noqa: E402
 write_measures(HERE / "generated")
 write_api_pages(HERE / "generated")
 write_changes(HERE.parent / "changes", HERE / "generated")
+write_results(HERE / "results", HERE.parent / "examples" / "papers", HERE / "generated")
 
 project = "sklearn_capacity"
 author = "sklearn_capacity developers"

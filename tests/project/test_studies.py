@@ -208,6 +208,14 @@ def test_digits_stand_in_for_both(name, shape):
     assert images.X.shape == (1797, *shape) and label.startswith("digits-")
 
 
+def test_reduced_images_hold_the_means_of_squares():
+    X = np.arange(2 * 3 * 6 * 6, dtype=np.float32).reshape(2, 3, 6, 6)
+    reduced = Images(X, np.arange(2)).reduced(4)  # 6 // 4 = 1: as they are
+    np.testing.assert_array_equal(reduced.X, X)
+    reduced = Images(X, np.arange(2)).reduced(3)
+    np.testing.assert_allclose(reduced.X, X.reshape(2, 3, 3, 2, 3, 2).mean((3, 5)))
+
+
 def test_no_seed_trains_on_the_last_images():
     images = Images(np.arange(10.0).reshape(10, 1, 1, 1), np.arange(10))
     for seed in range(5):

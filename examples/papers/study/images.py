@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import joblib
 import numpy as np
+import torch
+from torch.nn.functional import avg_pool2d
 
 from sklearn_capacity.datasets import fetch_cifar10, fetch_mnist, load_digit_images
 
@@ -29,6 +31,11 @@ class Images(NamedTuple):
             raise ValueError(f"{n_train} + {n_test} images are needed, got {len(self.y)}: use a smaller --scale.")
         drawn = np.random.default_rng(seed).permutation(n_pool)[:n_train]
         return self.X[drawn], self.y[drawn], self.X[n_pool:], self.y[n_pool:]
+
+    def reduced(self, pixels: int) -> Images:
+        """Means over squares, so that about so many pixels are left on each side."""
+        side = max(1, self.X.shape[-1] // pixels)
+        return Images(avg_pool2d(torch.as_tensor(self.X), side).numpy(), self.y)
 
     def standardized(self) -> Images:
         """The same images, each pixel minus its channel's mean over the data set, divided by its deviation."""

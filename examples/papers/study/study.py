@@ -51,6 +51,8 @@ class Study:
         ``draw(rows, figure)`` fills a matplotlib figure from a DataFrame with one row per cell.
     claims : callable
         ``claims(rows) -> {text: one number per seed, positive if the claim holds}``.
+    summarize : callable, optional
+        ``summarize(rows) -> DataFrame``, written as ``<name>_<scale>_summary.csv``.
     remark : str, default=""
         What else a reader of the verdict should know, such as why a claim fails.
     """
@@ -62,6 +64,7 @@ class Study:
     run: Callable[..., Mapping[str, Any]]
     draw: Callable[[pd.DataFrame, Any], None]
     claims: Callable[[pd.DataFrame], Mapping[str, Sequence[float]]]
+    summarize: Callable[[pd.DataFrame], pd.DataFrame] | None = None
     remark: str = ""
 
     @property
@@ -84,6 +87,9 @@ class Study:
         self._run_cells(cells, table, data, options)
         rows = pd.DataFrame([{**cell, **(table.find(cell) or {})} for cell in cells])
         self._plot(rows, stem.with_suffix(".png"))
+        if self.summarize is not None:
+            summary = self.summarize(rows)
+            summary.to_csv(f"{stem}_summary.csv", index=False, float_format="%.6g", lineterminator="\n")
         verdict = judge(self.claims(rows))
         self._write(verdict, rows, stem.with_suffix(".json"))
         print(f"{self.paper}, {options.scale}: {verdict}\n{verdict.details()}", flush=True)
