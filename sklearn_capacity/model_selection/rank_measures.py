@@ -125,9 +125,10 @@ def rank_measures(
     confidence = check_interval("confidence", confidence, 0, 1, closed="neither")
     gaps, used = generalization_gap(table, gap)
     parts = _parts(table, tasks, np.isfinite(gaps))
+    used = used if tasks is None else {*used, tasks}
     by = hyperparameters(table) if by is None else [_checked(table, name) for name in by]
-    by = [name for name in by if name not in used and name != tasks]
-    names = _measures(table, {*used, *by, tasks}) if measures is None else [_checked(table, name) for name in measures]
+    by = [name for name in by if name not in used]
+    names = _measures(table, {*used, *by}) if measures is None else [_checked(table, name) for name in measures]
     if not names:
         raise ValueError("`table` must have columns of measures besides the gap and the hyper-parameters, got none.")
     generator = np.random.default_rng(check_integer("random_state", random_state, 0))
