@@ -85,8 +85,6 @@ def test_several_data_sets_have_all_cells_each(tmp_path: Path):
     assert rows["value"].tolist() == [8, 32, 8, 32] and rows["data"].nunique() == 2
     document = json.loads((tmp_path / "test_studies_tiny.json").read_text())
     assert document["data"] == ", ".join(rows["data"][:2])
-    with pytest.raises(ValueError, match="--data must be one source, or one for each of mnist, cifar10, got 3"):
-        study.main(["--output", str(tmp_path), "--data", "digits", "digits", "digits"])
 
 
 def test_only_missing_cells_run(tmp_path: Path):

@@ -75,7 +75,7 @@ class Study:
     def main(self, arguments: Sequence[str] | None = None) -> Verdict:
         """Run the cells that have not run yet, draw the figure and print the verdict."""
         options = self._parse(arguments)
-        data = self._load(options.data or ["digits" if options.scale == "tiny" else "fetch"])
+        data = self._load(options.data or ("digits" if options.scale == "tiny" else "fetch"))
         cells = [
             {"scale": options.scale, "data": label, "seed": seed, **settings}
             for seed in options.seeds or SEEDS[options.scale]
@@ -111,15 +111,12 @@ class Study:
         parser.add_argument("--output", type=Path, default=Path("studies"), help="folder for csv, figure and verdict")
         return parser.parse_args(arguments)
 
-    def _load(self, sources: list[str]) -> dict[str, Any]:
+    def _load(self, source: str) -> dict[str, Any]:
         """The data sets by their labels."""
-        names = (self.data,) if isinstance(self.data, str) else self.data
-        if names is None:
+        if self.data is None:
             return {"generated": None}
-        if len(sources) not in (1, len(names)):
-            raise ValueError(f"--data must be one source, or one for each of {', '.join(names)}, got {len(sources)}.")
-        loaded = [load_images(name, source) for name, source in zip(names, itertools.cycle(sources), strict=False)]
-        return {label: images for images, label in loaded}
+        names = (self.data,) if isinstance(self.data, str) else self.data
+        return {label: images for images, label in (load_images(name, source) for name in names)}
 
     def _run_cells(self, cells: list[dict], table: CellTable, data: dict, options: argparse.Namespace) -> None:
         todo = [cell for cell in cells if table.find(cell) is None]
