@@ -55,7 +55,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         "class_weight": _constraints.class_weight,
         "stop_at_error": _constraints.optional(_constraints.interval(0, 1, "left")),
     }
-    _callback_parameters = (*CALLBACK_PARAMETERS, "stop_at_error")
+    _callback_parameters: ClassVar[tuple[str, ...]] = (*CALLBACK_PARAMETERS, "stop_at_error")
     _fitted_attributes = CLASSIFIER
     _net_class = PenalizedClassifier
     _output_meaning = "one logit per class"

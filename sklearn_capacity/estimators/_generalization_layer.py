@@ -154,7 +154,7 @@ class GeneralizationLayerClassifier(GeneralizationLayerMixin, NetworkClassifier)
     """
 
     _constraints: ClassVar[dict[str, Any]] = NetworkClassifier._constraints | LAYER_CONSTRAINTS
-    _callback_parameters = (*GeneralizationLayerMixin._callback_parameters, "stop_at_error")
+    _callback_parameters: ClassVar[tuple[str, ...]] = (*GeneralizationLayerMixin._callback_parameters, "stop_at_error")
 
     def __init__(
         self,

@@ -63,7 +63,8 @@ def training_error(net: NeuralNet, data: TensorData) -> float:
     size = max(net.batch_size, 512)
     with computing(), torch.no_grad():
         chunks = [data.X[start : start + size].clone() for start in range(0, len(data), size)]
-        wrong = torch.cat([net.infer(chunk).argmax(1) for chunk in chunks]) != data.y  # (n,)
+        labels: Any = data.y
+        wrong = torch.cat([net.infer(chunk).argmax(1) for chunk in chunks]).ne(labels)  # (n,)
         weights = torch.ones_like(wrong, dtype=torch.float64) if data.sample_weight is None else data.sample_weight
         return ((wrong * weights).sum() / weights.sum()).item()
 
