@@ -161,7 +161,7 @@ class HistoryDisplay:
                     ax.axvline(table["valid_loss"].idxmin(), color=f"C{i}", ls=":", lw=1)
         ax.set(title=title, xlabel="epoch")
         ax.grid(alpha=0.3)
-        plot_direction(ax, _quantity(columns[0]), {"loss": "lower", "accuracy": "higher"}.get(title))
+        plot_direction(ax, _quantity(columns[0]), {"loss": "lower", "error": "lower", "accuracy": "higher"}.get(title))
 
     def _legend(self) -> list[Any]:
         """One entry per model in its colour, and one per kind of line if there are several kinds."""
