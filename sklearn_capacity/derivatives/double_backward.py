@@ -20,23 +20,31 @@ def twice_differentiable() -> Iterator[None]:
     """Modes for a forward pass that is differentiated twice, which some of torch's fused kernels do not support.
 
     Fused attention raises an error. Fused weight normalisation silently returns a wrong second derivative: its backward
-    pass treats the norms as constants.
+    pass treats the norms as constants. The backward pass of a hard sigmoid has no derivative.
     """
-    with torch.enable_grad(), math_attention(), _PlainWeightNorm():
+    with torch.enable_grad(), math_attention(), _Elementary():
         yield
 
 
-class _PlainWeightNorm(TorchFunctionMode):
-    """Computes g v / ||v|| from elementary operations."""
+class _Elementary(TorchFunctionMode):
+    """Computes a weight norm g v / ||v|| and a hard sigmoid from elementary operations."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch._weight_norm:
-            return _weight_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        return _ELEMENTARY.get(func, func)(*args, **(kwargs or {}))
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    return torch.nn.functional.hardtanh(input / 6 + 0.5, 0.0, 1.0)
+
+
+_ELEMENTARY: dict[Any, Callable[..., Tensor]] = {
+    torch._weight_norm: _weight_norm,
+    torch.nn.functional.hardsigmoid: _hardsigmoid,
+}
 
 
 def pulled_back(value: Tensor, points: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor | None, ...]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from .._validation import NotDefinedError
 from .double_backward import pulled_back, twice_differentiable
 
 __all__ = ["OUTPUTS", "apply_output", "gram_product", "jacobian_products"]
@@ -60,9 +61,22 @@ def jacobian_products(
     while vector is not None:  # not in a context, which a generator would leave active in the caller
         following = next(coming, None)
         retain = create_graph or following is not None
-        (row,) = torch.autograd.grad(values, X, vector, create_graph=create_graph, retain_graph=retain)  # (n, ...)
-        yield row
+        yield _pulled(values, X, vector, create_graph=create_graph, retain_graph=retain)  # (n, ...)
         vector = following
+
+
+def _pulled(values: Tensor, X: Tensor, vector: Tensor, **options: bool) -> Tensor:
+    """v^T J(x)."""
+    row = None
+    if values.requires_grad:
+        (row,) = torch.autograd.grad(values, X, vector, allow_unused=True, **options)
+    if row is None:
+        raise NotDefinedError(
+            "The Jacobian with respect to the input is not defined for this network: its outputs do not depend on `X` "
+            "through differentiable operators, as for token ids, which are whole numbers. Take the part of the network "
+            "behind the embedding."
+        )
+    return row
 
 
 def gram_product(function: Callable[[Tensor], Tensor], X: Tensor) -> Callable[[Tensor], Tensor]:
@@ -83,11 +97,12 @@ def gram_product(function: Callable[[Tensor], Tensor], X: Tensor) -> Callable[[T
     with twice_differentiable():
         X = X.detach().requires_grad_(True)
         values = function(X)  # (n, C)
-        dual, (pulled,) = pulled_back(values, [X])  # w of shape (n, C), and J^T w of shape (n, ...)
-    assert pulled is not None
+        # w of shape (n, C), and J^T w of shape (n, ...)
+        dual, (pulled,) = pulled_back(values, [X]) if values.requires_grad else (values, (None,))
 
     def product(v: Tensor) -> Tensor:
-        (direction,) = torch.autograd.grad(values, X, v, retain_graph=True)  # J^T v, (n, ...)
+        direction = _pulled(values, X, v, retain_graph=True)  # J^T v, (n, ...)
+        assert pulled is not None
         (image,) = torch.autograd.grad(pulled, dual, direction, retain_graph=True)  # d<J^T w, J^T v>/dw, (n, C)
         return image
 

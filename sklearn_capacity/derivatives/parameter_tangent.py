@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..graph.activations import activation_of
-from ..graph.evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast, pick, pool_indices
+from ..graph.evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast, in_rows, pick, pool_indices
 from ..graph.functions import function_of
 from ..graph.nodes import WEIGHT_OPS, NetworkGraph, Node, interpret
 from .double_backward import pushed_forward, twice_differentiable
@@ -142,7 +142,7 @@ def opaque_tangent(node: Node, xs: Sequence[Any], dxs: Sequence[Any]) -> Any:
     A float c stands for c times the value; an operator with several results has a list with one entry per result.
     """
     if node.params["function"] is operator.getitem:
-        return dxs[0] if isinstance(dxs[0], float) else dxs[0][node.params["leaves"][1]]
+        return dxs[0] if isinstance(dxs[0], float) else in_rows(node, dxs[0][node.params["leaves"][1]])
     moving = [i for i, dx in enumerate(dxs) if not isinstance(dx, float) or dx != 0]
     if not moving:
         return 0.0

@@ -8,55 +8,24 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
+from .constants import constant_rows, keeps_parameters, looked_up, without_content
+from .layouts import ROWS, Layout, Sizes, at_samples, reshaped
 from .nodes import NetworkGraph, Node, Place, UnsupportedLayerError
 from .rules import CONVERSIONS, READ_MASKS, SPLITS, Call, Draft, Ref, Weight, split_piece
+from .rules.rows import BROADCASTS, VIEWS, Repeated, on_rows
+from .signals import Signal
 
 if TYPE_CHECKING:
     from .trace import Program
 
 __all__ = ["Binder"]
-
-
-@dataclass(frozen=True)
-class Signal:
-    """Properties of a value that depends on the input.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        Sizes with the batch, -1 for the number of samples and -2 for any other size that depends on it; () if the value
-        is not a tensor.
-    is_tensor : bool
-    is_real : bool
-        Whether it contains real numbers, as opposed to indices, booleans or complex numbers.
-    is_batch_size : bool
-        Whether it is the number of samples.
-    for_one : tuple of int
-        Its sizes for a single sample, with the samples along any axis, separate or merged with another.
-    """
-
-    shape: tuple[int, ...] = ()
-    is_tensor: bool = False
-    is_real: bool = False
-    is_batch_size: bool = False
-    for_one: tuple[int, ...] = ()
-
-    @property
-    def is_mask(self) -> bool:
-        """Whether it holds truth values or whole numbers, one row per sample."""
-        return self.is_tensor and not self.is_real and self.shape[:1] == (-1,) and -2 not in self.shape
-
-    @property
-    def has_rows(self) -> bool:
-        """Whether it is real and has one row per sample, as rules require; batch sizes also qualify."""
-        return not self.is_tensor or (self.is_real and self.shape[:1] == (-1,) and -2 not in self.shape)
 
 
 class Binder:
@@ -95,7 +64,7 @@ class Binder:
         for operation in self.program.nodes:
             if operation.op == "placeholder":
                 self.values[operation.name] = self._placeholder(operation)
-            elif operation.op != "output":
+            elif operation.users or operation.name == self.program.output_name:  # no assertions of the trace
                 self.values[operation.name] = self._value(operation)
         # By name, since overwritten inputs and buffers precede it among the outputs.
         output = self.values.get(self.program.output_name)
@@ -115,8 +84,8 @@ class Binder:
         name, program = operation.name, self.program
         if name == program.input_name:
             self.nodes[name] = Node(name, "input", (), "", program.input_shape)
-            shape, for_one = (-1, *program.input_shape), (1, *program.input_shape)
-            self._note(name, Signal(is_tensor=True, is_real=True, shape=shape, for_one=for_one))
+            sizes = program.sizes[name]
+            self._note(name, Signal((-1, *program.input_shape), is_tensor=True, is_real=True, layout=ROWS, sizes=sizes))
             return Ref(name)
         if name in program.tensor_names:
             tensor = self.tensors[program.tensor_names[name]]
@@ -129,25 +98,78 @@ class Binder:
         """The value of an operator: a known value if all its inputs are known."""
         args, kwargs = fx.node.map_arg((tuple(operation.args), dict(operation.kwargs)), lambda n: self.values[n.name])
         read = [self.values[n.name] for n in operation.all_input_nodes]
-        if not any(isinstance(value, Ref) for value in read):
+        if not any(isinstance(value, Ref | Repeated) for value in read):
             return self._known(operation, args, kwargs)
         if operation.target is operator.getitem and isinstance(args[0], Ref):
             return self._part(operation, args[0], args[1])
-        return self._converted(operation, args, kwargs)
+        repeated = self._repeated(operation, args, kwargs)
+        return self._converted(operation, args, kwargs) if repeated is None else repeated
 
     def _known(self, operation: fx.Node, args: tuple, kwargs: dict) -> Any:
         """Evaluate an operator of parameters, buffers and numbers, as in a parametrised weight."""
         weights = [leaf for leaf in tree_leaves((args, kwargs), is_leaf=_is_weight) if _is_weight(leaf)]
         args, kwargs = tree_map_only(Weight, lambda w: w.tensor, (args, kwargs), is_leaf=_is_weight)
+        floats = self.dtype
+        args, kwargs = tree_map_only(torch.dtype, lambda d: floats if d.is_floating_point else d, (args, kwargs))
         if "device" in kwargs:
             kwargs = {**kwargs, "device": self.device}
-        if isinstance(kwargs.get("dtype"), torch.dtype) and kwargs["dtype"].is_floating_point:
-            kwargs = {**kwargs, "dtype": self.dtype}
         result = operation.target(*args, **kwargs)  # type: ignore[operator]
         trainable = any(w.trainable for w in weights)
         sources = frozenset().union(*(w.sources for w in weights))
         # One tensor, or the several results of a split.
         return tree_map_only(Tensor, lambda tensor: Weight(tensor, trainable, sources), result)
+
+    def _repeated(self, operation: fx.Node, args: tuple, kwargs: dict) -> Repeated | Weight | None:
+        """The value of an operator that reads the input's sizes only, if it is the same for all samples."""
+        sizes = self.program.sizes.get(operation.name)
+        if sizes is None or not isinstance(operation.meta.get("val"), Tensor):
+            return None
+        if not hasattr(operation.target, "_schema"):
+            return None
+        given = without_content(
+            _packet(operation),
+            _named(operation, args, kwargs),
+            lambda ref: self.signals[ref.name].for_two,
+            lambda ref: self.signals[ref.name].sizes,
+            lambda ref: self.signals[ref.name].dtype or self.dtype,
+            self.device,
+        )
+        if given is None:
+            return None
+        value = self._constant(operation, given)
+        if value is None or not any(sizes.multiples):
+            return value
+        layout = self._layout(operation, sizes)
+        if layout is None:
+            return None
+        rows = layout.to_rows(value.tensor)
+        leaves = tree_leaves(given, is_leaf=_is_repeated)
+        read = [leaf.row if isinstance(leaf, Repeated) else leaf for leaf in leaves if _is_repeated(leaf)]
+        alike = torch.equal(rows[0], rows[1]) and keeps_parameters(_packet(operation), read, rows[:1])
+        return Repeated(value, layout) if alike else None
+
+    def _constant(self, operation: fx.Node, given: dict[str, Any]) -> Weight | None:
+        """The value of an operator of constants, for two samples; rows of a table as a view of it, if they are one."""
+        given = tree_map_only(Repeated, lambda repeated: repeated.weight, given, is_leaf=_is_repeated)
+        if _packet(operation) != "embedding" or not given["weight"].trainable:
+            return self._known(operation, (), given)
+        table = given["weight"]
+        rows = looked_up(table.tensor, given["indices"].tensor)
+        return None if rows is None else replace(table, tensor=rows)
+
+    def _signal_of(self, constant: Repeated, name: str) -> Ref:
+        """A node with the same rows for every sample."""
+        source = Ref(self.program.input_name)
+        rows = constant.row.tensor.shape[1:]
+        signal = Signal(
+            (-1, *rows),
+            is_tensor=True,
+            is_real=constant.weight.tensor.is_floating_point(),
+            layout=constant.layout,
+            sizes=Sizes.repeated(constant.weight.tensor.shape, constant.layout),
+        )
+        sizes = self.program.sizes[source.name]
+        return self._enter(name, "", "", constant_rows(source, sizes, constant.row), signal)
 
     def _converted(self, operation: fx.Node, args: tuple, kwargs: dict) -> Ref:
         """The node into which its rule converts an operator, or an opaque node."""
@@ -155,28 +177,61 @@ class Binder:
         rule = None if _reads_later_results(operation) else CONVERSIONS.get(operation.target)
         if rule is not None and isinstance(result, tuple | list) and result:
             result = result[0]  # batch norm, pooling with indices: the rule describes the first of several results
-        signal = self._signal(result)
+        signal = self._signal(operation, result)
         draft: Draft | Ref | None = None
         masks = operation.target in READ_MASKS
         if rule is not None and self._in_rows([signal], operation.all_input_nodes, masks=masks):
-            call = Call(
-                target=operation.target,
-                args=_named(operation, args, kwargs),
-                shapes=self.shapes,
-                shape=signal.shape,
-                scope=self.program.shown(_origin(operation)[0]),
-                device=self.device,
-                dtype=self.dtype,
-                batch_sizes=self.batch_sizes,
-                producer=lambda ref: self.nodes[ref.name],
-                is_real=lambda ref: self.signals[ref.name].is_real,
-            )
-            draft = rule(call)
+            call = self._call(operation, args, kwargs, signal)
+            draft = rule(call) if isinstance(call, Call) else call
         if isinstance(draft, Ref):
             return draft  # the identity
         if draft is None:
+            args, kwargs = self._as_signals(operation, (args, kwargs))
             draft = self._opaque(operation, args, kwargs, signal)
         return self._bound(operation, draft, signal)
+
+    def _call(self, operation: fx.Node, args: tuple, kwargs: dict, signal: Signal) -> Call | Draft | Ref | None:
+        """The call of an operator on rows, or what it is there; None if it does not keep the samples apart."""
+        named = _named(operation, args, kwargs)
+        broadcasts = _packet(operation) in BROADCASTS
+        named = {
+            key: value if isinstance(value, Repeated) and (broadcasts or key == "attn_mask") else signals
+            for (key, value), signals in zip(named.items(), self._as_signals(operation, named).values(), strict=True)
+        }
+        refs = [leaf for leaf in tree_leaves(named, is_leaf=lambda v: isinstance(v, Ref)) if isinstance(leaf, Ref)]
+        tensors = {ref.name: self.signals[ref.name] for ref in refs if self.signals[ref.name].is_tensor}
+        layouts = {name: tensor.layout for name, tensor in tensors.items() if tensor.layout is not None}
+        if not tensors or len(layouts) < len(tensors) or signal.layout is None:
+            return None
+        call = Call(
+            target=operation.target,
+            args=named,
+            shapes=self.shapes,
+            shape=signal.shape,
+            scope=self.program.shown(_origin(operation)[0]),
+            device=self.device,
+            dtype=self.dtype,
+            batch_sizes=self.batch_sizes,
+            producer=lambda ref: self.nodes[ref.name],
+            is_real=lambda ref: self.signals[ref.name].is_real,
+            traced=signal.for_one,
+            traced_rank=len(next(iter(tensors.values())).for_one),
+        )
+
+        def view(ref: Ref, shape: tuple[int, ...], layout: Layout) -> Ref:
+            reshaped = replace(self.signals[ref.name], shape=(-1, *shape), layout=layout)
+            return self._enter(f"{operation.name}.{ref.name}", *_origin(operation), _view(ref, shape), reshaped)
+
+        return on_rows(call, layouts, signal.layout, view)
+
+    def _as_signals(self, operation: fx.Node, arguments: Any) -> Any:
+        """The arguments with nodes for what is the same for all samples."""
+        return tree_map_only(
+            Repeated,
+            lambda constant: self._signal_of(constant, f"{operation.name}.constant{len(self.nodes)}"),
+            arguments,
+            is_leaf=_is_repeated,
+        )
 
     def _part(self, operation: fx.Node, whole: Ref, index: int) -> Ref:
         """One of the several results of an operator."""
@@ -185,15 +240,23 @@ class Binder:
         by_rule = producer.target in CONVERSIONS and self.nodes[whole.name].op != "opaque"
         if by_rule and index == 0:
             return whole
-        signal = self._signal(operation.meta.get("val"))
+        signal = self._signal(operation, operation.meta.get("val"))
         draft = None
         if producer.target in SPLITS and self._in_rows([signal], producer.all_input_nodes):
-            named = _named(producer, producer.args, producer.kwargs)
-            x = self.values[named["self"].name]
-            rank = len(self.signals[x.name].shape)
-            pieces = [tuple(piece.shape) for piece in producer.meta["val"]]
-            draft = split_piece(x, rank, named["dim"] % rank, pieces, index)
+            draft = self._piece(producer, index)
         return self._bound(operation, draft or self._opaque(operation, (whole, index), {}, signal), signal)
+
+    def _piece(self, producer: fx.Node, index: int) -> Draft | None:
+        """A piece of a split as a slice of the rows; None if it cuts through the samples."""
+        named = _named(producer, producer.args, producer.kwargs)
+        x = self.values[named["self"].name]
+        signal, pieces = self.signals[x.name], producer.meta["val"]
+        rank, layout = len(signal.for_one), signal.layout
+        dim = named["dim"] % rank
+        if layout is None or dim == layout.axis:
+            return None
+        sizes = None if pieces[0].dim() < rank else [piece.shape[dim] for piece in pieces]
+        return split_piece(x, layout.positions(dim)[0], sizes, index % len(pieces))
 
     def _opaque(self, operation: fx.Node, args: tuple, kwargs: dict, signal: Signal) -> Draft:
         """The draft of an operator without a rule: its function, its arguments, its inputs, and their sizes."""
@@ -211,7 +274,11 @@ class Binder:
             "trained": any(_is_weight(leaf) and leaf.trainable for leaf in leaves),
             "is_tensor": signal.is_tensor or isinstance(operation.meta.get("val"), tuple | list),
             "for_one": tuple(self.signals[ref.name].for_one for ref in refs),
+            "layouts": tuple(self.signals[ref.name].layout for ref in refs),
+            "result_for_one": signal.for_one,
+            "result_layout": signal.layout,
             "stack_trace": operation.meta.get("stack_trace"),
+            "is_whole": signal.is_tensor and not signal.is_real,
         }
         return Draft("opaque", refs, params=params)
 
@@ -219,7 +286,9 @@ class Binder:
 
     def _bound(self, operation: fx.Node, draft: Draft, signal: Signal) -> Ref:
         """Enter the operation's node, after those of the drafts among its inputs."""
-        path, module = _origin(operation)
+        return self._enter(operation.name, *_origin(operation), draft, signal)
+
+    def _enter(self, name: str, path: str, module: str, draft: Draft, signal: Signal) -> Ref:
         scope = self.program.shown(path)
 
         def enter(name: str, draft: Draft) -> str:
@@ -242,25 +311,59 @@ class Binder:
             )
             return name
 
-        self._note(operation.name, signal)
-        return Ref(enter(operation.name, draft))
+        self._note(name, signal)
+        return Ref(enter(name, draft))
 
     def _note(self, name: str, signal: Signal) -> None:
         self.signals[name], self.shapes[name] = signal, signal.shape
         if signal.is_batch_size:
             self.batch_sizes.add(name)
 
-    def _signal(self, result: Any) -> Signal:
+    def _signal(self, operation: fx.Node, result: Any) -> Signal:
         """The properties that the trace records of a result that depends on the input."""
-        batch = self.program.batch
-        if not isinstance(result, Tensor):
-            return Signal(is_batch_size=str(result) == batch)
-        shape = tuple(
-            -1 if axis == 0 and str(size) == batch else size if isinstance(size, int) else -2
-            for axis, size in enumerate(result.shape)
+        if isinstance(result, int | torch.SymInt):
+            is_batch_size = str(result) == self.program.batch
+            return Signal(is_batch_size=is_batch_size, for_two=2 if is_batch_size else at_samples(result, 2))
+        sizes = self.program.sizes.get(operation.name)
+        if not isinstance(result, Tensor) or sizes is None:
+            return Signal()
+        layout = self._layout(operation, sizes)
+        if layout is None:
+            shape = tuple(
+                -2 if multiple else size for multiple, size in zip(sizes.multiples, sizes.for_one, strict=True)
+            )
+        else:
+            shape = (-1, *layout.row_shape(sizes.for_one))
+        return Signal(
+            shape, is_tensor=True, is_real=result.is_floating_point(), layout=layout, sizes=sizes, dtype=result.dtype
         )
-        for_one = tuple(1 if shape[axis] == -1 else _for_one(size) for axis, size in enumerate(result.shape))
-        return Signal(shape, is_tensor=True, is_real=result.is_floating_point(), for_one=for_one)
+
+    def _layout(self, operation: fx.Node, sizes: Sizes) -> Layout | None:
+        """Where the samples are in a result; None if that is not known."""
+        axis = sizes.samples_axis
+        if axis is None:
+            return None
+        read = [self._place(self.values[node.name]) for node in operation.all_input_nodes]
+        places = [place for place in read if place is not None]
+        if places and _packet(operation) in VIEWS:
+            return reshaped(*places[0], sizes)
+        multiple = sizes.multiples[axis]
+        if multiple == 1:
+            return Layout(axis)
+        alike = (layout for layout, before in places if before.multiples[layout.axis] == multiple)
+        layout = next(alike, None)
+        if layout is not None:
+            return Layout(axis, layout.outer, layout.inner)
+        return None if places else Layout(axis, 1, multiple)  # a constant
+
+    def _place(self, value: Any) -> tuple[Layout, Sizes] | None:
+        """Layout and sizes of a tensor with samples."""
+        if isinstance(value, Repeated):
+            return value.layout, Sizes.repeated(value.weight.tensor.shape, value.layout)
+        signal = self.signals[value.name] if isinstance(value, Ref) else None
+        if signal is None or signal.layout is None or signal.sizes is None:
+            return None
+        return signal.layout, signal.sizes
 
     def _in_rows(self, results: Sequence[Signal], read: Iterable[fx.Node], *, masks: bool = False) -> bool:
         """Whether an operator maps rows per sample to rows per sample; only then does it have a canonical form."""
@@ -278,12 +381,17 @@ def _reads_later_results(operation: fx.Node) -> bool:
     return any(user.target is operator.getitem and user.args[1] != 0 and user.users for user in operation.users)
 
 
-def _for_one(size: int | torch.SymInt) -> int:
-    """A size for a single sample."""
-    if isinstance(size, int):
-        return size
-    expression = size.node.expr
-    return int(expression.subs(dict.fromkeys(expression.free_symbols, 1)))
+def _view(ref: Ref, shape: tuple[int, ...]) -> Draft:
+    return Draft("view", (ref,), params={"kind": "view"}, shape=shape)
+
+
+def _packet(operation: fx.Node) -> str:
+    """The name of an operator without its overload."""
+    return getattr(operation.target, "__name__", str(operation.target)).split(".")[0]
+
+
+def _is_repeated(value: Any) -> bool:
+    return isinstance(value, Repeated | Weight)
 
 
 def _sources(weight: Weight | None) -> frozenset[str]:

@@ -21,6 +21,7 @@ __all__ = [
     "avg_pool",
     "broadcast",
     "evaluate",
+    "in_rows",
     "pad_input",
     "pick",
     "plain_padding",
@@ -175,9 +176,20 @@ def _add(node: Node, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _opaque(node: Node, *values: Any) -> Any:
-    leaves = [_operand(leaf, values) for leaf in node.params["leaves"]]
-    args, kwargs = torch.utils._pytree.tree_unflatten(leaves, node.params["spec"])
-    return node.params["function"](*args, **kwargs)
+    p = node.params
+    values = tuple(
+        layout.from_rows(value) if layout is not None and isinstance(value, Tensor) else value
+        for layout, value in zip(p["layouts"], values, strict=True)
+    )
+    leaves = [_operand(leaf, values) for leaf in p["leaves"]]
+    args, kwargs = torch.utils._pytree.tree_unflatten(leaves, p["spec"])
+    return in_rows(node, p["function"](*args, **kwargs))
+
+
+def in_rows(node: Node, result: Any) -> Any:
+    """The result of an operator without a rule, with one row per sample where that is known."""
+    layout = node.params["result_layout"]
+    return layout.to_rows(result) if layout is not None and isinstance(result, Tensor) else result
 
 
 def _operand(leaf: Any, values: Sequence[Any]) -> Any:

@@ -74,6 +74,13 @@ def _log_softmax_adjoint(xs: Tensors, g: Tensor, dim: int) -> Tensors:
     return (g - xs[0].softmax(dim) * g.sum(dim, keepdim=True),)
 
 
+# -- log sum exp, with the gradient softmax ---------------------------------------------------------------------------
+
+
+def _shares(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    return (x - x.logsumexp(dims, keepdim=True)).exp()
+
+
 # -- x / sqrt(mean(x^2) + eps), with r its factor: Jacobian r I - r^3 x x^T / size -------------------------------------
 
 
@@ -128,6 +135,12 @@ FUNCTIONS: dict[str, Function] = {
         _log_softmax_tangent,
         _log_softmax_adjoint,
         "a softmax is not positively homogeneous, so paths do not multiply.",
+    ),
+    "logsumexp": Function(
+        lambda xs, dims: xs[0].logsumexp(dims, keepdim=True),
+        lambda xs, ts, dims: (_shares(xs[0], dims) * ts[0]).sum(dims, keepdim=True),
+        lambda xs, g, dims: (_shares(xs[0], dims) * g,),
+        "a logarithm of a sum of exponentials is not positively homogeneous, so paths do not multiply.",
     ),
     "normalization": Function(
         lambda xs, dims, eps: xs[0] * _factor(xs[0], dims, eps),

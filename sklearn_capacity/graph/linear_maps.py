@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_unflatten
 
 from .nodes import WEIGHT_OPS, Node, Place, Weight
 from .rules import CONVERSIONS, Call, Draft, Ref
+from .rules.contractions import terms
 
 __all__ = ["linear_maps"]
 
@@ -91,7 +92,7 @@ def _by_rule(node: Node, named: Mapping[str, Any] | None) -> list[Node]:
         return []
     refs = {Place(index): Ref(name) for index, name in enumerate(node.inputs)}
     sizes = dict(zip(node.inputs, node.params["for_one"], strict=True))
-    result = (1, *node.shape)
+    result = node.params["result_for_one"]
     call = Call(
         target=node.params["function"],
         args={key: refs.get(value, value) if isinstance(value, Place) else value for key, value in named.items()},
@@ -126,7 +127,8 @@ def _of_draft(node: Node, draft: Draft, sizes: Sizes) -> Node | None:
     elif len(sizes) != params["nd"] + 2:  # one image, without a sample axis
         return None
     else:
-        layer = _layer(node, draft.op, weight, node.shape, sizes[1:], copies=sizes[0], **params)
+        shape = node.params["result_for_one"][1:]
+        layer = _layer(node, draft.op, weight, shape, sizes[1:], copies=sizes[0], **params)
     if draft.bias is None:
         return layer
     bias = draft.bias
@@ -139,8 +141,8 @@ def _of_draft(node: Node, draft: Draft, sizes: Sizes) -> Node | None:
 
 def _einsum(node: Node, named: Mapping[str, Any]) -> Iterator[Node]:
     operands = named["tensors"]
-    terms, result = _terms(named["equation"], [len(_sizes(node, operand)) for operand in operands])
-    yield from _product(node, operands, terms, result)
+    letters, result = terms(named["equation"], [len(_sizes(node, operand)) for operand in operands])
+    yield from _product(node, operands, letters, result)
 
 
 def _matmul(node: Node, named: Mapping[str, Any]) -> Iterator[Node]:
@@ -156,23 +158,6 @@ def _matmul(node: Node, named: Mapping[str, Any]) -> Iterator[Node]:
     right = "Z" if ranks[1] == 1 else batch[len(batch) - ranks[1] + 2 :] + "ZX"
     rows, columns = "" if ranks[0] == 1 else "Y", "" if ranks[1] == 1 else "X"
     yield from _product(node, operands, [left, right], batch + rows + columns)
-
-
-def _terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
-    """The index letters of the operands and of the result, with ellipses expanded."""
-    left, arrow, right = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    if not arrow:
-        letters = left.replace(",", "").replace(".", "")
-        right = "..." * ("..." in left) + "".join(c for c in sorted(set(letters)) if letters.count(c) == 1)
-    unused = [c for c in ascii_letters if c not in equation]
-    hidden = [rank - len(term.replace("...", "")) for term, rank in zip(terms, ranks, strict=True) if "..." in term]
-    spelt = unused[: max(hidden, default=0)]
-    full = []
-    for term, rank in zip(terms, ranks, strict=True):
-        n = rank - len(term.replace("...", ""))
-        full.append(term.replace("...", "".join(spelt[len(spelt) - n :]) if n else ""))
-    return full, right.replace("...", "".join(spelt))
 
 
 def _product(node: Node, operands: Sequence[Any], terms: Sequence[str], result: str) -> Iterator[Node]:

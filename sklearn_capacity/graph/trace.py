@@ -16,6 +16,7 @@ from .binding import Binder
 from .export_cleanup import no_leftovers
 from .fold import fold
 from .known_programs import Programs, structure_of
+from .layouts import Sizes
 from .nodes import NetworkGraph, UnsupportedLayerError
 from .recording import is_known, recorded
 
@@ -92,6 +93,13 @@ class Program:
     def shown(self, scope: str) -> str:
         """The name of a submodule in the user's module."""
         return "" if scope + "." == self.inside else scope.removeprefix(self.inside)
+
+    @functools.cached_property
+    def sizes(self) -> Mapping[str, Sizes]:
+        """The sizes of every tensor by the operation's name; of several results, those of the first."""
+        results = {node.name: node.meta.get("val") for node in self.nodes}
+        firsts = {name: r[0] if isinstance(r, tuple | list) and r else r for name, r in results.items()}
+        return {name: Sizes.of(r, self.batch) for name, r in firsts.items() if isinstance(r, Tensor)}
 
     @property
     def may_fold(self) -> bool:

@@ -91,9 +91,9 @@ def refuse_unknown(graph: NetworkGraph, rules: Container[str], purpose: str) -> 
     for node in graph.nodes:
         if node.op != "input" and node.op not in rules and not node.is_size:
             softmax = "softmax" in str(node.params.get("target", ""))
-            raise node.refuse(
-                purpose, cure="If it is the last step, measure the module before it, which returns logits." * softmax
-            )
+            why = "it gives whole numbers or truth values, which jump." if node.params.get("is_whole") else ""
+            cure = "If it is the last step, measure the module before it, which returns logits." * softmax
+            raise node.refuse(purpose, why, cure)
 
 
 def left_out(network: Network) -> dict[str, str]:

@@ -47,6 +47,7 @@ def magnitudes(network: Network) -> dict[str, Tensor]:
         rules["activation"] = lambda node, m: _activation(node, m, limited)
         rules["function"] = lambda node, *ms: _function(node, ms, limited)
         rules["opaque"] = lambda node, *values: None
+        rules["pick"] = lambda node, m: limited(node, 0.0) if not len(node.params["index"]) else _picked(node, m)
         with torch.no_grad():
             interpret(network.graph, rules, None, keep=keep)
         return bounds
@@ -57,6 +58,10 @@ def magnitudes(network: Network) -> dict[str, Tensor]:
 def _known(rule: Callable[..., Tensor]) -> Callable[..., Bounds]:
     """The rule, where all inputs have bounds."""
     return lambda node, *values: None if any(value is None for value in values) else rule(node, *values)
+
+
+def _picked(node: Node, m: Bounds) -> Bounds:
+    return None if m is None else LINEAR_RULES["pick"](node, m)
 
 
 def _affine(node: Node, m: Tensor) -> Tensor:
@@ -102,7 +107,7 @@ def _function(node: Node, ms: tuple[Bounds, ...], limited: Callable[[Node, float
     if kind == "normalization":
         dims, _ = node.params["args"]
         return limited(node, math.sqrt(math.prod(node.shape[d] for d in dims)))
-    if kind == "log_softmax" or any(m is None for m in ms):
+    if kind in ("log_softmax", "logsumexp") or any(m is None for m in ms):
         return None
     return EVALUATE["function"](node, *ms)  # increasing in what is not negative
 

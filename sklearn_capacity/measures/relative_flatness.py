@@ -164,7 +164,10 @@ def _linear_layer(network: Network, wanted: str | None) -> tuple[str, nn.Linear]
 
 
 def _ended(network: Network, modules: dict[str, nn.Module]) -> list[str]:
-    """Names of the submodules with parameters in the order in which they finish in a forward pass."""
+    """Names of the submodules with parameters in the order in which they finish in a forward pass.
+
+    A submodule around others with parameters, such as one with a class token, finishes last and is none of them.
+    """
     ended: list[str] = []
     handles = [
         module.register_forward_hook(lambda *_, name=name: ended.append(name))
@@ -177,7 +180,9 @@ def _ended(network: Network, modules: dict[str, nn.Module]) -> list[str]:
     finally:
         for handle in handles:
             handle.remove()
-    return ended
+    inside = {name: {id(part) for part in modules[name].modules()} - {id(modules[name])} for name in ended}
+    alone = {name for name in ended if not any(id(modules[other]) in inside[name] for other in ended)}
+    return [name for name in ended if name in alone or isinstance(modules[name], nn.Linear)]
 
 
 MEASURES = (

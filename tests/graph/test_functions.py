@@ -51,6 +51,33 @@ def by_hand(h):
     return ((q @ k.mT) * 0.7).softmax(-1) @ v
 
 
+def chosen_keys(h):
+    hidden = torch.ones(2, 2, dtype=torch.bool, device=h.device).triu(1).expand(h.shape[0], 2, 2)
+    return (h @ h.mT).masked_fill(hidden, -math.inf).softmax(-1) @ h
+
+
+def _by_heads(h):
+    return torch.einsum("bihd,bjhd->bhij", h, h.square())
+
+
+class Heads(nn.Module):
+    """torch's multi-head attention of bounded values, (n, 2, 6)."""
+
+    def __init__(self, *, weights: bool = False, first: bool = False, cross: bool = False, **options):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=not first, **options)
+        self.weights, self.first, self.cross = weights, first, cross
+        for parameter in self.attention.parameters():  # some start at 0
+            nn.init.normal_(parameter, std=0.5)
+
+    def forward(self, h):
+        h = h.tanh().transpose(0, 1) if self.first else h.tanh()
+        keys = h.flip(-1) if self.cross else h
+        attended, weights = self.attention(h, keys, keys, need_weights=self.weights)
+        attended = attended.transpose(0, 1) if self.first else attended
+        return torch.cat([attended.flatten(1), weights.flatten(1)], 1) if self.weights else attended
+
+
 BIAS = torch.tensor([[0.3, -math.inf], [0.1, -0.5]], dtype=torch.float64)
 BOUNDED = {
     "softmax": (lambda h: h.softmax(2), 12),
@@ -77,6 +104,17 @@ BOUNDED = {
     "masked attention": (lambda h: attention(h.tanh(), attn_mask=BIAS.to(h)), 4),
     "chosen keys": (lambda h: attention(h.tanh(), attn_mask=BIAS.isfinite()), 4),
     "attention by hand": (lambda h: by_hand(h.tanh()), 4),
+    "masked scores": (lambda h: chosen_keys(h.tanh()), 12),
+    "logsumexp": (lambda h: h.logsumexp(2), 2),
+    "logsumexp of everything": (lambda h: h.logsumexp((1, 2), keepdim=True), 1),
+    "heads": (Heads(), 12),
+    "heads with their weights": (Heads(weights=True), 16),
+    "heads, samples second": (Heads(first=True), 12),
+    "heads, samples second, with their weights": (Heads(first=True, weights=True), 16),
+    "heads with further keys": (Heads(first=True, add_bias_kv=True, add_zero_attn=True), 12),
+    "heads of two signals": (Heads(cross=True, kdim=6, vdim=6), 12),
+    "normed, samples second": (lambda h: F.layer_norm(h.transpose(0, 1), (6,), eps=0.2).transpose(0, 1), 12),
+    "softmax, samples last": (lambda h: h.permute(1, 2, 0).softmax(1).permute(2, 1, 0), 12),
 }
 UNBOUNDED = {
     "GLU": (nn.GLU(), 6),
@@ -88,6 +126,17 @@ UNBOUNDED = {
     "quotient": (lambda h: h[:, :1] / (1 + h[:, 1:].square()), 6),
     "unit length": (lambda h: F.normalize(h, dim=2), 12),
     "attention": (attention, 4),
+    "einsum": (lambda h: torch.einsum("b i d, b j d -> b j i", h, 2 * h), 4),
+    "einsum of heads": (lambda h: _by_heads(h.unflatten(2, (2, 3))), 8),
+    "einsum with sums": (lambda h: torch.einsum("bid,bje->bde", h, h.square()[:, :, :2]), 12),
+    "einsum with dots": (lambda h: torch.einsum("...i,...i->...", h, h.flip(1)), 2),
+    "baddbmm": (lambda h: torch.baddbmm(h[:, :, :2], h, h.mT, beta=0.5, alpha=2), 4),
+    "baddbmm of a constant": (lambda h: torch.baddbmm(torch.ones(2, 2).to(h), h, h.mT, alpha=2), 4),
+    "gate, samples second": (lambda h: (h.transpose(0, 1) * h.sum(1)).transpose(0, 1), 12),
+    "products joined with the samples": (
+        lambda h: (h.flatten(0, 1) * h.flip(1).flatten(0, 1)).unflatten(0, (-1, 2)),
+        12,
+    ),
     "response norm": (nn.LocalResponseNorm(2, alpha=0.5), 12),
 }
 ALL = {**BOUNDED, **UNBOUNDED}

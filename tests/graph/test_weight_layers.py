@@ -70,6 +70,10 @@ MAPS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         lambda: Of(lambda m, x: m.l(x.transpose(0, 1)).transpose(0, 1).flatten(1), l=nn.Linear(4, 3)),
         (5, 4),
     ),
+    "matrix_time_first": (
+        lambda: Of(lambda m, x: (x.transpose(0, 1) @ m.w).transpose(0, 1).flatten(1), w=(4, 3)),
+        (5, 4),
+    ),
     "images_joined": (
         lambda: Of(lambda m, x: m.c(x.flatten(0, 1)).reshape(x.shape[0], -1), c=nn.Conv2d(2, 3, 3, padding=1)),
         (4, 2, 5, 5),
@@ -157,7 +161,10 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Matrices]] = {
             a=nn.MultiheadAttention(4, 2, kdim=3, vdim=2, batch_first=True),
         ),
         (5, 4),
-        lambda m: [(w, 5) for w in (m.a.q_proj_weight, m.a.k_proj_weight, m.a.v_proj_weight, m.a.out_proj.weight)],
+        lambda m: [  # the scores' factor, one over the root of a head's size, is folded
+            (w, 5)
+            for w in (m.a.q_proj_weight / math.sqrt(2), m.a.k_proj_weight, m.a.v_proj_weight, m.a.out_proj.weight)
+        ],
     ),
     "encoder": (
         lambda: Of(
@@ -445,10 +452,11 @@ def test_a_scorer_warns_once_for_each_reason():
     scorer = CapacityScorer(["path_norm", "lipschitz_l2", "spectral_product_bound", "spectral_norm"])
     with pytest.warns(CapacityWarning) as caught:
         result = scorer(module, X, y)
-    assert len(caught) == 1
-    message = str(caught[0].message)
-    assert message.startswith("No score for neg_path_norm, neg_lipschitz_l2, neg_spectral_product_bound: ")
-    assert "in layer `e.self_attn (MultiheadAttention)`" in message
+    paths, slopes = sorted((str(warning.message) for warning in caught), reverse=True)
+    assert paths.startswith("No score for neg_path_norm: ")
+    assert slopes.startswith("No score for neg_lipschitz_l2, neg_spectral_product_bound: ")
+    for message in (paths, slopes):
+        assert "in layer `e.self_attn (MultiheadAttention)`" in message
     assert math.isfinite(result["neg_spectral_norm"])
 
 

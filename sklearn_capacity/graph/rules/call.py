@@ -64,6 +64,10 @@ class Call:
         Returns whether a value holds real numbers, not truth values.
     dtype, device
         Dtype and device of the network.
+    traced : tuple of int
+        The sizes of its result as traced, for one sample.
+    traced_rank : int
+        The rank of the first tensor that depends on the input, as traced.
     """
 
     target: Any
@@ -76,6 +80,8 @@ class Call:
     batch_sizes: AbstractSet[str]
     producer: Callable[[Ref], Node]
     is_real: Callable[[Ref], bool]
+    traced: tuple[int, ...] = ()
+    traced_rank: int = 0
 
     def __getitem__(self, name: str) -> Any:
         return self.args[name]

@@ -208,7 +208,8 @@ def _sum(call: Call, signs: tuple[float, float]) -> Draft | None:
     if shift is None:
         return None
     factor = None if multiple == 1 else constant(float(multiple), call)
-    shift = Weight(shift.tensor * sign, shift.trainable, shift.sources)
+    # A view of a parameter remains one, in which a number may stand several times.
+    shift = shift if sign == 1 else Weight(shift.tensor * sign, shift.trainable, shift.sources)
     return Draft("diagonal", (x,), factor, shift, {"kind": "shift", "dim": None})
 
 
@@ -239,16 +240,11 @@ def _rsub(call: Call) -> Draft | None:
     return _sum(call, (-1.0, 1.0))
 
 
-@rule("zeros_like.default")
-def _zeros_like(call: Call) -> Draft | None:
-    zero = constant(0.0, call)
-    return None if zero is None else _scaled(call["self"], zero, call)
-
-
-@rule("ones_like.default", "full_like.default")
-def _filled(call: Call) -> Draft | None:
-    value = constant(call.get("fill_value", 1.0), call)
-    if value is None:
+@rule("lerp.Scalar")
+def _lerp(call: Call) -> Draft | None:
+    """(1 - t) a + t b."""
+    a, b, t = call["self"], call["end"], call["weight"]
+    if not isinstance(t, int | float) or not isinstance(a, Ref) or not isinstance(b, Ref):
         return None
-    empty = Draft("diagonal", (call["self"],), constant(0.0, call), None, {"kind": "scale", "dim": None})
-    return Draft("diagonal", (empty,), None, value, {"kind": "shift", "dim": None})
+    wide = [broadcast_to(call, x, call.shapes[x.name], call.shape) for x in (a, b)]
+    return None if None in wide else Draft("add", tuple(wide), params={"signs": (1 - t, t)})  # type: ignore[arg-type]

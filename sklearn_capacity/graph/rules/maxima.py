@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -160,12 +161,51 @@ def _number(call: Call, value: object) -> float | None:
 
 @rule("where.self", "where.ScalarOther", "where.ScalarSelf", "where.Scalar")
 def _where(call: Call) -> Draft | Ref | None:
-    return chosen(call, call["condition"], call["self"], call["other"])
+    condition, a, b = call["condition"], call.get("self"), call.get("other")
+    if isinstance(condition, Weight):
+        return _masked(call, condition, a, b)
+    return chosen(call, condition, a, b)
 
 
 @rule("masked_fill.Scalar", "masked_fill.Tensor")
 def _masked_fill(call: Call) -> Draft | Ref | None:
-    return chosen(call, call["mask"], call["value"], call["self"])
+    mask = call["mask"]
+    if isinstance(mask, Weight):
+        return _masked(call, mask, call["value"], call["self"])
+    return chosen(call, mask, call["value"], call["self"])
+
+
+def _masked(call: Call, mask: Weight, then: object, otherwise: object) -> Draft | None:
+    """A choice that is the same for all samples: each side where it stands, plus 0 elsewhere."""
+    if constant(mask, call) is None:
+        return None
+    here = mask.tensor.broadcast_to(torch.broadcast_shapes(mask.tensor.shape, (1, *call.shape[1:])))
+    sides = [_kept(call, value, place) for value, place in ((then, here), (otherwise, ~here))]
+    if None in sides:
+        return None
+    (first, shift), (second, more) = sides  # type: ignore[misc]
+    shift = Weight(shift.tensor + more.tensor, shift.trainable or more.trainable, shift.sources | more.sources)
+    signals = [side for side in (first, second) if side is not None]
+    if not signals:
+        return None
+    both = signals[0] if len(signals) == 1 else Draft("add", tuple(signals), params={"signs": (1.0, 1.0)})
+    shape = call.shape[1:]
+    return Draft("diagonal", (replace(both, shape=shape),), None, shift, {"kind": "masked", "dim": None}, shape)
+
+
+def _kept(call: Call, value: object, here: torch.Tensor) -> tuple[Draft | None, Weight] | None:
+    """A value where a mask is true: what depends on the input, and a constant."""
+    nothing = Weight(torch.zeros((), dtype=call.dtype, device=call.device), False, frozenset())
+    if isinstance(value, Ref):
+        wide = broadcast_to(call, value, call.shapes[value.name], call.shape)
+        scale = Weight(here.to(call.dtype), False, frozenset())
+        params = {"kind": "masked", "dim": None}
+        return None if wide is None else (Draft("diagonal", (wide,), scale, None, params, call.shape[1:]), nothing)
+    fixed = constant(value, call)
+    if fixed is None:
+        return None
+    tensor = torch.where(here, fixed.tensor.to(call.dtype), nothing.tensor)
+    return None, Weight(tensor, fixed.trainable, fixed.sources)
 
 
 #: Operators whose rules read truth values.

@@ -23,6 +23,17 @@ def _log_softmax(call: Call) -> Draft | None:
     return None if dim == 0 else function("log_softmax", call["self"], args=(dim - len(call.shape),))
 
 
+@rule("logsumexp.default")
+def _logsumexp(call: Call) -> Draft | None:
+    x, shape = call["self"], call.shapes[call["self"].name]
+    dims = tuple(d % len(shape) for d in ([call["dim"]] if isinstance(call["dim"], int) else call["dim"]))
+    if 0 in dims:
+        return None
+    kept = tuple(1 if d in dims else size for d, size in enumerate(shape))[1:]
+    row = function("logsumexp", x, args=(tuple(d - len(shape) for d in dims),), shape=kept)
+    return Draft("view", (row,), params={"kind": "view"})
+
+
 # -- attention --------------------------------------------------------------------------------------------------------
 
 

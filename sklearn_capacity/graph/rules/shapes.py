@@ -52,14 +52,20 @@ def _transpose(call: Call) -> Draft | None:
     return Draft("permute", (call["self"],), params={"dims": tuple(dims)}) if dims[0] == 0 else None
 
 
+def is_whole(call: Call) -> bool:
+    """Whether a slice takes everything."""
+    end = call.get("end")
+    ends = end is None or (isinstance(end, int) and end >= 1 << 62)
+    return ends and call.get("start", 0) == 0 and call.get("step", 1) == 1
+
+
 @rule("slice.Tensor")
 def _slice(call: Call) -> Draft | Ref | None:
     x, rank = call["self"], call.rank(call["self"])
     dim, start, end, step = call.get("dim", 0) % rank, call.get("start", 0), call.get("end"), call.get("step", 1)
     if any(isinstance(v, Ref) for v in (start, end)):
         return None
-    whole = start == 0 and step == 1 and (end is None or end >= (1 << 62))
-    if whole:
+    if is_whole(call):
         return x
     if dim == 0:
         return None
@@ -156,15 +162,14 @@ SPLITS = (
 )
 
 
-def split_piece(x: Ref, rank: int, dim: int, shapes: Sequence[tuple[int, ...]], index: int) -> Draft | None:
-    """The piece at `index` of a split, as a slice; `shapes` are those of all pieces, and x has `rank` axes."""
+def split_piece(x: Ref, dim: int, sizes: Sequence[int] | None, index: int) -> Draft | None:
+    """The piece at `index` of a split, as a slice; `sizes` are those of the pieces, None for single entries."""
     if dim == 0:
         return None
-    index %= len(shapes)
-    if len(shapes[0]) < rank:  # unbind, which drops the axis
+    if sizes is None:  # unbind, which drops the axis
         return Draft("slice", (x,), params={"kind": "select", "dim": dim, "index": index})
-    start = sum(shape[dim] for shape in shapes[:index])
-    return Draft("slice", (x,), params={"kind": "slice", "dim": dim, "index": slice(start, start + shapes[index][dim])})
+    start = sum(sizes[:index])
+    return Draft("slice", (x,), params={"kind": "slice", "dim": dim, "index": slice(start, start + sizes[index])})
 
 
 @rule("stack.default")

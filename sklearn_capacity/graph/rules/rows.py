@@ -1,0 +1,200 @@
+"""Calls with samples along another axis, or joined with one, as calls on rows: (n, ...) per signal.
+
+A rule only knows rows. Here the axes that an operator's arguments name become axes of the rows, and parameters that it
+broadcasts get the shape in which they broadcast over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..layouts import ROWS, Layout, permuted
+from .call import Call, Draft, Ref, Weight, aten
+from .shapes import is_whole
+
+__all__ = ["BROADCASTS", "PERMUTATIONS", "VIEWS", "Repeated", "on_rows"]
+
+#: Operators that keep the order of all entries.
+VIEWS = frozenset("view reshape _unsafe_view flatten unsqueeze squeeze unflatten".split())
+PERMUTATIONS = frozenset("permute transpose movedim swapaxes mT permute_copy".split())
+#: Operators on the last axes.
+_LAST = frozenset("linear mm addmm layer_norm native_layer_norm rms_norm".split())
+#: Operators on the last two axes of stacks of matrices.
+_MATRICES = frozenset("matmul bmm baddbmm scaled_dot_product_attention".split())
+#: Operators with arguments that name axes of their first signal, or of their result.
+_ALONG = frozenset(
+    "softmax _softmax log_softmax _log_softmax logsumexp mean sum var std select slice narrow cumsum amax amin max min "
+    "glu linalg_vector_norm cat stack".split()
+)
+#: Operators that move, repeat or drop entries; their rule applies them to tables of indices.
+_MOVES = frozenset(
+    "flip roll expand repeat tile rot90 repeat_interleave index index_select diagonal unfold tril triu diag_embed "
+    "expand_copy unfold_copy".split()
+)
+#: Operators entry by entry, with broadcasting.
+BROADCASTS = frozenset(
+    "relu relu6 leaky_relu hardtanh tanh sigmoid softplus gelu silu elu erf hardsigmoid hardswish mish log_sigmoid abs "
+    "threshold hardshrink softshrink sin cos atan asinh exp expm1 log log1p sinh cosh tan sign floor ceil round trunc "
+    "sqrt rsqrt reciprocal square pow selu celu clamp_min clamp_max clamp clone alias detach contiguous "
+    "lift_fresh_copy type_as to _to_copy dropout alpha_dropout feature_dropout feature_alpha_dropout mul div neg add "
+    "sub rsub maximum minimum where masked_fill lerp addcmul expand_as".split()
+)
+#: Arguments that broadcast with the signals.
+_BROADCAST = ("self", "other", "attn_mask", "condition", "mask", "value", "end", "weight", "tensor1", "tensor2")
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """A tensor that is the same for every sample.
+
+    Attributes
+    ----------
+    weight : Weight
+        The tensor as traced, for two samples.
+    layout : Layout
+    """
+
+    weight: Weight
+    layout: Layout
+
+    @property
+    def row(self) -> Weight:
+        """The tensor for one sample, (1, ...)."""
+        return replace(self.weight, tensor=self.layout.to_rows(self.weight.tensor)[:1])
+
+
+def on_rows(
+    call: Call, layouts: Mapping[str, Layout], result: Layout, view: Callable[[Ref, tuple[int, ...], Layout], Ref]
+) -> Call | Draft | Ref | None:
+    """The call on rows, or the draft that it is there; None if the operator does not keep its samples apart.
+
+    Parameters
+    ----------
+    call : Call
+        With the traced arguments, and the shapes of rows.
+    layouts : dict of name to Layout
+        Of the tensors that it reads.
+    result : Layout
+        Of its result.
+    view : callable(Ref, shape, Layout) -> Ref
+        Enters a node with the entries of a value in another shape.
+    """
+    name = call.target.__name__.split(".")[0]
+    repeated = any(isinstance(value, Repeated) for value in call.args.values())
+    if result == ROWS and all(layout == ROWS for layout in layouts.values()) and not repeated:
+        return call
+    if name in VIEWS:
+        return call
+    if name in PERMUTATIONS:
+        return _permutation(call, layouts)
+    if name in _LAST or (name == "matmul" and isinstance(call["other"], Weight)):
+        return call if all(layout.axis < _last(call) for layout in layouts.values()) else None
+    if name in _ALONG:
+        return _along(call, layouts, result)
+    if name in _MOVES:
+        return _move(call, layouts, result)
+    if name in _MATRICES and result.axis >= len(call.traced) - 2:
+        return None
+    return _broadcast(call, layouts, result, view) if name in BROADCASTS | _MATRICES else None
+
+
+def _last(call: Call) -> int:
+    """The first of the last axes, which the operator mixes."""
+    return len(call.traced) - len(call.get("normalized_shape", (0,)))
+
+
+def _permutation(call: Call, layouts: Mapping[str, Layout]) -> Draft:
+    x = call["self"]
+    layout = layouts[x.name]
+    order = permuted(call.target, call.args, "self", len(call.traced))
+    dims = (0, *(position for axis in order for position in layout.positions(axis)))
+    # Where only the samples move, the rows remain: a view, as the node of another layout.
+    if dims == tuple(range(len(dims))):
+        return Draft("view", (x,), params={"kind": "view"})
+    return Draft("permute", (x,), params={"dims": dims})
+
+
+def _along(call: Call, layouts: Mapping[str, Layout], result: Layout) -> Call | Ref | None:
+    """The call with the axes of the rows for those that its arguments name."""
+    if call.target is aten.slice.Tensor and is_whole(call):
+        return call["self"]
+    if len(set(layouts.values())) > 1:
+        return None
+    (layout,) = set(layouts.values())
+    rank = call.traced_rank
+    of_result = "tensors" in call.args
+    layout, rank = (result, len(call.traced)) if of_result else (layout, rank)
+    given = call.args.get("dim")
+    if given is None:
+        return None
+    axes = [given] if isinstance(given, int) else list(given)
+    axes = [axis % rank for axis in axes]
+    if layout.axis in axes:
+        return None
+    moved = [layout.positions(axis)[0] for axis in axes]
+    return replace(call, args={**call.args, "dim": moved[0] if isinstance(given, int) else moved})
+
+
+def _move(call: Call, layouts: Mapping[str, Layout], result: Layout) -> Call | None:
+    x = next(iter(call.args.values()))
+    if not isinstance(x, Ref) or len(layouts) > 1:
+        return None
+    before = layouts[x.name]
+
+    def moved(places: torch.Tensor, **rest: Any) -> torch.Tensor:
+        return result.to_rows(call.target(before.from_rows(places), **rest))
+
+    return replace(call, target=moved)
+
+
+def _broadcast(
+    call: Call, layouts: Mapping[str, Layout], result: Layout, view: Callable[[Ref, tuple[int, ...], Layout], Ref]
+) -> Call | None:
+    rank, args, shapes = len(call.traced), dict(call.args), dict(call.shapes)
+    matrices = call.target.__name__.split(".")[0] in _MATRICES - {"baddbmm"}
+    for key in ("attn_mask",) if matrices else _BROADCAST:
+        value = args.get(key)
+        if isinstance(value, Weight | Repeated):
+            args[key] = _constant_on_rows(value, rank, result)
+            if args[key] is None:
+                return None
+    for key, value in args.items():
+        if not isinstance(value, Ref) or value.name not in layouts:
+            continue
+        layout = layouts[value.name]
+        missing = len(call.shape) - len(call.shapes[value.name])
+        if layout.aligned(missing) != result:
+            return None
+        if missing:
+            shape = (*(1,) * missing, *call.shapes[value.name][1:])
+            args[key] = view(value, shape, result)
+            shapes[args[key].name] = (-1, *shape)
+    return replace(call, args=args, shapes=shapes)
+
+
+def _constant_on_rows(constant: Weight | Repeated, rank: int, layout: Layout) -> Weight | None:
+    """A constant that broadcasts over traced tensors of a rank, in the shape in which it broadcasts over their rows.
+
+    None if it is not the same for all samples.
+    """
+    tensor = constant.tensor if isinstance(constant, Weight) else constant.weight.tensor
+    missing = rank - tensor.dim()
+    if missing < 0:
+        return None
+    if isinstance(constant, Repeated):
+        row = constant.row
+        shape = (1, *(1,) * missing, *row.tensor.shape[1:])
+        return replace(row, tensor=row.tensor.reshape(shape)) if constant.layout.aligned(missing) == layout else None
+    place = layout.axis - missing  # its axis that meets that of the samples
+    if layout == ROWS or place < 0:
+        return constant
+    if tensor.shape[place] != 1:
+        return None
+    sizes = (*(1,) * missing, *tensor.shape)
+    factors = (1,) * len(layout.positions(layout.axis))
+    shape = (1, *sizes[: layout.axis], *factors, *sizes[layout.axis + 1 :])
+    return replace(constant, tensor=tensor.reshape(shape))
