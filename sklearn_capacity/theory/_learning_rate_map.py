@@ -209,7 +209,7 @@ def learning_rate_map(
     rates = _increasing("learning_rates", learning_rates)
     grid = _increasing("values", values, zero=vary == "sigma_b2")
     inputs, targets = _check_data(X, y)
-    size = len(inputs) if batch_size is None else check_integer("batch_size", batch_size)
+    size = len(inputs) if batch_size is None else min(len(inputs), check_integer("batch_size", batch_size))
     steps = math.ceil(len(inputs) / size) if n_steps is None else check_integer("n_steps", n_steps)
     descent = _Descent(momentum, steps, size)
     try:
@@ -244,7 +244,7 @@ def _row_losses(
     X, y = data
     sizes = row.sizes(X.shape[1], y.shape[1])
     n_weights = sum(out * (into + 1) for into, out in itertools.pairwise(sizes))
-    chunk = max(1, CHUNK // max(n_weights, min(descent.batch_size, len(X)) * max(sizes)))
+    chunk = max(1, CHUNK // max(n_weights, descent.batch_size * max(sizes)))
     losses = np.empty((len(rates), n_trials))
     curves = np.empty((len(rates), n_trials, descent.n_steps))
     for trial in range(n_trials):

@@ -82,7 +82,7 @@ def _spectral_theory() -> Arguments:
 
 
 def _map_arguments() -> Arguments:
-    small = {"width": 4, "depth": 2, "n_steps": 2, "n_trials": 1, "random_state": 0}
+    small = {"width": 4, "depth": 2, "n_steps": 2, "n_trials": 1, "batch_size": 3, "random_state": 0}
     return {"X": normal(4, 2), "y": normal(4), "learning_rates": [0.1, 1.0], "values": [2, 3], **small}
 
 
