@@ -28,6 +28,9 @@ def report(options: Namespace) -> str:
 
 def compare(options: Namespace) -> str:
     """Several models in one table, and in a figure."""
+    twice = sorted({given for given in options.models if options.models.count(given) > 1})
+    if twice:
+        raise ValueError(f"Each model must be given once, got {', '.join(map(repr, twice))} more than once.")
     models = {_label(given): read_model(given, options.trust) for given in options.models}
     if len(models) < len(options.models):
         models = {given: read_model(given, options.trust) for given in options.models}

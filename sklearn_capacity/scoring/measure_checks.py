@@ -331,11 +331,12 @@ def _rescaled(module: nn.Module, order: Sequence[int], factors: Sequence[float])
     return changed
 
 
-#: Changes of weights that preserve the function of a rectifier network with one hidden layer of six units.
+#: Changes of weights that preserve the function of a rectifier network with one hidden layer of six units; so large
+#: that a coarse measure, such as a share of small weights, does not seem to be invariant.
 CHANGES: dict[str, Callable[[nn.Module], nn.Module]] = {
     "permutation": lambda module: _rescaled(module, [3, 0, 5, 1, 4, 2], [1.0] * 6),
-    "layer_rescaling": lambda module: _rescaled(module, range(6), [3.0] * 6),
-    "node_rescaling": lambda module: _rescaled(module, range(6), [3.0, 0.5, 1.0, 2.0, 0.25, 1.5]),
+    "layer_rescaling": lambda module: _rescaled(module, range(6), [128.0] * 6),
+    "node_rescaling": lambda module: _rescaled(module, range(6), [128.0, 0.5, 1.0, 0.01, 0.25, 20.0]),
 }
 
 

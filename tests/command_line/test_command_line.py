@@ -153,6 +153,11 @@ def test_only_the_pickle_that_is_named_is_opened(folder, capsys):
     assert "--trust model.joblib" in capsys.readouterr().err
 
 
+def test_a_model_is_compared_with_others(folder, capsys):
+    assert main(["compare", "iris.safetensors", "iris.safetensors", "iris.npz"]) == 1
+    assert "once, got 'iris.safetensors' more than once" in capsys.readouterr().err
+
+
 def test_an_archive_may_hold_no_pickle(folder, capsys, tmp_path):
     """torch falls back on a full pickle for an archive's constants and sample inputs."""
     module = torch.nn.Linear(4, 3)

@@ -18,6 +18,11 @@ def matrices(network):
     return [p for p in network.parameters.values() if p.dim() > 1]
 
 
+def small_share(network, batch):
+    weights = torch.cat([tensor.flatten() for tensor in network.tensors().values()])
+    return float((weights.abs() < 0.01).double().mean())
+
+
 def largest(network, batch):
     return max(float(p.abs().max()) for p in matrices(network))
 
@@ -170,3 +175,7 @@ def test_examples_are_the_same_for_every_seed_of_the_process():
         assert torch.equal(one.X, other.X) and torch.equal(one.y, other.y) and len(one.X) > 20
         for a, b in zip(one.module.state_dict().values(), other.module.state_dict().values(), strict=True):
             assert torch.equal(a, b)
+
+
+def test_a_coarse_measure_does_not_seem_invariant():
+    check_measure(Measure("small_share", small_share, invariances={"permutation"}))
