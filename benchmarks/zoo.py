@@ -23,7 +23,7 @@ import torch
 from benchmarks.zoo_networks import CLASSES, Build, networks
 from sklearn_capacity import capacity_report
 
-TABLE = Path(__file__).parents[1] / "docs" / "results" / "support.csv"
+TABLE = Path(__file__).parents[1] / "docs" / "support.csv"
 #: One or several measures of each family, with every kind of need.
 MEASURES = (
     "parameter_count parameter_norm vc_dimension distance_from_initialization frobenius_norm spectral_norm l1_inf_norm "
@@ -35,7 +35,7 @@ MEASURES = (
 #: Measures whose definition does not cover the network, by words of the reason.
 UNDEFINED = (
     "not positively homogeneous",
-    "counts the input twice",
+    "count the input twice",
     "divides by the size",
     "has no bound",
     "whole numbers",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
-from .constants import constant_rows, keeps_parameters, looked_up, without_content
+from .constants import constant_rows, keeps_parameters, without_content
 from .layouts import ROWS, Layout, Sizes, at_samples, reshaped
 from .nodes import NetworkGraph, Node, Place, UnsupportedLayerError
 from .rules import CONVERSIONS, READ_MASKS, SPLITS, Call, Draft, Ref, Weight, split_piece
@@ -136,8 +136,8 @@ class Binder:
         )
         if given is None:
             return None
-        value = self._constant(operation, given)
-        if value is None or not any(sizes.multiples):
+        value = self._known(operation, (), tree_map_only(Repeated, lambda r: r.weight, given, is_leaf=_is_repeated))
+        if not any(sizes.multiples):
             return value
         layout = self._layout(operation, sizes)
         if layout is None:
@@ -147,15 +147,6 @@ class Binder:
         read = [leaf.row if isinstance(leaf, Repeated) else leaf for leaf in leaves if _is_repeated(leaf)]
         alike = torch.equal(rows[0], rows[1]) and keeps_parameters(_packet(operation), read, rows[:1])
         return Repeated(value, layout) if alike else None
-
-    def _constant(self, operation: fx.Node, given: dict[str, Any]) -> Weight | None:
-        """The value of an operator of constants, for two samples; rows of a table as a view of it, if they are one."""
-        given = tree_map_only(Repeated, lambda repeated: repeated.weight, given, is_leaf=_is_repeated)
-        if _packet(operation) != "embedding" or not given["weight"].trainable:
-            return self._known(operation, (), given)
-        table = given["weight"]
-        rows = looked_up(table.tensor, given["indices"].tensor)
-        return None if rows is None else replace(table, tensor=rows)
 
     def _signal_of(self, constant: Repeated, name: str) -> Ref:
         """A node with the same rows for every sample."""

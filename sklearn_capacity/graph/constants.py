@@ -15,7 +15,7 @@ from .nodes import Place
 from .rules.call import Draft, Ref, Weight
 from .rules.rows import PERMUTATIONS, VIEWS
 
-__all__ = ["constant_rows", "keeps_parameters", "looked_up", "without_content"]
+__all__ = ["constant_rows", "keeps_parameters", "without_content"]
 
 #: Operators that read the sizes alone of an argument, with its name.
 _LIKE = {
@@ -24,7 +24,7 @@ _LIKE = {
 }
 
 #: Operators whose results are views, in which a parameter's number may stand several times.
-_VIEWS = VIEWS | PERMUTATIONS | {"embedding", "expand", "expand_as", "slice", "select"}
+_VIEWS = VIEWS | PERMUTATIONS | {"expand", "expand_as", "slice", "select"}
 #: Operators that make a new tensor, with each number of one parameter at most once.
 _COPIES = frozenset("repeat add sub neg clone contiguous to _to_copy alias detach".split())
 
@@ -127,12 +127,3 @@ def keeps_parameters(name: str, weights: Sequence[Weight], result: Tensor) -> bo
 
 def _repeats(tensor: Tensor) -> bool:
     return any(step == 0 and n > 1 for step, n in zip(tensor.stride(), tensor.shape, strict=True))
-
-
-def looked_up(table: Tensor, ids: Tensor) -> Tensor | None:
-    """Rows of a table as a view of it, if all ids are equal or count upwards along their last axis; else None."""
-    first = int(ids.flatten()[0]) if ids.numel() else 0
-    if bool((ids == first).all()):
-        return table[first].expand(*ids.shape, -1)
-    counted = torch.arange(first, first + ids.shape[-1], device=ids.device)
-    return table[first : first + len(counted)].expand(*ids.shape, -1) if bool((ids == counted).all()) else None

@@ -68,7 +68,7 @@ def fisher_rao_norm(
     Notes
     -----
     The cost is 1.1 to 2 forward passes: one forward pass and, from the third layer on, its products once more. No
-    gradient is formed. If an operator with parameters has no tangent rule (attention, layer norm), reverse mode is
+    gradient is formed. If an operator with parameters has no tangent rule (a recurrent layer), reverse mode is
     applied twice, at about four passes.
 
     References

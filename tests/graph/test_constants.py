@@ -10,7 +10,7 @@ import reference_fisher
 from networks import make
 from sklearn_capacity import measure_capacity
 from sklearn_capacity.graph import Network
-from sklearn_capacity.graph.constants import keeps_parameters, looked_up
+from sklearn_capacity.graph.constants import keeps_parameters
 from sklearn_capacity.graph.nodes import Weight
 from zoo import Of
 
@@ -45,15 +45,6 @@ def test_the_fisher_information_is_that_of_the_modules_own_parameters(name):
     expected = float(reference_fisher.matrix(module, X, "squared").trace())
     assert measure_capacity(module, X, measures="fisher_trace")["fisher_trace"] == pytest.approx(expected, rel=1e-9)
     torch.testing.assert_close(Network(module, (4, 3)).forward(X), module(X))
-
-
-def test_rows_of_a_table_that_are_a_view_of_it():
-    table = torch.randn(7, 2)
-    for ids in (torch.tensor([[3, 3], [3, 3]]), torch.tensor([[2, 3, 4], [2, 3, 4]]), torch.tensor([[6]])):
-        rows = looked_up(table, ids)
-        assert torch.equal(rows, table[ids])
-        assert rows._base is table
-    assert looked_up(table, torch.tensor([[0, 2]])) is None
 
 
 def test_what_counts_a_number_twice_is_no_constant():
