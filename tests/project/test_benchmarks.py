@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import doctest
 import importlib
 import inspect
+import math
+from pathlib import Path
 
 import pytest
 
-from benchmarks import timing
-from benchmarks.__main__ import benchmark_names, main, table, verdict
+from benchmarks import bench_sam, timing
+from benchmarks.__main__ import COLUMNS, PACKAGES, benchmark_names, main, table, verdict, versions_path
 from benchmarks.timing import measure_row, paired_medians
+from structure import ROOT
+
+SHOWN = ROOT / "docs" / "results" / "benchmarks.csv"
 
 
 class Clock:
@@ -68,3 +74,36 @@ def test_unknown_benchmark_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["--only", "no_such_thing"])
     assert "invalid choice" in capsys.readouterr().err
+
+
+def lines_of(path: Path) -> list[list[str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def test_the_table_is_written_with_its_versions(monkeypatch, tmp_path, capsys):
+    lost = {"kernel": "a, b", "ours": 0.3, "peer": 0.1, "ratio": 3.0, "target": 1.2, "note": "by hand"}
+    monkeypatch.setattr(
+        bench_sam, "run", lambda: iter([lost, lost | {"ratio": 0.5, "target": None, "note": "", "ours": math.nan}])
+    )
+    assert main(["--only", "sam", "--output", str(tmp_path / "t.csv")]) == 0
+    assert lines_of(tmp_path / "t.csv") == [
+        list(COLUMNS),
+        ["a, b", "300.00", "100.00", "3.00", "1.20", "MISSED", "by hand"],
+        ["a, b", "", "100.00", "0.50", "", "", ""],
+    ]
+    header, *installed = lines_of(tmp_path / "t_versions.csv")
+    assert header == ["package", "version"]
+    assert dict(installed)["torch"] == importlib.import_module("torch").__version__.partition("+")[0]
+    assert "1 of 2 rows missed their target: a, b" in capsys.readouterr().out
+
+
+def test_the_shown_table_says_which_rows_lose():
+    header, *rows = lines_of(SHOWN)
+    assert header == list(COLUMNS)
+    for kernel, _, _, ratio, target, shown, _ in rows:
+        # both are rounded to a hundredth, so that equal ones may be either
+        if target and ratio != target:
+            assert shown == ("ok" if float(ratio) < float(target) else "MISSED"), kernel
+        assert bool(target) == bool(shown), kernel
+    assert {package for package, _ in lines_of(versions_path(SHOWN))[1:]} >= set(PACKAGES)
