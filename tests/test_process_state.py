@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from process_settings import interrupt_at
 from sklearn_capacity import NetworkClassifier, measure_capacity, process_state
-from sklearn_capacity.derivatives.double_backward import _PlainWeightNorm, twice_differentiable
+from sklearn_capacity.derivatives.double_backward import _Elementary, twice_differentiable
 from sklearn_capacity.derivatives.modes import evaluating
 from sklearn_capacity.derivatives.parameter_uses import _Uses
 from sklearn_capacity.graph import trace
@@ -468,7 +468,7 @@ def test_a_mode_that_torch_sets_aside_comes_back_after_an_interrupt_at_any_momen
         assert torch._C._len_torch_function_stack() == depth, number
 
 
-@pytest.mark.parametrize("mode", [_PlainWeightNorm, _Results, _Draws, lambda: _Uses([torch.ones(3)], torch.ones(2))])
+@pytest.mark.parametrize("mode", [_Elementary, _Results, _Draws, lambda: _Uses([torch.ones(3)], torch.ones(2))])
 def test_a_mode_is_left_after_an_interrupt_as_it_begins_or_ends(mode):
     def within():
         with mode():

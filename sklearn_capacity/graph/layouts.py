@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["ROWS", "Layout", "Sizes", "permuted", "reshaped"]
+__all__ = ["ROWS", "Layout", "Sizes", "at_samples", "permuted", "reshaped"]
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def test_what_needs_the_weights_before_training_says_so():
     module, X, y = NETWORKS["mlp"]()
     for name in ("fro_dist", "dist_spec_init", "log_spec_init_main"):
         assert "initial_state" in MEASURES[name].needs
-        with pytest.raises(NotDefinedError, match="needs the weights before training: pass the module"):
+        with pytest.raises(NotDefinedError, match="needs the weights before training: pass the untrained module"):
             measure_capacity(module, X, y, name)
 
 

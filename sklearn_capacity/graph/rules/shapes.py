@@ -10,7 +10,7 @@ import torch
 
 from .call import Call, Draft, Ref, Weight, aten, per_axis, rule
 
-__all__ = ["SPLITS", "broadcast_to", "split_piece"]
+__all__ = ["SPLITS", "broadcast_to", "split_piece", "is_whole"]
 
 
 def _dims(value: Any, rank: int) -> tuple[int, ...]:
