@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from benchmarks.memory import reset_peak, resident
 from benchmarks.timing import measure_row
 from sklearn_capacity.architectures import make_network
 from sklearn_capacity.derivatives.input_sweeps import jacobian_rows
@@ -177,20 +177,12 @@ def measure_peak(position: int, kernel: str) -> float:
     make = {"plain": plain, "loop": double_backward}.get(kernel, lambda case: penalized(case, norm, **options))
     make(small)()
     case.module.zero_grad(set_to_none=True)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = _resident("VmRSS")
+    reset_peak()
+    before = resident("VmRSS")
     step = make(case)
     for _ in range(3):
         step()
-    return _resident("VmHWM") - before
-
-
-def _resident(field: str) -> float:
-    """MB resident now (VmRSS) or at most so far (VmHWM), as reported by Linux."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"The system does not report {field}.")
+    return resident("VmHWM") - before
 
 
 def peak_row(name: str, kernel: str, peak: float, base: float) -> dict:
