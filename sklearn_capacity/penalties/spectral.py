@@ -95,16 +95,27 @@ def _top_directions(tape: Tape, output: str) -> Tensor:
     # rows of J for k outputs at a time, (k, n, D)
     pulled = [pull(tape, v.flatten(0, 1)).reshape(len(v), len(logits), -1) for v in unit_vectors(logits).split(k)]
     rows = torch.cat(pulled).transpose(0, 1)  # (n, C, D)
-    gram = (rows @ rows.transpose(1, 2)).double()  # J J^T, (n, C, C)
-    if output == "softmax":  # its Jacobian S is symmetric: S J J^T S
-        p = logits.double().softmax(1)[:, None, :]  # (n, 1, C)
-        gram = softmax_jacobian(p, softmax_jacobian(p, gram).transpose(1, 2))  # (n, C, C)
-    return _top_eigenvectors(gram).to(logits.dtype)
+    if output == "softmax":  # its Jacobian S is symmetric: the rows of S J
+        p = logits.double().softmax(1)[:, None, :]  # (n, 1, C); in double, as 1 - p may be tiny
+        rows = softmax_jacobian(p, rows.double().transpose(1, 2)).transpose(1, 2)  # (n, C, D)
+    return _top_left_vectors(rows).to(logits.dtype)
 
 
-def _top_eigenvectors(gram: Tensor) -> Tensor:
-    """The eigenvector of the largest eigenvalue of each matrix (n, C, C), as one direction per sample: (1, n, C)."""
-    return torch.linalg.eigh(gram).eigenvectors[:, :, -1][None]
+def _top_left_vectors(rows: Tensor) -> Tensor:
+    """For each matrix A (n, C, D), the unit vector u with the largest ``|u^T A|``: (1, n, C), a direction per sample.
+
+    From the smaller Gram matrix, as a network may have many more classes than inputs, or the other way round.
+    """
+    n_outputs, n_inputs = rows.shape[1:]
+    if n_outputs <= n_inputs:
+        gram = (rows @ rows.transpose(1, 2)).double()  # A A^T, (n, C, C)
+        return torch.linalg.eigh(gram).eigenvectors[:, :, -1][None].to(rows.dtype)
+    gram = (rows.transpose(1, 2) @ rows).double()  # A^T A, (n, D, D)
+    right = torch.linalg.eigh(gram).eigenvectors[:, :, -1:].to(rows.dtype)  # (n, D, 1)
+    left = (rows @ right).squeeze(2)  # A v, along u: (n, C)
+    length = torch.linalg.vector_norm(left, dim=1, keepdim=True)  # (n, 1)
+    any_direction = torch.zeros_like(left).index_fill(1, torch.zeros(1, dtype=torch.long, device=left.device), 1.0)
+    return torch.where(length > 0, left / length.clamp_min(torch.finfo(left.dtype).tiny), any_direction)[None]
 
 
 def _by_loop(function: Callable[[Tensor], Tensor], X: Tensor, output: str, sample_weight: Tensor | None) -> Tensor:
@@ -112,6 +123,6 @@ def _by_loop(function: Callable[[Tensor], Tensor], X: Tensor, output: str, sampl
     with evaluating(function):
         # (n, C, D)
         rows = torch.stack([row.flatten(1) for row in jacobian_products(function, X, output=output)], dim=1)
-        u = _top_eigenvectors((rows @ rows.transpose(1, 2)).double()).to(rows.dtype)  # (1, n, C)
+        u = _top_left_vectors(rows)  # (1, n, C)
         (product,) = jacobian_products(function, X, u, output=output, create_graph=True)  # u^T J, (n, ...)
     return weighted_mean(product.flatten(1).square().sum(1), sample_weight)

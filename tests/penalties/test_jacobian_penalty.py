@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from reference_penalties import mean_squared_jacobian
-from sklearn_capacity.penalties import PENALTIES, JacobianPenalty, frobenius_penalty, projection_penalty
+from sklearn_capacity.penalties import (
+    PENALTIES,
+    JacobianPenalty,
+    frobenius_penalty,
+    projection_penalty,
+    spectral_penalty,
+)
 from sklearn_capacity.penalties.frobenius import orthonormal_directions
 
 
@@ -173,3 +179,46 @@ def test_a_module_that_writes_in_itself_runs_its_own_forward_pass_for_the_loss_a
         assert shared.tape is None
         penalty(module, X, shared=shared)
     assert module.tensor + module.number == 3
+
+
+class Opaque(nn.Module):
+    """Without a graph, so that the loop computes."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, X: torch.Tensor) -> torch.Tensor:
+        return torch.fft.ifft(torch.fft.fft(self.inner(X))).real
+
+
+@pytest.mark.parametrize("output", ["logits", "softmax"])
+@pytest.mark.parametrize("wrap", [nn.Sequential, Opaque])
+@pytest.mark.parametrize(("n_inputs", "n_outputs"), [(3, 11), (11, 3), (1, 2), (4, 4)])
+def test_spectral_penalty_of_more_outputs_than_inputs_and_of_fewer(n_inputs, n_outputs, wrap, output):
+    """Against singular values of dense Jacobians, with the gradient of a distinct largest one."""
+    torch.manual_seed(1)
+    layers = nn.Linear(n_inputs, 6), nn.Tanh(), nn.Linear(6, n_outputs)
+    module = wrap(nn.Sequential(*layers)).double()
+    X = torch.randn(5, n_inputs, dtype=torch.float64)
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        logits = module(x[None])[0]
+        return logits.softmax(0) if output == "softmax" else logits
+
+    J = torch.stack([torch.autograd.functional.jacobian(function, x, create_graph=True) for x in X])  # (n, C, D)
+    expected = torch.linalg.matrix_norm(J, 2).square().mean()
+    penalty = spectral_penalty(module, X, output=output)
+    torch.testing.assert_close(penalty, expected, rtol=1e-9, atol=0)
+    weights = [p for p in module.parameters() if p.dim() == 2]
+    pairs = zip(torch.autograd.grad(penalty, weights), torch.autograd.grad(expected, weights), strict=True)
+    for got, want in pairs:
+        torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-10)
+
+
+def test_spectral_penalty_of_a_constant_is_zero():
+    module = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 5))
+    torch.nn.init.zeros_(module[0].weight)
+    penalty = spectral_penalty(module, torch.randn(4, 2))
+    penalty.backward()
+    assert penalty.item() == 0 and all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
