@@ -69,8 +69,7 @@ AXES = {
     "classes": Axis("classes", (10, 32, 100, 320, 1000), 1, 1),
     "parameters": Axis("channels", (8, 14, 25, 45, 80), 1, 1),
 }
-#: For "cheap", which leaves out the exact Jacobians of many more classes, and for the spectral penalty, which
-#: decomposes a matrix of classes x classes for every sample: 1,000 classes take minutes and many gigabytes.
+#: For "cheap", which leaves out the exact Jacobians of many more classes.
 FEW_CLASSES = AXES["classes"]._replace(values=(3, 10, 32, 100))
 TASKS = ("fit", "essential", "cheap", *sorted(PENALTIES))
 COLUMNS = (
@@ -89,7 +88,7 @@ class Point(NamedTuple):
 
 def axes_of(task: str, quick: bool = False) -> dict[str, Axis]:
     """The axes of a task, each with its values; of these the first two if it must be quick."""
-    axes = AXES | {"classes": FEW_CLASSES} if task in ("cheap", "spectral") else AXES
+    axes = AXES | {"classes": FEW_CLASSES} if task == "cheap" else AXES
     return {name: axis._replace(values=axis.values[: 2 if quick else None]) for name, axis in axes.items()}
 
 
