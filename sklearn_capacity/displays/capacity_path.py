@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._validation import check_axes, check_instance, closest
+from .._validation import as_list, check_axes, check_instance, closest
 from ..model_selection import capacity_table
 from .panels import is_wide, plot_direction
 from .sources import results_of
@@ -150,7 +150,7 @@ class CapacityPathDisplay:
 
     def _capacities(self) -> list[str]:
         if self.capacities is not None:
-            return [self._column(name) for name in self.capacities]
+            return [self._column(name) for name in as_list("capacities", self.capacities)]
         columns = list(self.table.columns)
         scores = [i for i, name in enumerate(columns) if name.startswith(("test_", "train_"))]
         return columns[max(scores, default=0) + 1 :]

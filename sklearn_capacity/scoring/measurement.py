@@ -75,8 +75,8 @@ class Session:
             refuse_hollow(name, data)
             if data is not None and (not hasattr(data, "__len__") or getattr(data, "shape", None) == ()):
                 raise ValueError(f"`{name}` must have one entry per sample, got {data!r}.")
-        if X is not None and y is not None and _length(X) != _length(y):
-            raise ValueError(f"`X` and `y` must have the same length, got {_length(X)} and {_length(y)}.")
+        if X is not None and y is not None and _length("X", X) != _length("y", y):
+            raise ValueError(f"`X` and `y` must have the same length, got {_length('X', X)} and {_length('y', y)}.")
         if X is not None:
             X, y = subsample(X, y, max_samples, random_state)
             X = checked_X(self.subject, X)
@@ -200,8 +200,11 @@ class Session:
             raise NotDefinedError(f"The measure {measure.name!r} {reason}. Measure fewer samples, or allow it more.")
 
 
-def _length(data: Any) -> int:
-    return data.shape[0] if hasattr(data, "shape") and len(data.shape) else len(data)
+def _length(name: str, data: Any) -> int:
+    try:
+        return data.shape[0] if hasattr(data, "shape") and len(data.shape) else len(data)
+    except AttributeError:  # such as the length of an ensemble that is not fitted
+        raise TypeError(f"`{name}` must be an array or tensor, got a {type(data).__name__}.") from None
 
 
 def _network(subject: Subject, X: Any, task: str | None, device: Any) -> Network:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 import torch
+from sklearn.ensemble import RandomForestClassifier
 from torch import nn
 
 from sklearn_capacity import (
@@ -80,3 +82,14 @@ def watch(**params):
 def test_wrong_kinds_are_refused_by_name(function, args, message):
     with pytest.raises((TypeError, ValueError), match=message):
         function(*args)
+
+
+def test_an_ensemble_that_is_not_fitted_is_no_data():
+    """Its length cannot be asked for, nor can it be iterated over."""
+    forest = RandomForestClassifier()
+    for given in ((forest, y), (X, forest)):
+        with pytest.raises(TypeError, match="must be an array or tensor, got a RandomForestClassifier"):
+            measure_capacity(MODULE, *given)
+    table = pd.DataFrame({"jacobian_penalty": [0.1, 1.0], "accuracy": [0.5, 0.6], "margin": [1.0, 2.0]})
+    with pytest.raises(TypeError, match="`capacities` must be a sequence, got RandomForestClassifier"):
+        displays.CapacityPathDisplay(table, capacities=forest).plot()
