@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._validation import check_instance, check_integer, check_interval, closest
+from .._validation import as_list, check_instance, check_integer, check_interval, closest
 from ..measures import MEASURES, Measure
 from ..scoring.requests import directions, label_of
 from .conditional_information import competition_score, least_conditional_information, settings_of
@@ -126,7 +126,7 @@ def rank_measures(
     gaps, used = generalization_gap(table, gap)
     parts = _parts(table, tasks, np.isfinite(gaps))
     used = used if tasks is None else {*used, tasks}
-    by = hyperparameters(table) if by is None else [_checked(table, name) for name in by]
+    by = hyperparameters(table) if by is None else [_checked(table, name) for name in as_list("by", by)]
     by = [name for name in by if name not in used]
     names = _measures(table, {*used, *by}) if measures is None else [_checked(table, name) for name in measures]
     if not names:
@@ -280,6 +280,7 @@ def _named(measures: Any, table: pd.DataFrame) -> tuple[Sequence[str] | None, di
         return (None if measures is None else [measures]), better
     if isinstance(measures, Measure | Mapping):
         return list(given := directions(measures)), better | given
+    measures = as_list("measures", measures)
     columns = [label_of(entry) for entry in measures]
     objects = [entry for entry in measures if isinstance(entry, Measure)]
     return columns, better | (directions(objects) if objects else {})

@@ -93,3 +93,5 @@ def test_an_ensemble_that_is_not_fitted_is_no_data():
     table = pd.DataFrame({"jacobian_penalty": [0.1, 1.0], "accuracy": [0.5, 0.6], "margin": [1.0, 2.0]})
     with pytest.raises(TypeError, match="`capacities` must be a sequence, got RandomForestClassifier"):
         displays.CapacityPathDisplay(table, capacities=forest).plot()
+    with pytest.raises(TypeError, match="`measures` must be a sequence, got RandomForestClassifier"):
+        selection.rank_measures(table, "accuracy", measures=forest)
