@@ -141,7 +141,10 @@ class HessianSpectrumDisplay:
         return self
 
     def _checked(self) -> tuple[np.ndarray, np.ndarray]:
-        nodes, weights = (np.asarray(values, dtype=np.float64) for values in (self.nodes, self.weights))
+        try:
+            nodes, weights = (np.asarray(values, dtype=np.float64) for values in (self.nodes, self.weights))
+        except OverflowError as error:
+            raise ValueError(f"`nodes` and `weights` must be finite: {error}.") from None
         if nodes.ndim != 2 or nodes.shape != weights.shape or not nodes.size or not np.isfinite(nodes).all():
             raise ValueError(
                 "`nodes` and `weights` must be finite and of one shape (n_draws, n_nodes), got shapes "

@@ -98,3 +98,8 @@ def test_parameters_out_of_range():
     with pytest.raises(NotDefinedError, match="This measure needs labels|needs a loss"):
         HessianSpectrumDisplay.from_estimator(module, X, None)
     assert torch.is_grad_enabled()
+
+
+def test_a_number_beyond_floats_is_refused():
+    with pytest.raises(ValueError, match="`nodes` and `weights` must be finite: int too large"):
+        HessianSpectrumDisplay([[1.0]], [[10**400]]).density()
