@@ -114,8 +114,8 @@ def _top_left_vectors(rows: Tensor) -> Tensor:
     right = torch.linalg.eigh(gram).eigenvectors[:, :, -1:].to(rows.dtype)  # (n, D, 1)
     left = (rows @ right).squeeze(2)  # A v, along u: (n, C)
     length = torch.linalg.vector_norm(left, dim=1, keepdim=True)  # (n, 1)
-    any_direction = torch.zeros_like(left).index_fill(1, torch.zeros(1, dtype=torch.long, device=left.device), 1.0)
-    return torch.where(length > 0, left / length.clamp_min(torch.finfo(left.dtype).tiny), any_direction)[None]
+    any_direction = torch.eye(1, n_outputs, dtype=left.dtype, device=left.device)  # where A is 0, (1, C)
+    return torch.where(length > 0, left / length, any_direction)[None]
 
 
 def _by_loop(function: Callable[[Tensor], Tensor], X: Tensor, output: str, sample_weight: Tensor | None) -> Tensor:
