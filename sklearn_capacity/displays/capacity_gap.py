@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._validation import check_axes, check_instance, closest
+from .._validation import check_instance, closest
 from ..model_selection import capacity_table
 from ..model_selection.rank_measures import generalization_gap, rank_measures
 from ..scoring import compare_capacity
+from .panels import several_axes
 from .sources import results_of
 
 __all__ = ["CapacityGapDisplay"]
@@ -132,10 +133,7 @@ class CapacityGapDisplay:
             for spare in axes.flat[n:]:
                 spare.remove()
             axes = axes.flat[:n]
-        self.axes_ = np.ravel(np.array(axes, dtype=object))
-        check_axes("axes", self.axes_)
-        if len(self.axes_) != n:
-            raise ValueError(f"`axes` must contain {n} Axes, one per measure, got {len(self.axes_)}.")
+        self.axes_ = several_axes(axes, n, "one per measure")
         self.figure_ = self.axes_[0].figure
         self.points_: dict[str, Any] = {}
         colours = self._colours()

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._validation import as_list, check_axes, check_instance, closest
+from .._validation import as_list, check_instance, closest
 from ..model_selection import capacity_table
-from .panels import is_wide, plot_direction
+from .panels import is_wide, plot_direction, several_axes
 from .sources import results_of
 
 __all__ = ["CapacityPathDisplay"]
@@ -111,10 +111,7 @@ class CapacityPathDisplay:
         if axes is None:
             n = 1 + len(capacities)
             _, axes = plt.subplots(n, 1, sharex=True, figsize=(6, 1.3 + 1.5 * n), layout="constrained")
-        check_axes("axes", axes)
-        self.axes_ = np.atleast_1d(axes)
-        if len(self.axes_) != 1 + len(capacities):
-            raise ValueError(f"`axes` must contain {1 + len(capacities)} Axes, got {len(self.axes_)}.")
+        self.axes_ = several_axes(axes, 1 + len(capacities))
         self.figure_ = self.axes_[0].figure
         self.lines_: dict[str, Any] = {}
         x = table[self.strength].to_numpy(dtype=float)

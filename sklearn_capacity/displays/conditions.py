@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_axes, check_instance
+from .._validation import check_instance
 from ..scoring import interaction_conditions
+from .panels import several_axes
 
 __all__ = ["InteractionConditionsDisplay"]
 
@@ -80,6 +81,7 @@ class InteractionConditionsDisplay:
         InteractionConditionsDisplay
             Not drawn yet: call `plot`.
         """
+        check_instance("name", name, str, "text")
         return cls({name: interaction_conditions(estimator, X, **params)})
 
     @classmethod
@@ -120,10 +122,7 @@ class InteractionConditionsDisplay:
         tables = self._checked()
         if axes is None:
             _, axes = plt.subplots(1, 3, figsize=(10, 3.2), sharey=True, layout="constrained")
-        check_axes("axes", axes)
-        self.axes_ = np.ravel(np.array(axes, dtype=object))
-        if len(self.axes_) != len(PANELS):
-            raise ValueError(f"`axes` must contain 3 Axes, one for each of C1, C2 and C3, got {len(self.axes_)}.")
+        self.axes_ = several_axes(axes, len(PANELS), "one for each of C1, C2 and C3")
         self.figure_ = self.axes_[0].figure
         self.lines_: dict[str, dict[str, Any]] = {name: {} for name in tables}
         for ax, (condition, (title, constant)) in zip(self.axes_, PANELS.items(), strict=True):

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._validation import check_axes, check_instance, closest
-from .panels import is_wide, plot_direction
+from .._validation import check_instance, closest
+from .panels import is_wide, plot_direction, several_axes
 from .sources import history_of
 
 __all__ = ["HistoryDisplay"]
@@ -131,10 +131,7 @@ class HistoryDisplay:
             for spare in axes.flat[n:]:
                 spare.remove()
             axes = axes.flat[:n]
-        check_axes("axes", axes)
-        self.axes_ = np.ravel(np.array(axes, dtype=object))
-        if len(self.axes_) != n:
-            raise ValueError(f"`axes` must contain {n} Axes, one for each of {list(panels)}, got {len(self.axes_)}.")
+        self.axes_ = several_axes(axes, n, f"one for each of {list(panels)}")
         self.figure_ = self.axes_[0].figure
         self.lines_: dict[str, dict[str, Any]] = {name: {} for name in tables}
         for ax, (title, columns) in zip(self.axes_, panels.items(), strict=True):

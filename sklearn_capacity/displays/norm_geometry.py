@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_axes, check_instance, check_integer
+from .._validation import check_instance, check_integer
 from ..scoring.landscape import MeasureLandscape, measure_landscape
+from .panels import several_axes
 
 __all__ = ["NormGeometryDisplay"]
 
@@ -91,10 +92,7 @@ class NormGeometryDisplay:
         n = len(land.values)
         if axes is None:
             _, axes = plt.subplots(1, n, sharex=True, sharey=True, figsize=(0.8 + 3.2 * n, 3.6), layout="constrained")
-        check_axes("axes", axes)
-        self.axes_ = np.atleast_1d(axes)
-        if len(self.axes_) != n:
-            raise ValueError(f"`axes` must contain {n} Axes, got {len(self.axes_)}.")
+        self.axes_ = several_axes(axes, n)
         self.figure_ = self.axes_[0].figure
         self.contours_: dict[str, Any] = {}
         self.points_: dict[str, Any] = {}

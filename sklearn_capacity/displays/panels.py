@@ -9,7 +9,7 @@ import numpy as np
 from .._validation import check_axes
 from ..measures import MEASURES
 
-__all__ = ["is_wide", "plot_direction", "single_axes"]
+__all__ = ["is_wide", "plot_direction", "several_axes", "single_axes"]
 
 #: Positive values whose largest is this many times their smallest are drawn on a logarithmic axis.
 WIDE_RANGE = 100
@@ -23,6 +23,15 @@ def single_axes(ax: Any, figsize: tuple[float, float] | None = None) -> Any:
         _, ax = plt.subplots(figsize=figsize, layout="constrained")
     check_axes("ax", ax)
     return ax
+
+
+def several_axes(axes: Any, n: int, each: str = "") -> np.ndarray:
+    """The n axes of a user or of a figure, in one row; `each` says in an error what each of them is for."""
+    row = np.ravel(np.array(axes, dtype=object))
+    check_axes("axes", row)
+    if len(row) != n:
+        raise ValueError(f"`axes` must contain {n} Axes{each and ', '}{each}, got {len(row)}.")
+    return row
 
 
 def is_wide(values: Any) -> bool:

@@ -91,3 +91,8 @@ def test_other_arguments_are_refused():
         InteractionConditionsDisplay.from_estimator(chain(0), X).plot(plt.subplots()[1])
     with pytest.raises(TypeError, match="`estimators` must be a dict of name to model, got Sequential."):
         InteractionConditionsDisplay.from_estimators(chain(0), X)
+
+
+def test_a_name_is_text():
+    with pytest.raises(TypeError, match="`name` must be text, got int"):
+        InteractionConditionsDisplay.from_estimator(nn.Linear(2, 2), [[0.0, 1.0]], name=3)
