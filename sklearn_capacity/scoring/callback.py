@@ -110,12 +110,12 @@ class CapacityCallback(TravelsByValue, Callback):
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         values = self._measure(net) if self._is_chosen(len(net.history)) else {}
-        columns = dict.fromkeys([*self._labels, *values], float("nan"))
-        for row in net.history:  # every row has the same columns, even if a group's measures differ between epochs
-            row.update({f"{self.prefix}{label}": nan for label, nan in columns.items() if label not in self._labels})
-        for label, value in {**columns, **values}.items():
-            net.history.record(f"{self.prefix}{label}", value)
-        self._labels = list(columns)
+        new = dict.fromkeys((f"{self.prefix}{label}" for label in values if label not in self._labels), float("nan"))
+        for row in net.history if new else []:  # every row has the same columns, even if epochs measure differently
+            row.update(new)
+        self._labels = list(dict.fromkeys([*self._labels, *values]))
+        for label in self._labels:
+            net.history.record(f"{self.prefix}{label}", values.get(label, float("nan")))
 
     def _check_epochs(self) -> None:
         check_integer("every", self.every, 1)
