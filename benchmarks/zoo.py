@@ -48,11 +48,11 @@ MEMORY_LIMIT = 16 * 1024**3
 
 def refusals(report: pd.DataFrame) -> dict[str, list[str]]:
     """The measures without a value, by the reason without their names."""
-    found: dict[str, list[str]] = {}
+    refused: dict[str, list[str]] = {}
     for row in report[report["value"].isna()].itertuples():
         reason = row.reason.partition(" is not defined for ")[2] or row.reason
-        found.setdefault(reason, []).append(row.measure)
-    return found
+        refused.setdefault(reason, []).append(row.measure)
+    return refused
 
 
 def measure(name: str, build: Build) -> dict[str, object]:

@@ -20,13 +20,13 @@ SAMPLES, CLASSES = 6, 5
 
 def networks() -> dict[str, Build]:
     """All networks by name, "library/network"; libraries that are not installed are left out."""
-    found: dict[str, Build] = {}
+    available: dict[str, Build] = {}
     for library in (_torchvision, _timm, _transformers):
         try:
-            found |= library()
+            available |= library()
         except ImportError as error:
             print(f"left out: {error}")
-    return found
+    return available
 
 
 def _images(build: Callable[[], nn.Module], size: int = 32) -> Build:
@@ -86,7 +86,7 @@ def _torchvision() -> dict[str, Build]:
     grid = {"input_size": (32, 32), "stem_channels": 8, "partition_size": 4, "block_channels": [8, 16]}
     grid |= {"block_layers": [1, 1], "head_dim": 4, "stochastic_depth_prob": 0.1}
     inception = {"init_weights": False, "aux_logits": False}
-    found = {
+    builds = {
         "squeezenet": _images(named("squeezenet1_1")),
         "resnext": _images(lambda: models.ResNet(models.resnet.Bottleneck, [1, 1, 1, 1], CLASSES, False, 4, 8)),
         "densenet": _images(lambda: models.DenseNet(**dense, num_classes=CLASSES)),
@@ -103,7 +103,7 @@ def _torchvision() -> dict[str, Build]:
         "swin_v2": _images(lambda: models.SwinTransformer(**window, **v2, num_classes=CLASSES)),
         "maxvit": _images(lambda: models.MaxVit(**grid, num_classes=CLASSES)),
     }
-    return {f"torchvision/{name}": build for name, build in found.items()}
+    return {f"torchvision/{name}": build for name, build in builds.items()}
 
 
 def _convnext_blocks(models: Any) -> list[Any]:
@@ -147,7 +147,7 @@ def _transformers() -> dict[str, Build]:
     gpt2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16}
     swin = {"embed_dim": 8, "depths": [2, 2], "num_heads": [2, 4], "window_size": 2, "patch_size": 4, "image_size": 32}
     stages = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
-    found = {
+    builds = {
         "bert": ids("BertForSequenceClassification", hf.BertConfig(**size, **text, **common)),
         "roberta": ids("RobertaForSequenceClassification", hf.RobertaConfig(**size, **text, **common)),
         "distilbert": ids("DistilBertForSequenceClassification", hf.DistilBertConfig(**distil, **text, **common)),
@@ -162,4 +162,4 @@ def _transformers() -> dict[str, Build]:
         ),
         "resnet": pixels("ResNetForImageClassification", hf.ResNetConfig(**stages, layer_type="basic", **common)),
     }
-    return {f"transformers/{name}": build for name, build in found.items()}
+    return {f"transformers/{name}": build for name, build in builds.items()}

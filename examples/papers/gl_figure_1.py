@@ -66,11 +66,11 @@ def draw(rows: pd.DataFrame, figure) -> None:
 
 
 def claims(rows: pd.DataFrame) -> dict[str, list[float]]:
-    found = {}
+    results = {}
     for column, text in (("kurtosis", "kurtosis of the weights"), ("largest_weights", "99.9th percentile of |w|")):
         table = rows.pivot(index="seed", columns="labels", values=column)
-        found[f"{text}, random minus true labels"] = list(table["random"] - table["true"])
-    return found
+        results[f"{text}, random minus true labels"] = list(table["random"] - table["true"])
+    return results
 
 
 STUDY = Study(

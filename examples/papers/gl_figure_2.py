@@ -43,15 +43,15 @@ def draw(rows: pd.DataFrame, figure) -> None:
 
 
 def claims(rows: pd.DataFrame) -> dict[str, list[float]]:
-    found = {}
+    results = {}
     for network, group in rows.groupby("network"):
         clean = np.log10(np.array(group["clean_mse"].tolist()))
         train = np.array(group["train_mse"].tolist())
-        found[f"{network}: decades from the smallest error against the true function to the last one"] = list(
+        results[f"{network}: decades from the smallest error against the true function to the last one"] = list(
             clean[:, -1] - clean.min(1) - 0.01
         )
-        found[f"{network}: decades of the last training error below the noise"] = list(2 - np.log10(train[:, -1]))
-    return found
+        results[f"{network}: decades of the last training error below the noise"] = list(2 - np.log10(train[:, -1]))
+    return results
 
 
 STUDY = Study(

@@ -47,7 +47,7 @@ def draw(rows: pd.DataFrame, figure) -> None:
 
 def claims(rows: pd.DataFrame) -> dict[str, list[float]]:
     """Logarithms to base 10, per seed, at the first or the last snapshot."""
-    found = {}
+    results = {}
     for function, group in rows.groupby("function"):
         parts = {name: part.sort_values("seed") for name, part in group.groupby("optimizer")}
         log = {
@@ -55,16 +55,16 @@ def claims(rows: pd.DataFrame) -> dict[str, list[float]]:
             for name, part in parts.items()
             for column in ("clean_mse", "roughness")
         }
-        found[f"{function}: roughness of Adam's last curve over SGD's"] = list(
+        results[f"{function}: roughness of Adam's last curve over SGD's"] = list(
             log["adam", "roughness"][:, -1] - log["sgd", "roughness"][:, -1]
         )
-        found[f"{function}: error of SGD's first curve over Adam's"] = list(
+        results[f"{function}: error of SGD's first curve over Adam's"] = list(
             log["sgd", "clean_mse"][:, 0] - log["adam", "clean_mse"][:, 0]
         )
-        found[f"{function}: error of Adam's last curve over its first: it overfits"] = list(
+        results[f"{function}: error of Adam's last curve over its first: it overfits"] = list(
             log["adam", "clean_mse"][:, -1] - log["adam", "clean_mse"][:, 0]
         )
-    return found
+    return results
 
 
 STUDY = Study(

@@ -69,7 +69,7 @@ def draw(rows: pd.DataFrame, figure) -> None:
 
 def claims(rows: pd.DataFrame) -> dict[str, list[float]]:
     """Per seed, the change from the shallowest to the deepest network and from the narrowest to the widest."""
-    found = {}
+    results = {}
     for name, sign in (("test_accuracy", 1), ("score", 1), ("train_jacobian", -1), ("test_jacobian", 1)):
         direction = "rise" if sign > 0 else "fall"
         for by in ("n_layers", "width"):
@@ -77,10 +77,10 @@ def claims(rows: pd.DataFrame) -> dict[str, list[float]]:
                 continue  # the paper says "slightly"
             means = rows.groupby(["seed", by])[name].mean().unstack()
             change = means[means.columns.max()] - means[means.columns.min()]
-            found[f"{PANELS[name]}: {direction} with {by.replace('n_layers', 'depth')}"] = list(
+            results[f"{PANELS[name]}: {direction} with {by.replace('n_layers', 'depth')}"] = list(
                 sign * np.asarray(change)
             )
-    return found
+    return results
 
 
 STUDY = Study(

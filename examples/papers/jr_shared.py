@@ -54,12 +54,12 @@ def differences(rows: pd.DataFrame, by: list[str], method: str = "Jacobian", oth
 
 def comparison(rows: pd.DataFrame, by: list[str], other: str) -> dict[str, list[float]]:
     """A claim per group: the Jacobian penalty is more accurate."""
-    found = {}
+    results = {}
     for group, values in differences(rows, by, other=other).groupby(level=by):
         names = group if isinstance(group, tuple) else (group,)
         where = ", ".join(f"{name} {value}" for name, value in zip(by, names, strict=True))
-        found[f"{where}: test accuracy (%) with the Jacobian penalty minus {other}"] = list(values)
-    return found
+        results[f"{where}: test accuracy (%) with the Jacobian penalty minus {other}"] = list(values)
+    return results
 
 
 def draw_methods(rows: pd.DataFrame, figure: Any, x: str, by: str | None = None) -> None:

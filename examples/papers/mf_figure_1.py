@@ -71,19 +71,19 @@ def draw(rows: pd.DataFrame, figure) -> None:
 
 def claims(rows: pd.DataFrame) -> dict[str, list[float]]:
     """Per seed and activation, the mean over the widths, in decades."""
-    found = {}
+    results = {}
     for activation, group in rows.groupby("activation"):
         means, seconds = group["means"].map(np.mean), group["second_moments"].map(np.mean)
         error = np.log10(means / group["theorem_1"]).groupby(group["seed"]).mean().abs()
         inside = np.log10(np.minimum(seconds / group["lower"], group["upper"] / seconds))
-        found[f"{activation}, mean eigenvalue: 0.1 minus the error of theorem 1"] = list(0.1 - error)
-        found[f"{activation}, second moment: distance inside the bounds of theorem 3"] = list(
+        results[f"{activation}, mean eigenvalue: 0.1 minus the error of theorem 1"] = list(0.1 - error)
+        results[f"{activation}, second moment: distance inside the bounds of theorem 3"] = list(
             inside.groupby(group["seed"]).mean()
         )
-        found[f"{activation}, second moment over the squared mean"] = list(
+        results[f"{activation}, second moment over the squared mean"] = list(
             np.log10(seconds / means**2).groupby(group["seed"]).mean()
         )
-    return found
+    return results
 
 
 STUDY = Study(

@@ -34,7 +34,7 @@ def run(data, **settings):
 
 def claims(rows: pd.DataFrame) -> dict[str, list[float]]:
     """Per seed, means over the widths: the losses on both sides, and where they rise fastest with the rate."""
-    found = {}
+    results = {}
     for activation, group in rows.groupby("activation"):
         rises, decades = [], []
         for row in group.itertuples():
@@ -44,13 +44,13 @@ def claims(rows: pd.DataFrame) -> dict[str, list[float]]:
             steepest = np.diff(losses).argmax()
             decades.append(0.5 - abs(np.log10(np.sqrt(rates[steepest] * rates[steepest + 1]) / row.critical_rate)))
         per_seed = pd.DataFrame({"rise": rises, "decades": decades}, index=group["seed"]).groupby(level=0).mean()
-        found[f"{activation}, loss above the critical rate minus loss at the three rates below it"] = list(
+        results[f"{activation}, loss above the critical rate minus loss at the three rates below it"] = list(
             per_seed["rise"]
         )
-        found[f"{activation}, half a decade minus the distance of the steepest rise from it"] = list(
+        results[f"{activation}, half a decade minus the distance of the steepest rise from it"] = list(
             per_seed["decades"]
         )
-    return found
+    return results
 
 
 STUDY = Study(

@@ -62,11 +62,11 @@ def draw_maps(rows: pd.DataFrame, figure: Any) -> None:
 
 def explosion_claims(rows: pd.DataFrame) -> dict[str, list[float]]:
     """Decades between the predicted and the observed boundary, a number per seed: the mean over the networks."""
-    found = _boundaries(rows)
+    boundaries = _boundaries(rows)
     step = np.log10(np.divide(*rows["rates"].iloc[0][1::-1]))
-    narrow, wide = found["width"].min(), found["width"].max()
+    narrow, wide = boundaries["width"].min(), boundaries["width"].max()
     claims = {}
-    for activation, group in found.groupby("activation"):
+    for activation, group in boundaries.groupby("activation"):
         late = np.log10(group["all"] / group["critical_rate"]).groupby(group["seed"]).mean()
         early = np.log10(group["critical_rate"] / group["first"]).groupby(group["seed"]).mean()
         widths = np.log10(group.pivot(index="seed", columns="width", values="all"))
@@ -83,10 +83,10 @@ def _boundaries(rows: pd.DataFrame) -> pd.DataFrame:
 
     Where even the largest rate converges, the next one of the grid, which is a lower end.
     """
-    found = []
+    boundaries = []
     for row in rows.itertuples():
         rates = np.array([*row.rates, row.rates[-1] ** 2 / row.rates[-2]])
         diverged = np.isinf([*row.losses, np.inf])
-        found.append((rates[diverged.argmax()], rates[len(rates) - np.logical_not(diverged[::-1]).argmax()]))
-    columns = pd.DataFrame(found, columns=["first", "all"], index=rows.index)
+        boundaries.append((rates[diverged.argmax()], rates[len(rates) - np.logical_not(diverged[::-1]).argmax()]))
+    columns = pd.DataFrame(boundaries, columns=["first", "all"], index=rows.index)
     return rows[["seed", "activation", "width", "critical_rate"]].join(columns)

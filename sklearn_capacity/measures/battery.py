@@ -236,8 +236,8 @@ def sum_of_squares(network: Network, batch: Batch, *, norm: str = "frobenius", c
     >>> net = nn.Linear(2, 2, bias=False)
     >>> before = {"weight": torch.eye(2)}
     >>> _ = net.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
-    >>> found = measure_capacity(net, measures=["fro_dist", "dist_spec_init", "param_norm"], initial_state=before)
-    >>> [round(value, 6) for value in found.values()]  # 4 + 9, 9, 9 + 16
+    >>> values = measure_capacity(net, measures=["fro_dist", "dist_spec_init", "param_norm"], initial_state=before)
+    >>> [round(value, 6) for value in values.values()]  # 4 + 9, 9, 9 + 16
     [13.0, 9.0, 25.0]
     """
     check_option("norm", norm, NORMS)

@@ -390,7 +390,7 @@ def fisher_bytes(network: Network, batch: Batch, **params: Any) -> float:
 
 
 def spectrum_bytes(network: Network, batch: Batch, **params: Any) -> float:
-    """What all eigenvalues take: the smaller of both matrices, and what its entries are made from."""
+    """Memory that all eigenvalues need: for the smaller of the two matrices and for the gradients in its entries."""
     size = min(network.n_outputs * batch.n_samples, parameter_jacobian(network).size)
     return fisher_bytes(network, batch) + (MATRICES * 8.0 * size**2 if size <= MATRIX_SIZE else 0.0)
 

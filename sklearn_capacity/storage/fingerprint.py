@@ -81,7 +81,7 @@ def complete_fingerprint(**values: Any) -> str:
     Raises
     ------
     TypeError
-        If that cannot be told: a value without content, the code of a library other than torch and NumPy, or code that
+        If that cannot be known: a value without content, the code of a library other than torch and NumPy, or code that
         may read the environment, a file, a clock or random numbers.
 
     Examples

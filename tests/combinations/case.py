@@ -60,7 +60,7 @@ class Case:
         Raises
         ------
         Fault
-            If the call raises anything but a refusal, or refuses without a word, or changes the process.
+            If the call raises anything but a refusal, or refuses without a message, or changes the process.
         """
         before = _process()
         try:

@@ -33,7 +33,7 @@ INHERENT = {"check_sample_weight_equivalence_on_dense_data"}
 
 
 def test_no_check_is_left_out_for_want_of_a_setting():
-    # without it, and before scipy is imported, check_array_api_input is skipped without a word
+    # without it, and before scipy is imported, check_array_api_input is skipped silently
     assert os.environ.get("SCIPY_ARRAY_API") == "1"
 
 

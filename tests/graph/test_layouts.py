@@ -1,4 +1,4 @@
-"""Layouts against torch's own views, with samples that are told apart by their numbers."""
+"""Layouts against torch's own views, with samples that differ in their numbers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_axes_of_rows_are_those_of_the_tensor(layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("shape", [(-1,), (-1, 7), (4, -1), (2, -1), (-1, 1, 14), (28, -1), (2, 2, -1, 7), (5, -1, 2)])
-def test_a_reshape_moves_samples_as_told_or_is_refused(layout, shape):
+def test_a_reshape_keeps_track_of_the_samples_or_is_refused(layout, shape):
     x = traced(layout)
     other = [size for size in shape if size > 0]
     if x.numel() % torch.Size(other).numel():

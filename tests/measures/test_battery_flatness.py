@@ -98,7 +98,7 @@ def test_standard_errors_cover():
 @pytest.mark.parametrize("magnitude", [False, True])
 @pytest.mark.parametrize("criterion", ["error", "loss"])
 def test_the_rise_at_the_scale_is_the_requested_one(criterion, magnitude):
-    """Draws of numpy at the scale that was found, for a perceptron: the noise is a deviation and not a variance."""
+    """Draws of numpy at the scale of the result, for a perceptron: sigma is a deviation and not a variance."""
     module, X, _ = NETWORKS["mlp"]()
     y = module(X).argmax(1)
     name = "pacbayes_mag_flatness" if magnitude else "pacbayes_flatness"

@@ -1,4 +1,4 @@
-"""What every measure must do, from its record alone; a new measure is tested here without a word being added."""
+"""What every measure must do, from its record alone: a new measure is tested here with no change to this file."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def _masked(mask: Weight, scores: Draft, shape: tuple[int, ...]) -> tuple[torch.
 
 
 def _affine(x: Draft, weight: Weight | None, bias: Weight | None, dim: int | None) -> Draft:
-    """The scale and shift behind a normalisation; the scale is a layer of its own."""
+    """The scale and shift behind a normalisation; the scale is a separate layer."""
     if weight is None and bias is None:
         return x
     return Draft("diagonal", (x,), weight, bias, {"kind": "scale", "dim": dim, "layer": weight is not None})
