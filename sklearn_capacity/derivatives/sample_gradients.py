@@ -191,6 +191,7 @@ def _grouped_rows(node: Node, x: Tensor, delta: Tensor) -> Tensor:
 
 def _cropped(node: Node, delta: Tensor) -> Tensor:
     """The output of a transposed convolution with its padding restored, cropped to the extent of its windows."""
+    # (n, channels, *sizes); below, each size shrinks to what the windows reach
     padded = F.pad(delta, [p for pair in reversed(node.params["padding"]) for p in pair])
     p, sizes = node.params, padded.shape[2:]
     weight = node.weight

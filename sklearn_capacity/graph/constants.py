@@ -35,7 +35,8 @@ def constant_rows(source: Ref, source_sizes: Sizes, row: Weight) -> Draft:
     if not row.tensor.is_floating_point():
         return _opaque_rows(source, source_sizes, row.tensor)
     size = math.prod(shape)
-    nothing = torch.empty(0, dtype=torch.long, device=row.tensor.device)
+    # No entry of the input is read: none of it is picked, zeros are padded to it, and the row is their shift.
+    nothing = torch.empty(0, dtype=torch.long, device=row.tensor.device)  # (0,)
     empty = Draft("pick", (source,), params={"kind": "pick", "index": nothing}, shape=(0,))
     zeros = Draft("pad", (empty,), params={"kind": "pad", "pads": (size, 0), "mode": "constant"}, shape=(size,))
     rows = Draft("view", (zeros,), params={"kind": "view"}, shape=shape)

@@ -119,7 +119,7 @@ def pick(where: Tensor, dx: Tensor) -> Tensor:
     """Entries of dx (n, c, ...) at the indices of its flattened trailing axes."""
     if dx.dim() == 4 and dx.is_contiguous(memory_format=torch.channels_last):
         n, c = dx.shape[:2]
-        rows = dx.permute(0, 2, 3, 1).reshape(n, -1, c)  # views; flattening per channel would copy
+        rows = dx.permute(0, 2, 3, 1).reshape(n, -1, c)  # (n, pixels, c), a view; flattening per channel would copy
         entries = rows.gather(1, where.permute(0, 2, 3, 1).reshape(n, -1, c))  # (n, places, c)
         return entries.reshape(n, *where.shape[2:], c).permute(0, 3, 1, 2)
     return dx.flatten(2).gather(2, where.flatten(2)).reshape(where.shape)  # (n, c, *places)
@@ -164,7 +164,7 @@ def along_axes(axes: Sequence[Tensor | None], x: Tensor, *, transposed: bool = F
     """A matrix of shape (outputs, inputs) applied along each of the last axes of x; None stands for the identity."""
     for axis, matrix in enumerate(axes, start=x.dim() - len(axes)):
         if matrix is not None:
-            moved = x.movedim(axis, -1) @ (matrix if transposed else matrix.mT).to(x)
+            moved = x.movedim(axis, -1) @ (matrix if transposed else matrix.mT).to(x)  # (..., outputs)
             x = moved.movedim(-1, axis)
     return x
 

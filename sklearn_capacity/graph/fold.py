@@ -149,7 +149,8 @@ def _fold_norm_forward(graph: NetworkGraph) -> NetworkGraph:
             continue
         assert after.weight is not None
         rest = (1,) * (after.weight.dim() - 2)
-        moved = after.weight * shift.reshape(1, -1, *rest)  # W (x + shift) = W x + W shift, summed to the bias
+        # W (s x + t) = (W s) x + W t for the scale s and the shift t of every channel, (in,) each
+        moved = after.weight * shift.reshape(1, -1, *rest)  # (out, in, *kernel); its sums join the bias
         # The shift is multiplied by the weight, so the new bias is trained if the weight is.
         trained = (after.trainable[0] or norm.trainable[0], any(after.trainable) or norm.trainable[1])
         replaced[after.name] = replace(
@@ -184,6 +185,7 @@ def _fold_head(graph: NetworkGraph) -> NetworkGraph:
     if last.op != "linear" or len(readers[last.name]) != 1 or last.weight is None or last.weight.shape[0] != 1:
         return graph
     assert head.weight is not None
+    # H (W x + b) = (H W) x + H b, with H (2, 1), W (1, in) and b (1,)
     bias = None if last.bias is None else torch.nn.functional.linear(last.bias, head.weight)
     # Only the one row is trained, so it is stored for derivatives with respect to the parameters.
     params = {**last.params, "stem": last, "head": head}

@@ -110,8 +110,9 @@ def _scaled(layer: Node, factor: _Factor, *, outputs: bool) -> Node:
     values = factor.values.to(weight.dtype)
     if factor.axis is not None and not outputs:
         groups = layer.params.get("groups", 1)  # each group of a convolution reads different channels
+        # (channels,) -> (out, channels per group): W diag(s) for the channels that each output reads
         values = values.reshape(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1).flatten(0, 1)
         return replace(layer, weight=weight * values.reshape(*values.shape, *(1,) * (weight.dim() - 2)))
-    per_unit = values if factor.axis is None else values.reshape(-1, *(1,) * (weight.dim() - 1))
+    per_unit = values if factor.axis is None else values.reshape(-1, *(1,) * (weight.dim() - 1))  # () or (out, 1, ...)
     scaled_bias = bias * values if outputs and bias is not None else bias
     return replace(layer, weight=weight * per_unit, bias=scaled_bias)

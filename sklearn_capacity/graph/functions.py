@@ -62,8 +62,9 @@ def _softmax(xs: Tensors, dim: int, mask: Tensor | None = None) -> Tensor:
 
 
 def _softmax_tangent(xs: Tensors, ts: Tensors, dim: int, mask: Tensor | None = None) -> Tensor:
-    st = _softmax(xs, dim, mask) * ts[0]  # d softmax = diag(s) t - s (s . t)
-    return st - _softmax(xs, dim, mask) * st.sum(dim, keepdim=True)
+    s = _softmax(xs, dim, mask)
+    st = s * ts[0]
+    return st - s * st.sum(dim, keepdim=True)  # diag(s) t - s (s . t)
 
 
 def _log_softmax_tangent(xs: Tensors, ts: Tensors, dim: int) -> Tensor:
@@ -74,11 +75,11 @@ def _log_softmax_adjoint(xs: Tensors, g: Tensor, dim: int) -> Tensors:
     return (g - xs[0].softmax(dim) * g.sum(dim, keepdim=True),)
 
 
-# -- log sum exp, with the gradient softmax ---------------------------------------------------------------------------
+# -- log sum exp, with the softmax as its gradient ---------------------------------------------------------------------
 
 
 def _shares(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    return (x - x.logsumexp(dims, keepdim=True)).exp()
+    return (x - x.logsumexp(dims, keepdim=True)).exp()  # softmax over several axes
 
 
 # -- x / sqrt(mean(x^2) + eps), with r its factor: Jacobian r I - r^3 x x^T / size -------------------------------------
@@ -90,7 +91,7 @@ def _factor(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
 
 def _normalized_tangent(xs: Tensors, ts: Tensors, dims: tuple[int, ...], eps: float) -> Tensor:
     (x,), (t,) = xs, ts
-    r = _factor(x, dims, eps)
+    r = _factor(x, dims, eps)  # 1 in `dims`
     return r * t - r**3 * x * (x * t).mean(dims, keepdim=True)
 
 
@@ -113,10 +114,10 @@ def _length(xs: Tensors, dims: tuple[int, ...]) -> Tensor:
 
 
 def _direction(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    length = x.square().sum(dims, keepdim=True)
-    at_zero = length == 0
+    square = x.square().sum(dims, keepdim=True)  # 1 in `dims`
+    at_zero = square == 0
     # The root of a safe number first: where the length is 0, autograd would multiply an infinite slope by 0.
-    return torch.where(at_zero, torch.zeros_like(x), x * torch.where(at_zero, 1.0, length).rsqrt())
+    return torch.where(at_zero, torch.zeros_like(x), x * torch.where(at_zero, 1.0, square).rsqrt())
 
 
 _PRODUCT = "it multiplies two signals, so a path would count the input twice."

@@ -36,6 +36,7 @@ class Layout:
         if self == ROWS:
             return x
         n = x.shape[self.axis] // (self.outer * self.inner)
+        # (..., outer n inner, ...) -> (..., outer, n, inner, ...) -> (n, ..., outer, inner, ...)
         split = x.unflatten(self.axis, (self.outer, n, self.inner)).movedim(self.axis + 1, 0)
         return split.reshape(n, *self.row_shape(x.shape))
 
@@ -44,6 +45,7 @@ class Layout:
         if self == ROWS:
             return rows
         first, last = 1 + self.axis, 1 + self.axis + len(self._factors)
+        # (n, ..., outer, inner, ...), then the samples between `outer` and `inner`, and the three joined
         split = rows.reshape(*rows.shape[:first], self.outer, self.inner, *rows.shape[last:])
         return split.movedim(0, self.axis + 1).flatten(self.axis, self.axis + 2)
 
@@ -136,6 +138,6 @@ def reshaped(layout: Layout, before: Sizes, after: Sizes) -> Layout | None:
 
 def permuted(target: Any, named: Mapping[str, Any], x: str, rank: int) -> tuple[int, ...]:
     """The order of axes that an operator on x with other arguments by name makes."""
-    sizes = torch.empty(tuple(range(2, rank + 2)), device="meta")
+    sizes = torch.empty(tuple(range(2, rank + 2)), device="meta")  # (2, 3, ...): each size identifies its axis
     arguments = {key: sizes if key == x else value for key, value in named.items()}
     return tuple(size - 2 for size in target(**arguments).shape)

@@ -184,6 +184,7 @@ def _product(node: Node, operands: Sequence[Any], terms: Sequence[str], result: 
     blocks = [c for c in w_term if c in sizes and c in result]
     inputs = [c for c in sizes if c not in result]  # an index without the parameter is a sum over the signal
     outputs = [c for c in w_term if c not in sizes and c in result]
+    # (*blocks, *outputs, *inputs of the parameter), then one axis per input, repeated along those it does not have
     summed = torch.einsum(tensor, *_numbered(w_term, blocks + outputs + [c for c in inputs if c in w_term]))
     wide = _with_axes(summed, blocks + outputs, [c for c in inputs if c in w_term], inputs, sizes)
     b, o, i = (math.prod({**w_sizes, **sizes}[c] for c in group) for group in (blocks, outputs, inputs))
@@ -219,7 +220,7 @@ def _blocks(node: Node, weight: Weight, copies: int) -> Node:
         "groups": b,
         "output_padding": (0,),
     }
-    kernel = replace(weight, tensor=weight.tensor.reshape(b * o, i, 1))
+    kernel = replace(weight, tensor=weight.tensor.reshape(b * o, i, 1))  # one group per block
     return _layer(node, "conv", kernel, (b * o, 1), (b * i, 1), copies=copies, **params)
 
 
@@ -228,7 +229,7 @@ def _bilinear(node: Node, named: Mapping[str, Any]) -> Iterator[Node]:
     x, weight = named["input1"], named["weight"]
     if isinstance(x, Place) and isinstance(named["input2"], Place) and isinstance(weight, Weight):
         positions = math.prod(_sizes(node, x)[:-1])
-        flat = replace(weight, tensor=weight.tensor.flatten(1))
+        flat = replace(weight, tensor=weight.tensor.flatten(1))  # (out, in1 in2)
         yield _matrix(node, flat, positions * flat.tensor.shape[1])
 
 
@@ -238,7 +239,7 @@ def _embedding(node: Node, named: Mapping[str, Any]) -> Iterator[Node]:
     per_bag = named.get("offsets")
     positions = math.prod(_sizes(node, named["indices"] if per_bag is None else per_bag))
     if isinstance(weight, Weight):
-        flat = replace(weight, tensor=weight.tensor.t())
+        flat = replace(weight, tensor=weight.tensor.t())  # (dimensions, words)
         yield _matrix(node, flat, positions * flat.tensor.shape[1])
 
 

@@ -182,7 +182,7 @@ def adaptive_average_pool(
     axes = []
     for n, m in zip(sizes, outputs, strict=True):
         m = n if m is None else check_integer("output_size", m, 1)
-        steps = np.arange(m)
+        steps = np.arange(m)  # (m,)
         # floor(i n / m) and ceil((i + 1) n / m), as torch rounds
         start, stop = steps * n // m, -(-(steps + 1) * n // m)
         axes.append(_windows(start, stop, stop - start, n, device))

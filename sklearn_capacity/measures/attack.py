@@ -35,9 +35,9 @@ def attack_radii(network: Network, batch: Batch, n_draws: int) -> Tensor:
     horizon = (X - X.mean(0)).flatten(1).double().norm(dim=1).max()
     for draw in tqdm(range(n_draws), desc="attack", disable=not batch.verbose):
         # In float64, whose draws do not depend on the processor.
-        noise = torch.randn(X.shape, generator=generator, dtype=torch.float64, device="cpu").to(X)
-        lengths = torch.where(search.radii.isfinite(), search.radii, horizon) * (draw > 0)
-        norms = noise.flatten(1).double().norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+        noise = torch.randn(X.shape, generator=generator, dtype=torch.float64, device="cpu").to(X)  # (n, ...)
+        lengths = torch.where(search.radii.isfinite(), search.radii, horizon) * (draw > 0)  # (n,)
+        norms = noise.flatten(1).double().norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)  # (n,)
         search.descend(X + noise * _over(lengths / norms, noise).to(noise))
     return search.radii
 
@@ -47,7 +47,7 @@ class _Search:
 
     def __init__(self, network: Network, batch: Batch):
         self.network, self.batch, self.function = network, batch, logits_function(network, batch)
-        misclassified = self.wrong(batch.X)
+        misclassified = self.wrong(batch.X)  # (n,)
         self.radii = torch.full_like(misclassified, torch.inf, dtype=torch.float64).masked_fill(misclassified, 0.0)
 
     def wrong(self, points: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class _Search:
             middle = (correct + wrong) / 2
             crossed = _over(self.wrong(middle), middle)
             wrong, correct = torch.where(crossed, middle, wrong), torch.where(crossed, correct, middle)
-        distances = (wrong - self.batch.X).flatten(1).double().norm(dim=1)
+        distances = (wrong - self.batch.X).flatten(1).double().norm(dim=1)  # (n,)
         self.radii = torch.where(known, torch.minimum(self.radii, distances), self.radii)
         return wrong
 
@@ -105,12 +105,14 @@ def _linear_steps(function: Logits, points: Tensor, origins: Tensor, classes: Te
     everyone = torch.arange(len(points), device=points.device)
     slopes = rows[everyone, classes][:, None] - rows  # of f_y - f_j, (n, C, D)
     margins = logits.gather(1, classes[:, None]) - logits  # (n, C)
+    # At the origins instead of the points: m + s . (origin - point), (n, C).
     margins = margins + (slopes @ (origins - points).flatten(1).double()[:, :, None])[:, :, 0]
-    lengths = slopes.norm(dim=2)
-    distances = torch.where(lengths > 0, margins.clamp_min(0) / lengths, torch.inf)  # the label itself is at inf
-    nearest = distances.argmin(1)
-    factors = (distances / lengths)[everyone, nearest].nan_to_num(0.0, 0.0)
-    steps = -factors[:, None] * slopes[everyone, nearest]
+    lengths = slopes.norm(dim=2)  # (n, C)
+    # From x to the plane m + s . (z - x) = 0 along -s: m / |s|, (n, C). That of the label itself is inf, as s = 0.
+    distances = torch.where(lengths > 0, margins.clamp_min(0) / lengths, torch.inf)
+    nearest = distances.argmin(1)  # (n,)
+    factors = (distances / lengths)[everyone, nearest].nan_to_num(0.0, 0.0)  # m / |s|^2, (n,)
+    steps = -factors[:, None] * slopes[everyone, nearest]  # (n, D)
     return steps.reshape(points.shape).to(points.dtype)
 
 

@@ -282,13 +282,13 @@ def _log_moment(batch: Batch, chain: Chain, exponent: float, log_norm: LogNorm) 
     units = [math.prod(layer.shape) for layer in chain.layers]
 
     def logs(X: Tensor) -> Tensor:
-        total = stable_norm(X.double().flatten(1), exponent).log()
+        total = stable_norm(X.double().flatten(1), exponent).log()  # (n,)
         for t, (slope, k) in enumerate(zip(chain.slopes(X), units, strict=True), start=1):
             total = total + log_norm(slope, k, t)
         return total
 
     with torch.no_grad():
-        moments = 2 * batch.cat(logs)
+        moments = 2 * batch.cat(logs)  # (n,)
     return float(torch.logsumexp(moments, 0) - math.log(len(moments))) / 2
 
 

@@ -120,7 +120,7 @@ def _tangents(network: Network, batch: Batch, biases: bool) -> tuple[Tensor, Ten
             return point.logits, point.push(along)
 
         pairs = batch.map(raw)
-    f, u = (torch.cat(parts).double() for parts in zip(*pairs, strict=True))
+    f, u = (torch.cat(parts).double() for parts in zip(*pairs, strict=True))  # (n, C) each
     return f.flatten(1), u.flatten(1)
 
 

@@ -98,10 +98,11 @@ def _factor_log(network: Network, node: Node, which: int, bounds: dict[str, Tens
     along, across = (-1, -2) if which == 0 else (-2, -1)
     producer = network.graph[name]
     stochastic = producer.op == "function" and producer.params["kind"] == "softmax" and producer.params["args"][0] == -1
+    # (..., rows of A) for A in A B, (..., columns of B) for B
     sums = torch.ones_like(bound.sum(along)) if stochastic and which == 0 else bound.sum(along)
     if maximum:
         return logarithm(float(sums.max()))
-    # Spectral norm: at most the Frobenius norm, and the root of largest row times largest column.
+    # ||A||_2^2 <= ||A||_inf ||A||_1, the largest sum of a row times that of a column, and <= ||A||_F^2; (...) each.
     by_sums = sums.amax(-1) * bound.sum(across).amax(-1)
     by_frobenius = bound.square().sum((-1, -2))
     return 0.5 * logarithm(float(torch.minimum(by_sums, by_frobenius).max()))

@@ -108,7 +108,7 @@ def _margins(network: Network, batch: Batch) -> dict[str, np.ndarray]:
 
         with torch.enable_grad():
             logits = evaluate(network.graph, X.detach().requires_grad_(True), keep).reshape(len(X), -1)  # (n, C)
-            others = logits.detach().scatter(1, y[:, None], -torch.inf)
+            others = logits.detach().scatter(1, y[:, None], -torch.inf)  # (n, C)
             pairs = torch.stack([y, others.argmax(1)], dim=1)  # the label and the strongest other class, (n, 2)
             gaps = logits.gather(1, pairs).diff(dim=1).neg().squeeze(1)  # (n,)
             values = [kept[name] for name in readers]
@@ -153,6 +153,7 @@ class _Spread:
         mean = rows.mean(0)  # (numbers,)
         total = float((rows - mean).square().sum())
         if self.mean is not None:
+            # S = S_1 + S_2 + n_1 n_2 / (n_1 + n_2) |m_1 - m_2|^2
             total += self.n * len(rows) / (self.n + len(rows)) * float((mean - self.mean).square().sum())
             mean = self.mean + (mean - self.mean) * (len(rows) / (self.n + len(rows)))
         self.n, self.mean, self.total = self.n + len(rows), mean, self.total + total

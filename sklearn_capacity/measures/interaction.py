@@ -172,6 +172,7 @@ def sharpness_estimate(
     check_interval("delta", delta, 0, 1, closed="neither")
     table = _layer_table(network, batch, deltas)
     d = table.depth
+    # Constants of the conditions for every sample, (n,) each.
     mu = torch.stack([table.c1(*triple) for triple in table.triples()]).amin(0).clamp_max(1.0)
     c3 = torch.stack([table.c3(i) for i in range(1, d + 1)]).amax(0)
     c2 = torch.stack([table.c2(k) for k in range(1, d)]).amax(0) if d > 1 else torch.zeros_like(mu)
@@ -179,9 +180,9 @@ def sharpness_estimate(
         sigma * math.sqrt(table.widths[i] * table.widths[i - 1]) / (mu.square() * table.products[i, i])
         for i in range(1, d + 1)
     ]
-    gamma = torch.stack(gammas)
+    gamma = torch.stack(gammas)  # (d, n)
     c_delta = 2 * math.sqrt(math.log(d * max(table.widths[1:]) / delta))
-    # Computed in logarithms, since products of many layers overflow.
+    # Computed in logarithms, (n,) each, since products of many layers overflow.
     linear = _log_expm1(torch.log1p(gamma).sum(0))
     switched = torch.log1p(gamma * c2 * c3).sum(0) + _log_expm1(torch.log1p(gamma * c_delta * c2).sum(0))
     logs = torch.logaddexp(linear, switched) + table.products[0, d].log()
@@ -204,7 +205,7 @@ def _layer_table(network: Network, batch: Batch, deltas: Sequence[float]) -> Lay
 def _measure_layers(network: Network, batch: Batch, grid: tuple[float, ...]) -> LayerTable:
     weights = _weights(network)
     widths = [weights[0].shape[1], *(len(weight) for weight in weights)]
-    # Only norms of the products matter, so the L of W_a = L Q may replace a wide W_a.
+    # Only norms of products B W_a are needed, and ||B L Q||_F = ||B L||_F: of a wide W_a = L Q, the square L is enough.
     narrow = [torch.linalg.qr(w.mT).R.mT if w.shape[1] > w.shape[0] else w for w in weights]
     largest = max(w.numel() for w in weights) * weights[0].element_size()
     size = max(1, min(batch.n_samples, CPU_BYTES // largest))
@@ -220,7 +221,7 @@ def _chunk(
     X: Tensor, weights: list[Tensor], narrow: list[Tensor], grid: tuple[float, ...]
 ) -> tuple[dict[tuple[int, int], Tensor], Tensor]:
     d = len(weights)
-    norms = X.norm(dim=1, keepdim=True)
+    norms = X.norm(dim=1, keepdim=True)  # (n, 1)
     if not bool((norms > 0).all()):
         raise NotDefinedError("The interaction conditions need samples of unit norm, but `X` contains a zero sample.")
     h = X / norms  # (n, D)
@@ -236,7 +237,7 @@ def _chunk(
         h = z * active[-1]
         products[0, b] = h.norm(dim=1)  # |D_b W_b ... x|, (n,)
     for a in range(1, d + 1):
-        product = active[a - 1][:, :, None] * narrow[a - 1]
+        product = active[a - 1][:, :, None] * narrow[a - 1]  # D_a W_a, (n, h_a, columns)
         products[a, a] = product.flatten(1).norm(dim=1)
         for b in range(a + 1, d + 1):
             product = active[b - 1][:, :, None] * (weights[b - 1] @ product)  # D_b W_b ... D_a W_a, (n, h_b, columns)

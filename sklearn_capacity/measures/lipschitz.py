@@ -259,8 +259,8 @@ def _windows_per_pixel(node: Node, shape: Sequence[int]) -> int:
         return math.prod(int((axis > 0).sum(0).max()) for axis in axes)
     sizes, outputs = _images(node, shape)[1:], _images(node, node.shape)[1:]
     for axis, (n, m) in enumerate(zip(sizes, outputs, strict=True)):
-        starts = np.arange(m) * p["stride"][axis] - p["padding"][axis]
-        pixels = starts[:, None] + np.arange(p["kernel"][axis]) * p["dilation"][axis]
+        starts = np.arange(m) * p["stride"][axis] - p["padding"][axis]  # (windows,)
+        pixels = starts[:, None] + np.arange(p["kernel"][axis]) * p["dilation"][axis]  # (windows, kernel)
         inside = pixels[(pixels >= 0) & (pixels < n)]
         count *= int(np.bincount(inside).max())
     return count

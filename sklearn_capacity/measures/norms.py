@@ -139,6 +139,7 @@ def group_norm(network: Network, batch: Batch, *, p: float = 2.0, q: float = 2.0
 
 def layer_group_norm(network: Network, node: Node, p: float, q: float, view: str) -> float:
     """One factor of `group_norm`."""
+    # (units,)
     units = stable_norm(kernel_matrix(node), p) if view == "kernel" else as_operator(network, node).row_norms(p)
     value = float(stable_norm(units.flatten(), q))
     return value * repetitions(node) ** (1 / q) if view == "operator" else value

@@ -221,7 +221,8 @@ def fisher_norm(logits: Tensor) -> Tensor:
     low, high = least, 2 * least
     for _ in range(54):
         middle = (low + high) / 2
-        terms = rest * (rest / (middle - rest))  # a square would vanish below 1e-162
+        # sum_i p_i^2 / (p_i - z) - 1, whose largest root z is the eigenvalue, with p_1 - p_1^2 = `least`
+        terms = rest * (rest / (middle - rest))  # (n, C - 1); a square would vanish below 1e-162
         secular = (middle - least) / (top - middle) - terms.sum(1, keepdim=True)
         below = (middle < top) & ((middle <= rest.amax(1, keepdim=True)) | (secular < 0))
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)

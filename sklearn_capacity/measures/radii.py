@@ -170,7 +170,7 @@ def _hull_slope(function: Logits, n_outputs: int, batch: Batch, n_draws: int) ->
             weights = (weights / weights.sum(0)).to(X)
             total = torch.zeros_like(X)  # (n, ...)
             for weight in weights:
-                order = torch.randperm(len(X), generator=generator, device="cpu").to(X.device)
+                order = torch.randperm(len(X), generator=generator, device="cpu").to(X.device)  # (n,)
                 total = total + weight.reshape(-1, *(1,) * (X.dim() - 1)) * X[order]
             yield total
 
@@ -202,6 +202,7 @@ def _piece_gradient(function: Logits, points: Tensor) -> Tensor:
     ratios = (squares / squares[:, -1:]).nan_to_num(0.0)  # for a zero Jacobian
     weights = ratios ** (ORDER - 1)  # (n, C)
     weights = torch.where(weights > NEGLIGIBLE, weights, 0.0)
+    # (n, 1)
     scale = (squares[:, -1:] * (ratios**ORDER).sum(1, keepdim=True)).clamp_min(torch.finfo(squares.dtype).tiny)
     weights = weights / scale
     with twice_differentiable():

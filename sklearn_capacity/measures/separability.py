@@ -91,6 +91,7 @@ def davies_bouldin(network: Network, batch: Batch, *, layer: str | None = None) 
     centers = counts.new_zeros(len(present), math.prod(network.graph[name].shape))  # (K, D)
     batch.map(lambda X, index: centers.index_add_(0, index, features(X)), index)
     centers /= counts[:, None]
+    # (n,)
     lengths = batch.cat(lambda X, index: torch.linalg.vector_norm(features(X) - centers[index], dim=1), index)
     spreads = lengths.new_zeros(len(present)).index_add_(0, index, lengths) / counts  # (K,)
     # (K, K)

@@ -127,7 +127,7 @@ def mean_rise(
     """Mean over draws of the weights, in pairs v, -v, of the rise of the loss above its initial value."""
     with torch.no_grad():
         losses = torch.stack([mean_loss(batch, forward) for _ in _counted(draws, batch, 2 * n_pairs)])
-        rises = losses.reshape(n_pairs, 2).mean(1) - start
+        rises = losses.reshape(n_pairs, 2).mean(1) - start  # of v and -v together, (n_pairs,)
     error = float(rises.std() / math.sqrt(n_pairs)) if n_pairs > 1 else None
     return Measured(float(rises.mean()), standard_error=error, info={"loss": start, "draws": 2 * n_pairs})
 

@@ -153,8 +153,9 @@ class QuadratureIntegrals(ActivationIntegrals):
     def _pair_mean(self, function: Callable[[Array], Array], label: str, a: float, b: float) -> float:
         nodes, weights = self.plane
         c = _cosine(a, b)
+        # v = c u + sqrt(1 - c^2) w with independent u and w: (nodes of u, nodes of w)
         other = np.sqrt(a) * (c * nodes[:, None] + np.sqrt(1 - c * c) * nodes[None, :])
-        inner = evaluate(function, other, label) @ weights
+        inner = evaluate(function, other, label) @ weights  # the mean of phi(v) for each u, (nodes,)
         return float(weights @ (evaluate(function, np.sqrt(a) * nodes, label) * inner))
 
 
@@ -188,8 +189,7 @@ def evaluate(function: Callable[[Array], Array], u: Array, label: str) -> Array:
     except TypeError as error:  # for example the functions of `math`, which accept one number
         raise TypeError(
             f"`activation` must contain functions that work element by element, but its {label} accepts no array "
-            f"({error}). Use "
-            "numpy functions."
+            f"({error}). Use numpy functions."
         ) from error
     if values.shape == ():  # a constant derivative may be returned as a number
         values = np.full_like(u, float(values))
@@ -202,7 +202,7 @@ def evaluate(function: Callable[[Array], Array], u: Array, label: str) -> Array:
         worst = u[~np.isfinite(values)].flat[0]
         raise ValueError(
             f"`activation` must contain functions with finite values, but its {label} is not finite at {worst:g}. "
-            f"Write it so that it does not overflow."
+            "Write it so that it does not overflow."
         )
     return values
 
@@ -211,6 +211,7 @@ def check_derivative(pair: Pair) -> None:
     """Raise unless the second function integrates to the first (kinks allowed, jumps not)."""
     x = np.linspace(-8.0, 8.0, 16001)
     phi, slope = evaluate(pair[0], x, "function"), evaluate(pair[1], x, "derivative")
+    # The trapezoidal rule up to every point, like x.
     integral = np.concatenate([[0.0], np.cumsum((slope[1:] + slope[:-1]) / 2 * np.diff(x))])
     gap = np.abs(phi - phi[0] - integral)
     if np.ptp(phi) == 0:

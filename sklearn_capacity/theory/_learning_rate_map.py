@@ -222,8 +222,8 @@ def learning_rate_map(
     critical = np.array([_critical_rate(row, inputs.shape[1], targets.shape[1], momentum, rho) for row in rows])
 
     data = torch.as_tensor(inputs, device=device), torch.as_tensor(targets, device=device)
-    losses = np.empty((len(grid), len(rates), n_trials))
-    curves = np.empty((*losses.shape, steps))
+    losses = np.empty((len(grid), len(rates), n_trials))  # (n_values, n_rates, n_trials)
+    curves = np.empty((*losses.shape, steps))  # (n_values, n_rates, n_trials, n_steps)
     with tqdm(total=losses.size, desc="learning rate map", unit="net", disable=not verbose) as progress:
         for i, row in enumerate(rows):
             cells, curves[i] = _row_losses(row, data, rates, descent, n_trials, (seed, i), progress)
@@ -252,8 +252,9 @@ def _row_losses(
         start = [layer.to(X) for layer in _draw_network(row, sizes, draw)]
         for first in range(0, len(rates), chunk):
             part = slice(first, first + chunk)
-            eta = torch.as_tensor(rates[part], dtype=X.dtype, device=X.device)[:, None, None]
-            parameters = [layer.expand(len(eta), *layer.shape) for layer in start]
+            # One network per rate, trained side by side: a leading axis of all tensors.
+            eta = torch.as_tensor(rates[part], dtype=X.dtype, device=X.device)[:, None, None]  # (n_networks, 1, 1)
+            parameters = [layer.expand(len(eta), *layer.shape) for layer in start]  # (n_networks, *layer)
             batches = descent.batches(X, y, int(draw.generate_state(2)[1]))
             parameters, curve = _descend(row, parameters, batches, eta, descent.momentum)
             final = _mean_losses(row, parameters, X, y, descent.batch_size)
@@ -305,7 +306,7 @@ def _losses(row: _Ensemble, parameters: list[Tensor], X: Tensor, y: Tensor) -> T
     """E of each network of the batch, shape (n_networks,)."""
     hidden = FUNCTIONS[row.activation]
     last = hidden if row.output == "activated" else FUNCTIONS[row.output]
-    h = X.expand(len(parameters[0]), *X.shape)
+    h = X.expand(len(parameters[0]), *X.shape)  # (n_networks, n, features), then (n_networks, n, units)
     for i in range(0, len(parameters), 2):
         u = torch.baddbmm(parameters[i + 1], h, parameters[i].transpose(1, 2))
         h = last(u) if i + 2 == len(parameters) else hidden(u)

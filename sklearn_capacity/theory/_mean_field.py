@@ -231,15 +231,15 @@ def _integrals(spec: Spec, line: Rule, plane: Rule, negative_slope: float) -> Ac
 def _order_parameters(layers: list[ActivationIntegrals], w2: Array, b2: Array, rho: float) -> dict[str, Any]:
     """Eqs. (7), (8), (10), (11), and the Fisher-Rao recursion for one output."""
     depth = len(layers)
-    q, q_st = np.empty(depth), np.empty(depth)
-    q_hat, q_hat_st = np.ones(depth + 1), np.full(depth + 1, rho)
+    q, q_st = np.empty(depth), np.empty(depth)  # (L,): layers 1 .. L
+    q_hat, q_hat_st = np.ones(depth + 1), np.full(depth + 1, rho)  # (L + 1,): from the input, layer 0, on
     with np.errstate(over="ignore", invalid="ignore"):
         for i, phi in enumerate(layers):
             q[i], q_st[i] = w2[i] * q_hat[i] + b2[i], w2[i] * q_hat_st[i] + b2[i]
             if not np.isfinite(q[i]):
                 raise ValueError(f"`sigma_w2`, `sigma_b2` must keep the activations finite: layer {i + 1} overflows.")
             q_hat[i + 1], q_hat_st[i + 1] = phi.square(q[i]), phi.product(q[i], q_st[i])
-        q_tilde, q_tilde_st = np.ones(depth), np.ones(depth)
+        q_tilde, q_tilde_st = np.ones(depth), np.ones(depth)  # (L,): layers 1 .. L
         for i in reversed(range(depth)):
             later = (w2[i + 1] * q_tilde[i + 1], w2[i + 1] * q_tilde_st[i + 1]) if i + 1 < depth else (1.0, 1.0)
             q_tilde[i] = later[0] * layers[i].slope_square(q[i])
@@ -253,7 +253,11 @@ def _order_parameters(layers: list[ActivationIntegrals], w2: Array, b2: Array, r
 
 
 def _fisher_rao(layers: list[ActivationIntegrals], q: Array, w2: Array, b2: Array) -> float:
-    """E (theta . grad f)^2 of one output; `b2` is zero if theta excludes the biases."""
+    """E (theta . grad f)^2 of one output; `b2` is zero if theta excludes the biases.
+
+    The pre-activations u_{l+1} = W phi(u_l) + b have the derivatives v_{l+1} = W (phi(u_l) + phi'(u_l) v_l) + b along
+    theta, with v_1 = u_1. The recursion is that of A = E v^2 and B = E u v, for jointly Gaussian u and v.
+    """
     A = B = w2[0] + b2[0]
     for i, phi in enumerate(layers):
         r = B / q[i]  # v = r u + an independent part of variance A - r B

@@ -79,7 +79,8 @@ def _norm(tensor: Tensor) -> Tensor:
 def _numbers(tensor: Tensor, scale: float | None = None) -> list[tuple[float, float]]:
     """Length of a tensor, and its component in a fixed direction, which distinguishes its entries."""
     eps = torch.finfo(tensor.dtype).eps if tensor.is_floating_point() else 0.0
-    flat = tensor.detach().reshape(-1).double()
+    flat = tensor.detach().reshape(-1).double()  # (numel,)
+    # (numel,)
     direction = torch.arange(len(flat), dtype=torch.float64, device="cpu").to(flat.device).cos()
     length = flat.norm().item()
     tolerance = eps**0.5 * (length if scale is None else scale)

@@ -215,7 +215,7 @@ class KFAC(torch.optim.Optimizer):
         directions: dict[int, Tensor] = {}
         for name, layer, trained in trained_layers(self._module, set(gradients)):
             tensors = [getattr(layer, key) for key in trained]
-            columns = [gradients[id(tensor)].reshape(len(tensor), -1) for tensor in tensors]
+            columns = [gradients[id(tensor)].reshape(len(tensor), -1) for tensor in tensors]  # (d_out, inputs or 1)
             solved = damped_solve(factors[name], torch.cat(columns, dim=1), damping)  # (d_out, d_in)
             parts = solved.split([column.shape[1] for column in columns], dim=1)
             directions |= {id(tensor): part.reshape(tensor.shape) for tensor, part in zip(tensors, parts, strict=True)}

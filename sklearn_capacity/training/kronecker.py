@@ -61,7 +61,7 @@ class SecondMoment:
         The rows of one batch rarely span all directions, and rounding of zero eigenvalues in single precision can keep
         LAPACK from converging. With few rows, the eigenvectors are the singular vectors of the rows.
         """
-        source = torch.cat(self.rows).double() if self.matrix is None else self.matrix
+        source = torch.cat(self.rows).double() if self.matrix is None else self.matrix  # (m, d) or (d, d)
         if not source.isfinite().all():
             raise ValueError(
                 f"Training diverged: the curvature of layer {layer!r} in `optimizer` 'kfac' is not finite. "
@@ -128,9 +128,9 @@ def _input_rows(layer: nn.Module, input: Tensor, trained: list[str]) -> Tensor:
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         padded = functional.pad(input, layer._reversed_padding_repeated_twice, mode=mode)
         patches = functional.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)  # (n, d_in, places)
-        rows = patches.transpose(1, 2).flatten(0, 1)
+        rows = patches.transpose(1, 2).flatten(0, 1)  # (n * places, d_in)
     else:
-        rows = input.flatten(0, -2)
+        rows = input.flatten(0, -2)  # (n * places, d_in)
     ones = rows.new_ones(len(rows), 1)
     return torch.cat([rows if name == "weight" else ones for name in trained], dim=1)
 
@@ -138,7 +138,7 @@ def _input_rows(layer: nn.Module, input: Tensor, trained: list[str]) -> Tensor:
 def _output_rows(layer: nn.Module, gradient: Tensor) -> Tensor:
     """(n * places, d_out)."""
     if isinstance(layer, nn.Conv2d):
-        gradient = gradient.movedim(1, -1)
+        gradient = gradient.movedim(1, -1)  # (n, height, width, d_out)
     return gradient.flatten(0, -2)
 
 
@@ -182,7 +182,7 @@ def damped_solve(factors: LayerFactors, gradient: Tensor, damping: float) -> Ten
     """
     a, V, b, U = factors
     curvature = torch.outer(b, a)  # (q, p)
-    core = U.T @ gradient @ V
+    core = U.T @ gradient @ V  # (q, p)
     if V.shape[0] == V.shape[1] and U.shape[0] == U.shape[1]:
         return U @ (core / (curvature + damping)) @ V.T
     # 1 / (ab + d) = 1 / d - ab / (d (ab + d))

@@ -64,7 +64,7 @@ def _root_mean_square(call: Call, x: Ref, factor: Ref) -> Draft | None:
 def _of_one_number(call: Call, a: Ref, b: Ref) -> Draft | None:
     """An activation, recognised by its values: both factors are computed, entry by entry, from one signal."""
     # Irrational steps, so that no two functions of the table meet at all of them; exact to rounding.
-    z = torch.linspace(-4 * math.e, 4 * math.pi, 257, dtype=torch.float64, device="cpu")
+    z = torch.linspace(-4 * math.e, 4 * math.pi, 257, dtype=torch.float64, device="cpu")  # (257,)
     for source in _sources(call, a.name):
         values = {source: z}
         first, second = (_computed(call, name, values, MAX_STEPS) for name in (a.name, b.name))
@@ -73,7 +73,7 @@ def _of_one_number(call: Call, a: Ref, b: Ref) -> Draft | None:
         product = first * second
         for kind, args, scale in _CANDIDATES:
             expected = ACTIVATIONS[kind].value(scale * z, *args)
-            factor = float((product @ expected) / (expected @ expected))
+            factor = float((product @ expected) / (expected @ expected))  # least squares: the c of product = c expected
             if torch.allclose(product, factor * expected, rtol=1e-6, atol=1e-6 * abs(factor)):
                 return _activation(call, source, kind, args, scale, factor)
     return None

@@ -70,7 +70,7 @@ def _einsum(call: Call) -> Draft | None:
 
 
 def _summed_alone(x: Ref, term: str, others: str, sizes: dict[str, int]) -> tuple[Ref | Draft, str]:
-    """The signal after sums over indices that stand nowhere else, and its term."""
+    """The signal after sums over indices that occur nowhere else, and its term."""
     dims = tuple(d for d, c in enumerate(term) if c not in others)
     if not dims:
         return x, term
@@ -110,7 +110,7 @@ def _applied(
     sizes: dict[str, int],
 ) -> Draft:
     """The linear map of a parameter, at every index of `rows`."""
-    matrix = weight.tensor.permute([right.index(c) for c in columns + summed])
+    matrix = weight.tensor.permute([right.index(c) for c in columns + summed])  # (*columns, *summed)
     matrix = matrix.reshape(math.prod(sizes[c] for c in columns), -1)  # (outputs, inputs)
     signal = _arranged(x, left, (rows, summed), sizes)
     shape = (math.prod(sizes[c] for c in rows), len(matrix))

@@ -179,6 +179,7 @@ def _masked(call: Call, mask: Weight, then: object, otherwise: object) -> Draft 
     """A choice that is the same for all samples: each side where it stands, plus 0 elsewhere."""
     if constant(mask, call) is None:
         return None
+    # (1, *shape), the mask of every sample
     here = mask.tensor.broadcast_to(torch.broadcast_shapes(mask.tensor.shape, (1, *call.shape[1:])))
     sides = [_kept(call, value, place) for value, place in ((then, here), (otherwise, ~here))]
     if None in sides:

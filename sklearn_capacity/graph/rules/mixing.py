@@ -54,13 +54,14 @@ def _attention(call: Call) -> Draft | None:
     keys = (*shapes[1][:-2], shapes[1][-1], n_keys)
     scaled = Draft("diagonal", (q,), factor, params={"kind": "scale", "dim": None}, shape=shapes[0][1:])
     turned = Draft("permute", (k,), params={"dims": last_two_swapped}, shape=keys[1:])
+    # (n, *heads, queries, keys), where -1 is any number of samples
     rows = (-1, *torch.broadcast_shapes(shapes[0][1:-2], keys[1:-2]), n_queries, n_keys)
     scores = matmul(call, scaled, turned, (shapes[0], keys), shape=rows[1:])
     if scores is None:
         return None
     allowed = None
     if call.get("is_causal", False):
-        allowed = torch.ones(n_queries, n_keys, dtype=torch.bool, device=call.device).tril()
+        allowed = torch.ones(n_queries, n_keys, dtype=torch.bool, device=call.device).tril()  # (queries, keys)
     elif mask is not None:
         if mask.tensor.dim() >= rank and mask.tensor.shape[0] != 1:
             return None

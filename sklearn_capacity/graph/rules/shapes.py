@@ -118,11 +118,11 @@ def _picked(
     """The draft of an operator that selects entries of x, or zeros; None if it selects across samples."""
     size = math.prod(shape)
     # Numbered from 1, as 0 marks what an operator fills in; some operators do not accept integers.
-    places = torch.arange(1, SAMPLES * size + 1, dtype=torch.float64, device=device)
-    moved = move(places.reshape(SAMPLES, *shape)).long()
+    places = torch.arange(1, SAMPLES * size + 1, dtype=torch.float64, device=device)  # (SAMPLES size,)
+    moved = move(places.reshape(SAMPLES, *shape)).long()  # (SAMPLES, *result)
     if len(moved) != SAMPLES:
         return None
-    first, second = moved.reshape(SAMPLES, -1)
+    first, second = moved.reshape(SAMPLES, -1)  # (entries of the result,) each
     zeros = first == 0  # what an operator fills in
     if not torch.equal(second, torch.where(zeros, 0, first + size)) or bool((first > size).any()):
         return None
@@ -222,7 +222,7 @@ def _pad(call: Call) -> Draft | None:
     if mode != "constant" or value == 0:
         return draft
     x = torch.zeros(call.shapes[call["self"].name][1:], dtype=call.dtype, device=call.device)
-    border = Weight(torch.nn.functional.pad(x, pads, value=value), False, frozenset())
+    border = Weight(torch.nn.functional.pad(x, pads, value=value), False, frozenset())  # like a row of the result
     return Draft("diagonal", (draft,), None, border, {"kind": "shift", "dim": None})
 
 
@@ -304,12 +304,13 @@ def _interpolation(call: Call) -> Draft:
     matrices = []
     for axis, (n, m) in enumerate(zip(call.shapes[call["input"].name][-nd:], call.shape[-nd:], strict=True)):
         before, after = (2,) * axis, (2,) * (nd - 1 - axis)
+        # Column j of the matrix is the image of the unit vector e_j: (n, 1, ..., n, ...), one image per vector.
         rows = torch.eye(n, dtype=torch.float64, device=call.device).reshape(n, 1, *(1,) * axis, n, *(1,) * len(after))
         size = None if factors else [*before, m, *after]
         scales = [*(1.0,) * axis, factors[axis], *(1.0,) * len(after)] if factors else None
         images = rows.expand(n, 1, *before, n, *after).contiguous()
         columns = call.target(images, output_size=size, scale_factors=scales, **rest)  # (n, 1, ..., m, ...)
-        matrices.append(columns.movedim(2 + axis, -1).reshape(n, -1, m)[:, 0].mT)
+        matrices.append(columns.movedim(2 + axis, -1).reshape(n, -1, m)[:, 0].mT)  # (m, n)
     return Draft("separable", (call["input"],), params={"kind": "interpolation", "axes": tuple(matrices)})
 
 
@@ -318,6 +319,7 @@ def _cumsum(call: Call) -> Draft | None:
     dim = call["dim"] % len(call.shape)
     if dim == 0:
         return None
-    sums = torch.ones(call.shape[dim], call.shape[dim], dtype=torch.float64, device=call.device).tril()
+    size = call.shape[dim]
+    sums = torch.ones(size, size, dtype=torch.float64, device=call.device).tril()  # (size, size)
     axes = (sums, *(None,) * (len(call.shape) - 1 - dim))
     return Draft("separable", (call["self"],), params={"kind": "cumsum", "axes": axes})
