@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.zoo_networks import CLASSES, Build, networks
 from sklearn_capacity import capacity_report
+from sklearn_capacity.scoring.outcomes import by_reason
 
 TABLE = Path(__file__).parents[1] / "docs" / "support.csv"
 #: One or several measures of each family, with every kind of need.
@@ -46,15 +47,6 @@ UNDEFINED = (
 MEMORY_LIMIT = 16 * 1024**3
 
 
-def refusals(report: pd.DataFrame) -> dict[str, list[str]]:
-    """The measures without a value, by the reason without their names."""
-    refused: dict[str, list[str]] = {}
-    for row in report[report["value"].isna()].itertuples():
-        reason = row.reason.partition(" is not defined for ")[2] or row.reason
-        refused.setdefault(reason, []).append(row.measure)
-    return refused
-
-
 def measure(name: str, build: Build) -> dict[str, object]:
     """A row of the table."""
     torch.manual_seed(0)
@@ -66,7 +58,7 @@ def measure(name: str, build: Build) -> dict[str, object]:
     y = torch.arange(len(X)) % CLASSES
     begun = time.perf_counter()
     report = capacity_report(module.eval(), X, y, MEASURES, loss="cross_entropy", initial_state=start)
-    seconds, refused = time.perf_counter() - begun, refusals(report)
+    seconds, refused = time.perf_counter() - begun, by_reason(report)
     undefined = sum(len(m) for reason, m in refused.items() if any(words in reason for words in UNDEFINED))
     return {
         "network": name,

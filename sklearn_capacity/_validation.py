@@ -55,6 +55,12 @@ def warn(message: str) -> None:
 class NotDefinedError(ValueError):
     """A measure is not defined for this network, task or data; the message says why.
 
+    Parameters
+    ----------
+    message : str, default=""
+    reason : str, default=""
+        The message without the name of the measure, thus equal for all measures with this obstacle.
+
     Examples
     --------
     >>> from torch import nn
@@ -65,6 +71,10 @@ class NotDefinedError(ValueError):
     ...     print(error)
     This measure needs data: pass X.
     """
+
+    def __init__(self, message: str = "", *, reason: str = ""):
+        super().__init__(message)
+        self.reason = reason or message
 
 
 def check_interval(

@@ -9,21 +9,25 @@ from typing import Any
 from .._validation import closest
 from ..persistence import model_card
 from ..scoring import capacity_report, compare_capacity, list_measures
+from ..scoring.outcomes import by_reason
 from .data import read_data
 from .models import read_model
 from .tables import written
 
 __all__ = ["card", "compare", "list_all", "report"]
 
-#: Columns of a report that are shown on the screen; files and other formats hold all.
-SHOWN = ["measure", "value", "standard_error", "unit", "better", "same_as", "reason"]
+#: Columns of a report that are shown on the screen, with the reasons below; files and other formats hold all.
+SHOWN = ["measure", "value", "standard_error", "unit", "better", "same_as"]
 
 
 def report(options: Namespace) -> str:
     """The capacities of one model."""
     model, (X, y) = read_model(options.model, options.trust), read_data(options.data, options.target)
     table = capacity_report(model, X, y, _measures(options), verbose=int(options.verbose), **_measuring(options))
-    return written(table[SHOWN] if options.format == "table" else table, options.format)
+    if options.format != "table":
+        return written(table, options.format)
+    refused = (f"No value of {', '.join(names)}: {reason}\n" for reason, names in by_reason(table).items())
+    return written(table.loc[table["reason"] == "", SHOWN], options.format) + "".join(refused)
 
 
 def compare(options: Namespace) -> str:

@@ -23,9 +23,8 @@ class UnsupportedLayerError(NotDefinedError):
 
     Parameters
     ----------
-    message : str
-    reason : str, default=""
-        The message without the name of the measure, thus equal for all measures with this obstacle.
+    message, reason
+        As in `NotDefinedError`.
 
     Examples
     --------
@@ -37,10 +36,6 @@ class UnsupportedLayerError(NotDefinedError):
     ...     print(str(error).split(":")[0])
     A path norm is not defined for the operator `tanh` in layer `1 (Tanh)`
     """
-
-    def __init__(self, message: str, *, reason: str = ""):
-        super().__init__(message)
-        self.reason = reason or message
 
 
 @dataclass(frozen=True)
@@ -160,9 +155,9 @@ class Node:
 
     def refuse(self, purpose: str, why: str = "", cure: str = "") -> UnsupportedLayerError:
         """The error that says why `purpose` is not defined for this node."""
-        reason = f"the operator `{self._operator}` in {self.place}{self._line}: {why or 'there is no rule for it.'}"
-        reason += f" {cure}" if cure else ""
-        return UnsupportedLayerError(f"{purpose} is not defined for {reason}", reason=reason)
+        what = f"the operator `{self._operator}` in {self.place}{self._line}: {why or 'there is no rule for it.'}"
+        reason = f"not defined for {what}" + (f" {cure}" if cure else "")
+        return UnsupportedLayerError(f"{purpose} is {reason}", reason=reason)
 
     @property
     def _operator(self) -> str:

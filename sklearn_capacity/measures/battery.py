@@ -318,10 +318,8 @@ def _changes(network: Network, norm: str) -> list[tuple[Node, float]]:
 def check_initial_state(network: Network) -> None:
     """Raise if the weights before training are not known."""
     if network.initial_state is None:
-        raise NotDefinedError(
-            "This measure needs the weights before training: pass the untrained module or its state dict as "
-            "`initial_state`."
-        )
+        reason = "needs the weights before training: pass the untrained module or its state dict as `initial_state`."
+        raise NotDefinedError(f"This measure {reason}", reason=reason)
 
 
 def _ratios(network: Network, lengths: list[float]) -> list[float]:

@@ -12,6 +12,7 @@ import torch
 
 from .._validation import check_instance
 from ..scoring import capacity_report
+from ..scoring.outcomes import by_reason
 
 __all__ = ["model_card"]
 
@@ -132,7 +133,7 @@ def _training(model: Any) -> str:
 
 
 def _capacity(report: pd.DataFrame, X: Any) -> str:
-    measured, left_out = report[report["reason"] == ""], report[report["reason"] != ""]
+    measured = report[report["reason"] == ""]
     table = _table(
         ["measure", "value", "standard error", "unit", "better"],
         [
@@ -148,6 +149,6 @@ def _capacity(report: pd.DataFrame, X: Any) -> str:
     )
     on = "of the weights alone" if X is None else f"on {len(X)} samples"
     lines = [f"Measured {on}.", table]
-    if len(left_out):
-        lines.append("\n".join(f"- {row.measure}: {_cell(row.reason)}" for row in left_out.itertuples()))
+    if len(measured) < len(report):
+        lines.append("\n".join(f"- {', '.join(names)}: {_cell(why)}" for why, names in by_reason(report).items()))
     return "\n\n".join(lines)

@@ -15,7 +15,7 @@ from ..measures.margins import sample_margins
 from ..process_state import keeps_modes
 from .measurement import Session
 from .module_estimator import score, scored_estimator
-from .outcomes import LeftOutError, check_max_seconds, outcomes, warn_of_left_out
+from .outcomes import LeftOutError, check_max_seconds, outcomes, reason_of, warn_of_left_out, warn_of_missing
 from .requests import Request, in_order, is_group, parse_with_scores
 
 __all__ = ["capacity_report", "list_measures", "measure_capacity", "refuse_signed"]
@@ -71,7 +71,8 @@ def measure_capacity(
         ``f(network, batch, **params)`` or ``f(module, X, y, **params)`` that returns a number. Names of
         scikit-learn's scorers ("accuracy") are also allowed. "essential" comprises six measures of different kinds,
         "cheap" the measures without ascent, random draws, a spectrum or gradients of single samples. These and "all"
-        omit measures that do not apply; `capacity_report` shows which and why. `list_measures` lists all measures.
+        omit measures for another task and those for which the call lacks data, labels, a loss or an initial state. If
+        others have no value, a `CapacityWarning` names them, one for each reason. `list_measures` lists all measures.
     loss : "cross_entropy", "squared", "absolute" or None, default=None
         None: the model's own loss; for a plain module, cross-entropy if `classes` are given or y is integer or boolean,
         and squared if y is float. If the model was trained with another loss, such as a hinge loss, measures that need
@@ -151,7 +152,7 @@ def measure_capacity(
         verbose=verbose,
     )
     values = _scored(session, model, X, y, scores, batch_size=batch_size, device=device)
-    left_out = []
+    left_out, missing = [], {}
     requests = [request for request in requests if not (log and request.measure.signed)]
     for request, outcome in outcomes(session, requests, group=group, log=log, max_seconds=max_seconds, verbose=verbose):
         if isinstance(outcome, Measured):
@@ -160,9 +161,10 @@ def measure_capacity(
             left_out.append(request.label)
         elif group is None:
             raise outcome
-        elif not isinstance(outcome, NotDefinedError):
-            warn(f"The measure {request.label!r} failed: {_reason(outcome)}")
+        elif session.unexpected(outcome, request):
+            missing[request.label] = outcome
     warn_of_left_out(left_out, max_seconds)
+    warn_of_missing(missing)
     if group is not None:
         _warn_of_nonfinite_weights(session)
         return {request.label: values[request.label] for request in requests if request.label in values}
@@ -175,10 +177,6 @@ def _scored(session: Session, model: Any, X: Any, y: Any, scores: Mapping[str, s
         raise ValueError(f"`X` and `y` must be given for the scores {', '.join(map(repr, scores))}.")
     estimator = scored_estimator(model, session, **options) if scores else None
     return {label: score(name, estimator, X, y) for label, name in scores.items()}
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, NotDefinedError) else f"{type(error).__name__}: {error}"
 
 
 def _warn_of_nonfinite_weights(session: Session) -> None:
@@ -238,7 +236,8 @@ def capacity_report(
         One row per measure, with columns ``measure``, ``layer`` (or class), ``value``, ``standard_error``, ``unit``,
         ``better`` ("lower" or "higher"), ``cost``, ``loss`` (under which the measure was computed), ``seconds``,
         ``computed`` (method, iterations, residual), ``same_as`` (another row that is equal by definition) and
-        ``reason`` (why there is no value).
+        ``reason`` (why there is no value). The reason has the same words for all measures with the same obstacle, so
+        ``report.groupby("reason")["measure"].agg(list)`` gives the measures by reason.
 
     See Also
     --------
@@ -326,7 +325,7 @@ def _report_rows(
         mistake = isinstance(measured, TypeError | ValueError) and not isinstance(measured, NotDefinedError)
         if mistake and request.params:  # a parameter given by the caller
             raise measured
-        return [{**row, "reason": _reason(measured)}]
+        return [{**row, "reason": reason_of(measured)}]
     spread = measured.standard_error
     if spread is not None:
         row["standard_error"] = spread / measured.value if log and measured.value else spread

@@ -16,7 +16,7 @@ from ..process_state import keeps_modes
 from .capacity import refuse_signed
 from .measurement import Session
 from .module_estimator import score, scored_estimator
-from .outcomes import LeftOutError, check_max_seconds, outcomes, warn_of_left_out
+from .outcomes import LeftOutError, check_max_seconds, outcomes, reason_of, warn_of_left_out
 from .requests import Request, directions, is_group, parse_with_scores
 
 __all__ = ["compare_capacity"]
@@ -70,10 +70,10 @@ def compare_capacity(
     -------
     DataFrame
         One row per model. For each score, ``train_<score>``, ``test_<score>`` and their difference ``gap_<score>``;
-        then one column per measure, not negated. The value is nan where a measure is not defined for a model: for a
-        named measure, a `CapacityWarning` gives the reason; of "essential", "cheap" and "all", measures defined for no
-        model are omitted. ``attrs["better"]`` states for each measure whether "lower" or "higher" is better.
-        `rank_measures` and the displays accept this table.
+        then one column per measure, not negated. The value is nan where a measure is not defined for a model, and a
+        `CapacityWarning` gives the reason; of "essential", "cheap" and "all", measures defined for no model are
+        omitted, as in `measure_capacity`. ``attrs["better"]`` states for each measure whether "lower" or "higher" is
+        better. `rank_measures` and the displays accept this table.
 
     Raises
     ------
@@ -123,7 +123,7 @@ def compare_capacity(
     rows = Parallel(n_jobs=n_jobs, return_as="generator")(tasks)
     measured = list(tqdm(rows, total=len(tasks), desc="models", disable=not verbose))
     remarks = [(label, *remark) for label, (_, some) in zip(named, measured, strict=True) for remark in some]
-    _warn_of_missing(remarks, measures, max_seconds)
+    _warn_of_missing(remarks, max_seconds)
     return _table(named, [row for row, _ in measured], requests, measures)
 
 
@@ -180,7 +180,8 @@ def _row(
     requests = [request for request in requests if not (log and request.measure.signed)]
     for request, outcome in outcomes(session, requests, verbose=options["verbose"], **how):
         if isinstance(outcome, Exception):
-            remarks.append((request.label, outcome))
+            if how["group"] is None or session.unexpected(outcome, request):
+                remarks.append((request.label, outcome))
         else:
             row[request.label] = outcome.log() if log else outcome.value
     return row, remarks
@@ -193,19 +194,19 @@ def _scores(name: str, scorer: str, estimator: Any, *parts: tuple[Any, Any]) -> 
         yield f"gap_{name}", values[0] - values[1]
 
 
-def _warn_of_missing(remarks: list[tuple[Any, str, Exception]], measures: Any, max_seconds: float | None) -> None:
-    """Warn of entries without a value; for a group, only of measures that failed."""
-    reasons: dict[str, list[str]] = {}
+def _warn_of_missing(remarks: list[tuple[Any, str, Exception]], max_seconds: float | None) -> None:
+    """Warn of entries without a value, once per reason."""
+    reasons: dict[tuple[Any, str], list[str]] = {}
     warn_of_left_out(sorted({name for _, name, error in remarks if isinstance(error, LeftOutError)}), max_seconds)
     for label, name, error in remarks:
         if isinstance(error, LeftOutError):
             continue
-        if isinstance(error, NotDefinedError) and is_group(measures):
-            continue
-        reason = str(error) if isinstance(error, NotDefinedError) else f"{type(error).__name__}: {error}"
-        reasons.setdefault(f"for model {label!r}: {reason}", []).append(repr(name))
-    for reason, names in reasons.items():
-        warn(f"No value of {', '.join(names)} {reason}")
+        reasons.setdefault((label, reason_of(error)), []).append(repr(name))
+    models: dict[tuple[str, str], list[str]] = {}
+    for (label, reason), names in reasons.items():
+        models.setdefault((", ".join(names), reason), []).append(repr(label))
+    for (those, reason), labels in models.items():
+        warn(f"No value of {those} for model {', '.join(labels)}: {reason}")
 
 
 def _table(

@@ -136,6 +136,12 @@ class Session:
             return "needs the weights before training: pass the untrained module or its state dict as `initial_state`"
         return None
 
+    def unexpected(self, error: Exception, request: Request) -> bool:
+        """Whether a measure of a group has no value for another reason than its task, or what the call did not give."""
+        needs, batch = request.measure.needs, self.batch
+        lacks = ("data" in needs and not batch.has_samples) or ("labels" in needs and not batch.has_labels)
+        return not isinstance(error, NotDefinedError) or not (lacks or self.why_not(request.measure))
+
     def parameters(self, request: Request) -> dict[str, Any]:
         """The parameters of a request, with the call's loss as default of a parameter `loss`."""
         if self.named_loss is not None and "loss" in request.measure.parameters:
@@ -172,10 +178,10 @@ class Session:
                     "function must "
                     "raise a `NotDefinedError` that says why."
                 )
-            raise NotDefinedError(
-                f"The measure {request.measure.name!r} is not a number here: the weights, logits or derivatives of the "
-                "network are not finite on these data."
+            reason = (
+                "is not a number here: the weights, logits or derivatives of the network are not finite on these data."
             )
+            raise NotDefinedError(f"The measure {request.measure.name!r} {reason}", reason=reason)
         if log and measured.log_value is None and measured.value < 0:
             raise NotDefinedError(
                 f"The measure {request.measure.name!r} is {measured.value:g}, and a negative number has no logarithm."
@@ -187,7 +193,7 @@ class Session:
         """The value that a measure returns, possibly nan."""
         reason = self.why_not(request.measure)
         if reason is not None:
-            raise NotDefinedError(f"The measure {request.measure.name!r} {reason}.")
+            raise NotDefinedError(f"The measure {request.measure.name!r} {reason}.", reason=f"{reason}.")
         with computing(), torch.inference_mode(False), torch_refusals(f"The measure {request.measure.name!r}"):
             parameters = self.parameters(request)
             self._check_room(request.measure, parameters)
@@ -197,7 +203,8 @@ class Session:
         """Raise beforehand where a measure would go beyond the memory that the call may take."""
         reason = self.batch.budget.refusal(self.batch.held + measure.memory.bytes(self.network, self.batch, parameters))
         if reason is not None:
-            raise NotDefinedError(f"The measure {measure.name!r} {reason}. Measure fewer samples, or allow it more.")
+            reason += ". Measure fewer samples, or allow it more."
+            raise NotDefinedError(f"The measure {measure.name!r} {reason}", reason=reason)
 
 
 def _length(name: str, data: Any) -> int:

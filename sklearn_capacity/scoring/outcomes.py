@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -16,7 +17,15 @@ from ..process_state import computing
 from .measurement import Session
 from .requests import Request
 
-__all__ = ["LeftOutError", "check_max_seconds", "outcomes", "warn_of_left_out"]
+__all__ = [
+    "LeftOutError",
+    "by_reason",
+    "check_max_seconds",
+    "outcomes",
+    "reason_of",
+    "warn_of_left_out",
+    "warn_of_missing",
+]
 
 #: Above this many forward passes over the data a measure is not cheap, for example a Jacobian of 1,000 outputs.
 CHEAP_PASSES = 200
@@ -25,7 +34,7 @@ TIMED_SAMPLES = 128
 
 
 class LeftOutError(NotDefinedError):
-    """A measure was not run because of its cost."""
+    """A measure was not run, since there was no time for it."""
 
 
 def check_max_seconds(max_seconds: Any) -> None:
@@ -70,9 +79,9 @@ def outcomes(
             needed = passes[id(request)]
             try:
                 if group == "cheap" and needed > CHEAP_PASSES:
-                    raise LeftOutError(
+                    raise NotDefinedError(
                         f"It would take some {needed:.0f} forward passes over the data, which is not cheap. Ask for "
-                        f"{request.label!r} by name."
+                        "it by name."
                     )
                 if max_seconds is not None:
                     _check_time(session, needed * per_pass, max_seconds)
@@ -111,6 +120,26 @@ def _check_time(session: Session, seconds: float, max_seconds: float) -> None:
     if seconds > left:
         needed = "There is no time left for it" if left <= 0 else f"It would take some {seconds:.2g} s"
         raise LeftOutError(f"{needed}: {max(left, 0):.2g} s are left of `max_seconds={max_seconds:g}`.")
+
+
+def reason_of(error: Exception) -> str:
+    """Why a measure has no value, in the same words for all measures with this obstacle."""
+    return error.reason if isinstance(error, NotDefinedError) else f"{type(error).__name__}: {error}"
+
+
+def by_reason(report: pd.DataFrame) -> dict[str, list[str]]:
+    """The measures of a report that have no value, by the reason."""
+    missing = report[report["reason"] != ""]
+    return {str(reason): list(rows["measure"]) for reason, rows in missing.groupby("reason", sort=False)}
+
+
+def warn_of_missing(errors: Mapping[str, Exception]) -> None:
+    """Warn of measures without a value, by their labels, once per reason."""
+    labels: dict[str, list[str]] = {}
+    for label, error in errors.items():
+        labels.setdefault(reason_of(error), []).append(repr(label))
+    for reason, those in labels.items():
+        warn(f"No value of {', '.join(those)}: {reason}")
 
 
 def warn_of_left_out(labels: Sequence[str], max_seconds: float | None) -> None:

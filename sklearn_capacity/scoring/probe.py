@@ -46,7 +46,8 @@ def torch_refusals(purpose: str) -> Iterator[None]:
         text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if not isinstance(error, torch.linalg.LinAlgError) and not any(part in text for part in REFUSALS):
             raise
-        raise NotDefinedError(f"{purpose} cannot be computed for this network; torch says: {text}") from error
+        reason = f"cannot be computed for this network; torch says: {text}"
+        raise NotDefinedError(f"{purpose} {reason}", reason=reason) from error
 
 
 def measurable(module: nn.Module) -> nn.Module:

@@ -12,7 +12,6 @@ from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
 from .._validation import NotDefinedError, check_boolean, check_option, warn
-from ..graph import UnsupportedLayerError
 from ..measures import Measure
 from ..process_state import keeps_modes
 from .by_value import TravelsByValue
@@ -210,7 +209,8 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
             elif group is None or not isinstance(outcome, NotDefinedError):
                 if self.on_error == "raise":
                     raise outcome
-                failures.setdefault(_description(outcome), []).append(_key(request))
+                reason = outcome.reason if isinstance(outcome, NotDefinedError) else str(outcome)
+                failures.setdefault(f"{type(outcome).__name__}: {reason}", []).append(_key(request))
         warn_of_left_out(left_out, self.max_seconds)
         for message, keys in failures.items():
             _warn(keys, message)
@@ -324,13 +324,6 @@ def _check_model(model: Any) -> None:
 
 def _key(request: Request) -> str:
     return f"neg_{request.label}" if request.measure.lower_is_better else request.label
-
-
-def _description(error: Exception) -> str:
-    """What is wrong, in the same words for all measures that meet one obstacle."""
-    if isinstance(error, UnsupportedLayerError) and error.reason != str(error):
-        return f"{type(error).__name__}: not defined for {error.reason}"
-    return f"{type(error).__name__}: {error}"
 
 
 def _warn(keys: list[str], message: str) -> None:

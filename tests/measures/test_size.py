@@ -196,6 +196,7 @@ def _overwrite(leaf: nn.Module, weight: torch.Tensor) -> None:
     leaf.weight.copy_(weight.detach())
 
 
+@pytest.mark.filterwarnings("ignore:No value of")  # of two small layers
 def test_distance_of_a_fitted_estimator():
     X = np.random.default_rng(0).normal(size=(40, 4))
     model = NetworkClassifier((5,), batch_norm=True, max_epochs=2, random_state=0).fit(X, (X[:, 0] > 0).astype(int))

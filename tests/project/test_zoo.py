@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 import reference_fisher
-from benchmarks.zoo import UNDEFINED, in_a_process, refusals
+from benchmarks.zoo import UNDEFINED, in_a_process
 from sklearn_capacity import capacity_report
 from sklearn_capacity.derivatives.input_sweeps import chain_refusal, jacobian_rows
 from sklearn_capacity.graph import Network, evaluate
+from sklearn_capacity.scoring.outcomes import by_reason
 from zoo import CLASSES, ZOO, build
 
 RULED = [name for name in ZOO if not name.startswith("tokens") and name != "lstm"]
@@ -58,7 +59,7 @@ def test_values_are_those_of_dense_matrices(name):
     if not any(isinstance(part, nn.BatchNorm2d) for part in module.modules()):  # it is folded
         F = reference_fisher.matrix(module, X, "squared")
         assert values["fisher_trace"] == pytest.approx(float(F.trace()), rel=1e-7)
-    for reason in refusals(report):  # only what is not defined
+    for reason in by_reason(report):  # only what is not defined
         assert any(words in reason for words in UNDEFINED) or name == "lstm", reason
     if name.startswith("tokens"):
         assert "whole numbers" in report.set_index("measure").loc["jacobian_frobenius", "reason"]

@@ -68,6 +68,7 @@ def test_regressors(iris):
     assert measure_capacity(line, X, y, "fisher_rao_norm")["fisher_rao_norm"] == pytest.approx(expected)
 
 
+@pytest.mark.filterwarnings("ignore:No value of")  # a linear model has a bias
 @pytest.mark.parametrize(
     ("estimator", "known"),
     [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from sklearn_capacity import (
     CapacityScorer,
     CapacityWarning,
     Measure,
+    NotDefinedError,
+    UnsupportedLayerError,
     capacity_report,
     compare_capacity,
     list_measures,
@@ -72,6 +76,7 @@ def flops(function):
     return counter.total
 
 
+@pytest.mark.filterwarnings("ignore:No value of 'l2_path_norm'")  # of attention
 @pytest.mark.parametrize("case", CASES)
 def test_the_default_costs_three_forward_passes_and_a_jacobian(case):
     """Counted, not timed. The Fisher-Rao norm of attention takes reverse mode twice."""
@@ -83,6 +88,7 @@ def test_the_default_costs_three_forward_passes_and_a_jacobian(case):
     assert 0 < flops(lambda: measure_capacity(module, X, y)) <= (8 if case == "transformer" else 3) * forward + jacobian
 
 
+@pytest.mark.filterwarnings("ignore:No value of 'l2_path_norm'")  # of attention
 @pytest.mark.parametrize("case", CASES)
 def test_the_default_is_small_and_of_different_kinds(case):
     module, shape = CASES[case]
@@ -264,3 +270,66 @@ def test_scores_are_accepted_among_measures(name):
 def test_scores_need_data():
     with pytest.raises(ValueError, match="`X` and `y` must be given for the scores 'accuracy'"):
         measure_capacity(network(4, 3), measures=["accuracy", "frobenius_norm"])
+
+
+def tanh_network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def caught(function, *args, **options):
+    """The result, and the texts of the warnings that say what has no value."""
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        result = function(*args, **options)
+    return result, [str(w.message) for w in shown if str(w.message).startswith("No value of")]
+
+
+@pytest.mark.parametrize("measures", ["essential", "cheap"])
+def test_a_group_says_once_per_reason_what_it_omits(measures):
+    values, messages = caught(measure_capacity, tanh_network(), X, y, measures)
+    report, _ = caught(capacity_report, tanh_network(), X, y, measures)
+    missing = set(report.loc[report["reason"] != "", "measure"])
+    assert missing == set(list_measures().query(measures)["name"]) - set(values)
+    unsaid = {row.measure for row in report.itertuples() if "before training" in row.reason}  # not part of this call
+    said = [message.removeprefix("No value of ").split(": ")[0].split(", ") for message in messages]
+    assert sorted(sum(said, [])) == sorted(map(repr, missing - unsaid))
+    assert len({message.partition(": ")[2] for message in messages}) == len(messages)
+    (paths,) = (message for message in messages if "'l2_path_norm'" in message)
+    assert "not defined for the operator `tanh` in layer `1 (Tanh)`" in paths
+    if measures == "cheap":
+        assert "'path_norm', 'l1_path_norm'" in paths
+
+
+def test_a_group_is_silent_about_what_the_call_does_not_give():
+    assert caught(measure_capacity, network(4, 8, 3), measures="essential")[1] == []
+    assert caught(measure_capacity, network(4, 8, 1), X, X[:, 0])[1] == []
+
+
+def test_one_obstacle_has_one_reason_in_a_report():
+    class Odd(nn.Module):
+        def forward(self, x):
+            return torch.fft.rfft(x).abs()
+
+    module = nn.Sequential(nn.Linear(4, 4), Odd())
+    names = ["l2_path_norm", "path_activity", "lipschitz_l2", "input_margin_bound"]
+    report = capacity_report(module, X, y, [*names, "margin"]).set_index("measure")["reason"]
+    assert report["margin"] == "" and set(report[names]) == {report["lipschitz_l2"]}
+    assert report["lipschitz_l2"].startswith("not defined for the operator") and "`1 (Odd)`" in report["lipschitz_l2"]
+    before = ["distance_from_initialization", "fro_dist", "dist_spec_init", "steps_to_loss"]
+    (reason,) = set(capacity_report(module, X, y, before)["reason"])
+    assert reason.startswith("needs the weights before training")
+
+
+def test_a_comparison_says_once_per_reason_what_is_missing():
+    models = {"first": tanh_network(), "second": tanh_network(), "third": network(4, 8, 3)}
+    table, messages = caught(compare_capacity, models, X, y, "essential")
+    (message,) = messages
+    assert message.startswith("No value of 'l2_path_norm' for model 'first', 'second': not defined for the operator")
+    assert table["l2_path_norm"].isna().tolist() == [True, True, False]
+
+
+def test_an_error_without_words_and_a_pickled_one_have_their_reason():
+    assert NotDefinedError().reason == "" and NotDefinedError("a").reason == "a"
+    copied = pickle.loads(pickle.dumps(UnsupportedLayerError("A norm is not.", reason="not.")))
+    assert (str(copied), copied.reason) == ("A norm is not.", "not.")

@@ -134,6 +134,7 @@ def test_what_torch_cannot_differentiate_is_left_out_with_its_reason():
         measure_capacity(Function(overwrites), X, Y, "jacobian_spectral")
 
 
+@pytest.mark.filterwarnings("ignore:No value of")
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e200])
 def test_weights_without_a_finite_measure_leave_the_others(value):
     net = perceptron().double()

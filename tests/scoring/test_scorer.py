@@ -301,7 +301,7 @@ def test_an_unexpected_exception_costs_one_row(monkeypatch, error):
         report = capacity_report(module, X, y, measures).set_index("measure")
         assert report.loc["parameter_norm", "reason"] == reason and np.isnan(report.loc["parameter_norm", "value"])
         assert report.loc["margin", "reason"] == "" and np.isfinite(report.loc["margin", "value"])
-    with pytest.warns(CapacityWarning, match="The measure 'parameter_norm' failed: " + type(error).__name__):
+    with pytest.warns(CapacityWarning, match="No value of 'parameter_norm': " + type(error).__name__):
         values = measure_capacity(module, X, y, "cheap")
     assert "parameter_norm" not in values and "margin" in values
     with pytest.raises(type(error)):
