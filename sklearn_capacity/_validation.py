@@ -7,11 +7,12 @@ import math
 import numbers
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 __all__ = [
     "CapacityWarning",
@@ -28,6 +29,7 @@ __all__ = [
     "failure_text",
     "float_array",
     "plain_array",
+    "refuse_containers",
     "warn",
 ]
 
@@ -223,3 +225,18 @@ def _number(value: float) -> str:
 
 def _tail(cure: str) -> str:
     return f" {cure}" if cure else ""
+
+
+def refuse_containers(X: Any, done: str) -> None:
+    """Raise for containers of samples that are not arrays; `done` is the verb for the message."""
+    if isinstance(X, Mapping) and not hasattr(X, "shape"):  # one kind of sparse matrix is a Mapping, too
+        raise TypeError(f"`X` must be one array or tensor, got a dict: networks with several inputs cannot be {done}.")
+    if isinstance(X, DataLoader):
+        cure = "Collect its batches: `X, y = map(torch.cat, zip(*loader))`."
+    elif isinstance(X, Dataset):
+        cure = "Collect it: `X, y = next(iter(DataLoader(dataset, batch_size=len(dataset))))`."
+    elif isinstance(X, tuple) and all(hasattr(part, "shape") for part in X) and len({part.shape for part in X}) > 1:
+        cure = "Pass its parts one by one, as `X` and `y`."
+    else:
+        return
+    raise TypeError(f"`X` must be an array or tensor, got a {type(X).__name__}. {cure}")

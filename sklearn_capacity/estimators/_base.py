@@ -26,7 +26,7 @@ from skorch.helper import predefined_split
 from skorch.utils import noop
 from torch import Tensor, nn
 
-from sklearn_capacity._validation import failure_text, plain_array
+from sklearn_capacity._validation import failure_text, plain_array, refuse_containers
 from sklearn_capacity.architectures.mlp import MLP
 from sklearn_capacity.estimators import _constraints
 from sklearn_capacity.estimators._attributes import ATTRIBUTES, IMAGES_LAST, Check
@@ -56,7 +56,6 @@ from sklearn_capacity.training import (
     decay_groups,
     largest_decay,
     make_schedule,
-    refuse_containers,
     resolve_device,
     resolve_optimizer,
     resumable_fit,

@@ -16,11 +16,10 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from .constants import constant_rows, keeps_parameters, without_content
-from .layouts import ROWS, Layout, Sizes, at_samples, reshaped
+from .layouts import ROWS, Layout, Signal, Sizes, at_samples, reshaped
 from .nodes import NetworkGraph, Node, Place, UnsupportedLayerError
 from .rules import CONVERSIONS, READ_MASKS, SPLITS, Call, Draft, Ref, Weight, split_piece
 from .rules.rows import BROADCASTS, VIEWS, Repeated, on_rows
-from .signals import Signal
 
 if TYPE_CHECKING:
     from .trace import Program

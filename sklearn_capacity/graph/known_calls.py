@@ -1,21 +1,22 @@
-"""The calls that a recorded forward pass may make, and the operators as which an export would write them."""
+"""The calls that a recorded forward pass may make, the operators as which an export would write them, their results."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["CALLS", "KEEP_SHAPE", "RESHAPES", "VIEWS", "UnknownCallError"]
+__all__ = ["CALLS", "RESHAPES", "VIEWS", "UnknownCallError", "result_of"]
 
 aten = torch.ops.aten
 #: An operator, its arguments and its keyword arguments.
 Translation = tuple[Any, tuple, dict[str, Any]]
 Rule = Callable[..., Translation]
+Shape = Sequence[int]
 
 
 class UnknownCallError(Exception):
@@ -229,4 +230,71 @@ CALLS: dict[Any, Rule] = _ELEMENTWISE | {
 KEEP_SHAPE = {rule(None)[0] for rule in _ELEMENTWISE.values()} | {
     *(aten.batch_norm.default, aten.layer_norm.default, aten.group_norm.default, aten.clamp_min.default),
     *(aten.softmax.int, aten.log_softmax.int, aten.dropout.default, aten.feature_dropout.default),
+}
+
+
+# ---- results: for their shapes, torch would first import hundreds of modules ----------------------------------------
+
+
+def result_of(target: Any, args: Sequence[Any], options: dict[str, Any]) -> Tensor:
+    """The result of an operator on tensors without entries; only its shape and its dtype are meaningful."""
+    first: Tensor = args[0]
+    if target in KEEP_SHAPE:
+        return first
+    shape = _SHAPES[target](*args) if target in _SHAPES and not options else None
+    if shape is None:  # an unusual case, or an error
+        result: Tensor = target(*args, **options)
+        return result
+    return first if shape == first.shape else first.new_empty(shape)
+
+
+def _shape_of_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Shape | None:
+    return (*x.shape[:-1], len(weight)) if x.shape[-1:] == weight.shape[1:] and x.dtype == weight.dtype else None
+
+
+def _shape_of_two(a: Tensor, b: Any) -> Shape | None:
+    if not isinstance(b, Tensor):
+        return a.shape if a.is_floating_point() else None
+    alike = a.dtype == b.dtype and len(a.shape) >= len(b.shape)
+    return torch.broadcast_shapes(a.shape, b.shape) if alike else None
+
+
+def _windows(x: Tensor, channels: int, sizes: Shape, strides: Shape, paddings: Shape, dilations: Shape) -> Shape:
+    axes = zip(x.shape[-len(sizes) :], sizes, strides, paddings, dilations, strict=True)
+    return (len(x), channels, *((n + 2 * p - d * (size - 1) - 1) // s + 1 for n, size, s, p, d in axes))
+
+
+def _shape_of_convolution(
+    x: Tensor, weight: Tensor, _: Any, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Any:
+    fits = x.dim() == weight.dim() and x.shape[1] == groups * weight.shape[1] and x.dtype == weight.dtype
+    shape = _windows(x, len(weight), weight.shape[2:], stride, padding, dilation) if fits else (0,)
+    return shape if min(shape) > 0 else None
+
+
+def _shape_of_pooling(nd: int, kinds: str) -> Callable[..., Any]:
+    """The shape rule of pooling without `ceil_mode`."""
+
+    def shape_rule(x: Tensor, sizes: Shape, strides: Shape, paddings: Shape, *others: Any) -> Shape | None:
+        dilations, ceil_mode = others[:2] if kinds == "max" else ([1] * nd, others[0])
+        if ceil_mode or x.dim() != nd + 2 or any(2 * p > size for p, size in zip(paddings, sizes, strict=True)):
+            return None
+        shape = _windows(x, x.shape[1], sizes, strides, paddings, dilations)
+        return shape if min(shape) > 0 else None
+
+    return shape_rule
+
+
+def _shape_of_adaptive_pooling(nd: int) -> Callable[..., Any]:
+    return lambda x, sizes: (*x.shape[:2], *sizes) if x.dim() == nd + 2 and min(sizes) > 0 else None
+
+
+#: The shape of the result by operator, from its arguments; None where the rule does not apply.
+_SHAPES: dict[Any, Callable[..., Any]] = {
+    aten.linear.default: _shape_of_linear,
+    **{getattr(aten, f"conv{nd}d").default: _shape_of_convolution for nd in (1, 2, 3)},
+    **{getattr(aten, f"max_pool{nd}d").default: _shape_of_pooling(nd, "max") for nd in (1, 2, 3)},
+    **{getattr(aten, f"avg_pool{nd}d").default: _shape_of_pooling(nd, "avg") for nd in (2, 3)},
+    **{getattr(aten, f"adaptive_avg_pool{nd}d").default: _shape_of_adaptive_pooling(nd) for nd in (2, 3)},
+    **{getattr(aten, name).Tensor: _shape_of_two for name in ("add", "sub", "mul", "div")},
 }

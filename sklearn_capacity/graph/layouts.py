@@ -1,4 +1,4 @@
-"""Where the samples are in a traced tensor.
+"""Where the samples are in a traced tensor, and what else the trace records of it.
 
 Torch's attention moves the samples to the second axis and then joins them with the heads: (T, n, d), then
 (T, n h, d / h), then (n h, T, d / h). Every node of a graph has one row per sample, (n, ...). A layout converts between
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["ROWS", "Layout", "Sizes", "at_samples", "permuted", "reshaped"]
+__all__ = ["ROWS", "Layout", "Signal", "Sizes", "at_samples", "permuted", "reshaped"]
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,12 @@ class Sizes:
         """The sizes of a result; `batch` is the number of samples, a symbol or a number."""
         multiples, one, two = [], [], []
         for axis, size in enumerate(result.shape):
-            at = [at_samples(size, n) for n in (1, 2, 3)]
-            linear = at[0] > 0 and at == [at[0], 2 * at[0], 3 * at[0]]
-            multiples.append(0 if isinstance(size, int) else at[0] if linear else -1)
+            if isinstance(size, int):
+                at, multiple = [size, size], 0
+            else:
+                at = [at_samples(size, n) for n in (1, 2, 3)]
+                multiple = at[0] if at[0] > 0 and at == [at[0], 2 * at[0], 3 * at[0]] else -1
+            multiples.append(multiple)
             if axis == 0 and str(size) == batch:  # a number where the forward pass has fixed it
                 multiples[0], at[0] = 1, 1
             one.append(at[0])
@@ -115,6 +118,55 @@ class Sizes:
         """The axis of the samples, if there is exactly one."""
         axes = [axis for axis, multiple in enumerate(self.multiples) if multiple]
         return axes[0] if len(axes) == 1 and self.multiples[axes[0]] > 0 else None
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Properties of a value that depends on the input.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Sizes of its rows, with -1 in front for the number of samples. If it has no known layout, its traced sizes, with
+        -2 for those that depend on the number of samples; () if the value is not a tensor.
+    is_tensor : bool
+    is_real : bool
+        Whether it contains real numbers, as opposed to indices, booleans or complex numbers.
+    is_batch_size : bool
+        Whether it is the number of samples.
+    layout : Layout or None
+        Where its samples are as traced; None if that is not known.
+    sizes : Sizes or None
+        Its sizes as traced; None if it is not a tensor.
+    dtype : torch.dtype or None
+        That of the network for real numbers.
+    for_two : int or None
+        A whole number's value for two samples.
+    """
+
+    shape: tuple[int, ...] = ()
+    is_tensor: bool = False
+    is_real: bool = False
+    is_batch_size: bool = False
+    layout: Layout | None = None
+    sizes: Sizes | None = None
+    dtype: torch.dtype | None = None
+    for_two: int | None = None
+
+    @property
+    def for_one(self) -> tuple[int, ...]:
+        """Its traced sizes for a single sample."""
+        return () if self.sizes is None else self.sizes.for_one
+
+    @property
+    def is_mask(self) -> bool:
+        """Whether it holds truth values or whole numbers, one row per sample."""
+        return self.is_tensor and not self.is_real and self.layout is not None
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether it is real and has one row per sample, as rules require; batch sizes also qualify."""
+        return not self.is_tensor or (self.is_real and self.layout is not None)
 
 
 def at_samples(size: int | torch.SymInt, n: int) -> int:

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .known_calls import CALLS, RESHAPES, VIEWS, UnknownCallError
-from .known_shapes import result_of
+from .known_calls import CALLS, RESHAPES, VIEWS, UnknownCallError, result_of
 
 __all__ = ["Recording", "is_known", "recorded"]
 

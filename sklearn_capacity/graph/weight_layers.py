@@ -1,4 +1,4 @@
-"""The weight layers of any network, for products and sums over layers."""
+"""The weight layers of any network, for products and sums over layers, and as linear operators."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from .fold import fold
-from .fold_scales import fold_scales
+import torch
+from torch import Tensor
+
+from ..linalg import ConvOperator, DiagonalOperator, MatrixOperator
+from .evaluate import broadcast
+from .fold import fold, fold_scales
 from .linear_maps import linear_maps
 from .nodes import NetworkGraph, Node
 
-__all__ = ["WeightLayers", "weight_layers"]
+__all__ = ["Operator", "WeightLayers", "operator_of", "weight_layers"]
+
+Operator = MatrixOperator | DiagonalOperator | ConvOperator
 
 
 @dataclass(frozen=True)
@@ -85,3 +91,26 @@ def _labelled(layers: list[Node], shown: Callable[[str], str]) -> list[Node]:
         return replace(node, scope=shown(source).removesuffix(".weight"), module="")
 
     return [labelled(node) for node in layers]
+
+
+def operator_of(node: Node, weight: Tensor, input_shape: tuple[int, ...]) -> Operator:
+    """A weight layer as a linear operator at its input size, with `weight` in place of its weight."""
+    if node.op == "linear":
+        return MatrixOperator(weight)
+    if node.op == "diagonal":
+        if input_shape != node.shape:
+            raise node.refuse("The operator of a layer", "it repeats its input by broadcasting.")
+        ones = torch.ones(1, *node.shape, dtype=weight.dtype, device=weight.device)
+        return DiagonalOperator((ones * broadcast(node, weight, ones))[0])
+    p = node.params
+    return ConvOperator(
+        weight,
+        input_shape,
+        stride=p["stride"],
+        padding=p["padding"],
+        dilation=p["dilation"],
+        groups=p["groups"],
+        padding_mode=p["padding_mode"],
+        transposed=node.op == "conv_transpose",
+        output_padding=p["output_padding"],
+    )

@@ -17,10 +17,9 @@ from ..graph.weight_layers import weight_layers as weight_layers_of
 from ..linalg.entries import stable_norm
 from .batch import Batch
 from .capacities import separating_margin
-from .layers import kernel_matrix, layer_rows, layer_weight, left_out, operator_norm, weight_layers
+from .layers import kernel_matrix, layer_rows, layer_weight, left_out, norm_bytes, operator_norm, weight_layers
 from .memory import Peak
 from .norms import layer_group_norm
-from .operator_memory import norm_bytes
 from .record import Measure, Measured, NotDefinedError, logarithm
 
 __all__ = [

@@ -18,9 +18,9 @@ from ..graph import Network
 from ..linalg import dual_exponent
 from ..linalg.entries import stable_norm
 from .batch import Batch
+from .layers import norm_bytes
 from .memory import Peak
 from .norms import chain_norm, check_exponents, check_pair, group_norm, induced_norm, spectral_norm
-from .operator_memory import norm_bytes
 from .paths import path_norm
 from .record import Measure, Measured
 from .rectifier_chain import Chain, rectifier_chain

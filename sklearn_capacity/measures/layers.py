@@ -10,14 +10,16 @@ from torch import Tensor
 
 from .._validation import check_option, warn
 from ..graph import Network, NetworkGraph, Node, UnsupportedLayerError, operator_of
-from ..graph.operators import Operator
+from ..graph.weight_layers import Operator
 from ..linalg import OperatorNorm
+from ..linalg.torus import CHUNK, DENSE_PRODUCTS, DENSE_SIDE
 
 __all__ = [
     "VIEWS",
     "LazyRows",
     "Operator",
     "as_operator",
+    "certificate_bytes",
     "check_finite",
     "check_view",
     "graph_layers",
@@ -25,6 +27,7 @@ __all__ = [
     "layer_rows",
     "layer_weight",
     "left_out",
+    "norm_bytes",
     "operator_norm",
     "operator_norm_upper",
     "refuse_unknown",
@@ -159,6 +162,38 @@ def operator_norm_upper(network: Network, node: Node) -> float:
     """Proven upper end of the spectral norm of a weight layer as an operator."""
     key = ("operator_norm_upper", node.name, id(node.weight))
     return network.once(key, lambda: as_operator(network, node).norm_upper(operator_norm(network, node).value))
+
+
+def norm_bytes(network: Network, batch: Any = None, **params: Any) -> float:
+    """Bytes for norms from below, of the layer that needs most."""
+    return max(map(_norm_bytes, network.weight_layers.nodes), default=0.0)
+
+
+def certificate_bytes(network: Network, batch: Any = None, **params: Any) -> float:
+    """Bytes for proven upper ends of these norms, of the layer that needs most."""
+    return max((_norm_bytes(node) + _proof_bytes(node) for node in network.weight_layers.nodes), default=0.0)
+
+
+def _norm_bytes(node: Node) -> float:
+    assert node.weight is not None
+    numbers = 2.0 * node.weight.numel()
+    if node.op != "linear":  # vectors of an iteration, and the windows of a convolution
+        numbers += 6 * (math.prod(node.params["input_shape"]) + math.prod(node.shape))
+    if node.op in ("conv", "conv_transpose"):
+        numbers += 4 * node.weight.numel() + node.weight[0].numel() * math.prod(node.shape[1:])
+    return 8 * numbers
+
+
+def _proof_bytes(node: Node) -> float:
+    """Gram matrices and their factorisations: of the matrix itself, or of chunks of a torus."""
+    assert node.weight is not None
+    if node.op in ("conv", "conv_transpose"):
+        groups = node.params["groups"]
+        short, long = sorted(math.prod(shape) / groups for shape in (node.params["input_shape"], node.shape))
+        if short <= DENSE_SIDE and groups * short**2 * long <= DENSE_PRODUCTS:
+            return 8.0 * groups * (2 * short * long + 6 * short**2)
+        return 16.0 * 8 * CHUNK
+    return 8.0 * 6 * min(node.weight.shape) ** 2 if node.op == "linear" else 0.0
 
 
 class LazyRows(Sequence):

@@ -15,10 +15,17 @@ from ..linalg.certificate import ROUNDING
 from ..linalg.padding import padding_norm
 from .batch import Batch
 from .function_slopes import function_log, log_sum
-from .layers import as_operator, graph_layers, layer_weight, operator_norm, operator_norm_upper, refuse_unknown
+from .layers import (
+    as_operator,
+    certificate_bytes,
+    graph_layers,
+    layer_weight,
+    operator_norm,
+    operator_norm_upper,
+    refuse_unknown,
+)
 from .memory import Peak
 from .norms import layer_group_norm
-from .operator_memory import certificate_bytes
 from .record import Measure, Measured, logarithm
 
 __all__ = ["CERTIFICATE", "MEASURES", "lipschitz_l2", "lipschitz_linf", "log_lipschitz"]

@@ -8,11 +8,10 @@ from typing import Any
 from ..graph import Network
 from .batch import Batch
 from .fisher_rao import TANGENT, fisher_rao_norm
-from .layers import as_operator, left_out, operator_norm, repetitions, weight_layers
+from .layers import as_operator, left_out, norm_bytes, operator_norm, repetitions, weight_layers
 from .margins import margin_percentile
 from .memory import Peak
 from .norms import warn_of_zeros
-from .operator_memory import norm_bytes
 from .record import Measure, Measured, logarithm
 
 __all__ = [

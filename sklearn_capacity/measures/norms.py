@@ -23,13 +23,13 @@ from .layers import (
     kernel_matrix,
     layer_rows,
     left_out,
+    norm_bytes,
     operator_norm,
     operator_norm_upper,
     repetitions,
     weight_layers,
 )
 from .memory import Peak
-from .operator_memory import norm_bytes
 from .record import Measure, Measured, logarithm
 
 __all__ = [

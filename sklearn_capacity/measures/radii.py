@@ -18,9 +18,9 @@ from ..derivatives.double_backward import twice_differentiable
 from ..graph import Network
 from .attack import attack_radii
 from .batch import Batch
+from .layers import certificate_bytes
 from .lipschitz import log_lipschitz
 from .margins import margins_of
-from .operator_memory import certificate_bytes
 from .output_gram import jacobian_rows, output_function, piece_size
 from .record import NotDefinedError, logarithm
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import inspect
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from .._validation import NotDefinedError, as_list, check_instance, check_option
-from .calling import arguments, as_number, check_function, settable
 from .memory import Peak
 
 __all__ = ["COSTS", "INVARIANCES", "NEEDS", "Measure", "Measured", "NotDefinedError", "logarithm"]
@@ -144,7 +149,7 @@ class Measure:
 
     def __post_init__(self) -> None:
         check_instance("name", self.name, str, "text")
-        check_function(self.name, self.function)
+        _check_function(self.name, self.function)
         check_instance("memory", self.memory, Peak, "a `Peak`")
         check_instance("lower_is_better", self.lower_is_better, bool, "True or False")
         for name, kind in (("needs", frozenset), ("invariances", frozenset), ("tasks", tuple)):
@@ -173,7 +178,7 @@ class Measure:
     @property
     def parameters(self) -> dict[str, Any]:
         """Names and defaults of the parameters that a user may set."""
-        named, _ = settable(self.function)
+        named, _ = _settable(self.function)
         return {name: default for name, default in named.items() if name not in self.fixed}
 
     def estimated_passes(self, n_outputs: int, n_samples: int, params: Mapping[str, Any]) -> float:
@@ -185,14 +190,88 @@ class Measure:
     @property
     def takes_any(self) -> bool:
         """Whether its function has ``**params``."""
-        return settable(self.function)[1]
+        return _settable(self.function)[1]
 
     def __call__(self, network: Any, batch: Any, **params: Any) -> Measured:
-        returned = self.function(*arguments(self.function, network, batch), **{**self.fixed, **params})
+        returned = self.function(*_arguments(self.function, network, batch), **{**self.fixed, **params})
         if not isinstance(returned, Measured):
-            return Measured(as_number(self.name, returned))
+            return Measured(_as_number(self.name, returned))
         optional: dict[str, Any] = {
-            key: None if (number := getattr(returned, key)) is None else as_number(self.name, number)
+            key: None if (number := getattr(returned, key)) is None else _as_number(self.name, number)
             for key in ("log_value", "standard_error")
         }
-        return replace(returned, value=as_number(self.name, returned.value), **optional)
+        return replace(returned, value=_as_number(self.name, returned.value), **optional)
+
+
+# -- calling a function, and checking what it returns ------------------------------------------------------------------
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _check_function(name: str, function: Any) -> None:
+    """Refuse functions that cannot be called as ``f(network, batch)`` or ``f(module, X, y)``."""
+    if not callable(function) or isinstance(function, type):
+        raise TypeError(f"The measure {name!r} must be a function, got {function!r}.")
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # written in C, without a signature
+        parameters = inspect.signature(lambda: None).parameters.values()
+    several = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
+    if not several and len([p for p in parameters if p.kind in _POSITIONAL]) < 2:
+        raise TypeError(
+            f"The measure {name!r} must be a function f(network, batch) or f(module, X, y), got {function!r}."
+        )
+
+
+def _takes_module(function: Callable[..., Any]) -> bool:
+    """Whether a function is called as ``f(module, X, y)`` or ``f(module, X)`` rather than as ``f(network, batch)``."""
+    positional = _positional(function)
+    if len(positional) < 2:
+        return False
+    second, needed = positional[1].name, [p for p in positional if p.default is inspect.Parameter.empty]
+    return second == "X" or (second != "batch" and len(needed) >= 3)
+
+
+def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    return [p for p in inspect.signature(function).parameters.values() if p.kind in _POSITIONAL]
+
+
+def _settable(function: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
+    """Names and defaults of the parameters other than the data, and whether the function has ``**params``."""
+    parameters = inspect.signature(function).parameters.values()
+    first = {p.name for p in _positional(function)[: 3 if _takes_module(function) else 2]}
+    kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    named = {p.name: p.default for p in parameters if p.kind in kinds and p.name not in first}
+    return named, any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+
+def _arguments(function: Callable[..., Any], network: Any, batch: Any) -> tuple[Any, ...]:
+    """The positional arguments of a function: network and batch, or a copy of the module, X and y."""
+    if not _takes_module(function):
+        return network, batch
+    module = copy.deepcopy(network.users_module)  # which the function may change
+    positional = _positional(function)
+    if len(positional) < 3:
+        return module, batch.X
+    optional = positional[2].default is not inspect.Parameter.empty
+    return (module, batch.X) if optional and not batch.has_labels else (module, batch.X, batch.y)
+
+
+def _as_number(name: str, returned: Any) -> float:
+    """The returned real number as a float; tensors and arrays of shape () are accepted."""
+    value = returned
+    if isinstance(value, Tensor | np.ndarray | np.generic) and value.shape == ():
+        with contextlib.suppress(RuntimeError):  # on the meta device there is no number
+            value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"The measure {name!r} must return one real number or a `Measured`, got {_shown(returned)}.")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"The measure {name!r} must return a number that a float can hold: {error}.") from error
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor | np.ndarray):
+        return f"{type(value).__name__} of shape {tuple(value.shape)} and {value.dtype}"
+    return f"{value!r} of type {type(value).__name__}"

@@ -21,11 +21,11 @@ from .layers import (
     layer_rows,
     layer_weight,
     left_out,
+    norm_bytes,
     repetitions,
     weight_layers,
 )
 from .memory import Peak
-from .operator_memory import norm_bytes
 from .record import Measure, Measured
 
 __all__ = ["MEASURES", "SPECTRUM", "effective_rank", "log_norm", "log_spectral_norm", "singular_values", "stable_rank"]

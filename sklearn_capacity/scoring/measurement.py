@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._validation import NotDefinedError, check_integer
+from .._validation import NotDefinedError, check_integer, refuse_containers
 from ..graph import Network
 from ..measures import MEASURES, Batch, Measure, Measured
 from ..measures.memory import Budget, parse_bytes
 from ..process_state import computing
-from ..training import refuse_containers, resolve_device
+from ..training import resolve_device
 from .data import LOSSES, checked_X, encode_targets, refuse_hollow, resolve_loss, subsample, with_classes
 from .find_network import Subject, resolve
 from .initial_state import checked_initial_state

@@ -10,7 +10,7 @@ first, then `batches`.
 Data flow: X, y -> TensorData -> batches -> net.train_step -> loss + penalties -> optimiser -> history.
 """
 
-from sklearn_capacity.training.batches import TensorBatch, TensorBatches, TensorData, embedding_cure, refuse_containers
+from sklearn_capacity.training.batches import TensorBatch, TensorBatches, TensorData, embedding_cure
 from sklearn_capacity.training.callbacks import DivergenceCheck, EpochProgress, StopAtError, StopBelow
 from sklearn_capacity.training.checkpoints import CheckpointFolder, CheckpointWriter, resumable_fit
 from sklearn_capacity.training.devices import resolve_device
@@ -52,7 +52,6 @@ __all__ = [
     "decay_of",
     "largest_decay",
     "make_schedule",
-    "refuse_containers",
     "resolve_device",
     "resolve_optimizer",
     "resumable_fit",

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-__all__ = ["TensorBatch", "TensorBatches", "TensorData", "embedding_cure", "refuse_containers", "to_tensor"]
-
-
-def refuse_containers(X: Any, done: str) -> None:
-    """Raise for containers of samples that are not arrays; `done` is the verb for the message."""
-    if isinstance(X, Mapping) and not hasattr(X, "shape"):  # one kind of sparse matrix is a Mapping, too
-        raise TypeError(f"`X` must be one array or tensor, got a dict: networks with several inputs cannot be {done}.")
-    if isinstance(X, DataLoader):
-        cure = "Collect its batches: `X, y = map(torch.cat, zip(*loader))`."
-    elif isinstance(X, Dataset):
-        cure = "Collect it: `X, y = next(iter(DataLoader(dataset, batch_size=len(dataset))))`."
-    elif isinstance(X, tuple) and all(hasattr(part, "shape") for part in X) and len({part.shape for part in X}) > 1:
-        cure = "Pass its parts one by one, as `X` and `y`."
-    else:
-        return
-    raise TypeError(f"`X` must be an array or tensor, got a {type(X).__name__}. {cure}")
+__all__ = ["TensorBatch", "TensorBatches", "TensorData", "embedding_cure", "to_tensor"]
 
 
 def embedding_cure(module: nn.Module, verb: str) -> str:

@@ -1,8 +1,9 @@
-"""Rules for smooth functions of several numbers of a sample: softmax, attention, normalisations, lengths."""
+"""Rules for smooth functions of several numbers of a sample: softmax, attention, normalisations, lengths, variances."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -136,6 +137,9 @@ def _by_groups(call: Call, groups: int) -> Draft | None:
     return _affine(Draft("view", (normed,), params={"kind": "view"}, shape=shape), weight, bias, 1)
 
 
+# -- lengths and variances ---------------------------------------------------------------------------------------------
+
+
 @rule("linalg_vector_norm.default")
 def _vector_norm(call: Call) -> Draft | None:
     x, rank, order = call["self"], call.rank(call["self"]), call["ord"]
@@ -146,3 +150,25 @@ def _vector_norm(call: Call) -> Draft | None:
     kept = tuple(1 if i in dims else size for i, size in enumerate(call.shapes[x.name]))[1:]
     length = function("length", x, args=(tuple(d - rank for d in dims),), shape=kept)
     return Draft("view", (length,), params={"kind": "view"})
+
+
+@rule("var.correction", "var.dim", "var.default", "std.correction", "std.dim", "std.default")
+def _variance(call: Call) -> Draft | None:
+    """The sum of (x - mean)^2 over k entries, divided by k - correction; its root for a standard deviation."""
+    x, shape = call["self"], call.shapes[call["self"].name]
+    dims = call.get("dim")
+    dims = range(len(shape)) if dims is None else dims if isinstance(dims, Sequence) else (dims,)
+    dims = tuple(sorted(d % len(shape) for d in dims))
+    if 0 in dims:
+        return None
+    correction = float(call.get("correction", 1)) if "unbiased" not in call.args else float(call["unbiased"])
+    count = math.prod(shape[d] for d in dims) - correction
+    if count <= 0:
+        return None
+    centred = Draft("center", (x,), params={"kind": "center", "dims": dims}, shape=shape[1:])
+    squared = Draft("activation", (centred,), params={"kind": "pow", "args": (2.0,)}, shape=shape[1:])
+    mean = {"kind": "mean", "dims": dims, "keepdim": call.get("keepdim", False), "factor": 1 / count}
+    variance = Draft("reduce", (squared,), params=mean, shape=call.shape[1:])
+    if "var" in call.target.__name__:
+        return variance
+    return Draft("activation", (variance,), params={"kind": "pow", "args": (0.5,)})
