@@ -40,6 +40,7 @@ from sklearn_capacity.estimators._outcome import (
     warn_of_failure,
     warn_of_interrupt,
     warn_of_normalized_outputs,
+    within_range,
 )
 from sklearn_capacity.estimators._restoring import restore
 from sklearn_capacity.graph import takes_channels_last
@@ -451,7 +452,7 @@ class BaseNetwork(BaseEstimator):
             else:
                 resumable_fit(net, data, epochs, *checkpoints, generator, self.checkpoint_every)
             warn_of_interrupt(net)
-            outputs = check_finite(net, data)
+            outputs, loss = check_finite(net, data)
         except Exception:
             self.__dict__.pop("net_", None)  # a diverged network is not a network
             raise
@@ -461,7 +462,7 @@ class BaseNetwork(BaseEstimator):
             net.penalties, net._terms_ = (), None
         for epoch in net.history:
             epoch["batches"] = epoch["batches"][-1:]  # skorch's Checkpoint reads the last entry of an epoch
-        warn_of_failure(net, data, outputs, partial=partial, stops_early=self.early_stopping, is_held=is_held)
+        warn_of_failure(net, data, outputs, loss, partial=partial, stops_early=self.early_stopping, is_held=is_held)
 
     def _prepare(self, net: PenalizedNet, train: Samples, epochs: int, generator: torch.Generator) -> TensorData:
         """Set the net's training options; returns its data."""
@@ -606,7 +607,13 @@ class BaseNetwork(BaseEstimator):
         self.net_._set_training(False)
         with torch.no_grad():
             chunks = [self.net_.infer(chunk) for chunk in _chunks(X, device, max(self.batch_size, _PREDICTION_CHUNK))]
-        return torch.cat(chunks).cpu().numpy()
+        outputs = torch.cat(chunks)
+        if not within_range(outputs).item():
+            raise ValueError(
+                f"X must have finite outputs in the network's {self._dtype}, got samples whose outputs are infinite, "
+                "nan or close to overflow. Scale X as in `fit`."
+            )
+        return outputs.cpu().numpy()
 
     # ---- files and pickles ------------------------------------------------------------------
 

@@ -14,9 +14,15 @@ from torch import Tensor, nn
 from sklearn_capacity._validation import CapacityWarning, warn
 from sklearn_capacity.graph.outputs import normalizing_call
 from sklearn_capacity.process_state import computing
-from sklearn_capacity.training import PenalizedNet, TensorData
+from sklearn_capacity.training import PenalizedNet, TensorBatch, TensorData
 
-__all__ = ["check_finite", "warn_of_failure", "warn_of_interrupt", "warn_of_normalized_outputs"]
+__all__ = [
+    "check_finite",
+    "warn_of_failure",
+    "warn_of_interrupt",
+    "warn_of_normalized_outputs",
+    "within_range",
+]
 
 #: number of optimiser steps after which a network no better than a constant counts as a failure, not as a short fit
 SETTLED = 100
@@ -42,20 +48,28 @@ def warn_of_interrupt(net: PenalizedNet) -> None:
         )
 
 
-def check_finite(net: PenalizedNet, data: TensorData) -> Tensor:
-    """The outputs for some training samples; raises if the outputs or the weights are not finite after the last step.
+def check_finite(net: PenalizedNet, data: TensorData) -> tuple[Tensor, float]:
+    """The outputs for some training samples and their loss; raises if these or the weights are not finite.
 
+    The recorded losses precede the steps that they lead to, so only this check sees what the last step has done.
     Buffers are not checked, since a mask may contain infinities; those of batch norm affect the outputs.
     """
     outputs = first_outputs(net, data, net.batch_size)
-    finite = torch.stack([t.isfinite().all() for t in (*net.module_.parameters(), outputs)]).all().item()
-    if not finite:
+    loss = _loss(net, outputs, data[: len(outputs)])
+    finite = [within_range(outputs), loss.isfinite(), *(p.isfinite().all() for p in net.module_.parameters())]
+    if not torch.stack(finite).all().item():
         epoch = net.history[-1]
         raise ValueError(
-            f"Training diverged in epoch {epoch['epoch']}: the network is no longer finite, its last training loss "
-            f"was {epoch.get('train_loss')}. Lower `learning_rate` ({net.lr:g}) or scale the data."
+            f"Training diverged in epoch {epoch['epoch']}: after its last step the network's weights, outputs or loss "
+            f"are no longer finite; the epoch's training loss was {epoch.get('train_loss')}. "
+            f"Lower `learning_rate` ({net.lr:g}) or scale the data."
         )
-    return outputs
+    return outputs, loss.item()
+
+
+def within_range(outputs: Tensor) -> Tensor:
+    """Whether outputs and their differences are finite, as a tensor of one bool."""
+    return (outputs.abs() <= torch.finfo(outputs.dtype).max / 2).all()
 
 
 def first_outputs(net: PenalizedNet, data: TensorData, n_samples: int) -> Tensor:
@@ -69,15 +83,22 @@ def first_outputs(net: PenalizedNet, data: TensorData, n_samples: int) -> Tensor
 
 
 def warn_of_failure(
-    net: PenalizedNet, data: TensorData, outputs: Tensor, *, partial: bool, stops_early: bool, is_held: bool
+    net: PenalizedNet,
+    data: TensorData,
+    outputs: Tensor,
+    loss: float,
+    *,
+    partial: bool,
+    stops_early: bool,
+    is_held: bool,
 ) -> None:
     """Warn if the trained network is worse than the best constant prediction, or predicts a constant.
 
     A short training, one that stops early or one with a penalty may legitimately end near the constant, so there only
     a loss far above it, or a dead network, counts. The targets of one call of `partial_fit` may all be the same, and
     the best constant then has no loss: there, the loss must also be far above that of an untrained network.
-    The epoch's recorded loss is a first filter that costs nothing; since it is averaged over the epoch and includes
-    dropout, the loss of the final network decides.
+    The epoch's recorded loss and that of a first batch are a first filter that costs little; the recorded one is
+    averaged over the epoch and includes dropout, so the loss of the final network decides.
 
     Parameters
     ----------
@@ -86,6 +107,8 @@ def warn_of_failure(
     data : TensorData
     outputs : Tensor of shape (m, n_outputs)
         Outputs for the first m samples.
+    loss : float
+        Their loss.
     partial : bool
         Whether training continues with other samples.
     stops_early : bool
@@ -101,7 +124,7 @@ def warn_of_failure(
     last = net.history[-1, "train_loss"]
     gross = GROSS * max(constant, zero, ORDINARY_LOSS if partial else 0.0)
     dead = last > SUSPECT * constant > 0 and not is_held and _is_constant(outputs, data.X[: len(outputs)])
-    if not (last > gross or dead or (settled and last > constant)):
+    if not (max(last, loss) > gross or dead or (settled and last > constant)):
         return
     loss = _loss_of(net, data)
     failed = loss > gross or (settled and loss > constant)
@@ -122,13 +145,13 @@ def _trivial_losses(net: PenalizedNet, data: TensorData, n_outputs: int) -> tupl
     with torch.no_grad():
         best = net.criterion_.best_constant(data.y, n_outputs, data.sample_weight)  # (n_outputs,)
         constants = torch.stack([best, torch.zeros_like(best)])  # (2, n_outputs)
-        constant, zero = [_loss(net, c.expand(len(data), -1), data).item() for c in constants]
+        constant, zero = [_loss(net, c.expand(len(data), -1), data[:]).item() for c in constants]
     return constant, zero
 
 
-def _loss(net: PenalizedNet, outputs: Tensor, data: TensorData) -> Tensor:
-    """The weighted loss, averaged over the samples of the data."""
-    return net.criterion_(outputs, data.y, sample_weight=data.sample_weight)
+def _loss(net: PenalizedNet, outputs: Tensor, batch: TensorBatch) -> Tensor:
+    """The weighted loss, averaged over the samples of the batch."""
+    return net.criterion_(outputs, batch[1], sample_weight=batch.sample_weight)
 
 
 def _loss_of(net: PenalizedNet, data: TensorData) -> float:
@@ -137,11 +160,7 @@ def _loss_of(net: PenalizedNet, data: TensorData) -> float:
     size = max(net.batch_size, 512)
     with computing(), torch.no_grad():
         chunks = (data[start : start + size] for start in range(0, len(data), size))
-        losses = [
-            net.criterion_(net.infer(X.clone()), y, sample_weight=chunk.sample_weight) * len(X)
-            for chunk in chunks
-            for X, y in [chunk]
-        ]
+        losses = [_loss(net, net.infer(chunk[0].clone()), chunk) * len(chunk[0]) for chunk in chunks]
         return (torch.stack(losses).sum() / len(data)).item()
 
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import RegressorMixin
+from sklearn.metrics import r2_score
 
 from sklearn_capacity.estimators import _constraints
 from sklearn_capacity.estimators._attributes import REGRESSOR
@@ -66,6 +67,22 @@ class NetworkRegressor(RegressorMixin, BaseNetwork):
         """
         outputs = self._outputs(X)
         return outputs[:, 0] if self._one_column else outputs
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """The coefficient of determination R² of the predictions, in float64.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, *input_shape_)
+        y : array-like of shape (n_samples,) or (n_samples, n_outputs)
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        float
+        """
+        # scikit-learn computes in the predictions' precision, where squares of float32 overflow from 2e19 on
+        return r2_score(y, self.predict(X).astype(np.float64), sample_weight=sample_weight)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

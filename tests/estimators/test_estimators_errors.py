@@ -163,10 +163,44 @@ def test_divergence_names_epoch_and_loss_and_leaves_no_network(kind, params, sca
     assert not hasattr(model, "net_") and not hasattr(model, "module_")
 
 
-def test_divergence_in_the_last_step_is_seen():
-    """One step makes the weights infinite, which no epoch's loss shows."""
-    with pytest.raises(ValueError, match="diverged in epoch 1: the network is no longer finite, its last training"):
-        NetworkRegressor(optimizer="sgd", learning_rate=1e308, max_epochs=1, random_state=0).fit(100 * X, y)
+@pytest.mark.parametrize("optimizer", ["sgd", "sam"])
+@pytest.mark.parametrize(
+    ("kind", "rate", "scale", "dtype"),
+    [
+        (NetworkRegressor, 1e308, 100.0, "float64"),  # infinite weights
+        (NetworkRegressor, 1e200, 1.0, "float64"),  # finite outputs whose squares overflow
+        (NetworkRegressor, 1e25, 1.0, "float32"),
+        (JacobianRegularizedRegressor, 1e25, 1.0, "float32"),
+        (NetworkClassifier, 1e30, 1e10, "float32"),
+    ],
+)
+def test_divergence_in_the_last_step_is_seen(kind, rate, scale, dtype, optimizer):
+    """One step ruins the network, which no epoch's loss shows."""
+    model = kind((), optimizer=optimizer, learning_rate=rate, max_epochs=1, dtype=dtype, random_state=0)
+    with pytest.raises(ValueError, match="diverged in epoch 1: after its last step the network's weights, outputs or"):
+        model.fit(scale * X, y)
+    assert not hasattr(model, "net_")
+
+
+@pytest.mark.parametrize("kind", [NetworkClassifier, NetworkRegressor])
+def test_samples_whose_outputs_overflow_are_refused(kind):
+    model = kind((), dtype="float32", max_epochs=1, random_state=0).fit(X, y)
+    with torch.no_grad():
+        for parameter in model.module_.parameters():
+            parameter.fill_(1.0)
+    far = X.astype("float32")
+    far[3] = 1e38  # the sum of six is beyond float32
+    for name in {"predict", "predict_proba", "predict_log_proba", "decision_function"} & set(dir(model)):
+        with pytest.raises(ValueError, match="X must have finite outputs in the network's float32"):
+            getattr(model, name)(far)
+
+
+def test_a_score_is_finite_where_squares_overflow_in_float32():
+    model = NetworkRegressor((), dtype="float32", max_epochs=1, random_state=0).fit(X, y)
+    targets = 1e25 * y
+    residuals = targets - model.predict(X).astype(float)
+    expected = 1 - (residuals**2).sum() / ((targets - targets.mean()) ** 2).sum()
+    assert model.score(X, targets.astype("float32")) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ def with_warnings(model, X, y):
         (NetworkRegressor(max_epochs=100), X[:300], y[:300] + 1e6, "TransformedTargetRegressor"),
         (NetworkClassifier(optimizer="sgd", learning_rate=1e-6), X, y, "train for more epochs"),
         (NetworkRegressor(loss="absolute", optimizer="sgd", learning_rate=1e6, max_epochs=3), X, y, "Lower"),
+        (NetworkRegressor((), optimizer="sgd", learning_rate=1e3, max_epochs=1, batch_size=2000), X, y, "Lower"),
+        (NetworkClassifier((), optimizer="sam", learning_rate=1e3, max_epochs=1, batch_size=2000), X, y, "Lower"),
         (
             NetworkClassifier(optimizer="sgd", learning_rate=100.0, max_epochs=20, early_stopping=True),
             X,
