@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .._version import __version__
+from ..losses import CLASSIFICATION, REGRESSION
 from . import commands, demo
 from .tables import FORMATS
 
@@ -101,7 +102,7 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", help="the target column, or array of an npz file (default there: y)")
     parser.add_argument("--measures", nargs="+", default=["essential"], metavar="NAME",
                         help="names, or one of: essential, cheap, all")  # fmt: skip
-    parser.add_argument("--loss", choices=("cross_entropy", "squared", "absolute"))
+    parser.add_argument("--loss", choices=(*CLASSIFICATION, *REGRESSION))
     parser.add_argument("--classes", metavar="A,B,...", help="labels of the outputs of a plain module, in order")
     parser.add_argument("--max-samples", type=int, help="measure on at most this many samples, drawn at random")
     parser.add_argument("--max-seconds", type=float, help="leave out measures that would not finish within this time")

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from sklearn_capacity.losses import CLASSIFICATION, REGRESSION
+
 __all__ = ["ATTRIBUTES", "CLASSIFIER", "IMAGES_LAST", "OPTIONAL", "REGRESSOR", "Check"]
 
 #: ``check(name, value, attributes)`` raises ValueError
@@ -99,13 +101,13 @@ ATTRIBUTES: dict[str, Check] = {
 CLASSIFIER: dict[str, Check] = {
     **ATTRIBUTES,
     "_n_outputs": _whole(2),
-    "loss_name_": _one_of("cross_entropy"),
+    "loss_name_": _one_of(*CLASSIFICATION),
     "classes_": _classes,
 }
 
 REGRESSOR: dict[str, Check] = {
     **ATTRIBUTES,
     "_n_outputs": _whole(1),
-    "loss_name_": _one_of("squared", "absolute"),
+    "loss_name_": _one_of(*REGRESSION),
     "_one_column": _one_column,
 }

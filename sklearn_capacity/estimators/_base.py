@@ -45,10 +45,10 @@ from sklearn_capacity.estimators._outcome import (
 from sklearn_capacity.estimators._restoring import restore
 from sklearn_capacity.graph import takes_channels_last
 from sklearn_capacity.layers import resolve_augmentation
+from sklearn_capacity.losses import CRITERIA
 from sklearn_capacity.penalties import PARAMETER_PENALTIES
 from sklearn_capacity.process_state import computing, keeps_modes
 from sklearn_capacity.training import (
-    CRITERIA,
     DivergenceCheck,
     EpochProgress,
     PenalizedNet,

@@ -16,14 +16,22 @@ from sklearn_capacity.estimators import _constraints
 from sklearn_capacity.estimators._attributes import CLASSIFIER
 from sklearn_capacity.estimators._base import CALLBACK_PARAMETERS, BaseNetwork, can_continue
 from sklearn_capacity.estimators._docs import documented
+from sklearn_capacity.losses import CLASSIFICATION
 from sklearn_capacity.training import PenalizedClassifier, StopAtError
 
 __all__ = ["NetworkClassifier"]
 
 
+def _has_probabilities(estimator: NetworkClassifier) -> bool:
+    """Whether the logits are those of a distribution."""
+    if getattr(estimator, "loss_name_", estimator.loss) == "hinge":
+        raise AttributeError('Probabilities need loss="cross_entropy", got "hinge". Use `decision_function`.')
+    return True
+
+
 @documented("classifier")
 class NetworkClassifier(ClassifierMixin, BaseNetwork):
-    """Neural network for classification: cross-entropy on the logits.
+    """Neural network for classification: cross-entropy or hinge loss of the logits.
 
     Parameters
     ----------
@@ -51,7 +59,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
 
     _constraints: ClassVar[dict[str, Any]] = {
         **_constraints.COMMON,
-        "loss": _constraints.option(["auto", "cross_entropy"]),
+        "loss": _constraints.option(["auto", *CLASSIFICATION]),
         "class_weight": _constraints.class_weight,
         "stop_at_error": _constraints.optional(_constraints.interval(0, 1, "left")),
     }
@@ -173,7 +181,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         return self._learn(X, y, sample_weight, reset=reset, partial=True, classes=classes)
 
     def predict(self, X: Any) -> np.ndarray:
-        """The most probable label of each sample.
+        """The label with the largest logit, for each sample.
 
         Parameters
         ----------
@@ -186,8 +194,9 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         best = self._outputs(X).argmax(axis=1)
         return self.classes_[best]
 
+    @available_if(_has_probabilities)
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Softmax of the logits.
+        """Softmax of the logits; not available with the hinge loss.
 
         Parameters
         ----------
@@ -199,8 +208,9 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         """
         return softmax(self._outputs(X), axis=1)
 
+    @available_if(_has_probabilities)
     def predict_log_proba(self, X: Any) -> np.ndarray:
-        """Logarithm of the probabilities, accurate where the probabilities underflow.
+        """Logarithm of the probabilities, accurate where they underflow; not available with the hinge loss.
 
         Parameters
         ----------
@@ -233,7 +243,8 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         if reset:
             if len(labels) < 2:
                 raise ValueError(f"A classifier needs at least 2 classes, got {len(labels)} class in y.")
-            self.classes_, self._n_outputs, self.loss_name_ = labels, len(labels), "cross_entropy"
+            self.classes_, self._n_outputs = labels, len(labels)
+            self.loss_name_ = "cross_entropy" if self.loss == "auto" else self.loss
         elif classes is not None and not np.array_equal(labels, self.classes_):
             first = self.classes_.tolist()
             raise ValueError(f"`classes` must equal those of the first call, {first}, got {labels.tolist()}.")

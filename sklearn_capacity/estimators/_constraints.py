@@ -13,8 +13,8 @@ from skorch.callbacks import Callback
 from sklearn_capacity._validation import check_boolean, check_instance, check_integer, check_interval, check_option
 from sklearn_capacity.architectures.mlp import ACTIVATIONS, check_layer_sizes
 from sklearn_capacity.layers import resolve_augmentation
+from sklearn_capacity.losses import CRITERIA
 from sklearn_capacity.penalties import PARAMETER_PENALTIES
-from sklearn_capacity.training.losses import CRITERIA
 from sklearn_capacity.training.optimizers import OPTIMIZERS
 from sklearn_capacity.training.weight_decay import check_weight_decay
 

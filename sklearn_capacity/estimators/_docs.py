@@ -161,7 +161,7 @@ feature_names_in_ : ndarray of str
 input_shape_ : tuple of int
     Shape of one sample as the module receives it.
 loss_name_ : str
-    The loss that was minimised: "cross_entropy", "squared" or "absolute".
+    The loss that was minimised: "cross_entropy", "hinge", "squared" or "absolute".
 n_iter_ : int
     Number of epochs trained.
 history_ : skorch.history.History
@@ -183,8 +183,9 @@ n_samples_fit_ : int
 _FILL = {
     "classifier": {
         "outputs": "logits",
-        "losses": '{"auto", "cross_entropy"}',
-        "loss_text": "Cross-entropy on the logits.",
+        "losses": '{"auto", "cross_entropy", "hinge"}',
+        "loss_text": 'Cross-entropy of the logits ("auto"), or the hinge loss of Crammer and Singer, which gives no '
+        "probabilities.",
         "stratified": "; stratified where the classes are large enough",
     },
     "regressor": {

@@ -202,8 +202,8 @@ def warn_of_normalized_outputs(net: PenalizedNet, data: TensorData) -> None:
     if ending == "log_probabilities":
         harm = "training is unaffected, but penalties on the Jacobian are those of the log-probabilities"
     _warn_once(
-        f"`module` ends in a {_ENDING_NAMES[ending]}, in {name}, but the loss expects logits and applies the "
-        f"softmax itself: {harm}. Remove it; `predict_proba` returns the probabilities.",
+        f"`module` ends in a {_ENDING_NAMES[ending]}, in {name}, but the loss expects logits: {harm}. "
+        "Remove it; `predict_proba` returns the probabilities of the logits.",
         CapacityWarning,
     )
 

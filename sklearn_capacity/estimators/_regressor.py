@@ -12,6 +12,7 @@ from sklearn_capacity.estimators import _constraints
 from sklearn_capacity.estimators._attributes import REGRESSOR
 from sklearn_capacity.estimators._base import BaseNetwork
 from sklearn_capacity.estimators._docs import documented
+from sklearn_capacity.losses import REGRESSION
 from sklearn_capacity.training import PenalizedRegressor
 
 __all__ = ["NetworkRegressor"]
@@ -47,7 +48,7 @@ class NetworkRegressor(RegressorMixin, BaseNetwork):
 
     _constraints: ClassVar[dict[str, Any]] = {
         **_constraints.COMMON,
-        "loss": _constraints.option(["auto", "squared", "absolute"]),
+        "loss": _constraints.option(["auto", *REGRESSION]),
     }
     _fitted_attributes = REGRESSOR
     _net_class = PenalizedRegressor

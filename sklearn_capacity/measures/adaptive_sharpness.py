@@ -13,8 +13,9 @@ from .._validation import check_integer, check_interval, check_option, warn
 from ..derivatives.parameter_vector import raw_parameter_vector
 from ..derivatives.perturbation import BALLS, FlatParameters, ascend_in_ball, displacements
 from ..graph import Network
+from ..losses import sample_losses
 from .batch import Batch
-from .losses import sample_losses, targets
+from .losses import targets
 from .memory import Peak
 from .record import Measure, Measured, NotDefinedError
 from .sharpness import finite_loss, mean_rise
@@ -39,8 +40,8 @@ def adaptive_sharpness(
 
     .. math:: \max_{\|T_w^{-1} v\|_p \le \rho} L(w + v) - L(w), \qquad T_w = \mathrm{diag}(|w|)
 
-    L is the mean loss over all the data (cross-entropy; squared or absolute error, averaged over the outputs as in
-    training) and w holds all trainable parameters of the module itself: batch norm is **not** folded, a tied
+    L is the mean loss over all the data (cross-entropy or hinge; squared or absolute error, averaged over the outputs
+    as in training) and w holds all trainable parameters of the module itself: batch norm is **not** folded, a tied
     tensor counts once, and a weight of 0 does not move. Smaller values suggest better generalisation. The value is
     invariant under rescaling of rectifier layers or units against each other, since the ball scales with the weights;
     with ``adaptive=False`` it is not. Steepest ascent searches for the maximum, so the value is a lower bound of it.

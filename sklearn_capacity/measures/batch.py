@@ -29,7 +29,7 @@ class Batch:
     network : Network
     X : Tensor of shape (n, ...) or None
     y : Tensor of shape (n,) of class indices, (n, C) of targets, or None
-    loss : "cross_entropy", "squared", "absolute" or None
+    loss : "cross_entropy", "hinge", "squared", "absolute" or None
     random_state : int
         Seed of every stochastic measure.
     batch_size : int or None

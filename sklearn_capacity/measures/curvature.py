@@ -155,6 +155,10 @@ def _metric(batch: Batch) -> str:
     """The name in `output_gram` of the Fisher matrix of the loss at the output."""
     if batch.loss is None:
         raise NotDefinedError('The pull-back metric needs a loss: pass loss="cross_entropy" or loss="squared".')
+    if batch.loss == "hinge":
+        raise NotDefinedError(
+            'The pull-back metric needs a loss with a likelihood, got "hinge". Pass loss="cross_entropy" or "squared".'
+        )
     return "fisher" if batch.loss == "cross_entropy" else "logits"
 
 

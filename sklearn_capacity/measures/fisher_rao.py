@@ -41,7 +41,8 @@ def fisher_rao_norm(
     with :math:`u = J_\theta f \cdot \theta` and :math:`p = \mathrm{softmax}(f)`. Cross-entropy: the mean over the data
     of :math:`\langle p - e_y, u \rangle^2` (empirical) or of the variance of :math:`u_k` under :math:`k \sim p`
     (model). Squared loss, a Gaussian of unit variance: :math:`\langle f - y, u \rangle^2` or :math:`\|u\|^2`. Absolute
-    loss, one output: :math:`u^2`. Smaller values suggest better generalisation; invariant under node-wise rescaling of
+    loss, one output: :math:`u^2`. Hinge loss, empirical only: :math:`(u_k - u_y)^2` where the margin to the nearest
+    rival k is below 1, else 0. Smaller values suggest better generalisation; invariant under node-wise rescaling of
     rectifier networks.
 
     Parameters
@@ -63,7 +64,8 @@ def fisher_rao_norm(
     Raises
     ------
     NotDefinedError
-        For the absolute loss with several outputs, or if nothing is trained.
+        For the absolute loss with several outputs, for the hinge loss with the model's distribution, or if nothing is
+        trained.
 
     Notes
     -----

@@ -263,9 +263,9 @@ def critical_learning_rate(network: Network, batch: Batch, *, momentum: float = 
 
 def fisher_matrix(network: Network, batch: Batch, loss: str) -> FisherMatrix:
     """The Fisher matrix of a batch under a loss, with what this call has already computed of it."""
-    if isinstance(loss, str) and loss == "absolute":
+    if isinstance(loss, str) and loss in ("absolute", "hinge"):
         raise NotDefinedError(
-            'The Fisher information is defined under loss="squared" or "cross_entropy", got "absolute". Give the '
+            f'The Fisher information is defined under loss="squared" or "cross_entropy", got "{loss}". Give the '
             'measure its own loss: (name, {"loss": "squared"}).'
         )
     check_option("loss", loss, LOSSES)

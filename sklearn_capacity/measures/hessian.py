@@ -1,6 +1,6 @@
 """First and second derivatives of the training loss with respect to the module's trainable parameters.
 
-L is the mean loss over all the data (cross-entropy; squared or absolute error, averaged over the outputs as in
+L is the mean loss over all the data (cross-entropy or hinge; squared or absolute error, averaged over the outputs as in
 training), and w holds all trainable parameters of the module: batch norm is not folded, a tied tensor counts once, and
 a normalised weight is represented by the parameters from which it is computed.
 """
@@ -22,8 +22,9 @@ from ..graph import Network
 from ..linalg import largest_eigenvalue
 from ..linalg.lanczos import lanczos_quadrature
 from ..linalg.trace import trace_estimate
+from ..losses import sample_losses
 from .batch import Batch
-from .losses import sample_losses, targets
+from .losses import targets
 from .memory import Peak
 from .record import Measure, Measured, NotDefinedError
 
@@ -46,8 +47,8 @@ def loss_gradient_norm(network: Network, batch: Batch) -> Measured:
 
     .. math:: \|\nabla_w L(w)\|_2
 
-    L is the mean loss over all the data (cross-entropy; squared or absolute error, averaged over the outputs as in
-    training) and w holds all trainable parameters of the module itself: batch norm is **not** folded, a tied
+    L is the mean loss over all the data (cross-entropy or hinge; squared or absolute error, averaged over the outputs
+    as in training) and w holds all trainable parameters of the module itself: batch norm is **not** folded, a tied
     tensor counts once. 0 at a stationary point; a smaller value shows that training is closer to one, for weights of
     this scale.
 
@@ -87,11 +88,11 @@ def hessian_max_eigenvalue(
 
     .. math:: \lambda_{\max} = \max_v \frac{v^\top \nabla_w^2 L(w)\, v}{v^\top v}
 
-    L is the mean loss over all the data (cross-entropy; squared or absolute error, averaged over the outputs as in
-    training) and w holds all trainable parameters of the module itself: batch norm is **not** folded, a tied
+    L is the mean loss over all the data (cross-entropy or hinge; squared or absolute error, averaged over the outputs
+    as in training) and w holds all trainable parameters of the module itself: batch norm is **not** folded, a tied
     tensor counts once. Smaller (flatter) values suggest better generalisation, but rescaling rectifier layers against
     each other changes the value. Gradient descent with a learning rate above 2 / lambda_max leaves a minimum. Second
-    derivatives of rectifiers, max pooling and the absolute loss are those that hold almost everywhere: 0 off the kinks.
+    derivatives of rectifiers, max pooling, hinge and absolute loss hold almost everywhere: 0 off the kinks.
 
     Parameters
     ----------

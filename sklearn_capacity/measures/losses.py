@@ -1,4 +1,4 @@
-"""The three losses per sample, and their means over all the data."""
+"""Means of the loss and of the error over all the data."""
 
 from __future__ import annotations
 
@@ -6,28 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..losses import is_classification, sample_losses
 from .batch import Batch
 
-__all__ = ["mean_error", "mean_loss", "sample_losses", "targets"]
+__all__ = ["mean_error", "mean_loss", "targets"]
 
 
 def targets(batch: Batch) -> Tensor:
-    """Class indices (n,) under cross-entropy, else targets (n, C)."""
-    return batch.classes if batch.loss == "cross_entropy" else batch.y
-
-
-def sample_losses(logits: Tensor, y: Tensor, loss: str | None) -> Tensor:
-    """Loss of every sample, (n,); training minimises its mean.
-
-    Cross-entropy in nats; (f - y)^2 and abs(f - y) as means over the outputs, as in `torch.nn.MSELoss`.
-    """
-    if loss == "cross_entropy":
-        return F.cross_entropy(logits, y, reduction="none")
-    difference = logits - y.to(logits.dtype)
-    return (difference.square() if loss == "squared" else difference.abs()).mean(1)
+    """Class indices (n,) under a loss of classifiers, else targets (n, C)."""
+    return batch.classes if is_classification(batch.loss) else batch.y
 
 
 def mean_loss(batch: Batch, forward: Callable[[Tensor], Tensor]) -> Tensor:

@@ -13,8 +13,9 @@ from .._validation import check_instance, closest
 from ..derivatives.double_backward import twice_differentiable
 from ..graph import Network
 from ..graph.fold import HEAD
+from ..losses import sample_losses
 from .batch import Batch
-from .losses import sample_losses, targets
+from .losses import targets
 from .memory import Peak
 from .record import Measure, Measured, NotDefinedError
 
@@ -28,9 +29,9 @@ def relative_flatness(network: Network, batch: Batch, *, layer: str | None = Non
         H_{s,s'} = \left( \frac{\partial^2 L}{\partial w_{s,t}\, \partial w_{s',t'}} \right)_{t,t'}
 
     :math:`w_s` are the rows of the weight matrix of a linear layer, one per output, and L is the mean loss over all the
-    data (cross-entropy; squared or absolute error, averaged over the outputs as in training). The bias is ignored; a
-    normalised weight counts as its effective weight. Smaller (flatter) values suggest better generalisation. The value
-    is invariant under rescaling of rectifier layers against each other.
+    data (cross-entropy or hinge; squared or absolute error, averaged over the outputs as in training). The bias is
+    ignored; a normalised weight counts as its effective weight. Smaller (flatter) values suggest better
+    generalisation. The value is invariant under rescaling of rectifier layers against each other.
 
     Parameters
     ----------

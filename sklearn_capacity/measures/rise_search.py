@@ -14,8 +14,9 @@ from .._validation import check_interval, check_option
 from ..derivatives.parameter_vector import ParameterVector, parameter_vector
 from ..derivatives.perturbation import FlatParameters, ascend_in_ball, displacements
 from ..graph import Network
+from ..losses import is_classification, sample_losses
 from .batch import Batch
-from .losses import mean_error, mean_loss, sample_losses, targets
+from .losses import mean_error, mean_loss, targets
 from .record import NotDefinedError
 from .sharpness import finite_loss
 
@@ -139,7 +140,7 @@ def check_search(rise: float, epsilon: float, criterion: str | None) -> None:
 
 def criterion_of(batch: Batch, criterion: str | None) -> str:
     """The loss whose rise is searched: the error rate for classification, unless another is named."""
-    return criterion or ("error" if batch.loss == "cross_entropy" else "loss")
+    return criterion or ("error" if is_classification(batch.loss) else "loss")
 
 
 class _Weights:

@@ -14,8 +14,9 @@ from .._validation import check_integer, check_interval, check_option, warn
 from ..derivatives.parameter_vector import ParameterVector, parameter_vector
 from ..derivatives.perturbation import FlatParameters, ProjectedAscent, displacements
 from ..graph import Network
+from ..losses import sample_losses
 from .batch import Batch
-from .losses import mean_loss, sample_losses, targets
+from .losses import mean_loss, targets
 from .memory import Peak
 from .record import Measure, Measured, NotDefinedError
 
@@ -61,10 +62,10 @@ def expected_sharpness(
 
     .. math:: E_v [L(w + v)] - L(w), \qquad v_i \sim N(0, s_i^2)
 
-    L is the mean loss over all the data (cross-entropy; squared or absolute error, averaged over the outputs as in
-    training) and w holds the trainable parameters after folding batch norm, including biases. Smaller values suggest
-    better generalisation, but only in combination with `kl_divergence` at the same noise: `bicriteria_curve` gives
-    both. The value may be negative.
+    L is the mean loss over all the data (cross-entropy or hinge; squared or absolute error, averaged over the outputs
+    as in training) and w holds the trainable parameters after folding batch norm, including biases. Smaller values
+    suggest better generalisation, but only in combination with `kl_divergence` at the same noise: `bicriteria_curve`
+    gives both. The value may be negative.
 
     Parameters
     ----------

@@ -13,6 +13,7 @@ from sklearn_capacity.derivatives.double_backward import pushed_forward, twice_d
 from sklearn_capacity.derivatives.output_fisher import DISTRIBUTIONS, fisher_form
 from sklearn_capacity.derivatives.parameter_tangent import parameter_tangent
 from sklearn_capacity.graph import NetworkGraph, UnsupportedLayerError, evaluate
+from sklearn_capacity.losses import HingeLoss
 from sklearn_capacity.penalties.evaluation import checked_penalty
 from sklearn_capacity.penalties.frobenius import weighted_mean
 from sklearn_capacity.penalties.module_graph import whole_graph
@@ -20,7 +21,12 @@ from sklearn_capacity.penalties.sweep_gradients import Gradients
 
 __all__ = ["fisher_rao_penalty"]
 
-_LOSSES = {nn.CrossEntropyLoss: "cross_entropy", nn.MSELoss: "squared", nn.L1Loss: "absolute"}
+_LOSSES = {
+    nn.CrossEntropyLoss: "cross_entropy",
+    HingeLoss: "hinge",
+    nn.MSELoss: "squared",
+    nn.L1Loss: "absolute",
+}
 
 
 @checked_penalty
@@ -49,8 +55,9 @@ def fisher_rao_penalty(
     X : Tensor of shape (n, ...)
     y : Tensor of shape (n,) or (n, C), default=None
         Labels or targets, for the "empirical" distribution.
-    criterion : nn.CrossEntropyLoss, nn.MSELoss or nn.L1Loss, default=None
-        The loss. None: cross-entropy if y is None or integer, else squared error. Estimators pass their own loss.
+    criterion : nn.CrossEntropyLoss, nn.MSELoss, nn.L1Loss or HingeLoss, default=None
+        The loss; ``sklearn_capacity.losses.HingeLoss`` has the "empirical" distribution only. None: cross-entropy if y
+        is None or integer, else squared error. Estimators pass their own loss.
     distribution : {"model", "empirical"}, default="model"
         Labels distributed as the model predicts, or the data's labels. The empirical form vanishes where labels are
         fitted.

@@ -73,10 +73,10 @@ def measure_capacity(
         "cheap" the measures without ascent, random draws, a spectrum or gradients of single samples. These and "all"
         omit measures for another task and those for which the call lacks data, labels, a loss or an initial state. If
         others have no value, a `CapacityWarning` names them, one for each reason. `list_measures` lists all measures.
-    loss : "cross_entropy", "squared", "absolute" or None, default=None
+    loss : "cross_entropy", "hinge", "squared", "absolute" or None, default=None
         None: the model's own loss; for a plain module, cross-entropy if `classes` are given or y is integer or boolean,
-        and squared if y is float. If the model was trained with another loss, such as a hinge loss, measures that need
-        a loss are not defined. A loss given here is also the default of measures with a parameter ``loss``.
+        and squared if y is float. If the model was trained with another loss, such as the squared hinge loss, measures
+        that need a loss are not defined. A loss given here is also the default of measures with a parameter ``loss``.
     initial_state : nn.Module or dict of str to Tensor, default=None
         The module or its state dict before training, for measures of the distance from there. Estimators of this
         package, and skorch nets with an `InitialStateCallback`, store it themselves.

@@ -56,7 +56,7 @@ def bicriteria_curve(
         Number of draws of the noise; all alphas share the draws, so that the curve is smooth.
     random_state : int, RandomState or None, default=None
         Seed of the noise. With None, every call uses a new seed.
-    loss : "cross_entropy", "squared", "absolute" or None, default=None
+    loss : "cross_entropy", "hinge", "squared", "absolute" or None, default=None
         As in `measure_capacity`.
     classes, max_samples, batch_size, device
         As in `measure_capacity`.

@@ -12,12 +12,13 @@ from sklearn.utils import check_array, check_random_state
 from torch import Tensor
 
 from .._validation import NotDefinedError, check_integer, check_option
+from ..losses import CLASSIFICATION, REGRESSION, is_classification
 from .find_network import Subject
 from .probe import is_hollow
 
 __all__ = ["LOSSES", "checked_X", "encode_targets", "refuse_hollow", "resolve_loss", "subsample", "with_classes"]
 
-LOSSES = ("cross_entropy", "squared", "absolute")
+LOSSES = (*CLASSIFICATION, *REGRESSION)
 
 
 def refuse_hollow(name: str, data: Any) -> None:
@@ -97,7 +98,7 @@ def resolve_loss(loss: str | None, subject: Subject, y: Any) -> tuple[str | None
         loss = _loss_of(subject, y)
     if loss is None:
         return None, None
-    return loss, "classification" if loss == "cross_entropy" else "regression"
+    return loss, "classification" if is_classification(loss) else "regression"
 
 
 def _loss_of(subject: Subject, y: Any) -> str | None:

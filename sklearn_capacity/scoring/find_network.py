@@ -13,6 +13,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
 from torch import Tensor, nn
 
+from ..losses import HingeLoss
 from .initial_state import InitialStateCallback
 
 if TYPE_CHECKING:
@@ -234,6 +235,7 @@ _CRITERIA: dict[type, tuple[str, str]] = {
     nn.NLLLoss: ("probabilities", "cross_entropy"),
     nn.BCEWithLogitsLoss: ("one_logit", "cross_entropy"),
     nn.BCELoss: ("one_probability", "cross_entropy"),
+    HingeLoss: ("logits", "hinge"),
     nn.MSELoss: ("logits", "squared"),
     nn.L1Loss: ("logits", "absolute"),
 }

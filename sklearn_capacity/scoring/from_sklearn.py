@@ -30,9 +30,8 @@ LINEAR_MODELS: dict[type, str | None] = {
     linear_model.SGDRegressor: None,
     svm.LinearSVR: None,
 }
-#: The losses that this package has too. For other models the caller names a loss where one is needed: hinge and epsilon
-#: losses have no Fisher information.
-LOSSES = {"log_loss": "cross_entropy", "squared_error": "squared"}
+#: The losses that this package has too. For other models the caller names a loss where one is needed.
+LOSSES = {"log_loss": "cross_entropy", "hinge": "hinge", "squared_error": "squared"}
 _TARGETS = "it is trained on targets -1 and 1, so its outputs are not logits. Use LogisticRegression"
 #: Classifiers trained on targets -1 and 1, and the losses that make others equivalent to them.
 REFUSED = (linear_model.RidgeClassifier, linear_model.RidgeClassifierCV)
@@ -72,6 +71,8 @@ def convert(model: Any) -> Converted | None:
 
 
 def _linear(model: Any, loss: str | None) -> Converted:
+    if getattr(model, "multi_class", None) == "crammer_singer":
+        loss = "hinge"  # LinearSVC ignores its `loss` then
     loss = str(model.loss) if loss is None else loss
     coef = np.atleast_2d(np.asarray(model.coef_, dtype=np.float64))
     classes = getattr(model, "classes_", None)

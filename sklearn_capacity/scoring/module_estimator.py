@@ -8,6 +8,7 @@ import numpy as np
 import skorch
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.metrics import get_scorer
+from sklearn.utils.metaestimators import available_if
 from torch import Tensor, nn
 
 from .measurement import Session
@@ -39,10 +40,18 @@ class _Classifier(ClassifierMixin, _Module):
     def predict(self, X: Any) -> np.ndarray:
         return self.classes[self._logits(X).argmax(1)]
 
+    def decision_function(self, X: Any) -> np.ndarray:
+        logits = self._sorted_logits(X)
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+    @available_if(lambda self: self.options["loss"] != "hinge")
     def predict_proba(self, X: Any) -> np.ndarray:
-        logits = self._logits(X)[:, np.argsort(self.classes)]
+        logits = self._sorted_logits(X)
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
         return shifted / shifted.sum(axis=1, keepdims=True)
+
+    def _sorted_logits(self, X: Any) -> np.ndarray:
+        return self._logits(X)[:, np.argsort(self.classes)]
 
 
 class _Regressor(RegressorMixin, _Module):

@@ -35,7 +35,7 @@ class CapacityScorer(TravelsByValue, TransformerMixin, BaseEstimator):
     ----------
     measures : str, Measure, list of these, dict, "essential", "cheap" or "all", default="essential"
         As in `measure_capacity`; names of scikit-learn's scorers ("accuracy", "roc_auc") are also allowed.
-    loss : "cross_entropy", "squared", "absolute" or None, default=None
+    loss : "cross_entropy", "hinge", "squared", "absolute" or None, default=None
     initial_state : nn.Module or dict of str to Tensor, default=None
     classes : array-like of shape (n_outputs,), default=None
         All three as in `measure_capacity`.
@@ -339,7 +339,7 @@ def _with_known_outputs(session: Session | None, estimator: Any, max_samples: in
     if (
         session is None
         or not session.subject.of_this_package
-        or session.loss != "cross_entropy"
+        or session.task != "classification"
         or max_samples is not None
     ):
         return estimator
@@ -358,5 +358,7 @@ def _with_known_outputs(session: Session | None, estimator: Any, max_samples: in
     def predict_proba(X: Any) -> np.ndarray:
         return shifted / shifted.sum(axis=1, keepdims=True)
 
-    predictor.predict, predictor.predict_proba = predict, predict_proba
+    predictor.predict = predict
+    if hasattr(estimator, "predict_proba"):
+        predictor.predict_proba = predict_proba
     return predictor

@@ -155,7 +155,7 @@ def hessian_quadrature(
         verbose=verbose,
     )
     if session.loss is None:
-        raise NotDefinedError('The Hessian needs a loss: pass loss="cross_entropy", "squared" or "absolute".')
+        raise NotDefinedError('The Hessian needs a loss: pass loss="cross_entropy", "hinge", "squared" or "absolute".')
     with computing(), torch.inference_mode(False):
         nodes, weights = _quadrature(session.network, session.batch, n_draws, n_steps)
     return nodes.numpy(), weights.numpy()

@@ -1,7 +1,7 @@
 """Training loops: skorch nets with a penalty, and the parts around them.
 
 `net` is the skorch net; `penalty_terms` calls its penalties, `objectives` supports optimisers that evaluate a batch
-more than once, `batches` and `losses` supply data and criterion. Optimisers: `optimizers` by name, `kfac` with
+more than once, `batches` supplies the data. Optimisers: `optimizers` by name, `kfac` with
 `kronecker`, `path_sgd`, `sam`; `weight_decay` on chosen parameters. Callbacks: `callbacks`, `schedules` (learning
 rates), `regime` (generalization layers). Checkpoints: `checkpoints`, `run_state` (all that the next epoch depends on),
 `behaviour` (detects changed definitions). `devices` and `seeding` choose the device and the random numbers. Read `net`
@@ -15,7 +15,6 @@ from sklearn_capacity.training.callbacks import DivergenceCheck, EpochProgress, 
 from sklearn_capacity.training.checkpoints import CheckpointFolder, CheckpointWriter, resumable_fit
 from sklearn_capacity.training.devices import resolve_device
 from sklearn_capacity.training.kfac import KFAC
-from sklearn_capacity.training.losses import CRITERIA
 from sklearn_capacity.training.net import PenalizedClassifier, PenalizedNet, PenalizedRegressor
 from sklearn_capacity.training.optimizers import OPTIMIZERS, resolve_optimizer
 from sklearn_capacity.training.path_sgd import PathSGD
@@ -26,7 +25,6 @@ from sklearn_capacity.training.seeding import seeded
 from sklearn_capacity.training.weight_decay import decay_groups, decay_of, largest_decay
 
 __all__ = [
-    "CRITERIA",
     "KFAC",
     "OPTIMIZERS",
     "SAM",

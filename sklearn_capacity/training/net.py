@@ -15,10 +15,10 @@ from skorch.utils import TeeGenerator, is_dataset
 from torch import Tensor
 
 from sklearn_capacity.graph import channels_last
+from sklearn_capacity.losses import CrossEntropyLoss, SquaredLoss
 from sklearn_capacity.penalties import SharedPass, forward_pass
 from sklearn_capacity.process_state import computing, keeps_modes
 from sklearn_capacity.training.batches import TensorBatches, TensorData
-from sklearn_capacity.training.losses import CrossEntropyLoss, SquaredLoss
 from sklearn_capacity.training.objectives import Objective, calls_closure_once, step_with_gradients
 from sklearn_capacity.training.penalty_terms import PenaltyTerm, penalty_terms
 

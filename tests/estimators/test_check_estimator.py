@@ -19,6 +19,7 @@ from sklearn_capacity import (
 
 ESTIMATORS = [
     NetworkClassifier(),
+    NetworkClassifier(loss="hinge"),
     NetworkRegressor(),
     JacobianRegularizedClassifier(jacobian_penalty=0.1, max_epochs=20),
     JacobianRegularizedRegressor(jacobian_penalty=0.1, max_epochs=20),

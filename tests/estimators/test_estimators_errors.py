@@ -35,7 +35,7 @@ BAD_PARAMETERS = [
     ({"activation": "rely"}, ValueError, "`activation` must be one of .* got 'rely'. Did you mean 'relu'"),
     ({"bias": 1}, TypeError, "`bias` must be True or False, got 1"),
     ({"dropout": 1.0}, ValueError, r"`dropout` must lie in \[0, 1\), got 1"),
-    ({"loss": "squared"}, ValueError, "`loss` must be one of 'auto', 'cross_entropy', got 'squared'"),
+    ({"loss": "squared"}, ValueError, "`loss` must be one of 'auto', 'cross_entropy', 'hinge', got 'squared'"),
     ({"optimizer": "adm"}, ValueError, "`optimizer` must be one of .* Did you mean 'adam'"),
     (
         {"optimizer": "lbfgs", "weight_decay": 0.1},

@@ -12,7 +12,7 @@ from sklearn.model_selection import GridSearchCV
 from torch import nn
 
 from sklearn_capacity import CapacityWarning, JacobianRegularizedClassifier, NetworkClassifier, NetworkRegressor
-from sklearn_capacity.training.losses import CRITERIA
+from sklearn_capacity.losses import CRITERIA, is_classification
 
 DIGITS = load_digits(return_X_y=True)
 WINE = load_wine(return_X_y=True)
@@ -140,7 +140,7 @@ def test_no_other_constant_has_a_smaller_loss(loss, weighted):
     weight = torch.rand(n, generator=draw, dtype=torch.float64, device="cpu")
     weight = weight / weight.mean() if weighted else None
     target = torch.randn(n, n_outputs, generator=draw, dtype=torch.float64, device="cpu")
-    target = target[:, 0].argsort() % n_outputs if loss == "cross_entropy" else target
+    target = target[:, 0].argsort() % n_outputs if is_classification(loss) else target
     criterion = CRITERIA[loss]()
     best = criterion.best_constant(target, n_outputs, weight).to(torch.float64)
     least = criterion(best.expand(n, -1), target, sample_weight=weight)

@@ -363,7 +363,7 @@ def test_what_is_refused():
         fisher_rao_penalty(linear, batch, distribution="empirical")
     with pytest.raises(ValueError, match="`distribution` must be one of"):
         fisher_rao_penalty(linear, batch, distribution="data")
-    with pytest.raises(ValueError, match="`criterion` must be one of CrossEntropyLoss, MSELoss, .* got Huber"):
+    with pytest.raises(ValueError, match="`criterion` must be one of CrossEntropyLoss, HingeLoss, .* got Huber"):
         fisher_rao_penalty(linear, batch, criterion=nn.HuberLoss())
     with pytest.raises(ValueError, match="defined for one output, got 2"):
         fisher_rao_penalty(linear, batch, criterion=nn.L1Loss())

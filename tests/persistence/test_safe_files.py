@@ -194,7 +194,7 @@ def test_wrong_documents(saved, changes, message):
         ("n_iter_", {"float": "nan"}, "`n_iter_` must be an integer of at least 0, got nan"),
         ("x_", {"list": [{"array": [""] * 999, "dtype": "<U262144", "shape": [999]}] * 999}, "more than 256 MiB"),
         ("x_", {"array": [], "dtype": "<f8", "shape": [10**4000] * 2000 + [0]}, "has 2001 dimensions"),
-        ("loss_name_", "hinge", "cannot be loaded"),
+        ("loss_name_", "huber", "cannot be loaded"),
         ("x_", {"dict": [[1]]}, "something other than pairs"),
         ("x_", {"dict": [[{"list": []}, 1]]}, "a bad key"),
     ],

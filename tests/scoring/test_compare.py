@@ -170,7 +170,7 @@ def test_what_is_not_defined_is_nan_with_the_reason(models):
         ({"X": None, "y": None}, ValueError, "`X` must be given, got None: scores need"),
         ({"measures": ["margn"]}, ValueError, "Did you mean 'margin'"),
         ({"measures": ["margin"], "log": True}, ValueError, "`log` must be False"),
-        ({"loss": "hinge"}, ValueError, "Model 0: `loss` must be one of"),
+        ({"loss": "huber"}, ValueError, "Model 0: `loss` must be one of"),
     ],
 )
 def test_refusals(change, error, message, models):

@@ -53,7 +53,7 @@ def test_bad_data_and_options(model, iris):
         ((model, np.where(X == X[0, 0], np.nan, X), y), {}, ValueError, "NaN"),
         ((model, X, np.where(y == "setosa", "rose", y)), {}, ValueError, "does not know: 'rose'"),
         ((model, X[:0], y[:0]), {}, ValueError, "0 sample"),
-        ((model, X, y), {"loss": "hinge"}, ValueError, "`loss` must be one of"),
+        ((model, X, y), {"loss": "huber"}, ValueError, "`loss` must be one of"),
         ((model, X, y), {"random_state": None}, TypeError, "`random_state` must be an integer"),
         ((model, X, y), {"max_samples": 0}, ValueError, "`max_samples` must be at least 1"),
         ((model, X, y), {"batch_size": 0}, ValueError, "`batch_size` must be at least 1"),

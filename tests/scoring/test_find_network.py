@@ -72,7 +72,8 @@ def test_regressors(iris):
 @pytest.mark.parametrize(
     ("estimator", "known"),
     [
-        (linear_model.SGDClassifier(random_state=0), None),
+        (linear_model.SGDClassifier(random_state=0), "hinge"),
+        (linear_model.SGDClassifier(loss="squared_hinge", random_state=0), None),
         (linear_model.SGDClassifier(loss="log_loss", random_state=0), "cross_entropy"),
         (linear_model.Perceptron(), None),
         (svm.LinearSVC(), None),

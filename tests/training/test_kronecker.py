@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from sklearn_capacity.training import CRITERIA, KFAC
+from sklearn_capacity.losses import CRITERIA
+from sklearn_capacity.training import KFAC
 from sklearn_capacity.training.kronecker import _residuals
 
 rng = np.random.default_rng(0)
