@@ -49,9 +49,11 @@ class Objective:
         every = {id(g): g for g in (torch.random.default_generator, *generators)}
         self._states = [(generator, generator.get_state()) for generator in every.values()]
         self._cuda_state = None if self._cuda is None else torch.cuda.get_rng_state(self._cuda)
-        self._norms = _norms(module)
+        places = [name.rpartition(".") for name, _ in module.named_buffers()]
+        self._buffers = [(module.get_submodule(owner), key) for owner, _, key in places]
+        self._norms = list(dict.fromkeys(owner for owner, _ in self._buffers if _keeps_statistics(owner)))
         self._before = self._copies()
-        self._after: dict[str, Tensor] | None = None
+        self._after: list[Tensor] | None = None
 
     def __call__(self) -> Tensor:
         with torch.enable_grad():  # some optimisers call it within `no_grad`
@@ -63,43 +65,37 @@ class Objective:
                 generator.set_state(state)
             if self._cuda is not None and self._cuda_state is not None:
                 torch.cuda.set_rng_state(self._cuda_state, self._cuda)
-            names = _names_of_statistics(self._norms)
-            self._set_buffers({**self._before, **{name: self._after[name] for name in names}})
+            held = zip(self._buffers, self._before, self._after, strict=True)
+            self._set_buffers([after if owner in self._norms else before for (owner, _), before, after in held])
             with _held_statistics(self._norms):
                 loss = self.evaluate()
             self._set_buffers(self._after)
             return loss
 
-    def _copies(self) -> dict[str, Tensor]:
-        return {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+    def _copies(self) -> list[Tensor]:
+        return [getattr(owner, key).clone() for owner, key in self._buffers]
 
-    def _set_buffers(self, values: dict[str, Tensor]) -> None:
+    def _set_buffers(self, values: list[Tensor]) -> None:
         with torch.no_grad():
-            for name, buffer in self.module.named_buffers():
-                buffer.copy_(values[name])
+            for (owner, key), value in zip(self._buffers, values, strict=True):
+                getattr(owner, key).copy_(value)
 
 
-def _norms(module: nn.Module) -> dict[str, nn.modules.batchnorm._NormBase]:
-    """Batch and instance norms that keep running statistics."""
-    norms = {name: m for name, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)}
-    return {name: norm for name, norm in norms.items() if norm.track_running_stats}
-
-
-def _names_of_statistics(norms: dict[str, nn.modules.batchnorm._NormBase]) -> list[str]:
-    pairs = [(name, key) for name, norm in norms.items() for key, _ in norm.named_buffers(recurse=False)]
-    return [f"{name}.{key}".lstrip(".") for name, key in pairs]
+def _keeps_statistics(module: nn.Module) -> bool:
+    """Whether it is a batch or instance norm with running statistics."""
+    return isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
 
 
 @contextmanager
-def _held_statistics(norms: dict[str, nn.modules.batchnorm._NormBase]) -> Iterator[None]:
+def _held_statistics(norms: list[nn.Module]) -> Iterator[None]:
     """Within the context, forward passes in training mode do not change running statistics."""
-    momenta = [norm.momentum for norm in norms.values()]
+    momenta = [norm.momentum for norm in norms]
     try:
-        for norm in norms.values():
+        for norm in norms:
             norm.momentum = 0.0  # the weight of the batch's statistics
         yield
     finally:
-        for norm, momentum in zip(norms.values(), momenta, strict=True):
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 
 

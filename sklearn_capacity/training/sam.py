@@ -150,22 +150,22 @@ class SAM(torch.optim.Optimizer):
             )
         with torch.enable_grad():
             loss = closure()
-        here = self._ascend()
+        parameters, values = self._ascend()
         try:
             with torch.enable_grad():
                 closure()
         finally:  # an interrupt also leaves the parameters at the original point
-            for parameter, value in here:
-                parameter.copy_(value)
+            if parameters:
+                torch._foreach_copy_(parameters, values)
         self.base.step()
         return loss
 
-    def _ascend(self) -> list[tuple[Tensor, Tensor]]:
-        """Move to the worst nearby point; returns the parameters with their original values."""
+    def _ascend(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Move to the worst nearby point; returns the parameters and their original values."""
         groups = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
         groups = [(group, parameters) for group, parameters in groups if parameters]
         if not groups:
-            return []
+            return [], []
         # adaptive: T = |theta|, the step is rho T^2 g / |T g|; else T = 1
         scales = [torch._foreach_abs(parameters) if group["adaptive"] else None for group, parameters in groups]
         directions = [[p.grad for p in parameters] for _, parameters in groups]
@@ -173,14 +173,13 @@ class SAM(torch.optim.Optimizer):
         norms = [norm for moves in scaled for norm in torch._foreach_norm(moves)]
         norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))  # ()
         norm = norm.clamp_min(torch.finfo(norm.dtype).tiny)  # a zero gradient has no direction, so the point stays
-        here = []
+        moved = [p for _, parameters in groups for p in parameters]
+        here = [p.clone() for p in moved]
         for (group, parameters), t, moves in zip(groups, scales, scaled, strict=True):
-            here += [(p, p.clone()) for p in parameters]
-            lengths = [group["rho"] / norm.to(p) for p in parameters]
-            torch._foreach_add_(
-                parameters, torch._foreach_mul(moves if t is None else torch._foreach_mul(t, moves), lengths)
-            )
-        return here
+            lengths = {kind: group["rho"] / norm.to(*kind) for kind in {(p.device, p.dtype) for p in parameters}}
+            moves = moves if t is None else torch._foreach_mul(t, moves)
+            torch._foreach_add_(parameters, torch._foreach_mul(moves, [lengths[p.device, p.dtype] for p in parameters]))
+        return moved, here
 
 
 def _checked_base(
