@@ -71,6 +71,14 @@ def no_network():
     patch.undo()
 
 
+@pytest.fixture
+def seeded():
+    """torch's generator at seed 0 during a test, and as it was before after it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
 @pytest.fixture(scope="module")
 def iris():
     """Iris with its labels by name, (150, 4) and (150,)."""

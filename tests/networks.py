@@ -6,6 +6,7 @@ the name says otherwise, and there are 7 samples.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import cache
 
@@ -18,10 +19,12 @@ from sklearn_capacity.measures import MEASURES, Batch, Measured
 
 __all__ = [
     "CHAINS",
-    "Blend",
     "NETWORKS",
     "RECTIFIERS",
+    "Attention",
+    "Blend",
     "Case",
+    "dense_chain",
     "make",
     "measure",
     "measure_again",
@@ -56,6 +59,28 @@ def make(
         X = torch.randn(SAMPLES, *input_shape, dtype=torch.float64)
         y = torch.arange(SAMPLES) % classes
     return module, X, y
+
+
+def dense_chain(*widths: int, activation: type[nn.Module] = nn.ReLU, bias: bool = True, seed: int = 0) -> nn.Module:
+    """Linear layers with an activation between them, float64."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        for a, b in itertools.pairwise(widths):
+            layers += [nn.Linear(a, b, bias=bias), activation()]
+        return nn.Sequential(*layers[:-1]).double()
+
+
+class Attention(nn.Module):
+    """A transformer layer over positions of four features, whose fused kernels have no second derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x).mean(1))
 
 
 def network(*, rectifier: bool = True, chain: bool = False) -> Callable[[Callable[[], Case]], Callable[[], Case]]:

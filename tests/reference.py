@@ -17,8 +17,10 @@ from torch import Tensor, nn
 __all__ = [
     "LAYERS",
     "enumerated_paths",
+    "gradients",
     "group",
     "induced",
+    "input_jacobians",
     "jacobian",
     "kernels",
     "leaf_matrices",
@@ -86,6 +88,16 @@ def jacobian(leaf: nn.Module, value: Tensor) -> np.ndarray:
     """d leaf / d input as a matrix (outputs, inputs)."""
     full = torch.autograd.functional.jacobian(lambda v: leaf(v.clone()), value)
     return full.reshape(-1, value.numel()).detach().numpy()
+
+
+def input_jacobians(module: nn.Module, X: Tensor) -> Tensor:
+    """The Jacobian of a module at every sample, by autograd, (n, C, ...)."""
+    return torch.stack([torch.autograd.functional.jacobian(lambda v: module(v[None])[0], x) for x in X])
+
+
+def gradients(value: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The derivatives of a number, with zeros for tensors that it does not depend on."""
+    return torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
 
 
 def windows(pool: nn.Module, value: Tensor) -> np.ndarray:

@@ -53,3 +53,14 @@ def dense_matrix(function: Callable[[torch.Tensor], torch.Tensor], input_shape: 
 def norm(matrix: np.ndarray) -> float:
     """The largest singular value, from all of them."""
     return float(np.linalg.svd(matrix, compute_uv=False)[0]) if matrix.size else 0.0
+
+
+def drawn(*shape: int) -> torch.Tensor:
+    """Normal numbers that depend on the shape alone."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
+
+
+def norm_ends(operator) -> tuple[float, float]:
+    """The norm of an operator of the package from below, and from above as proven from there."""
+    lower = operator.norm_lower().value
+    return lower, operator.norm_upper(lower)

@@ -10,7 +10,7 @@ taken on the training set.
 from __future__ import annotations
 
 import pandas as pd
-from eg_shared import NORMS, mean_curve, perturbed, plot_curves, train
+from eg_shared import NORMS, draw_errors_norms_curves, perturbed, train
 from scipy.stats import kendalltau
 from study import Study
 
@@ -63,20 +63,8 @@ def run(data, *, seed, device, max_epochs, width, n_train, n_confusion, stop_bel
 
 
 def draw(rows: pd.DataFrame, figure) -> None:
-    figure.set_size_inches(12, 3.6)
-    left, middle, right = figure.subplots(1, 3)
-    for name in ("train_error", "test_error"):
-        curve = mean_curve(rows, "n_confusion", name)
-        left.errorbar(curve.index, curve["mean"], curve["sem"], marker=".", capsize=3, label=name.replace("_", " "))
-    left.set(ylabel="error")
-    for name in [*NORMS, "max_sharpness"]:
-        curve = mean_curve(rows, "n_confusion", name)
-        middle.plot(curve.index, curve["mean"] / curve["mean"].max(), marker=".", label=name.replace("_", " "))
-    middle.set(ylabel="measure / its maximum")
-    for ax in (left, middle):
+    for ax in draw_errors_norms_curves(rows, figure, "n_confusion", [*NORMS, "max_sharpness"]):
         ax.set(xlabel="size of the confusion set")
-        ax.legend()
-    plot_curves(rows, right, "n_confusion")
 
 
 def claims(rows: pd.DataFrame) -> dict[str, list[float]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from eg_shared import NORMS, mean_curve, perturbed, plot_curves, train
+from eg_shared import NORMS, draw_errors_norms_curves, perturbed, train
 from study import Study
 
 from sklearn_capacity import measure_capacity
@@ -51,20 +51,8 @@ def run(data, *, seed, device, max_epochs, width, n_train, stop_below, n_steps, 
 
 
 def draw(rows: pd.DataFrame, figure) -> None:
-    figure.set_size_inches(12, 3.6)
-    left, middle, right = figure.subplots(1, 3)
-    for name in ("train_error", "test_error"):
-        curve = mean_curve(rows, "width", name)
-        left.errorbar(curve.index, curve["mean"], curve["sem"], marker=".", capsize=3, label=name.replace("_", " "))
-    left.set(ylabel="error")
-    for name in NORMS:
-        curve = mean_curve(rows, "width", name)
-        middle.plot(curve.index, curve["mean"] / curve["mean"].max(), marker=".", label=name.replace("_", " "))
-    middle.set(ylabel="measure / its maximum")
-    for ax in (left, middle):
+    for ax in draw_errors_norms_curves(rows, figure, "width", NORMS):
         ax.set(xlabel="hidden units", xscale="log")
-        ax.legend()
-    plot_curves(rows, right, "width")
 
 
 def claims(rows: pd.DataFrame) -> dict[str, pd.Series]:

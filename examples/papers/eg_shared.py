@@ -45,6 +45,24 @@ def divergence_at(level: float, sharpness: Sequence[float], divergence: Sequence
     return float(np.exp((1 - share) * np.log(divergence[i - 1]) + share * np.log(divergence[i])))
 
 
+def draw_errors_norms_curves(rows: pd.DataFrame, figure, by: str, measures: Sequence[str]) -> tuple:
+    """Errors, measures over their maxima, and bi-criteria curves, by a column; returns the first two axes."""
+    figure.set_size_inches(12, 3.6)
+    left, middle, right = figure.subplots(1, 3)
+    for name in ("train_error", "test_error"):
+        curve = mean_curve(rows, by, name)
+        left.errorbar(curve.index, curve["mean"], curve["sem"], marker=".", capsize=3, label=name.replace("_", " "))
+    left.set(ylabel="error")
+    for name in measures:
+        curve = mean_curve(rows, by, name)
+        middle.plot(curve.index, curve["mean"] / curve["mean"].max(), marker=".", label=name.replace("_", " "))
+    middle.set(ylabel="measure / its maximum")
+    for ax in (left, middle):
+        ax.legend()
+    plot_curves(rows, right, by)
+    return left, middle
+
+
 def plot_curves(rows: pd.DataFrame, ax, by: str) -> None:
     """Expected sharpness over divergence: one curve per group, the mean over the seeds."""
     for name, group in rows.groupby(by):

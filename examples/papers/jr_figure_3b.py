@@ -9,8 +9,8 @@ strength of each method is the one with the best mean accuracy on images that ne
 
 from __future__ import annotations
 
-import pandas as pd
-from jr_shared import accuracies, comparison, draw_methods, train
+from jr_figure_3a import claims, draw
+from jr_shared import accuracies, train
 from study import Study
 
 GRID = [{"method": "weight decay", "strength": [1e-3, 1e-2]}, {"method": "Jacobian", "strength": [0.01, 0.1]}]
@@ -28,14 +28,6 @@ def run(data, *, seed, device, n_layers, n_train, width, max_epochs, method, str
     hidden = (width,) * (n_layers - 1)
     settings = {"hidden_layer_sizes": hidden, "max_epochs": max_epochs, "device": device, "random_state": seed}
     return accuracies(train(method, strength, **settings), data, n_train, seed)
-
-
-def draw(rows: pd.DataFrame, figure) -> None:
-    draw_methods(rows, figure, "n_layers", "n_train")
-
-
-def claims(rows: pd.DataFrame) -> dict[str, list[float]]:
-    return comparison(rows, ["n_layers", "n_train"], "weight decay")
 
 
 STUDY = Study(

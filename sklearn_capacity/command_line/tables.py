@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
+
+from ..persistence.card import markdown_table
 
 __all__ = ["FORMATS", "written"]
 
@@ -18,11 +18,5 @@ def written(table: pd.DataFrame, how: str) -> str:
     if how == "csv":
         return table.to_csv(index=False)
     if how == "markdown":
-        rows = [list(map(str, table.columns)), ["---"] * table.shape[1], *(map(_cell, row) for row in table.to_numpy())]
-        return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+        return markdown_table([*map(str, table.columns)], table.to_numpy()) + "\n"
     return table.to_string(index=False, float_format=lambda value: f"{value:.6g}", na_rep="") + "\n"
-
-
-def _cell(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return " ".join(text.split()).replace("|", "\\|")

@@ -19,6 +19,7 @@ from .constants import constant_rows, keeps_parameters, without_content
 from .layouts import ROWS, Layout, Signal, Sizes, at_samples, reshaped
 from .nodes import NetworkGraph, Node, Place, UnsupportedLayerError
 from .rules import CONVERSIONS, READ_MASKS, SPLITS, Call, Draft, Ref, Weight, split_piece
+from .rules.call import as_view
 from .rules.rows import BROADCASTS, VIEWS, Repeated, on_rows
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ class Binder:
 
         def view(ref: Ref, shape: tuple[int, ...], layout: Layout) -> Ref:
             reshaped = replace(self.signals[ref.name], shape=(-1, *shape), layout=layout)
-            return self._enter(f"{operation.name}.{ref.name}", *_origin(operation), _view(ref, shape), reshaped)
+            return self._enter(f"{operation.name}.{ref.name}", *_origin(operation), as_view(ref, shape), reshaped)
 
         return on_rows(call, layouts, signal.layout, view)
 
@@ -369,10 +370,6 @@ def _reads_later_results(operation: fx.Node) -> bool:
     if operation.target in SPLITS:
         return False
     return any(user.target is operator.getitem and user.args[1] != 0 and user.users for user in operation.users)
-
-
-def _view(ref: Ref, shape: tuple[int, ...]) -> Draft:
-    return Draft("view", (ref,), params={"kind": "view"}, shape=shape)
 
 
 def _packet(operation: fx.Node) -> str:

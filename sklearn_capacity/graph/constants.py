@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_flatten
 
 from .layouts import ROWS, Sizes
 from .nodes import Place
-from .rules.call import Draft, Ref, Weight
+from .rules.call import Draft, Ref, Weight, as_view
 from .rules.rows import PERMUTATIONS, VIEWS
 
 __all__ = ["constant_rows", "keeps_parameters", "without_content"]
@@ -39,7 +39,7 @@ def constant_rows(source: Ref, source_sizes: Sizes, row: Weight) -> Draft:
     nothing = torch.empty(0, dtype=torch.long, device=row.tensor.device)  # (0,)
     empty = Draft("pick", (source,), params={"kind": "pick", "index": nothing}, shape=(0,))
     zeros = Draft("pad", (empty,), params={"kind": "pad", "pads": (size, 0), "mode": "constant"}, shape=(size,))
-    rows = Draft("view", (zeros,), params={"kind": "view"}, shape=shape)
+    rows = as_view(zeros, shape)
     return Draft("diagonal", (rows,), None, row, {"kind": "constant", "dim": None}, shape)
 
 

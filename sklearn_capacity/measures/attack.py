@@ -13,7 +13,7 @@ from .batch import Batch
 from .margins import margins_of
 from .output_gram import jacobian_rows, logits_function, piece_size
 
-__all__ = ["attack_radii"]
+__all__ = ["attack_radii", "over"]
 
 Logits = Callable[[Tensor], Tensor]
 
@@ -38,7 +38,7 @@ def attack_radii(network: Network, batch: Batch, n_draws: int) -> Tensor:
         noise = torch.randn(X.shape, generator=generator, dtype=torch.float64, device="cpu").to(X)  # (n, ...)
         lengths = torch.where(search.radii.isfinite(), search.radii, horizon) * (draw > 0)  # (n,)
         norms = noise.flatten(1).double().norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)  # (n,)
-        search.descend(X + noise * _over(lengths / norms, noise).to(noise))
+        search.descend(X + noise * over(lengths / norms, noise).to(noise))
     return search.radii
 
 
@@ -66,12 +66,12 @@ class _Search:
             if bool(wrong.all()):
                 break
             stepped = points + OVERSHOOT * self._to_boundary(points, points)
-            points = torch.where(_over(wrong, points), points, stepped)
+            points = torch.where(over(wrong, points), points, stepped)
             wrong = self.wrong(points)
         points = self._between(self.batch.X, points, wrong)
         for _ in range(REFINEMENTS):
             closer = self.batch.X + self._to_boundary(points, self.batch.X)
-            crossed = _over(self.wrong(closer), closer)
+            crossed = over(self.wrong(closer), closer)
             # From the sample to its projection, if that is wrong, else from the projection to the point.
             inner, outer = torch.where(crossed, self.batch.X, closer), torch.where(crossed, closer, points)
             points = self._between(inner, outer, wrong)
@@ -90,7 +90,7 @@ class _Search:
         """Misclassified points next to the boundary, between correct and wrong points, where these are `known`."""
         for _ in range(HALVINGS):
             middle = (correct + wrong) / 2
-            crossed = _over(self.wrong(middle), middle)
+            crossed = over(self.wrong(middle), middle)
             wrong, correct = torch.where(crossed, middle, wrong), torch.where(crossed, correct, middle)
         distances = (wrong - self.batch.X).flatten(1).double().norm(dim=1)  # (n,)
         self.radii = torch.where(known, torch.minimum(self.radii, distances), self.radii)
@@ -116,6 +116,6 @@ def _linear_steps(function: Logits, points: Tensor, origins: Tensor, classes: Te
     return steps.reshape(points.shape).to(points.dtype)
 
 
-def _over(factors: Tensor, samples: Tensor) -> Tensor:
+def over(factors: Tensor, samples: Tensor) -> Tensor:
     """One number per sample, reshaped to broadcast over tensors like `samples`."""
     return factors.reshape(-1, *(1,) * (samples.dim() - 1))

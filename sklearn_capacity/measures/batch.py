@@ -92,7 +92,7 @@ class Batch:
         """Number of samples that the network processes at once."""
         if self._batch_size is None:
             per_sample = max(1, self.network.activation_size * self.X.element_size())
-            self._batch_size = max(1, min(self.n_samples, _budget(self.X.device) // per_sample))
+            self._batch_size = max(1, min(self.n_samples, _chunk_bytes(self.X.device) // per_sample))
             if self.budget.given:  # a quarter for what the samples make, with second derivatives
                 per_sample = 4 * self.network.activation_total * self.X.element_size()
                 self._batch_size = max(1, min(self._batch_size, int(self.room / 4) // per_sample))
@@ -204,5 +204,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
-def _budget(device: torch.device) -> int:
+def _chunk_bytes(device: torch.device) -> int:
+    """Bytes of activations at once: few on a CPU, a sixteenth of what is free on a GPU."""
     return max(CPU_BYTES, int(free_memory(device)) // 16) if device.type == "cuda" else CPU_BYTES

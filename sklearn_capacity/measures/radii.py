@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..derivatives.double_backward import twice_differentiable
 from ..graph import Network
-from .attack import attack_radii
+from .attack import attack_radii, over
 from .batch import Batch
 from .layers import certificate_bytes
 from .lipschitz import log_lipschitz
@@ -127,7 +127,7 @@ class _BallSearch:
         self.merits = torch.where(better, merits, self.merits)
         self.radii = torch.minimum(self.radii, radii)
         self.slopes = torch.where(better, slopes, self.slopes)
-        self.offsets = torch.where(_over(better, offsets), offsets, self.offsets)
+        self.offsets = torch.where(over(better, offsets), offsets, self.offsets)
 
     def climb(self, noise: Tensor, step: float, share: float) -> None:
         """Take one ascent step on the slope from the best points, or a random step where the slope is locally constant.
@@ -139,7 +139,7 @@ class _BallSearch:
             lambda X, offsets: _log_slope_gradient(self.function, X + offsets, self.n_outputs), self.offsets
         )
         # The relative change of the slope across the ball; zero where there is no second derivative.
-        change = torch.cat(parts).nan_to_num(0.0, 0.0, 0.0) * _over(reach, noise).to(noise.dtype)
+        change = torch.cat(parts).nan_to_num(0.0, 0.0, 0.0) * over(reach, noise).to(noise.dtype)
         direction = change + _scaled(noise, torch.full_like(reach, FLAT))  # (n, ...)
         offsets = self.offsets + _scaled(direction, step * reach)
         least = self._crossing(change, offsets, reach)
@@ -171,7 +171,7 @@ def _hull_slope(function: Logits, n_outputs: int, batch: Batch, n_draws: int) ->
             total = torch.zeros_like(X)  # (n, ...)
             for weight in weights:
                 order = torch.randperm(len(X), generator=generator, device="cpu").to(X.device)  # (n,)
-                total = total + weight.reshape(-1, *(1,) * (X.dim() - 1)) * X[order]
+                total = total + over(weight, X) * X[order]
             yield total
 
     def slope(_: Tensor, some: Tensor) -> float:
@@ -241,16 +241,11 @@ def _dots(some: Tensor, others: Tensor) -> Tensor:
     return (some * others).flatten(1).double().sum(1)
 
 
-def _over(factors: Tensor, samples: Tensor) -> Tensor:
-    """One number per sample, reshaped to broadcast over tensors like `samples`."""
-    return factors.reshape(-1, *(1,) * (samples.dim() - 1))
-
-
 def _scaled(directions: Tensor, lengths: Tensor) -> Tensor:
     """Vectors along `directions` with the given lengths; 0 along a zero direction."""
     norms = _lengths(directions)
     factors = torch.where(norms > 0, lengths / norms, 0.0)
-    return directions * _over(factors, directions).to(directions.dtype)
+    return directions * over(factors, directions).to(directions.dtype)
 
 
 def _progress(steps: range, batch: Batch, what: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from .._validation import check_instance
 from ..scoring import capacity_report
 from ..scoring.outcomes import by_reason
 
-__all__ = ["model_card"]
+__all__ = ["markdown_table", "model_card"]
 
 
 def model_card(
@@ -92,14 +93,15 @@ def _section(title: str, body: str) -> str:
     return f"## {title}\n\n{body}" if body else ""
 
 
+def markdown_table(header: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A table in markdown, with six digits of floats."""
+    lines = [header, ["---"] * len(header), *(map(_cell, row) for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def _cell(value: Any) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return " ".join(text.split()).replace("|", "\\|")
-
-
-def _table(header: list[str], rows: list[list[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *([_cell(value) for value in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _parameters(model: Any) -> str:
@@ -114,7 +116,7 @@ def _parameters(model: Any) -> str:
         for name, value in model.get_params(deep=False).items()
         if name not in defaults or repr(value) != repr(defaults[name])
     }
-    return _table(["parameter", "value"], [[f"`{name}`", f"`{value!r}`"] for name, value in changed.items()])
+    return markdown_table(["parameter", "value"], [[f"`{name}`", f"`{value!r}`"] for name, value in changed.items()])
 
 
 def _training(model: Any) -> str:
@@ -129,12 +131,12 @@ def _training(model: Any) -> str:
     last = history[-1] if len(history) else {}
     losses = [key for key in last if key in ("train_loss", "valid_loss") or key.startswith("train_penalty")]
     rows += [[f"last {key}", float(last[key])] for key in losses]
-    return _table(["", ""], rows) if rows else ""
+    return markdown_table(["", ""], rows) if rows else ""
 
 
 def _capacity(report: pd.DataFrame, X: Any) -> str:
     measured = report[report["reason"] == ""]
-    table = _table(
+    table = markdown_table(
         ["measure", "value", "standard error", "unit", "better"],
         [
             [

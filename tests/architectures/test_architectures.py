@@ -18,6 +18,8 @@ from sklearn_capacity.architectures import ARCHITECTURES, ConvNet, make_network
 from sklearn_capacity.architectures.blocks import convolution, linear
 from sklearn_capacity.layers import SkipLayer, generalization_layers, generalization_parameters
 
+pytestmark = pytest.mark.usefixtures("seeded")
+
 IMAGE, DIGIT, POINT = (3, 32, 32), (1, 8, 8), (1,)
 
 #: name -> (shape and outputs of the paper, trainable parameters, shape for the quick tests)
@@ -41,13 +43,6 @@ EXPECTED = {
     "residual_mlp_gl": (POINT, 1, 17 * 2 + 90 * 17 * 18 + 18, POINT),
 }
 NAMES = sorted(EXPECTED)
-
-
-@pytest.fixture(autouse=True)
-def _seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 def count(network):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, hessian, jacrev
 
-from networks import CHAINS, NETWORKS, make
+from networks import CHAINS, NETWORKS, Attention, make
 from reference_hessian import by_differences, dense_hessian, flat_parameters
 from sklearn_capacity.derivatives.loss_hessian import LossHessian
 from sklearn_capacity.derivatives.parameter_vector import raw_parameter_vector
@@ -26,18 +26,6 @@ class Gated(nn.Module):
 
     def forward(self, x):
         return self.head(self.value(x) * self.gate(x).sigmoid())
-
-
-class Attention(nn.Module):
-    """A transformer layer, whose fused kernels have no second derivative."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.head(self.encoder(x).mean(1))
 
 
 def recurrent():

@@ -9,24 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from measuring import values_of
-from networks import NETWORKS
+from networks import NETWORKS, Attention
 from sklearn_capacity.architectures import make_network
 from sklearn_capacity.penalties import PARAMETER_PENALTIES, PENALTIES
 from tests.gpu.runner import check
 
 CASES = ("mlp_no_bias", "mlp_tanh", "conv_batch_norm", "conv_strided_grouped", "residual", "tokens")
-
-
-class Attention(nn.Module):
-    """A transformer layer over five positions of four features."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.encoder(x).mean(1))
 
 
 def attention() -> tuple[nn.Module, Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import reference_fisher
 from networks import make
+from reference import gradients, input_jacobians
 from sklearn_capacity import UnsupportedLayerError, fisher_spectrum, measure_capacity
 from sklearn_capacity.derivatives.input_sweeps import chain_refusal, jacobian_rows
 from sklearn_capacity.derivatives.parameter_tangent import parameter_tangent
@@ -148,10 +149,6 @@ def case(name):
     return module, X, y
 
 
-def input_jacobians(module, X):
-    return torch.stack([torch.autograd.functional.jacobian(lambda v: module(v[None])[0], x) for x in X])
-
-
 @pytest.mark.parametrize("name", ALL)
 def test_every_interpretation_agrees_with_autograd(name):
     module, X, _ = case(name)
@@ -187,12 +184,8 @@ def test_penalties_and_their_gradients_are_those_of_autograd(name, output, penal
     expected = penalty(lambda x: module(x), X, output=output)
     torch.testing.assert_close(got.detach(), expected.detach(), rtol=1e-8, atol=1e-11)
     parameters = list(module.parameters())
-    for a, b in zip(_gradients(got, parameters), _gradients(expected, parameters), strict=True):
+    for a, b in zip(gradients(got, parameters), gradients(expected, parameters), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
-
-
-def _gradients(value, parameters):
-    return torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
 
 
 @pytest.mark.parametrize("name", BOUNDED)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import reference_fisher
 from networks import make
+from reference import gradients, input_jacobians
 from sklearn_capacity import fisher_spectrum, measure_capacity
 from sklearn_capacity.derivatives.input_sweeps import chain_refusal, jacobian_rows
 from sklearn_capacity.derivatives.parameter_tangent import parameter_tangent
@@ -182,10 +183,6 @@ def case(name):
     return module, X, y
 
 
-def input_jacobians(module, X):
-    return torch.stack([torch.autograd.functional.jacobian(lambda v: module(v[None])[0], x) for x in X])
-
-
 @pytest.mark.parametrize("name", ALL)
 def test_every_interpretation_agrees_with_autograd(name):
     module, X, _ = case(name)
@@ -210,7 +207,7 @@ def test_penalties_and_their_gradients_are_those_of_autograd(name, output, penal
     expected = penalty(lambda x: module(x), X, output=output)
     torch.testing.assert_close(got.detach(), expected.detach(), rtol=1e-9, atol=1e-12)
     parameters = list(module.parameters())
-    for a, b in zip(_gradients(got, parameters), _gradients(expected, parameters), strict=True):
+    for a, b in zip(gradients(got, parameters), gradients(expected, parameters), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
 
@@ -218,10 +215,6 @@ def test_penalties_and_their_gradients_are_those_of_autograd(name, output, penal
 def test_slopes_without_a_bound_have_no_finite_constant(name):
     module, X, y = case(name)
     assert math.isinf(measure_capacity(module, X, y, "lipschitz_l2")["lipschitz_l2"])
-
-
-def _gradients(value, parameters):
-    return torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
 
 
 @pytest.mark.parametrize("name", [*PICKS, *MAPS])
@@ -309,7 +302,7 @@ def test_trained_slopes_are_parameters_and_no_layers():
     assert fisher_spectrum(module, X) == pytest.approx(spectrum.numpy(), rel=1e-8, abs=1e-10)
     for penalty in (frobenius_penalty, spectral_penalty):
         got, by_loop = penalty(module, X), penalty(lambda x: module(x), X)
-        for a, b in zip(_gradients(got, trained), _gradients(by_loop, trained), strict=True):
+        for a, b in zip(gradients(got, trained), gradients(by_loop, trained), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
     steps = {"norm": ("expected_sharpness", {"n_draws": 2}), "kl": "kl_divergence", "bound": "pac_bayes_bound"}
     assert all(math.isfinite(v) for v in measure_capacity(module, X, y, steps).values())

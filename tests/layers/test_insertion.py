@@ -17,12 +17,7 @@ from sklearn_capacity.layers import (
     insert_generalization_layer,
 )
 
-
-@pytest.fixture(autouse=True)
-def _seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def draw(*shape):

@@ -28,12 +28,7 @@ from sklearn_capacity.layers import (
 )
 from sklearn_capacity.layers.initialization import scale_branches
 
-
-@pytest.fixture(autouse=True)
-def _seed():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def draw(*shape):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from reference_linalg import convolution_matrix, norm
+from reference_linalg import convolution_matrix, drawn, norm, norm_ends
 from sklearn_capacity.linalg import ConvOperator, conv_norm_lower, conv_norm_upper
 from sklearn_capacity.linalg.banded import is_upper_end
 from sklearn_capacity.linalg.torus import torus_bound
@@ -17,16 +17,6 @@ from sklearn_capacity.linalg.torus import torus_bound
 MODES = ("zeros", "circular", "reflect", "replicate")
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-
-
-def _ends(operator) -> tuple[float, float]:
-    """The norm from below, and from above as proven from there."""
-    lower = operator.norm_lower().value
-    return lower, operator.norm_upper(lower)
-
-
-def _weight(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
 
 
 def _fits(n: int, k: int, p, d: int, mode: str) -> bool:
@@ -64,7 +54,7 @@ SWEEP = [
 def _pair(c_in, c_out, sizes, kernel, stride, padding, dilation, groups, mode):
     nd = len(sizes)
     operator = ConvOperator(
-        _weight(c_out, c_in // groups, *kernel), (c_in, *sizes), stride, padding, dilation, groups, mode
+        drawn(c_out, c_in // groups, *kernel), (c_in, *sizes), stride, padding, dilation, groups, mode
     )
     before = [pair[0] for pair in operator.pads]
     spread = [(value,) * nd if isinstance(value, int) else value for value in (stride, dilation)]
@@ -85,7 +75,7 @@ def test_operator_and_its_norms_are_those_of_the_matrix(case):
     torch.testing.assert_close(operator.adjoint(eye).reshape(outputs, -1), A, rtol=1e-12, atol=1e-12)
 
     true = norm(matrix)
-    lower, upper = _ends(operator)
+    lower, upper = norm_ends(operator)
     assert true * (1 - 1e-9) <= lower <= true * (1 + 1e-12)
     assert true <= upper <= true * (1 + 1e-6)
     # The bound that large operators get holds here as well, however loose it is on such small images.
@@ -107,7 +97,7 @@ def test_operator_and_its_norms_are_those_of_the_matrix(case):
 def test_forward_is_the_module(mode, padding):
     for nd in (1, 2, 3):
         module = CONVOLUTIONS[nd](2, 4, 4, padding=padding, groups=2, padding_mode=mode, bias=False).double()
-        x = _weight(3, 2, *(5,) * nd)
+        x = drawn(3, 2, *(5,) * nd)
         operator = ConvOperator(module.weight, (2, *(5,) * nd), 1, padding, 1, 2, mode)
         torch.testing.assert_close(operator.forward(x), module(x).detach())
 
@@ -132,10 +122,10 @@ def test_transposed_convolution_is_the_module_and_its_norms_those_of_the_matrix(
         A = module(eye).reshape(inputs, -1).T  # the module is the reference here
     assert operator.output_shape == tuple(module(eye[:1]).shape[1:])
     torch.testing.assert_close(operator.forward(eye).reshape(inputs, -1).T, A)
-    x, y = _weight(1, *operator.input_shape), _weight(1, *operator.output_shape)
+    x, y = drawn(1, *operator.input_shape), drawn(1, *operator.output_shape)
     assert float((operator.forward(x) * y).sum()) == pytest.approx(float((x * operator.adjoint(y)).sum()), rel=1e-12)
     true = norm(A.numpy())
-    lower, upper = _ends(operator)
+    lower, upper = norm_ends(operator)
     assert true * (1 - 1e-9) <= lower <= true * (1 + 1e-12)
     assert true <= upper <= true * (1 + 1e-6)
     assert torus_bound(operator, lower) >= true
@@ -150,7 +140,7 @@ def _renamed(options: dict) -> dict:
 
 @pytest.mark.parametrize(("stride", "padding", "limit"), [(1, 1, 0.01), (2, 1, 0.02), (1, 0, 0.01), (2, 0, 0.02)])
 def test_torus_bound_is_tight_on_larger_images(stride, padding, limit):
-    operator = ConvOperator(_weight(4, 3, 3, 3), (3, 16, 16), stride, padding)
+    operator = ConvOperator(drawn(4, 3, 3, 3), (3, 16, 16), stride, padding)
     true = norm(_dense(operator))
     assert true <= torus_bound(operator, conv_norm_lower(operator).value) <= true * (1 + limit)
 
@@ -169,13 +159,13 @@ def test_twisted_torus_is_exact_where_theory_says_so():
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_torus_bound_is_exact_on_periodic_images(stride):
-    operator = ConvOperator(_weight(3, 2, 3, 3), (2, 8, 8), stride, 1, padding_mode="circular")
+    operator = ConvOperator(drawn(3, 2, 3, 3), (2, 8, 8), stride, 1, padding_mode="circular")
     assert torus_bound(operator) == pytest.approx(norm(_dense(operator)), rel=1e-8)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_upper_end_without_a_lower_one_or_a_dense_matrix(mode, monkeypatch):
-    operator = ConvOperator(_weight(4, 3, 3, 3), (3, 9, 9), 2, 1, padding_mode=mode)
+    operator = ConvOperator(drawn(4, 3, 3, 3), (3, 9, 9), 2, 1, padding_mode=mode)
     true = norm(_dense(operator))
     assert true <= conv_norm_upper(operator) <= true * (1 + 1e-6)
     monkeypatch.setattr("sklearn_capacity.linalg.torus.DENSE_SIDE", 0)
@@ -188,30 +178,30 @@ def test_upper_end_without_a_lower_one_or_a_dense_matrix(mode, monkeypatch):
 @pytest.mark.parametrize("mode", ["reflect", "replicate"])
 def test_padding_by_copies_is_bounded_tightly_beyond_dense_matrices(mode):
     # The norm of the padding times the torus exceeds these by factors of 1.9 and 3.4.
-    operator = ConvOperator(_weight(3, 3, 7, 7), (3, 28, 28), padding=3, padding_mode=mode)
-    lower, upper = _ends(operator)
+    operator = ConvOperator(drawn(3, 3, 7, 7), (3, 28, 28), padding=3, padding_mode=mode)
+    lower, upper = norm_ends(operator)
     assert upper <= lower * (1 + 1e-6)
 
 
 def test_kernel_of_ones_of_measures_convention():
     # 3x3 ones on 8x8 with padding: (1 + 2 cos(pi / 9))^2, where the reshaped kernel says 3.
-    lower, upper = _ends(ConvOperator(torch.ones(1, 1, 3, 3), (1, 8, 8), padding=1))
+    lower, upper = norm_ends(ConvOperator(torch.ones(1, 1, 3, 3), (1, 8, 8), padding=1))
     assert lower == pytest.approx((1 + 2 * math.cos(math.pi / 9)) ** 2, rel=1e-9)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-200, 1e200])
 @pytest.mark.parametrize("size", [4, 40])
 def test_extreme_scales(scale, size):
-    weight = _weight(2, 2, 3)
-    plain_lower, plain_upper = _ends(ConvOperator(weight, (2, size)))
-    lower, upper = _ends(ConvOperator(weight * scale, (2, size)))
+    weight = drawn(2, 2, 3)
+    plain_lower, plain_upper = norm_ends(ConvOperator(weight, (2, size)))
+    lower, upper = norm_ends(ConvOperator(weight * scale, (2, size)))
     assert lower == pytest.approx(plain_lower * scale, rel=1e-9)
     assert upper == pytest.approx(plain_upper * scale, rel=1e-7)
     assert lower <= upper
 
 
 def test_large_operator_within_a_millionth_and_frequencies_in_chunks(monkeypatch):
-    operator = ConvOperator(_weight(6, 6, 3, 3), (6, 12, 12), padding=1)
+    operator = ConvOperator(drawn(6, 6, 3, 3), (6, 12, 12), padding=1)
     true = norm(_dense(operator))
     assert conv_norm_lower(operator).value == pytest.approx(true, rel=1e-9)
     whole = torus_bound(operator)

@@ -8,22 +8,19 @@ import warnings
 import pytest
 import torch
 
+from reference_linalg import drawn
 from sklearn_capacity._validation import CapacityWarning
 from sklearn_capacity.linalg import lanczos, largest_eigenvalue
 
 
-def _random(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
-
-
 def _symmetric(values: torch.Tensor) -> torch.Tensor:
-    basis = torch.linalg.qr(_random(len(values), len(values)))[0]
+    basis = torch.linalg.qr(drawn(len(values), len(values)))[0]
     return (basis * values.to(torch.float64)) @ basis.T
 
 
 def _fisher_dual(n_outliers: int, spread: float) -> torch.Tensor:
     """A few outliers over a Marchenko-Pastur bulk, as KERNELS' lambda_max sees."""
-    bulk = torch.linalg.svdvals(_random(300, 400)) ** 2 / 1600  # below 1
+    bulk = torch.linalg.svdvals(drawn(300, 400)) ** 2 / 1600  # below 1
     outliers = torch.logspace(math.log10(spread), math.log10(1.5), n_outliers, dtype=torch.float64)
     return _symmetric(torch.cat([outliers, bulk]))
 
@@ -55,7 +52,7 @@ def test_several_values_and_indefinite_operators():
 
 
 def test_batch_of_different_operators_like_one_at_a_time():
-    factors = _random(7, 100, 12)
+    factors = drawn(7, 100, 12)
     factors[3] = 0  # one of them is the zero operator
     factors[4, :, 1:] = 0  # and one has rank one
     grams = factors @ factors.mT
@@ -67,7 +64,7 @@ def test_batch_of_different_operators_like_one_at_a_time():
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_small_spaces_are_exhausted(size):
-    A = _random(size, size)
+    A = drawn(size, size)
     A = A + A.T
     ritz = largest_eigenvalue(lambda x: A @ x, size, tol=1e-12)
     assert ritz.value == pytest.approx(float(torch.linalg.eigvalsh(A)[-1]), rel=1e-10)
@@ -115,10 +112,10 @@ def test_a_start_vector_that_all_but_misses_the_leading_eigenvector(share):
         generator = torch.Generator().manual_seed(seed)
         b = torch.randn(n, generator=generator, dtype=torch.float64)  # as `lanczos` draws it
         b = b / b.norm()
-        others = torch.linalg.qr(torch.cat([b[:, None], _random(n, n)[:, 1:]], dim=1))[0][:, 1:]
+        others = torch.linalg.qr(torch.cat([b[:, None], drawn(n, n)[:, 1:]], dim=1))[0][:, 1:]
         part = share / math.sqrt(n)
         leading = part * b + math.sqrt(1 - part**2) * others[:, 0]
-        basis = torch.linalg.qr(torch.cat([leading[:, None], _random(n, n + 1)[:, 1:n]], dim=1))[0]
+        basis = torch.linalg.qr(torch.cat([leading[:, None], drawn(n, n + 1)[:, 1:n]], dim=1))[0]
         for second in (0.5, 0.98, 0.9999):
             values = torch.cat([torch.tensor([1.0, second]), torch.linspace(0.4, 0, n - 2)]).double()
             A = (basis * values) @ basis.T

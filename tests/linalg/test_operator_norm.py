@@ -8,17 +8,13 @@ import sys
 import pytest
 import torch
 
-from reference_linalg import norm
+from reference_linalg import drawn, norm
 from sklearn_capacity._validation import CapacityWarning
 from sklearn_capacity.linalg import operator_norm
 
 
-def _random(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
-
-
 def _with_spectrum(values: torch.Tensor) -> torch.Tensor:
-    left, right = (torch.linalg.qr(_random(len(values) + extra, len(values)))[0] for extra in (0, 5))
+    left, right = (torch.linalg.qr(drawn(len(values) + extra, len(values)))[0] for extra in (0, 5))
     return (left * values.to(torch.float64)) @ right.T
 
 
@@ -29,19 +25,19 @@ def _norm(A: torch.Tensor, **options):
 SPECTRA = {
     "zero": torch.zeros(5, 7, dtype=torch.float64),
     "one number": torch.tensor([[-3.0]], dtype=torch.float64),
-    "one row": _random(1, 7),
-    "one column": _random(7, 1),
-    "two by three": _random(2, 3),
-    "rank one": _random(50, 1) @ _random(1, 40),
-    "rank five": _random(80, 5) @ _random(5, 90),
+    "one row": drawn(1, 7),
+    "one column": drawn(7, 1),
+    "two by three": drawn(2, 3),
+    "rank one": drawn(50, 1) @ drawn(1, 40),
+    "rank five": drawn(80, 5) @ drawn(5, 90),
     "identity": torch.eye(60, dtype=torch.float64),
-    "orthogonal": torch.linalg.qr(_random(90, 90))[0],
+    "orthogonal": torch.linalg.qr(drawn(90, 90))[0],
     "two clusters": _with_spectrum(torch.tensor([2.0] * 40 + [1.0] * 60)),
     "fast decay": _with_spectrum(torch.logspace(0, -14, 120)),
     "near pair": _with_spectrum(torch.cat([torch.tensor([1 + 1e-4, 1.0]), torch.linspace(0.9, 0, 118)])),
     "dense edge": _with_spectrum(torch.linspace(0.99, 1, 150)),
-    "tall": _random(500, 20),
-    "wide": _random(20, 500),
+    "tall": drawn(500, 20),
+    "wide": drawn(20, 500),
     "needs restarts": torch.diag(torch.ones(299, dtype=torch.float64), 1) + torch.eye(300, dtype=torch.float64),
 }
 
@@ -57,7 +53,7 @@ def test_value_is_within_a_millionth_and_never_above(name):
 
 def test_residual_is_that_of_a_singular_pair():
     # Weyl: a singular value lies within residual * value. Stop early, so that the residual is large.
-    A = _random(200, 150)
+    A = drawn(200, 150)
     singular = torch.linalg.svdvals(A)
     for tol in (0.3, 0.03, 1e-3):
         lower = _norm(A, tol=tol, check_every=1)
@@ -78,7 +74,7 @@ def test_the_stated_error_covers_the_truth_beside_a_near_equal_singular_value(ga
 
 @pytest.mark.parametrize("shape", [(200, 20), (20, 200)])
 def test_the_shorter_side_is_iterated(shape):
-    A = _random(*shape)
+    A = drawn(*shape)
     calls = []
 
     def forward(v):
@@ -106,14 +102,14 @@ def test_checks_become_rare_and_cost_few_steps(name, monkeypatch):
 
 
 def test_same_seed_same_bits_and_global_generator_untouched():
-    A = _random(40, 40)
+    A = drawn(40, 40)
     state = torch.get_rng_state()
     assert _norm(A, random_state=3) == _norm(A, random_state=3)
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_complex_shapes_reach_the_products():
-    A = _random(6, 4)
+    A = drawn(6, 4)
     lower = operator_norm(
         lambda v: (v.reshape(1, 4) @ A.T).reshape(1, 3, 2), lambda u: (u.reshape(1, 6) @ A).reshape(1, 2, 2), (2, 2)
     )

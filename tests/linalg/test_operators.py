@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from reference_linalg import dense_matrix, norm
+from reference_linalg import dense_matrix, drawn, norm, norm_ends
 from sklearn_capacity.linalg import (
     ConvOperator,
     DiagonalOperator,
@@ -28,21 +28,11 @@ from sklearn_capacity.linalg.powers import power_product
 INF = math.inf
 
 
-def _random(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
-
-
-def _ends(operator) -> tuple[float, float]:
-    """The norm from below, and from above as proven from there."""
-    lower = operator.norm_lower().value
-    return lower, operator.norm_upper(lower)
-
-
 def _check_interface(operator, A: torch.Tensor) -> None:
     """All that the interface offers, against the matrix."""
     torch.testing.assert_close(dense_matrix(operator.forward, operator.input_shape), A)
     torch.testing.assert_close(dense_matrix(operator.adjoint, operator.output_shape), A.T)
-    true, (lower, upper) = norm(A.numpy()), _ends(operator)
+    true, (lower, upper) = norm(A.numpy()), norm_ends(operator)
     assert true * (1 - 1e-9) <= lower <= true * (1 + 1e-12)
     assert true * (1 - 1e-15) <= upper <= true * (1 + 1e-6)
     assert operator.frobenius_norm() == pytest.approx(np.linalg.norm(A.numpy()), rel=1e-12)
@@ -53,7 +43,7 @@ def _check_interface(operator, A: torch.Tensor) -> None:
 
 
 def test_a_known_lower_end_spares_the_singular_values(monkeypatch):
-    operator = MatrixOperator(_random(30, 40))
+    operator = MatrixOperator(drawn(30, 40))
     lower, upper = operator.norm_lower().value, operator.norm_upper()
     monkeypatch.delattr(torch.linalg, "matrix_norm")
     assert lower < operator.norm_upper(lower) <= upper * (1 + 1e-8)
@@ -61,7 +51,7 @@ def test_a_known_lower_end_spares_the_singular_values(monkeypatch):
 
 @pytest.mark.parametrize("scale", [1e-250, 1e-120, 1.0, 1e120, 1e250])
 def test_the_ends_hold_where_squares_do_not(scale):
-    lower, upper = _ends(MatrixOperator(scale * torch.tensor([[3.0, 0.0], [4.0, 0.0]], dtype=torch.float64)))
+    lower, upper = norm_ends(MatrixOperator(scale * torch.tensor([[3.0, 0.0], [4.0, 0.0]], dtype=torch.float64)))
     assert lower == pytest.approx(5 * scale, rel=1e-12)
     assert 5 * scale < upper <= 5 * scale * (1 + 1e-8)
 
@@ -72,11 +62,11 @@ def test_nothing_depends_on_the_default_device(mode):
 
     def values(weight, x):
         operator = ConvOperator(weight, (2, 5, 5), padding=1, padding_mode=mode)
-        lower, upper = _ends(operator)
+        lower, upper = norm_ends(operator)
         block = block_lanczos(lambda v: weight[0, 0, 0] * v, 3, k=1, block=1)
         return lower, upper, float(power_product(operator, 1.5, x).sum()), float(block.values[0])
 
-    weight, x = _random(2, 2, 3, 3), _random(1, 2, 5, 5)
+    weight, x = drawn(2, 2, 3, 3), drawn(1, 2, 5, 5)
     expected = values(weight, x)
     with torch.device("meta"):
         assert values(weight, x) == expected
@@ -86,15 +76,15 @@ def test_nothing_depends_on_the_default_device(mode):
 @pytest.mark.parametrize("shape", [(5, 3), (3, 5), (1, 4), (30, 30)])
 def test_matrix(shape, direct, monkeypatch):
     monkeypatch.setattr("sklearn_capacity.linalg.matrix.DIRECT_SIDE", direct)
-    W = _random(*shape)
+    W = drawn(*shape)
     _check_interface(MatrixOperator(W), W)
     assert MatrixOperator(W.float()).norm_lower().value == pytest.approx(norm(W.float().double().numpy()), rel=1e-9)
 
 
 def test_diagonal():
-    per_channel = _random(3)
+    per_channel = drawn(3)
     _check_interface(DiagonalOperator(per_channel, (3, 2, 2)), torch.diag(per_channel.repeat_interleave(4)))
-    full = _random(3, 2)
+    full = drawn(3, 2)
     _check_interface(DiagonalOperator(full), torch.diag(full.flatten()))
 
 
@@ -133,13 +123,13 @@ def _ratio(A: torch.Tensor, p: float, q: float) -> float:
     """The largest ||A v||_q / ||v||_p found among unit vectors, sign vectors and random ones: from below."""
     n = A.shape[1]
     signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=n)), dtype=torch.float64)
-    trials = torch.cat([torch.eye(n, dtype=torch.float64), signs, _random(4000, n)])
+    trials = torch.cat([torch.eye(n, dtype=torch.float64), signs, drawn(4000, n)])
     return float((torch.linalg.vector_norm(trials @ A.T, q, 1) / torch.linalg.vector_norm(trials, p, 1)).max())
 
 
 @pytest.mark.parametrize(("p", "q"), [(1, 1), (1, 2), (1, 3), (1, INF), (2, INF), (3, INF), (INF, INF), (2, 2)])
 def test_induced_norm_is_an_attained_maximum(p, q):
-    A = _random(4, 5)
+    A = drawn(4, 5)
     value = induced_norm(A, p, q)
     assert _ratio(A, p, q) <= value * (1 + 1e-12)
     # The maximiser, by duality: a unit vector, the dual of a row, or the leading singular vector.
@@ -155,8 +145,8 @@ def test_induced_norm_is_an_attained_maximum(p, q):
 
 def test_induced_norms_of_convolution_and_pooling_are_those_of_their_matrices():
     for operator in (
-        ConvOperator(_random(4, 2, 3, 3), (2, 5, 5), 2, 1, padding_mode="reflect"),
-        ConvOperator(_random(2, 3, 3), (2, 5), 2, 1, transposed=True),
+        ConvOperator(drawn(4, 2, 3, 3), (2, 5, 5), 2, 1, padding_mode="reflect"),
+        ConvOperator(drawn(2, 3, 3), (2, 5), 2, 1, transposed=True),
         average_pool((2, 5, 5), 3, 1, 1),
     ):
         A = dense_matrix(operator.forward, operator.input_shape)
@@ -167,12 +157,12 @@ def test_induced_norms_of_convolution_and_pooling_are_those_of_their_matrices():
 @pytest.mark.parametrize(("p", "q"), [(2, 1), (INF, 1), (3, 2), (3, 3), (INF, 2)])
 def test_other_pairs_are_refused_by_name(p, q):
     with pytest.raises(ValueError, match=rf"got p={p:g}, q={q:g}. Use p = 1 with any q"):
-        induced_norm(_random(3, 3), p, q)
+        induced_norm(drawn(3, 3), p, q)
 
 
 @pytest.mark.parametrize(("a", "b"), list(itertools.product([1, 1.5, 2, 4, INF], repeat=2)))
 def test_diagonal_norm_is_an_attained_maximum(a, b):
-    d = _random(5)
+    d = drawn(5)
     value = diagonal_norm(d, a, b)
     assert _ratio(torch.diag(d), a, b) <= value * (1 + 1e-12)
     if a <= b:
@@ -189,7 +179,7 @@ def test_diagonal_of_channels_counts_every_pixel():
 
 
 def test_certificate_finds_the_largest_of_a_batch_and_leaves_early():
-    batch = _random(40, 6, 9)
+    batch = drawn(40, 6, 9)
     true = max(norm(matrix.numpy()) for matrix in batch)
     for lower in (0.0, true * 0.9, true * (1 - 1e-12)):
         assert true <= certified_norm(batch, lower) <= true * (1 + 2e-7)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from networks import Attention
 from sklearn_capacity import (
     UnsupportedLayerError,
     measure_capacity,
@@ -54,18 +55,6 @@ class Residual(nn.Module):
     def forward(self, x):
         x = torch.relu(self.norm(self.first(x)))
         return self.head((x + self.second(x)).flatten(1))
-
-
-class Attention(nn.Module):
-    """A transformer layer over five positions of four features."""
-
-    def __init__(self):
-        super().__init__()
-        self.encoder = nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, x):
-        return self.head(self.encoder(x).mean(1))
 
 
 class Tied(nn.Module):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from networks import dense_chain
 from sklearn_capacity import measure_capacity
 
 rng = np.random.default_rng(0)
@@ -86,18 +87,9 @@ def test_duality():
 PSI = {"cross_entropy": log_sum_exp, "squared": half_square}
 
 
-def network(*widths, seed=0, activation=nn.Tanh):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers = []
-        for a, b in zip(widths[:-1], widths[1:], strict=True):
-            layers += [nn.Linear(a, b), activation()]
-        return nn.Sequential(*layers[:-1]).double()
-
-
 @pytest.mark.parametrize("loss", PSI)
 def test_the_metric_is_the_hessian_of_the_cumulant_function_pulled_back(loss):
-    module, X = network(4, 6, 3), torch.from_numpy(rng.normal(size=(5, 4)))
+    module, X = dense_chain(4, 6, 3, activation=nn.Tanh), torch.from_numpy(rng.normal(size=(5, 4)))
     eigenvalues, traces = [], []
     for x in X:
         J = torch.autograd.functional.jacobian(module, x)
@@ -149,7 +141,7 @@ def test_sigma_psi_is_at_most_one_half_for_a_softmax_and_one_for_squares(n_class
 def test_the_trace_bound(seed, loss, activation):
     """Eqs. 18 and 19: sigma_max <= tr(zeta) <= dim(F) sigma_psi prod tr(W^T W) tr(diag(c')^2) <= dim(F) C sigma_psi
     prod sigma_l^2, with C the product of the layers' dimensions; sigma_l a singular value (erratum 4)."""
-    module, X = network(4, 6, 5, 3, seed=seed, activation=activation), torch.from_numpy(rng.normal(size=(6, 4)))
+    module, X = dense_chain(4, 6, 5, 3, seed=seed, activation=activation), torch.from_numpy(rng.normal(size=(6, 4)))
     weights = [layer.weight.detach() for layer in module if isinstance(layer, nn.Linear)]
     for x in X:
         row = measure_capacity(module, x[None], measures=["pullback_curvature", "pullback_trace"], loss=loss)

@@ -10,19 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from networks import dense_chain
 from sklearn_capacity import interaction_conditions, measure_capacity
 from sklearn_capacity.theory import manifold_covering_number, robustness_bound_from_covering
 
 DELTA = 0.05
-
-
-def chain(*widths, seed=0, bias=True):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers = []
-        for a, b in zip(widths[:-1], widths[1:], strict=True):
-            layers += [nn.Linear(a, b, bias=bias), nn.ReLU()]
-        return nn.Sequential(*layers[:-1]).double()
 
 
 # ---- K-robustness ----------------------------------------------------------------------------------------------------
@@ -44,7 +36,7 @@ def cells_per_side(constant, gamma, epsilon):
 def test_a_network_is_k_robust_with_k_of_the_order_of_its_capacity(seed):
     """Eq. 3: x, z in one cell have losses that differ by epsilon at most, for K = ceil(2 C / (gamma epsilon))^n."""
     n, gamma, epsilon = 2, 0.7, 0.5
-    module, rng = chain(n, 8, 6, 3, seed=seed), np.random.default_rng(seed)
+    module, rng = dense_chain(n, 8, 6, 3, seed=seed), np.random.default_rng(seed)
     constant = measure_capacity(module, torch.zeros(1, n).double(), measures="lipschitz_linf")["lipschitz_linf"]
     side = cells_per_side(constant, gamma, epsilon)
     largest = 0.0
@@ -87,7 +79,7 @@ def test_the_capacity_grows_with_depth_as_the_product_of_the_norms_to_the_power_
     """Section 2.3: the bound by (prod |W_i|_2 / gamma)^n is exponential in the inputs and in the depth."""
     n, logs = 4, []
     for depth in (2, 4, 8):
-        module = chain(n, *[n] * (depth - 1), 2, bias=False)
+        module = dense_chain(n, *[n] * (depth - 1), 2, bias=False)
         with torch.no_grad():
             for weight in module.parameters():
                 weight.mul_(2 / torch.linalg.matrix_norm(weight, 2))
@@ -154,7 +146,7 @@ class Perturbed:
 def test_lemma_2_by_simulation(widths, sigma):
     """With probability 1 - delta the activations that noise flips, and what they change, are bounded by C1 to C3."""
     rng = np.random.default_rng(0)
-    module, total = chain(*widths, bias=False), 0
+    module, total = dense_chain(*widths, bias=False), 0
     for sample in range(3):
         x = rng.normal(size=widths[0])
         x /= np.linalg.norm(x)

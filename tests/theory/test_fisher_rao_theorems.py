@@ -9,16 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from networks import dense_chain
 from sklearn_capacity import measure_capacity
-
-
-def chain(*widths, activation=nn.ReLU, seed=0):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers = []
-        for a, b in zip(widths[:-1], widths[1:], strict=True):
-            layers += [nn.Linear(a, b, bias=False), activation()]
-        return nn.Sequential(*layers[:-1]).double()
 
 
 def scaled(module, factor):
@@ -49,7 +41,7 @@ def hinge_slope(module, X, y):
 @pytest.mark.parametrize("seed", range(5))
 def test_corollary_2_1_a_separating_stationary_point_has_large_margins(seed):
     """<theta, grad L> = -(L + 1) mean(y f 1{y f < 1}), which is 0 only if no separated sample has a margin below 1."""
-    module, X = chain(4, 9, 7, 1, seed=seed), drawn(30, 4, seed)
+    module, X = dense_chain(4, 9, 7, 1, bias=False, seed=seed), drawn(30, 4, seed)
     y = torch.sign(module(X)[:, 0]).detach()  # it separates the data
     keep = y != 0
     X, y = X[keep], y[keep]
@@ -67,7 +59,7 @@ def test_corollary_2_1_a_separating_stationary_point_has_large_margins(seed):
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_corollary_2_2_stationary_points_of_deep_linear_networks(depth):
     """<theta, grad L> = (L + 1) <w, X^T X w - X^T Y> / N everywhere, and both are 0 where the gradient is."""
-    module, X = chain(*[4] * depth, 1, activation=nn.Identity), drawn(20, 4)
+    module, X = dense_chain(*[4] * depth, 1, bias=False, activation=nn.Identity), drawn(20, 4)
     y = X @ torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64) + drawn(20, 1, 1)[:, 0]
 
     def parts():
@@ -148,7 +140,7 @@ RADII = {
 def test_balls_of_the_radii_of_remarks_4_1_to_4_3_lie_in_the_unit_fisher_rao_ball(remark):
     for seed in range(6):
         widths = [(4, 8, 1), (5, 6, 9, 1), (3, 4, 4, 4, 1)][seed % 3]
-        module, X = chain(*widths, seed=seed), drawn(25, widths[0], seed)
+        module, X = dense_chain(*widths, bias=False, seed=seed), drawn(25, widths[0], seed)
         radius, (name, options) = RADII[remark](X, widths)
         norm = measure_capacity(module, X, measures={"norm": (name, options)})["norm"]
         scaled(module, float(radius) / norm)
@@ -161,7 +153,7 @@ def test_balls_of_the_radii_of_remarks_4_1_to_4_3_lie_in_the_unit_fisher_rao_bal
 def test_no_larger_radius_would_do(remark):
     """One path of positive weights along one input: the norm of the network is its function's."""
     X = torch.tensor([[1.7, 0.0]], dtype=torch.float64)
-    module = chain(2, 3, 3, 1)
+    module = dense_chain(2, 3, 3, 1, bias=False)
     with torch.no_grad():
         for weight in module.parameters():
             weight.zero_()
@@ -193,7 +185,7 @@ def test_theorem_4_1_by_simulation(p, n):
     assert mean > 0.85 * bound
 
     w = gamma * np.linalg.solve(gram, v) / math.sqrt(v @ np.linalg.solve(gram, v))
-    module = chain(p, p, 1, activation=nn.Identity)
+    module = dense_chain(p, p, 1, bias=False, activation=nn.Identity)
     first, last = module.parameters()
     inner = np.linalg.solve(first.detach().numpy().T, w)  # such that last @ first = w
     with torch.no_grad():
@@ -203,6 +195,6 @@ def test_theorem_4_1_by_simulation(p, n):
     f = module(torch.from_numpy(X))[:, 0].detach().numpy()
     assert signs @ f / n == pytest.approx(averages[-1])
     for seed in range(20):  # and nothing else in the ball exceeds it
-        other = chain(p, p, 1, activation=nn.Identity, seed=seed)
+        other = dense_chain(p, p, 1, bias=False, activation=nn.Identity, seed=seed)
         scaled(other, gamma / fisher_rao(other, population))
         assert signs @ other(torch.from_numpy(X))[:, 0].detach().numpy() / n <= averages[-1] * (1 + 1e-9)

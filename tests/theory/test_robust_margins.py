@@ -9,18 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from networks import dense_chain
 from sklearn_capacity import measure_capacity
 from sklearn_capacity.derivatives.input_jacobian import jacobian_products
 from sklearn_capacity.penalties import frobenius_penalty, spectral_penalty
 
-
-def network(activation=nn.Tanh, widths=(4, 7, 6, 3), seed=0):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers = []
-        for a, b in zip(widths[:-1], widths[1:], strict=True):
-            layers += [nn.Linear(a, b), activation()]
-        return nn.Sequential(*layers[:-1]).double()
+WIDTHS = (4, 7, 6, 3)
 
 
 def jacobians(module, X):
@@ -49,7 +43,7 @@ def kinks(module, x, step):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
 def test_theorem_3_the_average_jacobian_carries_one_point_into_the_other(seed, activation):
-    module = network(activation, seed=seed)
+    module = dense_chain(*WIDTHS, activation=activation, seed=seed)
     x, other = 3 * vectors(2, 4, seed=seed)
     if activation is nn.ReLU:  # constant between two kinks: the integral is a sum
         ends = kinks(module, x, other - x)
@@ -71,7 +65,7 @@ def test_theorem_3_the_average_jacobian_carries_one_point_into_the_other(seed, a
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
 def test_corollary_2_over_a_convex_hull(activation):
     """Distances grow by the largest Jacobian of the hull at most, and that by the composed constant at most."""
-    module, X = network(activation), vectors(12, 4)
+    module, X = dense_chain(*WIDTHS, activation=activation), vectors(12, 4)
     pairs = [(i, j) for i in range(12) for j in range(i)]
     t = torch.linspace(0, 1, 401, dtype=torch.float64)
     hull = torch.cat([X[i] + t[:, None] * (X[j] - X[i]) for i, j in pairs])
@@ -84,7 +78,7 @@ def test_corollary_2_over_a_convex_hull(activation):
 
 
 def test_corollary_2_is_tight_for_a_linear_map_along_its_first_singular_vector():
-    module = network(nn.Identity)
+    module = dense_chain(*WIDTHS, activation=nn.Identity)
     J = jacobians(module, torch.zeros(1, 4).double())[0]
     v = torch.linalg.svd(J).Vh[0]
     growth = (module(v) - module(torch.zeros(4).double())).norm().item()
@@ -96,7 +90,7 @@ def test_theorem_6_on_a_circle(activation):
     """Geodesics of a circle of radius r in the inputs: |f(x') - f(x)| <= sup |J(c(t))| r angle."""
     radius = 2.0
     plane = torch.linalg.qr(vectors(4, 2)).Q  # an orthonormal pair
-    module = network(activation)
+    module = dense_chain(*WIDTHS, activation=activation)
 
     def on_circle(angles):
         return radius * torch.stack([angles.cos(), angles.sin()], dim=1) @ plane.T
@@ -159,7 +153,7 @@ def test_theorem_5_batch_normalisation_has_row_normalised_weights(seed):
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_norms_of_a_jacobian_differ_by_its_rank_at_most(rank):
     """|J|_F^2 / rank(J) <= |J|_2^2 <= |J|_F^2, with a bottleneck of `rank` units."""
-    module, X = network(widths=(4, rank, 6, 3)), vectors(15, 4)
+    module, X = dense_chain(4, rank, 6, 3, activation=nn.Tanh), vectors(15, 4)
     J = jacobians(module, X)
     assert torch.linalg.matrix_rank(J).max() == min(rank, 3)
     for x in X:

@@ -16,7 +16,7 @@ import torch
 
 from ..nodes import Node, Weight
 
-__all__ = ["CONVERSIONS", "Call", "Draft", "Ref", "Weight", "aten", "is_weight", "per_axis", "rule"]
+__all__ = ["CONVERSIONS", "Call", "Draft", "Ref", "Weight", "aten", "as_view", "is_weight", "per_axis", "rule"]
 
 aten = torch.ops.aten
 
@@ -119,3 +119,8 @@ def per_axis(value: Any, nd: int) -> tuple[int, ...]:
     """One number per spatial axis, from a common number or one per axis."""
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     return values * nd if len(values) == 1 else values
+
+
+def as_view(x: Ref | Draft, shape: tuple[int, ...] | None = None) -> Draft:
+    """The entries of a signal in another shape for one sample; without one, in that of the operator's result."""
+    return Draft("view", (x,), params={"kind": "view"}, shape=shape)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from string import ascii_letters
 
-from .call import Call, Draft, Ref, Weight, rule
+from .call import Call, Draft, Ref, Weight, as_view, rule
 from .maxima import constant
 from .products import function, matmul
 from .shapes import broadcast_to
@@ -84,18 +84,14 @@ def _arranged(x: Ref | Draft, term: str, groups: Sequence[Sequence[str]], sizes:
     order = (0, *(term.index(c) for group in groups for c in group))
     shape = tuple(sizes[term[d]] for d in order[1:])
     moved = Draft("permute", (x,), params={"dims": order}, shape=shape)
-    return _view(moved, tuple(math.prod(sizes[c] for c in group) for group in groups))
+    return as_view(moved, tuple(math.prod(sizes[c] for c in group) for group in groups))
 
 
 def _restored(x: Draft, letters: Sequence[str], result: str, sizes: dict[str, int]) -> Draft:
     """The result from a value whose axes, once split, stand for the letters after that of the samples."""
-    split = _view(x, tuple(sizes[c] for c in letters))
+    split = as_view(x, tuple(sizes[c] for c in letters))
     order = (0, *(1 + list(letters).index(c) for c in result[1:]))
     return Draft("permute", (split,), params={"dims": order})
-
-
-def _view(x: Draft, shape: tuple[int, ...]) -> Draft:
-    return Draft("view", (x,), params={"kind": "view"}, shape=shape)
 
 
 def _applied(

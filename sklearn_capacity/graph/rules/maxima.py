@@ -7,14 +7,10 @@ from dataclasses import replace
 
 import torch
 
-from .call import Call, Draft, Ref, Weight, aten, rule
+from .call import Call, Draft, Ref, Weight, as_view, aten, rule
 from .shapes import broadcast_to
 
 __all__ = ["READ_MASKS", "chosen", "compared", "constant", "negated"]
-
-
-def _view(x: Ref | Draft, shape: tuple[int, ...] | None = None) -> Draft:
-    return Draft("view", (x,), params={"kind": "view"}, shape=shape)
 
 
 def negated(call: Call, x: Ref | Draft, shape: tuple[int, ...] | None = None) -> Draft:
@@ -41,7 +37,7 @@ def _extremum_over_axes(call: Call) -> Draft | None:
     rows = (math.prod(shape[d] for d in kept[1:]), size)
     order = (*kept, *dims)
     moved = Draft("permute", (x,), params={"dims": order}, shape=tuple(shape[d] for d in order[1:]))
-    return _extremum(call, _view(moved, rows), rows, smallest="min" in call.target.__name__)
+    return _extremum(call, as_view(moved, rows), rows, smallest="min" in call.target.__name__)
 
 
 @rule("maximum.default", "minimum.default", "max.other", "min.other")
@@ -53,7 +49,7 @@ def _extremum_of_two(call: Call) -> Draft | None:
         if None in wide:
             return None
         size = math.prod(call.shape[1:])
-        columns = tuple(_view(x, (size, 1)) for x in wide if x is not None)
+        columns = tuple(as_view(x, (size, 1)) for x in wide if x is not None)
         pairs = Draft("cat", columns, params={"dim": 2}, shape=(size, 2))
         return _extremum(call, pairs, (size, 2), smallest=smallest)
     x, other = (a, b) if isinstance(a, Ref) else (b, a)
@@ -63,8 +59,8 @@ def _extremum_of_two(call: Call) -> Draft | None:
 
 def _extremum(call: Call, x: Draft, rows: tuple[int, int], *, smallest: bool) -> Draft:
     if not smallest:
-        return _view(_largest(x, rows))
-    return _view(negated(call, _largest(negated(call, x, rows), rows), (rows[0], 1)))
+        return as_view(_largest(x, rows))
+    return as_view(negated(call, _largest(negated(call, x, rows), rows), (rows[0], 1)))
 
 
 def _clipped(call: Call, x: Ref, level: Weight, *, smallest: bool) -> Draft:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .call import Call, Draft, Ref, Weight, is_weight, rule
+from .call import Call, Draft, Ref, Weight, as_view, is_weight, rule
 from .layers import batch_norm
 from .products import function, matmul
 
@@ -32,7 +32,7 @@ def _logsumexp(call: Call) -> Draft | None:
         return None
     kept = tuple(1 if d in dims else size for d, size in enumerate(shape))[1:]
     row = function("logsumexp", x, args=(tuple(d - len(shape) for d in dims),), shape=kept)
-    return Draft("view", (row,), params={"kind": "view"})
+    return as_view(row)
 
 
 # -- attention --------------------------------------------------------------------------------------------------------
@@ -131,10 +131,10 @@ def _by_groups(call: Call, groups: int) -> Draft | None:
         return None
     shape = call.shape[1:]
     rows = (groups, math.prod(shape) // groups)
-    grouped = Draft("view", (x,), params={"kind": "view"}, shape=rows)
+    grouped = as_view(x, rows)
     centred = Draft("center", (grouped,), params={"kind": "center", "dims": (2,)}, shape=rows)
     normed = function("normalization", centred, args=((-1,), call["eps"]), shape=rows)
-    return _affine(Draft("view", (normed,), params={"kind": "view"}, shape=shape), weight, bias, 1)
+    return _affine(as_view(normed, shape), weight, bias, 1)
 
 
 # -- lengths and variances ---------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def _vector_norm(call: Call) -> Draft | None:
         return None
     kept = tuple(1 if i in dims else size for i, size in enumerate(call.shapes[x.name]))[1:]
     length = function("length", x, args=(tuple(d - rank for d in dims),), shape=kept)
-    return Draft("view", (length,), params={"kind": "view"})
+    return as_view(length)
 
 
 @rule("var.correction", "var.dim", "var.default", "std.correction", "std.dim", "std.default")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..layouts import ROWS, Layout, permuted
-from .call import Call, Draft, Ref, Weight, aten
+from .call import Call, Draft, Ref, Weight, as_view, aten
 from .shapes import is_whole
 
 __all__ = ["BROADCASTS", "PERMUTATIONS", "VIEWS", "Repeated", "on_rows"]
@@ -114,7 +114,7 @@ def _permutation(call: Call, layouts: Mapping[str, Layout]) -> Draft:
     dims = (0, *(position for axis in order for position in layout.positions(axis)))
     # Where only the samples move, the rows remain: a view, as the node of another layout.
     if dims == tuple(range(len(dims))):
-        return Draft("view", (x,), params={"kind": "view"})
+        return as_view(x)
     return Draft("permute", (x,), params={"dims": dims})
 
 

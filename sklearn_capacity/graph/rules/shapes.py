@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .call import Call, Draft, Ref, Weight, aten, per_axis, rule
+from .call import Call, Draft, Ref, Weight, as_view, aten, per_axis, rule
 
 __all__ = ["SPLITS", "broadcast_to", "split_piece", "is_whole"]
 
@@ -34,7 +34,7 @@ def _reduce(call: Call) -> Draft | None:
 @rule("view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unsqueeze.default")
 @rule("squeeze.dim", "squeeze.dims", "squeeze.default", "unflatten.int")
 def _view(call: Call) -> Draft:
-    return Draft("view", (call["self"],), params={"kind": "view"})
+    return as_view(call["self"])
 
 
 @rule("permute.default")
@@ -128,7 +128,7 @@ def _picked(
         return None
     pick = {"kind": "pick", "index": first - 1}
     if bool(zeros.any()):
-        flat = Draft("view", (x,), params={"kind": "view"}, shape=(size,))
+        flat = as_view(x, (size,))
         count = int(zeros.sum())  # one place for each, so that none of them is read twice
         padded = {"kind": "pad", "pads": (count, 0), "mode": "constant"}
         x = Draft("pad", (flat,), params=padded, shape=(size + count,))
@@ -178,9 +178,7 @@ def _stack(call: Call) -> Draft | None:
     if dim == 0 or not all(isinstance(t, Ref) for t in tensors):
         return None
     one = tuple(1 if axis == dim else size for axis, size in enumerate(call.shape))[1:]
-    return Draft(
-        "cat", tuple(Draft("view", (t,), params={"kind": "view"}, shape=one) for t in tensors), params={"dim": dim}
-    )
+    return Draft("cat", tuple(as_view(t, one) for t in tensors), params={"dim": dim})
 
 
 @rule("glu.default")
