@@ -28,6 +28,7 @@ from ..graph.evaluate import (
 from ..graph.functions import function_of
 from ..graph.memory_layout import channels_last
 from ..graph.nodes import WEIGHT_OPS, NetworkGraph, Node
+from ..linalg.product import product
 
 __all__ = ["ADJOINT", "FRESH", "TANGENT", "Selection", "Tape", "times_slope", "weight_gradient"]
 
@@ -121,7 +122,15 @@ def times(stacked: Tensor, factor: Tensor, *, in_place: bool = False) -> Tensor:
 
 
 def _tangent_affine(tape: Tape, node: Node, t: Tensor) -> Tensor:
+    if node.op == "linear":
+        assert node.weight is not None
+        return _rowwise(t, node.weight.t())
     return apply_linear(node, t, tape.weight(node), None)
+
+
+def _rowwise(x: Tensor, matrix: Tensor) -> Tensor:
+    """``x @ matrix`` for x (..., m) with any number of axes before the last."""
+    return product(x.flatten(0, -2), matrix).unflatten(0, x.shape[:-1])
 
 
 def times_slope(tape: Tape, node: Node, t: Tensor, *, in_place: bool = False) -> Tensor:
@@ -184,7 +193,7 @@ def _transposed(function: Callable[[Tensor], Tensor], shape: tuple[int, ...], g:
 
 def _adjoint_linear(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
     assert node.weight is not None
-    return (g @ node.weight,)  # (k n, ..., out) @ (out, in)
+    return (_rowwise(g, node.weight),)  # (k n, ..., out) @ (out, in)
 
 
 def _convolution_backward(node: Node, g: Tensor, x: Tensor, want: tuple[bool, bool, bool]) -> tuple[Any, ...]:
@@ -394,7 +403,8 @@ def weight_gradient(node: Node, t: Tensor, g: Tensor, total: Tensor | None) -> T
     assert weight is not None
     if node.op == "linear":
         rows, columns = g.reshape(-1, g.shape[-1]).t(), t.reshape(-1, t.shape[-1])  # (out, k n), (k n, in)
-        return rows @ columns if total is None else total.addmm_(rows, columns)
+        gradient = product(rows, columns)  # (out, in)
+        return gradient if total is None else total.add_(gradient)
     if node.op == "diagonal":
         grad = (g * t).sum_to_size(broadcast(node, weight, t).shape).reshape(weight.shape)  # like the weight
     else:

@@ -4,7 +4,7 @@ Eigenvalues: `lanczos` (the largest, of one operator or a batch, with an error b
 `trace` estimates their sum. Norms: `operator_norm` from below, by the same iteration on a Gram matrix;
 `singular_vector` computes its maximiser; `induced` for other exponents; `certificate`, `torus` and `banded` prove upper
 ends. `conv`, `matrix` and `pooling` hold the operators; `entries`, `padding` and `powers` serve them. `power_law` fits
-the tail of a spectrum. Read `matrix` first, then `conv` and `operator_norm`.
+the tail of a spectrum, and `product` multiplies matrices. Read `matrix` first, then `conv` and `operator_norm`.
 
 `MatrixOperator`, `DiagonalOperator`, `ConvOperator` and `PoolOperator` share one interface: ``input_shape``,
 ``output_shape``, ``forward`` and ``adjoint`` on batches, ``norm_lower()``, ``norm_upper(lower)``, ``row_norms(p)``,
@@ -22,6 +22,7 @@ from .operator_norm import OperatorNorm, operator_norm
 from .pooling import PoolOperator, adaptive_average_pool, average_pool
 from .power_law import PowerLaw, fit_power_law
 from .powers import power_product
+from .product import product
 from .singular_vector import leading_singular_vector
 
 __all__ = [
@@ -47,4 +48,5 @@ __all__ = [
     "leading_singular_vector",
     "operator_norm",
     "power_product",
+    "product",
 ]

@@ -76,7 +76,7 @@ def per_layer_penalty(
 
     Notes
     -----
-    The cost is one backward pass for all layers together, which also gives the gradient: 1.4 to 2.2 plain steps. The
+    The cost is one backward pass for all layers together, which also gives the gradient: 1.4 to 1.9 plain steps. The
     penalty can be differentiated once.
 
     References

@@ -14,6 +14,7 @@ from sklearn_capacity.derivatives.input_sweeps import pull, push, stacks
 from sklearn_capacity.derivatives.sweep_rules import Tape, weight_gradient
 from sklearn_capacity.graph import Node, activation_of
 from sklearn_capacity.graph.functions import function_of
+from sklearn_capacity.linalg.product import product
 from sklearn_capacity.penalties.shared_pass import LinearizedBatch
 
 __all__ = ["Directions", "Gradients", "chain_products", "softmax_jacobian", "wants"]
@@ -52,7 +53,8 @@ class _WithGradient(torch.autograd.Function):
             for _ in range(n_pairs):
                 g, t = next(saved), next(saved)  # (k n, out), (k n, in)
                 t = t * factor
-                gradient = g.t() @ t if gradient is None else gradient.addmm_(g.t(), t)  # (out, in)
+                outer = product(g.t(), t)  # (out, in)
+                gradient = outer if gradient is None else gradient.add_(outer)
             gradients.append(gradient)
         return None, None, None, *gradients
 

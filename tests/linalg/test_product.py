@@ -1,0 +1,52 @@
+"""Products of matrices equal those in double precision, whichever library multiplies."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sklearn_capacity.linalg.product import LARGE, product
+
+
+def matrices(n: int, m: int, p: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(n + m + p)
+    return torch.randn(n, m, generator=generator).to(dtype), torch.randn(m, p, generator=generator).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sizes", [(0, 3, 2), (3, 0, 2), (1, 1, 1), (7, 5, 3), (160, 170, 180), (3, 2000, 1000)])
+def test_value(sizes, dtype):
+    a, b = matrices(*sizes, dtype)
+    expected = torch.einsum("nm,mp->np", a.double(), b.double())
+    torch.testing.assert_close(product(a, b), expected.to(dtype), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["transposed", "strided", "expanded", "shifted"])
+def test_any_strides(layout):
+    a, b = matrices(160, 170, 180)
+    assert len(a) * b.numel() >= LARGE
+    if layout == "transposed":
+        a, b = a.t().contiguous().t(), b.t().contiguous().t()
+    elif layout == "strided":
+        a, b = a.repeat_interleave(2, 1)[:, ::2], b.repeat_interleave(2, 0)[::2]
+    elif layout == "expanded":
+        a, b = a[:1].expand_as(a), b[:, :1].expand_as(b)
+    else:
+        a, b = torch.cat([a, a])[160:], torch.cat([b, b], 1)[:, 180:]
+    expected = (a.double()[:, :, None] * b.double()).sum(1)
+    torch.testing.assert_close(product(a, b), expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_product_that_needs_a_gradient_has_one():
+    a, b = matrices(160, 170, 180)
+    a.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(product(a, b).sum(), a)
+    torch.testing.assert_close(gradient, b.sum(1).expand_as(a), rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        assert not product(a, b).requires_grad
+
+
+def test_without_onednn(monkeypatch):
+    a, b = matrices(160, 170, 180)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert torch.equal(product(a, b), a @ b)
