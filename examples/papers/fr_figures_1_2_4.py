@@ -10,6 +10,7 @@ images down to 8 x 8: the natural gradient inverts a matrix of the size of the i
 
 from __future__ import annotations
 
+import matplotlib
 import numpy as np
 import pandas as pd
 from fr_shared import NAMES, NORMS, OPTIMIZERS, draw_sample, errors_and_norms, train
@@ -62,19 +63,19 @@ def draw(rows: pd.DataFrame, figure) -> None:
         for optimizer, color in OPTIMIZERS.items():
             chosen = rows[(rows["optimizer"] == optimizer) & (rows["fraction"] == 0)]
             curve = chosen.groupby("width")[name].agg(["mean", "sem"])
-            axes[0, column].errorbar(curve.index, curve["mean"], curve["sem"], color=color, capsize=3)
+            line = {"color": color, "label": NAMES[optimizer]}
+            axes[0, column].errorbar(curve.index, curve["mean"], curve["sem"], capsize=3, **line)
         axes[0, column].set(xlabel="width", title=name.replace("_", " "), yscale="linear" if name == "gap" else "log")
         for row, optimizer in enumerate(OPTIMIZERS, 1):
             for place, width in enumerate(widths):
                 chosen = rows[(rows["optimizer"] == optimizer) & (rows["width"] == width)]
-                share = place / max(len(widths) - 1, 1)  # from red to blue, as in the paper
-                color = (1 - share, 0, share)
+                color = matplotlib.colormaps["plasma"](0.8 * place / max(len(widths) - 1, 1))
                 axes[row, column].plot(chosen.groupby("fraction")[name].mean(), color=color, label=f"{width}")
             axes[row, column].set(xlabel="share of random labels", yscale="linear" if name == "gap" else "log")
     for row, text in enumerate(["true labels", *NAMES.values()]):
         axes[row, 0].set_ylabel(text)
-    axes[0, 0].legend(list(NAMES.values()))
-    axes[1, 0].legend(title="width")
+    for ax, title in ((axes[0, -1], "optimizer"), (axes[1, -1], "width"), (axes[2, -1], "width")):
+        ax.legend(title=title, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def claims(rows: pd.DataFrame) -> dict[str, list[float]]:

@@ -63,6 +63,7 @@ def draw(rows: pd.DataFrame, figure) -> None:
     for ax, (title, counts) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
         ax.stairs(counts, EDGES, fill=True)
         ax.set(title=title, xlabel="weight", yscale="log")
+    figure.axes[0].set_ylabel("weights per bin")
 
 
 def claims(rows: pd.DataFrame) -> dict[str, list[float]]:

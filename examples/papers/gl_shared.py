@@ -58,10 +58,15 @@ def draw_curves(rows: pd.DataFrame, figure: Any, snapshots: Sequence[int], by: s
     for line, row in zip(axes, first.itertuples(), strict=True):
         X, y = MAKERS[row.function](100, random_state=row.seed)
         for ax, epoch, curve in zip(line, snapshots, row.curves, strict=True):
-            ax.plot(X, y, ".", color="0.6", ms=3)
-            ax.plot(GRID, MAKERS[row.function](len(GRID), noise=0.0)[1], "k--", lw=0.8)
-            ax.plot(GRID, curve, color="C3", lw=1)
-            ax.set_title(f"{row.function}, {getattr(row, by)}, epoch {epoch}", fontsize=8)
+            ax.plot(X, y, ".", color="0.6", ms=3, label="data")
+            ax.plot(GRID, MAKERS[row.function](len(GRID), noise=0.0)[1], "k--", lw=0.8, label="function")
+            ax.plot(GRID, curve, color="C3", lw=1, label="network")
+            ax.set_title(f"{row.function}, {getattr(row, by)}, epoch {epoch}", fontsize="medium")
+    for ax in axes[-1]:
+        ax.set_xlabel("x")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("y")
+    axes[0, 0].legend(fontsize="small", loc="upper center")
 
 
 def fit_resnet(

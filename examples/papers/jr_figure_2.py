@@ -49,13 +49,13 @@ def draw(rows: pd.DataFrame, figure) -> None:
     for line, row in zip(figure.subplots(len(first), 2, squeeze=False), first.itertuples(), strict=True):
         X, y = make_moons(row.n_train, noise=row.noise, random_state=row.seed)
         regions = np.reshape(row.regions, AXES[0].shape)
-        line[0].contourf(*AXES, regions, levels=1, alpha=0.3)
-        line[0].scatter(*X.T, c=y, s=8)
-        line[0].set_title(f"input, epoch {row.n_epochs}")
+        line[0].contourf(*AXES, regions, levels=1, colors=["C0", "C1"], alpha=0.2)
+        line[0].scatter(*X.T, c=np.array(["C0", "C1"])[y], s=8)
+        line[0].set(title=f"input, epoch {row.n_epochs}", xlabel="first feature", ylabel="second feature")
         for label in (0, 1):
             line[1].hist(np.array(row.score)[y == label], bins=20, alpha=0.6)
         line[1].axvline(0, color="black")
-        line[1].set_title("output: difference of the logits")
+        line[1].set(title="output", xlabel="difference of the logits", ylabel="samples")
 
 
 def claims(rows: pd.DataFrame) -> dict[str, list[float]]:

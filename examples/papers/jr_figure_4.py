@@ -64,7 +64,7 @@ def draw(rows: pd.DataFrame, figure) -> None:
             curve = group[name].groupby(group["width"]).agg(["mean", "sem"])
             ax.errorbar(curve.index, curve["mean"], curve["sem"], fmt="o-", capsize=3, label=n_layers)
         ax.set(xlabel="width", title=title)
-    ax.legend(title="layers")
+    figure.legend(*ax.get_legend_handles_labels(), title="layers", loc="outside right center")
 
 
 def claims(rows: pd.DataFrame) -> dict[str, list[float]]:

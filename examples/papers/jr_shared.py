@@ -62,6 +62,9 @@ def comparison(rows: pd.DataFrame, by: list[str], other: str) -> dict[str, list[
     return results
 
 
+WORDS = {"n_train": "training samples", "n_layers": "layers"}
+
+
 def draw_methods(rows: pd.DataFrame, figure: Any, x: str, by: str | None = None) -> None:
     """Test accuracies over `x`, a line per method and a picture per value of `by`, with standard errors."""
     best = chosen(rows, [x] if by is None else [x, by])
@@ -72,5 +75,6 @@ def draw_methods(rows: pd.DataFrame, figure: Any, x: str, by: str | None = None)
             curve = (100 * group["test_accuracy"]).groupby(group[x]).agg(["mean", "sem"])
             ax.errorbar(np.arange(len(curve)), curve["mean"], curve["sem"], fmt="o-", capsize=3, label=method)
             ax.set_xticks(np.arange(len(curve)), curve.index)
-        ax.set(xlabel=x, ylabel="test accuracy (%)", title="" if value is None else f"{by} {value}")
+        title = "" if by is None else f"{value} {WORDS[by]}"
+        ax.set(xlabel=WORDS[x], ylabel="test accuracy (%)", title=title)
     ax.legend()

@@ -52,7 +52,8 @@ def run(data, *, seed, device, activation, width, n_samples, n_draws):
 
 def draw(rows: pd.DataFrame, figure) -> None:
     figure.set_size_inches(10, 5)
-    for column, (activation, chosen) in zip(figure.subplots(2, 3).T, rows.groupby("activation"), strict=True):
+    axes = figure.subplots(2, 3)
+    for column, (activation, chosen) in zip(axes.T, rows.groupby("activation"), strict=True):
         groups = chosen.groupby("width")
         theory = groups[["theorem_1", "lower", "upper"]].first()
         column[0].plot(theory.index, theory["theorem_1"], label="theorem 1")
@@ -65,8 +66,9 @@ def draw(rows: pd.DataFrame, figure) -> None:
             ax.minorticks_off()
         column[0].set_title(activation)
         column[1].set_xlabel("width M")
-    for ax, label in zip(column, ("mean eigenvalue", "second moment"), strict=True):
-        ax.legend(title=label)
+    for line, label in zip(axes, ("mean eigenvalue", "second moment"), strict=True):
+        line[0].set_ylabel(label)
+        line[-1].legend(loc="upper right")
 
 
 def claims(rows: pd.DataFrame) -> dict[str, list[float]]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from .._validation import check_instance, float_array
 from ..scoring import bicriteria_curve
-from .panels import single_axes
+from .panels import direction_text, single_axes
 from .sources import named_data
 
 __all__ = ["BicriteriaDisplay"]
@@ -119,7 +119,8 @@ class BicriteriaDisplay:
         for name, curve in curves.items():
             curve = curve[np.argsort(curve[:, 1])]
             (self.lines_[name],) = ax.plot(curve[:, 1], curve[:, 0], marker="o", label=str(name) or None)
-        ax.set(xscale="log", xlabel="Kullback-Leibler divergence [nats]", ylabel="expected sharpness (lower is better)")
+        better = direction_text("lower")
+        ax.set(xscale="log", xlabel=f"Kullback-Leibler divergence [nats] {better}", ylabel=f"expected sharpness {better}")
         ax.axhline(0, color="0.6", lw=0.8, zorder=0)
         ax.grid(alpha=0.3)
         if any(map(str, curves)):

@@ -12,7 +12,7 @@ from .._validation import check_instance, closest
 from ..model_selection import capacity_table
 from ..model_selection.rank_measures import generalization_gap, rank_measures
 from ..scoring import compare_capacity
-from .panels import several_axes
+from .panels import direction_text, several_axes, unit_text
 from .sources import results_of
 
 __all__ = ["CapacityGapDisplay"]
@@ -150,7 +150,8 @@ class CapacityGapDisplay:
         shown = np.isfinite(values) & np.isfinite(gaps)
         codes, _ = colours
         c: Any = "C0" if codes is None else codes[shown]
-        points = ax.scatter(values[shown], gaps[shown], c=c, cmap=None if codes is None else "viridis", s=28, alpha=0.7)
+        cmap = None if codes is None else "viridis"
+        points = ax.scatter(values[shown], gaps[shown], c=c, cmap=cmap, s=28, alpha=0.7, ec="0.3", lw=0.5)
         if codes is not None:
             points.set_clim(0, max(codes.max(), 1))
         positive = values[shown]
@@ -161,7 +162,7 @@ class CapacityGapDisplay:
             ax.annotate(f"{hidden} not finite", (0.98, 0.02), xycoords="axes fraction", ha="right", fontsize="small")
         name = row.measure.replace("_", " ")
         ax.set_title(f"{name}\n$\\tau$ = {row.tau:.2f} [{row.tau_low:.2f}, {row.tau_high:.2f}]", fontsize="medium")
-        ax.set_xlabel(f"{name} ({row.better} is better)")
+        ax.set_xlabel(f"{unit_text(row.measure)} {direction_text(row.better)}".strip())
         ax.grid(alpha=0.3)
         return points
 
@@ -185,7 +186,7 @@ class CapacityGapDisplay:
             return
         points = next(iter(self.points_.values()))
         handles = [
-            self.axes_[0].plot([], [], "o", ms=5, color=points.cmap(points.norm(i)), label=name)[0]
+            self.axes_[0].plot([], [], "o", ms=5, color=points.cmap(points.norm(i)), mec="0.3", label=name)[0]
             for i, name in enumerate(names)
         ]
         assert self.color is not None

@@ -11,7 +11,7 @@ import pandas as pd
 
 from .._validation import as_list, check_instance, closest
 from ..model_selection import capacity_table
-from .panels import is_wide, plot_direction, several_axes
+from .panels import is_wide, plot_direction, several_axes, unit_text
 from .sources import results_of
 
 __all__ = ["CapacityPathDisplay"]
@@ -118,7 +118,7 @@ class CapacityPathDisplay:
         self._plot_score(self.axes_[0], x, table)
         for ax, name in zip(self.axes_[1:], capacities, strict=True):
             (self.lines_[name],) = ax.plot(x, table[self._column(name)], marker="o", color="C3")
-            ax.set_ylabel(textwrap.fill(name.replace("_", " "), 14))
+            ax.set_ylabel(f"{textwrap.fill(name.replace('_', ' '), 14)}\n{unit_text(name)}".strip())
             if is_wide(self.lines_[name].get_ydata()):
                 ax.set_yscale("log")
             plot_direction(ax, name, self.table.attrs.get("better", {}).get(name))

@@ -9,15 +9,15 @@ import numpy as np
 
 from .._validation import check_instance
 from ..scoring import interaction_conditions
-from .panels import several_axes
+from .panels import direction_text, several_axes
 
 __all__ = ["InteractionConditionsDisplay"]
 
-#: Title and the constant that the paper reports for learnt networks: mu is at least 1/4, C2 at most 5, C3 at most 3.
+#: The better direction and the constant that the paper reports for learnt networks: mu is at least 1/4, C2 at most 5, C3 at most 3.
 PANELS = {
-    "C1": ("C1: higher is better", 0.25),
-    "C2": ("C2: lower is better", 5.0),
-    "C3": ("C3: lower is better", 3.0),
+    "C1": ("higher", 0.25),
+    "C2": ("lower", 5.0),
+    "C3": ("lower", 3.0),
 }
 COLUMNS = {"condition", "value"}
 
@@ -125,7 +125,7 @@ class InteractionConditionsDisplay:
         self.axes_ = several_axes(axes, len(PANELS), "one for each of C1, C2 and C3")
         self.figure_ = self.axes_[0].figure
         self.lines_: dict[str, dict[str, Any]] = {name: {} for name in tables}
-        for ax, (condition, (title, constant)) in zip(self.axes_, PANELS.items(), strict=True):
+        for ax, (condition, (better, constant)) in zip(self.axes_, PANELS.items(), strict=True):
             for name, table in tables.items():
                 values = np.sort(table["value"].to_numpy(dtype=float)[table["condition"] == condition])
                 shares = np.arange(1, len(values) + 1) / max(1, len(values))
@@ -134,7 +134,7 @@ class InteractionConditionsDisplay:
                     values[finite], shares[finite], drawstyle="steps-post", label=name or None
                 )
             ax.axvline(constant, color="0.4", linestyle=":")
-            ax.set(xscale="log", title=title, xlabel="constant")
+            ax.set(xscale="log", title=condition, xlabel=f"constant, {direction_text(better)}")
         self.axes_[0].set_ylabel("share of layers and samples")
         if any(tables):
             self.axes_[-1].legend()

@@ -9,7 +9,7 @@ import numpy as np
 
 from .._validation import float_array
 from ..scoring.curves import hidden_margins
-from .panels import single_axes
+from .panels import direction_text, single_axes
 
 __all__ = ["HiddenMarginDisplay"]
 
@@ -97,7 +97,7 @@ class HiddenMarginDisplay:
         ax.set_xticks(range(1, len(margins) + 1), labels, rotation=90 if len(margins) > 12 else 0)
         ax.axhline(0, color="black", lw=0.8)
         ax.set_xlabel("layer after the representation")
-        ax.set_ylabel("margin over the layer's spread (higher is better)")
+        ax.set_ylabel(f"margin over the layer's spread, {direction_text('higher')}")
         return self
 
     def _checked(self) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from .._validation import check_instance, closest
-from .panels import is_wide, plot_direction, several_axes
+from .panels import is_wide, plot_direction, several_axes, unit_text
 from .sources import history_of
 
 __all__ = ["HistoryDisplay"]
@@ -156,7 +156,7 @@ class HistoryDisplay:
             for i, table in enumerate(tables.values()):
                 if "valid_loss" in table and table["valid_loss"].notna().any():
                     ax.axvline(table["valid_loss"].idxmin(), color=f"C{i}", ls=":", lw=1)
-        ax.set(title=title, xlabel="epoch")
+        ax.set(title=title, xlabel="epoch", ylabel=unit_text(_quantity(columns[0])))
         ax.grid(alpha=0.3)
         plot_direction(ax, _quantity(columns[0]), {"loss": "lower", "error": "lower", "accuracy": "higher"}.get(title))
 

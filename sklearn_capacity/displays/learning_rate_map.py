@@ -102,6 +102,8 @@ class LearningRateMapDisplay:
         label = r"critical rate $\eta_c^*$"
         (self.line_,) = ax.plot(data.values, finite, color="red", marker="o", label=label)
         ax.set(yscale="log", xlabel=LABELS[data.vary], ylabel="learning rate", title="Training loss (grey: diverged)")
+        if len(data.values) <= 8:
+            ax.set_xticks(data.values)
         ax.legend(loc="upper right")
         self.colorbar_ = ax.figure.colorbar(self.image_, ax=ax, label=r"$\log_{10}$ loss")
         self.ax_, self.figure_ = ax, ax.figure

@@ -9,7 +9,7 @@ import numpy as np
 
 from .._validation import check_instance, check_interval, float_array
 from ..scoring.curves import sample_margins
-from .panels import single_axes
+from .panels import direction_text, single_axes
 from .sources import named_data
 
 __all__ = ["MarginDisplay"]
@@ -134,7 +134,7 @@ class MarginDisplay:
             self.lines_[name] = line
         ax.axvline(0, color="black", lw=0.8)
         ax.axhline(self.percentile / 100, color="grey", ls=":", lw=1)
-        ax.set_xlabel("margin of the logits (higher is better, below 0: errors)")
+        ax.set_xlabel(f"margin [logit], errors below 0, {direction_text('higher')}")
         ax.set_ylabel("share of samples with a smaller margin")
         if any(map(str, margins)):
             ax.legend()

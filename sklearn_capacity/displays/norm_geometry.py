@@ -99,9 +99,10 @@ class NormGeometryDisplay:
         for ax, (name, values) in zip(self.axes_, land.values.items(), strict=True):
             # Infinite values have no contour.
             contours = ax.contour(land.x, land.y, np.ma.masked_invalid(values), levels=levels, cmap="viridis")
-            ax.clabel(contours, fontsize=7)
+            ax.clabel(contours, contours.levels[::2], fontsize=7)
             self.contours_[name] = contours
-            (self.points_[name],) = ax.plot(*land.here, marker="*", color="C3", ls="none", markersize=10)
+            (self.points_[name],) = ax.plot(*land.here, marker="*", color="C3", ls="none", ms=10, label="network")
             ax.set(title=name.replace("_", " "), xlabel=land.names[0], aspect="equal")
         self.axes_[0].set_ylabel(land.names[1])
+        self.axes_[0].legend(fontsize="small")
         return self

@@ -14,6 +14,7 @@ from sklearn_capacity import CapacityScorer, JacobianRegularizedClassifier
 from sklearn_capacity.displays import CapacityPathDisplay
 
 matplotlib.use("Agg")
+LOWER, HIGHER = r"$\leftarrow$ lower is better", r"higher is better $\rightarrow$"
 TABLE = pd.DataFrame(
     {
         "alpha": [0.0, 0.1, 1.0],
@@ -30,14 +31,22 @@ def texts(ax):
 
 def test_measures_say_which_direction_is_better_and_other_columns_do_not():
     display = CapacityPathDisplay(TABLE.assign(mine=1.0), strength="alpha", score="f1").plot()
-    assert [texts(ax) for ax in display.axes_] == [[], ["lower is better"], ["higher is better"], []]
+    assert [texts(ax) for ax in display.axes_] == [[], [LOWER], [HIGHER], []]
 
 
 def test_a_user_s_measure_has_the_direction_of_the_table():
     table = TABLE.assign(mine=1.0)
     table.attrs["better"] = {"mine": "higher"}
     display = CapacityPathDisplay(table, strength="alpha", score="f1", capacities=["mine"]).plot()
-    assert texts(display.axes_[1]) == ["higher is better"]
+    assert texts(display.axes_[1]) == [HIGHER]
+
+
+def test_axes_name_units():
+    table = TABLE.assign(jacobian_frobenius=1.0, parameter_count=9, mine=1.0)
+    display = CapacityPathDisplay(table, strength="alpha", score="f1").plot()
+    units = {"margin": "[logit]", "jacobian_frobenius": "[(logit / input)²]"}
+    for ax, name in zip(display.axes_[1:], ["l2_path_norm", "margin", *table.columns[4:]], strict=True):
+        assert " ".join(ax.get_ylabel().split()) == f"{name} {units.get(name, '')}".replace("_", " ").strip()
 
 
 def test_wide_positive_ranges_are_logarithmic():

@@ -63,10 +63,11 @@ def test_a_panel_for_each_quantity():
     assert display.lines_[""]["margin"].get_xydata().tolist() == [[1, -1], [3, 2]]  # not measured in epoch 2
     assert [set(line.get_xdata()) for line in loss.lines if line.get_linestyle() == ":"] == [{2}]
     assert {ax.get_title(): ax.texts[0].get_text() for ax in display.axes_} == {
-        "loss": "lower is better",
-        "accuracy": "higher is better",
-        "margin": "higher is better",
+        "loss": r"$\leftarrow$ lower is better",
+        "accuracy": r"higher is better $\rightarrow$",
+        "margin": r"higher is better $\rightarrow$",
     }
+    assert [ax.get_ylabel() for ax in display.axes_] == ["", "", "[logit]"]
     assert str(given) == str(EPOCHS)
 
 
@@ -97,7 +98,7 @@ def test_a_callback_on_validation_data_shares_the_panel():
     rows = [{"margin": 1.0, "valid_margin": 0.5, "train_loss": 1.0}, {"margin": 2.0, "valid_margin": 0.7}]
     display = HistoryDisplay(rows).plot()
     assert titles(display) == ["loss", "margin"]
-    assert display.axes_[1].texts[0].get_text() == "higher is better"
+    assert display.axes_[1].texts[0].get_text() == r"higher is better $\rightarrow$"
     assert legend(display) == ["training", "validation"]
 
 

@@ -129,13 +129,15 @@ class Study:
             table.add(cell, results)
 
     def _plot(self, rows: pd.DataFrame, path: Path) -> None:
+        import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         figure = Figure(layout="constrained")
         FigureCanvasAgg(figure)
         self.draw(rows, figure)
-        figure.savefig(path, dpi=100)
+        with matplotlib.rc_context({"axes.formatter.min_exponent": 3}):  # 0.3, not 3 x 10^-1: such labels overlap
+            figure.savefig(path, dpi=100)
 
     def _write(self, verdict: Verdict, rows: pd.DataFrame, path: Path) -> None:
         document = {
