@@ -42,6 +42,8 @@ html_theme = "pydata_sphinx_theme"
 html_title = project
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["tables.js"]
+html_sidebars = {"index": [], "start": []}  # these have no pages below them
 html_theme_options = {
     "navbar_align": "left",
     "header_links_before_dropdown": 6,
