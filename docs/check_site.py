@@ -1,8 +1,8 @@
 """Look at every page of the built site in a headless browser: `python docs/check_site.py [FOLDER]`.
 
-At a wide and a narrow window, no page and no table scrolls sideways, no image is missing, and every formula is rendered; every
-internal link and its anchor exist. What newcomers search for leads to the page that answers it. Needs the package
-playwright and a Chromium of the system.
+At a wide and a narrow window, no page and no table scrolls sideways, no image is missing, and every formula is
+rendered; every internal link and its anchor exist. What newcomers search for leads to the page that answers it. Needs
+the package playwright and a Chromium of the system.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from playwright.sync_api import Page, sync_playwright
 
 WIDTHS = (1280, 400)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# Run in the page: its width, what exceeds it, tables that scroll, images without pixels, TeX that is still TeX, anchors and links.
+# Run in the page: its width, what exceeds it, tables that scroll, images without pixels, TeX that is still TeX, anchors
+# and links.
 INSPECT = r"""
 () => {
   const width = document.documentElement.clientWidth;
@@ -25,8 +26,8 @@ INSPECT = r"""
     width, scroll: document.documentElement.scrollWidth,
     wide: [...document.querySelectorAll("article *")].filter((e) => e.getBoundingClientRect().right > width + 1)
       .slice(0, 3).map((e) => e.outerHTML.slice(0, 80)),
-    tables: [...document.querySelectorAll("article table.table")].filter((t) => t.scrollWidth > t.parentElement.clientWidth + 1)
-      .map((t) => t.innerText.slice(0, 40)),
+    tables: [...document.querySelectorAll("article table.table")]
+      .filter((t) => t.scrollWidth > t.parentElement.clientWidth + 1).map((t) => t.innerText.slice(0, 40)),
     images: [...document.images].filter((i) => i.complete && !i.naturalWidth).map((i) => i.src),
     tex: [...document.querySelectorAll(".math")].filter((e) => !e.querySelector("mjx-container")).length
       + document.querySelectorAll("mjx-merror, [data-mjx-error]").length + (/\\\(|\\\[|\\frac/.test(text) ? 1 : 0),

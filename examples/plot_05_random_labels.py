@@ -37,7 +37,7 @@ for ax, measure in zip(axes, measures, strict=True):
     ax.set_xticks(sizes, sizes)
     ax.minorticks_off()
 axes[0].legend()
-axes[0].set_ylabel("value (lower is better)")
+axes[0].set_ylabel(r"value, $\leftarrow$ lower is better")
 plt.show()
 
 for measure in measures:

@@ -50,10 +50,10 @@ print(table.to_string(index=False))
 figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 for label in range(3):
     axes[0].plot(time, X[y == label][0, 0] + 8 * label, lw=1)
-axes[0].set(title="one series of each class", xlabel="time", yticks=[])
+axes[0].set(title="one series of each class", xlabel="time", yticks=[0, 8, 16], yticklabels=[0, 1, 2], ylabel="class")
 sizes = ["3", "7", "15"]
 axes[1].errorbar(sizes, table["test_accuracy"], table["test_accuracy_se"], marker="o", capsize=3)
-axes[1].set(title="accuracy on the test folds", xlabel="kernel size")
+axes[1].set(ylabel="accuracy on the test folds", xlabel="kernel size")
 plt.show()
 
 print("chosen:", search.best_params_["module_params"])

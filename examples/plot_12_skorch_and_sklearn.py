@@ -65,7 +65,7 @@ relative = norms.div(norms["LogisticRegression"], axis=0)
 figure, ax = plt.subplots(figsize=(8, 5), layout="constrained")
 for i, name in enumerate(relative):  # side by side, since the networks have equal numbers of parameters
     ax.plot(np.arange(len(relative)) + 0.1 * (i - 1.5), relative[name], "o", label=name)
-ax.set(yscale="log", ylabel="value, relative to logistic regression (lower is better)")
+ax.set(yscale="log", ylabel=r"value over that of logistic regression, $\leftarrow$ lower is better")
 ax.set_xticks(range(len(relative)), [name.replace("_", " ") for name in relative.index])
 ax.set_yticks([0.3, 1, 3, 10], [0.3, 1, 3, 10])
 ax.minorticks_off()

@@ -120,7 +120,9 @@ class BicriteriaDisplay:
             curve = curve[np.argsort(curve[:, 1])]
             (self.lines_[name],) = ax.plot(curve[:, 1], curve[:, 0], marker="o", label=str(name) or None)
         better = direction_text("lower")
-        ax.set(xscale="log", xlabel=f"Kullback-Leibler divergence [nats] {better}", ylabel=f"expected sharpness {better}")
+        ax.set(
+            xscale="log", xlabel=f"Kullback-Leibler divergence [nats] {better}", ylabel=f"expected sharpness {better}"
+        )
         ax.axhline(0, color="0.6", lw=0.8, zorder=0)
         ax.grid(alpha=0.3)
         if any(map(str, curves)):

@@ -13,7 +13,8 @@ from .panels import direction_text, several_axes
 
 __all__ = ["InteractionConditionsDisplay"]
 
-#: The better direction and the constant that the paper reports for learnt networks: mu is at least 1/4, C2 at most 5, C3 at most 3.
+#: The better direction, and the constant that the paper reports for learnt networks: mu is at least 1/4, C2 at most 5,
+#: C3 at most 3.
 PANELS = {
     "C1": ("higher", 0.25),
     "C2": ("lower", 5.0),
