@@ -24,7 +24,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
 
 import numpy as np
@@ -33,12 +33,16 @@ import torch
 __all__ = [
     "computed_once",
     "computing",
+    "generator_states",
     "keeps_modes",
+    "keeps_random_numbers",
     "restored_at_the_end",
     "math_attention",
+    "set_generator_states",
     "silenced",
     "surely",
     "undisturbed",
+    "uninterrupted",
     "without_torch_warnings",
 ]
 
@@ -118,6 +122,39 @@ def restored_at_the_end(undo: Callable[[], object]) -> None:
         undos.append(undo)
 
 
+# ---- random numbers ---------------------------------------------------------------------------------------------
+
+
+def generator_states(*devices: torch.device) -> list[torch.Tensor]:
+    """The states of torch's default generators: of the CPU, and of the CUDA devices among those given."""
+    cuda = _cuda(devices)
+    return [torch.random.default_generator.get_state(), *(torch.cuda.get_rng_state(device) for device in cuda)]
+
+
+def set_generator_states(states: Sequence[torch.Tensor], *devices: torch.device) -> None:
+    """Set the states that `generator_states` returned for the same devices."""
+    torch.random.default_generator.set_state(states[0])
+    for device, state in zip(_cuda(devices), states[1:], strict=True):
+        torch.cuda.set_rng_state(state, device)
+
+
+def _cuda(devices: Sequence[torch.device]) -> list[torch.device]:
+    return [device for device in devices if device.type == "cuda"]
+
+
+@contextlib.contextmanager
+def keeps_random_numbers(*devices: torch.device) -> Iterator[None]:
+    """Restore the states of torch's default generators, of the CPU and of the CUDA devices given, after the context.
+
+    Unlike ``torch.random.fork_rng``, it also restores them when an interrupt comes as the context ends.
+    """
+    states = generator_states(*devices)
+    try:
+        yield
+    finally:
+        surely(set_generator_states, states, *devices)
+
+
 # ---- computations and traces ------------------------------------------------------------------------------------
 
 
@@ -170,28 +207,41 @@ def _close_gates(patience: float) -> list[Any]:
 def undisturbed(trace: Callable[[], T]) -> T:
     """The value of a function that changes process-wide settings, called while no thread is `computing`.
 
-    The function runs in a separate thread, one such function at a time; the calling thread may be computing. On an
-    interrupt, the caller waits until the function has ended and undone its changes before the exception propagates.
+    The function runs `uninterrupted`, one such function at a time; the calling thread may be computing.
     """
     if getattr(_local, "tracing", False):  # a forward pass under tracing traces another one
         return trace()
     _keep_device_guard()
-    gate, outcome, begun, ended = _gate(), list[tuple[bool, Any]](), threading.Event(), threading.Lock()
+    gate, wait = _gate(), object()
+
+    def alone() -> T:
+        _local.tracing = True
+        gate.waiting.add(wait)
+        with _traces:
+            closed = _close_gates(TRACE_PATIENCE)
+            try:
+                return trace()
+            finally:
+                for lock in closed:
+                    lock.release()
+                gate.waiting.discard(wait)
+
+    return uninterrupted(alone)
+
+
+def uninterrupted(function: Callable[[], T]) -> T:
+    """The value of a function that runs in a separate thread, in which Python never raises KeyboardInterrupt.
+
+    On an interrupt, the caller waits until the function has ended before the exception propagates. The function must
+    not take a lock that the caller holds.
+    """
+    outcome, begun, ended = list[tuple[bool, Any]](), threading.Event(), threading.Lock()
     over: list[bool] = []
 
-    def alone() -> None:
+    def run() -> None:
         begun.set()
-        _local.tracing = True
-        gate.waiting.add(ended)
         try:
-            with _traces:
-                closed = _close_gates(TRACE_PATIENCE)
-                try:
-                    outcome.append((True, trace()))
-                finally:
-                    for lock in closed:
-                        lock.release()
-                    gate.waiting.discard(ended)
+            outcome.append((True, function()))
         except BaseException as error:
             outcome.append((False, error))
         finally:
@@ -199,7 +249,7 @@ def undisturbed(trace: Callable[[], T]) -> T:
             ended.release()
 
     ended.acquire()
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(alone,), name="sklearn_capacity.trace")
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(run,), name="sklearn_capacity.uninterrupted")
     try:
         thread.start()
         ended.acquire()

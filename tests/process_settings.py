@@ -14,6 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,85 @@ def changes(before: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     return {name: (before[name], now[name]) for name in SETTINGS if before[name] != now[name]}
 
 
+#: The settings that an interrupt most easily leaves changed, in forms that are cheap to read.
+_OFTEN: tuple[Callable[[], Any], ...] = (
+    torch.is_grad_enabled,
+    torch._C._len_torch_function_stack,
+    torch._C._len_torch_dispatch_stack,
+    lambda: (id(warnings.filters), len(warnings.filters)),
+    lambda: sorted(np.geterr().items()),
+    lambda: torch.random.default_generator.get_state().numpy().tobytes(),
+    _CUDA.flash_sdp_enabled,
+)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment at which Python looks for signals: where it is in the code, and the functions of tests and package."""
+
+    event: str
+    code: Any
+    line: int
+    callers: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def at(cls, frame: Any, event: str) -> Moment:
+        callers, outer = [], frame
+        while outer is not None and len(callers) < 4:
+            if "sklearn_capacity" in outer.f_code.co_filename:
+                callers.append((outer.f_code.co_name, outer.f_lineno))
+            outer = outer.f_back
+        return cls(event, frame.f_code, frame.f_lineno, tuple(callers))
+
+
+def _is_moment(frame: Any, event: str) -> bool:
+    return event in ("call", "c_return") and not frame.f_code.co_filename.endswith("process_state.py")
+
+
+def delicate_moments(call: Callable[[], object]) -> list[Moment]:
+    """The first moment after each change of a setting and the last one before, where the setting is not as at first.
+
+    An interrupt there is the likeliest to leave it so: a context manager has been entered, and its block has not, or it
+    is about to undo the change. Changes at one place, reached by one way, count once.
+    """
+    before = last = [read() for read in _OFTEN]
+    delicate: dict[Moment, None] = {}
+    previous: list[Moment] = []
+
+    def watch(frame: Any, event: str, argument: Any) -> None:
+        nonlocal last
+        if not _is_moment(frame, event):
+            return
+        now, moment = [read() for read in _OFTEN], Moment.at(frame, event)
+        if now != last:
+            delicate.update(dict.fromkeys(previous if last != before else []))
+            delicate.update(dict.fromkeys([moment] if now != before else []))
+        last, previous[:] = now, [moment]
+
+    sys.setprofile(watch)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return list(delicate)
+
+
+@contextlib.contextmanager
+def interrupt_when(moment: Moment) -> Iterator[None]:
+    """KeyboardInterrupt when this moment comes for the first time."""
+
+    def watch(frame: Any, event: str, argument: Any) -> None:
+        if event == moment.event and frame.f_code is moment.code and Moment.at(frame, event) == moment:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    sys.setprofile(watch)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+
+
 @contextlib.contextmanager
 def interrupt_at(number: int) -> Iterator[list[int]]:
     """KeyboardInterrupt at one of the moments at which Python looks for signals in this thread; yields their count.
@@ -125,7 +205,7 @@ def interrupt_at(number: int) -> Iterator[list[int]]:
     passed = [0]
 
     def count(frame: Any, event: str, argument: Any) -> None:
-        if event in ("call", "c_return") and not frame.f_code.co_filename.endswith("process_state.py"):
+        if _is_moment(frame, event):
             passed[0] += 1
             if passed[0] == number:
                 sys.setprofile(None)

@@ -155,7 +155,7 @@ def test_a_thread_that_waits_for_the_callers_lock_ends_the_wait(monkeypatch):
 def test_errors_and_nested_traces_pass_through():
     with pytest.raises(ZeroDivisionError):
         undisturbed(lambda: 1 / 0)
-    assert undisturbed(lambda: undisturbed(lambda: threading.current_thread().name)) == "sklearn_capacity.trace"
+    assert undisturbed(lambda: undisturbed(lambda: threading.current_thread().name)) == "sklearn_capacity.uninterrupted"
 
 
 OWNER_OF_THE_GUARD = """

@@ -47,7 +47,7 @@ from sklearn_capacity.graph import takes_channels_last
 from sklearn_capacity.layers import resolve_augmentation
 from sklearn_capacity.losses import CRITERIA
 from sklearn_capacity.penalties import PARAMETER_PENALTIES
-from sklearn_capacity.process_state import computing, keeps_modes
+from sklearn_capacity.process_state import computing, keeps_modes, keeps_random_numbers
 from sklearn_capacity.training import (
     DivergenceCheck,
     EpochProgress,
@@ -375,7 +375,7 @@ class BaseNetwork(BaseEstimator):
         if images_last is not None:
             net.images_last_ = images_last
         elif len(self.input_shape_) == 3 and device.type == "cpu":
-            with torch.random.fork_rng(devices=[]):
+            with keeps_random_numbers():
                 net.images_last_ = takes_channels_last(module, self.input_shape_, training=True)
         return net
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sklearn_capacity._validation import CapacityWarning, warn
 from sklearn_capacity.graph.outputs import normalizing_call
-from sklearn_capacity.process_state import computing
+from sklearn_capacity.process_state import computing, keeps_random_numbers
 from sklearn_capacity.training import PenalizedNet, TensorBatch, TensorData
 
 __all__ = [
@@ -188,7 +188,7 @@ def _cure(net: PenalizedNet, data: TensorData, *, slow: bool) -> str:
 
 def warn_of_normalized_outputs(net: PenalizedNet, data: TensorData) -> None:
     """Warn if a classifier's module ends in a softmax, a log-softmax or a sigmoid, which the loss itself applies."""
-    with torch.random.fork_rng(devices=[]):  # a module may draw random numbers in eval mode, too
+    with keeps_random_numbers():  # a module may draw random numbers in eval mode, too
         outputs = first_outputs(net, data, _FEW)
         total = outputs.sum(dim=1) if (outputs >= 0).all() else outputs.exp().sum(dim=1)  # 1, if normalised
         normalized = bool(((total - 1).abs() < 1e-3).all())

@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from sklearn_capacity._validation import warn
 from sklearn_capacity.estimators._attributes import IMAGES_LAST, OPTIONAL
+from sklearn_capacity.process_state import uninterrupted
 from sklearn_capacity.training import resolve_device, seeded
 
 if TYPE_CHECKING:
@@ -95,10 +96,16 @@ def _module_like(estimator: BaseNetwork, state: Mapping[str, Tensor]) -> nn.Modu
     run a sample through real layers.
     """
     dtype = torch.from_numpy(np.empty(0, estimator._dtype)).dtype
-    size = _at_most(len(state), sum(t.numel() for t in state.values()))
+    saved = len(state), sum(t.numel() for t in state.values())
     if _is_built_in(estimator):
-        with seeded(0, torch.device("cpu")), size, torch.device("meta"):
-            module = estimator._make_module(estimator.input_shape_, estimator._n_outputs).to(dtype=dtype)
+
+        def on_meta() -> nn.Module:
+            with _at_most(*saved), torch.device("meta"):
+                return estimator._make_module(estimator.input_shape_, estimator._n_outputs).to(dtype=dtype)
+
+        # In another thread, since an interrupt would keep the context of a device from ending.
+        with seeded(0, torch.device("cpu")):
+            module = uninterrupted(on_meta)
         _check_state(state, module.state_dict(), "network")
         return module.to_empty(device="cpu")
     if getattr(estimator, "position", None) is not None and math.prod(estimator.input_shape_) > MAX_DUMMY_SAMPLE:
@@ -106,7 +113,7 @@ def _module_like(estimator: BaseNetwork, state: Mapping[str, Tensor]) -> nn.Modu
             f"`input_shape_` is {estimator.input_shape_}, and inserting a layer at a `position` of your module would "
             f"require running it on a sample of more than {MAX_DUMMY_SAMPLE} values"
         )
-    with seeded(0, torch.device("cpu")), size:
+    with seeded(0, torch.device("cpu")), _at_most(*saved):
         return estimator._make_module(estimator.input_shape_, estimator._n_outputs).to(dtype=dtype)
 
 

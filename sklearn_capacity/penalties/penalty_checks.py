@@ -15,6 +15,7 @@ from sklearn_capacity._validation import check_instance, check_integer
 from sklearn_capacity.derivatives.modes import evaluating
 from sklearn_capacity.penalties.evaluation import naming_function
 from sklearn_capacity.penalties.shared_pass import forward_pass
+from sklearn_capacity.process_state import keeps_random_numbers
 
 __all__ = ["check_penalty", "check_value", "keywords_of"]
 
@@ -143,7 +144,7 @@ def _check_penalty(
     given = {name: value for name, value in given.items() if name in takes}
 
     def evaluate(**keywords: Any) -> Tensor:
-        with torch.random.fork_rng(devices=[X.device] if X.is_cuda else []):
+        with keeps_random_numbers(X.device):
             torch.manual_seed(random_state)
             return copy.deepcopy(penalty)(module, X, **given, **keywords)  # a copy, since it may have state
 

@@ -18,6 +18,7 @@ from torch import nn
 from .. import estimators
 from .._validation import warn
 from .._version import __version__
+from ..process_state import keeps_modes
 from ..storage import FileError, Stored, decode, encode, read_file, write_file
 
 __all__ = ["load", "save"]
@@ -167,6 +168,7 @@ def _versions() -> dict[str, str]:
     }
 
 
+@keeps_modes
 def load(path: str | os.PathLike[str], *, module: nn.Module | Callable[..., nn.Module] | None = None) -> Any:
     """Read an estimator written by `save`, without running any code from the file.
 

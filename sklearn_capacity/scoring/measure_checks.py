@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .._validation import NotDefinedError
 from ..graph import Network
 from ..measures import Batch, Measure, Measured
+from ..process_state import keeps_random_numbers
 from .measurement import Session
 from .requests import Request, parse_measures
 
@@ -358,7 +359,7 @@ def _drawn(module: nn.Module, seed: int) -> nn.Module:
 def _example(
     name: str, make: Callable[[], nn.Module], shape: Sequence[int], seed: int, *, regression: bool = False
 ) -> Example:
-    with torch.random.fork_rng(devices=[]):
+    with keeps_random_numbers():
         module, before = _drawn(make(), seed), _drawn(make(), seed + 1)
     generator = torch.Generator(device="cpu").manual_seed(seed + 2)
     X = torch.randn(40, *shape, generator=generator, dtype=torch.float64, device="cpu")

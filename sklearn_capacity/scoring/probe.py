@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._validation import NotDefinedError, warn
 from ..graph import Network, UnsupportedLayerError
-from ..process_state import restored_at_the_end
+from ..process_state import generator_states, restored_at_the_end, set_generator_states, surely
 from ..training import embedding_cure
 
 __all__ = ["is_hollow", "measurable", "probe", "torch_refusals"]
@@ -103,7 +103,7 @@ def probe(network: Network, X: Any, task: str | None) -> None:
         If two passes over the same samples differ, or the outputs of a sample depend on the others.
     """
     samples = _samples(network, X)
-    states = _random_states(network.device)
+    states = generator_states(network.device)
     try:
         shape, first, again, fewer = _forward_passes(network, samples)
         if not _equal(first, again):
@@ -112,10 +112,10 @@ def probe(network: Network, X: Any, task: str | None) -> None:
                 "deterministic in eval mode; for example, `torch.nn.functional.dropout` needs `training=self.training`."
             )
     except BaseException:
-        _restore(network.device, states)  # only here, since another thread may be drawing numbers
+        surely(set_generator_states, states, network.device)  # only here, since another thread may be drawing numbers
         raise
     if _draws(network, samples, states):
-        restored_at_the_end(functools.partial(_restore, network.device, states))
+        restored_at_the_end(functools.partial(set_generator_states, states, network.device))
     if not shape or 0 in shape:
         raise NotDefinedError("The network has no outputs.")
     if task == "classification" and sum(size > 1 for size in shape) > 1:
@@ -168,23 +168,13 @@ def _check_meaning(network: Network, samples: Tensor) -> None:
         )
 
 
-def _random_states(device: torch.device) -> list[Tensor]:
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def _restore(device: torch.device, states: list[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    for state in states[1:]:
-        torch.cuda.set_rng_state(state, device)
-
-
 @torch.no_grad()
 def _draws(network: Network, samples: Tensor, states: list[Tensor]) -> bool:
     """Whether the network draws random numbers, though its outputs do not depend on them.
 
     Other threads may have drawn those that are missing, so this one is watched during another pass.
     """
-    if all(map(torch.equal, states, _random_states(network.device))):
+    if all(map(torch.equal, states, generator_states(network.device))):
         return False
     with _Draws() as seen:
         network.forward(samples)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..process_state import surely
+
 __all__ = ["Behaviour", "first_step", "global_generators"]
 
 _STEP = 0.02  # relative; a line search multiplies rounding errors
@@ -90,9 +92,13 @@ def _numbers(tensor: Tensor, scale: float | None = None) -> list[tuple[float, fl
 @contextmanager
 def global_generators() -> Iterator[None]:
     """Restore numpy's and Python's global generators, from which a user's augmentation may draw."""
-    states = np.random.get_state(), random.getstate()  # noqa: NPY002
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+
+    def restore() -> None:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
+
     try:
         yield
     finally:
-        np.random.set_state(states[0])  # noqa: NPY002
-        random.setstate(states[1])
+        surely(restore)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import torch
 
+from ..process_state import keeps_random_numbers
+
 __all__ = ["seeded"]
 
 # Dropout can only draw from torch's default generator, which all threads of a process share:
@@ -33,11 +35,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[torch.Generator]:
     Yields a private CPU generator for draws whose order must not depend on what a module draws
     (batches, projections). Fits in several threads of one process take turns.
     """
-    cuda = [device] if device.type == "cuda" else []
-    with _lock, torch.random.fork_rng(devices=cuda):
+    with _lock, keeps_random_numbers(device):
         # torch.manual_seed would also seed, and initialise, every accelerator
         torch.random.default_generator.manual_seed(seed)
-        for current in cuda:
-            with torch.cuda.device(current):
+        if device.type == "cuda":
+            with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield torch.Generator().manual_seed(seed)

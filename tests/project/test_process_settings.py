@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from sklearn.model_selection import GridSearchCV
 from torch import nn
 
 import sklearn_capacity as sc
-from process_settings import changes, interrupt_at, settings
+from process_settings import changes, delicate_moments, interrupt_at, interrupt_when, settings
 from sklearn_capacity import penalties
 from sklearn_capacity.graph import trace
 from sklearn_capacity.scoring.landscape import measure_landscape
@@ -136,3 +138,20 @@ def test_nothing_changes_where_it_is_interrupted(name, tmp_path):
         with contextlib.suppress(KeyboardInterrupt), interrupt_at(number):
             CALLS[name](tmp_path)
         assert changes(before) == {}, number
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_nothing_changes_where_it_is_interrupted_as_a_change_begins_or_ends(name, tmp_path):
+    def call():
+        with tempfile.TemporaryDirectory(dir=tmp_path) as folder:  # a new one, so that the fit in it starts anew
+            CALLS[name](Path(folder))
+
+    call()
+    moments = delicate_moments(call)
+    if name not in ("NetworkClassifier", "save and load"):  # all moments of all calls take minutes
+        moments = random.Random(name).sample(moments, min(len(moments), 3))
+    before = settings()
+    for moment in moments:
+        with contextlib.suppress(KeyboardInterrupt), interrupt_when(moment):
+            call()
+        assert changes(before) == {}, moment
