@@ -21,9 +21,12 @@ import numpy as np
 import torch
 from torch import nn
 
+import sklearn_capacity
+
 #: Seconds for threads that are still running to end.
 PATIENCE = 60
 _CUDA = torch.backends.cuda
+_PACKAGE = os.path.dirname(sklearn_capacity.__file__)
 _LOGGERS = ("", "torch", "torch.fx.experimental.symbolic_shapes", "torch.export", "torch._dynamo", "skorch", "dask")
 
 
@@ -130,7 +133,7 @@ _OFTEN: tuple[Callable[[], Any], ...] = (
 
 @dataclass(frozen=True)
 class Moment:
-    """A moment at which Python looks for signals: where it is in the code, and the functions of tests and package."""
+    """A moment at which Python looks for signals: where it is in the code, and in which functions of the package."""
 
     event: str
     code: Any
@@ -141,7 +144,7 @@ class Moment:
     def at(cls, frame: Any, event: str) -> Moment:
         callers, outer = [], frame
         while outer is not None and len(callers) < 4:
-            if "sklearn_capacity" in outer.f_code.co_filename:
+            if outer.f_code.co_filename.startswith(_PACKAGE):
                 callers.append((outer.f_code.co_name, outer.f_lineno))
             outer = outer.f_back
         return cls(event, frame.f_code, frame.f_lineno, tuple(callers))
@@ -155,7 +158,8 @@ def delicate_moments(call: Callable[[], object]) -> list[Moment]:
     """The first moment after each change of a setting and the last one before, where the setting is not as at first.
 
     An interrupt there is the likeliest to leave it so: a context manager has been entered, and its block has not, or it
-    is about to undo the change. Changes at one place, reached by one way, count once.
+    is about to undo the change. Changes at one place, reached by one way, count once; those outside of the package,
+    as in a search of scikit-learn, do not count.
     """
     before = last = [read() for read in _OFTEN]
     delicate: dict[Moment, None] = {}
@@ -176,7 +180,7 @@ def delicate_moments(call: Callable[[], object]) -> list[Moment]:
         call()
     finally:
         sys.setprofile(None)
-    return list(delicate)
+    return [moment for moment in delicate if moment.callers]
 
 
 @contextlib.contextmanager

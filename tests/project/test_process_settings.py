@@ -140,7 +140,7 @@ def test_nothing_changes_where_it_is_interrupted(name, tmp_path):
         assert changes(before) == {}, number
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "search"])  # its changes are in other threads
 def test_nothing_changes_where_it_is_interrupted_as_a_change_begins_or_ends(name, tmp_path):
     def call():
         with tempfile.TemporaryDirectory(dir=tmp_path) as folder:  # a new one, so that the fit in it starts anew
