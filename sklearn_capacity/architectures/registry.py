@@ -12,8 +12,8 @@ import numpy as np
 from torch import nn
 
 from sklearn_capacity._validation import as_list, check_integer, check_option, closest
-from sklearn_capacity.architectures.chains import VGG, AllConvNet, ConvNet
 from sklearn_capacity.architectures.mlp import MLP
+from sklearn_capacity.architectures.plain_convnets import VGG, AllConvNet, ConvNet
 from sklearn_capacity.architectures.preactivation import PreactResNet, WideResNet
 from sklearn_capacity.architectures.residual_mlp import ResidualMLP
 from sklearn_capacity.architectures.resnet import CifarResNet

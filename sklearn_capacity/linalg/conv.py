@@ -14,11 +14,11 @@ from torch import Tensor
 from sklearn_capacity._validation import check_integer, check_option
 from sklearn_capacity.process_state import computed_once
 
-from .entries import Taps, described, entry_norms, stable_norm
+from .entry_norms import Taps, described, entry_norms, stable_norm
 from .matrix import in_range
 from .operator_norm import OperatorNorm, operator_norm
 from .padding import PADDING_MODES, pad, pad_adjoint, per_axis, source_index
-from .torus import convolution_bound
+from .torus_bound import convolution_bound
 
 __all__ = ["ConvOperator", "conv_norm_lower", "conv_norm_upper"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from sklearn_capacity._validation import NotDefinedError, check_interval
 
 from .certificate import ROUNDING, certified_norm
-from .entries import described, stable_norm
+from .entry_norms import described, stable_norm
 from .operator_norm import OperatorNorm, operator_norm
 
 __all__ = ["DIRECT_SIDE", "DiagonalOperator", "MatrixOperator", "in_range"]

@@ -5,10 +5,10 @@ that all measures of a call share, and `memory` limits what they hold at once. F
 `spectral_shape`, `power_law_tails`, `paths`, `path_activity`, `capacities`, `data_norms`, `fisher_rao`,
 `fisher_spectrum`, `function_space`, `margins`, `normalized_margins`, `hidden_margins`, `jacobians`, `lipschitz`,
 `curvature`, `robustness`, `sharpness`, `adaptive_sharpness`, `hessian`, `relative_flatness`, `interaction`,
-`pac_bayes`, `battery`, `battery_flatness`, `steps_to_loss`, `separability`. Shared parts: `layers` (weight layers and
-their operators), `function_slopes` and `magnitudes` (of products, softmax and normalisations), `rectifier_chain`,
-`output_gram` (J J^T of each sample), `radii` and `attack` (of `robustness`), `losses`, `rise_search`. Read `record`
-first, then `size`.
+`pac_bayes`, `battery`, `battery_flatness`, `steps_to_loss`, `separability`. Shared parts: `layer_operators` (weight
+layers and their operators), `function_slopes` and `magnitudes` (of products, softmax and normalisations),
+`rectifier_chain`, `output_gram` (J J^T of each sample), `radii` and `attack` (of `robustness`), `losses`,
+`rise_search`. Read `record` first, then `size`.
 
 Data flow: Network, Batch -> function -> Measured(value, standard_error, per_layer, info).
 """

@@ -14,10 +14,10 @@ import torch
 from .._validation import check_option
 from ..graph import Network, Node, operator_of
 from ..graph.weight_layers import weight_layers as weight_layers_of
-from ..linalg.entries import stable_norm
+from ..linalg.entry_norms import stable_norm
 from .batch import Batch
 from .capacities import separating_margin
-from .layers import kernel_matrix, layer_rows, layer_weight, left_out, norm_bytes, operator_norm, weight_layers
+from .layer_operators import kernel_matrix, layer_rows, layer_weight, left_out, norm_bytes, operator_norm, weight_layers
 from .memory import Peak
 from .norms import layer_group_norm
 from .record import Measure, Measured, NotDefinedError, logarithm

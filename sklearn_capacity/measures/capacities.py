@@ -10,7 +10,7 @@ import numpy as np
 from .._validation import check_interval, warn
 from ..graph import Network
 from .batch import Batch
-from .layers import norm_bytes, weight_layers
+from .layer_operators import norm_bytes, weight_layers
 from .margins import sample_margins
 from .memory import Peak
 from .norms import frobenius_norm, l1_inf_norm, spectral_norm

@@ -9,7 +9,7 @@ from .._validation import NotDefinedError, check_option
 from ..graph import Network
 from .batch import Batch
 from .jacobians import REDUCTIONS, reduce_samples
-from .layers import certificate_bytes
+from .layer_operators import certificate_bytes
 from .lipschitz import CERTIFICATE, log_lipschitz
 from .memory import Peak
 from .output_gram import GRAM, fisher_norm, largest_eigenvalues, traces

@@ -16,9 +16,9 @@ from torch import Tensor
 from .._validation import check_interval
 from ..graph import Network
 from ..linalg import dual_exponent
-from ..linalg.entries import stable_norm
+from ..linalg.entry_norms import stable_norm
 from .batch import Batch
-from .layers import norm_bytes
+from .layer_operators import norm_bytes
 from .memory import Peak
 from .norms import chain_norm, check_exponents, check_pair, group_norm, induced_norm, spectral_norm
 from .paths import path_norm

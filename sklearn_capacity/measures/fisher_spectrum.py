@@ -15,7 +15,7 @@ from ..derivatives.fisher_matrix import LOSSES, FisherMatrix
 from ..derivatives.parameter_jacobian import parameter_jacobian
 from ..graph import Network
 from ..linalg import block_lanczos, largest_eigenvalue
-from ..linalg.trace import TraceEstimate, trace_estimate
+from ..linalg.trace_estimate import TraceEstimate, trace_estimate
 from .batch import Batch, is_out_of_memory
 from .memory import Peak
 from .record import Measure, Measured

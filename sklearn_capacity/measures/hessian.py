@@ -21,7 +21,7 @@ from ..derivatives.parameter_vector import raw_parameter_vector
 from ..graph import Network
 from ..linalg import largest_eigenvalue
 from ..linalg.lanczos import lanczos_quadrature
-from ..linalg.trace import trace_estimate
+from ..linalg.trace_estimate import trace_estimate
 from ..losses import sample_losses
 from .batch import Batch
 from .losses import targets

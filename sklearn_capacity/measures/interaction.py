@@ -14,7 +14,7 @@ from torch import Tensor
 from .._validation import check_interval, check_numbers
 from ..graph import Network
 from .batch import CPU_BYTES, Batch
-from .layers import layer_weight
+from .layer_operators import layer_weight
 from .memory import Peak
 from .record import Measure, Measured, NotDefinedError
 from .rectifier_chain import rectifier_chain

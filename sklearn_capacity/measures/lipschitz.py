@@ -15,7 +15,7 @@ from ..linalg.certificate import ROUNDING
 from ..linalg.padding import padding_norm
 from .batch import Batch
 from .function_slopes import function_log, log_sum
-from .layers import (
+from .layer_operators import (
     as_operator,
     certificate_bytes,
     graph_layers,

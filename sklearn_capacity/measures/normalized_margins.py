@@ -8,7 +8,7 @@ from typing import Any
 from ..graph import Network
 from .batch import Batch
 from .fisher_rao import TANGENT, fisher_rao_norm
-from .layers import as_operator, left_out, norm_bytes, operator_norm, repetitions, weight_layers
+from .layer_operators import as_operator, left_out, norm_bytes, operator_norm, repetitions, weight_layers
 from .margins import margin_percentile
 from .memory import Peak
 from .norms import warn_of_zeros

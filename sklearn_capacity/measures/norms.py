@@ -14,9 +14,9 @@ import numpy as np
 from .._validation import check_interval, warn
 from ..graph import Network, Node
 from ..linalg import induced_norm as operator_induced_norm
-from ..linalg.entries import stable_norm
+from ..linalg.entry_norms import stable_norm
 from .batch import Batch
-from .layers import (
+from .layer_operators import (
     LazyRows,
     as_operator,
     check_view,

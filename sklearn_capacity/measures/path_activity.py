@@ -13,7 +13,7 @@ from ..graph import Network, Node, interpret
 from ..graph.activations import activation_of
 from ..graph.evaluate import EVALUATE, pool_indices
 from .batch import Batch
-from .layers import graph_layers, refuse_unknown
+from .layer_operators import graph_layers, refuse_unknown
 from .memory import Peak
 from .paths import Paths, path_rules
 from .record import Measure, Measured, logarithm

@@ -17,7 +17,7 @@ from ..graph.functions import function_of
 from ..graph.nodes import WEIGHT_OPS, interpret
 from ..linalg import adaptive_average_pool, power_product
 from .batch import Batch
-from .layers import graph_layers, refuse_unknown
+from .layer_operators import graph_layers, refuse_unknown
 from .memory import Peak
 from .record import Measure, Measured, logarithm
 

@@ -13,7 +13,7 @@ from .._validation import NotDefinedError, check_integer, warn
 from ..graph import Network, Node
 from ..linalg import PowerLaw, fit_power_law
 from .batch import Batch
-from .layers import check_view, weight_layers
+from .layer_operators import check_view, weight_layers
 from .record import Measure, Measured
 from .spectral_shape import SPECTRUM, singular_values
 

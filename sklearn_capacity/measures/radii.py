@@ -18,7 +18,7 @@ from ..derivatives.double_backward import twice_differentiable
 from ..graph import Network
 from .attack import attack_radii, over
 from .batch import Batch
-from .layers import certificate_bytes
+from .layer_operators import certificate_bytes
 from .lipschitz import log_lipschitz
 from .margins import margins_of
 from .output_gram import jacobian_rows, output_function, piece_size

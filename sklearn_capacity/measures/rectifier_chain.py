@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._validation import NotDefinedError
 from ..graph import EVALUATE, Network, Node, activation_of
-from .layers import graph_layers, refuse_unknown
+from .layer_operators import graph_layers, refuse_unknown
 
 __all__ = ["Chain", "rectifier_chain"]
 

@@ -21,9 +21,9 @@ from ..derivatives.parameter_groups import parameter_groups, root
 from ..graph import Network, Node, operator_of
 from ..graph import weight_layers as weight_layers_of
 from ..graph.fold import split_head
-from ..linalg.entries import stable_norm
+from ..linalg.entry_norms import stable_norm
 from .batch import Batch
-from .layers import layer_weight, left_out, weight_layers
+from .layer_operators import layer_weight, left_out, weight_layers
 from .memory import Peak
 from .record import Measure, Measured
 

@@ -13,7 +13,7 @@ from .._validation import NotDefinedError
 from ..graph import Network, Node
 from ..linalg import ConvOperator, DiagonalOperator, MatrixOperator
 from .batch import Batch
-from .layers import (
+from .layer_operators import (
     Operator,
     as_operator,
     check_view,

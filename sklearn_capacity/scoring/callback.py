@@ -11,10 +11,10 @@ from skorch import NeuralNet
 from skorch.callbacks import Callback
 
 from .._validation import NotDefinedError, as_list, check_integer
-from .by_value import TravelsByValue
 from .capacity import measure_capacity
 from .data import subsample
 from .outcomes import check_max_seconds
+from .pickling import TravelsByValue
 
 __all__ = ["CapacityCallback"]
 

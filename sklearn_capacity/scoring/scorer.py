@@ -14,11 +14,11 @@ from torch import nn
 from .._validation import NotDefinedError, check_boolean, check_option, warn
 from ..measures import Measure
 from ..process_state import keeps_modes
-from .by_value import TravelsByValue
 from .find_network import resolve
 from .measurement import Session
 from .module_estimator import module_estimator
 from .outcomes import LeftOutError, check_max_seconds, outcomes, warn_of_left_out
+from .pickling import TravelsByValue
 from .requests import Request, in_order, is_group, label_of, parse_with_scores
 from .scores import Scores
 

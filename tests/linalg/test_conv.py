@@ -11,8 +11,8 @@ from torch import nn
 
 from reference_linalg import convolution_matrix, drawn, norm, norm_ends
 from sklearn_capacity.linalg import ConvOperator, conv_norm_lower, conv_norm_upper
-from sklearn_capacity.linalg.banded import is_upper_end
-from sklearn_capacity.linalg.torus import torus_bound
+from sklearn_capacity.linalg.banded_certificate import is_upper_end
+from sklearn_capacity.linalg.torus_bound import torus_bound
 
 MODES = ("zeros", "circular", "reflect", "replicate")
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -168,10 +168,10 @@ def test_upper_end_without_a_lower_one_or_a_dense_matrix(mode, monkeypatch):
     operator = ConvOperator(drawn(4, 3, 3, 3), (3, 9, 9), 2, 1, padding_mode=mode)
     true = norm(_dense(operator))
     assert true <= conv_norm_upper(operator) <= true * (1 + 1e-6)
-    monkeypatch.setattr("sklearn_capacity.linalg.torus.DENSE_SIDE", 0)
+    monkeypatch.setattr("sklearn_capacity.linalg.torus_bound.DENSE_SIDE", 0)
     alone = conv_norm_upper(operator)
     assert true <= conv_norm_upper(operator, true * (1 - 1e-12)) <= min(alone * (1 + 1e-8), true * 1.05)
-    monkeypatch.setattr("sklearn_capacity.linalg.torus.BAND_PRODUCTS", 0)
+    monkeypatch.setattr("sklearn_capacity.linalg.torus_bound.BAND_PRODUCTS", 0)
     assert alone == pytest.approx(conv_norm_upper(operator, true * (1 - 1e-12)), rel=1e-8)
 
 
@@ -205,7 +205,7 @@ def test_large_operator_within_a_millionth_and_frequencies_in_chunks(monkeypatch
     true = norm(_dense(operator))
     assert conv_norm_lower(operator).value == pytest.approx(true, rel=1e-9)
     whole = torus_bound(operator)
-    monkeypatch.setattr("sklearn_capacity.linalg.torus.CHUNK", 1000)
+    monkeypatch.setattr("sklearn_capacity.linalg.torus_bound.CHUNK", 1000)
     assert torus_bound(operator) == pytest.approx(whole, rel=1e-8)
 
 

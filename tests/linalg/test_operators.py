@@ -23,7 +23,7 @@ from sklearn_capacity.linalg import (
 )
 from sklearn_capacity.linalg.block_lanczos import block_lanczos
 from sklearn_capacity.linalg.certificate import certified_norm, largest_gram_root
-from sklearn_capacity.linalg.powers import power_product
+from sklearn_capacity.linalg.power_product import power_product
 
 INF = math.inf
 

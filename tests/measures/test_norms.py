@@ -16,7 +16,7 @@ from networks import NETWORKS, make, measure, measure_module, prepared
 from sklearn_capacity import CapacityWarning, capacity_report
 from sklearn_capacity.graph import Network, UnsupportedLayerError
 from sklearn_capacity.measures import MEASURES, Batch
-from sklearn_capacity.measures.layers import operator_norm_upper, weight_layers
+from sklearn_capacity.measures.layer_operators import operator_norm_upper, weight_layers
 
 INF = math.inf
 

@@ -144,7 +144,7 @@ def stable_norm(x: Tensor, p: float) -> Tensor:
     Examples
     --------
     >>> import torch
-    >>> from sklearn_capacity.linalg.entries import stable_norm
+    >>> from sklearn_capacity.linalg.entry_norms import stable_norm
     >>> stable_norm(torch.tensor([3e200, 4e200], dtype=torch.float64), 2)
     tensor(5.0000e+200, dtype=torch.float64)
     """

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sklearn_capacity.linalg.lanczos import lanczos_quadrature
-from sklearn_capacity.linalg.trace import trace_estimate
+from sklearn_capacity.linalg.trace_estimate import trace_estimate
 
 
 def _symmetric(size: int, seed: int = 0) -> torch.Tensor:

@@ -79,7 +79,7 @@ def trace_estimate(
     A matrix of rank one is captured exactly.
 
     >>> import torch
-    >>> from sklearn_capacity.linalg.trace import trace_estimate
+    >>> from sklearn_capacity.linalg.trace_estimate import trace_estimate
     >>> a = torch.arange(9.0, dtype=torch.float64)
     >>> A = torch.outer(a, a)
     >>> round(trace_estimate(lambda v: A @ v, 9, n_products=6, generator=torch.Generator().manual_seed(0)).value, 9)

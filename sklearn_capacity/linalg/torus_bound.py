@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .banded import band_products, is_upper_end
+from .banded_certificate import band_products, is_upper_end
 from .certificate import ROUNDING, certified_norm, largest_gram_root
-from .entries import dense_blocks
+from .entry_norms import dense_blocks
 from .padding import padding_norm
 
 __all__ = ["CHUNK", "DENSE_PRODUCTS", "DENSE_SIDE", "convolution_bound", "torus_bound"]

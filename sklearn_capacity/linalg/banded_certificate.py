@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from .entries import Taps, dense_blocks
+from .entry_norms import Taps, dense_blocks
 
 __all__ = ["band_products", "is_upper_end"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sklearn_capacity._validation import check_interval
 
-from .entries import stable_norm
+from .entry_norms import stable_norm
 from .matrix import DiagonalOperator, MatrixOperator
 
 __all__ = ["diagonal_norm", "dual_exponent", "induced_norm"]

@@ -12,7 +12,7 @@ from .._validation import check_option, warn
 from ..graph import Network, NetworkGraph, Node, UnsupportedLayerError, operator_of
 from ..graph.weight_layers import Operator
 from ..linalg import OperatorNorm
-from ..linalg.torus import CHUNK, DENSE_PRODUCTS, DENSE_SIDE
+from ..linalg.torus_bound import CHUNK, DENSE_PRODUCTS, DENSE_SIDE
 
 __all__ = [
     "VIEWS",

@@ -38,7 +38,7 @@ def power_product(operator: ConvOperator, p: float, x: Tensor) -> Tensor:
     --------
     >>> import torch
     >>> from sklearn_capacity.linalg import ConvOperator
-    >>> from sklearn_capacity.linalg.powers import power_product
+    >>> from sklearn_capacity.linalg.power_product import power_product
     >>> kernel = torch.tensor([[[1.0, -2.0, 1.0]]], dtype=torch.float64)
     >>> wrapped = ConvOperator(kernel, (1, 2), padding=1, padding_mode="circular")  # both neighbours are one pixel
     >>> power_product(wrapped, 2.0, torch.ones(1, 1, 2, dtype=torch.float64))
