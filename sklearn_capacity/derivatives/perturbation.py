@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 from torch import Tensor
@@ -89,7 +89,7 @@ def displacements(
     *,
     antithetic: bool = False,
     uniform: bool = False,
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Displace the parameters by random noise, once per iteration; they are reset to the centre afterwards.
 
     Parameters

@@ -18,7 +18,7 @@ from .batch import Batch
 from .losses import targets
 from .memory import Peak
 from .record import Measure, Measured, NotDefinedError
-from .sharpness import finite_loss, mean_rise
+from .sharpness import check_tolerance, finite_loss, mean_rise
 
 __all__ = ["MEASURES", "adaptive_sharpness"]
 
@@ -35,6 +35,7 @@ def adaptive_sharpness(
     m: int | None = None,
     average: bool = False,
     n_draws: int = 100,
+    tolerance: float | None = None,
 ) -> Measured:
     r"""Largest rise of the loss found in a ball around the weights, scaled by their magnitudes.
 
@@ -66,7 +67,10 @@ def adaptive_sharpness(
         Return the mean rise over random v instead of the largest: Gaussian with standard deviations :math:`\rho |w_i|`
         for "l2", uniform in the ball for "linf". `steps`, `n_restarts` and `m` are then ignored.
     n_draws : int >= 2, default=100
-        Number of draws of v with `average`, in pairs v, -v; an odd number is rounded up.
+        Number of draws of v with `average`, in pairs v, -v; an odd number is rounded up. With a `tolerance`, the
+        largest number.
+    tolerance : float > 0, default=None
+        With `average`, stop drawing once the standard error is at most this, which is looked at every 32 draws.
 
     Returns
     -------
@@ -112,13 +116,14 @@ def adaptive_sharpness(
     check_integer("steps", steps)
     check_integer("n_restarts", n_restarts)
     n_pairs = (check_integer("n_draws", n_draws, 2) + 1) // 2
+    check_tolerance(tolerance)
     m = batch.n_samples if m is None else check_integer("m", m)
     ball = _Ball(network, batch, rho, norm, adaptive)
     if average:
         draws = displacements(
             ball.theta, rho * ball.scale, 2 * n_pairs, batch.generator(), antithetic=True, uniform=norm == "linf"
         )
-        return mean_rise(batch, ball.vector.bind(ball.theta.views), ball.loss, draws, n_pairs)
+        return mean_rise(batch, ball.vector.bind(ball.theta.views), ball.loss, draws, n_pairs, tolerance)
     generator = batch.generator()
     n_batches = math.ceil(batch.n_samples / m)
     with tqdm(total=n_batches, desc="adaptive sharpness", disable=not batch.verbose, leave=False) as bar:

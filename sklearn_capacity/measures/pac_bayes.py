@@ -17,7 +17,7 @@ from .batch import Batch
 from .losses import mean_error
 from .memory import Peak
 from .record import Measure, Measured, NotDefinedError
-from .sharpness import noise_scale
+from .sharpness import check_tolerance, noise_scale
 
 __all__ = ["FORMS", "MEASURES", "PRIORS", "SIGMAS", "kl_divergence", "kl_inverse", "pac_bayes_bound", "upper_limit"]
 
@@ -29,6 +29,8 @@ SIGMAS = tuple(10 ** (k / 10) for k in range(-30, 1))
 MONTE_CARLO_SHARE = 0.1
 #: Number of draws for each sigma before one sigma is chosen for the bound.
 PILOT_DRAWS = 10
+#: With a tolerance: draws before the first look at their limit.
+FEWEST_DRAWS = 50
 
 
 def kl_divergence(
@@ -86,6 +88,7 @@ def pac_bayes_bound(
     sigmas: Sequence[float] = SIGMAS,
     n_draws: int = 1000,
     noise: str = "spherical",
+    tolerance: float | None = None,
 ) -> Measured:
     r"""Upper bound on the error of the network with Gaussian noise on its weights.
 
@@ -120,9 +123,13 @@ def pac_bayes_bound(
     sigmas : sequence of float > 0, default=0.001 to 1 in 31 steps
         Candidate standard deviations, fixed before the data were seen.
     n_draws : int >= 1, default=1000
-        Number of independent draws at the chosen sigma.
+        Number of independent draws at the chosen sigma. With a `tolerance`, the largest number.
     noise : "spherical", default="spherical"
         Magnitude noise is refused.
+    tolerance : float > 0, default=None
+        Stop drawing once the upper limit exceeds the mean of the draws by at most this. It is looked at after n_draws
+        divided by 2, 4, 8, ... draws, which share the limit's part of delta, so that the bound stays valid. (The
+        standard error would not do: it may be 0 when the limit is still far.)
 
     Returns
     -------
@@ -163,6 +170,7 @@ def pac_bayes_bound(
     check_option("form", form, FORMS)
     check_option("prior", prior, PRIORS)
     check_integer("n_draws", n_draws)
+    check_tolerance(tolerance)
     _check_noise(noise)
     grid = _check_sigmas(sigmas)
     if batch.n_samples < 2:
@@ -177,10 +185,23 @@ def pac_bayes_bound(
     pilot = max(1, min(PILOT_DRAWS, n_draws // 10))
     with tqdm(total=pilot * len(grid) + n_draws, desc="PAC-Bayes", disable=not batch.verbose, leave=False) as bar:
         sigma = min(grid, key=lambda s: bound(float(draws.errors(s, pilot, bar).mean()), s))
-        errors = draws.errors(sigma, n_draws, bar)
-    limit = upper_limit(errors, delta * MONTE_CARLO_SHARE)
+        errors, limit = draws.limited(sigma, _looks(n_draws, tolerance), delta * MONTE_CARLO_SHARE, tolerance, bar)
     info = {"sigma": sigma, "error": float(errors.mean()), "error_limit": limit}
-    return Measured(bound(limit, sigma), info={**info, "kl": distance / (2 * sigma**2), "draws": n_draws})
+    return Measured(bound(limit, sigma), info={**info, "kl": distance / (2 * sigma**2), "draws": len(errors)})
+
+
+def _looks(n_draws: int, tolerance: float | None) -> list[int]:
+    """After how many draws the limit is looked at: at the end, and with a tolerance after halves of that.
+
+    Examples
+    --------
+    >>> _looks(1000, 0.05)
+    [62, 125, 250, 500, 1000]
+    """
+    looks = [n_draws]
+    while tolerance is not None and looks[0] // 2 >= FEWEST_DRAWS:
+        looks.insert(0, looks[0] // 2)
+    return looks
 
 
 def _check_noise(noise: str) -> None:
@@ -283,6 +304,22 @@ class _NoisyErrors:
             errors.append(mean_error(self.batch, self.forward))
             bar.update()
         return torch.stack(errors).cpu()  # (n_draws,)
+
+    def limited(
+        self, sigma: float, looks: Sequence[int], delta: float, tolerance: float | None, bar: tqdm
+    ) -> tuple[Tensor, float]:
+        """Error rates (n,) and an upper limit of their expectation, at the first look where it is close enough.
+
+        A union bound over the looks makes it valid, whichever of them ends the draws.
+        """
+        errors = torch.empty(0, device="cpu")
+        limit = 1.0
+        for look in looks:
+            errors = torch.cat([errors, self.errors(sigma, look - len(errors), bar)])  # (look,)
+            limit = upper_limit(errors, delta / len(looks))
+            if tolerance is not None and limit - float(errors.mean()) <= tolerance:
+                break
+        return errors, limit
 
 
 def _bound(form: str, error: float, kl: float, m: int, delta: float) -> float:

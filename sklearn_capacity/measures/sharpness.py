@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ __all__ = [
     "MEASURES",
     "NOISES",
     "MovedWeights",
+    "check_tolerance",
     "expected_sharpness",
     "finite_loss",
     "max_sharpness",
@@ -32,6 +34,9 @@ __all__ = [
 ]
 
 NOISES = ("magnitude", "spherical")
+#: With a tolerance: pairs of draws between two looks at the standard error, checks of the loss that an ascent may
+#: pass without a rise, and the fewest restarts whose spread counts.
+PAIRS_PER_LOOK, PATIENCE, FEWEST_RESTARTS = 16, 5, 3
 
 
 def noise_scale(weights: Tensor, alpha: float, noise: str, sigma: float | None) -> Tensor | float:
@@ -57,6 +62,7 @@ def expected_sharpness(
     n_draws: int = 1000,
     noise: str = "magnitude",
     sigma: float | None = None,
+    tolerance: float | None = None,
 ) -> Measured:
     r"""Mean rise of the loss under Gaussian noise on the weights.
 
@@ -72,16 +78,19 @@ def expected_sharpness(
     alpha : float > 0, default=1e-3
         Scale of the magnitude noise.
     n_draws : int >= 2, default=1000
-        Number of draws of the noise, in antithetic pairs v, -v; an odd number is rounded up.
+        Number of draws of the noise, in antithetic pairs v, -v; an odd number is rounded up. With a `tolerance`, the
+        largest number.
     noise : "magnitude" or "spherical", default="magnitude"
         s_i = alpha (10 abs(w_i) + 1), or s_i = sigma for every parameter.
     sigma : float > 0, default=None
         Standard deviation of the spherical noise.
+    tolerance : float > 0, default=None
+        Stop drawing once the standard error is at most this, which is looked at every 32 draws.
 
     Returns
     -------
     Measured
-        With the standard error over the pairs (None for a single pair).
+        With the standard error over the pairs (None for a single pair); the number of draws is in `info`.
 
     Raises
     ------
@@ -113,28 +122,59 @@ def expected_sharpness(
     0.01
     """
     n_pairs = (check_integer("n_draws", n_draws, 2) + 1) // 2
+    check_tolerance(tolerance)
     vector = parameter_vector(network)
     theta = FlatParameters(vector.tensors)
     scale = noise_scale(theta.center, alpha, noise, sigma)
     forward = vector.bind(theta.views)
     start = finite_loss(batch, forward)
     draws = displacements(theta, scale, 2 * n_pairs, batch.generator(), antithetic=True)
-    return mean_rise(batch, forward, start, draws, n_pairs)
+    return mean_rise(batch, forward, start, draws, n_pairs, tolerance)
 
 
+def check_tolerance(tolerance: float | None) -> None:
+    """Raise unless it is None or a number above 0."""
+    if tolerance is not None:
+        check_interval("tolerance", tolerance, 0, math.inf, closed="neither")
+
+
+@torch.no_grad()
 def mean_rise(
-    batch: Batch, forward: Callable[[Tensor], Tensor], start: float, draws: Iterator[None], n_pairs: int
+    batch: Batch,
+    forward: Callable[[Tensor], Tensor],
+    start: float,
+    draws: Generator[None, None, None],
+    n_pairs: int,
+    tolerance: float | None = None,
 ) -> Measured:
-    """Mean over draws of the weights, in pairs v, -v, of the rise of the loss above its initial value."""
-    with torch.no_grad():
-        losses = torch.stack([mean_loss(batch, forward) for _ in _counted(draws, batch, 2 * n_pairs)])
-        rises = losses.reshape(n_pairs, 2).mean(1) - start  # of v and -v together, (n_pairs,)
-    error = float(rises.std() / math.sqrt(n_pairs)) if n_pairs > 1 else None
-    return Measured(float(rises.mean()), standard_error=error, info={"loss": start, "draws": 2 * n_pairs})
+    """Mean over draws of the weights, in pairs v, -v, of the rise of the loss above its initial value.
+
+    With a tolerance, the draws end once the standard error is at most that.
+    """
+    losses: list[Tensor] = []  # () each
+    with closing(draws):  # the weights are reset even if draws are left
+        for _ in _counted(draws, batch, 2 * n_pairs):
+            losses.append(mean_loss(batch, forward))
+            if tolerance is not None and len(losses) % (2 * PAIRS_PER_LOOK) == 0:
+                if float(_standard_error(_of_pairs(losses))) <= tolerance:
+                    break
+    rises = _of_pairs(losses) - start  # (pairs,)
+    error = float(_standard_error(rises)) if len(rises) > 1 else None
+    return Measured(float(rises.mean()), standard_error=error, info={"loss": start, "draws": len(losses)})
 
 
 def _counted(draws: Iterator[None], batch: Batch, total: int) -> tqdm:
     return tqdm(draws, desc="expected sharpness", total=total, unit="draw", disable=not batch.verbose, leave=False)
+
+
+def _of_pairs(losses: Sequence[Tensor]) -> Tensor:
+    """The mean loss of each pair v, -v: (pairs,)."""
+    return torch.stack(list(losses)).reshape(-1, 2).mean(1)
+
+
+def _standard_error(values: Tensor) -> Tensor:
+    """That of the mean of independent values (n,)."""
+    return values.std() / math.sqrt(len(values))
 
 
 def finite_loss(batch: Batch, forward: Callable[[Tensor], Tensor]) -> float:
@@ -157,6 +197,7 @@ def max_sharpness(
     check_every: int = 50,
     n_restarts: int = 1,
     normalize: bool = True,
+    tolerance: float | None = None,
 ) -> Measured:
     r"""Largest rise of the loss found in a box around the weights.
 
@@ -182,11 +223,15 @@ def max_sharpness(
         Number of ascents with different batches, of which the best counts.
     normalize : bool, default=True
         Divide by 1 + L(w), as in Keskar et al.; [EG] omits the divisor.
+    tolerance : float > 0, default=None
+        Stop early, in the unit of the value: an ascent, once five checks in a row have not raised its result by more
+        than this; the restarts, once the standard deviation over three or more is at most this.
 
     Returns
     -------
     Measured
-        With the standard deviation over the restarts as standard error, if there is more than one.
+        With the standard deviation over the restarts as standard error, if there is more than one; the numbers of steps
+        and restarts are in `info`.
 
     Raises
     ------
@@ -230,26 +275,46 @@ def max_sharpness(
     for name, value in (("steps", steps), ("batch_size", batch_size), ("check_every", check_every)):
         check_integer(name, value)
     check_integer("n_restarts", n_restarts)
+    check_tolerance(tolerance)
     search = _Search(network, batch, alpha=alpha, batch_size=batch_size)
+    factor = 1 / (1 + search.start) if normalize else 1.0
+    least = 0.0 if tolerance is None else tolerance / factor  # the tolerance in units of the loss
     generator = batch.generator()
+    ascents: list[_Ascent] = []
     with tqdm(total=steps * n_restarts, desc="max sharpness", disable=not batch.verbose, leave=False) as bar:
-        ascents = [
-            search.ascend(generator, steps, check_every, learning_rate, momentum, bar) for _ in range(n_restarts)
-        ]
-    rises = [loss - search.start for loss, _ in ascents]
-    best = max(range(n_restarts), key=lambda i: rises[i])
+        while len(ascents) < n_restarts and not _settled([a.loss for a in ascents], least):
+            ascents.append(search.ascend(generator, steps, check_every, learning_rate, momentum, bar, least))
+    rises = [ascent.loss - search.start for ascent in ascents]
+    best = max(range(len(rises)), key=lambda i: rises[i])
     if rises[best] <= 0:
         warn(
             f"No step of the ascent raised the loss above {search.start:.6g}: a sharpness of 0 means that no rise was "
             "found, not that there is none. Try a larger `learning_rate`, or more `steps`.",
         )
-    factor = 1 / (1 + search.start) if normalize else 1.0
-    spread = float(torch.tensor(rises, dtype=torch.float64, device="cpu").std()) if n_restarts > 1 else None
+    chosen = ascents[best]
     return Measured(
         rises[best] * factor,
-        standard_error=None if spread is None else spread * factor,
-        info={"loss": search.start, "steps": steps, "best_step": ascents[best][1]},
+        standard_error=_spread(rises) * factor if len(rises) > 1 else None,
+        info={"loss": search.start, "steps": chosen.steps, "best_step": chosen.best_step, "restarts": len(ascents)},
     )
+
+
+def _settled(losses: Sequence[float], least: float) -> bool:
+    """Whether the restarts vary so little that further ones may be left out; never without a tolerance."""
+    return least > 0 and len(losses) >= FEWEST_RESTARTS and _spread(losses) <= least
+
+
+def _spread(values: Sequence[float]) -> float:
+    """The standard deviation, which is NaN if a value is infinite."""
+    return float(torch.tensor(values, dtype=torch.float64, device="cpu").std())
+
+
+class _Ascent(NamedTuple):
+    """The largest loss in one ascent, its step, and the number of steps."""
+
+    loss: float
+    best_step: int
+    steps: int
 
 
 class MovedWeights:
@@ -294,10 +359,17 @@ class _Search(MovedWeights):
         self.start = finite_loss(batch, self.forward)
 
     def ascend(
-        self, generator: torch.Generator, steps: int, check_every: int, learning_rate: float, momentum: float, bar: tqdm
-    ) -> tuple[float, int]:
-        """The largest loss in one ascent, and its step."""
-        best = (self.start, 0)
+        self,
+        generator: torch.Generator,
+        steps: int,
+        check_every: int,
+        learning_rate: float,
+        momentum: float,
+        bar: tqdm,
+        least: float,
+    ) -> _Ascent:
+        """One ascent of some steps, which ends early if it has stopped rising by more than `least` (if above 0)."""
+        best, risen, idle = (self.start, 0), self.start, 0
         ascent = ProjectedAscent(self.theta, self.radius, learning_rate=learning_rate, momentum=momentum)
         samples = self.samples(generator)
         try:
@@ -308,9 +380,12 @@ class _Search(MovedWeights):
                     loss = float(mean_loss(self.batch, self.forward))
                     if loss > best[0]:
                         best = loss, step
+                    risen, idle = (loss, 0) if loss > risen + least else (risen, idle + 1)
+                    if least > 0 and idle == PATIENCE:
+                        break
         finally:
             self.theta.restore()
-        return best
+        return _Ascent(*best, step)
 
 
 _SHARPNESS: dict[str, Any] = {

@@ -124,6 +124,21 @@ def test_error_is_that_of_independent_draws():
     assert result.info["error"] < result.info["error_limit"] < result.info["error"] + 0.05
 
 
+def test_draws_end_once_their_limit_is_close():
+    """The first draws of the full run; every look at them pays an equal part of the limit's share of delta."""
+    module, X, y = networks.mlp()
+    options = {"sigmas": [0.5], "n_draws": 800}
+    errors = {n: measured(module, X, y, **options | {"n_draws": n}) for n in (100, 200, 400)}
+    stopped = measured(module, X, y, tolerance=0.1, **options)
+    n = stopped.info["draws"]
+    assert n in (100, 200, 400)
+    assert stopped.info["error"] == errors[n].info["error"]
+    assert stopped.info["error"] < errors[n].info["error_limit"] < stopped.info["error_limit"]
+    assert stopped.info["error_limit"] <= stopped.info["error"] + 0.1
+    assert stopped.value > errors[n].value
+    assert measured(module, X, y, tolerance=1e-3, **options).info["draws"] == 800
+
+
 def test_every_sigma_of_the_grid_is_paid_for():
     module, X, y = networks.mlp()
     alone, many = (measured(module, X, y, form="implicit", sigmas=[0.5] * k, n_draws=400) for k in (1, 20))
@@ -312,6 +327,7 @@ def test_regression_is_refused():
         ({"delta": 1.0}, r"`delta` must lie in \(0, 1\), got 1"),
         ({"form": "sqr"}, "`form` must be one of 'sqrt', 'implicit', 'kl', got 'sqr'"),
         ({"prior": "normal"}, "`prior` must be one of 'zero', 'initial', got 'normal'"),
+        ({"tolerance": 0}, r"`tolerance` must lie in \(0, inf\), got 0"),
         ({"n_draws": 0}, "`n_draws` must be at least 1, got 0"),
         ({"sigmas": []}, "`sigmas` must be a sequence of at least one number"),
         ({"sigmas": [0.1, -0.1]}, r"`sigmas` must lie in \(0, inf\), got -0.1"),

@@ -76,6 +76,67 @@ def test_batch_norm_is_folded_before_the_noise():
         assert a == pytest.approx(b, rel=1e-8)
 
 
+# -- a tolerance -------------------------------------------------------------------------------------------------------
+
+
+def averaged(name, module, X, y, **params):
+    average = {"average": True} if name == "adaptive_sharpness" else {}
+    return measured(name, module, X, y, "squared", **average, **params)
+
+
+@pytest.mark.parametrize("name", ["expected_sharpness", "adaptive_sharpness"])
+def test_draws_end_once_the_standard_error_is_small(name):
+    """The first draws of a longer run, up to the first of every 32 where the error is small enough."""
+    module, X, y = linear_case()
+    errors = {n: averaged(name, module, X, y, n_draws=n).standard_error for n in range(32, 321, 32)}
+    tolerance = 1.0001 * errors[160]
+    first = next(n for n, error in errors.items() if error <= tolerance)
+    stopped = averaged(name, module, X, y, n_draws=320, tolerance=tolerance)
+    assert stopped.info["draws"] == first <= 160
+    assert stopped.value == averaged(name, module, X, y, n_draws=first).value
+    assert stopped.standard_error <= tolerance
+    assert averaged(name, module, X, y, n_draws=320, tolerance=1e-9).info["draws"] == 320
+
+
+def test_draws_that_end_early_leave_the_weights_alone():
+    module, X, y = linear_case()
+    network, batch = batch_of(module, X, y, "squared", random_state=0)
+    before = [p.clone() for p in module.parameters()]
+    values = [MEASURES["expected_sharpness"](network, batch, n_draws=100, tolerance=1e6).value for _ in range(2)]
+    assert values[0] == values[1]
+    assert all(torch.equal(p, q) for p, q in zip(before, module.parameters(), strict=True))
+
+
+def test_an_ascent_ends_on_its_plateau():
+    """A linear model's absolute loss rises until the corner of the box is reached."""
+    net = nn.Linear(1, 1, bias=False)
+    net.weight.data.fill_(1.0)
+    X, y = torch.ones(4, 1), torch.zeros(4)
+    box = {"alpha": 0.1, "steps": 400, "check_every": 10, "normalize": False}
+    whole = measured("max_sharpness", net, X, y, "absolute", **box)
+    stopped = measured("max_sharpness", net, X, y, "absolute", tolerance=1e-3, **box)
+    assert stopped.value == pytest.approx(whole.value, abs=1e-3) == pytest.approx(0.2)
+    assert stopped.info["steps"] < 200 < whole.info["steps"] == 400
+
+
+def test_restarts_end_once_they_agree():
+    module, X, y = linear_case()
+    options = {"steps": 10, "batch_size": 3, "n_restarts": 8, "learning_rate": 1e-5}  # ends inside of the box
+    whole, equal, never = (
+        measured("max_sharpness", module, X, y, "squared", tolerance=tolerance, **options)
+        for tolerance in (None, 1e6, 1e-300)
+    )
+    assert [m.info["restarts"] for m in (whole, equal, never)] == [8, 3, 8]
+    assert never.value == whole.value
+
+
+@pytest.mark.parametrize("name", ["expected_sharpness", "max_sharpness", "adaptive_sharpness"])
+@pytest.mark.parametrize("tolerance", [0, -1, math.nan, math.inf])
+def test_a_tolerance_is_a_number_above_0(name, tolerance):
+    with pytest.raises(ValueError, match="`tolerance` must"):
+        measured(name, *linear_case(), "squared", tolerance=tolerance)
+
+
 # -- expected sharpness ------------------------------------------------------------------------------------------------
 
 
