@@ -56,7 +56,10 @@ def hidden_margin(network: Network, batch: Batch, *, statistic: str = "median", 
 
     Notes
     -----
-    The cost is one forward and one backward pass for all layers, shared by all statistics of a call.
+    The cost is one forward and one backward pass for all layers, shared by all statistics of a call. The paper leaves
+    out misclassified samples; here they count, with negative distances. Public code differs in the fences: some takes
+    the quartiles -+ 1.5 interquartile ranges themselves, some the nearest samples beyond. The authors' code divides
+    :math:`\sqrt{\nu_l}` by m, a factor common to all samples.
 
     References
     ----------

@@ -50,7 +50,8 @@ def davies_bouldin(network: Network, batch: Batch, *, layer: str | None = None) 
 
     Notes
     -----
-    The cost is two forward passes: means, then distances. Unlike the published code, images are not pooled by 4 x 4.
+    The cost is two forward passes: means, then distances. The published code differs: it takes the mean over b instead
+    of the maximum, pools images by 4 x 4, and averages the index over batches of 150 augmented samples.
 
     References
     ----------
@@ -143,7 +144,8 @@ def mixup_error(network: Network, batch: Batch, *, n_pairs: int = 10_000) -> Mea
 
     Notes
     -----
-    The cost is one forward pass per pair.
+    The cost is one forward pass per pair. The published code takes the mean cross-entropy of the midpoints instead of
+    the error rate, for all pairs within batches of some ten samples per class.
 
     References
     ----------

@@ -98,8 +98,12 @@ def graph_of(module: Any, X: Tensor, *, folded: bool = True) -> NetworkGraph | N
     return _bound(entry, entry.program, module, folded)
 
 
-def whole_graph(module: nn.Module, X: Tensor, purpose: str) -> NetworkGraph:
+def whole_graph(
+    module: nn.Module, X: Tensor, purpose: str, replaced: Mapping[str, Tensor] | None = None
+) -> NetworkGraph:
     """The module's folded graph with its live tensors, whether or not it has a chain.
+
+    Tensors in `replaced`, by name, take the place of the module's parameters and buffers.
 
     Raises
     ------
@@ -112,6 +116,8 @@ def whole_graph(module: nn.Module, X: Tensor, purpose: str) -> NetworkGraph:
         raise UnsupportedLayerError(
             f"{purpose} needs the graph of `module`, but {type(module).__name__} has none: {entry.refusal}"
         )
+    if replaced:
+        return entry.program.bind({**named_tensors(module), **replaced})
     return _bound(entry, entry.program, module)
 
 

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from sklearn_capacity._validation import check_instance
 from sklearn_capacity.graph import NetworkGraph, Node, UnsupportedLayerError, apply_linear, operator_of
 from sklearn_capacity.linalg import leading_singular_vector
 from sklearn_capacity.penalties.evaluation import checked_penalty
@@ -31,12 +33,12 @@ def spectral_norm_penalty(module: nn.Module, X: Tensor) -> Tensor:
     ----------
     module : nn.Module, (n, ...) -> (n, C)
         Its layers are its linear maps and convolutions. A convolution is treated as the operator at its input size,
-        including padding and stride, not as its reshaped kernel. Batch norm is folded, with its running statistics, or
-        is a diagonal layer if it has no adjacent layer. A layer that is used twice counts twice; the stacked
-        projections of attention are one matrix. Biases, embeddings and the scales of layer, group and RMS norms do not
-        count.
+        including padding and stride, not as its reshaped kernel. Batch norm is folded, or is a diagonal layer if it has
+        no adjacent layer: in training mode with the variances of the batch X, else with its running ones. A layer that
+        is used twice counts twice; the stacked projections of attention are one matrix. Biases, embeddings and the
+        scales of layer, group and RMS norms do not count.
     X : Tensor of shape (n, ...)
-        Defines the shape of a sample; the values do not matter.
+        Without batch norm only the shape of a sample matters.
 
     Returns
     -------
@@ -56,9 +58,9 @@ def spectral_norm_penalty(module: nn.Module, X: Tensor) -> Tensor:
     samples for two convolutions on 28x28 images, and 5 to 15 for a ResNet-20 on 16x16 images. If the largest singular
     value is not simple, the gradient is one of several subgradients.
 
-    In front of a batch norm the training loss does not depend on the scale of a weight, and the penalty shrinks it
-    faster than the running statistics follow: a constant learning rate can then give poor predictions after training.
-    Let the learning rate decay, for example ``learning_rate_schedule="cosine"``.
+    Batch norm in training mode costs one more forward and backward pass of X. The penalty then depends on a weight in
+    front of it as the loss does: not on its scale. With running variances, which are constants of a step, the gradient
+    would shrink such a weight without end.
 
     References
     ----------
@@ -74,7 +76,8 @@ def spectral_norm_penalty(module: nn.Module, X: Tensor) -> Tensor:
     >>> round(float(spectral_norm_penalty(linear, torch.randn(5, 2)).detach()), 4)
     16.0
     """
-    graph = whole_graph(module, X, "The spectral-norm penalty")
+    check_instance("module", module, nn.Module, "a torch.nn.Module")
+    graph = whole_graph(module, X, "The spectral-norm penalty", _batch_variances(module, X))
     layers = [node for node in graph.nodes if node.is_layer or _has_matrix(node)]
     norms = [_squared_norm(node, graph) for node in layers if not _scales_a_normalization(node, graph)]
     if not norms:
@@ -82,6 +85,32 @@ def spectral_norm_penalty(module: nn.Module, X: Tensor) -> Tensor:
             f"The spectral-norm penalty needs a linear map or a convolution, but {type(module).__name__} has none."
         )
     return torch.stack(norms).sum()
+
+
+def _batch_variances(module: nn.Module, X: Tensor) -> dict[str, Tensor]:
+    """The variances by which batch norms divide in a training pass of X, under the names of the running ones."""
+    norms = {name: m for name, m in module.named_modules() if isinstance(m, _BatchNorm) and m.training}
+    norms = {name: norm for name, norm in norms.items() if norm.running_var is not None}
+    if not norms:
+        return {}
+    inputs: dict[str, list[Tensor]] = {name: [] for name in norms}
+    handles = [
+        norm.register_forward_pre_hook(lambda _, args, kept=inputs[name]: kept.append(args[0]))
+        for name, norm in norms.items()
+    ]
+    try:
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}  # the pass updates the copies
+        with torch.random.fork_rng([X.device] if X.is_cuda else []):  # dropout takes no draws from training
+            torch.func.functional_call(module, buffers, (X,))
+    finally:
+        for handle in handles:
+            handle.remove()
+    # (channels,) of (n, channels, ...); a norm that is used twice has no single variance
+    return {
+        f"{name}.running_var".lstrip("."): values[0].transpose(0, 1).flatten(1).var(1, correction=0)
+        for name, values in inputs.items()
+        if len(values) == 1
+    }
 
 
 def _has_matrix(node: Node) -> bool:

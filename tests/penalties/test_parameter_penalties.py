@@ -7,11 +7,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
 
 from networks import Attention
 from sklearn_capacity import (
+    NetworkClassifier,
     UnsupportedLayerError,
     measure_capacity,
 )
@@ -183,6 +185,47 @@ def test_a_batch_norm_without_a_layer_beside_it_counts():
     want = 4 / (1 + module[1].eps) + torch.linalg.matrix_norm(module[3].weight, 2).square()
     got = spectral_norm_penalty(module, torch.zeros(1, 3, dtype=torch.float64))
     torch.testing.assert_close(got, want, rtol=1e-9, atol=0)
+
+
+def test_batch_norm_in_training_scales_by_the_variances_of_the_batch():
+    """Against dense matrices whose variances depend on the weights."""
+    module, X = built("residual")
+    got = spectral_norm_penalty(module.train(), X)
+    variance = module.first(X).var((0, 2, 3), correction=0)
+    factor = (module.norm.weight / (variance + module.norm.eps).sqrt())[:, None, None]
+    first = affine_matrix(lambda x: functional.conv2d(x, module.first.weight, None, 2, 1) * factor, (2, 6, 6))
+    rest = [affine_matrix(*part) for part in affine_parts("residual", module)[1:]]
+    want = sum(torch.linalg.matrix_norm(matrix, 2).square() for matrix in (first, *rest))
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=0)
+    torch.testing.assert_close(gradient(got, module), gradient(want, module), rtol=1e-6, atol=1e-8)
+
+
+def test_the_pass_for_the_variances_changes_neither_the_module_nor_the_next_dropout_mask():
+    module = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)).double()
+    state, draws = {name: value.clone() for name, value in module.state_dict().items()}, torch.get_rng_state()
+    first, second = (spectral_norm_penalty(module, built("relu")[1]) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), draws) and torch.equal(first, second)
+    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+
+
+def test_the_scale_in_front_of_a_batch_norm_is_left_alone():
+    """It does not change the training pass, so the penalty has no slope along it; running variances would."""
+    module, X = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)).double(), built("relu")[1]
+    module[1].eps = 1e-12
+    weight = module[0].weight
+    for training in (True, False):
+        slopes = torch.autograd.grad(spectral_norm_penalty(module.train(training), X), weight)[0]
+        along = (slopes * weight).sum(1).abs().max()
+        assert (along < 1e-9) == training
+
+
+def test_batch_norm_under_the_spectral_penalty_predicts_at_a_constant_rate():
+    X, y = load_digits(return_X_y=True)
+    model = NetworkClassifier(
+        (32,), batch_norm=True, penalty="spectral_norm", penalty_strength=0.01, optimizer="sgd", learning_rate=0.1,
+        max_epochs=12, random_state=0,
+    )  # fmt: skip
+    assert model.fit(X[:600] / 16, y[:600]).score(X[:600] / 16, y[:600]) > 0.97
 
 
 def test_spectral_norms_are_those_of_the_measure():
