@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from sklearn_capacity.training.sam import SAM
 
@@ -51,7 +52,8 @@ class Objective:
         self._cuda_state = None if self._cuda is None else torch.cuda.get_rng_state(self._cuda)
         places = [name.rpartition(".") for name, _ in module.named_buffers()]
         self._buffers = [(module.get_submodule(owner), key) for owner, _, key in places]
-        self._norms = list(dict.fromkeys(owner for owner, _ in self._buffers if _keeps_statistics(owner)))
+        owners = dict.fromkeys(owner for owner, _ in self._buffers)
+        self._norms = [m for m in owners if isinstance(m, _NormBase) and m.track_running_stats]
         self._before = self._copies()
         self._after: list[Tensor] | None = None
 
@@ -81,13 +83,8 @@ class Objective:
                 getattr(owner, key).copy_(value)
 
 
-def _keeps_statistics(module: nn.Module) -> bool:
-    """Whether it is a batch or instance norm with running statistics."""
-    return isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
-
-
 @contextmanager
-def _held_statistics(norms: list[nn.Module]) -> Iterator[None]:
+def _held_statistics(norms: list[_NormBase]) -> Iterator[None]:
     """Within the context, forward passes in training mode do not change running statistics."""
     momenta = [norm.momentum for norm in norms]
     try:
