@@ -1,7 +1,7 @@
 """Capacity of neural networks for scikit-learn: estimators that control it, scorers that measure it."""
 
 from . import architectures, datasets, displays, layers, model_selection, theory
-from ._validation import CapacityWarning, NotDefinedError
+from ._validation import CapacityWarning, DivergenceError, NotDefinedError
 from ._version import __version__
 from .estimators import (
     GeneralizationLayerClassifier,
@@ -32,6 +32,7 @@ __all__ = [
     "CapacityCallback",
     "CapacityScorer",
     "CapacityWarning",
+    "DivergenceError",
     "GeneralizationLayerClassifier",
     "GeneralizationLayerRegressor",
     "InitialStateCallback",

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 __all__ = [
     "CapacityWarning",
+    "DivergenceError",
     "NotDefinedError",
     "as_list",
     "check_axes",
@@ -52,6 +53,24 @@ def warn(message: str) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("sklearn_capacity."):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, CapacityWarning, stacklevel=level)
+
+
+class DivergenceError(ValueError):
+    """Training has diverged: a loss, a penalty or the network is no longer finite; the message names the epoch.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_capacity import DivergenceError, NetworkRegressor
+    >>> X = np.linspace(-1, 1, 20)[:, None]
+    >>> models = {}
+    >>> for rate in (0.01, 1e6):
+    ...     try:
+    ...         models[rate] = NetworkRegressor(optimizer="sgd", learning_rate=rate, random_state=0).fit(X, X)
+    ...     except DivergenceError:
+    ...         print(f"diverged with the rate {rate:g}")
+    diverged with the rate 1e+06
+    """
 
 
 class NotDefinedError(ValueError):

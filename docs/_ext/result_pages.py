@@ -58,9 +58,26 @@ def sections(documents: list[tuple[Path, dict[str, Any]]], scripts: Path) -> lis
             [["Claim (holds if positive)", "Mean over seeds", "Outcome"], *rows], "56 22 22", header=True
         )
         lines += [f"**Why.** {escaped(document['remark'])}", ""] if document.get("remark") else []
+        lines += summary_table(path.with_name(f"{path.stem}_summary.csv"))
         figure = path.with_suffix(".png")
         lines += [f".. figure:: /results/{figure.name}", f"   :alt: {title}", ""] if figure.exists() else []
     return lines
+
+
+def summary_table(path: Path) -> list[str]:
+    """The summary of a study that has one; a column of standard errors is joined to the one before it."""
+    if path.name == RANKING or not path.exists():
+        return []
+    table = pd.read_csv(path)
+    names = [name for name in table if name != "standard_error"]
+    rows = [[name.replace("_", " ") for name in names]]
+    for row in table.to_dict("records"):
+        cells = {name: f"{row[name]:.3g}" if isinstance(row[name], float) else str(row[name]) for name in names}
+        if "standard_error" in row:
+            mean = list(table)[list(table).index("standard_error") - 1]
+            cells[mean] = number(row[mean], row["standard_error"])
+        rows.append([escaped(cells[name]) for name in names])
+    return list_table(rows, " ".join(["20"] * len(names)), header=True)
 
 
 def described(script: Path) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from study import Study
 
-from sklearn_capacity import NetworkRegressor
+from sklearn_capacity import DivergenceError, NetworkRegressor
 from sklearn_capacity.datasets import make_piecewise_linear_curves
 
 NEWTON = {"damping": 1e-6, "max_kl": None, "update_interval": 2}
@@ -38,7 +38,7 @@ def run(data, *, seed, device, optimizer, n_points, n_train, max_epochs):
         model = NetworkRegressor((), batch_size=500, device=device, random_state=seed, **settings)
         try:
             models[rate] = model.fit(X[train], y[train])
-        except ValueError:  # training diverged: this rate is not chosen
+        except DivergenceError:  # this rate is not chosen
             continue
     errors = {rate: np.mean((model.predict(X[valid]) - y[valid]) ** 2) for rate, model in models.items()}
     rate = min(errors, key=errors.get)

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from study import Study
 
-from sklearn_capacity import JacobianRegularizedClassifier, compare_capacity, list_measures
+from sklearn_capacity import DivergenceError, JacobianRegularizedClassifier, compare_capacity, list_measures
 from sklearn_capacity.datasets import randomize_labels
 from sklearn_capacity.model_selection import rank_measures
 
@@ -97,9 +97,7 @@ def run(images, *, seed, device, max_epochs, pixels, n_train, label_noise, width
     results |= dict.fromkeys(MEASURES, np.nan)
     try:
         model.fit(X, y)
-    except ValueError as error:
-        if "diverged" not in str(error):
-            raise
+    except DivergenceError:
         return results
     results |= {"train_loss": model.history_[-1, "train_loss"], "n_epochs": len(model.history_)}
     results |= {"train_accuracy": model.score(X, y), "test_accuracy": model.score(X_test, y_test)}

@@ -11,7 +11,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
-from sklearn_capacity._validation import CapacityWarning, warn
+from sklearn_capacity._validation import CapacityWarning, DivergenceError, warn
 from sklearn_capacity.graph.outputs import normalizing_call
 from sklearn_capacity.process_state import computing, keeps_random_numbers
 from sklearn_capacity.training import PenalizedNet, TensorBatch, TensorData
@@ -59,7 +59,7 @@ def check_finite(net: PenalizedNet, data: TensorData) -> tuple[Tensor, float]:
     finite = [within_range(outputs), loss.isfinite(), *(p.isfinite().all() for p in net.module_.parameters())]
     if not torch.stack(finite).all().item():
         epoch = net.history[-1]
-        raise ValueError(
+        raise DivergenceError(
             f"Training diverged in epoch {epoch['epoch']}: after its last step the network's weights, outputs or loss "
             f"are no longer finite; the epoch's training loss was {epoch.get('train_loss')}. "
             f"Lower `learning_rate` ({net.lr:g}) or scale the data."

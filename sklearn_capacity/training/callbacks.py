@@ -11,6 +11,7 @@ from skorch import NeuralNet
 from skorch.callbacks import Callback
 from tqdm import tqdm
 
+from sklearn_capacity._validation import DivergenceError
 from sklearn_capacity.process_state import computing
 from sklearn_capacity.training.batches import TensorData
 
@@ -77,7 +78,7 @@ class DivergenceCheck(Callback):
         for name in losses_of(epoch):
             value = epoch[name]
             if not math.isfinite(value):
-                raise ValueError(
+                raise DivergenceError(
                     f"Training diverged in epoch {epoch['epoch']}: the {name.replace('_', ' ')} is {value}. "
                     f"Lower `learning_rate` ({net.optimizer_.param_groups[0]['lr']:g}) or scale the data."
                 )

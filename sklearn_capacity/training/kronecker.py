@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sklearn_capacity._validation import DivergenceError
 from sklearn_capacity.derivatives.modes import evaluating
 
 __all__ = ["FISHERS", "LOSSES", "LayerFactors", "damped_solve", "kronecker_factors", "trained_layers"]
@@ -63,7 +64,7 @@ class SecondMoment:
         """
         source = torch.cat(self.rows).double() if self.matrix is None else self.matrix  # (m, d) or (d, d)
         if not source.isfinite().all():
-            raise ValueError(
+            raise DivergenceError(
                 f"Training diverged: the curvature of layer {layer!r} in `optimizer` 'kfac' is not finite. "
                 "Lower `learning_rate` or scale the data."
             )

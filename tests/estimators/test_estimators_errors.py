@@ -9,6 +9,7 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from sklearn_capacity import (
+    DivergenceError,
     JacobianRegularizedClassifier,
     JacobianRegularizedRegressor,
     NetworkClassifier,
@@ -157,7 +158,7 @@ def test_bad_targets_of_a_regression():
 )
 def test_divergence_names_epoch_and_loss_and_leaves_no_network(kind, params, scale, expected):
     model = kind(random_state=0, warm_start=True, max_epochs=3).fit(X, y)
-    with pytest.raises(ValueError, match=expected) as caught:
+    with pytest.raises(DivergenceError, match=expected) as caught:
         model.set_params(max_epochs=500, **params).fit(scale * X, y)
     assert "epoch" in str(caught.value) and "Lower `learning_rate`" in str(caught.value)
     assert not hasattr(model, "net_") and not hasattr(model, "module_")
@@ -177,7 +178,9 @@ def test_divergence_names_epoch_and_loss_and_leaves_no_network(kind, params, sca
 def test_divergence_in_the_last_step_is_seen(kind, rate, scale, dtype, optimizer):
     """One step ruins the network, which no epoch's loss shows."""
     model = kind((), optimizer=optimizer, learning_rate=rate, max_epochs=1, dtype=dtype, random_state=0)
-    with pytest.raises(ValueError, match="diverged in epoch 1: after its last step the network's weights, outputs or"):
+    with pytest.raises(
+        DivergenceError, match="diverged in epoch 1: after its last step the network's weights, outputs or"
+    ):
         model.fit(scale * X, y)
     assert not hasattr(model, "net_")
 

@@ -36,6 +36,7 @@ def written(folder: Path, results: Path = RESULTS) -> dict[str, str]:
 def test_a_study_is_shown_with_its_numbers(tmp_path: Path):
     (tmp_path / "x_figure_1_small.json").write_text(json.dumps(STUDY))
     (tmp_path / "x_figure_1_small.png").write_bytes(b"")
+    (tmp_path / "x_figure_1_small_summary.csv").write_text("net_work,steps,standard_error,rate\nMLP,9.876,0.123,0.25\n")
     page = written(tmp_path / "pages", tmp_path)["results"]
     for text in (
         "**Statement.** Norms \\*grow\\*.",
@@ -44,6 +45,7 @@ def test_a_study_is_shown_with_its_numbers(tmp_path: Path):
         "**Verdict: reproduced.**",
         "**Why.** Few samples.",
         ".. figure:: /results/x_figure_1_small.png",
+        "   * - net work\n     - steps\n     - rate\n   * - MLP\n     - 9.88 ± 0.12\n     - 0.25",
     ):
         assert text in page
 

@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from sklearn_capacity import NetworkClassifier, NetworkRegressor
+from sklearn_capacity import DivergenceError, NetworkClassifier, NetworkRegressor
 from sklearn_capacity.datasets import make_piecewise_linear_curves
 from sklearn_capacity.training import KFAC, PenalizedRegressor
 
@@ -35,7 +35,7 @@ def test_kfac_says_that_the_curvature_is_no_longer_finite():
     inputs = torch.full((3, 2), 1e30)
     nn.MSELoss()(layer(inputs), torch.zeros(3, 2)).backward()
     optimizer.observe(torch.full((3, 2), torch.inf), torch.zeros(3, 2))
-    with pytest.raises(ValueError, match="Training diverged: the curvature of layer .* Lower `learning_rate`"):
+    with pytest.raises(DivergenceError, match="Training diverged: the curvature of layer .* Lower `learning_rate`"):
         optimizer.step()
 
 
@@ -53,7 +53,7 @@ def test_kfac_learns_piecewise_linear_curves_where_gradient_descent_cannot():
         model = NetworkRegressor(hidden, max_epochs=40, batch_size=100, random_state=0, **params)
         try:
             model.fit(curves[:200], slopes[:200])
-        except ValueError:  # diverged
+        except DivergenceError:
             return np.inf
         return np.mean((model.predict(curves[200:]) - slopes[200:]) ** 2)
 
