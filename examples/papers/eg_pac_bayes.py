@@ -20,7 +20,7 @@ from study import Study
 
 from sklearn_capacity import measure_capacity
 
-SIGMAS = [0.01, 0.02, 0.03, 0.05, 0.08, 0.12]
+SIGMAS = [0.01, 0.02, 0.04, 0.08, 0.16, 0.32]
 PRIORS = ("zero", "initial")
 DELTA = 0.05
 COMMON = {"max_epochs": 100, "stop_below": 0.05}

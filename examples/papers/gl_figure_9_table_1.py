@@ -34,6 +34,9 @@ STUDY = Study(
     paper="[GL] figure 9 and table 1",
     statement="ResNet-20 with the layer has a smaller test error than without it, at any of the published dropout "
     "rates.",
+    remark="At scale small the networks misclassify half of the training images when training ends, nearly as many "
+    "as new images: they underfit, and dropout has little overfitting to prevent. The paper trains 25 times "
+    "as long. The mean gain is above zero for every rate, and largest for the smallest one.",
     data="cifar10",
     scales=SCALES,
     run=run,

@@ -16,7 +16,7 @@ from study import Study
 GRID = [{"method": "weight decay", "strength": [1e-3, 1e-2]}, {"method": "Jacobian", "strength": [0.01, 0.1]}]
 SCALES = {
     "tiny": [{"n_layers": 2, "n_train": [50], "width": 32, "max_epochs": 10, **part} for part in GRID],
-    "small": [{"n_layers": [2, 3], "n_train": [1000], "width": 256, "max_epochs": 20, **part} for part in GRID],
+    "small": [{"n_layers": [2, 3], "n_train": [1000], "width": 256, "max_epochs": 120, **part} for part in GRID],
     "paper": [
         {"n_layers": [2, 3, 4], "n_train": [5000, 20000, 50000], "width": 3072, "max_epochs": 120, **part}
         for part in GRID

@@ -45,6 +45,8 @@ def claims(rows: pd.DataFrame) -> dict[str, list[float]]:
 STUDY = Study(
     paper="[JR] table II",
     statement="The Jacobian regularisation outperforms the weight decay at every training size, most at the smallest.",
+    remark="The penalty is ahead on average at both sizes. With the larger strength it leaves more training digits "
+    "misclassified than weight decay does: at scale small, training is a fifth as long as in the paper.",
     data="mnist",
     scales=SCALES,
     run=run,

@@ -93,7 +93,7 @@ def draw(rows: pd.DataFrame, figure) -> None:
         places = np.arange(len(part)) + 0.8 * (k - (len(networks) - 1) / 2) / len(networks)
         ax.bar(places, part["plain_steps"], 0.75 / len(networks), yerr=part["standard_error"], capsize=3, label=network)
     ax.set_xticks(range(len(PENALTIES)), [name.replace(" ", "\n") for name in PENALTIES])
-    ax.set(ylabel="plain steps", yscale="log")
+    ax.set(ylabel="plain steps")
     ax.legend()
 
 
