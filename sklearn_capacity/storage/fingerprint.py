@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import collections
-import dis
+import contextvars
+import copyreg
 import enum
 import functools
 import hashlib
-import inspect
 import json
-import sys
-import sysconfig
 import types
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,28 +19,26 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_capacity.storage.encoding import encode
+from sklearn_capacity.storage.references import (
+    LIBRARIES,
+    all_named_in,
+    home_of,
+    is_installed,
+    name_and_version,
+    named_in,
+    parts_of_module,
+)
 
 __all__ = ["complete_fingerprint", "fingerprint"]
 
 _MAX_DEPTH = 30
-_LIBRARIES = (
-    *("torch", "skorch", "sklearn", "numpy", "scipy", "sklearn_capacity"),
-    *sys.stdlib_module_names.difference({"__main__"}),
-)
-#: modules whose functions depend on their arguments only, as far as a forward pass uses them
-_STEADY = frozenset(
-    "torch torchvision numpy sklearn_capacity builtins _operator __future__ math cmath functools itertools collections "
-    "operator typing abc copy enum dataclasses numbers string warnings contextlib".split()
-)
-#: names in code that may read more than values in memory; attributes of these names count, too
-_UNSTEADY = frozenset(
-    "open input eval exec globals locals vars id __import__ import_module modules environ os sys random backends "
-    "get_rng_state initial_seed".split()
-)
 _PLAIN = (types.FunctionType, int, float, str, bool, tuple, type(None))
-#: types of global values in a function's code that do not change while a program runs
-_CONSTANTS = (int, float, complex, str, bytes, bool, type(None), enum.Enum, torch.dtype, np.dtype, np.generic)
-_CODE = (types.FunctionType, type, functools.partial)
+_CODE = (types.FunctionType, type, types.ModuleType)
+#: values that count by content only; of all others, it also counts which of them are one object
+_ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, np.dtype, np.generic)
+#: what is hashed of an object of a library: its settings and the user's code that it calls
+_SETTINGS = (*_PLAIN, types.MethodType, type, functools.partial, np.ndarray, Tensor)
+_WEAK = (weakref.ReferenceType, weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _OF_EVERY_CLASS = frozenset(vars(type("Empty", (nn.Module,), {}))) | {
     *("__dict__", "__weakref__"),
@@ -55,11 +51,12 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 def fingerprint(**values: Any) -> str:
     """SHA-256 of named values, in hexadecimal.
 
-    Plain values, arrays and tensors count by content. Functions count by their code and by the functions, classes and
-    constants that it refers to (in closures, defaults and global names), recursively; classes by name, attributes and
-    bases; modules by state and by the class, attributes and hooks of each submodule; other objects by their attributes.
-    So the hash is the same in a new process, and changes with the text of a lambda. Global values that a program may
-    change while it runs, such as a list, do not count if only a function's code refers to them.
+    Plain values, arrays and tensors count by content. Functions count by their code and by the values that it refers
+    to (in closures, defaults, global names and imports), recursively; classes by name, attributes and bases; modules by
+    state and by the class, attributes and hooks of each submodule; other objects by their class and attributes.
+    Installed code counts by name. So the hash is the same in a new process, and changes with the text of a lambda.
+    A table or an object to which a function's code refers by a global name counts as it first was in this process,
+    since a program may change it while it runs, such as a log.
 
     Raises
     ------
@@ -99,43 +96,72 @@ def complete_fingerprint(**values: Any) -> str:
 def _hexdigest(digest: _Digest, values: Mapping[str, Any]) -> str:
     for name in sorted(values):
         _update(digest, values[name], name, ())
-    while digest.references:  # referenced code: each once and not nested, so that references may be cyclic
+    digest.lenient = not digest.complete
+    while digest.references:  # referenced values: each once and not nested, so that references may be cyclic
         name, value = digest.references.popleft()
-        _update_alone(digest, value, name)
+        _update(digest, value, name, ())
     return digest.hexdigest()
 
 
 class _Digest:
-    """SHA-256, and the code that remains to be hashed; `complete` as in `complete_fingerprint`."""
+    """SHA-256, and the referenced values that remain to be hashed; `complete` as in `complete_fingerprint`.
 
-    def __init__(self, *, complete: bool = False) -> None:
-        self.complete = complete
+    If `lenient`, a part without content to hash, such as a lock or a log, counts by its kind.
+    """
+
+    def __init__(self, *, complete: bool = False, lenient: bool = False) -> None:
+        self.complete, self.lenient = complete, lenient
         self._sha = hashlib.sha256()
         self.update, self.hexdigest = self._sha.update, self._sha.hexdigest
         self.references: collections.deque[tuple[str, Any]] = collections.deque()
-        self._seen: dict[int, Any] = {}  # keeps the objects alive, and thus their ids valid
+        self._seen: dict[int, tuple[int, Any]] = {}  # keeps the objects alive, and thus their ids valid
 
     def refer(self, value: Any, name: str) -> None:
-        """Hash the value's kind now; hash code or a constant separately later."""
-        self.update(f"\0{name}\4{type(value).__module__}.{type(value).__qualname__}\5".encode())
+        """Hash a value without parts; of others, hash now which of the references it is, and its content later."""
+        if type(value) in _ATOMS or isinstance(value, np.generic):
+            _update(self, value, name, ())
+            return
         if id(value) not in self._seen:
-            self._seen[id(value)] = value
+            self._seen[id(value)] = len(self._seen), value
             self.references.append((name, value))
+        self.update(f"\0{name}\4{_kind(value)} {self._seen[id(value)][0]}\5".encode())
 
 
 def _update(digest: _Digest, value: Any, name: str, above: tuple[int, ...]) -> None:
     """Hash one value with its name and kind, so that adjacent values cannot be confused."""
-    digest.update(f"\0{name}\1{type(value).__module__}.{type(value).__qualname__}\2".encode())
+    is_users = not _of_library(type(value))
+    if (is_users or isinstance(value, _CODE)) and above and digest.lenient:  # these refer to each other in any way
+        digest.refer(value, name)
+        return
+    digest.update(f"\0{name}\1{_kind(value)}\2".encode())
     if id(value) in above:  # a cycle: an object among its own attributes
         digest.update(f"above {above.index(id(value))}".encode())
         return
-    if len(above) > _MAX_DEPTH:
-        raise TypeError(f"`{name}` is nested too deeply to be hashed.")
     above = (*above, id(value))
 
     def inner(part: Any, label: str) -> None:
         _update(digest, part, f"{name}.{label}", above)
 
+    try:
+        if len(above) > _MAX_DEPTH:
+            raise TypeError(f"`{name}` is nested too deeply to be hashed.")
+        if is_users:
+            digest.refer(type(value), "class")
+        _update_content(digest, value, name, inner)
+        if is_users and not isinstance(value, type | nn.Module | enum.Enum):
+            inner(_attributes_of(value), "attributes")
+    except Exception:  # an object may raise any error
+        if not digest.lenient:
+            raise
+        digest.update(b"\6")
+    digest.update(b"\3")
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _update_content(digest: _Digest, value: Any, name: str, inner: Any) -> None:
     if isinstance(value, np.ndarray) and value.dtype.kind != "O":
         digest.update(f"{value.dtype.str}{value.shape}".encode())
         digest.update(np.ascontiguousarray(value).view(np.uint8).data if value.size else b"")
@@ -143,19 +169,32 @@ def _update(digest: _Digest, value: Any, name: str, above: tuple[int, ...]) -> N
         inner(_bytes(value), f"{value.dtype}{tuple(value.shape)}")
     elif isinstance(value, bytes):
         digest.update(value)
+    elif isinstance(value, _WEAK):  # a target counts where it is stored, such as an LSTM's weights
+        digest.update(b"reference")
+        if digest.lenient and isinstance(value, weakref.ReferenceType):
+            digest.refer(value(), "target")
     elif isinstance(value, Mapping):
         for key, item in value.items():
             inner(key, "key")
-            inner(item, str(key))
+            inner(item, str(key) if isinstance(key, _ATOMS) else "item")
+        inner(getattr(value, "default_factory", None), "default")
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             inner(item, str(index))
     elif isinstance(value, set | frozenset):
-        for item in sorted(value, key=repr):
+        for item in sorted(value, key=functools.partial(_order, digest)):
             inner(item, "element")
     else:
         _update_other(digest, value, name, inner)
-    digest.update(b"\3")
+
+
+def _order(digest: _Digest, element: Any) -> str:
+    """A key that sorts the elements of a set equally in every process."""
+    if isinstance(element, _ATOMS):
+        return repr(element)
+    alone = _Digest(complete=digest.complete, lenient=digest.lenient)
+    _update(alone, element, "element", ())
+    return alone.hexdigest()
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:
@@ -163,25 +202,34 @@ def _bytes(tensor: Tensor) -> np.ndarray:
 
 
 def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
-    if isinstance(value, functools.partial):
+    if isinstance(value, functools.partial | functools.partialmethod):
         inner([value.func, value.args, value.keywords], "partial")
     elif isinstance(value, enum.Enum):
         inner([f"{type(value).__module__}.{type(value).__qualname__}", value.name, value.value], "member")
     elif isinstance(value, types.MethodType):
         inner([value.__func__, value.__self__], "method")
+    elif digest.lenient and isinstance(value, _CODE) and is_installed(value):
+        inner(name_and_version(value), "installed")
     elif isinstance(value, types.FunctionType):
         cells = [_content(cell) for cell in value.__closure__ or ()]
         inner([value.__qualname__, value.__code__, value.__defaults__, value.__kwdefaults__, cells], "function")
-        for label, item in (_all_named_in if digest.complete else _named_in)(value):
-            digest.refer(item, label)
+        inner(vars(value), "attributes")
+        if digest.complete:
+            for label, item in all_named_in(value):
+                digest.refer(item, label)
+        else:
+            _update_globals(digest, value)
     elif isinstance(value, types.ModuleType):
         digest.update(value.__name__.encode())
+        for label, item in parts_of_module(value):
+            digest.refer(item, label)
     elif isinstance(value, types.CodeType):
-        inner([value.co_code, value.co_names, value.co_varnames, list(value.co_consts)], "code")
+        counts = [value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount, value.co_flags]
+        inner([value.co_code, value.co_names, value.co_varnames, list(value.co_consts), counts], "code")
     elif isinstance(value, type):
         inner([f"{value.__module__}.{value.__qualname__}", value.__bases__], "class")
         for label, item in _attributes(value):
-            _update_attribute(digest, item, f"{name}.{label}", inner)
+            digest.refer(item, label)
     elif isinstance(value, nn.Module):
         _update_module(value, inner)
     elif isinstance(value, types.BuiltinFunctionType):
@@ -190,10 +238,36 @@ def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
         inner([value.fget, value.fset, value.fdel], "property")
     elif isinstance(value, staticmethod | classmethod):
         inner(value.__func__, "method")
-    elif isinstance(value, weakref.ReferenceType):
-        digest.update(b"reference")  # its target counts where it is stored, such as an LSTM's weights
+    elif digest.lenient and isinstance(value, contextvars.ContextVar):
+        inner(value.get(), "value")
+    elif isinstance(value, torch.jit.ScriptFunction):
+        inner(value.code, "code")
     else:
         _update_object(digest, value, name, inner)
+
+
+#: for each module of a user, and each value that its code refers to: the value, the hash that it first had in this
+#: process, and the code and objects that it then had as parts
+_first_seen: weakref.WeakKeyDictionary[types.ModuleType, dict[str, tuple[Any, str, list[tuple[str, Any]]]]]
+_first_seen = weakref.WeakKeyDictionary()
+
+
+def _update_globals(digest: _Digest, function: types.FunctionType) -> None:
+    """Hash the values that a function's code refers to, those that may change as they first were."""
+    module = home_of(function)
+    seen = {} if module is None else _first_seen.setdefault(module, {})
+    for label, item in named_in(function):
+        if isinstance(item, (*_CODE, *_ATOMS)):
+            digest.refer(item, label)
+            continue
+        if label not in seen or seen[label][0] is not item:
+            alone = _Digest(lenient=True)
+            _update(alone, item, label, ())
+            seen[label] = item, alone.hexdigest(), list(alone.references)
+        _, content, parts = seen[label]
+        digest.update(f"\0{label}\7{content}".encode())
+        for name, part in parts:
+            digest.refer(part, name)
 
 
 def _update_module(module: nn.Module, inner: Any) -> None:
@@ -212,21 +286,37 @@ def _update_module(module: nn.Module, inner: Any) -> None:
         inner([type(part), dict(sorted(attributes.items())), hooks], f"module {path}")
 
 
-def _update_object(digest: Any, value: Any, name: str, inner: Any) -> None:
+def _update_object(digest: _Digest, value: Any, name: str, inner: Any) -> None:
     try:
         digest.update(json.dumps(encode(value, name=name)).encode())
         return
     except TypeError as error:
         if isinstance(value, np.ndarray):  # an array of objects
             inner([value.shape, value.ravel().tolist()], "array")
-            return
-        if isinstance(value, str | int | float):  # a subclass, such as an enumeration
+        elif isinstance(value, str | int | float):  # a subclass
             digest.update(repr(value).encode())
-            return
-        if not hasattr(value, "__dict__"):
+        elif not _of_library(type(value)):
+            if not hasattr(value, "__dict__") and not _slots(value) and not digest.lenient:
+                raise TypeError(f"`{name}` is {value!r}, which cannot be hashed.") from error
+        elif hasattr(value, "__dict__"):
+            attributes = _attributes_of(value)
+            if digest.lenient:
+                attributes = {key: item for key, item in attributes.items() if isinstance(item, _SETTINGS)}
+            inner(attributes, "attributes")
+        elif digest.lenient:  # such as operator.itemgetter; what cannot be pickled, counts by its kind
+            inner([list(p) if isinstance(p, Iterator) else p for p in value.__reduce_ex__(2)], "parts")
+        else:
             raise TypeError(f"`{name}` is {value!r}, which cannot be hashed.") from error
-    inner(type(value), "class")
-    inner(dict(sorted(vars(value).items())), "attributes")
+
+
+def _attributes_of(value: Any) -> dict[str, Any]:
+    """The attributes of an object, those in slots, too."""
+    slots = {name: getattr(value, name) for name in _slots(value) if hasattr(value, name)}
+    return dict(sorted({**getattr(value, "__dict__", {}), **slots}.items()))
+
+
+def _slots(value: Any) -> list[str]:
+    return list(copyreg._slotnames(type(value)))  # type: ignore[attr-defined]
 
 
 def _content(cell: types.CellType) -> Any:
@@ -238,7 +328,7 @@ def _content(cell: types.CellType) -> Any:
 
 def _of_library(code: type | types.FunctionType) -> bool:
     """Whether a class or function is known by its name."""
-    return (code.__module__ or "").partition(".")[0] in _LIBRARIES
+    return (code.__module__ or "").partition(".")[0] in LIBRARIES
 
 
 def _attributes(cls: type) -> list[tuple[str, Any]]:
@@ -246,116 +336,3 @@ def _attributes(cls: type) -> list[tuple[str, Any]]:
     if _of_library(cls):
         return []
     return [(name, item) for name, item in sorted(vars(cls).items()) if name not in _OF_EVERY_CLASS]
-
-
-def _update_attribute(digest: _Digest, item: Any, name: str, inner: Any) -> None:
-    """An attribute of a class; one that cannot be hashed, such as a lock or a log, counts by its kind."""
-    if isinstance(item, (*_CODE, types.ModuleType)):
-        for label, part in [(name, item)] if isinstance(item, _CODE) else _of_module(item):
-            digest.refer(part, label)
-        return
-    _update_alone(digest, item, name)
-
-
-def _update_alone(digest: _Digest, value: Any, name: str) -> None:
-    """Hash a referenced value; one without content to hash, such as a lock or a log, counts by its kind."""
-    alone = _Digest(complete=digest.complete)
-    try:
-        _update(alone, value, name, ())
-    except (TypeError, ValueError, RuntimeError):
-        if digest.complete:
-            raise
-        digest.update(f"\0{name}\6{type(value).__module__}.{type(value).__qualname__}\7".encode())
-        return
-    digest.update(alone.hexdigest().encode())
-    for label, part in alone.references:
-        digest.refer(part, label)
-
-
-def _named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
-    """The code and the constants that a function's global names refer to, also through a user's module."""
-    names = _names_in(function)
-    items = []
-    for name in sorted(names):
-        item = function.__globals__.get(name)
-        if isinstance(item, types.ModuleType):
-            items += [(label, part) for label, part in _of_module(item) if label.rpartition(".")[2] in names]
-        elif _is_lasting(item):
-            items.append((name, item))
-    return items
-
-
-def _names_in(function: types.FunctionType) -> set[str]:
-    """All names in a function's code, of globals and of attributes."""
-    return {name for code in _codes_of(function) for name in code.co_names}
-
-
-def _codes_of(function: types.FunctionType) -> list[types.CodeType]:
-    """A function's code, and that of the functions defined in it."""
-    codes = [function.__code__]
-    for code in codes:
-        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return codes
-
-
-def _imported_in(function: types.FunctionType) -> list[str]:
-    """The modules that a function's code itself imports."""
-    steps = (step for code in _codes_of(function) for step in dis.get_instructions(code))
-    return [str(step.argval) for step in steps if step.opname == "IMPORT_NAME"]
-
-
-def _is_steady(module: str) -> bool:
-    return module.partition(".")[0] in _STEADY
-
-
-def _all_named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
-    """All global values that a function's code can read, except steady modules and what they define."""
-    names = _names_in(function)
-    if unsteady := (names & _UNSTEADY) | {name for name in _imported_in(function) if not _is_steady(name)}:
-        raise TypeError(f"`{function.__qualname__}` may read what cannot be hashed: {', '.join(sorted(unsteady))}.")
-    items: list[tuple[str, Any]] = []
-    queue = [(name, function.__globals__[name]) for name in sorted(names & function.__globals__.keys())]
-    while queue:
-        label, item = queue.pop()
-        if not isinstance(item, (types.FunctionType, types.BuiltinFunctionType, type, types.ModuleType)):
-            items.append((label, item))
-            continue
-        home = item.__name__ if isinstance(item, types.ModuleType) else item.__module__ or "builtins"
-        if _is_steady(home):
-            continue
-        if isinstance(item, types.BuiltinFunctionType) or _is_installed(item):
-            raise TypeError(f"`{function.__qualname__}` uses `{label}`, whose code may read anything.")
-        if isinstance(item, types.ModuleType):
-            queue += [(f"{label}.{name}", vars(item)[name]) for name in sorted(names & vars(item).keys())]
-        else:
-            items.append((label, item))
-    return items
-
-
-def _is_installed(code: type | types.FunctionType | types.ModuleType) -> bool:
-    """Whether code was installed, so that it counts by its package's name."""
-    module = code.__name__ if isinstance(code, types.ModuleType) else code.__module__ or "builtins"
-    if module.partition(".")[0] in _LIBRARIES:
-        return True
-    try:
-        file = inspect.getfile(code)
-    except (TypeError, OSError):  # interactive or generated code
-        return False
-    return any(file.startswith(sysconfig.get_paths()[kind]) for kind in ("purelib", "platlib"))
-
-
-def _of_module(module: types.ModuleType) -> list[tuple[str, Any]]:
-    """Code and constants of a Python module; none for a library's module, which counts by name."""
-    if _is_installed(module):
-        return []
-    items = sorted(vars(module).items())
-    return [(f"{module.__name__}.{name}", item) for name, item in items if name[:2] != "__" and _is_lasting(item)]
-
-
-def _is_lasting(item: Any) -> bool:
-    """Whether a global value is code or a constant."""
-    if isinstance(item, type | types.FunctionType):
-        return not _is_installed(item)
-    if isinstance(item, tuple | frozenset):
-        return all(_is_lasting(part) for part in item)
-    return isinstance(item, (*_CONSTANTS, functools.partial))

@@ -14,6 +14,7 @@ from skorch import NeuralNet
 from skorch.callbacks import Callback
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from sklearn_capacity._validation import as_list
 from sklearn_capacity.process_state import silenced
 
 __all__ = ["LearningRateSchedule", "TorchSchedule", "make_schedule", "set_learning_rates"]
@@ -122,7 +123,7 @@ def make_schedule(schedule: Any, max_epochs: int) -> Callback | None:
         _check_arguments(schedule, function, "optimizer" if is_torch else "epoch")
         return TorchSchedule(schedule) if is_torch else LearningRateSchedule(schedule)
     if isinstance(schedule, Iterable) and not isinstance(schedule, str):
-        return LearningRateSchedule(_listed(schedule))
+        return LearningRateSchedule(_listed(as_list("learning_rate_schedule", schedule)))
     raise ValueError(
         '`learning_rate_schedule` must be None, "cosine", a list of (epoch, factor) pairs, a list of factors, '
         f"a function of the epoch or a scheduler class from torch, got {schedule!r}."
@@ -149,9 +150,9 @@ def _check_arguments(schedule: Callable[..., Any], kind: Callable[..., Any], giv
         ) from error
 
 
-def _listed(schedule: Iterable[Any]) -> Callable[[int], float]:
+def _listed(schedule: list[Any]) -> Callable[[int], float]:
     try:
-        numbers = np.asarray(list(schedule), dtype=float)
+        numbers = np.asarray(schedule, dtype=float)
     except (TypeError, ValueError):
         numbers = np.empty(0)
     if numbers.size == 0 or not (numbers.ndim == 1 or (numbers.ndim == 2 and numbers.shape[1] == 2)):

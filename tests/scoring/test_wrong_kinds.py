@@ -24,7 +24,7 @@ from sklearn_capacity import (
 from sklearn_capacity import model_selection as selection
 from sklearn_capacity.theory import gaussian_mixture_covering_number as covering
 from sklearn_capacity.theory import initialize_mean_field
-from sklearn_capacity.training import KFAC, SAM, PathSGD
+from sklearn_capacity.training import KFAC, SAM, PathSGD, make_schedule
 
 MODULE = nn.Linear(1, 2)
 X, y = [[0.0], [1.0], [2.0], [3.0]], [0, 1, 0, 1]
@@ -93,5 +93,7 @@ def test_an_ensemble_that_is_not_fitted_is_no_data():
     table = pd.DataFrame({"jacobian_penalty": [0.1, 1.0], "accuracy": [0.5, 0.6], "margin": [1.0, 2.0]})
     with pytest.raises(TypeError, match="`capacities` must be a sequence, got RandomForestClassifier"):
         displays.CapacityPathDisplay(table, capacities=forest).plot()
+    with pytest.raises(TypeError, match="`learning_rate_schedule` must be a sequence, got RandomForestClassifier"):
+        make_schedule(forest, 3)
     with pytest.raises(TypeError, match="`measures` must be a sequence, got RandomForestClassifier"):
         selection.rank_measures(table, "accuracy", measures=forest)

@@ -1,0 +1,211 @@
+"""The values that a function's code refers to: globals, parts of the user's modules, local imports."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import importlib.util
+import inspect
+import sys
+import sysconfig
+import types
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+__all__ = [
+    "LIBRARIES",
+    "all_named_in",
+    "home_of",
+    "is_installed",
+    "name_and_version",
+    "named_in",
+    "parts_of_module",
+]
+
+LIBRARIES = frozenset({"torch", "skorch", "sklearn", "numpy", "scipy", "sklearn_capacity"}) | (
+    sys.stdlib_module_names - {"__main__"}
+)
+#: modules whose functions depend on their arguments only, as far as a forward pass uses them
+_STEADY = frozenset(
+    "torch torchvision numpy sklearn_capacity builtins _operator __future__ math cmath functools itertools collections "
+    "operator typing abc copy enum dataclasses numbers string warnings contextlib".split()
+)
+#: names in code that may read more than values in memory; attributes of these names count, too
+_UNSTEADY = frozenset(
+    "open input eval exec globals locals vars id __import__ import_module modules environ os sys random backends "
+    "get_rng_state initial_seed".split()
+)
+_GLOBAL_STEPS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
+_OF_EVERY_PYTHON_MODULE = frozenset(vars(types.ModuleType("empty"))) | {
+    *("__file__", "__cached__", "__builtins__", "__path__", "__annotations__", "__annotate__"),
+    *("__warningregistry__", "__conditional_annotations__", "__annotations_cache__"),
+}
+
+
+def named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """The values that a function's global names and imports refer to; of a user's module, the parts that it names."""
+    names, items = names_in(function), list[tuple[str, Any]]()
+    for name in sorted(_globals_in(function)):
+        if name in function.__globals__:
+            items += _narrowed(name, function.__globals__[name], names)
+    imported = [(name, module) for name in sorted(_imported_in(function)) for module in _imported(name, function)]
+    for name, module in imported:  # all have been imported now, so packages have their modules as attributes
+        items += _narrowed(name, module, names)
+    return items
+
+
+def _narrowed(label: str, item: Any, names: set[str], above: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """The item, or, if it is a user's module, those of its parts that are in `names`."""
+    if not isinstance(item, types.ModuleType) or is_installed(item):
+        yield label, item
+    elif not any(item is module for module in above):
+        for name, part in parts_of_module(item):
+            if name in names or name == "__getattr__":
+                yield from _narrowed(f"{label}.{name}", part, names, (*above, item))
+
+
+def parts_of_module(module: types.ModuleType) -> list[tuple[str, Any]]:
+    """What a user's module defines and imports; nothing of an installed module, which counts by name."""
+    if is_installed(module):
+        return []
+    return [(name, part) for name, part in sorted(vars(module).items()) if name not in _OF_EVERY_PYTHON_MODULE]
+
+
+def is_installed(code: type | types.FunctionType | types.ModuleType) -> bool:
+    """Whether code was installed, so that it counts by its package's name.
+
+    A function with a closure is not: a library's decorator returns one that calls the user's function.
+    """
+    if isinstance(code, types.FunctionType) and code.__closure__:
+        return False
+    module = code.__name__ if isinstance(code, types.ModuleType) else code.__module__ or "builtins"
+    if module.partition(".")[0] in LIBRARIES:
+        return True
+    try:
+        return _is_installed_file(inspect.getfile(code))
+    except (TypeError, OSError, AttributeError):  # interactive or generated code
+        return False
+
+
+def _is_installed_file(file: str) -> bool:
+    return any(file.startswith(sysconfig.get_paths()[kind]) for kind in ("purelib", "platlib"))
+
+
+def name_and_version(code: type | types.FunctionType | types.ModuleType) -> str:
+    """The name of installed code, and the version of its package."""
+    if isinstance(code, types.ModuleType):
+        home = name = code.__name__
+    else:
+        home, name = code.__module__ or "builtins", f"{code.__module__}.{code.__qualname__}"
+    return f"{name} {getattr(sys.modules.get(home.partition('.')[0]), '__version__', '')}"
+
+
+def home_of(function: types.FunctionType) -> types.ModuleType | None:
+    """The module whose names are the function's globals, or None where there is none, such as for executed text."""
+    module = sys.modules.get(function.__globals__.get("__name__", ""))
+    return module if module is not None and vars(module) is function.__globals__ else None
+
+
+# ---- code --------------------------------------------------------------------------------------
+
+
+def names_in(function: types.FunctionType) -> set[str]:
+    """All names in a function's code, of globals and of attributes."""
+    return {name for code in _codes_of(function) for name in code.co_names}
+
+
+def _codes_of(function: types.FunctionType) -> list[types.CodeType]:
+    """A function's code, and that of the functions defined in it."""
+    codes = [function.__code__]
+    for code in codes:
+        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return codes
+
+
+def _globals_in(function: types.FunctionType) -> set[str]:
+    """The global names that a function's code reads."""
+    return _union(_read_by(code)[0] for code in _codes_of(function))
+
+
+def _imported_in(function: types.FunctionType) -> set[str]:
+    """The modules that a function's code itself imports."""
+    return _union(_read_by(code)[1] for code in _codes_of(function))
+
+
+def _union(sets: Iterable[frozenset[str]]) -> set[str]:
+    return set().union(*sets)
+
+
+@functools.lru_cache(maxsize=1024)
+def _read_by(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    """The global names that code reads; the modules that it imports, with all that may be a module of a package."""
+    names, modules, source = set(), set(), ""
+    for step in dis.get_instructions(code):
+        if step.opname in _GLOBAL_STEPS:
+            names.add(str(step.argval))
+        elif step.opname == "IMPORT_NAME":
+            source = str(step.argval)
+            modules.add(source)
+        elif step.opname == "IMPORT_FROM":
+            modules.add(f"{source}.{step.argval}".lstrip("."))
+    return frozenset(names), frozenset(modules)
+
+
+def _imported(name: str, function: types.FunctionType) -> list[types.ModuleType]:
+    """The user's module of an import statement, which may be relative to a package that contains the function."""
+    package = function.__globals__.get("__package__") or ""
+    parents = package.split(".") if package else []
+    above = [".".join(parents[:n]) for n in range(len(parents), 0, -1)]
+    candidates = [name.partition(".")[0], name, *(f"{parent}.{name}".rstrip(".") for parent in above)]
+    return [module for full in dict.fromkeys(candidates) if full and (module := _loaded(full)) is not None]
+
+
+def _loaded(name: str) -> types.ModuleType | None:
+    """A user's module, imported now if need be, or None where there is none of this name."""
+    if name in sys.modules or name.partition(".")[0] in LIBRARIES:
+        return sys.modules.get(name)
+    try:
+        spec = importlib.util.find_spec(name)
+        places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or ())]
+        if not any(places) or any(_is_installed_file(place) for place in places if place):
+            return None
+        return importlib.import_module(name)
+    except Exception:  # the import statement will raise it, where it is reached
+        return None
+
+
+# ---- everything that code can read -------------------------------------------------------------
+
+
+def all_named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """All global values that a function's code can read, except steady modules and what they define.
+
+    Raises
+    ------
+    TypeError
+        If that cannot be told.
+    """
+    names = names_in(function)
+    if unsteady := (names & _UNSTEADY) | {name for name in _imported_in(function) if not _is_steady(name)}:
+        raise TypeError(f"`{function.__qualname__}` may read what cannot be hashed: {', '.join(sorted(unsteady))}.")
+    items: list[tuple[str, Any]] = []
+    queue = [(name, function.__globals__[name]) for name in sorted(names & function.__globals__.keys())]
+    while queue:
+        label, item = queue.pop()
+        if not isinstance(item, (types.FunctionType, types.BuiltinFunctionType, type, types.ModuleType)):
+            items.append((label, item))
+            continue
+        home = item.__name__ if isinstance(item, types.ModuleType) else item.__module__ or "builtins"
+        if _is_steady(home):
+            continue
+        if isinstance(item, types.BuiltinFunctionType) or is_installed(item):
+            raise TypeError(f"`{function.__qualname__}` uses `{label}`, whose code may read anything.")
+        if isinstance(item, types.ModuleType):
+            queue += [(f"{label}.{name}", vars(item)[name]) for name in sorted(names & vars(item).keys())]
+        else:
+            items.append((label, item))
+    return items
+
+
+def _is_steady(module: str) -> bool:
+    return module.partition(".")[0] in _STEADY
