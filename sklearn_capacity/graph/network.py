@@ -128,8 +128,7 @@ class Network:
         if not isinstance(outputs, Tensor):
             raise TypeError(
                 f"its forward pass must return a tensor, got {type(outputs).__name__}. Wrap it in a module that "
-                "returns "
-                "the logits."
+                "returns the logits."
             )
         return outputs
 

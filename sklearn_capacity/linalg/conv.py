@@ -181,6 +181,8 @@ class ConvOperator:
     def _convolve_transposed(self, y: Tensor) -> Tensor:
         transposed = TRANSPOSED[len(self.kernel)]
         y = transposed(y, self.weight, None, self.stride, 0, 0, self.groups, self.dilation)  # (n, channels, *covered)
+        if self.padding_mode == "zeros":  # the transpose of adding zeros is cropping
+            return pad(y, self._uncovered, "zeros")  # (n, *domain)
         y = pad(y, self._unread, "zeros")  # (n, channels, *padded)
         return pad_adjoint(y, self.domain[1:], self.pads, self.padding_mode)  # (n, *domain)
 
@@ -189,6 +191,11 @@ class ConvOperator:
         """The number of padded pixels after the last window, which no window reads, as pairs for `pad`."""
         axes = zip(self.domain[1:], self.pads, self.image[1:], self.stride, self.reach, strict=True)
         return tuple((0, n + a + b - ((m - 1) * s + reach + 1)) for n, (a, b), m, s, reach in axes)
+
+    @computed_once
+    def _uncovered(self) -> tuple[tuple[int, int], ...]:
+        """The pixels of the domain beyond the windows, less those of the windows beyond it, as pairs for `pad`."""
+        return tuple((-a, unread - b) for (a, b), (_, unread) in zip(self.pads, self._unread, strict=True))
 
     def _image_shape(self) -> tuple[int, ...]:
         axes = zip(self.input_shape[1:], self.padding, self.reach, self.stride, strict=True)
@@ -259,8 +266,8 @@ def conv_norm_lower(operator: ConvOperator, tol: float = 1e-7, *, random_state: 
 def conv_norm_upper(operator: ConvOperator, lower: float = 0.0) -> float:
     r"""A proven upper bound of the spectral norm of a convolution.
 
-    The smallest of: the Frobenius norm; :math:`\sqrt{\|A\|_1 \|A\|_\infty}`; the bound on a torus (`torus`); and, for
-    small operators or for moderate ones with a loose bound, the norm itself, certified by a Cholesky factorisation.
+    The smallest of: the Frobenius norm; :math:`\sqrt{\|A\|_1 \|A\|_\infty}`; the bound on a torus (`torus_bound`); and,
+    for small operators or for moderate ones with a loose bound, the norm itself, certified by a Cholesky factorisation.
 
     Parameters
     ----------

@@ -70,10 +70,7 @@ def pad(x: Tensor, pairs: Pairs, mode: str) -> Tensor:
 
 
 def pad_adjoint(y: Tensor, sizes: Sequence[int], pairs: Pairs, mode: str) -> Tensor:
-    """The transpose of `pad`: every padded pixel is added to the pixel that it copies."""
-    if mode == "zeros":
-        # the transpose of adding zeros is cropping
-        return F.pad(y, [-amount for pair in reversed(pairs) for amount in pair])
+    """The transpose of `pad` where it copies pixels: every padded pixel is added to the one that it copies."""
     for axis, index in _indices(sizes, pairs, mode, y.device):
         shape = list(y.shape)
         shape[axis] = sizes[axis]  # both count from the end

@@ -205,8 +205,8 @@ def _check_gradient(evaluate: Callable[[], Tensor], module: nn.Module, value: Te
         else:
             raise ValueError(
                 f"`penalty` must have a gradient that matches its value, got a derivative of {exact:.6g} along a "
-                "direction of "
-                f"`{name}`, while finite differences give {difference:.6g}. Look for `detach`, `.data` or `no_grad`."
+                f"direction of `{name}`, while finite differences give {difference:.6g}. Look for `detach`, `.data` or "
+                "`no_grad`."
             )
 
 

@@ -108,9 +108,8 @@ def resolve(model: Any) -> Subject:
     if converted is None:
         raise TypeError(
             "`model` must contain a network: an estimator of this package, a skorch net, an nn.Module, an MLP or "
-            "linear "
-            f"model of scikit-learn, or a Pipeline or fitted search that ends in one; got {type(model).__name__}."
-            + _inside(model)
+            "linear model of scikit-learn, or a Pipeline or fitted search that ends in one; "
+            f"got {type(model).__name__}." + _inside(model)
         )
     module, output, loss, other = converted
     classes = getattr(model, "classes_", None)

@@ -87,8 +87,7 @@ def checked_initial_state(initial_state: Any, module: nn.Module) -> dict[str, Te
         if initial.shape != tensor.shape:
             raise ValueError(
                 f"`initial_state` must match the trained module: its `{name}` has shape {tuple(initial.shape)}, that "
-                "of "
-                f"the module {tuple(tensor.shape)}."
+                f"of the module {tuple(tensor.shape)}."
             )
     if foreign:
         raise ValueError(f"`initial_state` must not contain `{foreign[0]}`, which the trained module does not have.")

@@ -82,8 +82,7 @@ class PathSGD(torch.optim.Optimizer):
             if leaf and not plain:
                 raise ValueError(
                     "`optimizer` 'path_sgd' supports only chains of Linear, Conv2d, ReLU, max pooling and dropout, "
-                    "but "
-                    f"{name or 'the module'} is a {type(layer).__name__}. Use another optimiser."
+                    f"but {name or 'the module'} is a {type(layer).__name__}. Use another optimiser."
                 )
         if getattr(self, "_module", None) is not module:
             self._is_checked = False
