@@ -88,5 +88,5 @@ def iris():
 
 @pytest.fixture(scope="module")
 def model(iris):
-    """A small classifier of iris behind a scaler."""
+    """A small classifier of iris after a scaler."""
     return make_pipeline(StandardScaler(), NetworkClassifier((8,), max_epochs=10, random_state=0)).fit(*iris)

@@ -1,6 +1,6 @@
 """
-A generalization layer with dropout behind the encoder of a ResNet
-==================================================================
+A generalization layer with dropout after the encoder of a ResNet
+=================================================================
 
 [GL] figure 8: ResNet-20 on CIFAR-10, and with a generalization layer with dropout 0.75 after its last stage. At scale
 small the network has 8 layers, half as wide, and trains on 3,000 images for 12 epochs, with all schedules shortened

@@ -44,7 +44,7 @@ def noisy_digits(seed: int) -> tuple[np.ndarray, ...]:
 
 
 def network(seed: int) -> Pipeline:
-    """A hundred hidden units behind a scaler."""
+    """A hundred hidden units after a scaler."""
     classifier = JacobianRegularizedClassifier((100,), max_epochs=60, batch_size=50, random_state=seed)
     return Pipeline([("scale", MaxAbsScaler()), ("network", classifier)])
 

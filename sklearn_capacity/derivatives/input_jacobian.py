@@ -74,7 +74,7 @@ def _pulled(values: Tensor, X: Tensor, vector: Tensor, **options: bool) -> Tenso
         raise NotDefinedError(
             "The Jacobian with respect to the input is not defined for this network: its outputs do not depend on `X` "
             "through differentiable operators, as for token ids, which are whole numbers. Take the part of the network "
-            "behind the embedding."
+            "after the embedding."
         )
     return row
 

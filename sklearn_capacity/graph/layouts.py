@@ -178,7 +178,7 @@ def at_samples(size: int | torch.SymInt, n: int) -> int:
 
 
 def reshaped(layout: Layout, before: Sizes, after: Sizes) -> Layout | None:
-    """The layout behind a reshape, which keeps the order of all entries; None if it cuts through the samples."""
+    """The layout after a reshape, which keeps the order of all entries; None if it cuts through the samples."""
     axis = after.samples_axis
     if axis is None:
         return None

@@ -332,7 +332,9 @@ class LanczosProcess:
         torch.div(start, torch.linalg.vector_norm(start, dim=-1, keepdim=True), out=self.basis[0])
         self.held = 1
         self.alphas: list[Tensor] = []  # diagonal of T_j, (batch,) each
-        self.betas: list[Tensor] = []  # below the diagonal, and the last one behind it, (batch,) each
+        self.betas: list[
+            Tensor
+        ] = []  # below the diagonal, and one more, which couples to the next vector, (batch,) each
         self.scale = start.new_zeros(start.shape[0])  # (batch,)
 
     def step(self) -> None:

@@ -46,7 +46,7 @@ def lipschitz_l2(network: Network, batch: Batch) -> Measured:
     Lipschitz constant, overlapping max pooling the root of the number of windows that share a pixel, average pooling,
     interpolation and padding their own norms, a softmax 1/2, and a normalisation 1 / sqrt(eps), its slope at 0. A
     product of two signals, as in a gate or in attention, is bounded where both signals are bounded for every input, as
-    they are behind a layer norm or a sigmoid:
+    those from a layer norm or a sigmoid are:
 
     .. math:: |a b - a' b'| \le |a| \, |b - b'| + |b'| \, |a - a'|
 

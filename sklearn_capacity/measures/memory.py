@@ -45,7 +45,7 @@ class Peak:
     inputs : float
         Copies of the data.
     more : callable, default=None
-        Bytes beside these, ``f(network, batch, **params)``.
+        Bytes besides these, ``f(network, batch, **params)``.
     """
 
     vectors: float = 0

@@ -124,7 +124,7 @@ def _has_matrix(node: Node) -> bool:
 
 
 def _scales_a_normalization(node: Node, graph: NetworkGraph) -> bool:
-    """Whether a node is the trained scale behind a layer norm or one of its kind, which is not a matrix."""
+    """Whether a node is the trained scale after a layer norm or a similar one, which is not a matrix."""
     if node.op != "diagonal":
         return False
     before = graph[node.inputs[0]]

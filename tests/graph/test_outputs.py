@@ -97,7 +97,7 @@ def overwritten(z):
         lambda z: z.exp() / z.exp().sum(1, keepdim=True),
         lambda z: torch.cat([part.softmax(1) for part in z.split(5)]),
     ],
-    ids=["over the samples", "something behind it", "bounded", "in place", "by hand", "in parts"],
+    ids=["over the samples", "followed by something", "bounded", "in place", "by hand", "in parts"],
 )
 def test_anything_else_is_taken_as_it_is(end):
     network = Network(Ended(end), (4,), output="probabilities")

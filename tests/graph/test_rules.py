@@ -35,7 +35,7 @@ def centred(rows):
     return rows - rows.mean(2, keepdim=True)
 
 
-def joined_behind(h):
+def joined_after(h):
     second = h.transpose(0, 1).reshape(-1, 2)[:, 1:]  # (2 n, 1)
     return second.reshape(2, h.shape[0]).transpose(0, 1)
 
@@ -65,7 +65,7 @@ PICKS = {
     "pixel_unshuffle": (lambda h: F.pixel_unshuffle(h.unflatten(1, IMAGE), 2), 4),
     "interpolate": (lambda h: F.interpolate(h.unflatten(1, IMAGE), scale_factor=2, mode="nearest"), 16),
     "stack": (lambda h: torch.stack([h, 2 * h], 1), 8),
-    "stack behind": (lambda h: torch.stack([h, h.flip(1)], -1), 8),
+    "stack along the last axis": (lambda h: torch.stack([h, h.flip(1)], -1), 8),
     "hstack": (lambda h: torch.hstack([h, h]), 8),
     "nearest-exact": (lambda h: F.interpolate(h.unflatten(1, IMAGE), size=(3, 5), mode="nearest-exact"), 15),
     "tril": (lambda h: h.unflatten(1, (2, 2)).tril(), 4),
@@ -76,7 +76,7 @@ PICKS = {
     "samples second": (lambda h: h.unflatten(1, (2, 2)).transpose(0, 1).flip(0).transpose(0, 1), 4),
     "a row, samples second": (lambda h: h.unflatten(1, (2, 2)).transpose(0, 1)[1], 2),
     "joined with the samples": (lambda h: h.unflatten(1, (2, 2)).flatten(0, 1).roll(1, 1).unflatten(0, (-1, 2)), 4),
-    "joined behind": (lambda h: joined_behind(h.unflatten(1, (2, 2))), 2),
+    "joined after the samples": (lambda h: joined_after(h.unflatten(1, (2, 2))), 2),
     "halves, samples second": (lambda h: torch.cat(h.unflatten(1, (2, 2)).transpose(0, 1).chunk(2)[::-1])[0], 2),
     "zeros beside": (lambda h: torch.cat([h.new_zeros(h.shape[0], 2), h], 1), 6),
     "a token": (lambda h: torch.cat([torch.ones(1, 1).to(h).expand(h.shape[0], -1), h], 1), 5),
