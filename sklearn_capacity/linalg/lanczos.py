@@ -332,9 +332,7 @@ class LanczosProcess:
         torch.div(start, torch.linalg.vector_norm(start, dim=-1, keepdim=True), out=self.basis[0])
         self.held = 1
         self.alphas: list[Tensor] = []  # diagonal of T_j, (batch,) each
-        self.betas: list[
-            Tensor
-        ] = []  # below the diagonal, and one more, which couples to the next vector, (batch,) each
+        self.betas: list[Tensor] = []  # below the diagonal, then one for the next vector, (batch,) each
         self.scale = start.new_zeros(start.shape[0])  # (batch,)
 
     def step(self) -> None:
