@@ -72,7 +72,7 @@ def run_case(case: Case) -> None:
     if case.happens(0.3):
         _ask(case, estimator)
     if case.happens(0.2):
-        classes = (np.unique([0, 1, 2]),) if hasattr(estimator, "predict_proba") and case.happens(0.8) else ()
+        classes = (np.unique([0, 1, 2]),) if hasattr(estimator, "decision_function") and case.happens(0.8) else ()
         fitted = _partial_fit(case, estimator, X, y, *classes)
     else:
         fitted = case.call("fit", estimator.fit, X, y, sample_weight=weights)
