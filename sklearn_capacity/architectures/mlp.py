@@ -130,4 +130,5 @@ def check_layer_sizes(hidden_layer_sizes: int | Sequence[int]) -> tuple[int, ...
     """The widths of the hidden layers as a tuple; raises an error that names a wrong one."""
     many = hasattr(hidden_layer_sizes, "__iter__") and not isinstance(hidden_layer_sizes, str | bytes)
     sizes = as_list("hidden_layer_sizes", hidden_layer_sizes) if many else [hidden_layer_sizes]
-    return tuple(check_integer("hidden_layer_sizes", size) for size in sizes)
+    cure = "Give the width of each hidden layer, such as (100,)."
+    return tuple(check_integer("hidden_layer_sizes", size, cure=cure) for size in sizes)

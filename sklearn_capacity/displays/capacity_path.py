@@ -154,8 +154,8 @@ class CapacityPathDisplay:
 
     def _column(self, name: str) -> str:
         if name not in self.table.columns:
-            known = ", ".join(map(str, self.table.columns))
-            raise ValueError(f"The table has no column {name!r}. {closest(name, self.table.columns)} It has: {known}.")
+            hint = f"{closest(name, self.table.columns)} It has: {', '.join(map(str, self.table.columns))}.".lstrip()
+            raise ValueError(f"The table has no column {name!r}. {hint}")
         return name
 
 

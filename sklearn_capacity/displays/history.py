@@ -185,8 +185,8 @@ class HistoryDisplay:
         if self.columns is not None:
             for column in self.columns:
                 if column not in known:
-                    hint = closest(column, known)
-                    raise ValueError(f"No history has a column {column!r}. {hint} There are: {', '.join(known)}.")
+                    hint = f"{closest(column, known)} There are: {', '.join(known)}.".lstrip()
+                    raise ValueError(f"No history has a column {column!r}. {hint}")
         shown = [column for column in known if column not in BOOKKEEPING and not column.endswith("_batch_count")]
         panels: dict[str, list[str]] = {}
         for column in shown if self.columns is None else self.columns:

@@ -27,7 +27,8 @@ def results_of(search: Any) -> Mapping[str, Any]:
     """The ``cv_results_`` of a fitted search, or raise."""
     results = getattr(search, "cv_results_", None)
     if not isinstance(results, Mapping):
-        raise TypeError(f"`search` must be a fitted search such as GridSearchCV, got {type(search).__name__}.")
+        what = f"an unfitted {type(search).__name__}" if hasattr(search, "refit") else type(search).__name__
+        raise TypeError(f"`search` must be a fitted search such as GridSearchCV, got {what}.")
     return results
 
 

@@ -25,6 +25,7 @@ __all__ = ["no_leftovers"]
 
 _SOURCE = "<eval_with_key>"
 _LOGGER = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+_SHAPE_LOGGER = logging.getLogger("torch._subclasses.fake_tensor")  # logs the traceback of the error that it raises
 
 
 @contextmanager
@@ -41,7 +42,11 @@ def no_leftovers() -> Iterator[list[Any]]:
     def of_others(record: logging.LogRecord) -> bool:
         return record.thread != thread or record.levelno >= logging.ERROR
 
+    def of_other_threads(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
     _LOGGER.addFilter(of_others)
+    _SHAPE_LOGGER.addFilter(of_other_threads)
     quiet = sys.stderr = _Quiet(stream)  # a failed export prints its graph to stderr
     try:
         yield programs
@@ -53,6 +58,7 @@ def no_leftovers() -> Iterator[list[Any]]:
         if sys.stderr is quiet:  # and no other thread has replaced it
             sys.stderr = stream
         _LOGGER.removeFilter(of_others)
+        _SHAPE_LOGGER.removeFilter(of_other_threads)
         for mode in modes:
             if mode.shape_env is not None:
                 mode.shape_env.tracked_fakes = None

@@ -255,6 +255,8 @@ def _find(module: nn.Module, position: str | int, flow: _Flow | None) -> tuple[s
             raise ValueError(f"`position` must be 'head', an index or a submodule's name, got {position!r}. {hint}")
         return position, by_name[position]
     children = [name for name, child in module._modules.items() if child is not None]  # with repetitions
+    if not children:
+        raise ValueError(f"`position` must be 'head' for a module without submodules, got {position!r}.")
     check_integer("position", position, -len(children), len(children) - 1)
     return children[position], by_name[children[position]]
 

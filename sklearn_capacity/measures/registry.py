@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from .._validation import closest
 from . import (
     adaptive_sharpness,
@@ -76,8 +78,14 @@ ESSENTIAL = ("parameter_count", "frobenius_norm", "l2_path_norm", "fisher_rao_no
 MEASURES: dict[str, Measure] = {measure.name: measure for family in FAMILIES for measure in family.MEASURES}
 
 
-def measure_named(name: str) -> Measure:
+def measure_named(name: str, others: Iterable[str] = ()) -> Measure:
     """The record of a measure.
+
+    Parameters
+    ----------
+    name : str
+    others : iterable of str, default=()
+        What else may be meant, for the suggestion in the error.
 
     Raises
     ------
@@ -85,6 +93,6 @@ def measure_named(name: str) -> Measure:
         If no measure has this name; the message suggests the closest one.
     """
     if name not in MEASURES:
-        hint = closest(name, MEASURES)
+        hint = closest(name, [*MEASURES, *others])
         raise ValueError(f"Unknown measure {name!r}. {hint + ' ' if hint else ''}`list_measures()` shows all.")
     return MEASURES[name]

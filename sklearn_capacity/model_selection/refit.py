@@ -99,7 +99,8 @@ def column(cv_results: Mapping[str, Any], key: str) -> np.ndarray:
     """A column of `cv_results_` as floats, or an error that suggests the closest key."""
     if key not in cv_results:
         means = [name for name in cv_results if str(name).startswith("mean_")]
-        raise ValueError(f"`cv_results_` has no column {key!r}. {closest(key, means)} It has: {', '.join(means)}.")
+        hint = f"{closest(key, means)} It has: {', '.join(means)}.".lstrip()
+        raise ValueError(f"`cv_results_` has no column {key!r}. {hint}")
     return np.asarray(cv_results[key], dtype=np.float64)
 
 

@@ -53,7 +53,7 @@ def gradient_norm_penalty(
     Raises
     ------
     ValueError
-        If the loss does not depend on a trained parameter.
+        If the loss does not depend on a trained parameter, or if `y` has another length than `X`.
 
     Notes
     -----
@@ -94,6 +94,8 @@ def gradient_norm_penalty(
 def _mean_loss(
     outputs: Tensor, y: Tensor, criterion: Callable[..., Tensor] | None, sample_weight: Tensor | None
 ) -> Tensor:
+    if y.dim() == 0 or len(y) != len(outputs):
+        raise ValueError(f"`y` must have one target per sample, {len(outputs)} in all, got shape {tuple(y.shape)}.")
     if criterion is not None:
         function = criterion.forward if isinstance(criterion, nn.Module) else criterion
         weighs = sample_weight is not None and "sample_weight" in inspect.signature(function).parameters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -72,7 +72,7 @@ def per_layer_penalty(
     Raises
     ------
     ValueError
-        If `output` is not one of the two.
+        If `output` is not one of the two, or if there is no such layer.
 
     Notes
     -----
@@ -132,8 +132,17 @@ def _by_chain(batch: LinearizedBatch, generator: torch.Generator, output: str, s
             v = vectors[samples]  # (n', C) for the n' samples of this part
             v = softmax_jacobian(tape.logits.softmax(1), v) if output == "softmax" else v
             pull(tape, v, keep)
+    _check_layers(totals)
     factor = 1 / len(values) if sample_weight is None else 1.0
     return sums.attach(torch.stack(totals).sum() * factor, 2 * factor)
+
+
+def _check_layers(layers: Sequence[Any]) -> None:
+    if not layers:
+        raise ValueError(
+            "`function` must contain a linear map or a convolution, the layers that this penalty sums over, got none "
+            'that can be found. Use the "frobenius" or the "projection" norm.'
+        )
 
 
 def _by_hooks(
@@ -161,11 +170,7 @@ def _by_hooks(
 def _caught(module: Any) -> Iterator[list[tuple[nn.Module, Tensor, Tensor]]]:
     """Collect (layer, input, output) of every call of a linear or convolutional layer."""
     layers = [m for m in module.modules() if isinstance(m, LAYER_MODULES)] if isinstance(module, nn.Module) else []
-    if not layers:
-        raise ValueError(
-            "The per-layer penalty sums over linear and convolutional layers, but the function has none that can be "
-            'found. Use the "frobenius" or the "projection" norm.'
-        )
+    _check_layers(layers)
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def catch(layer: nn.Module, args: tuple[Any, ...], result: Tensor) -> Tensor:

@@ -254,6 +254,7 @@ def capacity_report(
     (10.0, 'parameters')
     """
     requests, scores = parse_with_scores(measures)
+    check_boolean("per_layer", per_layer)
     check_boolean("log", log)
     check_max_seconds(max_seconds)
     session = Session(

@@ -132,7 +132,7 @@ def _labelled(name: str, given: Any) -> dict[Any, Any]:
         return dict(given)
     if isinstance(given, list | tuple):
         return dict(enumerate(given))
-    raise TypeError(f"`{name}` must be a dict of label to entry or a list, got {type(given).__name__}.")
+    raise TypeError(f"`{name}` must be a list, or a dict with a label for each entry, got {type(given).__name__}.")
 
 
 def _initial_states(given: Any, models: dict[Any, Any]) -> list[Any]:

@@ -125,7 +125,7 @@ def _named(label: Any, entry: Any) -> tuple[Measure, Mapping[str, Any]]:
     if isinstance(entry, Measure):
         return entry, params
     if isinstance(entry, str):
-        return measure_named(entry), params
+        return measure_named(entry, get_scorer_names()), params
     if callable(entry):
         return Measure(label, entry), params
     raise TypeError(

@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from .._validation import check_instance
+
 __all__ = ["FileError", "Stored", "read_file", "remove_leftovers", "write_file"]
 
 _KEY, _DIGEST = "sklearn_capacity", "sha256"
@@ -76,7 +78,7 @@ def write_file(path: str | os.PathLike[str], document: Mapping[str, Any], tensor
     OSError
         If the system refuses; the message names the path, and an existing file is unchanged.
     """
-    path = Path(path)
+    path = Path(check_instance("path", path, (str, os.PathLike), "the path of a file"))
     text = json.dumps(document, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     check_text(text, path)
     held = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
@@ -87,8 +89,8 @@ def write_file(path: str | os.PathLike[str], document: Mapping[str, Any], tensor
         mode = _mode_of(target, path)
         _replace(target, data, mode)
     except OSError as error:
-        if error.errno and str(path) not in (error.filename, error.filename2):
-            error.filename, error.filename2 = str(path), None  # the error of a full disk does not name the path
+        if error.errno and str(path) not in (error.filename, error.filename2):  # a full disk does not name the path
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
@@ -191,7 +193,7 @@ def read_file(path: str | os.PathLike[str], *, max_bytes: int | None = None) -> 
     FileError
         If the file is of another kind, too large, or truncated.
     """
-    path = Path(path)
+    path = Path(check_instance("path", path, (str, os.PathLike), "the path of a file"))
     if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe or a device would never end
         raise FileError(f"{path} is not a regular file.")
     with open(path, "rb") as file:

@@ -61,6 +61,10 @@ class PenaltyTerm:
 
 def penalty_terms(pairs: Iterable[tuple[Any, float]]) -> list[PenaltyTerm]:
     """Terms of (penalty, strength) pairs, except those of strength 0 or without a penalty, which still count."""
+    pairs = list(pairs)
+    for penalty, _ in pairs:
+        if penalty is not None and not callable(penalty):
+            raise TypeError(f"`penalty` must be a function of the module and X, or None, got {penalty!r}.")
     return [
         PenaltyTerm(f"penalty_{number}" if number > 1 else "penalty", penalty, strength, keywords_of(penalty))
         for number, (penalty, strength) in enumerate(pairs, start=1)

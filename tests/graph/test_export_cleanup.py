@@ -73,6 +73,13 @@ def test_torch_alone_leaves_them():
     assert after[2] >= before[2] + 3
 
 
+def test_a_failed_trace_logs_nothing(caplog):
+    with caplog.at_level(logging.WARNING, logger="torch._subclasses.fake_tensor"):
+        with pytest.raises(UnsupportedLayerError, match="cannot be traced"):
+            trace(Written(nn.Linear(5, 4)), (3,))
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 def test_the_log_level_comes_back():
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     before = logger.level

@@ -291,7 +291,7 @@ def test_attention_has_its_fast_kernels_back_after_penalties_in_threads():
 
 
 def test_bad_requests_raise():
-    with pytest.raises(ValueError, match="sums over linear and convolutional layers, but the function has none"):
+    with pytest.raises(ValueError, match="the layers that this penalty sums over, got none"):
         per_layer_penalty(torch.sin, torch.randn(3, 2))
     with pytest.raises(ValueError, match="`norm` must be one of .*Did you mean 'frobenius'"):
         JacobianPenalty("frobenious")

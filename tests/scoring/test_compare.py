@@ -165,7 +165,7 @@ def test_what_is_not_defined_is_nan_with_the_reason(models):
         ({"models": {"a": 3}}, TypeError, "Model 'a': `model` must contain a network"),
         ({"models": {"a": LogisticRegression()}}, NotFittedError, "Model 'a': .* not fitted"),
         ({"models": []}, ValueError, "`models` must hold at least one trained model"),
-        ({"models": nn.Linear(4, 3)}, TypeError, "`models` must be a dict of label to entry or a list, got Linear"),
+        ({"models": nn.Linear(4, 3)}, TypeError, "`models` must be a list, or a dict with a label for each entry, got"),
         ({"y_test": None}, ValueError, "`X_test` and `y_test` must be given together"),
         ({"X": None, "y": None}, ValueError, "`X` must be given, got None: scores need"),
         ({"measures": ["margn"]}, ValueError, "Did you mean 'margin'"),

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.model_selection import GridSearchCV
 from torch import nn
 
 from sklearn_capacity import (
@@ -18,16 +19,26 @@ from sklearn_capacity import (
     compare_capacity,
     displays,
     layers,
+    load,
     measure_capacity,
     model_card,
+    penalties,
+    save,
 )
 from sklearn_capacity import model_selection as selection
 from sklearn_capacity.theory import gaussian_mixture_covering_number as covering
 from sklearn_capacity.theory import initialize_mean_field
-from sklearn_capacity.training import KFAC, SAM, PathSGD, make_schedule
+from sklearn_capacity.training import KFAC, SAM, PathSGD, PenalizedClassifier, make_schedule
 
 MODULE = nn.Linear(1, 2)
 X, y = [[0.0], [1.0], [2.0], [3.0]], [0, 1, 0, 1]
+
+
+class Branching(nn.Module):
+    """Has no graph, and no layer."""
+
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
 
 
 def watch(**params):
@@ -49,6 +60,22 @@ def watch(**params):
         (lambda: capacity_report(MODULE, measures="frobenius_norm", log="no"), [], "`log` must be True or False"),
         (lambda: compare_capacity([MODULE], measures="frobenius_norm", log=None), [], "`log` must be True or False"),
         (lambda: CapacityScorer("frobenius_norm", log=torch.ones(2))(MODULE, X), [], "`log` must be True or False"),
+        (lambda: capacity_report(MODULE, per_layer="yes"), [], "`per_layer` must be True or False"),
+        (lambda: measure_capacity(MODULE, X, y, "acuracy"), [], "Did you mean 'accuracy'"),
+        (NetworkClassifier("64").fit, [X, y], r"must be an integer, got '64'. Give the width of each hidden layer"),
+        (load, [MODULE], "`path` must be the path of a file, got Linear"),
+        (save, [NetworkClassifier((2,), max_epochs=1).fit(X, y), 3], "`path` must be the path of a file, got int"),
+        (lambda: displays.CapacityPathDisplay.from_search(GridSearchCV(NetworkClassifier(), {})), [],
+         "must be a fitted search such as GridSearchCV, got an unfitted GridSearchCV"),
+        (lambda: displays.CapacityPathDisplay(pd.DataFrame({"width": [1]})).plot(), [],
+         r"no column 'jacobian_penalty'\. It has: width\."),
+        (layers.insert_generalization_layer, [nn.ReLU(), 0], "`position` must be 'head' for a module without"),
+        *((penalties.per_layer_penalty, [module, torch.ones(2, 3)], "`function` must contain a linear map or a conv")
+          for module in (nn.ReLU(), Branching())),
+        (penalties.gradient_norm_penalty, [MODULE, torch.ones(4, 1), torch.zeros(3).long()],
+         r"`y` must have one target per sample, 4 in all, got shape \(3,\)"),
+        (PenalizedClassifier(MODULE, penalty=3, max_epochs=1).fit, [torch.ones(4, 1), torch.zeros(4).long()],
+         "`penalty` must be a function of the module and X, or None, got 3"),
         *((optimizer, [3], "`params` must be a sequence") for optimizer in (KFAC, PathSGD, SAM)),
         (lambda: covering(0.1, 10**400, 2), [], "`n_components` must be between 1 and"),
         (lambda: layers.insert_generalization_layer(MODULE, input_shape=(5,)), [],

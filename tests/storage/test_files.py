@@ -94,6 +94,12 @@ def test_paths_that_cannot_be(name, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["file", "loop"] and content(tmp_path / "file") == 0
 
 
+def test_a_missing_folder_is_named(tmp_path):
+    path = tmp_path / "missing" / "file"
+    with pytest.raises(FileNotFoundError, match=r"missing[/\\]file'$"):
+        write_file(path, {"n": 1}, TENSORS)
+
+
 def test_a_long_name_leaves_room_for_that_of_the_writer(tmp_path):
     for name in ("x" * 255, "é" * 127):
         write_file(tmp_path / name, {"n": 1}, TENSORS)
