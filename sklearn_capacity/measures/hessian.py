@@ -211,7 +211,8 @@ def hessian_trace(network: Network, batch: Batch, *, n_products: int = SMALL, pe
     Returns
     -------
     Measured
-        With the standard error if the value is an estimate.
+        With the standard error if the value is an estimate, from n_products / 3 draws: with 12 products, two standard
+        errors cover 90 % of the estimates rather than 95 %.
 
     Raises
     ------

@@ -134,8 +134,8 @@ def mixup_error(network: Network, batch: Batch, *, n_pairs: int = 10_000) -> Mea
     Returns
     -------
     Measured
-        With the standard error from the classes whose pairs were drawn, with rates smoothed by Laplace's rule of
-        succession; 0 if all pairs were used.
+        With the standard error from the classes whose pairs were drawn, as if there were one more error in all; 0 if
+        all pairs were used.
 
     Raises
     ------
@@ -174,10 +174,11 @@ def mixup_error(network: Network, batch: Batch, *, n_pairs: int = 10_000) -> Mea
         first, second = _all_pairs(n) if everything else _drawn_pairs(n, each, generator)
         wrong = _errors(batch, members[first.to(members.device)], members[second.to(members.device)])
         rates.append(wrong)
-        smoothed = (wrong * each + 1) / (each + 2)  # no errors among the draws do not prove a rate of 0
-        variances.append(0.0 if everything else smoothed * (1 - smoothed) / each)
+        if not everything:
+            variances.append(wrong * (1 - wrong) / each)
     k = len(groups)
-    error = math.sqrt(math.fsum(variances)) / k
+    # one more error in all, since none among the draws does not prove a rate of 0
+    error = math.sqrt(math.fsum(variances) + each**-2) / k if variances else 0.0
     return Measured(math.fsum(rates) / k, standard_error=error, info={"classes": k})
 
 

@@ -96,6 +96,13 @@ def test_standard_errors_of_drawn_pairs_cover():
     assert hits >= 90
 
 
+def test_no_error_among_the_draws_counts_as_one_in_all():
+    X = 3 * torch.eye(2, dtype=torch.float64).repeat_interleave(30, dim=0)
+    request = {"e": ("mixup_error", {"n_pairs": 40})}  # 20 of the 435 pairs of each class
+    report = capacity_report(nn.Identity(), X, torch.arange(60) // 30, request)
+    assert report.loc[0, "value"] == 0 and report.loc[0, "standard_error"] == pytest.approx(1 / 40)
+
+
 def test_winner_is_the_product():
     module, X, y = many()
     names = ["davies_bouldin", "mixup_error", "davies_bouldin_mixup"]
