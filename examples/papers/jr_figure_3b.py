@@ -16,7 +16,7 @@ from study import Study
 GRID = [{"method": "weight decay", "strength": [1e-3, 1e-2]}, {"method": "Jacobian", "strength": [0.01, 0.1]}]
 SCALES = {
     "tiny": [{"n_layers": 2, "n_train": [50], "width": 32, "max_epochs": 10, **part} for part in GRID],
-    "small": [{"n_layers": [2, 3], "n_train": [1000], "width": 256, "max_epochs": 120, **part} for part in GRID],
+    "small": [{"n_layers": [2, 3], "n_train": [1000], "width": 256, "max_epochs": 20, **part} for part in GRID],
     "paper": [
         {"n_layers": [2, 3, 4], "n_train": [5000, 20000, 50000], "width": 3072, "max_epochs": 120, **part}
         for part in GRID
@@ -33,6 +33,10 @@ def run(data, *, seed, device, n_layers, n_train, width, max_epochs, method, str
 STUDY = Study(
     paper="[JR] figure 3(b)",
     statement="The Jacobian regularisation always outperforms the weight decay.",
+    remark="At scale small the networks misclassify half of the training images when training ends, which is a "
+    "sixth as long as in the paper: they underfit, the smaller strength is the better one for the Jacobian "
+    "penalty, and the two methods differ by little. On digits, trained as long as in the paper, the penalty "
+    "is ahead with three layers (figure 3(a)).",
     data="cifar10",
     scales=SCALES,
     run=run,
