@@ -25,11 +25,11 @@ from sklearn_capacity.penalties import JacobianPenalty
 STRENGTH, CLASSES = 0.01, 10
 #: Kernel -> (norm, options, largest ratio to a plain step for the MLP, the conv net and the ResNet).
 KERNELS = {
-    "exact": ("frobenius", {}, (13.5, 13.5, 11.0)),
-    "projection n=1": ("projection", {"n_projections": 1}, (2.3, 2.3, 2.3)),
+    "exact": ("frobenius", {}, (11.0, 11.0, 11.0)),
+    "projection n=1": ("projection", {"n_projections": 1}, (2.0, 2.0, 2.0)),
     "projection n=3": ("projection", {"n_projections": 3}, (4.9, 4.9, 4.9)),
-    "spectral": ("spectral", {}, (None, None, None)),
-    "per layer": ("per_layer", {}, (1.85, 1.85, 1.85)),
+    "spectral": ("spectral", {}, (5.0, 5.0, 5.0)),
+    "per layer": ("per_layer", {}, (1.6, 1.6, 1.6)),
 }
 REPEATS = {"MLP": 31, "conv": 9, "ResNet-20": 5}
 

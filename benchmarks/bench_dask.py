@@ -1,0 +1,90 @@
+"""A search of 200 candidates on a Dask cluster of two processes against joblib's two: wall time and memory.
+
+The fits are short, so that what a task costs beside its fit is seen. Wall time, since the work is done elsewhere.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from joblib import parallel_config
+from sklearn.datasets import make_classification
+from sklearn.model_selection import GridSearchCV
+
+from sklearn_capacity import NetworkClassifier
+from sklearn_capacity.model_selection import dask_backend
+
+N_CANDIDATES, N_SPLITS, N_WORKERS = 200, 2, 2
+#: Targets: seconds of overhead for each task, and by how much a worker's memory may grow in the second half.
+OVERHEAD, GROWTH = 0.05, 1.05
+
+
+def search(n_candidates: int) -> GridSearchCV:
+    """A search over strengths of weight decay."""
+    model = NetworkClassifier(hidden_layer_sizes=(16,), max_epochs=1, random_state=0, device="cpu")
+    grid = {"weight_decay": np.geomspace(1e-6, 1e-2, n_candidates).tolist()}
+    return GridSearchCV(model, grid, cv=N_SPLITS, refit=False, error_score="raise")
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    """2,000 samples of 500 features, 4 MB: to send these with each of the tasks would take seconds."""
+    X, y = make_classification(2000, 500, n_informative=10, random_state=0)
+    return X.astype(np.float32), y
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Wall time of a call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def resident(dask_worker: Any) -> int:
+    """Bytes of a worker's process."""
+    return dask_worker.monitor.proc.memory_info().rss
+
+
+def run() -> Iterator[dict]:
+    """Rows: overhead of a task, and memory; both backends run a small search first."""
+    from dask.distributed import Client, LocalCluster
+
+    X, y = data()
+    with (
+        warnings.catch_warnings(),
+        LocalCluster(n_workers=N_WORKERS, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        warnings.simplefilter("ignore")
+
+        def on_dask(n_candidates: int) -> None:
+            with dask_backend(client):
+                search(n_candidates).fit(X, y)
+
+        def on_loky(n_candidates: int) -> None:
+            with parallel_config("loky", n_jobs=N_WORKERS):
+                search(n_candidates).fit(X, y)
+
+        for warm_up in (on_dask, on_loky):
+            warm_up(8)
+        memory = []
+        ours = seconds(lambda: on_dask(N_CANDIDATES))
+        peer = seconds(lambda: on_loky(N_CANDIDATES))
+        for _ in range(2):
+            on_dask(N_CANDIDATES // 2)
+            memory.append(max(client.run(resident).values()))
+    n_tasks = N_CANDIDATES * N_SPLITS
+    overhead = (ours - peer) / n_tasks
+    note = f"{n_tasks} tasks, {N_WORKERS} workers"
+    yield {
+        "kernel": "search on Dask over loky, a task", "ours": ours / n_tasks, "peer": peer / n_tasks,
+        "ratio": ours / peer, "target": 1 + OVERHEAD * n_tasks / peer,
+        "note": f"{note}: {1000 * overhead:.0f} ms more, target {1000 * OVERHEAD:.0f}",
+    }  # fmt: skip
+    yield {
+        "kernel": "search on Dask, memory of a worker", "ours": memory[1] / 1e9, "peer": memory[0] / 1e9,
+        "ratio": memory[1] / memory[0], "target": GROWTH, "note": "MB, after a further search of 100 candidates",
+    }  # fmt: skip
