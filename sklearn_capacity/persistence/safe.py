@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import platform
+import reprlib
 from collections.abc import Callable
 from typing import Any
 
@@ -223,7 +224,9 @@ def load(path: str | os.PathLike[str], *, module: nn.Module | Callable[..., nn.M
     except FileError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, IndexError, MemoryError) as error:
-        raise FileError(f"{path} cannot be loaded: {error}.".replace("..", ".")) from error
+        text = str(error)  # it may show a value as large as the file
+        text = f"{text[:1000]}..." if len(text) > 1000 else text.rstrip(".")
+        raise FileError(f"{path} cannot be loaded: {text}.".replace("....", "...")) from error
     if not stored.intact:
         raise FileError(f"{path} is damaged: its content does not match its checksum.")
     return estimator
@@ -266,6 +269,8 @@ def _restored(cls: type, stored: Stored, module: Any) -> Any:
     parts: dict[str, dict[str, torch.Tensor]] = {"module": {}, "initial": {}}
     for name, tensor in stored.tensors.items():
         part, _, key = name.partition(".")
+        if part not in parts:
+            raise ValueError(f"it has a tensor {reprlib.repr(name)}, which is no part of an estimator")
         parts[part][key] = tensor
     history = decode(document["history"])
     if not (isinstance(history, list) and all(isinstance(row, dict) for row in history)):

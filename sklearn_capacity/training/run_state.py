@@ -57,6 +57,7 @@ def capture(net: NeuralNet, generator: torch.Generator, early: set[tuple[str, st
 
 def restore(net: NeuralNet, state: dict[str, Any], generator: torch.Generator) -> None:
     """Restore a captured state, after callbacks have prepared themselves as for a new fit."""
+    _check_weights(state["module"], net.module_)
     net.module_.load_state_dict(state["module"])
     buffers = dict(net.module_.named_buffers())
     with torch.no_grad():
@@ -98,6 +99,16 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) 
         for key, value in saved["state"].get(index, {}).items():
             if isinstance(value, torch.Tensor):
                 optimizer.state[parameter][key] = value.to(optimizer.state[parameter][key].device, copy=True)
+
+
+def _check_weights(weights: dict[str, torch.Tensor], module: nn.Module) -> None:
+    """Refuse weights that are not those of a trained network like the module."""
+    expected = module.state_dict()
+    if weights.keys() != expected.keys() or any(weights[name].shape != expected[name].shape for name in expected):
+        raise ValueError("its weights are those of another network")
+    for name, _ in module.named_parameters():
+        if not weights[name].isfinite().all():
+            raise ValueError(f"its weights {name!r} are not finite")
 
 
 def _unsaved_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -186,4 +197,6 @@ def _restore_callback(callback: Callback, state: dict[str, Any], module: nn.Modu
         elif isinstance(value, dict) and _SET in value:
             setattr(callback, key, set(value[_SET]))
         else:
+            if key == "best_model_weights_" and value is not None:  # skorch loads them when training ends
+                _check_weights(value, module)
             setattr(callback, key, value)

@@ -253,6 +253,25 @@ def test_a_checkpoint_sets_no_parameter_of_a_callback(model):
         clone(model).fit(X, y)
 
 
+@pytest.mark.parametrize("part", ["module", "best"])
+@pytest.mark.parametrize("damage", ["nan", "name", "shape"])
+def test_forged_weights_are_no_result_of_a_fit(model, part, damage):
+    """Neither the network's nor those that EarlyStopping will load."""
+    model.set_params(early_stopping=True).fit(X, y)
+    path = folder_of(model) / "finished.safetensors"
+    stored = read_file(path)
+    state, tensors = decode(stored.document["state"], stored.tensors), {}
+    weights = state["module"] if part == "module" else state["callbacks"]["early_stopping"]["best_model_weights_"]
+    name = next(iter(weights))
+    if damage == "name":
+        weights["other"] = weights.pop(name)
+    else:
+        weights[name] = weights[name].repeat(2, 1) if damage == "shape" else weights[name] * float("nan")
+    write_file(path, {**stored.document, "state": encode(state, tensors, name="state")}, tensors)
+    with pytest.raises(FileError, match="its weights .*Remove that folder"):
+        clone(model).fit(X, y)
+
+
 def test_a_damaged_result_is_computed_again(model):
     whole = clone(model).fit(X, y)
     path = folder_of(model) / "finished.safetensors"
