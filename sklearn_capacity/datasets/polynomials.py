@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_random_state
 
-from sklearn_capacity._validation import as_list, check_integer, check_interval
+from sklearn_capacity._validation import as_list, check_boolean, check_integer, check_interval
 
 __all__ = ["make_noisy_cubic", "make_noisy_quadratic", "make_piecewise_linear_curves"]
 
@@ -210,4 +210,4 @@ def _noisy(
 ) -> tuple[np.ndarray, ...]:
     noise = check_interval("noise", noise, 0.0, float("inf"), closed="left")
     y = clean + noise * check_random_state(random_state).standard_normal(len(clean))
-    return (X, y, clean) if return_clean else (X, y)
+    return (X, y, clean) if check_boolean("return_clean", return_clean) else (X, y)

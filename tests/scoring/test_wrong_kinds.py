@@ -26,6 +26,7 @@ from sklearn_capacity import (
     save,
 )
 from sklearn_capacity import model_selection as selection
+from sklearn_capacity.datasets import make_noisy_quadratic
 from sklearn_capacity.theory import gaussian_mixture_covering_number as covering
 from sklearn_capacity.theory import initialize_mean_field
 from sklearn_capacity.training import KFAC, SAM, PathSGD, PenalizedClassifier, make_schedule
@@ -120,6 +121,8 @@ def test_an_ensemble_that_is_not_fitted_is_no_data():
     table = pd.DataFrame({"jacobian_penalty": [0.1, 1.0], "accuracy": [0.5, 0.6], "margin": [1.0, 2.0]})
     with pytest.raises(TypeError, match="`capacities` must be a sequence, got RandomForestClassifier"):
         displays.CapacityPathDisplay(table, capacities=forest).plot()
+    with pytest.raises(TypeError, match="`return_clean` must be True or False, got RandomForestClassifier"):
+        make_noisy_quadratic(return_clean=forest)
     with pytest.raises(TypeError, match="`learning_rate_schedule` must be a sequence, got RandomForestClassifier"):
         make_schedule(forest, 3)
     with pytest.raises(TypeError, match="`measures` must be a sequence, got RandomForestClassifier"):
