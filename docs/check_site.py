@@ -66,9 +66,29 @@ SEARCHES = {
     "negative margin": ("faq", "read_your_numbers"),
     "resume": ("faq", "persistence"),
     "verification": ("verification",),
+    "DataFrame": ("faq",),
+    "missing values": ("faq",),
+    "learning rate": ("faq",),
+    "diverged": ("faq",),
+    "dropout": ("faq",),
+    "weight decay": ("faq",),
+    "hinge loss": ("faq", "estimators"),
+    "probabilities": ("faq",),
+    "pretrained": ("faq",),
+    "sample weights": ("faq",),
+    "time series": ("faq", "images_and_series", "gallery/plot_10_series"),
+    "training set size": ("faq", "comparing"),
+    "robustness": ("faq",),
+    "tolerance": ("faq", "landscape"),
+    "multilabel": ("faq",),
+    "progress": ("faq",),
+    "LSTM": ("faq",),
+    "plain PyTorch": ("training_loop", "faq"),
+    "custom loss": ("faq",),
+    "validation loss": ("faq", "epochs"),
 }
 N_RESULTS = 3
-SEARCHED = r"() => document.querySelector('#search-results .search-summary')?.innerText.match(/\d/)"
+SEARCHED = r"() => document.querySelector('#search-results .search-summary')?.innerText.match(/finished|did not match/)"
 RENDERED = "() => !window.MathJax || !MathJax.startup || MathJax.startup.promise.then(() => true)"
 
 
@@ -113,9 +133,7 @@ def failed_searches(page: Page, folder: Path) -> list[str]:
     lines = []
     for query, answers in SEARCHES.items():
         page.goto(f"{(folder / 'search.html').as_uri()}?q={quote(query)}")
-        page.wait_for_function(
-            "() => document.querySelector('#search-results .search-summary')?.innerText.match(/\\d/)"
-        )
+        page.wait_for_function(SEARCHED)
         links = page.eval_on_selector_all("#search-results ul.search > li > a", "links => links.map(a => a.href)")
         paths = [Path(unquote(urlsplit(link).path)) for link in links[:N_RESULTS]]
         if not {folder / f"{answer}.html" for answer in answers} & set(paths):
