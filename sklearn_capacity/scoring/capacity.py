@@ -255,6 +255,7 @@ def capacity_report(
     """
     requests, scores = parse_with_scores(measures)
     check_boolean("per_layer", per_layer)
+    check_boolean("per_class", per_class)
     check_boolean("log", log)
     check_max_seconds(max_seconds)
     session = Session(

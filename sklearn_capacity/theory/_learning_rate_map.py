@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from sklearn_capacity._validation import check_integer, check_interval, check_option, float_array
+from sklearn_capacity._validation import check_boolean, check_integer, check_interval, check_option, float_array
 from sklearn_capacity.theory._initialize import draw_normal
 from sklearn_capacity.theory._inputs import as_samples, input_correlation, normalize_samples
 from sklearn_capacity.theory._mean_field import OUTPUTS, mean_field
@@ -216,7 +216,7 @@ def learning_rate_map(
         device = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f'`device` must be a device of torch such as "cpu", got {device!r}.') from error
-    rho = input_correlation(inputs) if correlated_inputs else 0.0
+    rho = input_correlation(inputs) if check_boolean("correlated_inputs", correlated_inputs) else 0.0
     base: dict[str, Any] = {"depth": depth, "width": width, "sigma_w2": sigma_w2, "sigma_b2": sigma_b2}
     rows = [_Ensemble(activation, output, **{**base, vary: _as_given(vary, value)}) for value in grid]
     critical = np.array([_critical_rate(row, inputs.shape[1], targets.shape[1], momentum, rho) for row in rows])

@@ -123,6 +123,8 @@ def test_an_ensemble_that_is_not_fitted_is_no_data():
         displays.CapacityPathDisplay(table, capacities=forest).plot()
     with pytest.raises(TypeError, match="`return_clean` must be True or False, got RandomForestClassifier"):
         make_noisy_quadratic(return_clean=forest)
+    with pytest.raises(TypeError, match="`per_class` must be True or False, got RandomForestClassifier"):
+        capacity_report(MODULE, per_class=forest)
     with pytest.raises(TypeError, match="`learning_rate_schedule` must be a sequence, got RandomForestClassifier"):
         make_schedule(forest, 3)
     with pytest.raises(TypeError, match="`measures` must be a sequence, got RandomForestClassifier"):
