@@ -112,6 +112,8 @@ def insert_generalization_layer(
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"`module` must be a torch.nn.Module, got {type(module).__name__}.")
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+        raise TypeError("`module` must not be scripted or traced, since its layers cannot change. Pass the original.")
     check_option("variant", variant, FORMS)
     form = FORMS[variant][0] if form is None else check_option("form", form, FORMS[variant])
     replace = check_boolean("replace", replace)

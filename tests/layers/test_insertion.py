@@ -220,3 +220,8 @@ class Unused(nn.Module):
 
     def forward(self, x):
         return self.used(x)
+
+
+def test_a_scripted_module_is_refused():
+    with pytest.raises(TypeError, match="`module` must not be scripted or traced"):
+        insert_generalization_layer(torch.jit.script(nn.Sequential(nn.Linear(4, 3))), "head", input_shape=(4,))
