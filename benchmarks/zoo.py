@@ -37,6 +37,7 @@ MEASURES = (
 UNDEFINED = (
     "not positively homogeneous",
     "count the input twice",
+    "not a sum over paths",
     "divides by the size",
     "has no bound",
     "whole numbers",

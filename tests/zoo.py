@@ -150,6 +150,55 @@ def evonorm():
     return nn.Sequential(nn.Conv2d(2, 4, 3), Of(act, v=(4,)), _head(4)), (2, 6, 6)
 
 
+@network
+def video():  # the batch of its convolutions is merged with the frames
+    def forward(m, x):
+        n, t = x.shape[:2]
+        y = F.max_pool2d(m.stem(x.flatten(0, 1)), 2)
+        y = m.prelu(m.norm(m.up(y)))
+        y = F.pad(F.interpolate(y, scale_factor=0.5, mode="bilinear"), (1, 0, 0, 1), mode="reflect")
+        y = F.adaptive_avg_pool2d(F.pad(y, (0, 0, 1, 0)), (3, 2)).reshape(n, t, -1)
+        return m.head(y.amax(1))
+
+    parts = {"stem": _conv_bn(2, 3, 3, nn.ReLU()), "up": nn.ConvTranspose2d(3, 4, 2, 2), "norm": nn.GroupNorm(2, 4)}
+    return Of(forward, **parts, prelu=nn.PReLU(4), head=nn.Linear(24, CLASSES)), (3, 2, 6, 6)
+
+
+@network
+def video_in_parts():  # frames first, and a batch of two merged axes
+    def forward(m, x):
+        n, t, s = x.shape[:3]
+        y = m.stem(x.permute(1, 0, 2, 3, 4).reshape(t * n * s, *x.shape[3:]))
+        y = m.head(y.reshape(t, n, s, -1).mean((0, 2)))
+        return y + m.series(x.mean(4).flatten(0, 2)[:, None]).mean((1, 2)).reshape(n, -1).sum(1, keepdim=True)
+
+    stem = nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool1d(2))
+    return Of(forward, stem=stem, series=nn.Conv1d(1, 2, 2, 2, bias=False), head=nn.Linear(8, CLASSES)), (2, 2, 3, 5)
+
+
+@network
+def ghost_v2():  # a sum into some of the channels
+    def forward(m, x):
+        y = torch.cat([first := m.first(x), m.cheap(first)], 1)
+        y[:, 1:4] += m.shortcut(x)
+        return y
+
+    parts = {"first": _conv_bn(2, 3, 1, nn.ReLU()), "cheap": _conv_bn(3, 3, 3, nn.ReLU(), groups=3)}
+    return nn.Sequential(Of(forward, **parts, shortcut=nn.Conv2d(2, 3, 1)), nn.MaxPool2d(2), _head(6)), (2, 4, 4)
+
+
+@network
+def convnext_v2():
+    def respond(m, x):
+        lengths = x.norm(2, (1, 2), keepdim=True)
+        scaled = x * (lengths / (lengths.mean(-1, keepdim=True) + 1e-3))
+        return x + torch.addcmul(m.shift, m.scale, scaled)
+
+    last = Of(lambda m, x: m.head(m.norm(x).mean((1, 2))), norm=nn.LayerNorm(3), head=nn.Linear(3, CLASSES))
+    stem = Of(lambda m, x: F.gelu(m.conv(x).permute(0, 2, 3, 1)), conv=nn.Conv2d(2, 3, 2, 2))
+    return nn.Sequential(stem, Of(respond, shift=(3,), scale=(3,)), last), (2, 4, 4)
+
+
 # -- attention --------------------------------------------------------------------------------------------------------
 
 
@@ -204,6 +253,35 @@ def swin():
     stem = Of(lambda m, x: m.conv(x).permute(0, 2, 3, 1), conv=nn.Conv2d(2, 4, 2, 2))
     pool = Of(lambda m, x: m.head(x.mean((1, 2))), head=nn.Linear(4, CLASSES))
     return nn.Sequential(stem, nn.LayerNorm(4), block, nn.LayerNorm(4), pool), (2, 8, 8)
+
+
+@network
+def swin_v2():  # cosines of windows, with a trained bias and a mask
+    def windows(m, x):
+        n, h, w, c = x.shape
+        t = x.view(n, h // 2, 2, w // 2, 2, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, c)
+        q, k, v = m.qkv(t).reshape(-1, 4, 3, 2, c // 2).permute(2, 0, 3, 1, 4)
+        cosines = F.normalize(q, dim=-1, eps=0.1) @ F.normalize(k, dim=-1, eps=0.1).transpose(-2, -1)
+        apart = torch.zeros(h * w // 4, 4, 4).index_fill(0, torch.tensor([1]), -2.0)
+        mask = (m.bias + apart[:, None].repeat(n, 1, 1, 1)).expand(-1, 2, -1, -1)
+        t = F.scaled_dot_product_attention(q, k, v, attn_mask=mask) + (cosines * m.heat).softmax(-1) @ v
+        t = t.transpose(1, 2).reshape(-1, 4, c).view(n, h // 2, w // 2, 2, 2, c)
+        return x + m.norm(t.permute(0, 1, 3, 2, 4, 5).reshape(n, h, w, c))
+
+    stem = Of(lambda m, x: m.conv(x).permute(0, 2, 3, 1), conv=nn.Conv2d(2, 4, 2, 2))
+    block = Of(windows, qkv=nn.Linear(4, 12), norm=nn.LayerNorm(4), bias=(2, 4, 4), heat=(2, 1, 1))
+    return nn.Sequential(stem, block, Of(lambda m, x: m.head(x.mean((1, 2))), head=nn.Linear(4, CLASSES))), (2, 8, 8)
+
+
+@network
+def levit():  # batch norm behind linear maps of positions
+    def forward(m, x):
+        t = m.patches(x).flatten(2).transpose(1, 2)
+        q, k, v = m.qkv_norm((y := m.qkv(t)).flatten(0, 1)).reshape_as(y).chunk(3, -1)
+        return m.head((q @ k.mT).softmax(-1).matmul(v).mean(1))
+
+    parts = {"patches": _conv_bn(2, 4, 2, nn.Hardswish(), stride=2), "qkv": nn.Linear(4, 12, bias=False)}
+    return Of(forward, **parts, qkv_norm=nn.BatchNorm1d(12), head=nn.Linear(4, CLASSES)), (2, 4, 4)
 
 
 @network

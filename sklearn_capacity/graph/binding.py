@@ -51,7 +51,7 @@ class Binder:
         self.nodes: dict[str, Node] = {}
         self.signals: dict[str, Signal] = {}  # by node name; the subsets that rules use follow
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.batch_sizes: set[str] = set()
+        self.whole_numbers: dict[str, int] = {}  # for two samples
 
     def graph(self) -> NetworkGraph:
         """The graph, without nodes that its output does not need, such as sizes of views and unused statistics.
@@ -70,12 +70,7 @@ class Binder:
         output = self.values.get(self.program.output_name)
         if not isinstance(output, Ref):
             raise UnsupportedLayerError("The network's output does not depend on its input.")
-        live = {output.name}
-        for node in reversed(self.nodes.values()):
-            if node.name in live:
-                live.update(node.inputs)
-        kept = tuple(node for node in self.nodes.values() if node.name in live or node.op == "input")
-        return NetworkGraph(kept, output.name)
+        return NetworkGraph(tuple(self.nodes.values()), output.name).live()
 
     # -- values of operations ----------------------------------------------------------------------------------
 
@@ -172,8 +167,7 @@ class Binder:
         draft: Draft | Ref | None = None
         masks = operation.target in READ_MASKS
         if rule is not None and self._in_rows([signal], operation.all_input_nodes, masks=masks):
-            call = self._call(operation, args, kwargs, signal)
-            draft = rule(call) if isinstance(call, Call) else call
+            draft = self._draft(operation, args, kwargs, signal)
         if isinstance(draft, Ref):
             return draft  # the identity
         if draft is None:
@@ -181,10 +175,11 @@ class Binder:
             draft = self._opaque(operation, args, kwargs, signal)
         return self._bound(operation, draft, signal)
 
-    def _call(self, operation: fx.Node, args: tuple, kwargs: dict, signal: Signal) -> Call | Draft | Ref | None:
-        """The call of an operator on rows, or what it is there; None if it does not keep the samples apart."""
+    def _draft(self, operation: fx.Node, args: tuple, kwargs: dict, signal: Signal) -> Draft | Ref | None:
+        """What an operator's rule makes of it on rows; None if it does not keep the samples apart."""
         named = _named(operation, args, kwargs)
-        broadcasts = _packet(operation) in BROADCASTS
+        # With a signal, what is the same for all samples is a constant that broadcasts.
+        broadcasts = _packet(operation) in BROADCASTS and any(isinstance(value, Ref) for value in named.values())
         named = {
             key: value if isinstance(value, Repeated) and (broadcasts or key == "attn_mask") else signals
             for (key, value), signals in zip(named.items(), self._as_signals(operation, named).values(), strict=True)
@@ -202,7 +197,7 @@ class Binder:
             scope=self.program.shown(_origin(operation)[0]),
             device=self.device,
             dtype=self.dtype,
-            batch_sizes=self.batch_sizes,
+            whole_numbers=self.whole_numbers,
             producer=lambda ref: self.nodes[ref.name],
             is_real=lambda ref: self.signals[ref.name].is_real,
             traced=signal.for_one,
@@ -213,7 +208,7 @@ class Binder:
             reshaped = replace(self.signals[ref.name], shape=(-1, *shape), layout=layout)
             return self._enter(f"{operation.name}.{ref.name}", *_origin(operation), as_view(ref, shape), reshaped)
 
-        return on_rows(call, layouts, signal.layout, view)
+        return on_rows(call, CONVERSIONS[operation.target], layouts, signal.layout, view)
 
     def _as_signals(self, operation: fx.Node, arguments: Any) -> Any:
         """The arguments with nodes for what is the same for all samples."""
@@ -307,8 +302,8 @@ class Binder:
 
     def _note(self, name: str, signal: Signal) -> None:
         self.signals[name], self.shapes[name] = signal, signal.shape
-        if signal.is_batch_size:
-            self.batch_sizes.add(name)
+        if signal.for_two is not None:
+            self.whole_numbers[name] = signal.for_two
 
     def _signal(self, operation: fx.Node, result: Any) -> Signal:
         """The properties that the trace records of a result that depends on the input."""

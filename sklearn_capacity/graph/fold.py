@@ -27,7 +27,7 @@ def fold(graph: NetworkGraph, *, norms: bool = True) -> NetworkGraph:
     Batch norm is folded into the previous linear map, else into the next one (a convolution only if it does not pad: at
     a padded border, a shift of the input is not constant), else it stays as a separate diagonal layer.
     """
-    graph = _fold_padding(graph, across_layers=norms)
+    graph = _fold_padding(_without_detours(graph), across_layers=norms)
     for step in (_fold_norm_backward, _fold_norm_forward, _fold_head) if norms else ():
         graph = step(graph)
     return graph
@@ -50,6 +50,30 @@ def _rebuilt(graph: NetworkGraph, replaced: dict[str, Node], aliases: dict[str, 
         node = replaced.get(node.name, node)
         nodes.append(replace(node, inputs=tuple(target(name) for name in node.inputs)))
     return NetworkGraph(tuple(nodes), target(graph.output))
+
+
+def _without_detours(graph: NetworkGraph) -> NetworkGraph:
+    """Views and permutations that undo each other are left out, since nothing is folded across them."""
+    aliases: dict[str, str] = {}
+    for node in graph.nodes:
+        source = _undone(graph, node)
+        if source is not None:
+            aliases[node.name] = source
+    return _rebuilt(graph, {}, aliases).live() if aliases else graph
+
+
+def _undone(graph: NetworkGraph, node: Node) -> str | None:
+    """The name of the value that views, or permutations, up to this one restore; None if they do not."""
+    if node.op not in ("view", "permute"):
+        return None
+    order, source = tuple(range(len(node.shape) + 1)), node
+    while source.op == node.op:
+        if source.op == "permute":
+            order = tuple(source.params["dims"][d] for d in order)
+        source = graph[source.inputs[0]]
+        if source.shape == node.shape and order == tuple(range(len(node.shape) + 1)):
+            return source.name
+    return None
 
 
 def _fold_padding(graph: NetworkGraph, *, across_layers: bool) -> NetworkGraph:
@@ -107,7 +131,9 @@ def _fold_norm_backward(graph: NetworkGraph) -> NetworkGraph:
         before = graph[norm.inputs[0]]
         before = replaced.get(before.name, before)
         alone = before.name != graph.output and len(readers[before.name]) == 1
-        if before.op not in _LINEAR or not alone or (before.op == "linear" and len(before.shape) != 1):
+        if before.op not in _LINEAR or not alone:
+            continue
+        if before.op == "linear" and norm.params["dim"] != len(before.shape):  # of positions, not of outputs
             continue
         scale, shift = norm.weight, norm.bias
         assert scale is not None and before.weight is not None

@@ -120,6 +120,31 @@ def _direction(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     return torch.where(at_zero, torch.zeros_like(x), x * torch.where(at_zero, 1.0, square).rsqrt())
 
 
+# -- entries in another order, which is that of the values: Jacobian with one 1 in every row ---------------------------
+
+
+def _sorted(x: Tensor, dim: int, descending: bool) -> Tensor:
+    return x.sort(dim, descending=descending).indices
+
+
+def _running(x: Tensor, dim: int, smallest: bool) -> Tensor:
+    return (torch.cummin if smallest else torch.cummax)(x, dim).indices
+
+
+def _chosen(indices: Callable[..., Tensor]) -> Function:
+    """The row of an operator whose results are the entries at `indices(x, dim, *args)` along an axis."""
+
+    def tangent(xs: Tensors, ts: Tensors, dim: int, *args: Any) -> Tensor:
+        where = indices(xs[0], dim, *args)  # (n, ...)
+        return ts[0].gather(dim, where.expand(ts[0].shape[: ts[0].dim() - where.dim()] + where.shape))
+
+    def adjoint(xs: Tensors, g: Tensor, dim: int, *args: Any) -> Tensors:
+        return (torch.zeros_like(g).scatter_add(dim, indices(xs[0], dim, *args).expand(g.shape), g),)
+
+    why = "which entry is where depends on the input, so it is not a sum over paths."
+    return Function(lambda xs, *args: tangent(xs, xs, *args), tangent, adjoint, why)
+
+
 _PRODUCT = "it multiplies two signals, so a path would count the input twice."
 
 FUNCTIONS: dict[str, Function] = {
@@ -149,6 +174,8 @@ FUNCTIONS: dict[str, Function] = {
         lambda xs, g, dims, eps: (_normalized_tangent(xs, (g,), dims, eps),),
         "it divides by the size of its input, so paths do not multiply.",
     ),
+    "sort": _chosen(_sorted),
+    "running extremum": _chosen(_running),
     "length": Function(
         _length,
         lambda xs, ts, dims: (_direction(xs[0], dims) * ts[0]).sum(dims, keepdim=True),

@@ -101,7 +101,7 @@ def _by_rule(node: Node, named: Mapping[str, Any] | None) -> list[Node]:
         scope=node.scope,
         device=next(bound.tensor.device for bound in node.tensors().values()),
         dtype=next(bound.tensor.dtype for bound in node.tensors().values()),
-        batch_sizes=frozenset(),
+        whole_numbers={},
         producer=lambda ref: node,
         is_real=lambda ref: True,
     )

@@ -201,6 +201,15 @@ class NetworkGraph:
             object.__setattr__(self, "_index", {node.name: node for node in self.nodes})
         return self.__dict__["_index"]
 
+    def live(self) -> NetworkGraph:
+        """The graph without nodes that its output does not need."""
+        needed = {self.output}
+        for node in reversed(self.nodes):
+            if node.name in needed:
+                needed.update(node.inputs)
+        kept = (node for node in self.nodes if node.name in needed or node.op == "input")
+        return NetworkGraph(tuple(kept), self.output)
+
     def consumers(self) -> dict[str, list[Node]]:
         """For every node, the nodes that read it (twice if read twice)."""
         table: dict[str, list[Node]] = {node.name: [] for node in self.nodes}

@@ -45,8 +45,10 @@ def function_log(network: Network, node: Node, logs: Sequence[float], *, maximum
     shape = network.graph[node.inputs[0]].shape
     if kind == "softmax":  # |diag(s) - s s^T| <= 1/2; its rows sum up to 2 s (1 - s)
         return log + math.log(0.5)
-    if kind == "logsumexp":  # its gradient is a softmax
+    if kind in ("logsumexp", "sort"):  # a gradient that is a softmax, a permutation
         return log
+    if kind == "running extremum":  # one entry may stand in all places
+        return log if maximum else log + 0.5 * math.log(shape[args[0]])
     dims = (args[0],) if kind == "log_softmax" else args[0]
     size = math.prod(shape[d] for d in dims)
     if kind == "log_softmax":  # I - 1 s^T is longest where s is a unit vector

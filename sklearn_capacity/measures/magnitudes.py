@@ -109,6 +109,9 @@ def _function(node: Node, ms: tuple[Bounds, ...], limited: Callable[[Node, float
         return limited(node, math.sqrt(math.prod(node.shape[d] for d in dims)))
     if kind in ("log_softmax", "logsumexp") or any(m is None for m in ms):
         return None
+    if kind in ("sort", "running extremum"):  # any of the entries along the axis
+        (m,), (dim, _) = ms, node.params["args"]
+        return None if m is None else m.amax(dim, keepdim=True).expand_as(m)
     return EVALUATE["function"](node, *ms)  # increasing in what is not negative
 
 

@@ -220,6 +220,8 @@ class _Walk:
         with torch.enable_grad():
             at = [x.detach().requires_grad_(True) for x in points]  # (n, ...) each
             inner = (g.unflatten(0, (-1, n)) * row.tangent(at, [t.unflatten(0, (-1, n)) for t in ts], *args)).sum()
+            if not inner.requires_grad:  # piecewise linear, like sorting
+                return
             derivatives = torch.autograd.grad(inner, at, allow_unused=True)
         for x, gradient in zip(points, derivatives, strict=True):
             if x.requires_grad and gradient is not None:

@@ -115,6 +115,18 @@ BOUNDED = {
     "heads with further keys": (Heads(first=True, add_bias_kv=True, add_zero_attn=True), 12),
     "heads of two signals": (Heads(cross=True, kdim=6, vdim=6), 12),
     "normed, samples second": (lambda h: F.layer_norm(h.transpose(0, 1), (6,), eps=0.2).transpose(0, 1), 12),
+    "sorted": (lambda h: h.sort(2, descending=True)[0], 12),
+    "sorted along an inner axis": (lambda h: torch.sort(h, 1).values, 12),
+    "sorted, samples second": (lambda h: h.transpose(0, 1).sort(0)[0].transpose(0, 1), 12),
+    "largest entries": (lambda h: h.topk(3, 2)[0], 6),
+    "smallest entries": (lambda h: h.topk(2, largest=False)[0], 4),
+    "third entry": (lambda h: h.kthvalue(3, 2)[0], 2),
+    "median": (lambda h: h.median(2, keepdim=True)[0], 2),
+    "running maximum": (lambda h: h.cummax(2)[0], 12),
+    "running minimum, negated": (lambda h: -h.cummin(1)[0], 12),
+    "product of sorted bounds": (lambda h: h.tanh().sort(2)[0] * h.flip(1).tanh().cummin(2)[0], 12),
+    "running sum": (lambda h: h.cumsum(2), 12),
+    "a parameter with more axes": (lambda h: h[:, :1] * torch.ones(2, 6).to(h).cumsum(1) + h[:, :, :1], 12),
     "softmax, samples last": (lambda h: h.permute(1, 2, 0).softmax(1).permute(2, 1, 0), 12),
 }
 UNBOUNDED = {
@@ -136,6 +148,11 @@ UNBOUNDED = {
     "gate, samples second": (lambda h: (h.transpose(0, 1) * h.sum(1)).transpose(0, 1), 12),
     "products joined with the samples": (
         lambda h: (h.flatten(0, 1) * h.flip(1).flatten(0, 1)).unflatten(0, (-1, 2)),
+        12,
+    ),
+    "addcmul": (lambda h: torch.addcmul(h.mean(1, keepdim=True), h, h.flip(1), value=0.5), 12),
+    "addcmul of a constant": (
+        lambda h: torch.addcmul(torch.ones(6).to(h), torch.full((6,), 2.0).to(h), h * h.flip(1)),
         12,
     ),
     "response norm": (nn.LocalResponseNorm(2, alpha=0.5), 12),

@@ -50,13 +50,20 @@ def test_graph_and_chain_are_the_network(name):
     torch.testing.assert_close(jacobian_rows(graph, X), jacobians(module, X), rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["video", "levit"])
+def test_batch_norms_of_merged_batches_are_folded(name):
+    module, X, _ = build(name)
+    graph = Network(module, tuple(X.shape[1:])).graph
+    assert [node.params.get("kind") for node in graph.nodes].count("batch_norm") == 0
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_values_are_those_of_dense_matrices(name):
     module, X, y = build(name)
     report = capacity_report(module, X, y, [*ALWAYS, "jacobian_frobenius", "lipschitz_l2", "l2_path_norm"])
     values = report.set_index("measure")["value"]
     assert values[list(ALWAYS)].map(math.isfinite).all(), report[["measure", "reason"]].to_string()
-    if not any(isinstance(part, nn.BatchNorm2d) for part in module.modules()):  # it is folded
+    if not any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules()):  # it is folded
         F = reference_fisher.matrix(module, X, "squared")
         assert values["fisher_trace"] == pytest.approx(float(F.trace()), rel=1e-7)
     for reason in by_reason(report):  # only what is not defined

@@ -8,7 +8,6 @@ operator then becomes "opaque": it can be evaluated, and every other interpretat
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 
 from ..nodes import Node, Weight
 
-__all__ = ["CONVERSIONS", "Call", "Draft", "Ref", "Weight", "aten", "as_view", "is_weight", "per_axis", "rule"]
+__all__ = ["CONVERSIONS", "Call", "Draft", "Ref", "Rule", "Weight", "aten", "as_view", "is_weight", "per_axis", "rule"]
 
 aten = torch.ops.aten
 
@@ -56,8 +55,8 @@ class Call:
 
     Attributes
     ----------
-    batch_sizes : set of str
-        Names of the values that equal the number of samples.
+    whole_numbers : mapping of str to int
+        Values for two samples, by name, of the sizes that depend on the number of samples.
     producer : callable(Ref) -> Node
         Returns the node that computes a value.
     is_real : callable(Ref) -> bool
@@ -77,7 +76,7 @@ class Call:
     scope: str
     device: torch.device
     dtype: torch.dtype
-    batch_sizes: AbstractSet[str]
+    whole_numbers: Mapping[str, int]
     producer: Callable[[Ref], Node]
     is_real: Callable[[Ref], bool]
     traced: tuple[int, ...] = ()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
-from .call import Call, Draft, Ref, Weight, rule
+from .call import Call, Draft, Ref, Weight, aten, rule
 from .composite_activations import composite_activation
 from .maxima import chosen, compared, constant, negated
 from .products import product
@@ -115,6 +116,13 @@ def _identity(call: Call) -> Ref:
     return call["self"]
 
 
+@rule("copy.default")
+def _copy(call: Call) -> Ref | Draft | None:
+    """What is written over all of a tensor, broadcast to its shape."""
+    src = call["src"]
+    return broadcast_to(call, src, call.shapes[src.name], call.shape) if isinstance(src, Ref) else None
+
+
 @rule("_to_copy.default", "to.dtype", "to.device", "to.dtype_layout")
 def _cast(call: Call) -> Ref | None:
     # A measurement runs in the requested dtype, so a cast between floating dtypes is treated as the identity.
@@ -127,7 +135,7 @@ def _dropout(call: Call) -> Ref | None:
     return None if call["train"] else call["input"]
 
 
-def _scaled(x: Ref, factor: Weight, call: Call) -> Draft:
+def _scaled(x: Ref | Draft, factor: Weight, call: Call) -> Draft:
     return Draft("diagonal", (x,), factor, None, {"kind": "scale", "dim": None, "layer": factor.trainable})
 
 
@@ -137,8 +145,8 @@ def _mul(call: Call) -> Draft | Ref | None:
     if isinstance(a, Ref) and isinstance(b, Ref):
         return _product(call, a, b)
     x, factor = (a, b) if isinstance(a, Ref) else (b, a)
-    weight = constant(factor, call)
-    return None if weight is None else _scaled(x, weight, call)
+    weight, wide = constant(factor, call), broadcast_to(call, x, call.shapes[x.name], call.shape)
+    return None if weight is None or wide is None else _scaled(wide, weight, call)
 
 
 def _product(call: Call, a: Ref, b: Ref) -> Draft | Ref | None:
@@ -161,9 +169,12 @@ def _div(call: Call) -> Draft | None:
     divisor = constant(other, call)
     if not isinstance(x, Ref) or divisor is None:
         return None
+    wide = broadcast_to(call, x, call.shapes[x.name], call.shape)
+    if wide is None:
+        return None
     # The reciprocal of an integer tensor has the network's precision.
     inverse = 1 / divisor.tensor.to(call.dtype) if isinstance(other, Weight) else 1 / divisor.tensor
-    return _scaled(x, Weight(inverse, divisor.trainable, divisor.sources), call)
+    return _scaled(wide, Weight(inverse, divisor.trainable, divisor.sources), call)
 
 
 def _quotient(call: Call, x: Any, divisor: Ref) -> Draft | None:
@@ -204,13 +215,13 @@ def _sum(call: Call, signs: tuple[float, float]) -> Draft | None:
         parts = [broadcast_to(call, part, call.shapes[part.name], call.shape) for part in (a, b)]
         return None if None in parts else Draft("add", tuple(parts), params={"signs": signs})  # type: ignore[arg-type]
     x, added, sign, multiple = (a, b, signs[1], signs[0]) if isinstance(a, Ref) else (b, a, signs[0], signs[1])
-    shift = constant(added, call)
-    if shift is None:
+    shift, wide = constant(added, call), broadcast_to(call, x, call.shapes[x.name], call.shape)
+    if shift is None or wide is None:
         return None
     factor = None if multiple == 1 else constant(float(multiple), call)
     # A view of a parameter remains one, in which a number may stand several times.
     shift = shift if sign == 1 else Weight(shift.tensor * sign, shift.trainable, shift.sources)
-    return Draft("diagonal", (x,), factor, shift, {"kind": "shift", "dim": None})
+    return Draft("diagonal", (wide,), factor, shift, {"kind": "shift", "dim": None})
 
 
 def _is_centring(call: Call, x: Ref, mean: Ref, signs: tuple[float, float]) -> bool:
@@ -238,6 +249,25 @@ def _sub(call: Call) -> Draft | None:
 @rule("rsub.Tensor", "rsub.Scalar")  # other - alpha * self
 def _rsub(call: Call) -> Draft | None:
     return _sum(call, (-1.0, 1.0))
+
+
+@rule("addcmul.default")
+def _addcmul(call: Call) -> Draft | None:
+    """x + c a b."""
+    x, a, b, value = call["self"], call["tensor1"], call["tensor2"], call.get("value", 1)
+    product_of = replace(call, target=aten.mul.Tensor, args={"self": a, "other": b})
+    if not isinstance(a, Ref) and not isinstance(b, Ref):
+        return None
+    product = _mul(product_of)
+    if not isinstance(product, Draft):
+        return None
+    product = replace(product, shape=call.shape[1:])
+    factor = None if value == 1 else constant(float(value), call)
+    if isinstance(x, Ref):
+        wide = broadcast_to(call, x, call.shapes[x.name], call.shape)
+        return None if wide is None else Draft("add", (wide, product), params={"signs": (1.0, float(value))})
+    shift = constant(x, call)
+    return None if shift is None else Draft("diagonal", (product,), factor, shift, {"kind": "shift", "dim": None})
 
 
 @rule("lerp.Scalar")

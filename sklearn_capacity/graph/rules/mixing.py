@@ -10,6 +10,7 @@ import torch
 from .call import Call, Draft, Ref, Weight, as_view, is_weight, rule
 from .layers import batch_norm
 from .products import function, matmul
+from .shapes import broadcast_to
 
 
 @rule("softmax.int", "_softmax.default")
@@ -42,7 +43,7 @@ def _logsumexp(call: Call) -> Draft | None:
 def _attention(call: Call) -> Draft | None:
     """softmax(scale Q K^T + mask) V, step by step."""
     q, k, v, mask = call["query"], call["key"], call["value"], call.get("attn_mask")
-    given = all(isinstance(x, Ref) for x in (q, k, v)) and is_weight(mask)
+    given = all(isinstance(x, Ref) for x in (q, k, v)) and (is_weight(mask) or isinstance(mask, Ref))
     if not given or call.get("dropout_p", 0.0) or call.get("enable_gqa", False):
         return None
     shapes = [call.shapes[x.name] for x in (q, k, v)]
@@ -63,6 +64,11 @@ def _attention(call: Call) -> Draft | None:
     allowed = None
     if call.get("is_causal", False):
         allowed = torch.ones(n_queries, n_keys, dtype=torch.bool, device=call.device).tril()  # (queries, keys)
+    elif isinstance(mask, Ref):  # the same for all samples, with trained numbers in it
+        wide = broadcast_to(call, mask, call.shapes[mask.name], rows)
+        if wide is None or not call.is_real(mask):
+            return None
+        scores = Draft("add", (scores, wide), params={"signs": (1.0, 1.0)}, shape=rows[1:])
     elif mask is not None:
         if mask.tensor.dim() >= rank and mask.tensor.shape[0] != 1:
             return None

@@ -13,27 +13,32 @@ from typing import Any
 import torch
 
 from ..layouts import ROWS, Layout, permuted
-from .call import Call, Draft, Ref, Weight, as_view, aten
+from .call import Call, Draft, Ref, Rule, Weight, as_view, aten
+from .frames import on_frames
 from .shapes import is_whole
 
 __all__ = ["BROADCASTS", "PERMUTATIONS", "VIEWS", "Repeated", "on_rows"]
 
 #: Operators that keep the order of all entries.
-VIEWS = frozenset("view reshape _unsafe_view flatten unsqueeze squeeze unflatten".split())
+VIEWS = frozenset("view reshape reshape_as view_as _unsafe_view flatten unsqueeze squeeze unflatten".split())
 PERMUTATIONS = frozenset("permute transpose movedim swapaxes mT permute_copy".split())
 #: Operators on the last axes.
 _LAST = frozenset("linear mm addmm layer_norm native_layer_norm rms_norm".split())
+#: Operators on as many of the last axes as there are pairs of widths.
+_PADS = frozenset(("pad", "constant_pad_nd"))
 #: Operators on the last two axes of stacks of matrices.
 _MATRICES = frozenset("matmul bmm baddbmm scaled_dot_product_attention".split())
 #: Operators with arguments that name axes of their first signal, or of their result.
 _ALONG = frozenset(
     "softmax _softmax log_softmax _log_softmax logsumexp mean sum var std select slice narrow cumsum amax amin max min "
-    "glu linalg_vector_norm cat stack".split()
+    "glu linalg_vector_norm cat stack slice_scatter sort topk kthvalue median cummax cummin".split()
 )
 #: Operators that move, repeat or drop entries; their rule applies them to tables of indices.
 _MOVES = frozenset(
     "flip roll expand repeat tile rot90 repeat_interleave index index_select diagonal unfold tril triu diag_embed "
-    "expand_copy unfold_copy".split()
+    "expand_copy unfold_copy pixel_shuffle pixel_unshuffle channel_shuffle im2col "
+    "upsample_nearest1d upsample_nearest2d upsample_nearest3d "
+    "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d".split()
 )
 #: Operators entry by entry, with broadcasting.
 BROADCASTS = frozenset(
@@ -41,7 +46,7 @@ BROADCASTS = frozenset(
     "threshold hardshrink softshrink sin cos atan asinh exp expm1 log log1p sinh cosh tan sign floor ceil round trunc "
     "sqrt rsqrt reciprocal square pow selu celu clamp_min clamp_max clamp clone alias detach contiguous "
     "lift_fresh_copy type_as to _to_copy dropout alpha_dropout feature_dropout feature_alpha_dropout mul div neg add "
-    "sub rsub maximum minimum where masked_fill lerp addcmul expand_as".split()
+    "sub rsub maximum minimum where masked_fill lerp addcmul expand_as copy".split()
 )
 #: Arguments that broadcast with the signals.
 _BROADCAST = ("self", "other", "attn_mask", "condition", "mask", "value", "end", "weight", "tensor1", "tensor2")
@@ -68,14 +73,20 @@ class Repeated:
 
 
 def on_rows(
-    call: Call, layouts: Mapping[str, Layout], result: Layout, view: Callable[[Ref, tuple[int, ...], Layout], Ref]
-) -> Call | Draft | Ref | None:
-    """The call on rows, or the draft that it is there; None if the operator does not keep its samples apart.
+    call: Call,
+    rule: Rule,
+    layouts: Mapping[str, Layout],
+    result: Layout,
+    view: Callable[[Ref, tuple[int, ...], Layout], Ref],
+) -> Draft | Ref | None:
+    """The draft of an operator on rows; None if it does not keep its samples apart.
 
     Parameters
     ----------
     call : Call
         With the traced arguments, and the shapes of rows.
+    rule : Rule
+        Of the operator, for rows.
     layouts : dict of name to Layout
         Of the tensors that it reads.
     result : Layout
@@ -83,6 +94,16 @@ def on_rows(
     view : callable(Ref, shape, Layout) -> Ref
         Enters a node with the entries of a value in another shape.
     """
+    converted = _call_on_rows(call, layouts, result, view)
+    if converted is None:
+        return on_frames(call, rule, layouts, result, view)
+    return rule(converted) if isinstance(converted, Call) else converted
+
+
+def _call_on_rows(
+    call: Call, layouts: Mapping[str, Layout], result: Layout, view: Callable[[Ref, tuple[int, ...], Layout], Ref]
+) -> Call | Draft | Ref | None:
+    """The call on rows, or what it is there; None if neither is known."""
     name = call.target.__name__.split(".")[0]
     repeated = any(isinstance(value, Repeated) for value in call.args.values())
     if result == ROWS and all(layout == ROWS for layout in layouts.values()) and not repeated:
@@ -93,6 +114,8 @@ def on_rows(
         return _permutation(call, layouts)
     if name in _LAST or (name == "matmul" and isinstance(call["other"], Weight)):
         return call if all(layout.axis < _last(call) for layout in layouts.values()) else None
+    if name in _PADS and all(layout.axis < len(call.traced) - len(call["pad"]) // 2 for layout in layouts.values()):
+        return call if call.get("mode", "constant") == "constant" else None
     if name in _ALONG:
         return _along(call, layouts, result)
     if name in _MOVES:

@@ -32,7 +32,8 @@ def _reduce(call: Call) -> Draft | None:
 
 
 @rule("view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unsqueeze.default")
-@rule("squeeze.dim", "squeeze.dims", "squeeze.default", "unflatten.int")
+@rule("squeeze.dim", "squeeze.dims", "squeeze.default", "unflatten.int", "reshape_as.default")
+@rule("view_as.default")
 def _view(call: Call) -> Draft:
     return as_view(call["self"])
 
@@ -103,8 +104,8 @@ def _plain(call: Call, value: Any) -> Any:
     """An argument in the operator's form, for two samples."""
     if isinstance(value, list | tuple):
         return [_plain(call, part) for part in value]
-    if isinstance(value, Ref) and value.name in call.batch_sizes:
-        return SAMPLES
+    if isinstance(value, Ref) and value.name in call.whole_numbers:
+        return call.whole_numbers[value.name]
     return value.tensor if isinstance(value, Weight) else value
 
 
@@ -208,6 +209,33 @@ def _cat(call: Call) -> Draft | None:
     if dim == 0 or not all(isinstance(t, Ref) for t in tensors):
         return None
     return Draft("cat", tuple(tensors), params={"dim": dim})
+
+
+@rule("slice_scatter.default")
+def _slice_scatter(call: Call) -> Draft | Ref | None:
+    """x with a slice of it replaced, as torch writes ``x[:, :3] += y``: what is before it, y, and what is after it."""
+    x, src, dim = call["self"], call["src"], call.get("dim", 0) % len(call.shape)
+    bounds = call.get("start", 0), call.get("end"), call.get("step", 1)
+    if is_whole(call) and isinstance(src, Ref):
+        return src
+    if dim == 0 or bounds[2] != 1 or not all(isinstance(value, Ref) for value in (x, src)):
+        return None
+    if any(isinstance(bound, Ref) for bound in bounds):
+        return None
+    size = call.shape[dim]
+    start, end, _ = slice(*bounds).indices(size)
+    if (start, end) == (0, size):
+        return src
+    kept = [slice(0, start, 1), slice(end, size, 1)]
+    around = [_cut(x, call.shape, dim, part) if part.start < part.stop else None for part in kept]
+    pieces = tuple(piece for piece in (around[0], src, around[1]) if piece is not None)
+    return Draft("cat", pieces, params={"dim": dim})
+
+
+def _cut(x: Ref, shape: tuple[int, ...], dim: int, part: slice) -> Draft:
+    """Consecutive entries along an axis."""
+    sizes = (*shape[1:dim], part.stop - part.start, *shape[dim + 1 :])
+    return Draft("slice", (x,), params={"kind": "slice", "dim": dim, "index": part}, shape=sizes)
 
 
 @rule("pad.default", "constant_pad_nd.default")
