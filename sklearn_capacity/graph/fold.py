@@ -54,18 +54,15 @@ def _rebuilt(graph: NetworkGraph, replaced: dict[str, Node], aliases: dict[str, 
 
 def _without_detours(graph: NetworkGraph) -> NetworkGraph:
     """Views and permutations that undo each other are left out, since nothing is folded across them."""
-    aliases: dict[str, str] = {}
-    for node in graph.nodes:
-        source = _undone(graph, node)
-        if source is not None:
-            aliases[node.name] = source
-    return _rebuilt(graph, {}, aliases).live() if aliases else graph
+    for op in ("view", "permute"):
+        sources = {node.name: _undone(graph, node) for node in graph.nodes if node.op == op}
+        aliases = {name: source for name, source in sources.items() if source is not None}
+        graph = _rebuilt(graph, {}, aliases).live() if aliases else graph
+    return graph
 
 
 def _undone(graph: NetworkGraph, node: Node) -> str | None:
     """The name of the value that views, or permutations, up to this one restore; None if they do not."""
-    if node.op not in ("view", "permute"):
-        return None
     order, source = tuple(range(len(node.shape) + 1)), node
     while source.op == node.op:
         if source.op == "permute":

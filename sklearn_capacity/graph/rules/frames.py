@@ -71,7 +71,7 @@ class _Images:
             return None
         first = {"stride": 1, "padding": (0, 0), "dilation": 1, "output_padding": 0}
         params = {key: (first[key], *value) if key in first else value for key, value in draft.params.items()}
-        params["nd"] += 1
+        params["nd"] = draft.params["nd"] + 1
         kernel = replace(draft.weight, tensor=draft.weight.tensor.unsqueeze(2))  # (out, in / groups, 1, *kernel)
         shape = (self.results[0], self.frames, *self.results[1:])
         wide = replace(draft, inputs=(self._channels_first(),), weight=kernel, params=params, shape=shape)
