@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from sklearn_capacity._validation import check_integer, check_interval
+from sklearn_capacity._validation import as_list, check_integer, check_interval
 from sklearn_capacity.architectures.blocks import activated_convolution, check_image, convolution, linear
 from sklearn_capacity.layers import he_initialize
 
@@ -67,7 +67,7 @@ class ConvNet(nn.Sequential):
         n_outputs, kernel_size = check_integer("n_outputs", n_outputs), check_integer("kernel_size", kernel_size)
         padding = kernel_size // 2 if padding is None else check_integer("padding", padding, 0)
         shrink = kernel_size - 1 - 2 * padding
-        smallest = 1
+        smallest, channels = 1, as_list("channels", channels)
         for _ in channels:
             smallest = max(2 * smallest + shrink, kernel_size - 2 * padding)
         width, *size = check_image(input_shape, smallest)
@@ -214,6 +214,7 @@ class VGG(nn.Sequential):
         batch_norm: bool = True,
         weight_norm: bool = False,
     ) -> None:
+        channels = as_list("channels", channels)
         width, _, _ = check_image(input_shape, 2 ** len(channels))
         dropout = check_interval("dropout", dropout, 0.0, 1.0, closed="left")
         n_outputs, hidden_size = check_integer("n_outputs", n_outputs), check_integer("hidden_size", hidden_size)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from sklearn_capacity._validation import check_integer, check_interval, check_option
+from sklearn_capacity._validation import as_list, check_integer, check_interval, check_option
 from sklearn_capacity.architectures.blocks import check_image, convolution, linear, normalization
 from sklearn_capacity.layers import he_initialize
 from sklearn_capacity.layers.initialization import scale_branches
@@ -99,9 +99,9 @@ class PreactResNet(_PreactNetwork):
         weight_norm: bool = False,
     ) -> None:
         stem = _resolve_stem(stem, input_shape)
-        smallest = 2 ** (len(channels) - 1) * (4 if stem == "imagenet" else 1)
+        widths = [check_integer("channels", width) for width in as_list("channels", channels)]
+        smallest = 2 ** (len(widths) - 1) * (4 if stem == "imagenet" else 1)
         in_channels, _, _ = check_image(input_shape, smallest)
-        widths = [check_integer("channels", width) for width in channels]
         check_integer("len(channels)", len(widths))
         super().__init__(
             _stem(stem, in_channels, widths[0], weight_norm),
@@ -204,7 +204,7 @@ class _PreactBlock(nn.Module):
 
 def _stages(in_channels: int, widths: Sequence[int], n_blocks: int | Sequence[int], options: dict) -> nn.Sequential:
     check_interval("dropout", options["dropout"], 0.0, 1.0, closed="left")
-    counts = [n_blocks] * len(widths) if isinstance(n_blocks, int | np.integer) else list(n_blocks)
+    counts = [n_blocks] * len(widths) if isinstance(n_blocks, int | np.integer) else as_list("n_blocks", n_blocks)
     if len(counts) != len(widths):
         raise ValueError(f"`n_blocks` must be one number or one for each of the {len(widths)} stages, got {n_blocks}.")
     stages = []

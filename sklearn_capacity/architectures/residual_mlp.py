@@ -7,7 +7,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from sklearn_capacity._validation import check_boolean, check_integer, check_interval
+from sklearn_capacity._validation import as_list, check_boolean, check_integer, check_interval
 from sklearn_capacity.architectures.blocks import linear
 from sklearn_capacity.layers import SkipLayer, he_initialize
 from sklearn_capacity.layers.initialization import scale_branches
@@ -93,11 +93,12 @@ class ResidualMLP(nn.Sequential):
         dropout = check_interval("dropout", dropout, 0.0, 1.0, closed="left")
         n_blocks, n_left = divmod(n_layers, skip)
         slow = {
-            check_integer("generalization_blocks", b, -n_blocks, n_blocks - 1) % n_blocks for b in generalization_blocks
+            check_integer("generalization_blocks", block, -n_blocks, n_blocks - 1) % n_blocks
+            for block in as_list("generalization_blocks", generalization_blocks)
         }
         batch_norm, weight_norm = check_boolean("batch_norm", batch_norm), check_boolean("weight_norm", weight_norm)
         options = {"batch_norm": batch_norm, "weight_norm": weight_norm}
-        n_features = prod(check_integer("input_shape", size) for size in input_shape)
+        n_features = prod(check_integer("input_shape", size) for size in as_list("input_shape", input_shape))
         layers: list[nn.Module] = [nn.Flatten(), *_hidden(n_features, width, **options), nn.ReLU()]
         for block in range(n_blocks):
             body = _branch(width, skip, **options)

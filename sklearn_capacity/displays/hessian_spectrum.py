@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_interval
+from .._validation import check_instance, check_interval
 from .panels import single_axes
 
 __all__ = ["HessianSpectrumDisplay"]
@@ -129,6 +129,8 @@ class HessianSpectrumDisplay:
         """
         t, density, error = self.density(width=width)
         ax = single_axes(ax)
+        if label is not None:
+            check_instance("label", label, str, "a string")
         floor = 1e-6 * density.max()
         (self.line_,) = ax.plot(t, np.maximum(density, floor), label=label)
         self.band_ = None

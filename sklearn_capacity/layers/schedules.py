@@ -52,6 +52,7 @@ def nu_schedule(
     epoch, max_epochs = check_integer("epoch", epoch, 0), check_integer("max_epochs", max_epochs)
     start = check_interval("start", start, 0.0, float("inf"), closed="neither")
     end = check_interval("end", end, 0.0, float("inf"), closed="neither", cure="0 would cut the network.")
+    check_interval("max_epochs", max_epochs, closed="neither")  # some integers are beyond floats
     length = check_interval("decay_fraction", decay_fraction, 0.0, 1.0) * max_epochs
     if epoch >= length:
         return end

@@ -245,7 +245,10 @@ def generalization_gap(table: pd.DataFrame, gap: str | tuple[str, str] | None) -
         gap = (f"train_{scores[0]}", f"test_{scores[0]}")
     if isinstance(gap, str):
         return _numbers(table, _checked(table, gap)), {gap}
-    train, test = (_checked(table, name) for name in gap)
+    pair = as_list("gap", gap)
+    if len(pair) != 2:
+        raise ValueError(f"`gap` must be a column, or a training and a test score, got {gap!r}.")
+    train, test = (_checked(table, name) for name in pair)
     return _numbers(table, train) - _numbers(table, test), {train, test}
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .._validation import NotDefinedError, check_integer, check_interval, closest
+from .._validation import NotDefinedError, as_list, check_integer, check_interval, closest
 from ..graph import private_copy
 from ..process_state import keeps_modes
 from .find_network import resolve
@@ -120,6 +120,7 @@ def measure_landscape(
 
 def _chosen(parameters: Mapping[str, Tensor], weights: Sequence[Place] | None) -> Sequence[Place]:
     if weights is not None:
+        weights = as_list("weights", weights)
         if len(weights) != 2 or not all(isinstance(place, Sequence) and len(place) == 2 for place in weights):
             raise ValueError(f"`weights` must be two pairs (name of a parameter, index), got {weights!r}.")
         return weights

@@ -137,6 +137,7 @@ def mean_field(
     depth = check_integer("depth", depth, 2, cure="`depth` counts the weight layers; theorem 1 needs a hidden layer.")
     width = check_integer("width", width)
     n_outputs = check_integer("n_outputs", n_outputs)
+    check_interval("n_outputs", n_outputs, closed="neither")  # some integers are beyond floats
     w2 = per_layer("sigma_w2", sigma_w2, depth, closed="neither")
     b2 = per_layer("sigma_b2", sigma_b2, depth, closed="left")
     ratios = per_layer("width_ratios", 1.0 if width_ratios is None else width_ratios, depth, closed="neither")

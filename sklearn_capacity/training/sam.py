@@ -192,7 +192,10 @@ def _checked_base(
             "in the "
             "`optimizer_params` of an estimator."
         )
-    optimizer = base(as_list("params", params), lr=lr, **settings)
+    try:
+        optimizer = base(as_list("params", params), lr=lr, **settings)
+    except RuntimeError as error:  # as of a comparison with a tensor of several numbers
+        raise ValueError(f"`base` does not accept its settings, {settings}: {error}.") from error
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"`base` must return a torch.optim.Optimizer, got {optimizer!r}.")
     closure = inspect.signature(optimizer.step).parameters.get("closure")

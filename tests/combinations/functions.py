@@ -16,7 +16,7 @@ import sklearn_capacity as package
 from sklearn_capacity import architectures, datasets, displays, layers, model_selection, penalties, theory, training
 from sklearn_capacity.scoring.landscape import measure_landscape
 
-from .case import RANDOM_NUMBERS, REFUSALS, Case, Fault, check_finite, state_of
+from .case import RANDOM_NUMBERS, REFUSALS, Case, Fault, check_finite, shown, state_of
 from .data import CLASSES, FEATURES, HOSTILE_X, HOSTILE_Y, N, normal
 from .measures import fitted
 from .modules import FACTORIES, MODULES, mlp
@@ -302,18 +302,40 @@ def run_case(case: Case) -> None:
     torch.manual_seed(0)
     name = case.pick(sorted(FUNCTIONS))
     case.choices.append(name)
-    function, usual = FUNCTIONS[name]
-    arguments = usual()
+    arguments = FUNCTIONS[name][1]()
     for key in case.random.sample(sorted(arguments), min(len(arguments), case.random.choice([0, 1, 1, 1, 2]))):
         value = _odd_value(case, key, arguments[key])
         if not _is_slow(value) and not (key in LOOPS and isinstance(value, int) and value > LARGEST):
             arguments[key] = value
+    _call(case, name, arguments)
+
+
+def single_changes(name: str) -> list[tuple[str, int]]:
+    """Every parameter of a function with the number of every object that hardly any takes, and that costs little."""
+    return [
+        (key, number)
+        for key in sorted(FUNCTIONS[name][1]())
+        for number, value in enumerate(anything())
+        if not _is_slow(value) and not (key in LOOPS and isinstance(value, int) and value > LARGEST)
+    ]
+
+
+def run_single_change(name: str, key: str, number: int) -> Case:
+    """One call with one odd argument."""
+    torch.manual_seed(0)
+    case, value = Case(0, number), anything()[number]
+    case.choices += [name, f"{key}={shown(value)}"]
+    _call(case, name, FUNCTIONS[name][1]() | {key: value})
+    return case
+
+
+def _call(case: Case, name: str, arguments: Arguments) -> None:
     before = {key: state_of(value) for key, value in arguments.items()}
     if name in DRAWS:
         case.may_change = (RANDOM_NUMBERS,)
     if name in FILES:
         case.refusals = (*REFUSALS, OSError)
-    answer = case.call(name, function, **arguments)
+    answer = case.call(name, FUNCTIONS[name][0], **arguments)
     changes = name in ("forward_pass", "he_initialize", "initialize_mean_field", "set_nu", "GeneralizationWrap")
     for key, value in arguments.items():
         # a lazy module becomes another by its first call

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from combinations.case import Case, Fault
+from combinations.functions import FUNCTIONS, run_single_change, single_changes
 from combinations.kinds import KINDS, run
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.filterwarnings("ignore")]
@@ -21,6 +22,20 @@ def test_combinations(kind):
     again = f"python -m tests.combinations {kind} {SEED} --cases 1 --first"
     shown = "\n".join(f"{again} {number}\n  {choices}\n  {fault}" for number, choices, fault in faults)
     assert not faults, f"{len(faults)} of {CASES} cases:\n{shown}"
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_each_parameter_takes_or_refuses_every_object(name):
+    changes = single_changes(name)
+    if CASES <= 80:  # all of them are 32,000 calls
+        changes = changes[SEED % 50 :: 50]
+    faults = []
+    for key, number in changes:
+        try:
+            run_single_change(name, key, number)
+        except Fault as fault:
+            faults.append(f"run_single_change({name!r}, {key!r}, {number}): {fault}")
+    assert not faults, "\n".join(faults)
 
 
 def test_a_case_is_reproduced_from_its_number():
