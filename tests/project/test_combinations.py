@@ -25,7 +25,8 @@ def test_combinations(kind):
 
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
-def test_each_parameter_takes_or_refuses_every_object(name):
+def test_each_parameter_takes_or_refuses_every_object(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # `save` takes any name of a file
     changes = single_changes(name)
     if CASES <= 80:  # all of them are 32,000 calls
         changes = changes[SEED % 50 :: 50]
