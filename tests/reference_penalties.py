@@ -135,7 +135,7 @@ class _Normalised(nn.Module):
 
 
 class _Sorting(nn.Module):
-    """Sorting has no rule in the graph."""
+    """The slope of a sorted signal is a permutation, which another sample may not share."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,6 +143,17 @@ class _Sorting(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(torch.tanh(self.first(x)).sort(1).values)
+
+
+class _CumulativeProduct(nn.Module):
+    """Cumulative products have no rule in the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second((1 + torch.tanh(self.first(x)) / 2).cumprod(1))
 
 
 class _Branching(nn.Module):
@@ -201,6 +212,7 @@ Case = tuple[Callable[[], nn.Module], tuple[int, ...]]
 #: name -> (network, shape of one sample); every one has a chain.
 CASES: dict[str, Case] = {
     "mlp": (_mlp(nn.ReLU()), (5,)),
+    "sorting": (_Sorting, (5,)),
     "leaky": (_mlp(nn.LeakyReLU(0.1)), (5,)),
     "tanh": (_mlp(nn.Tanh()), (5,)),
     "softplus": (_mlp(nn.Softplus(2.0)), (5,)),
@@ -234,7 +246,7 @@ CASES: dict[str, Case] = {
 }
 
 #: Networks without a chain.
-FALLBACKS: dict[str, Case] = {"sorting": (_Sorting, (5,)), "branching": (_Branching, (5,))}
+FALLBACKS: dict[str, Case] = {"cumulative_product": (_CumulativeProduct, (5,)), "branching": (_Branching, (5,))}
 
 
 def built(name: str, n_samples: int = 4, seed: int = 0) -> tuple[nn.Module, Tensor]:

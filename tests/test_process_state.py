@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.utils.parallel import Parallel, delayed
+from skorch.callbacks import Callback
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -27,9 +28,11 @@ from sklearn_capacity.graph import trace
 from sklearn_capacity.graph.network import _Results
 from sklearn_capacity.graph.outputs import _BeforeEnding
 from sklearn_capacity.process_state import (
+    RandomNumbers,
     computed_once,
     computing,
     keeps_modes,
+    keeps_random_numbers,
     math_attention,
     silenced,
     surely,
@@ -53,11 +56,14 @@ def conv_net(input_shape, n_outputs):
 @contextlib.contextmanager
 def tracing_all_the_time():
     """Another thread traces one network after the other; yields a list that counts them."""
-    net, stop, traces = Written(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 3)), threading.Event(), []
+    stop, traces = threading.Event(), []
+    # Each has another structure, since equal ones are exported once; they are built here, since that draws numbers.
+    nets = [Written(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 3 + i)) for i in range(100)]
 
     def work():
-        while not stop.is_set():
-            traces.append(trace(net, (1, 8, 8)))
+        for net in nets:
+            if not stop.is_set():
+                traces.append(trace(net, (1, 8, 8)))
 
     with ThreadPoolExecutor(1) as pool:
         ending = pool.submit(work)
@@ -77,9 +83,9 @@ def test_convolutional_fits_keep_their_bits_while_another_thread_traces():
 
     alone = fit()
     with tracing_all_the_time() as traces:
-        for _ in range(20):
+        for _ in range(8):
             np.testing.assert_array_equal(fit(), alone)
-        assert traces
+        assert len(traces) > 1
 
 
 def test_convolutional_measures_keep_their_bits_while_another_thread_traces():
@@ -485,3 +491,91 @@ def test_a_mode_is_left_after_an_interrupt_as_it_begins_or_ends(mode):
         if moments[0] < number:
             return
     pytest.fail("The call has too many moments.")
+
+
+# ---- random numbers -------------------------------------------------------------------------------------------------
+
+
+def _state():
+    return torch.random.default_generator.get_state()
+
+
+@pytest.mark.parametrize("first_to_leave", [0, 1])
+@pytest.mark.parametrize("restores", [(True, True), (True, False), (False, True)])
+def test_threads_that_overlap_restore_what_the_first_has_met(first_to_leave, restores):
+    torch.manual_seed(3)
+    before = _state()
+    numbers = [RandomNumbers(), RandomNumbers()]
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        threads = (one, other)
+        for thread, own in zip(threads, numbers, strict=True):
+            thread.submit(own.enter).result()
+            thread.submit(torch.rand, 3).result()
+        for index in (first_to_leave, 1 - first_to_leave):
+            threads[index].submit(numbers[index].leave, restore=restores[index]).result()
+            threads[index].submit(numbers[index].leave, restore=restores[index]).result()  # as after an interrupt
+    assert torch.equal(_state(), before)
+
+
+def test_numbers_that_nobody_restores_are_drawn():
+    torch.manual_seed(3)
+    before = _state()
+    numbers = RandomNumbers()
+    numbers.enter()
+    assert not numbers.changed()
+    torch.rand(3)
+    assert numbers.changed()
+    numbers.leave(restore=False)
+    assert not torch.equal(_state(), before)
+
+
+def test_a_thread_that_is_inside_restores_what_it_has_met():
+    torch.manual_seed(3)
+    before = _state()
+    with keeps_random_numbers():
+        torch.rand(2)
+        expected = torch.rand(3, generator=torch.Generator().set_state(_state()))
+        with keeps_random_numbers():
+            torch.rand(7)
+        assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(_state(), before)
+
+
+class _Waits(nn.Module):
+    """A network whose forward pass fails once another thread has trained its network."""
+
+    begun, ended = threading.Event(), threading.Event()  # of the class, since measuring copies the network
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x):
+        torch.rand(2)
+        self.begun.set()
+        assert self.ended.wait(60)
+        raise ValueError("It fails.")
+
+
+def test_a_measurement_that_fails_beside_a_fit_changes_no_random_numbers():
+    X = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    torch.manual_seed(3)
+    fitting, network = threading.Event(), _Waits()
+    before = _state()
+
+    class Pauses(Callback):
+        def on_epoch_end(self, net, **_):
+            fitting.set()
+            assert network.begun.wait(60)
+
+    def fit():
+        NetworkClassifier((2,), max_epochs=1, random_state=0, callbacks=[Pauses()]).fit(X, np.arange(20) % 2)
+        network.ended.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(fit)
+        assert fitting.wait(60)
+        with pytest.raises(ValueError, match="It fails"):
+            measure_capacity(network, X, measures=["frobenius_norm", "jacobian_frobenius"])
+        done.result()
+    assert torch.equal(_state(), before)

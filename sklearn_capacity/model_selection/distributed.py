@@ -72,6 +72,8 @@ def dask_backend(
         raise ValueError("`client` must be open, got one that is closed: create a Client.")
     check_instance("scatter", scatter, (list, tuple, type(None)), "a list")
     check_interval("wait_for_workers_timeout", wait_for_workers_timeout, low=0)
+    if "priority" in options:
+        check_interval("priority", options["priority"], closed="neither")
     from .cluster_backend import ClusterBackend
 
     config = {name: options.pop(name) for name in inspect.signature(parallel_config).parameters if name in options}

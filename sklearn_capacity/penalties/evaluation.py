@@ -47,7 +47,7 @@ def _check_batch(X: Any, sample_weight: Any) -> None:
     check_instance("X", X, Tensor, "a tensor of shape (n, ...)")
     if X.dim() < 2 or not X.is_floating_point() or X.is_sparse:
         whole = not X.is_floating_point() and not X.is_complex()
-        cure = " For token ids pass the part of the network behind the embedding, and its input." if whole else ""
+        cure = " For token ids pass the part of the network after the embedding, and its input." if whole else ""
         raise ValueError(
             f"`X` must be a dense real tensor of shape (n, ...) with floating point numbers, got shape "
             f"{tuple(X.shape)}, {X.dtype}, {X.layout}.{cure}"

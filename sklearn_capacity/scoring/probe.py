@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._validation import NotDefinedError, warn
 from ..graph import Network, UnsupportedLayerError
-from ..process_state import generator_states, restored_at_the_end, set_generator_states, surely
+from ..process_state import RandomNumbers, restored_at_the_end, surely
 from ..training import embedding_cure
 
 __all__ = ["is_hollow", "measurable", "probe", "torch_refusals"]
@@ -103,19 +102,22 @@ def probe(network: Network, X: Any, task: str | None) -> None:
         If two passes over the same samples differ, or the outputs of a sample depend on the others.
     """
     samples = _samples(network, X)
-    states = generator_states(network.device)
+    numbers = RandomNumbers(network.device)
     try:
+        numbers.enter()
         shape, first, again, fewer = _forward_passes(network, samples)
         if not _equal(first, again):
             raise UnsupportedLayerError(
                 "The network draws random numbers in eval mode: two passes over the same samples differ. Make it "
                 "deterministic in eval mode; for example, `torch.nn.functional.dropout` needs `training=self.training`."
             )
+        draws = _draws(network, samples, numbers)
     except BaseException:
-        surely(set_generator_states, states, network.device)  # only here, since another thread may be drawing numbers
+        surely(numbers.leave)
         raise
-    if _draws(network, samples, states):
-        restored_at_the_end(functools.partial(set_generator_states, states, network.device))
+    # Without draws, nothing is restored, since another thread of the user's may be drawing numbers.
+    if not (draws and restored_at_the_end(numbers.leave)):
+        numbers.leave(restore=False)
     if not shape or 0 in shape:
         raise NotDefinedError("The network has no outputs.")
     if task == "classification" and sum(size > 1 for size in shape) > 1:
@@ -169,12 +171,12 @@ def _check_meaning(network: Network, samples: Tensor) -> None:
 
 
 @torch.no_grad()
-def _draws(network: Network, samples: Tensor, states: list[Tensor]) -> bool:
+def _draws(network: Network, samples: Tensor, numbers: RandomNumbers) -> bool:
     """Whether the network draws random numbers, though its outputs do not depend on them.
 
     Other threads may have drawn those that are missing, so this one is watched during another pass.
     """
-    if all(map(torch.equal, states, generator_states(network.device))):
+    if not numbers.changed():
         return False
     with _Draws() as seen:
         network.forward(samples)

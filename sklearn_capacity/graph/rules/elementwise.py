@@ -135,8 +135,14 @@ def _dropout(call: Call) -> Ref | None:
     return None if call["train"] else call["input"]
 
 
-def _scaled(x: Ref | Draft, factor: Weight, call: Call) -> Draft:
-    return Draft("diagonal", (x,), factor, None, {"kind": "scale", "dim": None, "layer": factor.trainable})
+def _scaled(x: Ref, factor: Weight, call: Call) -> Draft | None:
+    """The signal times a factor; one that is trained is a layer of its own, on the signal broadcast to its shape.
+
+    A constant that repeats the signal is one map with it, whose norm is exact.
+    """
+    wide = broadcast_to(call, x, call.shapes[x.name], call.shape) if factor.trainable else x
+    params = {"kind": "scale", "dim": None, "layer": factor.trainable}
+    return None if wide is None else Draft("diagonal", (wide,), factor, None, params)
 
 
 @rule("mul.Tensor", "mul.Scalar")
@@ -145,8 +151,8 @@ def _mul(call: Call) -> Draft | Ref | None:
     if isinstance(a, Ref) and isinstance(b, Ref):
         return _product(call, a, b)
     x, factor = (a, b) if isinstance(a, Ref) else (b, a)
-    weight, wide = constant(factor, call), broadcast_to(call, x, call.shapes[x.name], call.shape)
-    return None if weight is None or wide is None else _scaled(wide, weight, call)
+    weight = constant(factor, call)
+    return None if weight is None else _scaled(x, weight, call)
 
 
 def _product(call: Call, a: Ref, b: Ref) -> Draft | Ref | None:
@@ -169,12 +175,9 @@ def _div(call: Call) -> Draft | None:
     divisor = constant(other, call)
     if not isinstance(x, Ref) or divisor is None:
         return None
-    wide = broadcast_to(call, x, call.shapes[x.name], call.shape)
-    if wide is None:
-        return None
     # The reciprocal of an integer tensor has the network's precision.
     inverse = 1 / divisor.tensor.to(call.dtype) if isinstance(other, Weight) else 1 / divisor.tensor
-    return _scaled(wide, Weight(inverse, divisor.trainable, divisor.sources), call)
+    return _scaled(x, Weight(inverse, divisor.trainable, divisor.sources), call)
 
 
 def _quotient(call: Call, x: Any, divisor: Ref) -> Draft | None:
