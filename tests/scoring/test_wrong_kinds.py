@@ -62,7 +62,7 @@ def watch(**params):
         (lambda: compare_capacity([MODULE], measures="frobenius_norm", log=None), [], "`log` must be True or False"),
         (lambda: CapacityScorer("frobenius_norm", log=torch.ones(2))(MODULE, X), [], "`log` must be True or False"),
         (lambda: capacity_report(MODULE, per_layer="yes"), [], "`per_layer` must be True or False"),
-        (lambda: measure_capacity(MODULE, X, y, "acuracy"), [], "Did you mean 'accuracy'"),
+        (lambda: measure_capacity(MODULE, X, y, "accuracyy"), [], "Did you mean 'accuracy'"),
         (NetworkClassifier("64").fit, [X, y], r"must be an integer, got '64'. Give the width of each hidden layer"),
         (load, [MODULE], "`path` must be the path of a file, got Linear"),
         (save, [NetworkClassifier((2,), max_epochs=1).fit(X, y), 3], "`path` must be the path of a file, got int"),
