@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import Any
 
 from joblib import parallel_config
 
-from .._validation import check_instance, check_interval
+from .._validation import check_instance, check_integer, check_interval
 
 __all__ = ["dask_backend"]
 
@@ -77,6 +78,8 @@ def dask_backend(
     from .cluster_backend import ClusterBackend
 
     config = {name: options.pop(name) for name in inspect.signature(parallel_config).parameters if name in options}
+    if config.get("n_jobs") is not None:
+        check_integer("n_jobs", config["n_jobs"], -sys.maxsize)
     if "verbose" in config:  # joblib fails on another one in a thread of Dask, where the error is lost
         check_interval("verbose", config["verbose"], 0)
     backend = ClusterBackend(client, scatter or (), wait_for_workers_timeout, **options)

@@ -233,8 +233,15 @@ DRAWS = {
 #: what may end in an error of the file system
 FILES = {"save", "load"}
 
-#: results that may be infinite, as a number of balls beyond all floats
+#: results that may be infinite, as a number of balls or a squared Jacobian beyond all floats; a fit checks penalties
 INFINITE = {
+    "projection_penalty",
+    "per_layer_penalty",
+    "frobenius_penalty",
+    "spectral_penalty",
+    "spectral_norm_penalty",
+    "gradient_norm_penalty",
+    "fisher_rao_penalty",
     "gaussian_mixture_covering_number",
     "manifold_covering_number",
     "sparse_covering_number",
