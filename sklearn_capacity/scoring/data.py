@@ -202,4 +202,7 @@ def _take(data: Any, rows: np.ndarray) -> Any:
         return data.iloc[rows]
     if isinstance(data, Tensor):
         return data[torch.as_tensor(rows, device=data.device)]
-    return np.asarray(data)[rows] if not hasattr(data, "shape") else data[rows]
+    array = data if hasattr(data, "shape") else np.asarray(data)
+    if array.ndim == 0:  # a string or a set, which has a length, too
+        raise ValueError(f"`X` and `y` must have one entry per sample, got {type(data).__name__}.")
+    return array[rows]

@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sklearn_capacity import CapacityScorer, NetworkClassifier, NotDefinedError, measure_capacity
+from sklearn_capacity.scoring.data import subsample
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -131,3 +132,9 @@ def test_data_without_an_array_of_values_are_refused_before_any_is_taken(name, k
     data[name] = HOLLOW[kind](data[name])
     with pytest.raises(TypeError, match=f"`{name}` must be (a )?dense"):
         measure_capacity(nn.Linear(4, 2), **data, measures="margin", max_samples=max_samples)
+
+
+@pytest.mark.parametrize("X", ["text", {1, 2, 3}, b"bytes"])
+def test_what_has_a_length_but_no_entries_is_no_data(X):
+    with pytest.raises(ValueError, match="must have one entry per sample, got"):
+        subsample(X, None, 1, 0)
