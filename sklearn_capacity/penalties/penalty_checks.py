@@ -38,14 +38,24 @@ def keywords_of(penalty: Callable[..., Any]) -> frozenset[str]:
     """Those of `OFFERED` that the penalty names; "sample_weight" also through ``**``."""
     function = penalty.forward if isinstance(penalty, nn.Module) else penalty  # a module's `__call__` accepts anything
     try:
-        parameters = list(inspect.signature(function).parameters.values())
+        signature = inspect.signature(function)
     except ValueError:  # written in C, without a signature
         return frozenset()
+    parameters = list(signature.parameters.values())
     module_and_batch = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:2]
     others = [p for p in parameters if p not in module_and_batch]
     named = {p.name for p in others if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     by_stars = {"sample_weight"} if any(p.kind is p.VAR_KEYWORD for p in parameters) else set()
-    return frozenset(OFFERED & named | by_stars)
+    keywords = frozenset(OFFERED & named | by_stars)
+    try:
+        signature.bind(None, None, **dict.fromkeys(keywords))
+    except TypeError as error:
+        raise TypeError(
+            "`penalty` must accept a module and a batch X, and may accept "
+            f"{', '.join(f'`{name}`' for name in sorted(OFFERED))}; got one with the arguments {signature}: {error}. "
+            "Bind other arguments with `functools.partial`."
+        ) from None
+    return keywords
 
 
 def check_value(value: Any, *, read: bool) -> None:
@@ -142,6 +152,7 @@ def _check_penalty(
 ) -> None:
     takes = keywords_of(penalty)
     given = {name: value for name, value in given.items() if name in takes}
+    _check_required(penalty, given)
 
     def evaluate(**keywords: Any) -> Tensor:
         with keeps_random_numbers(X.device):
@@ -161,6 +172,24 @@ def _check_penalty(
             shared = forward_pass(module, X)
         _check_same(value, evaluate(shared=shared), "a shared forward pass as without")
     _check_gradient(evaluate, module, value, random_state)
+
+
+def _check_required(penalty: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    try:
+        signature = inspect.signature(penalty)
+    except ValueError:  # written in C, without a signature
+        return
+    for name in sorted(OFFERED - set(given)):
+        if not _is_required(signature.parameters.get(name)):
+            continue
+        if name in ("y", "criterion"):
+            raise ValueError(f"`{name}` must be given, got None for a penalty that requires it: {signature}.")
+        cure = f"Write `{name}=None`"
+        raise ValueError(f"`penalty` must not require `{name}`, got one with the arguments {signature}. {cure}.")
+
+
+def _is_required(parameter: inspect.Parameter | None) -> bool:
+    return parameter is not None and parameter.default is parameter.empty
 
 
 def _contents(module: nn.Module, X: Tensor) -> dict[str, Any]:

@@ -346,3 +346,38 @@ def test_what_is_no_penalty_is_refused(bad):
         NetworkClassifier(penalty="l2").fit(*data())
     with pytest.raises(ValueError, match="`penalty_strength` must lie in"):
         NetworkClassifier(penalty_strength=-1.0).fit(*data())
+
+
+def _needs_more(module, X, tau):
+    return tau * module.weight.square().sum()
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [lambda module: module.weight.sum(), _needs_more, lambda *, module, X: module.weight.sum()],
+    ids=["no X", "a further argument", "keywords only"],
+)
+def test_a_penalty_with_other_arguments_is_refused_before_the_fit(penalty):
+    X, y = np.eye(4, 3, dtype=np.float32), np.array([0, 1, 0, 1])
+    with pytest.raises(TypeError, match=r"`penalty` must accept a module and a batch X.*functools\.partial"):
+        NetworkClassifier(penalty=penalty, penalty_strength=0.1, max_epochs=1).fit(X, y)
+    with pytest.raises(TypeError, match="`penalty` must accept a module and a batch X"):
+        check_penalty(penalty, nn.Linear(3, 2), torch.eye(4, 3))
+
+
+def test_bound_arguments_are_accepted():
+    check_penalty(partial(_needs_more, tau=2.0), nn.Linear(3, 2), torch.eye(4, 3))
+
+
+def test_a_penalty_must_be_checked_with_what_it_requires():
+    def with_targets(module, X, y):
+        return (module(X)[:, 0] - y).square().mean()
+
+    def with_weights(module, X, sample_weight):
+        return (module(X)[:, 0] * sample_weight).sum()
+
+    with pytest.raises(ValueError, match="`y` must be given, got None for a penalty that requires it"):
+        check_penalty(with_targets, nn.Linear(3, 1), torch.eye(4, 3))
+    with pytest.raises(ValueError, match="must not require `sample_weight`"):
+        check_penalty(with_weights, nn.Linear(3, 1), torch.eye(4, 3))
+    check_penalty(with_targets, nn.Linear(3, 1), torch.eye(4, 3), torch.ones(4))
