@@ -21,6 +21,7 @@ __all__ = [
     "as_list",
     "check_axes",
     "check_boolean",
+    "check_dense",
     "check_instance",
     "check_integer",
     "check_interval",
@@ -185,14 +186,30 @@ def check_instance(name: str, value: Any, kind: type | tuple[type, ...], what: s
     return value
 
 
+#: dtypes of tensors with which torch computes and which NumPy knows, and the one that it does not
+_COMPUTED = frozenset({
+    *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32),
+    *(torch.int64, torch.float16, torch.float32, torch.float64, torch.bfloat16),
+})  # fmt: skip
+
+
+def check_dense(name: str, tensor: torch.Tensor) -> None:
+    """Raise for a tensor that is not a dense array of real values."""
+    # subclasses that redefine every operator wrap several tensors, or none
+    wraps = type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+    strided = tensor.layout == torch.strided and not tensor.is_nested
+    if wraps or not strided or tensor.is_meta or tensor.dtype not in _COMPUTED:
+        kind = "nested" if tensor.is_nested else type(tensor).__name__ if wraps else str(tensor.layout)
+        kind = f"{kind}, {tensor.dtype}, on {tensor.device.type}"
+        raise TypeError(f"`{name}` must be a dense real tensor with values, got {kind}.")
+
+
 def plain_array(name: str, data: Any) -> Any:
     """Convert a torch tensor to a NumPy array, detached and on the CPU; return other data unchanged."""
     if not isinstance(data, torch.Tensor):
         return data
-    if data.layout != torch.strided or data.is_meta or data.is_complex() or data.is_quantized:
-        kind = f"{data.layout}, {data.dtype}, on {data.device.type}"
-        raise TypeError(f"`{name}` must be a dense real tensor with values, got {kind}.")
-    data = data.detach().cpu()
+    check_dense(name, data)
+    data = data.detach().cpu().resolve_neg()
     return (data.float() if data.dtype == torch.bfloat16 else data).numpy()
 
 

@@ -93,7 +93,7 @@ def _from_factory(given: str) -> nn.Module:
         sys.path.insert(0, os.getcwd())  # as `python -m` does
     try:
         result = pkgutil.resolve_name(factory)()
-    except Exception as error:  # the user's own code may raise anything
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
         raise ValueError(f"{factory!r} cannot be called: {type(error).__name__}: {_line(error)}") from error
     if not isinstance(result, nn.Module):
         raise ValueError(f"{factory!r} must return an nn.Module, got {type(result).__name__}.")

@@ -12,6 +12,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
 from skorch.callbacks import Callback
 
+from sklearn_capacity._validation import plain_array
 from sklearn_capacity.estimators import _constraints
 from sklearn_capacity.estimators._attributes import CLASSIFIER
 from sklearn_capacity.estimators._base import CALLBACK_PARAMETERS, BaseNetwork, can_continue
@@ -235,6 +236,21 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         """
         logits = self._outputs(X)
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """The accuracy of the predictions.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features) or (n_samples, *input_shape_)
+        y : array-like of shape (n_samples,)
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        float
+        """
+        return super().score(X, plain_array("y", y), plain_array("sample_weight", sample_weight))
 
     def _check_target(self, y: np.ndarray, *, reset: bool, classes: Any = None) -> np.ndarray:
         """y as class indices; with `reset`, learn the classes."""

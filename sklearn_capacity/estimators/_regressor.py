@@ -8,6 +8,7 @@ import numpy as np
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 
+from sklearn_capacity._validation import plain_array
 from sklearn_capacity.estimators import _constraints
 from sklearn_capacity.estimators._attributes import REGRESSOR
 from sklearn_capacity.estimators._base import BaseNetwork
@@ -83,7 +84,8 @@ class NetworkRegressor(RegressorMixin, BaseNetwork):
         float
         """
         # scikit-learn computes in the predictions' precision, where squares of float32 overflow from 2e19 on
-        return r2_score(y, self.predict(X).astype(np.float64), sample_weight=sample_weight)
+        predicted = self.predict(X).astype(np.float64)
+        return r2_score(plain_array("y", y), predicted, sample_weight=plain_array("sample_weight", sample_weight))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

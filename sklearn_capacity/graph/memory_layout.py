@@ -51,7 +51,8 @@ def takes_channels_last(module: nn.Module, input_shape: tuple[int, ...], *, trai
         kernels = {name: _laid_out(p) for name, p in copied.named_parameters()}
         same = torch.allclose(functional_call(copied, kernels, (_laid_out(X),)), expected, 1e-3, 1e-5, equal_nan=True)
         if same and training:
-            copied.train()(_laid_out(X))
+            copied.train()
+            copied(_laid_out(X))
         return same
     except torch.OutOfMemoryError:
         raise

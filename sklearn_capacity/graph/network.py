@@ -93,7 +93,8 @@ class Network:
         self.input_shape = tuple(input_shape)
         self._samples = samples
         self.output = output
-        self.module = as_logits(copied, output).to(dtype=self.dtype, device=self.device).eval()
+        self.module = as_logits(copied, output).to(dtype=self.dtype, device=self.device)
+        self.module.eval()
         self.initial_state = initial_state
         self._memo: dict[Any, Any] = {}
         #: The trace, or the reason why there is none, once known; this list is shared with renewed networks.

@@ -58,11 +58,13 @@ def private_copy(module: nn.Module, device: torch.device | str | None = None) ->
             if isinstance(value, Tensor) and id(value) not in memo and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     try:
-        return copy.deepcopy(module, memo).eval()
+        copied = copy.deepcopy(module, memo)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         raise UnsupportedLayerError(f"`{type(module).__name__}` cannot be copied ({_first_line(error)}).") from error
+    copied.eval()  # a user's `train`, which it calls, may return nothing
+    return copied
 
 
 @dataclass(frozen=True)

@@ -45,12 +45,12 @@ def naming_function(function: Any, X: Tensor) -> Iterator[None]:
 
 def _check_batch(X: Any, sample_weight: Any) -> None:
     check_instance("X", X, Tensor, "a tensor of shape (n, ...)")
-    if X.dim() < 2 or not X.is_floating_point() or X.is_sparse:
+    if X.is_nested or X.dim() < 2 or not X.is_floating_point() or X.is_sparse:
         whole = not X.is_floating_point() and not X.is_complex()
         cure = " For token ids pass the part of the network after the embedding, and its input." if whole else ""
         raise ValueError(
             f"`X` must be a dense real tensor of shape (n, ...) with floating point numbers, got shape "
-            f"{tuple(X.shape)}, {X.dtype}, {X.layout}.{cure}"
+            f"{'nested' if X.is_nested else tuple(X.shape)}, {X.dtype}, {X.layout}.{cure}"
         )
     if sample_weight is None:
         return

@@ -6,7 +6,7 @@ import copy
 import inspect
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from sklearn_capacity.penalties.shared_pass import forward_pass
 from sklearn_capacity.process_state import keeps_random_numbers
 
 __all__ = ["check_penalty", "check_value", "keywords_of"]
+
+T = TypeVar("T")
 
 #: Accepted relative error of a directional derivative.
 TOLERANCE = 1e-4
@@ -144,7 +146,9 @@ def check_penalty(
     with naming_function(module, X):
         y = y.double() if isinstance(y, Tensor) and y.is_floating_point() else y
         given = {name: value for name, value in (("y", y), ("criterion", criterion)) if value is not None}
-        _check_penalty(penalty, copy.deepcopy(module).double().train(), X.detach().double(), given, random_state)
+        copied = copy.deepcopy(module).double()
+        copied.train()
+        _check_penalty(penalty, copied, X.detach().double(), given, random_state)
 
 
 def _check_penalty(
@@ -154,10 +158,13 @@ def _check_penalty(
     given = {name: value for name, value in given.items() if name in takes}
     _check_required(penalty, given)
 
-    def evaluate(**keywords: Any) -> Tensor:
+    def seeded(function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
         with keeps_random_numbers(X.device):
             torch.manual_seed(random_state)
-            return copy.deepcopy(penalty)(module, X, **given, **keywords)  # a copy, since it may have state
+            return function(*arguments, **keywords)
+
+    def evaluate(**keywords: Any) -> Tensor:
+        return seeded(copy.deepcopy(penalty), module, X, **given, **keywords)  # a copy, since it may have state
 
     before = _contents(module, X)
     value = evaluate()
@@ -169,7 +176,7 @@ def _check_penalty(
         _check_same(value, evaluate(sample_weight=ones), "weights of 1 as without")
     if "shared" in takes:
         with evaluating(module):  # batch norm's statistics do not change
-            shared = forward_pass(module, X)
+            shared = seeded(forward_pass, module, X)
         _check_same(value, evaluate(shared=shared), "a shared forward pass as without")
     _check_gradient(evaluate, module, value, random_state)
 

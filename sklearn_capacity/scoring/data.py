@@ -11,10 +11,9 @@ import torch
 from sklearn.utils import check_array, check_random_state
 from torch import Tensor
 
-from .._validation import NotDefinedError, check_integer, check_option
+from .._validation import NotDefinedError, check_dense, check_integer, check_option, plain_array
 from ..losses import CLASSIFICATION, REGRESSION, is_classification
 from .find_network import Subject
-from .probe import is_hollow
 
 __all__ = ["LOSSES", "checked_X", "encode_targets", "refuse_hollow", "resolve_loss", "subsample", "with_classes"]
 
@@ -25,11 +24,8 @@ def refuse_hollow(name: str, data: Any) -> None:
     """Raise for data without a dense array of values."""
     if scipy.sparse.issparse(data):
         raise TypeError(f"`{name}` must be dense, got a sparse matrix. Use `{name}.toarray()`.")
-    if not isinstance(data, Tensor):
-        return
-    if data.layout != torch.strided or is_hollow(data) or data.is_complex() or data.is_quantized:
-        kind = f"{data.layout}, {data.dtype}, on {data.device.type}"
-        raise TypeError(f"`{name}` must be a dense real tensor with values, got {kind}.")
+    if isinstance(data, Tensor):
+        check_dense(name, data)
 
 
 def checked_X(subject: Subject, X: Any) -> Any:
@@ -112,7 +108,7 @@ def _loss_of(subject: Subject, y: Any) -> str | None:
 
 def encode_targets(subject: Subject, y: Any, task: str | None, n_samples: int, n_outputs: int) -> Any:
     """Class indices (n,) int64, or targets (n, C) float64."""
-    y = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+    y = np.asarray(plain_array("y", y))
     if y.shape[:1] != (n_samples,):
         raise ValueError(f"`y` must have one entry per sample, got shape {y.shape} for {n_samples} samples.")
     if task == "classification":

@@ -137,10 +137,17 @@ def probe(network: Network, X: Any, task: str | None) -> None:
 @torch.no_grad()
 def _forward_passes(network: Network, samples: Tensor) -> tuple[tuple[int, ...], Tensor, Tensor, Tensor]:
     """The shape of one output, and the outputs for the samples, for the same again, and for all but the last."""
+    before = set(network.tensors())
     try:
         shape, first = network.output_shape(samples), network.forward(samples)
         if first.layout != torch.strided or not first.is_floating_point():
             raise NotDefinedError(f"The network must return dense floats, got {first.layout}, {first.dtype}.")
+        created = sorted(map(network.shown, set(network.tensors()) - before))
+        if created:
+            raise NotDefinedError(
+                f"The forward pass creates {', '.join(f'`{name}`' for name in created)}, with values that nobody has "
+                "trained. Run a batch through the module first."
+            )
         return shape, first, network.forward(samples), network.forward(samples[: SAMPLES - 1])
     except (torch.OutOfMemoryError, MemoryError, NotDefinedError):
         raise

@@ -183,6 +183,7 @@ MISTAKES = {
     "report networks:smal@small.safetensors iris.npz": "'networks:smal' cannot be called: AttributeError",
     "report networks:broken@small.safetensors iris.npz": "'networks:broken' cannot be called: KeyError",
     "report networks:nothing@small.safetensors iris.npz": "'networks:nothing' must return an nn.Module, got NoneType",
+    "report sys:exit@small.safetensors iris.npz": "'sys:exit' cannot be called: SystemExit",
     "report nowhere:small@small.safetensors iris.npz": "'nowhere:small' cannot be called: ModuleNotFoundError",
     "report networks:small@iris.safetensors iris.npz": "The weights 'iris.safetensors' do not fit 'networks:small'",
     "report network.pt2 iris.npz --measures margn": "Unknown measure 'margn'. Did you mean 'margin'",

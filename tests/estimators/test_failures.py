@@ -9,8 +9,9 @@ import pytest
 import skorch
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
-from sklearn_capacity import GeneralizationLayerClassifier, NetworkClassifier, NetworkRegressor
+from sklearn_capacity import GeneralizationLayerClassifier, NetworkClassifier, NetworkRegressor, measure_capacity
 
 X, y = np.random.default_rng(0).normal(size=(12, 4)), np.arange(12) % 3
 
@@ -93,8 +94,47 @@ def test_tensors_are_arrays_wherever_they_come_from():
     tensors = [torch.from_numpy(array).requires_grad_() for array in (X, y.astype(float), np.ones(12))]
     fitted = NetworkRegressor((3,), max_epochs=1, random_state=0).fit(*tensors[:2], sample_weight=tensors[2])
     np.testing.assert_array_equal(fitted.predict(tensors[0]), plain.predict(X))
-    with pytest.raises(TypeError, match="`X` must be a dense real tensor with values, got .*meta"):
-        plain.predict(torch.empty(2, 4, device="meta"))
+    assert fitted.score(tensors[0], tensors[1], tensors[2]) == plain.score(X, y)
+    negated = torch.from_numpy(-X)._neg_view()  # as of the imaginary part of a conjugate
+    np.testing.assert_array_equal(fitted.predict(negated), plain.predict(X))
+
+
+def _fake():
+    with FakeTensorMode():
+        return torch.zeros(12, 4)
+
+
+ODD_TENSORS = {
+    "meta": lambda: torch.empty(12, 4, device="meta"),
+    "nested": lambda: torch.nested.nested_tensor([torch.zeros(4)] * 12),
+    "nested, torch.float64": lambda: torch.nested.nested_tensor([torch.zeros(4).double()] * 12, layout=torch.jagged),
+    "float8": lambda: torch.zeros(12, 4, dtype=torch.float8_e5m2),
+    "complex32": lambda: torch.zeros(12, 4, dtype=torch.complex32),
+    "bits8": lambda: torch.zeros(12, 4, dtype=torch.uint8).view(torch.bits8),
+    "quint8": lambda: torch.quantize_per_tensor(torch.zeros(12, 4), 0.1, 0, torch.quint8),
+    "sparse_csr": lambda: torch.eye(12, 4).to_sparse_csr(),
+    "FakeTensor": _fake,
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's of prototypes
+@pytest.mark.parametrize("kind", ODD_TENSORS)
+def test_tensors_without_plain_values_are_refused_by_name(kind):
+    odd, linear = ODD_TENSORS[kind](), nn.Linear(4, 3)
+    fitted = NetworkRegressor((3,), max_epochs=1, random_state=0).fit(X, y)
+    calls = [
+        ("X", lambda: fitted.fit(odd, y)),
+        ("y", lambda: NetworkRegressor((3,)).fit(X, odd)),
+        ("sample_weight", lambda: NetworkRegressor((3,)).fit(X, y, odd)),
+        ("X", lambda: fitted.predict(odd)),
+        ("y", lambda: fitted.score(X, odd)),
+        ("y", lambda: NetworkClassifier((3,), max_epochs=1).fit(X, y).score(X, odd)),
+        ("X", lambda: measure_capacity(linear, odd, y, "fisher_trace")),
+        ("y", lambda: measure_capacity(linear, X, odd, "margin")),
+    ]
+    for name, call in calls:
+        with pytest.raises(TypeError, match=f"^`{name}` must be a dense real tensor with values, got .*{kind}"):
+            call()
 
 
 @pytest.mark.parametrize(

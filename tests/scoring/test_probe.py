@@ -23,6 +23,7 @@ from sklearn_capacity import (
     measure_capacity,
 )
 from sklearn_capacity.displays import MarginDisplay
+from sklearn_capacity.penalties import check_penalty
 
 X = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(6) % 3
@@ -64,6 +65,44 @@ def test_wrappers_are_seen_through(wrap):
 def test_a_forward_pass_that_casts(function):
     got = measure_capacity(Function(function), X, Y, MEASURES)
     assert got == pytest.approx(measure_capacity(perceptron(), X, Y, MEASURES), rel=1e-5)
+
+
+class Late(nn.Module):
+    """A network that creates its last layer in its first forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), None
+
+    def forward(self, x):
+        if self.last is None:
+            self.last = nn.Linear(6, 3)
+        return self.last(self.first(x).relu())
+
+
+def test_layers_that_the_forward_pass_creates_are_not_measured():
+    before = torch.get_rng_state()
+    module = Late()
+    after = torch.get_rng_state()
+    with pytest.raises(NotDefinedError, match="creates `last.bias`, `last.weight`, with values that nobody"):
+        measure_capacity(module, X, Y, "margin")
+    assert module.last is None
+    assert not torch.equal(before, after)
+    assert torch.equal(torch.get_rng_state(), after)
+    module(X.float())
+    assert measure_capacity(module, X, Y, "margin")["margin"] < 1
+
+
+class Silent(nn.Sequential):
+    """A network whose `train` returns nothing."""
+
+    def train(self, mode=True):
+        super().train(mode)
+
+
+def test_a_train_method_that_returns_nothing():
+    assert measure_capacity(Silent(*perceptron()), X, Y, MEASURES) == measure_capacity(perceptron(), X, Y, MEASURES)
+    check_penalty(lambda module, X: module(X).square().sum(), Silent(*perceptron()), X)
 
 
 def test_inference_mode():

@@ -323,6 +323,20 @@ BAD = {
 }
 
 
+class Noisy(nn.Linear):
+    """A network that draws random numbers which its outputs do not show."""
+
+    def forward(self, X):
+        return super().forward(X) + 0 * torch.rand(())
+
+
+def test_a_network_that_draws_leaves_random_numbers_as_they_were():
+    module, X = Noisy(5, 3), network()[1]
+    numbers = torch.get_rng_state()
+    check_penalty(lambda module, X, shared=None: module(X).square().sum(), module, X)
+    assert torch.equal(torch.get_rng_state(), numbers)
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_a_wrong_penalty_is_detected(name):
     penalty, message = BAD[name]
