@@ -151,7 +151,7 @@ class Moment:
 
 
 def _is_moment(frame: Any, event: str) -> bool:
-    return event in ("call", "c_return") and not frame.f_code.co_filename.endswith("process_state.py")
+    return event in ("call", "c_return") and "process_state" not in frame.f_code.co_filename
 
 
 def delicate_moments(call: Callable[[], object]) -> list[Moment]:

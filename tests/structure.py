@@ -232,6 +232,8 @@ TESTED_IN = {
     "penalties/module_graph": "penalties/test_shared_pass",
     "penalties/penalty_checks": "training/test_penalty_terms",
     "penalties/weight_norms": "penalties/test_parameter_penalties",
+    "process_state/forks": "project/test_forks",
+    "process_state/gates": "process_state/test_traces",
     "scoring": "scoring/test_scorer",
     "scoring/curves": "measures/test_interaction",
     "scoring/from_sklearn": "scoring/test_find_network",
