@@ -104,6 +104,6 @@ def _from_factory(given: str) -> nn.Module:
     return result
 
 
-def _line(error: Exception, which: int = 0) -> str:
+def _line(error: BaseException, which: int = 0) -> str:
     lines = str(error).strip().splitlines()
     return lines[which].strip() if lines else type(error).__name__
