@@ -90,12 +90,15 @@ class LossHessian:
         return self._mean(on_chunk, len(columns)).T
 
     def _mean(self, on_chunk: Callable[..., list[Tensor]], n_rows: int) -> Tensor:
-        total = torch.zeros(n_rows, self.size, dtype=torch.float64, device=self.device)  # (rows, P)
+        total = torch.empty(n_rows, self.size, dtype=torch.float64, device=self.device)  # (rows, P)
+        empty = True
 
         def add(*samples: Tensor) -> None:
+            nonlocal empty
             # Added last and in place, so that a chunk that ran out of memory has added nothing.
             for row, part in zip(total, on_chunk(*samples), strict=True):
-                row.add_(part)
+                row.copy_(part) if empty else row.add_(part)
+            empty = False
 
         self._in_chunks(add)
         return total.div_(self._n_samples)

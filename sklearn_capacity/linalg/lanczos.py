@@ -54,6 +54,8 @@ __all__ = [
 MISS = 1e-6
 #: A new direction shorter than this, relative to the operator, is rounding error: the Krylov space is exhausted.
 BREAKDOWN = 1e-14
+#: Number of vectors whose memory is taken at once.
+BLOCK = 16
 
 Number = TypeVar("Number", float, Tensor)
 
@@ -171,7 +173,7 @@ def lanczos(
     precision : torch.dtype, default=None
         The precision inside `product` if coarser than `dtype`; its rounding is part of the errors.
     memory : float, default=inf
-        Number of bytes for the basis. When they are used up, new vectors are orthogonalised against the last two only.
+        Number of bytes for the basis. Once it does not fit, new vectors are orthogonalised against the last two only.
 
     Returns
     -------
@@ -184,7 +186,7 @@ def lanczos(
 
     Notes
     -----
-    The cost is one product per step, and four passes over the basis, which has one vector per step. The value itself
+    The cost is one product per step, and two passes over the basis, which has one vector per step. The value itself
     converges much earlier than its error bound: for well separated eigenvalues, the last third of the products serves
     the bound.
 
@@ -326,44 +328,59 @@ class LanczosProcess:
     ):
         # start: (batch, n)
         self.product = lambda x: product(x.reshape(shape)).reshape(start.shape)
+        self.size = start.shape[-1]
         most = memory / (start.numel() * start.element_size())
         self.most = max(2, int(min(most, sys.maxsize)))
-        self.basis = start.new_zeros((min(16, self.most), *start.shape))  # (vectors, batch, n), doubled when full
-        torch.div(start, torch.linalg.vector_norm(start, dim=-1, keepdim=True), out=self.basis[0])
-        self.held = 1
+        # Q_j in blocks of vectors, (vectors, batch, n) each: another block moves none of the vectors before.
+        self.blocks = [start.new_empty((min(BLOCK, self.most), *start.shape))]
+        self.filled = 0  # vectors in the last block
+        self.vector = self._place().copy_(start)  # (batch, n)
+        self.vector /= torch.linalg.vector_norm(start, dim=-1, keepdim=True)
+        self.previous = self.vector  # (batch, n)
+        self.image = torch.empty_like(start)  # (batch, n); new tensors of this size cost more than the arithmetic
         self.alphas: list[Tensor] = []  # diagonal of T_j, (batch,) each
         self.betas: list[Tensor] = []  # below the diagonal, then one for the next vector, (batch,) each
         self.scale = start.new_zeros(start.shape[0])  # (batch,)
 
     def step(self) -> None:
         """Add a basis vector: the image of the last one, orthogonalised against all, divided by its length."""
-        j = len(self.alphas)
-        basis = self.basis[: self.held]  # (j + 1, batch, n) if all are held
-        vector = self.product(basis[-1])  # (batch, n)
-        self.alphas.append((vector * basis[-1]).sum(-1))  # Rayleigh quotients q_j^T A q_j, (batch,)
-        for _ in range(2):  # twice, since after one pass rounding dominates a small remainder
-            inner = torch.einsum("jbn,bn->jb", basis, vector)  # (j + 1, batch)
-            vector = vector - torch.einsum("jbn,jb->bn", basis, inner)  # (batch, n)
-        length = torch.linalg.vector_norm(vector, dim=-1)  # (batch,)
+        image = self.image.copy_(self.product(self.vector))  # (batch, n)
+        self.alphas.append((image[:, None] @ self.vector[:, :, None])[:, 0, 0])  # q_j^T A q_j, (batch,)
+        # The three-term recurrence leaves nothing but rounding along the basis, which one pass over it then removes.
+        image.addcmul_(self.alphas[-1][:, None], self.vector, value=-1)
+        if self.betas:
+            image.addcmul_(self.betas[-1][:, None], self.previous, value=-1)
+        for basis in self._basis():
+            basis = basis.transpose(0, 1)  # (batch, vectors, n)
+            inner = basis @ image[:, :, None]  # (batch, vectors, 1)
+            image[:, None].baddbmm_(inner.transpose(1, 2), basis, alpha=-1)
+        length = torch.linalg.vector_norm(image, dim=-1)  # (batch,)
         self.scale = torch.maximum(self.scale, torch.maximum(length, self.alphas[-1].abs()))
         # If only rounding is left, the space is exhausted: a zero vector ends the process for this operator, and the
         # others continue. Asking the device which ones have ended would stall it at every step.
-        alive = (length > BREAKDOWN * self.scale) & (j + 1 < vector.shape[-1])  # (batch,)
+        alive = (length > BREAKDOWN * self.scale) & (len(self.alphas) < self.size)  # (batch,)
         self.betas.append(torch.where(alive, length, torch.zeros_like(length)))
         divisor = torch.where(alive, length, torch.ones_like(length))  # (batch,)
-        self._append(vector * (alive / divisor)[:, None])
+        place = self._place()
+        self.previous, self.vector = self.vector, place.copy_(image.mul_((alive / divisor)[:, None]))
 
-    def _append(self, vector: Tensor) -> None:
-        if self.held == len(self.basis):
-            if 3 * self.held <= self.most:  # both buffers are in memory during the copy
-                grown = self.basis.new_zeros((2 * self.held, *vector.shape))  # (vectors, batch, n)
-                grown[: self.held] = self.basis
-                self.basis = grown
-            else:  # the recurrence needs the newest vector and the next one
-                self.basis = self.basis[-2:].clone() if self.held > 2 else self.basis
-                self.basis[0], self.held = self.basis[1], 1
-        self.basis[self.held] = vector
-        self.held += 1
+    def _basis(self) -> list[Tensor]:
+        """The vectors in memory, (vectors, batch, n) in every block; none once there was no room for all."""
+        return [*self.blocks[:-1], self.blocks[-1][: self.filled]] if self.blocks else []
+
+    def _place(self) -> Tensor:
+        """Memory for the next vector, (batch, n)."""
+        if self.blocks and self.filled == len(self.blocks[-1]):
+            if (len(self.blocks) + 1) * BLOCK <= self.most:
+                self.blocks.append(torch.empty_like(self.blocks[0]))
+                self.filled = 0
+            else:  # the recurrence needs the last two alone
+                self.blocks = []
+                self.previous, self.vector = self.previous.clone(), self.vector.clone()
+        if not self.blocks:
+            return self.previous
+        self.filled += 1
+        return self.blocks[-1][self.filled - 1]
 
     def ritz(self, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Largest Ritz values and residuals (batch, k), errors and largest absolute values (batch,), on the CPU.
@@ -376,14 +393,15 @@ class LanczosProcess:
         last = self.betas[-1].to("cpu", torch.float64)[:, None]  # (batch, 1)
         # A Q s = theta Q s + beta s_j q_{j+1}: the last entry of s gives the residual, the first one is <b, y>.
         residuals = (last * vectors[:, -1]).abs() / divisor
-        errors = error_bound(residuals[:, -1], vectors[:, 0, -1].abs(), self.basis.shape[-1])
+        errors = error_bound(residuals[:, -1], vectors[:, 0, -1].abs(), self.size)
         return values.flip(-1)[:, :k], residuals.flip(-1)[:, :k], errors, largest.squeeze(-1)
 
     def leading_vector(self) -> Tensor:
         """Ritz vectors of the largest Ritz values, (batch, n)."""
         _, vectors = self.eigen()  # (batch, j, j)
-        coefficients = vectors[:, :, -1].to(self.basis)  # (batch, j)
-        return torch.einsum("jbn,bj->bn", self.basis[: coefficients.shape[1]], coefficients)
+        coefficients = vectors[:, :, -1].to(self.vector)  # (batch, j)
+        basis = torch.cat(self._basis())[: coefficients.shape[1]]  # (j, batch, n)
+        return torch.einsum("jbn,bj->bn", basis, coefficients)
 
     def eigen(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (batch, j), ascending, and eigenvectors (batch, j, j) of T_j, on the CPU.

@@ -18,6 +18,7 @@ from ..derivatives import input_sweeps as chain
 from ..derivatives.fisher_matrix import cotangents, factor_product, transposed_factor_product
 from ..derivatives.input_jacobian import gram_product, jacobian_products
 from ..graph import Network, NetworkGraph, UnsupportedLayerError, evaluate
+from ..graph.recording import is_known
 from ..linalg import lanczos
 from .batch import Batch
 from .memory import Peak
@@ -38,8 +39,9 @@ __all__ = [
 FULL_GRAM = 80
 # Relative error of Lanczos, also for close eigenvalues; see `linalg.lanczos`.
 TOLERANCE = 1e-6
-# Size of the largest layer's output above which tracing the network saves more than it costs.
-TRACE_PAYS = 2**21
+# Size of the largest layer's output above which tracing the network saves more than it costs: by torch's export, or by
+# a recording, which suffices for known modules.
+EXPORT_PAYS, RECORDING_PAYS = 2**21, 2**16
 # Memory for the rows of J held at once.
 ROW_BYTES = 2**25
 # Vectors of Lanczos that are held at once, and how many of them a sample has, with its products.
@@ -59,7 +61,8 @@ class FoldedLogits:
 
 def logits_function(network: Network, batch: Batch) -> Callable[[Tensor], Tensor]:
     """The logits as a function to differentiate: from the folded graph if there is enough work to justify tracing."""
-    if batch.n_samples * network.activation_size < TRACE_PAYS:
+    enough = RECORDING_PAYS if is_known(network.module) else EXPORT_PAYS
+    if batch.n_samples * network.activation_size < enough:
         return network.forward
     try:
         return FoldedLogits(network.graph)
