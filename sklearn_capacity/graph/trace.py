@@ -15,6 +15,7 @@ from ..process_state import undisturbed, without_torch_warnings
 from .binding import Binder
 from .export_cleanup import no_leftovers
 from .fold import fold
+from .in_place import mutates, replace_in_place
 from .known_programs import Programs, structure_of
 from .layouts import Sizes
 from .nodes import NetworkGraph, UnsupportedLayerError
@@ -215,17 +216,12 @@ def _exported(module: nn.Module, sample: Tensor) -> torch.export.ExportedProgram
     spec = (dict.fromkeys(range(1, sample.dim()), dim.STATIC) | {0: dim.AUTO},)
     with no_leftovers() as traced:
         exported = torch.export.export(module, (sample,), dynamic_shapes=spec, strict=False)
-        if _mutates(exported.graph):  # takes three quarters of the time, so only if needed
+        replace_in_place(exported.graph)
+        if mutates(exported.graph):  # takes three quarters of the time, so only if needed
             traced.append(exported)
             exported = exported.run_decompositions({})
         traced.append(exported)
     return exported
-
-
-def _mutates(graph: torch.fx.Graph) -> bool:
-    """Whether the graph has an in-place operator; an empty decomposition makes these functional."""
-    schemas = (getattr(node.target, "_schema", None) for node in graph.nodes)
-    return any(schema is not None and schema.is_mutable for schema in schemas)
 
 
 class _Plain(nn.Module):

@@ -32,9 +32,11 @@ _STEADY = frozenset(
 )
 #: names in code that may read more than values in memory; attributes of these names count, too
 _UNSTEADY = frozenset(
-    "open input eval exec globals locals vars id __import__ import_module modules environ os sys random backends "
+    "open input eval exec globals locals vars id __import__ import_module environ os sys random backends "
     "get_rng_state initial_seed".split()
 )
+#: the same for global names only: `self.modules()` are the parts of a module
+_UNSTEADY_GLOBALS = frozenset({"modules"})
 _GLOBAL_STEPS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 _OF_EVERY_PYTHON_MODULE = frozenset(vars(types.ModuleType("empty"))) | {
     *("__file__", "__cached__", "__builtins__", "__path__", "__annotations__", "__annotate__"),
@@ -186,7 +188,9 @@ def all_named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
         If that cannot be told.
     """
     names = names_in(function)
-    if unsteady := (names & _UNSTEADY) | {name for name in _imported_in(function) if not _is_steady(name)}:
+    unsteady = (names & _UNSTEADY) | (_globals_in(function) & _UNSTEADY_GLOBALS)
+    unsteady |= {name for name in _imported_in(function) if not _is_steady(name)}
+    if unsteady:
         raise TypeError(f"`{function.__qualname__}` may read what cannot be hashed: {', '.join(sorted(unsteady))}.")
     items: list[tuple[str, Any]] = []
     queue = [(name, function.__globals__[name]) for name in sorted(names & function.__globals__.keys())]

@@ -72,6 +72,18 @@ def graph_and_module_agree(module: nn.Module) -> None:
         torch.testing.assert_close(evaluate(Network(module, (4,)).graph, X), module.eval()(X))
 
 
+class Initialised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.ones_(module.weight)
+
+    def forward(self, x):
+        return self.second(torch.relu(self.first(x)))
+
+
 @pytest.fixture
 def exports(monkeypatch):
     """The modules that are exported."""
@@ -94,6 +106,13 @@ def test_equal_modules_are_exported_once(exports):
     assert len(exports) <= 2
     assert Network(Written(), (4,), dtype=torch.float64).graph.layers
     assert len(exports) <= 3
+
+
+def test_a_module_that_initialises_its_parts_is_exported_once(exports):
+    """`self.modules()` in `__init__`, as torchvision's networks have, is not `sys.modules`."""
+    for _ in range(2):
+        graph_and_module_agree(Initialised())
+    assert len(exports) == 1
 
 
 CHANGES = {
