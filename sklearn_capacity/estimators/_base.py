@@ -1,4 +1,4 @@
-"""What all network estimators share: `fit`, which builds and trains a skorch net, and everything that uses the net.
+"""What all network estimators share: `fit`, which builds and trains a skorch net.
 
 `fit` is one sequence of steps: check the parameters, validate the data, split off a part for early stopping, build a
 net, update its optimiser and callbacks, train it, store it. A variant overrides one hook: the module
@@ -8,40 +8,34 @@ net, update its optimiser and callbacks, train it, store it. A variant overrides
 from __future__ import annotations
 
 import copy
-import inspect
-import math
-import numbers
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-import cloudpickle
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight
 from skorch.callbacks import Callback, EarlyStopping
 from skorch.helper import predefined_split
 from skorch.utils import noop
 from torch import Tensor, nn
 
-from sklearn_capacity._validation import failure_text, plain_array, refuse_containers
+from sklearn_capacity._validation import plain_array
 from sklearn_capacity.architectures.mlp import MLP
-from sklearn_capacity.estimators import _constraints
-from sklearn_capacity.estimators._attributes import ATTRIBUTES, IMAGES_LAST, Check
-from sklearn_capacity.estimators._callbacks import check_callbacks, copies, named_callbacks, replaced
+from sklearn_capacity.estimators._callbacks import copies
 from sklearn_capacity.estimators._checkpoints import newest_checkpoint
-from sklearn_capacity.estimators._data import Samples, flatten_samples, resolve_input_shape, weighted_samples
+from sklearn_capacity.estimators._data import Samples, check_data, weighted_samples
 from sklearn_capacity.estimators._failures import naming_parameters
+from sklearn_capacity.estimators._fitted import FittedNetwork
 from sklearn_capacity.estimators._modules import check_batch_norm, check_output, make_module
 from sklearn_capacity.estimators._outcome import (
     check_finite,
     warn_of_failure,
     warn_of_interrupt,
     warn_of_normalized_outputs,
-    within_range,
 )
+from sklearn_capacity.estimators._parameters import MLP_PARAMETERS
 from sklearn_capacity.estimators._restoring import restore
 from sklearn_capacity.graph import takes_channels_last
 from sklearn_capacity.layers import resolve_augmentation
@@ -65,9 +59,6 @@ from sklearn_capacity.training import (
 
 __all__ = ["CALLBACK_PARAMETERS", "BaseNetwork", "can_continue"]
 
-#: parameters of the built-in MLP, which other modules do not use
-MLP_PARAMETERS = ("hidden_layer_sizes", "activation", "bias", "batch_norm", "weight_norm", "dropout")
-
 #: if one of these changes between fits, the optimiser is rebuilt
 OPTIMIZER_PARAMETERS = (
     "optimizer",
@@ -90,8 +81,6 @@ CALLBACK_PARAMETERS = (
     "verbose",
 )
 
-_PREDICTION_CHUNK = 512
-
 
 def can_continue(estimator: BaseNetwork) -> bool:
     """Whether `partial_fit` exists: no validation part can be held out across calls."""
@@ -100,12 +89,10 @@ def can_continue(estimator: BaseNetwork) -> bool:
     return True
 
 
-class BaseNetwork(BaseEstimator):
-    """Base of the estimators."""
+class BaseNetwork(FittedNetwork):
+    """Base of the estimators: training."""
 
     # what differs between classifiers and regressors
-    _constraints: ClassVar[dict[str, Any]] = _constraints.COMMON
-    _fitted_attributes: ClassVar[dict[str, Check]] = ATTRIBUTES  # attributes that a file may set
     _net_class: ClassVar[type[PenalizedNet]]
     _output_meaning: ClassVar[str]
     _takes_logits: ClassVar[bool] = False  # whether the loss applies a softmax to the outputs
@@ -114,82 +101,8 @@ class BaseNetwork(BaseEstimator):
     _callback_parameters: ClassVar[tuple[str, ...]] = CALLBACK_PARAMETERS
 
     # learnt from the data by a classifier or a regressor
-    _dtype: np.dtype
     _n_outputs: int
     loss_name_: str
-
-    def __init__(
-        self,
-        hidden_layer_sizes: Any = (100,),
-        activation: Any = "relu",
-        *,
-        bias: bool = True,
-        batch_norm: bool = False,
-        weight_norm: bool = False,
-        dropout: float = 0.0,
-        module: Any = None,
-        module_params: dict | None = None,
-        input_shape: tuple[int, ...] | None = None,
-        loss: str = "auto",
-        optimizer: Any = "adam",
-        optimizer_params: dict | None = None,
-        learning_rate: float = 0.01,
-        learning_rate_schedule: Any = None,
-        momentum: float = 0.9,
-        weight_decay: Any = 0.0,
-        penalty: Any = None,
-        penalty_strength: float = 1.0,
-        max_epochs: int = 50,
-        batch_size: int = 128,
-        stop_below: float | None = None,
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        n_iter_no_change: int = 10,
-        tol: float = 1e-4,
-        augmentation: Any = None,
-        callbacks: Any = None,
-        dtype: Any = "auto",
-        device: Any = "auto",
-        random_state: Any = None,
-        verbose: int = 0,
-        warm_start: bool = False,
-        checkpoint_dir: Any = None,
-        checkpoint_every: int = 1,
-    ) -> None:
-        self.hidden_layer_sizes = hidden_layer_sizes
-        self.activation = activation
-        self.bias = bias
-        self.batch_norm = batch_norm
-        self.weight_norm = weight_norm
-        self.dropout = dropout
-        self.module = module
-        self.module_params = module_params
-        self.input_shape = input_shape
-        self.loss = loss
-        self.optimizer = optimizer
-        self.optimizer_params = optimizer_params
-        self.learning_rate = learning_rate
-        self.learning_rate_schedule = learning_rate_schedule
-        self.momentum = momentum
-        self.weight_decay = weight_decay
-        self.penalty = penalty
-        self.penalty_strength = penalty_strength
-        self.max_epochs = max_epochs
-        self.batch_size = batch_size
-        self.stop_below = stop_below
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
-        self.tol = tol
-        self.augmentation = augmentation
-        self.callbacks = callbacks
-        self.dtype = dtype
-        self.device = device
-        self.random_state = random_state
-        self.verbose = verbose
-        self.warm_start = warm_start
-        self.checkpoint_dir = checkpoint_dir
-        self.checkpoint_every = checkpoint_every
 
     # ---- hooks of the variants --------------------------------------------------------------
 
@@ -302,40 +215,12 @@ class BaseNetwork(BaseEstimator):
 
     def _validated(self, X: Any, y: Any, sample_weight: Any, *, reset: bool, classes: Any) -> Samples:
         """The user's data, validated, in the shape and precision of the network."""
-        X, y = self._check_X(X, y, reset=reset, **self._target_options)
+        X, y = check_data(self, X, y, reset=reset, **self._target_options)
         y = self._check_target(y, reset=reset, classes=classes)
         samples = weighted_samples(X, y, self._weights(X, y, sample_weight))
         if reset:
             self._check_kept(samples.y)
         return samples
-
-    def _check_X(self, X: Any, y: Any = "no_validation", *, reset: bool, **options: Any) -> Any:
-        """X as an array of shape (n, *input_shape_), and y if given."""
-        alone = isinstance(y, str) and y == "no_validation"
-        if isinstance(y, str | bytes) and not alone:
-            raise ValueError(f"y must have one entry per sample, got {y!r}.")
-        refuse_containers(X, "trained")
-        X, seen = flatten_samples(X)
-        dtype = _constraints.dtype("dtype", self.dtype)
-        if not reset:
-            allowed: Any = self._dtype
-        elif dtype is None:
-            allowed = [np.float64, np.float32]
-        else:
-            allowed = str(dtype).removeprefix("torch.")
-        y = plain_array("y", y)
-        try:
-            checked = validate_data(self, X, y, dtype=allowed, order="C", reset=reset, **options)
-        except OverflowError as error:
-            raise ValueError(f"X and y must contain numbers that are finite in float64: {error}.") from error
-        X, y = (checked, None) if alone else checked
-        if reset:
-            self.input_shape_ = resolve_input_shape(self.input_shape, seen, X.shape[1])
-            self._dtype = X.dtype
-        elif seen is not None and seen != self.input_shape_:
-            raise ValueError(f"X must contain samples of shape {self.input_shape_}, got {seen}.")
-        X = X.reshape(len(X), *self.input_shape_)
-        return X if alone else (X, y)
 
     def _next_seed(self, reset: bool) -> int:
         """An integer seed per run; a continued run has a new one, which an integer `random_state` determines."""
@@ -481,147 +366,6 @@ class BaseNetwork(BaseEstimator):
         self.n_iter_ = len(net.history)
         return self
 
-    # ---- fitted attributes --------------------------------------------------------
-
-    @property
-    def module_(self) -> nn.Module:
-        """The trained network, which returns logits or outputs."""
-        return self._fitted_net("module_").module_
-
-    @property
-    def history_(self) -> Any:
-        """skorch's History: one dict per epoch, with ``train_loss``, ``dur`` and others."""
-        return self._fitted_net("history_").history
-
-    @property
-    def best_epoch_(self) -> int:
-        """Under early stopping, the epoch whose weights the network has, counted from 1."""
-        if not self.early_stopping:
-            raise AttributeError(f"{type(self).__name__} has no attribute 'best_epoch_' without early stopping.")
-        net = self._fitted_net("best_epoch_")
-        stopping = [callback for _, callback in net.callbacks_ if isinstance(callback, EarlyStopping)]
-        if hasattr(stopping[-1], "best_epoch_"):
-            return stopping[-1].best_epoch_
-        best, threshold = 1, math.inf
-        for epoch in net.history:  # for an estimator that was saved and loaded
-            if epoch["valid_loss"] < threshold:
-                best, threshold = epoch["epoch"], epoch["valid_loss"] - self.tol
-        return best
-
-    def __sklearn_is_fitted__(self) -> bool:
-        return "net_" in vars(self)
-
-    def _fitted_net(self, name: str) -> PenalizedNet:
-        if "net_" not in vars(self):
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r} before `fit`.")
-        return self.net_
-
-    # ---- parameters -------------------------------------------------------------------------
-
-    def set_params(self, **params: Any) -> Self:
-        """Set parameters by name.
-
-        Parameters
-        ----------
-        **params
-            Names and values, as in the constructor.
-
-        Returns
-        -------
-        self
-        """
-        if "callbacks" in params:
-            self.callbacks = params.pop("callbacks")
-        for key in sorted(key for key in params if key.startswith("callbacks__")):
-            self._set_callback(key, params.pop(key))
-        for key, value in params.items():
-            owner, nested, name = key.partition("__")
-            if nested and owner in ("module", "optimizer"):  # as in skorch
-                raise ValueError(
-                    f"`{key}` must be an entry of `{owner}_params`, got a separate parameter. Set "
-                    f"{owner}_params={{{name!r}: {value!r}}}."
-                )
-        return super().set_params(**params)
-
-    def _set_callback(self, key: str, value: Any) -> None:
-        """``callbacks__name__parameter=value`` as in skorch, or ``callbacks__name=callback`` (None removes it)."""
-        _, name, parameter = (*key.split("__", 2), "")[:3]
-        named = dict(named_callbacks(self.callbacks))
-        if not isinstance(named.get(name), Callback) and (parameter or name not in named):
-            shown = ", ".join(repr(other) for other, callback in named.items() if callback is not None) or "none"
-            raise ValueError(f"`{key}` must name one of `callbacks`, got {name!r}. Available: {shown}.")
-        if parameter:
-            named[name].set_params(**{parameter: value})
-        else:
-            self.callbacks = replaced(self.callbacks, name, value)
-
-    def _check_parameters(self) -> None:
-        for name, check in self._constraints.items():
-            check(name, getattr(self, name))
-        self._check_checkpoints()
-        check_callbacks(self.callbacks, validates=self.early_stopping, resumable=self.checkpoint_dir is not None)
-        if self.module is None:
-            if self.module_params is not None:
-                raise ValueError(f"`module_params` must be None without `module`, got {self.module_params!r}.")
-            return
-        defaults = inspect.signature(type(self).__init__).parameters
-        for name in MLP_PARAMETERS:
-            value = getattr(self, name)
-            if value is not defaults[name].default and value != defaults[name].default:
-                raise ValueError(
-                    f"`{name}` must keep its default when `module` is given, got {value!r}: it belongs to the built-in "
-                    "MLP. Use `module_params` for arguments of your module."
-                )
-
-    def _check_partial(self) -> None:
-        self._check_parameters()
-        if self.checkpoint_dir is not None:
-            raise ValueError(
-                f"`checkpoint_dir` must be None for `partial_fit`, got {self.checkpoint_dir!r}. "
-                "Save the estimator between the calls."
-            )
-
-    def _check_checkpoints(self) -> None:
-        """Checkpoints require a fit that its parameters and data determine."""
-        if self.checkpoint_dir is None:
-            return
-        if not isinstance(self.random_state, numbers.Integral):
-            raise ValueError(
-                f"`random_state` must be an integer when `checkpoint_dir` is given, got {self.random_state!r}: "
-                "only then can another run continue this one."
-            )
-        if self.warm_start:
-            raise ValueError(
-                "`warm_start` must be False when `checkpoint_dir` is given, got True: "
-                "the parameters do not determine where such a fit starts."
-            )
-
-    # ---- prediction -------------------------------------------------------------------------
-
-    @keeps_modes
-    def _outputs(self, X: Any) -> np.ndarray:
-        """The module's outputs in eval mode, shape (n, n_outputs)."""
-        check_is_fitted(self)
-        X = self._check_X(X, reset=False)
-        device = torch.device(self.net_.device)
-        self.net_._set_training(False)
-        with torch.no_grad():
-            chunks = [self.net_.infer(chunk) for chunk in _chunks(X, device, max(self.batch_size, _PREDICTION_CHUNK))]
-        outputs = torch.cat(chunks)
-        if not within_range(outputs).item():
-            raise ValueError(
-                f"X must have finite outputs in the network's {self._dtype}, got samples whose outputs are infinite, "
-                "nan or close to overflow. Scale X as in `fit`."
-            )
-        return outputs.cpu().numpy()
-
-    # ---- files and pickles ------------------------------------------------------------------
-
-    def _fitted_values(self) -> dict[str, Any]:
-        """The fitted attributes that a file stores; other attributes set by the user are left out."""
-        values = {name: getattr(self, name) for name in self._fitted_attributes if hasattr(self, name)}
-        return {**values, IMAGES_LAST: bool(self.net_.images_last_)}
-
     def _restore(
         self,
         attributes: Mapping[str, Any],
@@ -631,24 +375,6 @@ class BaseNetwork(BaseEstimator):
     ) -> None:
         """Set the fitted state read from a file; raises ValueError if it does not match the parameters."""
         restore(self, attributes, state, initial_state, history)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # by value where necessary, so that modules of __main__ and lambdas can be pickled
-        try:
-            return {"by_value": cloudpickle.dumps(super().__getstate__())}
-        except RuntimeError as error:  # from torch, for parametrised modules
-            raise TypeError(
-                f"{type(self).__name__} cannot be pickled because its `module` cannot: {failure_text(error)} Use "
-                "sklearn_capacity.save, or pass the module's class."
-            ) from error
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(cloudpickle.loads(state["by_value"]))
-
-
-def _chunks(X: np.ndarray, device: torch.device, size: int) -> Iterator[Tensor]:
-    # clones, since a module may work in place and a CPU tensor may share its memory with the user's array
-    return (TensorData(X[start : start + size], device=device).X.clone() for start in range(0, len(X), size))
 
 
 def copied(value: Any) -> Any:

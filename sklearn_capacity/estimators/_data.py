@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from sklearn.model_selection import train_test_split
+from sklearn.utils.validation import validate_data
 
-from sklearn_capacity._validation import plain_array
+from sklearn_capacity._validation import plain_array, refuse_containers
+from sklearn_capacity.estimators import _constraints
 
-__all__ = ["Samples", "flatten_samples", "resolve_input_shape", "weighted_samples"]
+if TYPE_CHECKING:
+    from sklearn_capacity.estimators._fitted import FittedNetwork
+
+__all__ = ["Samples", "check_data", "flatten_samples", "resolve_input_shape", "weighted_samples"]
 
 
 class Samples(NamedTuple):
@@ -85,3 +90,32 @@ def resolve_input_shape(
             f"which has {int(np.prod(input_shape))} elements."
         )
     return input_shape
+
+
+def check_data(estimator: FittedNetwork, X: Any, y: Any = "no_validation", *, reset: bool, **options: Any) -> Any:
+    """X as an array of shape (n, *input_shape_), and y if given; with `reset`, the estimator learns shape and dtype."""
+    alone = isinstance(y, str) and y == "no_validation"
+    if isinstance(y, str | bytes) and not alone:
+        raise ValueError(f"y must have one entry per sample, got {y!r}.")
+    refuse_containers(X, "trained")
+    X, seen = flatten_samples(X)
+    dtype = _constraints.dtype("dtype", estimator.dtype)
+    if not reset:
+        allowed: Any = estimator._dtype
+    elif dtype is None:
+        allowed = [np.float64, np.float32]
+    else:
+        allowed = str(dtype).removeprefix("torch.")
+    y = plain_array("y", y)
+    try:
+        checked = validate_data(estimator, X, y, dtype=allowed, order="C", reset=reset, **options)
+    except OverflowError as error:
+        raise ValueError(f"X and y must contain numbers that are finite in float64: {error}.") from error
+    X, y = (checked, None) if alone else checked
+    if reset:
+        estimator.input_shape_ = resolve_input_shape(estimator.input_shape, seen, X.shape[1])
+        estimator._dtype = X.dtype
+    elif seen is not None and seen != estimator.input_shape_:
+        raise ValueError(f"X must contain samples of shape {estimator.input_shape_}, got {seen}.")
+    X = X.reshape(len(X), *estimator.input_shape_)
+    return X if alone else (X, y)
