@@ -27,10 +27,13 @@ from sklearn_capacity.graph import (
 )
 
 __all__ = [
+    "ModuleTrace",
     "acts_alike_in_training",
     "graph_of",
     "has_folded_layers",
     "has_hooks",
+    "latest_trace",
+    "tensors_of",
     "trace_of",
     "whole_graph",
     "writes_into_itself",
@@ -122,12 +125,12 @@ def whole_graph(
 
 
 def _bound(entry: ModuleTrace, program: Program, module: nn.Module, folded: bool = True) -> NetworkGraph:
-    tensors = named_tensors(module)
     if not folded and program.may_fold:
-        return program.bind(tensors, folded=False)
-    state = tuple((id(t), t.requires_grad) for t in tensors.values())
+        return program.bind(named_tensors(module), folded=False)
+    state = tuple((id(t), t.requires_grad) for t in tensors_of(module))
     if entry.graph is not None and entry.bound_to == state:
         return entry.graph
+    tensors = named_tensors(module)
     graph = program.bind(tensors)
     # The graph can serve again if nothing in it was computed from the tensors; an optimiser works in place.
     entry.graph, entry.bound_to = (graph, state) if _holds_only(graph, tensors) else (None, ())
@@ -200,18 +203,38 @@ def _compared(module: nn.Module, X: Tensor, *, anew: bool = False) -> tuple[Prog
 
 def _contents(module: nn.Module) -> tuple:
     """What a forward pass may have written: attributes, parameters and buffers of all submodules."""
-    return _settings(module, ()), [(id(t), t._version) for t in named_tensors(module).values()]
+    return _settings(module, ()), [(id(t), t._version) for t in tensors_of(module)]
 
 
 def _settings(module: nn.Module, volatile: Collection[tuple[str, str]]) -> dict[tuple[str, str], Any]:
     """What a trace fixes: types and attributes of all submodules, without their mode."""
     settings: dict[tuple[str, str], Any] = {}
-    for name, submodule in module.named_modules():
+    for name, submodule in _submodules(module):
         settings[name, ""] = type(submodule)
         for attribute, value in vars(submodule).items():
             if attribute not in _OF_TORCH and (name, attribute) not in volatile:
                 settings[name, attribute] = value if isinstance(value, _SCALARS) else _state(value)
     return settings
+
+
+def _submodules(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """What `named_modules` yields, but without its generators in generators: those took a third of a small step."""
+    listed, seen, pending = [], set(), [("", module)]
+    while pending:
+        name, part = pending.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        listed.append((name, part))
+        prefix = f"{name}." if name else ""
+        pending += [(prefix + key, child) for key, child in reversed(part._modules.items()) if child is not None]
+    return listed
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """All parameters and buffers; one that submodules share stands in the list for each of them."""
+    tables = (table for _, part in _submodules(module) for table in (part._parameters, part._buffers))
+    return [t for table in tables for t in table.values() if t is not None]
 
 
 def _state(value: Any) -> Any:
@@ -234,21 +257,26 @@ def _holds_only(graph: NetworkGraph, tensors: Mapping[str, Tensor]) -> bool:
     return all(id(t) in live or not sources for t, sources in parts)
 
 
+def latest_trace(module: nn.Module) -> ModuleTrace:
+    """The trace of a module that was traced before, whether or not it still applies."""
+    return _TRACES[id(module)]
+
+
 def writes_into_itself(module: nn.Module) -> bool:
     """Whether a forward pass of the module (traced before) changes its buffers or attributes."""
-    return _TRACES[id(module)].writes
+    return latest_trace(module).writes
 
 
 def has_folded_layers(module: nn.Module) -> bool:
     """Whether the folded graph of the module (traced before) may have layers other than the module's own."""
-    program = _TRACES[id(module)].program
+    program = latest_trace(module).program
     return program is not None and program.may_fold
 
 
 def acts_alike_in_training(module: nn.Module, X: Tensor) -> bool:
     """Whether the forward pass is the same in training mode as in eval mode, by comparing the two traces."""
-    modes = tuple(m.training for m in module.modules())
-    entry = _TRACES[id(module)]
+    modes = tuple(m.training for _, m in _submodules(module))
+    entry = latest_trace(module)
     if entry.modes != modes:
         entry.modes = modes
         entry.mode_free = not any(modes) or (entry.program is not None and _same_traced(module, entry.program, X.dtype))
@@ -279,4 +307,4 @@ def has_hooks(module: nn.Module) -> bool:
     """Whether the module has forward or backward hooks."""
     tables = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     of_all = any(getattr(nn.modules.module, f"_global{table}", None) for table in tables)
-    return of_all or any(getattr(m, table, None) for m in module.modules() for table in tables)
+    return of_all or any(getattr(m, table, None) for _, m in _submodules(module) for table in tables)

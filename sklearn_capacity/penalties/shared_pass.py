@@ -10,7 +10,6 @@ The pass is an ordinary value: its memory is freed with the last reference to it
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,10 +24,13 @@ from sklearn_capacity.derivatives.sweep_rules import Tape
 from sklearn_capacity.graph import NetworkGraph, Node, activation_of
 from sklearn_capacity.penalties.evaluation import naming_function
 from sklearn_capacity.penalties.module_graph import (
+    ModuleTrace,
     acts_alike_in_training,
     graph_of,
     has_folded_layers,
     has_hooks,
+    latest_trace,
+    tensors_of,
     trace_of,
     writes_into_itself,
 )
@@ -74,7 +76,9 @@ class SharedPass:
                     f"`shared` must be a forward pass of the penalty's `{name}`, got one of another. "
                     "Call `forward_pass(module, X)` once per step."
                 )
-        return self.tape if self.tape is not None and self.state == _state(module, X, self.logits) else None
+        if self.tape is None or self.state != _state(trace_of(module, X), module, X, self.logits):
+            return None
+        return self.tape
 
 
 def forward_pass(module: Any, X: Tensor, forward: Callable[[Tensor], Tensor] | None = None) -> SharedPass:
@@ -120,13 +124,12 @@ def forward_pass(module: Any, X: Tensor, forward: Callable[[Tensor], Tensor] | N
         if graph is None or writes_into_itself(module) or not acts_alike_in_training(module, X) or has_hooks(module):
             return SharedPass(module, X, (module if forward is None else forward)(X))
         tape = linearize(graph, X.detach())  # logits (n, C) and what their Jacobian needs
-        return SharedPass(module, X, tape.logits, tape, _state(module, X, tape.logits))
+        return SharedPass(module, X, tape.logits, tape, _state(latest_trace(module), module, X, tape.logits))
 
 
-def _state(module: nn.Module, X: Tensor, logits: Tensor) -> tuple:
-    """A token that changes with the module, the batch or the logits."""
-    tensors = itertools.chain(module.parameters(), module.buffers(), (X, logits))
-    return trace_of(module, X), [(id(t), t._version, t.requires_grad) for t in tensors]
+def _state(trace: ModuleTrace, module: nn.Module, X: Tensor, logits: Tensor) -> tuple:
+    """A token that changes with the module, whose present trace is given, with the batch or with the logits."""
+    return trace, [(id(t), t._version, t.requires_grad) for t in (*tensors_of(module), X, logits)]
 
 
 @dataclass(frozen=True)
