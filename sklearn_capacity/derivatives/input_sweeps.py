@@ -19,6 +19,8 @@ from ..graph.activations import activation_of
 from ..graph.evaluate import EVALUATE, apply_linear, pool_indices
 from ..graph.memory_layout import channels_last
 from ..graph.nodes import NetworkGraph, Node, interpret
+from ..linalg.product import affine
+from .freed_memory import keep_freed_memory
 from .sweep_rules import ADJOINT, FRESH, TANGENT, Selection, Tape, times_slope
 
 __all__ = ["chain_refusal", "jacobian_rows", "linearize", "pull", "push", "stacks"]
@@ -47,6 +49,7 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
     The result is differentiable: logits and smooth pre-activations carry a graph if gradients are enabled and the
     weights require them; slopes and selections are constants.
     """
+    keep_freed_memory()
     X = channels_last(X)
     tape = Tape(graph, X)
     readers = graph.consumers()
@@ -78,11 +81,17 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
     def conv(node: Node, x: Tensor) -> Tensor:
         return apply_linear(node, channels_last(x), tape.weight(node), node.bias)
 
+    def linear(node: Node, x: Tensor) -> Tensor:
+        assert node.weight is not None
+        return affine(x, node.weight, node.bias)
+
     def function(node: Node, *xs: Tensor) -> Tensor:
         tape.points[node.name] = xs
         return EVALUATE["function"](node, *xs)
 
-    recording = {"activation": activation, "max_pool": max_pool, "conv": conv, "function": function}
+    recording = {
+        "activation": activation, "max_pool": max_pool, "conv": conv, "linear": linear, "function": function
+    }  # fmt: skip
     tape.logits = interpret(graph, {**EVALUATE, **recording, **(rules or {})}, X)
     return tape
 

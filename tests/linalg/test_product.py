@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sklearn_capacity.linalg.product import LARGE, product
+from sklearn_capacity.linalg.product import LARGE, affine, product
 
 
 def matrices(n: int, m: int, p: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -50,3 +50,32 @@ def test_without_onednn(monkeypatch):
     a, b = matrices(160, 170, 180)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert torch.equal(product(a, b), a @ b)
+
+
+@pytest.mark.parametrize("needs", ["x", "weight", "bias", "all", "no bias"])
+@pytest.mark.parametrize("sizes", [(7, 5, 3), (160, 170, 180)])
+def test_affine_has_the_value_and_gradients_of_linear(sizes, needs):
+    x, weight = matrices(*sizes)
+    weight, bias = weight.t().contiguous(), None if needs == "no bias" else torch.linspace(-1, 1, sizes[2])
+    inputs = {"x": x, "weight": weight, "bias": bias}
+    asked = [t for name, t in inputs.items() if t is not None and needs in (name, "all", "no bias")]
+    for t in asked:
+        t.requires_grad_(True)
+    y = affine(**inputs)
+    expected = torch.nn.functional.linear(*(t if t is None else t.double() for t in inputs.values()))
+    torch.testing.assert_close(y, expected.float(), rtol=1e-4, atol=1e-4)
+    g = torch.linspace(-1, 1, y.numel()).reshape_as(y)
+    gradients, expected = (torch.autograd.grad(out, asked, g.to(out)) for out in (y, expected))
+    for gradient, other in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-3)
+
+
+def test_affine_can_be_differentiated_twice():
+    x, weight = (t.requires_grad_(True) for t in matrices(160, 170, 180))
+
+    def second(function):
+        (first,) = torch.autograd.grad(function(x, weight.t()).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum() / 1e4, [x, weight])
+
+    for ours, other in zip(second(affine), second(torch.nn.functional.linear), strict=True):
+        torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
