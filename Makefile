@@ -10,8 +10,8 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 # The tests share two processes; `make test PYTEST_ARGS="-n 0 -x"` runs them in one.
 PYTEST_ARGS ?= -n 2
-# For each of the six properties of tests/project/test_fuzz.py, the two dear ones half, and of the three kinds of
-# combinations: 20,000 in all. The seed is another one each time; give it to see the same cases again.
+# For each of the six properties of tests/project/test_fuzz.py, the two dear ones half, and of the six kinds of
+# combinations: 27,500 in all. The seed is another one each time; give it to see the same cases again.
 FUZZ_CASES ?= 2500
 ifndef FUZZ_SEED
 FUZZ_SEED := $(shell date +%s)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from .._validation import closest
+from .sizes import check_size
 
 __all__ = ["read_data"]
 
@@ -32,21 +32,21 @@ def read_data(given: str, target: str | None = None) -> tuple[np.ndarray, np.nda
     readers = {".npz": _npz, ".csv": _csv, ".parquet": _parquet}
     if path.suffix not in readers:
         raise ValueError(f"Data must be an .npz, .csv or .parquet file, got {given!r}.")
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {given!r}.")
-    return readers[path.suffix](path, target)
+    return readers[path.suffix](check_size(path), target)
 
 
 def _npz(path: Path, target: str | None) -> tuple[np.ndarray, np.ndarray | None]:
     name = target or "y"
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            for wanted in ("X", *([target] if target else [])):
-                if wanted not in arrays:
-                    raise ValueError(f"{str(path)!r} has no array {wanted!r}, only {', '.join(arrays) or 'none'}.")
-            return arrays["X"], arrays[name] if name in arrays else None
-    except (zipfile.BadZipFile, EOFError) as error:
+        with np.load(path, allow_pickle=False) as archive:
+            names = list(archive)
+            arrays = {wanted: archive[wanted] for wanted in ("X", name) if wanted in names}
+    except Exception as error:  # zipfile and the parser of headers have errors of their own
         raise ValueError(f"{str(path)!r} is not an npz file: {error}") from error
+    for wanted in ("X", *([target] if target else [])):
+        if wanted not in arrays:
+            raise ValueError(f"{str(path)!r} has no array {wanted!r}, only {', '.join(names) or 'none'}.")
+    return arrays["X"], arrays.get(name)
 
 
 def _csv(path: Path, target: str | None) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..persistence import load
+from .sizes import check_size
 
 __all__ = ["read_model"]
 
@@ -40,20 +41,14 @@ def read_model(given: str, trusted: Sequence[str] = ()) -> Any:
     """
     path = Path(given)
     if path.suffix == ".safetensors" and "@" not in given:
-        return load(_existing(path))
+        return load(check_size(path))
     if path.suffix == ".pt2":
-        return _exported(_existing(path))
+        return _exported(check_size(path))
     if path.suffix in PICKLES:
-        return _pickled(_existing(path), given, trusted)
+        return _pickled(check_size(path), given, trusted)
     if ":" in given:
         return _from_factory(given)
     raise ValueError(f"A model must be {_FORMS}, got {given!r}.")
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {str(path)!r}.")
-    return path
 
 
 def _exported(path: Path) -> nn.Module:
@@ -98,7 +93,7 @@ def _from_factory(given: str) -> nn.Module:
     if not isinstance(result, nn.Module):
         raise ValueError(f"{factory!r} must return an nn.Module, got {type(result).__name__}.")
     try:
-        result.load_state_dict(load_file(_existing(Path(weights))))
+        result.load_state_dict(load_file(check_size(Path(weights))))
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"The weights {weights!r} do not fit {factory!r}: {_line(error, -1)}") from error
     return result

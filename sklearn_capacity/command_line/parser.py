@@ -17,7 +17,7 @@ from .tables import FORMATS
 __all__ = ["main"]
 
 #: Exceptions that are a user's mistakes, reported without a traceback.
-MISTAKES = (ValueError, TypeError, OSError, ImportError)
+MISTAKES = (ValueError, TypeError, OSError, ImportError, MemoryError)
 _MODEL = "a file of `save`, a torch.export archive (.pt2), or package.module:factory@weights.safetensors"
 
 
@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except MISTAKES as error:
-        print(f"sklearn-capacity {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        text = " ".join(str(error).split()) or "The memory does not suffice."
+        print(f"sklearn-capacity {options.command}: {text}", file=sys.stderr)
         return 1
     return 0
 

@@ -32,7 +32,7 @@ def checked_X(subject: Subject, X: Any) -> Any:
     """X as a finite numeric array or tensor of shape (n, *input_shape)."""
     refuse_hollow("X", X)
     try:
-        X = subject.transform_X(X.detach() if isinstance(X, Tensor) else X)
+        X = subject.transform_X(X.detach().resolve_neg() if isinstance(X, Tensor) else X)
     except OverflowError as error:
         raise _beyond_floats(error) from error
     _check_columns(subject, X)

@@ -8,7 +8,7 @@ Data flow: values -> encode -> write_file -> read_file -> decode -> values.
 """
 
 from sklearn_capacity.storage.encoding import decode, encode
-from sklearn_capacity.storage.files import FileError, Stored, read_file, remove_leftovers, write_file
+from sklearn_capacity.storage.files import FileError, Stored, memory_limit, read_file, remove_leftovers, write_file
 from sklearn_capacity.storage.fingerprint import complete_fingerprint, fingerprint
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "decode",
     "encode",
     "fingerprint",
+    "memory_limit",
     "read_file",
     "remove_leftovers",
     "write_file",

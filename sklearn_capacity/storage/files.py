@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .._validation import check_instance
 
-__all__ = ["FileError", "Stored", "read_file", "remove_leftovers", "write_file"]
+__all__ = ["FileError", "Stored", "memory_limit", "read_file", "remove_leftovers", "write_file"]
 
 _KEY, _DIGEST = "sklearn_capacity", "sha256"
 MAX_TEXT = 2**25  # characters of a document: 100,000 epochs of 8 numbers

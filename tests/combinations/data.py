@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 import torch
+from torch._subclasses import FakeTensorMode
 
 from .case import Case
 from .modules import CLASSES, FEATURES
@@ -33,6 +34,16 @@ def _polars(X: np.ndarray) -> Any:
     except ImportError:
         return pd.DataFrame(X)
     return polars.DataFrame(X)
+
+
+def _read_only(X: np.ndarray) -> np.ndarray:
+    X.flags.writeable = False
+    return X
+
+
+def _fake(*shape: int) -> torch.Tensor:
+    with FakeTensorMode():
+        return torch.zeros(*shape)
 
 
 class ArrayLike:
@@ -83,6 +94,21 @@ HOSTILE_X: dict[str, Callable[[], Any]] = {
     "meta tensor": lambda: torch.zeros(N, FEATURES, device="meta"),
     "sparse tensor": lambda: torch.eye(N, FEATURES).to_sparse(),
     "complex tensor": lambda: torch.zeros(N, FEATURES, dtype=torch.complex64),
+    "nested tensor": lambda: torch.nested.nested_tensor([torch.zeros(FEATURES)] * N),
+    "fake tensor": lambda: _fake(N, FEATURES),
+    "one-byte tensor": lambda: torch.zeros(N, FEATURES, dtype=torch.float8_e5m2),
+    "quantised tensor": lambda: torch.quantize_per_tensor(torch.ones(N, FEATURES), 0.1, 0, torch.quint8),
+    "negated tensor": lambda: torch.ones(N, FEATURES)._neg_view(),
+    "wide integer tensor": lambda: torch.ones(N, FEATURES, dtype=torch.uint64),
+    "lazy frame": lambda: _polars(normal(N, FEATURES)).lazy() if hasattr(_polars(normal(1, 1)), "lazy") else None,
+    "sparse frame": lambda: pd.DataFrame.sparse.from_spmatrix(scipy.sparse.eye(N, FEATURES)),
+    "frame of dates": lambda: pd.DataFrame(normal(N, 2)).assign(day=pd.Timestamp("2020-01-01"), n=1),
+    "two kinds of names": lambda: pd.DataFrame(normal(N, FEATURES), columns=["a", 1, "b", 2]),
+    "memory": lambda: memoryview(normal(N, FEATURES)),
+    "read-only": lambda: _read_only(normal(N, FEATURES)),
+    "repeated": lambda: np.broadcast_to(normal(1, FEATURES), (N, FEATURES)),
+    "records": lambda: np.rec.fromarrays(normal(FEATURES, N)),
+    "accents": lambda: np.full((N, FEATURES), "é"),
     "list": lambda: normal(N, FEATURES).tolist(),
     "ragged list": lambda: [[1.0, 2.0], [3.0]] * (N // 2),
     "list of tensors": lambda: list(torch.zeros(N, FEATURES)),
@@ -171,6 +197,18 @@ HOSTILE_Y: dict[str, Callable[[], Any]] = {
     "tensor": lambda: torch.arange(N) % CLASSES,
     "sparse": lambda: scipy.sparse.csr_matrix(np.eye(CLASSES)[INDEX % CLASSES]),
     "masked": lambda: np.ma.masked_array(INDEX % CLASSES, INDEX == 2),
+    "nested tensor": lambda: torch.nested.nested_tensor([torch.zeros(1)] * N),
+    "fake tensor": lambda: _fake(N),
+    "one-byte tensor": lambda: torch.zeros(N, dtype=torch.float8_e5m2),
+    "half tensor": lambda: (torch.arange(N) % CLASSES).bfloat16(),
+    "tensor with gradient": lambda: torch.sin(torch.arange(N)).requires_grad_(),
+    "float16": lambda: np.sin(INDEX).astype("f2"),
+    "big endian": lambda: (INDEX % CLASSES).astype(">i4"),
+    "durations": lambda: (INDEX % CLASSES).astype("m8[D]"),
+    "read-only": lambda: _read_only(np.sin(INDEX)),
+    "strings": lambda: pd.Series((INDEX % CLASSES).astype(str), dtype="string"),
+    "names with holes": lambda: np.array([np.nan, "a", "b"], object)[INDEX % CLASSES],
+    "tuples": lambda: pd.Series([(i % CLASSES,) for i in range(N)]).to_numpy(),
     "dict": lambda: {"y": INDEX},
     "generator": lambda: (i % 3 for i in range(N)),
     "constant": lambda: np.full(N, 2.5),
@@ -202,6 +240,11 @@ WEIGHTS: dict[str, Callable[[], Any]] = {
     "series": lambda: pd.Series(np.ones(N), index=INDEX[::-1]),
     "sparse": lambda: scipy.sparse.csr_matrix(np.ones((N, 1))),
     "tensor": lambda: torch.ones(N),
+    "nested tensor": lambda: torch.nested.nested_tensor([torch.ones(1)] * N),
+    "fake tensor": lambda: _fake(N),
+    "float16": lambda: np.ones(N, "f2"),
+    "diagonal": lambda: np.eye(N),
+    "nothing in it": lambda: [None] * N,
     "dict": lambda: {0: 1.0},
 }
 

@@ -118,7 +118,7 @@ def _ask(case: Case, estimator: Any) -> None:
 def _can_copy(params: dict[str, Any]) -> bool:
     """Whether the parameters can be copied, which is all that scikit-learn's `clone` does."""
     try:
-        copy.deepcopy(params), cloudpickle.dumps(params)
+        copy.deepcopy(params), pickle.loads(cloudpickle.dumps(params))
     except Exception:
         return False
     return True

@@ -210,6 +210,7 @@ def _penalized_fit(case: Case) -> None:
 def _callback(case: Case) -> Any:
     settings = {name: case.pick(anything() if case.happens(0.3) else values, name) for name, values in {
         "every": [1, 2, 0, -1, 1.5, "x", None], "prefix": ["", "a_", 3, None], "log": [False, True, "x"], "max_samples": [None, 1, 5, 0, 2.5], "loss": [None, "cross_entropy", "squared", "hinge", 3],
+        "epochs": [None, [1], [0], [-1], [], "x", [1.5], [10**30], 1, range(9)], "max_memory": [None, "1 GB", 1, 0, "x"], "max_seconds": [None, 5, 1e-9, 0, "x"],
         "batch_size": [None, 1, 0, "x"], "random_state": [0, None, "x"], "device": [None, "cpu", "nowhere"],
     }.items() if case.happens(0.15)}  # fmt: skip
     if case.happens(0.3):

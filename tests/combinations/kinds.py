@@ -8,7 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 
-from . import estimators, extensions, functions, measures
+from . import command_lines, estimators, extensions, functions, measures, searches
 from .case import Case, Fault
 
 KINDS: dict[str, Callable[[Case], None]] = {
@@ -16,6 +16,8 @@ KINDS: dict[str, Callable[[Case], None]] = {
     "measures": measures.run_case,
     "functions": functions.run_case,
     "extensions": extensions.run_case,
+    "searches": searches.run_case,
+    "command_lines": command_lines.run_case,
 }
 
 

@@ -124,6 +124,8 @@ OPTIONS: dict[str, Callable[[], list[Any]]] = {
     "log": lambda: [False, True, "yes", 1, None],
     "max_samples": lambda: [None, 1, 5, 0, -1, 2.5, "many", 2**70, np.int64(3), True],
     "batch_size": lambda: [None, 1, 7, 0, 2.5, "x", 2**70, True],
+    "max_memory": lambda: [None, "1 GB", 10**9, 1, 0, "1", "-1 GB", "x", True, 10**30, float("nan")],
+    "max_seconds": lambda: [None, 5.0, 1, 1e-9, 0, -1, float("inf"), float("nan"), "x", True, 10**400],
     "classes": lambda: [None, [0, 1, 2], [0, 1], "abc", ["a", "a", "b"], np.arange(3.0), [[0]], 3],
     "initial_state": lambda: [None, mlp(), mlp().state_dict(), nn.Linear(2, 2), {}, 3, "text"],
     "random_state": lambda: [0, 1, -1, None, "seed", 2**70, np.int64(3), 1.5, np.random.RandomState(0)],

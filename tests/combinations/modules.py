@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.utils.prune
 from torch import Tensor, nn
 
 FEATURES, CLASSES = 4, 3
@@ -49,6 +50,87 @@ class Tied(nn.Module):
 
     def forward(self, X: Tensor) -> Tensor:
         return self.head(self.b(self.a(X).relu()).relu())
+
+
+class Late(nn.Module):
+    """A network that creates its last layer in its first forward pass."""
+
+    def __init__(self, n_outputs: int = CLASSES) -> None:
+        super().__init__()
+        self.n_outputs, self.first, self.last = n_outputs, nn.Linear(FEATURES, 5), None
+
+    def forward(self, X: Tensor) -> Tensor:
+        if self.last is None:
+            self.last = nn.Linear(5, self.n_outputs)
+        return self.last(self.first(X).relu())  # type: ignore[no-any-return]
+
+
+class Silent(nn.Linear):
+    """A network whose `train` returns nothing."""
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+
+
+class Counts(nn.Linear):
+    """A network with buffers of integers, which a training step changes, and state that is no tensor."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.register_buffer("order", torch.arange(FEATURES).flip(0))
+        self.register_buffer("n_steps", torch.zeros((), dtype=torch.long))
+
+    def forward(self, X: Tensor) -> Tensor:
+        if self.training:
+            self.n_steps += 1
+        return super().forward(X[:, self.order])
+
+
+class Versioned(nn.Linear):
+    def get_extra_state(self) -> Any:
+        return {"version": 1}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.version = state["version"]
+
+
+class Repeated(nn.Module):
+    """A network that applies one layer several times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again, self.head = nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, CLASSES)
+
+    def forward(self, X: Tensor) -> Tensor:
+        for _ in range(3):
+            X = self.again(X).tanh()
+        return self.head(X)  # type: ignore[no-any-return]
+
+
+class Gradient(nn.Linear):
+    """A network that differentiates in its forward pass."""
+
+    def forward(self, X: Tensor) -> Tensor:
+        with torch.enable_grad():
+            X = X.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(super().forward(X).square().sum(), X, create_graph=True)
+        return super().forward(X + slope)
+
+
+class TwoInputs(nn.Linear):
+    def forward(self, X: Tensor, Z: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(X) + Z
+
+
+def _reseeds(module: nn.Module, X: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    return module.layer(X)  # type: ignore[no-any-return, operator]
+
+
+def _with_empty() -> nn.Module:
+    module = mlp()
+    module.register_parameter("nothing", nn.Parameter(torch.zeros(0)))
+    return module
 
 
 def mlp(*middle: nn.Module) -> nn.Module:
@@ -184,6 +266,28 @@ MODULES: dict[str, Callable[[], Any]] = {
     "large weights": lambda: _filled(1e30),
     "infinite buffer": _unsaved_buffer,
     "cannot be copied": lambda: NoCopy(FEATURES, CLASSES),
+    "late": Late,
+    "silent": lambda: Silent(FEATURES, CLASSES),
+    "integer buffers": lambda: Counts(FEATURES, CLASSES),
+    "extra state": lambda: Versioned(FEATURES, CLASSES),
+    "one layer repeated": Repeated,
+    "gradient": lambda: Gradient(FEATURES, CLASSES),
+    "two inputs": lambda: TwoInputs(FEATURES, CLASSES),
+    "reseeds": lambda: Forward(_reseeds),
+    "empty parameter": _with_empty,
+    "one-byte weights": lambda: mlp().to(torch.float8_e4m3fn),
+    "orthogonal": lambda: nn.utils.parametrizations.orthogonal(nn.Linear(FEATURES, CLASSES)),
+    "pruned": lambda: nn.utils.prune.identity(nn.Linear(FEATURES, CLASSES), "weight"),
+    "statistics of the batch": lambda: mlp(nn.BatchNorm1d(5, track_running_stats=False)),
+    "no momentum": lambda: mlp(nn.BatchNorm1d(5, momentum=None, affine=False)),
+    "attention": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 2)),
+        nn.TransformerEncoderLayer(2, 1, 3, 0.0, batch_first=True),
+        nn.Flatten(),
+        nn.Linear(4, CLASSES),
+    ),
+    "bilinear": lambda: nn.Bilinear(FEATURES, FEATURES, CLASSES),
+    "dict of layers": lambda: nn.ModuleDict({"a": nn.Linear(FEATURES, CLASSES)}),
 }
 
 #: what else the parameter `module` may be
@@ -206,5 +310,6 @@ FACTORIES: dict[str, Callable[[], Any]] = {
     "no name": lambda: "resnet",
     "number": lambda: 3,
     "state": lambda: mlp().state_dict(),
+    "late class": lambda: Late,
     "lazy class": lambda: lambda n_outputs: nn.LazyLinear(n_outputs),
 }

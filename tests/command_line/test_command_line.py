@@ -22,7 +22,7 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 
 from sklearn_capacity import NetworkClassifier, measure_capacity, save
-from sklearn_capacity.command_line import main
+from sklearn_capacity.command_line import main, sizes
 from sklearn_capacity.command_line.data import read_data
 from sklearn_capacity.command_line.models import read_model
 from structure import ROOT
@@ -170,6 +170,45 @@ def test_an_archive_may_hold_no_pickle(folder, capsys, tmp_path):
     main(["report", "evil.pt2", "iris.npz"])
     assert not (folder / "opened").exists()
     assert "Traceback" not in capsys.readouterr().err
+
+
+def _large_files(folder):
+    """Files that take nothing on the disk, and more than machines have in memory."""
+    for name in ("large.csv", "large.safetensors", "large.pt2"):
+        with open(folder / name, "wb") as file:
+            file.truncate(2**42)
+    text = "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 1000000), }"
+    declared = b"\x93NUMPY\x01\x00" + len(text + "\n").to_bytes(2, "little") + text.encode() + b"\n"
+    with zipfile.ZipFile(folder / "declared.npz", "w") as archive:
+        archive.writestr("X.npy", declared)
+    with zipfile.ZipFile(folder / "brackets.npz", "w") as archive:
+        archive.writestr("X.npy", b"\x93NUMPY\x02\x00" + (9000).to_bytes(4, "little") + b"(" * 9000)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("iris.safetensors large.csv", "'large.csv' takes 4398046511104 bytes of memory, more than the limit of"),
+        ("large.safetensors iris.npz", "'large.safetensors' takes 4398046511104 bytes"),
+        ("large.pt2 iris.npz", "'large.pt2' takes 4398046511104 bytes"),
+        ("networks:small@large.safetensors iris.npz", "'large.safetensors' takes 4398046511104 bytes"),
+        ("iris.safetensors declared.npz", "'declared.npz' is not an npz file: Unable to allocate"),
+        ("iris.safetensors brackets.npz", "'brackets.npz' is not an npz file"),
+    ],
+)
+def test_what_would_fill_the_memory_is_not_read(folder, capsys, command, message):
+    _large_files(folder)
+    assert main(["report", *command.split()]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_an_archive_counts_as_large_as_what_is_packed_in_it(folder, capsys, monkeypatch):
+    np.savez_compressed(folder / "zeros.npz", X=np.zeros((4000, 4)), y=np.zeros(4000))
+    assert (folder / "zeros.npz").stat().st_size < 10**4
+    monkeypatch.setattr(sizes, "memory_limit", lambda: 10**5)
+    assert main(["report", "iris.safetensors", "zeros.npz"]) == 1
+    assert "'zeros.npz' takes 160256 bytes of memory, more than the limit of 100000." in capsys.readouterr().err
 
 
 MISTAKES = {
