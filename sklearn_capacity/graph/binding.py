@@ -114,10 +114,11 @@ class Binder:
         # One tensor, or the several results of a split.
         return tree_map_only(Tensor, lambda tensor: Weight(tensor, trainable, sources), result)
 
-    def _repeated(self, operation: fx.Node, args: tuple, kwargs: dict) -> Repeated | Weight | None:
+    def _repeated(self, operation: fx.Node, args: tuple, kwargs: dict) -> Any:
         """The value of an operator that reads the input's sizes only, if it is the same for all samples."""
-        sizes = self.program.sizes.get(operation.name)
-        if sizes is None or not isinstance(operation.meta.get("val"), Tensor):
+        result = operation.meta.get("val")
+        results = result if isinstance(result, tuple | list) else (result,)  # several of a split
+        if not results or not all(isinstance(part, Tensor) for part in results):
             return None
         if not hasattr(operation.target, "_schema"):
             return None
@@ -132,14 +133,25 @@ class Binder:
         if given is None:
             return None
         value = self._known(operation, (), tree_map_only(Repeated, lambda r: r.weight, given, is_leaf=_is_repeated))
+        leaves = tree_leaves(given, is_leaf=_is_repeated)
+        read = [leaf.row if isinstance(leaf, Repeated) else leaf for leaf in leaves if _is_repeated(leaf)]
+        parts = value if isinstance(value, tuple | list) else (value,)
+        alike = [self._alike(operation, part, traced, read) for part, traced in zip(parts, results, strict=True)]
+        if None in alike:
+            return None
+        return alike if isinstance(value, tuple | list) else alike[0]
+
+    def _alike(
+        self, operation: fx.Node, value: Weight, traced: Tensor, read: Sequence[Weight]
+    ) -> Repeated | Weight | None:
+        """A result, for two samples, as one row for all of them; None if their rows differ."""
+        sizes = Sizes.of(traced, self.program.batch)
         if not any(sizes.multiples):
             return value
         layout = self._layout(operation, sizes)
         if layout is None:
             return None
         rows = layout.to_rows(value.tensor)
-        leaves = tree_leaves(given, is_leaf=_is_repeated)
-        read = [leaf.row if isinstance(leaf, Repeated) else leaf for leaf in leaves if _is_repeated(leaf)]
         alike = torch.equal(rows[0], rows[1]) and keeps_parameters(_packet(operation), read, rows[:1])
         return Repeated(value, layout) if alike else None
 

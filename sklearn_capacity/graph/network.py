@@ -18,6 +18,7 @@ from .memory_layout import channels_first, takes_channels_last
 from .module_layers import module_layers
 from .nodes import NetworkGraph, UnsupportedLayerError
 from .outputs import Wrapper, as_logits, first_output
+from .recurrent import unrolled
 from .trace import Program, named_tensors, private_copy, trace
 from .weight_layers import WeightLayers, weight_layers
 
@@ -205,6 +206,15 @@ class Network:
                 self._check(graph)
         return graph
 
+    @computed_once
+    def unrolled_graph(self) -> NetworkGraph:
+        """The graph with recurrent layers as their steps, for measures that compose along it; checked as well."""
+        with torch.no_grad():
+            graph = unrolled(self.graph, shown=self.shown)
+            if graph is not self.graph:
+                self._check(graph)
+        return graph
+
     def _traced_anew(self) -> Program:
         """The program of this very module, if that of an equal one does not fit it."""
         program = trace(self.module, self.input_shape, dtype=self.dtype, inside=self._inside, anew=True)
@@ -275,7 +285,7 @@ class Network:
     def renewed(self) -> Network:
         """The network after an in-place change of its module's weights: the trace is reused, other caches are not."""
         renewed = copy.copy(self)
-        for followed in ("graph", "weight_layers"):
+        for followed in ("graph", "unrolled_graph", "weight_layers"):
             renewed.__dict__.pop(followed, None)
         renewed._memo = {}
         return renewed

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export.graph_signature import OutputKind
 
 from ..process_state import undisturbed, without_torch_warnings
 from .binding import Binder
 from .export_cleanup import no_leftovers
 from .fold import fold
 from .in_place import mutates, replace_in_place
+from .inlining import inline_modes
 from .known_programs import Programs, structure_of
 from .layouts import Sizes
 from .nodes import NetworkGraph, UnsupportedLayerError
@@ -189,6 +191,13 @@ def _from_export(private: nn.Module, input_shape: tuple[int, ...], dtype: torch.
     try:
         export = functools.partial(_exported, _Plain(private), sample)
         exported = undisturbed(lambda: without_torch_warnings(export))
+        if inline_modes(exported.graph_module):
+            replace_in_place(exported.graph)
+            if mutates(exported.graph):
+                raise NotImplementedError("an in-place operator under autocast or without gradients")
+        branch = next((node for node in exported.graph.nodes if node.op == "get_attr"), None)
+        if branch is not None:  # the body of `torch.cond` or the like
+            raise NotImplementedError(f"`{next(iter(branch.users)).target}` has a body of its own")
     except Exception as error:
         name = type(private.get_submodule(inside[:-1])).__name__
         raise UnsupportedLayerError(
@@ -206,7 +215,9 @@ def _from_export(private: nn.Module, input_shape: tuple[int, ...], dtype: torch.
     (input_name,) = signature.user_inputs
     placeholder = next(node for node in nodes if node.name == input_name)
     batch = str(placeholder.meta["val"].shape[0])
-    output_name = str(signature.user_outputs[0])
+    # By place, since overwritten inputs and buffers precede it among the outputs, and inlining renames.
+    place = next(i for i, spec in enumerate(signature.output_specs) if spec.kind is OutputKind.USER_OUTPUT)
+    output_name = str(nodes[-1].args[0][place])  # type: ignore[index]
     return Program(nodes, names, constants, input_name, input_shape, batch, output_name, inside)
 
 

@@ -42,7 +42,7 @@ def function_log(network: Network, node: Node, logs: Sequence[float], *, maximum
     if kind in ("product", "matmul"):
         return _product_log(network, node, logs, maximum=maximum)
     (log,), args = logs, node.params.get("args", ())
-    shape = network.graph[node.inputs[0]].shape
+    shape = network.unrolled_graph[node.inputs[0]].shape
     if kind == "softmax":  # |diag(s) - s s^T| <= 1/2; its rows sum up to 2 s (1 - s)
         return log + math.log(0.5)
     if kind in ("logsumexp", "sort"):  # a gradient that is a softmax, a permutation
@@ -98,7 +98,7 @@ def _factor_log(network: Network, node: Node, which: int, bounds: dict[str, Tens
         return logarithm(float(bound.max()))
     # The sums over what the product sums over; rows of a softmax sum up to 1.
     along, across = (-1, -2) if which == 0 else (-2, -1)
-    producer = network.graph[name]
+    producer = network.unrolled_graph[name]
     stochastic = producer.op == "function" and producer.params["kind"] == "softmax" and producer.params["args"][0] == -1
     # (..., rows of A) for A in A B, (..., columns of B) for B
     sums = torch.ones_like(bound.sum(along)) if stochastic and which == 0 else bound.sum(along)

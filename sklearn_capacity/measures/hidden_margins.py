@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._validation import NotDefinedError, check_instance, check_option, closest
 from ..graph import Network, Node, evaluate
+from ..graph.recurrent import is_recurrent
 from .batch import Batch
 from .memory import Peak
 from .record import Measure, Measured
@@ -138,8 +139,9 @@ def _margins(network: Network, batch: Batch) -> dict[str, np.ndarray]:
 def layer_inputs(network: Network) -> dict[str, str]:
     """The input nodes of weight layers, with the label of the first such layer."""
     readers: dict[str, str] = {}
-    for node in network.graph.layers:
-        readers.setdefault(node.inputs[0], node.label)
+    for node in network.graph.nodes:
+        if node.is_layer or is_recurrent(node):
+            readers.setdefault(node.inputs[0], node.label)
     if not readers:
         raise NotDefinedError("The margins inside the network need a weight layer, and it has none.")
     return readers

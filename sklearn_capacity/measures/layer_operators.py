@@ -70,13 +70,16 @@ def weight_layers(network: Network, purpose: str = "A product of layer norms") -
 def graph_layers(network: Network, purpose: str) -> tuple[Node, ...]:
     """The weight layers as nodes of the graph, for measures that compose along it.
 
+    The matrix of a recurrent layer is one layer, at its first step.
+
     Raises
     ------
     UnsupportedLayerError
         If a weight is not finite.
     """
-    check_finite(network.graph.nodes, purpose)
-    return network.graph.layers
+    graph = network.unrolled_graph
+    check_finite(graph.nodes, purpose)
+    return tuple(node for node in graph.layers if node.params.get("first_use", node.name) == node.name)
 
 
 def check_finite(nodes: Iterable[Node], purpose: str) -> None:
@@ -153,15 +156,19 @@ def repetitions(node: Node) -> int:
 
 def operator_norm(network: Network, node: Node) -> OperatorNorm:
     """Spectral norm of a weight layer as an operator, from below (up to rounding)."""
-    # By its tensor, which is another one where a description has folded a scale into the layer of the graph.
-    key = ("operator_norm", node.name, id(node.weight))
+    key = ("operator_norm", *_identity(node))
     return network.once(key, lambda: as_operator(network, node).norm_lower())
 
 
 def operator_norm_upper(network: Network, node: Node) -> float:
     """Proven upper end of the spectral norm of a weight layer as an operator."""
-    key = ("operator_norm_upper", node.name, id(node.weight))
+    key = ("operator_norm_upper", *_identity(node))
     return network.once(key, lambda: as_operator(network, node).norm_upper(operator_norm(network, node).value))
+
+
+def _identity(node: Node) -> tuple[str, int]:
+    """The same for the steps of a recurrent layer; by its tensor, since a description may have folded a scale in."""
+    return node.params.get("first_use", node.name), id(node.weight)
 
 
 def norm_bytes(network: Network, batch: Any = None, **params: Any) -> float:

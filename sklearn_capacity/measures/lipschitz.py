@@ -50,7 +50,8 @@ def lipschitz_l2(network: Network, batch: Batch) -> Measured:
 
     .. math:: |a b - a' b'| \le |a| \, |b - b'| + |b'| \, |a - a'|
 
-    Smaller values suggest better generalisation; 0 means a constant function. Biases are ignored; batch norm is folded.
+    A recurrent layer is composed over its steps, with a sigmoid between 0 and 1. Smaller values suggest better
+    generalisation; 0 means a constant function. Biases are ignored; batch norm is folded.
 
     Returns
     -------
@@ -85,7 +86,7 @@ def lipschitz_l2(network: Network, batch: Batch) -> Measured:
     log = log_lipschitz(network, "l2")
     rows = [
         {"layer": n.label, "value": operator_norm_upper(network, n), "lower": operator_norm(network, n).value}
-        for n in network.graph.layers
+        for n in graph_layers(network, PURPOSE)
     ]
     return Measured.from_log(log, per_layer=rows)
 
@@ -129,7 +130,8 @@ def lipschitz_linf(network: Network, batch: Batch) -> Measured:
     4.0
     """
     log = log_lipschitz(network, "linf")
-    rows = [{"layer": node.label, "value": _layer_norm(network, node, "linf")} for node in network.graph.layers]
+    layers = graph_layers(network, PURPOSE)
+    rows = [{"layer": node.label, "value": _layer_norm(network, node, "linf")} for node in layers]
     return Measured.from_log(log, per_layer=rows)
 
 
@@ -144,8 +146,8 @@ def log_lipschitz(network: Network, kind: str) -> Log:
 
     def compose() -> Log:
         rules = _rules(network, kind)
-        refuse_unknown(network.graph, rules, PURPOSE)
-        return interpret(network.graph, rules, 0.0, purpose=PURPOSE)
+        refuse_unknown(network.unrolled_graph, rules, PURPOSE)
+        return interpret(network.unrolled_graph, rules, 0.0, purpose=PURPOSE)
 
     return network.once(("log_lipschitz", kind), compose)
 
@@ -155,7 +157,8 @@ def _layer_norm(network: Network, node: Node, kind: str) -> float:
     if kind == "l2":
         return operator_norm_upper(network, node)
     norm = _row_sum if kind == "linf" else _frobenius
-    return network.once(("layer_norm", kind, node.name), lambda: norm(network, node) * (1 + ROUNDING))
+    name = node.params.get("first_use", node.name)
+    return network.once(("layer_norm", kind, name), lambda: norm(network, node) * (1 + ROUNDING))
 
 
 def _row_sum(network: Network, node: Node) -> float:
@@ -167,7 +170,7 @@ def _frobenius(network: Network, node: Node) -> float:
 
 
 def _rules(network: Network, kind: str) -> dict[str, Callable[..., Log]]:
-    graph, maximum = network.graph, kind == "linf"
+    graph, maximum = network.unrolled_graph, kind == "linf"
     graph_layers(network, PURPOSE)  # all finite
 
     def shape_before(node: Node) -> tuple[int, ...]:

@@ -49,7 +49,7 @@ def magnitudes(network: Network) -> dict[str, Tensor]:
         rules["opaque"] = lambda node, *values: None
         rules["pick"] = lambda node, m: limited(node, 0.0) if not len(node.params["index"]) else _picked(node, m)
         with torch.no_grad():
-            interpret(network.graph, rules, None, keep=keep)
+            interpret(network.unrolled_graph, rules, None, keep=keep)
         return bounds
 
     return network.once("magnitudes", compute)

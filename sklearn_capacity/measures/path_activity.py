@@ -72,13 +72,13 @@ def path_activity(network: Network, batch: Batch, *, p: float = 1.0) -> Measured
     p = check_interval("p", p, 0, math.inf, closed="neither")
     graph_layers(network, PURPOSE)  # all finite
     rules = _rules(network, p)
-    refuse_unknown(network.graph, rules, PURPOSE)
+    refuse_unknown(network.unrolled_graph, rules, PURPOSE)
 
     def on_chunk(X: Tensor) -> tuple[float, float]:
         """The sum over samples and paths, and the logarithm of its scale."""
         with torch.no_grad():
             ones = torch.ones(X.shape, dtype=torch.float64, device=X.device)  # (n, *input_shape)
-            _, (total, log_scale) = interpret(network.graph, rules, (X, (ones, 0.0)), purpose=PURPOSE)
+            _, (total, log_scale) = interpret(network.unrolled_graph, rules, (X, (ones, 0.0)), purpose=PURPOSE)
         return float(total.sum()), log_scale
 
     parts = batch.map(on_chunk)

@@ -69,10 +69,10 @@ def path_norm(network: Network, batch: Batch, *, p: float = 2.0) -> Measured:
     p = check_interval("p", p, 0, math.inf, closed="neither")
     graph_layers(network, PURPOSE)  # all finite
     rules = path_rules(network, p, PURPOSE)
-    refuse_unknown(network.graph, rules, PURPOSE)
+    refuse_unknown(network.unrolled_graph, rules, PURPOSE)
     ones = torch.ones(1, *network.input_shape, dtype=torch.float64, device=network.device)  # (1, *input_shape)
     with torch.no_grad():
-        total, log_scale = interpret(network.graph, rules, (ones, 0.0), purpose=PURPOSE)
+        total, log_scale = interpret(network.unrolled_graph, rules, (ones, 0.0), purpose=PURPOSE)
     return Measured.from_log((logarithm(float(total.sum())) + log_scale) / p)
 
 
@@ -87,7 +87,7 @@ def path_rules(network: Network, p: float, purpose: str) -> dict[str, Callable[.
         top = max(abs(float(end)) for end in node.weight.aminmax()) or 1.0
         weight = node.weight.detach().to(torch.float64, copy=True).div_(top)
         if node.op == "conv" and node.params["padding_mode"] != "zeros":
-            shape = network.graph[node.inputs[0]].shape
+            shape = network.unrolled_graph[node.inputs[0]].shape
             values = power_product(operator_of(node, weight, shape), p, values)  # type: ignore[arg-type]
         else:
             values = apply_linear(node, values, weight.square_() if p == 2 else weight.abs_().pow_(p), None)

@@ -33,9 +33,10 @@ View = Callable[[Ref, tuple[int, ...], Layout], Ref]
 def on_frames(call: Call, rule: Rule, layouts: Mapping[str, Layout], result: Layout, view: View) -> Draft | Ref | None:
     """The draft of an operator on images whose batch is merged with another axis; None if it is no such operator."""
     name = call.target.__name__.split(".")[0]
-    if set(layouts.values()) != {result} or result.axis != 0 or len(layouts) != 1:
+    images_read = [value for value in call.args.values() if isinstance(value, Ref) and value.name in layouts]
+    if set(layouts.values()) != {result} or result.axis != 0 or len(images_read) != 1:
         return None
-    (x,) = (value for value in call.args.values() if isinstance(value, Ref) and value.name in layouts)
+    (x,) = images_read
     factors = result.row_shape(call.traced)[: len(result.positions(0))]  # t, or the two numbers whose product it is
     images = _Images(call, rule, x, factors, view)
     if name == "pad" and len(call["pad"]) // 2 >= len(images.sizes):
