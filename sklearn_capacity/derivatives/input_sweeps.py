@@ -221,8 +221,8 @@ def push(tape: Tape, tangents: Tensor, keep: Callable[..., None], stop: str | No
 def stacks(graph: NetworkGraph, n_samples: int, like: Tensor, n_bytes: int | None = None) -> tuple[int, int]:
     """The number of samples per stack, and of directions stacked on them, for the device of `like`.
 
-    On a CPU, the largest tensor should stay in the cache, where element-wise operators are cheap: it may have `n_bytes`,
-    by default `STACK_BYTES`. On a GPU, all tensors together may take a share of its memory.
+    On a CPU, the largest tensor should stay in the cache, where element-wise operators are cheap: it has at most
+    `n_bytes`, by default `STACK_BYTES`. On a GPU, all tensors together may take a share of its memory.
     """
     sizes = [math.prod(node.shape) * like.element_size() for node in graph.nodes]
     if like.device.type == "cuda":
