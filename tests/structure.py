@@ -218,6 +218,7 @@ TESTED_IN = {
     "measures/losses": "measures/test_sharpness",
     "measures/normalized_margins": "measures/test_margins",
     "measures/output_gram": "measures/test_margins",
+    "measures/output_traces": "measures/test_margins",
     "measures/power_law_tails": "measures/test_spectral_shape",
     "measures/radii": "measures/test_robustness",
     "measures/rise_search": "measures/test_battery_flatness",

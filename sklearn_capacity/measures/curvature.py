@@ -8,11 +8,12 @@ from typing import Any
 from .._validation import NotDefinedError, check_option
 from ..graph import Network
 from .batch import Batch
-from .jacobians import REDUCTIONS, reduce_samples
+from .jacobians import REDUCTIONS, reduce_samples, reduced_traces
 from .layer_operators import certificate_bytes
 from .lipschitz import CERTIFICATE, log_lipschitz
 from .memory import Peak
-from .output_gram import GRAM, fisher_norm, largest_eigenvalues, traces
+from .output_gram import GRAM, LARGEST_PASSES, fisher_norm, largest_eigenvalues
+from .output_traces import TRACE_PASSES
 from .record import Measure, Measured
 
 __all__ = ["MEASURES", "pullback_curvature", "pullback_trace", "spectral_product_bound"]
@@ -62,7 +63,7 @@ def pullback_curvature(network: Network, batch: Batch, *, reduction: str = "mean
     return Measured(reduce_samples(largest_eigenvalues(network, batch, _metric(batch)), reduction))
 
 
-def pullback_trace(network: Network, batch: Batch, *, reduction: str = "mean") -> Measured:
+def pullback_trace(network: Network, batch: Batch, *, reduction: str = "mean", n_draws: int = 12) -> Measured:
     r"""Trace of the output's Fisher metric pulled back to the input.
 
     .. math:: \mathrm{tr}(\zeta(x)), \quad \zeta(x) = J(x)^\top F_\psi(f(x)) \, J(x)
@@ -74,14 +75,19 @@ def pullback_trace(network: Network, batch: Batch, *, reduction: str = "mean") -
     ----------
     reduction : "mean" or "max", default="mean"
         Reduction over the samples.
+    n_draws : int >= 6, default=12
+        Number of vectors for each sample, above 100 outputs, as in `jacobian_frobenius`. The largest trace is
+        exact for any number.
 
     Returns
     -------
     Measured
+        With the standard error of the random part if the value is an estimate.
 
     Notes
     -----
-    Labels are ignored. The cost is one backward pass per class, shared with the Jacobian measures.
+    Labels are ignored. The cost is one backward pass per class, shared with the Jacobian measures; above 100 outputs it
+    is `n_draws` for an estimate of the mean.
 
     References
     ----------
@@ -98,7 +104,7 @@ def pullback_trace(network: Network, batch: Batch, *, reduction: str = "mean") -
     {'pullback_trace': 25.0}
     """
     check_option("reduction", reduction, REDUCTIONS)
-    return Measured(reduce_samples(traces(network, batch, _metric(batch)), reduction))
+    return reduced_traces(network, batch, _metric(batch), reduction, n_draws)
 
 
 def spectral_product_bound(network: Network, batch: Batch, *, reduction: str = "mean") -> Measured:
@@ -176,6 +182,7 @@ MEASURES = (
         pullback_curvature,
         source="[GL] eqs. 9-13",
         cost="jacobian",
+        passes=LARGEST_PASSES,
         invariances=_FUNCTION,
         memory=GRAM,
         **_PULLBACK,
@@ -185,6 +192,7 @@ MEASURES = (
         pullback_trace,
         source="[GL] eqs. 9-13",
         cost="jacobian",
+        passes=TRACE_PASSES,
         invariances=_FUNCTION,
         memory=GRAM,
         **_PULLBACK,

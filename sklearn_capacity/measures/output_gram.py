@@ -1,7 +1,8 @@
-r"""Trace and largest eigenvalue of :math:`J^\top F J` per sample, from the C x C matrix :math:`B^\top J J^\top B`.
+r"""Largest eigenvalue of :math:`J^\top F J` per sample, from the C x C matrix :math:`B^\top J J^\top B`.
 
 F = B B^T weights the outputs: it is the identity, the square of the softmax's Jacobian, or the Fisher matrix of the
-softmax. Both products have the same nonzero eigenvalues, and C is small where the input is large.
+softmax. Both products have the same nonzero eigenvalues, and C is small where the input is large. If the last layer has
+fewer inputs than outputs, J = U U^T J for an orthonormal basis U of its range, (C, r), so r x r matrices are enough.
 """
 
 from __future__ import annotations
@@ -25,15 +26,22 @@ from .memory import Peak
 
 __all__ = [
     "GRAM",
+    "LARGEST_PASSES",
+    "apply_metric",
+    "apply_metric_transposed",
+    "each_column",
     "fisher_norm",
-    "jacobian_gram",
+    "holds_grams",
     "jacobian_rows",
     "largest_eigenvalues",
     "logits_function",
+    "metric_gram",
     "output_function",
     "piece_size",
-    "traces",
+    "range_basis",
+    "rank_of",
 ]
+
 
 # Up to this C, the C backward passes for the Gram matrix cost less than the 20 to 30 products of Lanczos.
 FULL_GRAM = 80
@@ -76,22 +84,51 @@ def output_function(network: Network, batch: Batch, output: str) -> Callable[[Te
     return logits if output == "logits" else lambda X: logits(X).softmax(1)
 
 
-def jacobian_rows(function: Callable[[Tensor], Tensor], X: Tensor) -> Tensor:
-    """J(x) of every sample, (n, C, D), from one backward pass per class: along the graph where possible."""
+def jacobian_rows(function: Callable[[Tensor], Tensor], X: Tensor, vectors: Tensor | None = None) -> Tensor:
+    """v^T J(x) of every sample for r vectors, (r, C), by default all C classes: (n, r, D).
+
+    One backward pass for each of them, along the graph where possible.
+    """
     if isinstance(function, FoldedLogits) and function.walkable:
-        return chain.jacobian_rows(function.graph, X)
-    return torch.stack([row.flatten(1) for row in jacobian_products(function, X)], dim=1)  # (n, C, D)
+        return chain.jacobian_rows(function.graph, X, vectors)
+    return torch.stack([row.flatten(1) for row in jacobian_products(function, X, vectors)], dim=1)  # (n, r, D)
 
 
-def jacobian_gram(network: Network, batch: Batch) -> Tensor:
-    """J(x) J(x)^T of every sample, (n, C, C), float64; cached for the call."""
-    function = logits_function(network, batch)
+def range_basis(network: Network) -> Tensor | None:
+    """An orthonormal basis of what a narrow last layer can return, (C, r), float64; None if that is all of R^C."""
+
+    def compute() -> Tensor | None:
+        if network.n_outputs <= FULL_GRAM:  # known without the graph: J J^T is small
+            return None
+        try:
+            graph = network.graph
+        except UnsupportedLayerError:
+            return None
+        last = graph[graph.output]
+        if last.op != "linear" or last.weight is None or last.shape != (network.n_outputs,):
+            return None
+        weight = last.weight.detach().double()  # (C, d)
+        return torch.linalg.qr(weight).Q if weight.shape[1] < weight.shape[0] else None
+
+    return network.once("range_basis", compute)
+
+
+def rank_of(network: Network) -> int:
+    """Largest possible rank of the Jacobian with respect to the outputs."""
+    basis = range_basis(network)
+    return network.n_outputs if basis is None else basis.shape[1]
+
+
+def _jacobian_gram(network: Network, batch: Batch) -> Tensor:
+    """U^T J J^T U of every sample, (n, r, r), float64; cached for the call."""
+    function, basis = logits_function(network, batch), range_basis(network)
+    vectors = None if basis is None else basis.T.to(batch.X.dtype)  # (r, C)
 
     def gram(X: Tensor) -> Tensor:
-        rows = jacobian_rows(function, X).double()
-        return rows @ rows.transpose(1, 2)  # (n, C, C)
+        rows = jacobian_rows(function, X, vectors).double()  # (n, r, D)
+        return rows @ rows.transpose(1, 2)  # (n, r, r)
 
-    return batch.once("jacobian_gram", lambda: batch.cat(lambda X: in_pieces(gram, X, network.n_outputs)))
+    return batch.once("jacobian_gram", lambda: batch.cat(lambda X: in_pieces(gram, X, rank_of(network))))
 
 
 def in_pieces(function: Callable[[Tensor], Tensor], X: Tensor, n_outputs: int) -> Tensor:
@@ -104,32 +141,15 @@ def piece_size(X: Tensor, n_outputs: int) -> int:
     return max(1, ROW_BYTES // (8 * n_outputs * max(1, X[0].numel())))
 
 
-def traces(network: Network, batch: Batch, metric: str) -> Tensor:
-    """tr(J^T F J) of every sample, (n,), float64."""
-    if _holds_grams(network, batch):
-        gram = batch.once(("metric_gram", metric), lambda: _metric_gram(network, batch, metric))  # (n, C, C)
-        return gram.diagonal(0, 1, 2).sum(1)
-
-    function = logits_function(network, batch)
-
-    def squares(X: Tensor) -> Tensor:
-        # tr(J^T B B^T J) = sum_k |(B e_k)^T J|^2
-        vectors = None if metric == "logits" else lambda values: _each_column(values, metric)
-        rows = jacobian_products(function, X, vectors)
-        return sum(row.flatten(1).double().square().sum(1) for row in rows)  # type: ignore[return-value]
-
-    return batch.once(("traces", metric), lambda: batch.cat(squares))
-
-
 def largest_eigenvalues(network: Network, batch: Batch, metric: str) -> Tensor:
     """The largest eigenvalue of J^T F J of every sample, (n,), float64, on the CPU."""
 
     def compute() -> Tensor:
-        if not _holds_grams(network, batch):
+        if not holds_grams(network, batch):
             function = logits_function(network, batch)
             size = max(1, int(min(LANCZOS_BYTES, batch.room / 4) / (8 * LANCZOS_VECTORS * network.n_outputs)))
             return batch.cat(lambda X: torch.cat([_by_lanczos(function, piece, metric) for piece in X.split(size)]))
-        gram = batch.once(("metric_gram", metric), lambda: _metric_gram(network, batch, metric))
+        gram = batch.once(("metric_gram", metric), lambda: metric_gram(network, batch, metric))
         if not bool(torch.isfinite(gram).all()):
             raise NotDefinedError("The Jacobian is not finite. Check the weights and X for NaN and infinity.")
         # Many small symmetric problems: a GPU solves them one after the other.
@@ -138,30 +158,47 @@ def largest_eigenvalues(network: Network, batch: Batch, metric: str) -> Tensor:
     return batch.once(("largest", metric), compute)
 
 
-def _holds_grams(network: Network, batch: Batch) -> bool:
+def holds_grams(network: Network, batch: Batch) -> bool:
     """Whether the Gram matrices of all samples are worth their memory, with the metric and a copy."""
     if "jacobian_gram" in batch.known:
         return True
-    return network.n_outputs <= FULL_GRAM and 3 * 8 * batch.n_samples * network.n_outputs**2 <= batch.room / 2
+    rank = rank_of(network)
+    return rank <= FULL_GRAM and 3 * 8 * batch.n_samples * rank**2 <= batch.room / 2
 
 
 def gram_bytes(network: Network, batch: Batch, **params: Any) -> float:
     """What J J^T of the samples takes, or its products for one of them."""
-    if not _holds_grams(network, batch):
+    if not holds_grams(network, batch):
         return 8.0 * LANCZOS_VECTORS * network.n_outputs
-    row = 3 * 8 * network.n_outputs * math.prod(network.input_shape)
-    return row + 3 * 8.0 * batch.n_samples * network.n_outputs**2
+    rank = rank_of(network)
+    row = 3 * 8 * rank * math.prod(network.input_shape)
+    return row + 3 * 8.0 * batch.n_samples * rank**2
 
 
 GRAM = Peak(passes=4, outputs=2, more=gram_bytes)
+#: In forward passes: a backward pass through J takes 1.5, and Lanczos up to 40 products of 6.
+LARGEST_PASSES = (lambda known: 1.5 * known["n_outputs"] if known["n_outputs"] <= FULL_GRAM else 240.0,)
 
 
-def _metric_gram(network: Network, batch: Batch, metric: str) -> Tensor:
-    gram = jacobian_gram(network, batch)
+def metric_gram(network: Network, batch: Batch, metric: str) -> Tensor:
+    """A matrix with the nonzero eigenvalues of J^T F J for every sample, (n, r, r)."""
+    gram = _jacobian_gram(network, batch)
     if metric == "logits":
         return gram
-    B = _columns(batch.logits, metric).transpose(0, 1).transpose(1, 2)  # (n, C, C), columns B e_k
-    return B.transpose(1, 2) @ gram @ B  # (n, C, C), with the nonzero eigenvalues of J^T F J
+    basis = range_basis(network)
+    if basis is None:
+        B = _columns(batch.logits, metric).transpose(0, 1)  # (n, C, C), rows B e_k
+        return B @ gram @ B.transpose(1, 2)
+    p = batch.logits.softmax(1)  # (n, C)
+    factors = [torch.linalg.qr(_pulled_basis(p_one, basis, metric), mode="r").R for p_one in p]  # (r, r) each
+    R = torch.stack(factors)  # (n, r, r); B^T U = Q R, so B^T J J^T B = Q R (U^T J J^T U) R^T Q^T
+    return R @ gram @ R.transpose(1, 2)
+
+
+def _pulled_basis(p: Tensor, basis: Tensor, metric: str) -> Tensor:
+    """B^T U of one sample with probabilities p, (C, r)."""
+    p = p.expand(basis.shape[1], -1)  # (r, C)
+    return apply_metric_transposed(p, basis.T, metric).T
 
 
 def _by_lanczos(function: Callable[[Tensor], Tensor], X: Tensor, metric: str) -> Tensor:
@@ -170,8 +207,8 @@ def _by_lanczos(function: Callable[[Tensor], Tensor], X: Tensor, metric: str) ->
     product = gram_product(function, X)
 
     def transformed(v: Tensor) -> Tensor:
-        image = product(_apply(p, v, metric).to(X.dtype)).double()  # J J^T B v, (n, C)
-        return _apply_transposed(p, image, metric)
+        image = product(apply_metric(p, v, metric).to(X.dtype)).double()  # J J^T B v, (n, C)
+        return apply_metric_transposed(p, image, metric)
 
     return lanczos(transformed, tuple(p.shape), tol=TOLERANCE, device=X.device).values[:, 0].clamp_min(0)
 
@@ -185,7 +222,7 @@ def _columns(logits: Tensor, metric: str) -> Tensor:
     return p.T[:, :, None] * (identity - p)  # p_k (e_k - p), (C, n, C)
 
 
-def _each_column(logits: Tensor, metric: str) -> Iterator[Tensor]:
+def each_column(logits: Tensor, metric: str) -> Iterator[Tensor]:
     """The same one class at a time, (n, C) each: all C n vectors may not fit into memory."""
     p = logits.double().softmax(1).to(logits.dtype)
     scale = _scale(p, metric)  # (n, C)
@@ -195,14 +232,15 @@ def _each_column(logits: Tensor, metric: str) -> Iterator[Tensor]:
         yield column
 
 
-def _apply(p: Tensor, v: Tensor, metric: str) -> Tensor:
+def apply_metric(p: Tensor, v: Tensor, metric: str) -> Tensor:
     """B v: v, (diag p - p p^T) v, or (diag sqrt(p) - p sqrt(p)^T) v."""
     if metric == "logits":
         return v
     return factor_product(p, _scale(p, metric), v)
 
 
-def _apply_transposed(p: Tensor, w: Tensor, metric: str) -> Tensor:
+def apply_metric_transposed(p: Tensor, w: Tensor, metric: str) -> Tensor:
+    """B^T w."""
     if metric == "logits":
         return w
     return transposed_factor_product(p, _scale(p, metric), w)

@@ -107,9 +107,10 @@ class Measure:
         Paper and equation.
     needs : subset of NEEDS
     cost : one of COSTS
-    passes : tuple of float and str, default=()
+    passes : tuple of float, str and callable, default=()
         Factors of the number of forward passes over the data that it takes, roughly: numbers, names of its parameters,
-        "n_outputs", "per_sample" (one over the number of samples). Empty: those of its cost.
+        "n_outputs", "per_sample" (one over the number of samples), or functions of a mapping with all of these. Empty:
+        those of its cost.
     unit : str
         Unit of the value; "1" for a pure number.
     tasks : subset of ("classification", "regression")
@@ -136,7 +137,7 @@ class Measure:
     source: str = ""
     needs: frozenset[str] = frozenset()
     cost: str = "weights"
-    passes: tuple[float | str, ...] = ()
+    passes: tuple[float | str | Callable[[Mapping[str, Any]], float], ...] = ()
     unit: str = "1"
     tasks: tuple[str, ...] = ("classification", "regression")
     invariances: frozenset[str] = frozenset()
@@ -184,7 +185,8 @@ class Measure:
     def estimated_passes(self, n_outputs: int, n_samples: int, params: Mapping[str, Any]) -> float:
         """How many forward passes over the data it takes, roughly."""
         known = {"n_outputs": n_outputs, "per_sample": 1 / max(1, n_samples), **self.parameters, **params}
-        factors = [known[f] if isinstance(f, str) else f for f in self.passes or COSTS[self.cost]]
+        named = [known[f] if isinstance(f, str) else f for f in self.passes or COSTS[self.cost]]
+        factors = [factor(known) if callable(factor) else factor for factor in named]
         return math.prod(1 if factor is None else float(factor) for factor in factors)
 
     @property

@@ -27,7 +27,7 @@ __all__ = [
     "warn_of_missing",
 ]
 
-#: Above this many forward passes over the data a measure is not cheap, for example a Jacobian of 1,000 outputs.
+#: Above this many forward passes over the data a measure is not cheap, such as norms of Jacobians with 1,000 outputs.
 CHEAP_PASSES = 200
 #: Samples on which a forward pass is timed.
 TIMED_SAMPLES = 128

@@ -12,7 +12,7 @@ from torch import nn
 
 import reference_margins as reference
 from networks import CHAINS, NETWORKS
-from sklearn_capacity import CapacityWarning, NotDefinedError, measure_capacity
+from sklearn_capacity import CapacityWarning, NotDefinedError, capacity_report, measure_capacity
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch
 from sklearn_capacity.measures.normalized_margins import normalized
@@ -182,19 +182,20 @@ def test_pullback_against_the_whole_metric(case, loss):
         assert got == pytest.approx(reduce([s.sum() for s in spectra]), rel=1e-8)
 
 
-def many_outputs(seed=0):
+def many_outputs(width=90, n_outputs=100):
     """More outputs than a Gram matrix is formed for."""
-    generator = torch.Generator().manual_seed(seed)
-    module = nn.Sequential(nn.Linear(130, 40), nn.Tanh(), nn.Linear(40, 100)).double()
+    generator = torch.Generator().manual_seed(0)
+    module = nn.Sequential(nn.Linear(130, width), nn.Tanh(), nn.Linear(width, n_outputs)).double()
     for parameter in module.parameters():
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 6)
     X = torch.randn(5, 130, generator=generator, dtype=torch.float64)
     return module, X, torch.arange(5)
 
 
+@pytest.mark.parametrize("width", [40, 90], ids=["through a narrow layer", "by Lanczos"])
 @pytest.mark.parametrize("output", ["logits", "softmax"])
-def test_many_outputs_go_by_lanczos(output):
-    module, X, y = many_outputs()
+def test_norms_of_many_outputs(output, width):
+    module, X, y = many_outputs(width)
     function = nn.Sequential(module, nn.Softmax(1)) if output == "softmax" else module
     singular = [np.linalg.svd(reference.jacobian(function, x), compute_uv=False) for x in X]
     got = measure_capacity(
@@ -210,11 +211,85 @@ def test_many_outputs_go_by_lanczos(output):
     assert got["frobenius"] == pytest.approx(np.mean([(s**2).sum() for s in singular]), rel=1e-9)
 
 
-def test_many_outputs_pull_back_by_lanczos():
-    module, X, y = many_outputs()
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+@pytest.mark.parametrize("width", [40, 90], ids=["through a narrow layer", "by Lanczos"])
+def test_pull_back_of_many_outputs(width, scale):
+    module, X, y = many_outputs(width)
+    module[2].weight.data.mul_(scale)
     spectra = [reference.curvature(module, x, "cross_entropy") for x in X]
     assert value(module, X, y, "pullback_curvature") == pytest.approx(np.mean([s[-1] for s in spectra]), rel=1e-6)
     assert value(module, X, y, "pullback_trace") == pytest.approx(np.mean([s.sum() for s in spectra]), rel=1e-9)
+
+
+# Above 100 outputs, the traces are estimates.
+
+TRACES = {
+    "logits": ("jacobian_frobenius", {}),
+    "softmax": ("jacobian_frobenius", {"output": "softmax"}),
+    "fisher": ("pullback_trace", {}),
+}
+
+
+def dense_grams(module, X, metric):
+    """B^T J J^T B of every sample, where the metric of the outputs is B B^T."""
+    for x in X:
+        J = reference.jacobian(module, x)
+        p = module(x[None]).softmax(1)[0].detach().numpy()
+        B = {"logits": np.eye(len(p)), "softmax": np.diag(p) - np.outer(p, p)}
+        B["fisher"] = np.diag(np.sqrt(p)) - np.outer(p, np.sqrt(p))
+        yield B[metric].T @ J @ J.T @ B[metric]
+
+
+@pytest.mark.parametrize("metric", TRACES)
+def test_traces_of_more_than_100_outputs_are_estimates(metric):
+    name, params = TRACES[metric]
+    module, X, y = many_outputs(width=110, n_outputs=120)
+    grams = list(dense_grams(module, X, metric))
+    expected = np.mean([np.trace(gram) for gram in grams])
+    # Without a sketch, the variance of g^T G g for random signs g is 2 sum_{i != j} G_ij^2.
+    plain = sum(2 * ((gram**2).sum() - (gram.diagonal() ** 2).sum()) for gram in grams) / len(X) ** 2
+    scores = []
+    for seed in range(30):
+        row = capacity_report(module, X, y, {"t": (name, params)}, random_state=seed).iloc[0]
+        assert 0 < row["standard_error"] < 1.5 * np.sqrt(plain / 10) and row["computed"] == "method=Hutch++, draws=12"
+        scores.append((row["value"] - expected) / row["standard_error"])
+    assert abs(np.mean(scores)) < 0.7 and 0.6 < np.sqrt(np.mean(np.square(scores))) < 1.6
+    # Exact where the draws are as many as the inputs of the last layer, which are fewer than its outputs.
+    exact = capacity_report(module, X, y, {"t": (name, {"n_draws": 110, **params})}).iloc[0]
+    assert exact["value"] == pytest.approx(expected, rel=1e-9) and np.isnan(exact["standard_error"])
+
+
+def test_estimates_capture_what_few_directions_carry():
+    """The sketch finds the directions of a Jacobian of low rank, so that nothing is left to chance."""
+    module, X, y = many_outputs(width=110, n_outputs=120)
+    u, s, v = torch.linalg.svd(module[2].weight.data, full_matrices=False)
+    module[2].weight.data = (u[:, :2] * s[:2]) @ v[:2]
+    expected = np.mean([np.trace(gram) for gram in dense_grams(module, X, "logits")])
+    row = capacity_report(module, X, y, "jacobian_frobenius").iloc[0]
+    assert row["value"] == pytest.approx(expected, rel=1e-9)
+    assert 0 < row["standard_error"] < 1e-9 * expected
+
+
+def test_estimated_traces_do_not_depend_on_chunks_and_follow_the_seed():
+    module, X, y = many_outputs(width=110, n_outputs=120)
+    at_once = value(module, X, y, "jacobian_frobenius")
+    assert measure_capacity(module, X, y, "jacobian_frobenius", batch_size=2)["jacobian_frobenius"] == pytest.approx(
+        at_once, rel=1e-12
+    )
+    other = measure_capacity(module, X, y, "jacobian_frobenius", random_state=1)["jacobian_frobenius"]
+    assert other != pytest.approx(at_once, rel=1e-6)
+
+
+def test_the_largest_of_many_traces_is_exact():
+    module, X, y = many_outputs(width=110, n_outputs=120)
+    expected = max(np.trace(gram) for gram in dense_grams(module, X, "fisher"))
+    row = capacity_report(module, X, y, {"t": ("pullback_trace", {"reduction": "max"})}).iloc[0]
+    assert row["value"] == pytest.approx(expected, rel=1e-9) and np.isnan(row["standard_error"])
+
+
+def test_number_of_draws_is_checked():
+    with pytest.raises(ValueError, match="`n_draws` must be"):
+        value(*NETWORKS["mlp"](), "jacobian_frobenius", n_draws=5)
 
 
 def test_layer_norm_and_attention_have_jacobians_too():
@@ -236,7 +311,7 @@ def test_jacobians_are_formed_in_bounded_pieces(monkeypatch):
     seen = []
     rows = output_gram.jacobian_rows
     monkeypatch.setattr(output_gram, "ROW_BYTES", 2 * 3 * 16 * 8)  # two samples of 3 classes and 16 inputs
-    monkeypatch.setattr(output_gram, "jacobian_rows", lambda net, some: seen.append(len(some)) or rows(net, some))
+    monkeypatch.setattr(output_gram, "jacobian_rows", lambda net, X, *more: seen.append(len(X)) or rows(net, X, *more))
     assert measure_capacity(module, X, y, names) == pytest.approx(expected, rel=1e-12)
     assert seen == [2, 2, 2, 1]
 

@@ -1,0 +1,136 @@
+r"""The trace of :math:`J^\top F J` per sample: exact for few outputs, else an unbiased estimate with its variance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..derivatives.input_jacobian import jacobian_products
+from ..graph import Network
+from .batch import Batch
+from .output_gram import (
+    apply_metric,
+    apply_metric_transposed,
+    each_column,
+    holds_grams,
+    logits_function,
+    metric_gram,
+    range_basis,
+    rank_of,
+)
+
+__all__ = ["TRACE_PASSES", "Traces", "traces"]
+
+#: Up to this rank of the Jacobian, its trace is exact for any number of draws.
+EXACT_RANK = 100
+#: Length of a difference, relative to the sample: it must exceed rounding in single precision.
+STEP = 1e-3
+#: Fewest squares of all samples together from which a standard error is estimated.
+FEWEST_SQUARES = 48
+#: In forward passes: a backward pass through J takes 1.5, and a quarter of the draws another pass.
+TRACE_PASSES = (lambda known: 1.5 * n if (n := known["n_outputs"]) <= EXACT_RANK else 2.0 * min(n, known["n_draws"]),)
+
+
+@dataclass(frozen=True)
+class Traces:
+    """tr(J^T F J) of every sample, (n,), float64, and the variances of these values, if they are estimates."""
+
+    values: Tensor
+    variances: Tensor | None = None
+
+
+def traces(network: Network, batch: Batch, metric: str, n_draws: int | None = None) -> Traces:
+    """tr(J^T F J) of every sample; an estimate from `n_draws` vectors if the rank of J exceeds that many and 100."""
+    if holds_grams(network, batch):
+        gram = batch.once(("metric_gram", metric), lambda: metric_gram(network, batch, metric))  # (n, r, r)
+        return Traces(gram.diagonal(0, 1, 2).sum(1))
+    if n_draws is None or rank_of(network) <= max(n_draws, EXACT_RANK):
+        return batch.once(("traces", metric), lambda: Traces(_exact(network, batch, metric)))
+    return batch.once(("traces", metric, n_draws), lambda: _estimates(network, batch, metric, n_draws))
+
+
+def _exact(network: Network, batch: Batch, metric: str) -> Tensor:
+    """By one backward pass for each column of B, or for each vector of a basis of the logits."""
+    function, basis = logits_function(network, batch), range_basis(network)
+    vectors: Any = None if basis is None else basis.T.to(batch.X.dtype)  # (r, C)
+    if metric != "logits":
+        vectors = lambda logits: each_column(logits, metric)  # noqa: E731
+
+    def squares(X: Tensor) -> Tensor:
+        # tr(J^T B B^T J) = sum_k |(B e_k)^T J|^2
+        return sum(map(_squared_lengths, jacobian_products(function, X, vectors)))  # type: ignore[return-value]
+
+    return batch.cat(squares)
+
+
+def _estimates(network: Network, batch: Batch, metric: str, n_draws: int) -> Traces:
+    """Hutch++ (see `linalg.trace_estimate`) for B^T J J^T B of every sample, with other random signs for each.
+
+    A sample's signs do not depend on the chunk in which it is.
+    """
+    function, n_sketch = logits_function(network, batch), n_draws // 4
+    n_squares = max(n_draws - 2 * n_sketch, math.ceil(FEWEST_SQUARES / batch.n_samples))
+    eps = torch.finfo(batch.X.dtype).eps
+    seeds = torch.randint(2**62, (batch.n_samples,), generator=batch.generator(), device="cpu")  # (n,)
+
+    def estimates(X: Tensor, seeds: Tensor) -> Tensor:
+        drawn = [_signs(int(seed), n_sketch + n_squares, network.n_outputs) for seed in seeds]
+        signs = torch.stack(drawn, dim=1).to(X.device, torch.float64)  # (k, n, C)
+        Q = _sketched(function, X, signs[:n_sketch], metric)  # (n, C, s)
+
+        def directions() -> Iterator[Tensor]:
+            yield from Q.unbind(2)  # (n, C) each: the trace on their span is exact
+            for g in signs[n_sketch:]:
+                yield g - (Q @ (Q.mT @ g[:, :, None]))[:, :, 0]
+
+        rows = jacobian_products(function, X, lambda logits: _weighted(logits, directions(), metric))
+        squares = torch.stack([_squared_lengths(row) for row in rows], dim=1)  # (n, s + k)
+        inside, outside = squares[:, :n_sketch].sum(1), squares[:, n_sketch:]
+        value = inside + outside.mean(1)  # (n,)
+        return torch.stack([value, outside.var(1) / n_squares + (eps * value).square()], dim=1)  # (n, 2)
+
+    return Traces(*batch.cat(estimates, seeds).unbind(1))
+
+
+def _sketched(function: Callable[[Tensor], Tensor], X: Tensor, signs: Tensor, metric: str) -> Tensor:
+    """Orthonormal bases of directions with large eigenvalues of B^T J J^T B, (n, C, s), from signs of shape (s, n, C).
+
+    They span B^T J t for t = J^T B g. A difference of logits stands for J t: the estimate is unbiased for any basis.
+    """
+    base: list[Tensor] = []
+
+    def vectors(logits: Tensor) -> Iterator[Tensor]:
+        base.append(logits.double())
+        yield from _weighted(logits, signs, metric)
+
+    images = []
+    for t in jacobian_products(function, X, vectors):  # (n, ...)
+        lengths = torch.linalg.vector_norm(t.flatten(1), dim=1)  # (n,)
+        steps = STEP * torch.linalg.vector_norm(X.flatten(1), dim=1).clamp_min(STEP)
+        scale = steps / lengths.clamp_min(torch.finfo(t.dtype).tiny)
+        with torch.no_grad():
+            moved = function(X + scale.reshape(-1, *(1,) * (X.dim() - 1)) * t).double()
+        images.append(apply_metric_transposed(base[0].softmax(1), moved - base[0], metric))  # (n, C)
+    return torch.linalg.qr(torch.stack(images, dim=2)).Q
+
+
+def _weighted(logits: Tensor, vectors: Any, metric: str) -> Iterator[Tensor]:
+    """B v for each of the vectors of shape (n, C)."""
+    p = logits.double().softmax(1)  # (n, C)
+    for v in vectors:
+        yield apply_metric(p, v, metric).to(logits.dtype)
+
+
+def _squared_lengths(rows: Tensor) -> Tensor:
+    return rows.flatten(1).double().square().sum(1)  # (n,)
+
+
+def _signs(seed: int, count: int, size: int) -> Tensor:
+    """Random signs, (count, size), int8."""
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    return torch.randint(2, (count, size), generator=generator, dtype=torch.int8, device="cpu").mul_(2).sub_(1)
