@@ -20,7 +20,7 @@ from .layouts import ROWS, Layout, Signal, Sizes, at_samples, reshaped
 from .nodes import NetworkGraph, Node, Place, UnsupportedLayerError
 from .rules import CONVERSIONS, READ_MASKS, SPLITS, Call, Draft, Ref, Weight, split_piece
 from .rules.call import as_view
-from .rules.rows import BROADCASTS, VIEWS, Repeated, on_rows
+from .rules.rows import BROADCASTS, REPEATS, VIEWS, Repeated, on_rows
 
 if TYPE_CHECKING:
     from .trace import Program
@@ -352,6 +352,8 @@ class Binder:
         layout = next(alike, None)
         if layout is not None:
             return Layout(axis, layout.outer, layout.inner)
+        if _packet(operation) in REPEATS and len(places) == 1:
+            return REPEATS[_packet(operation)](places[0][0], multiple)
         return None if places else Layout(axis, 1, multiple)  # a constant
 
     def _place(self, value: Any) -> tuple[Layout, Sizes] | None:

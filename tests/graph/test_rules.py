@@ -12,11 +12,12 @@ from torch import Tensor, nn
 import reference_fisher
 from networks import make
 from reference import gradients, input_jacobians
-from sklearn_capacity import fisher_spectrum, measure_capacity
+from sklearn_capacity import UnsupportedLayerError, fisher_spectrum, measure_capacity
 from sklearn_capacity.derivatives.input_sweeps import chain_refusal, jacobian_rows
 from sklearn_capacity.derivatives.parameter_tangent import parameter_tangent
 from sklearn_capacity.graph import Network, evaluate, named_tensors, trace
 from sklearn_capacity.penalties import frobenius_penalty, spectral_penalty
+from zoo import Of
 
 
 class Between(nn.Module):
@@ -41,6 +42,8 @@ def joined_after(h):
 
 
 IMAGE = (1, 2, 2)
+LOW = torch.tensor([-0.3, -2.0, 0.1, -0.5], dtype=torch.float64)
+HIGH = torch.tensor(0.4, dtype=torch.float64)
 SCALE = torch.tensor([[[2.0, -3.0]], [[0.5, 1.0]]], dtype=torch.float64)
 #: Operators that only pick numbers of a sample, with how many numbers they give.
 PICKS = {
@@ -58,6 +61,8 @@ PICKS = {
     "diagonal": (lambda h: h.unflatten(1, (2, 2)).diagonal(dim1=1, dim2=2), 2),
     "movedim": (lambda h: h.unflatten(1, (2, 2)).movedim(1, 2), 4),
     "mT": (lambda h: h.unflatten(1, (2, 2)).mT, 4),
+    "repeat_interleave of samples": (lambda h: h.repeat_interleave(2, 0).unflatten(0, (h.shape[0], 2)), 8),
+    "repeat of samples": (lambda h: h.repeat(3, 1).unflatten(0, (3, h.shape[0])).transpose(0, 1), 12),
     "unfold": (lambda h: h.unfold(1, 2, 1), 6),
     "unbind": (lambda h: h.unflatten(1, (2, 2)).unbind(1)[1], 2),
     "tensor_split": (lambda h: h.tensor_split([1], 1)[1], 3),
@@ -94,6 +99,9 @@ MAPS = {
     "trilinear": (lambda h: F.interpolate(h.unflatten(1, (1, 2, 1, 2)), size=(3, 2, 4), mode="trilinear"), 24),
     "cumsum": (lambda h: h.cumsum(1), 4),
     "cumsum of rows": (lambda h: h.unflatten(1, (2, 2)).cumsum(1), 4),
+    "fold": (lambda h: F.fold(h.unflatten(1, (2, 2)), (1, 3), (1, 2)), 3),
+    "fold with padding": (lambda h: F.fold(h.unflatten(1, (2, 2)), (1, 2), (1, 2), padding=(0, 1), stride=2), 2),
+    "fold of several channels": (lambda h: F.fold(h.unflatten(1, (4, 1)), (1, 3), (1, 2), dilation=(1, 2)), 6),
     "x - mean": (lambda h: h - h.mean(1, keepdim=True), 4),
     "lerp": (lambda h: torch.lerp(h, h.flip(1), 0.3), 4),
     "mean, samples second": (lambda h: h.unflatten(1, (2, 2)).transpose(0, 1).mean(0), 2),
@@ -124,6 +132,8 @@ ACTIVATIONS = {
     "softshrink": (nn.Softshrink(0.2), 1.0),
     "clamp from above": (lambda h: h.clamp(max=0.3), 1.0),
     "clamp from below": (lambda h: h.clamp(min=-0.3), 1.0),
+    "clamp between tensors": (lambda h: torch.clamp(h, LOW, HIGH), 1.0),
+    "clamp_min": (lambda h: torch.clamp_min(h, LOW), 1.0),
     "clamp_max": (lambda h: torch.clamp_max(h, 0.3), 1.0),
     "sin": (torch.sin, 1.0),
     "cos": (torch.cos, 1.0),
@@ -237,6 +247,73 @@ def test_linear_maps_have_the_paths_and_the_norm_of_their_matrix(name):
     composed = loose.get(name, through)
     assert norm == pytest.approx(float(ends) * composed, rel=1e-6)
     assert composed >= through - 1e-12
+
+
+#: Products with a parameter W, as functions of (module, x), with the shapes of W and of x.
+CONTRACTIONS = {
+    "W x": (lambda m, x: m.W @ x, (4, 3), (3, 2)),
+    "matrices W x": (lambda m, x: m.W @ x, (2, 4, 3), (2, 3, 2)),
+    "matrices x W": (lambda m, x: x @ m.W, (2, 2, 4), (2, 3, 2)),
+    "one matrix for all": (lambda m, x: x @ m.W, (1, 1, 2, 4), (2, 3, 2)),
+    "matrices by row": (lambda m, x: torch.einsum("bhwc,hkc->bhwk", x, m.W), (2, 3, 4), (2, 3, 4)),
+    "matrices by column": (lambda m, x: torch.einsum("bhwc,wkc->bkhw", x, m.W), (3, 5, 4), (2, 3, 4)),
+    "factors": (lambda m, x: torch.einsum("bhw,hw->bwh", x, m.W), (2, 3), (2, 3)),
+    "samples second": (
+        lambda m, x: torch.einsum("tbc,tkc->tbk", x.transpose(0, 1), m.W).transpose(0, 1),
+        (3, 2, 4),
+        (3, 4),
+    ),
+    "samples joined": (
+        lambda m, x: torch.einsum("bhc,hkc->bhk", x.flatten(0, 1), m.W).unflatten(0, (x.shape[0], 2)),
+        (3, 2, 4),
+        (2, 3, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTRACTIONS)
+def test_products_with_a_parameter_are_weight_layers(name):
+    operator, of_weight, shape = CONTRACTIONS[name]
+    torch.manual_seed(0)
+    X = torch.randn(5, *shape, dtype=torch.float64)
+    module = Of(operator, W=of_weight).double()
+    outputs = module(X)[0].numel()
+    module = nn.Sequential(module, nn.Flatten(), nn.Linear(outputs, 2, bias=False)).double().eval()
+    net = Network(module, shape)
+    assert "opaque" not in {node.op for node in net.graph.nodes if not node.is_size}
+    assert len(net.weight_layers.nodes) == 2 and not net.weight_layers.left_out
+    torch.testing.assert_close(evaluate(net.graph, X), module(X))
+    torch.testing.assert_close(
+        jacobian_rows(net.graph, X).flatten(2), input_jacobians(module, X).flatten(2), rtol=1e-10, atol=1e-12
+    )
+    matrix = torch.autograd.functional.jacobian(lambda x: module[0](x[None]).flatten(), X[0]).reshape(outputs, -1)
+    ends = torch.linalg.matrix_norm(matrix, 2) * torch.linalg.matrix_norm(module[2].weight.detach(), 2)
+    values = measure_capacity(module, X, measures=["lipschitz_l2", "l1_path_norm", "l2_path_norm"])
+    assert values["lipschitz_l2"] == pytest.approx(float(ends), rel=1e-6)
+    for p in (1, 2):  # the network with |w|^p adds up all paths from an input of ones
+        powers = {key: w.detach().abs() ** p for key, w in module.named_parameters()}
+        total = torch.func.functional_call(module, powers, (torch.ones_like(X[:1]),)).sum()
+        assert values[f"l{p}_path_norm"] == pytest.approx(float(total) ** (1 / p), rel=1e-10)
+
+
+@pytest.mark.parametrize("places", [(), (3,)])
+def test_a_bilinear_layer_is_linear_in_products(places):
+    torch.manual_seed(0)
+    parts = {"a": nn.Linear(4, 2), "b": nn.Linear(4, 3), "c": nn.Bilinear(2, 3, 4)}
+    module = Of(lambda m, x: m.c(m.a(x).tanh(), m.b(x).sigmoid()).flatten(1), **parts).double().eval()
+    X = torch.randn(5, *places, 4, dtype=torch.float64)
+    graph = Network(module, (*places, 4)).graph
+    torch.testing.assert_close(evaluate(graph, X), module(X))
+    torch.testing.assert_close(
+        jacobian_rows(graph, X).flatten(2), input_jacobians(module, X).flatten(2), rtol=1e-10, atol=1e-12
+    )
+    values = measure_capacity(module, X, measures=["lipschitz_l2", "lipschitz_linf"], loss="squared")
+    J = input_jacobians(module, 3 * X).flatten(2)
+    assert float(torch.linalg.matrix_norm(J, 2).max()) <= values["lipschitz_l2"]
+    assert float(J.abs().sum(-1).max()) <= values["lipschitz_linf"]
+    unbounded = Of(lambda m, x: m.c(m.a(x), m.b(x)).flatten(1), **parts).double().eval()
+    with pytest.raises(UnsupportedLayerError, match=r"in layer `c \(Bilinear\)`: it multiplies two signals"):
+        measure_capacity(unbounded, X, measures="lipschitz_l2", loss="squared")
 
 
 @pytest.mark.parametrize("name", MAXIMA)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from string import ascii_letters
+from typing import Any
 
 from .call import Call, Draft, Ref, Weight, as_view, rule
 from .maxima import constant
 from .products import function, matmul
 from .shapes import broadcast_to
 
-__all__ = ["terms"]
+__all__ = ["matmul_with_parameter", "terms"]
 
 
 def terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
@@ -33,7 +35,7 @@ def terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
 
 @rule("einsum.default")
 def _einsum(call: Call) -> Draft | None:
-    """A linear map where one operand is a parameter, a product of matrices where both are signals.
+    """A linear map, or several, where one operand is a parameter, a product of matrices where both are signals.
 
     Indices of both operands and the result number matrices, those of both alone are summed over, and the others are
     rows or columns. Before a product of two signals, sums are taken over indices of one of them alone.
@@ -61,8 +63,10 @@ def _einsum(call: Call) -> Draft | None:
     stacks = [c for c in left if c in right and c in result]
     rows, columns = ([c for c in term if c not in stacks + summed] for term in (left, right))
     if isinstance(y, Weight):
-        if stacks or set(rows + columns) - set(result):
-            return None  # several matrices, or a sum that belongs to the matrix
+        if left[0] in right or set(rows + columns) - set(result):
+            return None  # other parameters for every sample, or a sum that belongs to the matrix
+        if stacks:
+            return _blockwise(x, y, left, right, result, stacks, rows[1:], summed, columns, sizes)
         return _applied(x, y, left, right, result, rows[1:], summed, columns, sizes)
     if stacks[:1] != [left[0]] or right[0] != left[0]:
         return None
@@ -112,6 +116,48 @@ def _applied(
     shape = (math.prod(sizes[c] for c in rows), len(matrix))
     mapped = Draft("linear", (signal,), Weight(matrix, weight.trainable, weight.sources), shape=shape)
     return _restored(mapped, rows + columns, result, sizes)
+
+
+def _blockwise(
+    x: Ref | Draft,
+    weight: Weight,
+    left: str,
+    right: str,
+    result: str,
+    stacks: list[str],
+    rows: list[str],
+    summed: list[str],
+    columns: list[str],
+    sizes: dict[str, int],
+) -> Draft:
+    """A linear map for every index of `stacks`, at every index of `rows`: a grouped convolution with kernels of 1."""
+    n, n_out, n_in, length = (math.prod(sizes[c] for c in group) for group in (stacks, columns, summed, rows))
+    matrices = weight.tensor.permute([right.index(c) for c in stacks + columns + summed])
+    kernel = matrices.reshape(n * n_out, n_in, 1)  # (stacks columns, summed, 1)
+    signal = _arranged(x, left, (stacks + summed, rows), sizes)
+    window: dict[str, Any] = {"stride": (1,), "padding": ((0, 0),), "dilation": (1,), "output_padding": (0,)}
+    params = window | {"nd": 1, "padding_mode": "zeros", "groups": n}
+    weight = Weight(kernel, weight.trainable, weight.sources)
+    mapped = Draft("conv", (signal,), weight, None, params, (n * n_out, length))
+    return _restored(mapped, stacks + columns + rows, result, sizes)
+
+
+def matmul_with_parameter(call: Call, a: Ref | Weight, b: Ref | Weight) -> Draft | None:
+    """W x, or x W with several matrices W, where x has samples."""
+    ranks = [call.rank(x) if isinstance(x, Ref) else x.tensor.dim() for x in (a, b)]
+    if min(ranks) < 2:
+        return None
+    stack = ascii_letters[: max(ranks) - 2]
+    letters, operands = [], []
+    for operand, rank, last in zip((a, b), ranks, ("YZ", "ZX"), strict=True):
+        term = stack[len(stack) - rank + 2 :] + last
+        if isinstance(operand, Weight):  # axes that are broadcast
+            kept = [axis for axis in range(rank) if axis >= rank - 2 or operand.tensor.shape[axis] > 1]
+            tensor = operand.tensor.reshape([operand.tensor.shape[axis] for axis in kept])
+            operand, term = Weight(tensor, operand.trainable, operand.sources), "".join(term[axis] for axis in kept)
+        operands.append(operand)
+        letters.append(term)
+    return _einsum(replace(call, args={"equation": f"{','.join(letters)}->{stack}YX", "tensors": operands}))
 
 
 def _multiplied(

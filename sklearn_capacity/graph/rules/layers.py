@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from ...graph.nodes import UnsupportedLayerError
-from .call import Call, Draft, Ref, Weight, is_weight, per_axis, rule
-from .products import matmul
+from .call import Call, Draft, Ref, Weight, as_view, is_weight, per_axis, rule
+from .contractions import matmul_with_parameter
+from .products import function, matmul
 
 __all__ = ["batch_norm"]
 
@@ -26,11 +27,28 @@ def _matmul(call: Call) -> Draft | None:
     b = call["self"] if "mat1" in call.args else None
     if names[0] == "self" and isinstance(x, Ref) and isinstance(w, Ref):
         return matmul(call, x, w, (call.shapes[x.name], call.shapes[w.name]))
+    if names[0] == "self" and (isinstance(x, Weight) or w.tensor.dim() != 2):
+        return matmul_with_parameter(call, x, w)
     if not isinstance(x, Ref) or not isinstance(w, Weight) or w.tensor.dim() != 2 or not is_weight(b):
         return None
     if call.get("beta", 1) != 1 or call.get("alpha", 1) != 1:
         return None
     return Draft("linear", (x,), Weight(w.tensor.t(), w.trainable, w.sources), b)
+
+
+@rule("bilinear.default")
+def _bilinear(call: Call) -> Draft | None:
+    """The linear map of the products of both signals' entries."""
+    a, b, w, bias = call["input1"], call["input2"], call["weight"], call.get("bias")
+    if not isinstance(a, Ref) or not isinstance(b, Ref) or not isinstance(w, Weight) or not is_weight(bias):
+        return None
+    _, n, m = w.tensor.shape
+    places = call.shape[1:-1]
+    if len(call.shape) < 2:
+        return None
+    column, row = as_view(a, (*places, n, 1)), as_view(b, (*places, 1, m))
+    products = as_view(function("matmul", column, row, shape=(*places, n, m)), (*places, n * m))
+    return Draft("linear", (products,), Weight(w.tensor.flatten(1), w.trainable, w.sources), bias)
 
 
 @rule(*(f"conv{nd}d.{kind}" for nd in (1, 2, 3) for kind in ("default", "padding")))

@@ -63,7 +63,26 @@ def _extremum(call: Call, x: Draft, rows: tuple[int, int], *, smallest: bool) ->
     return as_view(negated(call, _largest(negated(call, x, rows), rows), (rows[0], 1)))
 
 
-def _clipped(call: Call, x: Ref, level: Weight, *, smallest: bool) -> Draft:
+@rule("clamp.Tensor", "clamp_min.Tensor", "clamp_max.Tensor")
+def _clamp(call: Call) -> Draft | Ref | None:
+    """min(max(x, low), high)."""
+    x, draft = call["self"], call["self"]
+    for name in ("min", "max"):
+        level = call.get(name)
+        if level is None:
+            continue
+        level = constant(level, call)
+        if level is None or not isinstance(x, Ref) or call.shapes[x.name] != call.shape:
+            return None
+        if not bool(level.tensor.isinf().all()):
+            if bool(level.tensor.isinf().any()):
+                return None
+            draft = _clipped(call, draft, level, smallest=name == "max")
+            draft = replace(draft, shape=call.shape[1:])
+    return draft
+
+
+def _clipped(call: Call, x: Ref | Draft, level: Weight, *, smallest: bool) -> Draft:
     """max(x, c) = relu(x - c) + c, and min(x, c) = c - relu(c - x)."""
     zero = not bool(level.tensor.any()) and not level.trainable
     if zero and not smallest:

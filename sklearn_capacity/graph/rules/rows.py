@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from string import ascii_letters
 from typing import Any
 
 import torch
 
 from ..layouts import ROWS, Layout, permuted
 from .call import Call, Draft, Ref, Rule, Weight, as_view, aten
+from .contractions import terms
 from .frames import on_frames
 from .shapes import is_whole
 
-__all__ = ["BROADCASTS", "PERMUTATIONS", "VIEWS", "Repeated", "on_rows"]
+__all__ = ["BROADCASTS", "PERMUTATIONS", "REPEATS", "VIEWS", "Repeated", "on_rows"]
 
 #: Operators that keep the order of all entries.
 VIEWS = frozenset("view reshape reshape_as view_as _unsafe_view flatten unsqueeze squeeze unflatten".split())
@@ -40,6 +42,11 @@ _MOVES = frozenset(
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d "
     "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d".split()
 )
+#: Operators that may repeat the samples, and the layout of so many entries for each of them.
+REPEATS: Mapping[str, Callable[[Layout, int], Layout]] = {
+    "repeat_interleave": lambda layout, n: replace(layout, inner=n // layout.outer),
+    **dict.fromkeys(("repeat", "tile"), lambda layout, n: replace(layout, outer=n // layout.inner)),
+}
 #: Operators entry by entry, with broadcasting.
 BROADCASTS = frozenset(
     "relu relu6 leaky_relu hardtanh tanh sigmoid softplus gelu silu elu erf hardsigmoid hardswish mish log_sigmoid abs "
@@ -49,7 +56,7 @@ BROADCASTS = frozenset(
     "sub rsub maximum minimum where masked_fill lerp addcmul expand_as copy".split()
 )
 #: Arguments that broadcast with the signals.
-_BROADCAST = ("self", "other", "attn_mask", "condition", "mask", "value", "end", "weight", "tensor1", "tensor2")
+_BROADCAST = tuple("self other attn_mask condition mask value end weight tensor1 tensor2 min max".split())
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,10 @@ def _call_on_rows(
         return call
     if name in PERMUTATIONS:
         return _permutation(call, layouts)
+    if name == "matmul" and any(isinstance(value, Weight) and value.tensor.dim() > 2 for value in call.args.values()):
+        return None  # whose axes meet those of the traced tensors
+    if name == "einsum":
+        return _einsum(call, layouts, result)
     if name in _LAST or (name == "matmul" and isinstance(call["other"], Weight)):
         return call if all(layout.axis < _last(call) for layout in layouts.values()) else None
     if name in _PADS and all(layout.axis < len(call.traced) - len(call["pad"]) // 2 for layout in layouts.values()):
@@ -160,6 +171,29 @@ def _along(call: Call, layouts: Mapping[str, Layout], result: Layout) -> Call | 
         return None
     moved = [layout.positions(axis)[0] for axis in axes]
     return replace(call, args={**call.args, "dim": moved[0] if isinstance(given, int) else moved})
+
+
+def _einsum(call: Call, layouts: Mapping[str, Layout], result: Layout) -> Call | None:
+    """The call with the samples' letter in front, and letters for what they were merged with in its place."""
+    operands = call["tensors"]
+    if not all(isinstance(x, Weight) or x.name in layouts for x in operands):
+        return None
+    width = len(result.positions(result.axis))
+    ranks = [call.rank(x) - width if isinstance(x, Ref) else x.tensor.dim() for x in operands]
+    given, right = terms(call["equation"], ranks)
+    letter = right[result.axis]
+    merged = [c for c in ascii_letters if c not in right and not any(c in term for term in given)][:width]
+    moved = []
+    for x, term in zip(operands, given, strict=True):
+        layout = layouts[x.name] if isinstance(x, Ref) else None
+        alike = layout is not None and (layout.outer, layout.inner) == (result.outer, result.inner)
+        if letter in term and not (alike and layout is not None and term[layout.axis] == letter):
+            return None
+        if layout is not None and letter not in term:
+            return None
+        moved.append(term if letter not in term else letter + term.replace(letter, "".join(merged)))
+    equation = f"{','.join(moved)}->{letter + right.replace(letter, ''.join(merged))}"
+    return replace(call, args={**call.args, "equation": equation})
 
 
 def _move(call: Call, layouts: Mapping[str, Layout], result: Layout) -> Call | None:

@@ -10,7 +10,7 @@ import torch
 
 from .call import Call, Draft, Ref, Weight, as_view, aten, per_axis, rule
 
-__all__ = ["SPLITS", "broadcast_to", "split_piece", "is_whole"]
+__all__ = ["SPLITS", "broadcast_to", "is_whole", "picked", "split_piece"]
 
 
 def _dims(value: Any, rank: int) -> tuple[int, ...]:
@@ -97,7 +97,7 @@ def _moved(call: Call) -> Draft | None:
     given = torch.utils._pytree.tree_leaves(rest, is_leaf=lambda v: isinstance(v, Ref))
     if not isinstance(x, Ref) or any(isinstance(value, Ref) for value in given):
         return None
-    return _picked(x, call.shapes[x.name][1:], lambda places: call.target(places, **rest), call.device)
+    return picked(x, call.shapes[x.name][1:], lambda places: call.target(places, **rest), call.device)
 
 
 def _plain(call: Call, value: Any) -> Any:
@@ -113,7 +113,7 @@ def _plain(call: Call, value: Any) -> Any:
 SAMPLES = 2
 
 
-def _picked(
+def picked(
     x: Ref | Draft, shape: tuple[int, ...], move: Callable[[torch.Tensor], torch.Tensor], device: torch.device
 ) -> Draft | None:
     """The draft of an operator that selects entries of x, or zeros; None if it selects across samples."""
@@ -143,7 +143,7 @@ def broadcast_to(call: Call, x: Ref | Draft, before: tuple[int, ...], after: tup
         return x
     if len(before) != len(after):
         return None
-    return _picked(x, before[1:], lambda places: places.expand(SAMPLES, *after[1:]), call.device)
+    return picked(x, before[1:], lambda places: places.expand(SAMPLES, *after[1:]), call.device)
 
 
 @rule("expand_as.default")
