@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +24,10 @@ from ..linalg.product import affine
 from .freed_memory import keep_freed_memory
 from .sweep_rules import ADJOINT, FRESH, TANGENT, Selection, Tape, times_slope
 
-__all__ = ["chain_refusal", "jacobian_rows", "linearize", "pull", "push", "stacks"]
+__all__ = ["chain_refusal", "jacobian_rows", "linearize", "pull", "pull_to_layers", "push", "stacks"]
 
-#: called with a node, the cotangent of its output, and its contribution to the cotangent of its input
-Keep = Callable[[Node, Tensor, Tensor], "bool | None"]
+#: called with a node, the cotangent of its output, and its contribution to the cotangent of its input, if computed
+Keep = Callable[[Node, Tensor, Any], "bool | None"]
 
 #: larger pooling windows store indices
 LARGEST_TILE = 16
@@ -131,7 +132,18 @@ def pull(tape: Tape, vectors: Tensor, keep: Keep | None = None) -> Tensor:
     -------
     Tensor of shape (k n, ...)
     """
-    return _BackwardSweep(tape, vectors, keep).run()
+    sweep = _BackwardSweep(tape, vectors, keep)
+    sweep.run(tape.graph.nodes[1:])
+    return sweep.cotangents[tape.graph.input.name]
+
+
+def pull_to_layers(tape: Tape, vectors: Tensor, keep: Keep) -> None:
+    """Like `pull`, but ends at the first layers: the products with these, which only the input needs, are left out."""
+    curved, last = tape.curved, set[str]()  # `last` are the nodes that no layer precedes
+    for node in tape.graph.nodes:
+        if last.issuperset(node.inputs) and node.weight is None and node.name not in curved:
+            last.add(node.name)
+    _BackwardSweep(tape, vectors, keep, last).run([node for node in tape.graph.nodes if node.name not in last])
 
 
 class _BackwardSweep:
@@ -148,26 +160,32 @@ class _BackwardSweep:
         Partial sums of nodes that the sweep has not passed yet.
     exclusive : set of str
         Nodes whose cotangent only the sweep refers to.
+    omitted : collection of str
+        Nodes whose cotangent is not needed.
     """
 
-    def __init__(self, tape: Tape, vectors: Tensor, keep: Keep | None) -> None:
-        self.tape, self.keep, self.curved = tape, keep, tape.curved
+    def __init__(self, tape: Tape, vectors: Tensor, keep: Keep | None, omitted: Collection[str] = ()) -> None:
+        self.tape, self.keep, self.curved, self.omitted = tape, keep, tape.curved, omitted
         self.cotangents: dict[str, Tensor] = {tape.graph.output: vectors}
         self.exclusive: set[str] = set()
 
-    def run(self) -> Tensor:
-        """The input's cotangent."""
-        for node in reversed(self.tape.graph.nodes[1:]):
+    def run(self, nodes: Sequence[Node]) -> None:
+        """Pass the nodes, from the last to the first."""
+        for node in reversed(nodes):
             self._pass(node)
-        return self.cotangents[self.tape.graph.input.name]
 
     def _pass(self, node: Node) -> None:
         g = self.cotangents.pop(node.name)  # (k n, *node.shape); complete, since all readers of the node come after it
+        if self.omitted and all(name in self.omitted for name in node.inputs):
+            assert self.keep is not None
+            self.keep(node, g, None)
+            return
         parts, exclusive = self._contributions(node, g)
         if self.keep is not None and (node.weight is not None or node.name in self.curved):
             exclusive = not self.keep(node, g, parts[0]) and exclusive
         for name, part in zip(node.inputs, parts, strict=True):
-            self._add(name, part, exclusive)
+            if name not in self.omitted:
+                self._add(name, part, exclusive)
 
     def _contributions(self, node: Node, g: Tensor) -> tuple[tuple[Tensor, ...], bool]:
         """The node's contributions to its inputs' cotangents, (k n, *shape), and whether only the sweep has them."""

@@ -20,6 +20,7 @@ from .evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast, evaluate
 from .memory_layout import channels_first, channels_last, takes_channels_last
 from .network import Network
 from .nodes import NetworkGraph, Node, UnsupportedLayerError, interpret
+from .recording import is_known
 from .trace import Program, named_tensors, private_copy, trace
 from .weight_layers import WeightLayers, operator_of, weight_layers
 
@@ -41,6 +42,7 @@ __all__ = [
     "channels_last",
     "evaluate",
     "interpret",
+    "is_known",
     "named_tensors",
     "operator_of",
     "private_copy",

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from sklearn_capacity._validation import check_instance
 from sklearn_capacity.derivatives.input_sweeps import chain_refusal
+from sklearn_capacity.derivatives.modes import evaluating
 from sklearn_capacity.graph import (
     NetworkGraph,
     Program,
     UnsupportedLayerError,
     evaluate,
+    is_known,
     named_tensors,
     private_copy,
     trace,
@@ -186,12 +188,13 @@ def _program(module: nn.Module, X: Tensor) -> tuple[Program | None, str | None, 
 def _compared(module: nn.Module, X: Tensor, *, anew: bool = False) -> tuple[Program, NetworkGraph, str | None, bool]:
     """Program and graph, why they do not reproduce the module at X, and whether the module writes."""
     program = trace(module, tuple(X.shape[1:]), dtype=X.dtype, anew=anew)
-    copied = private_copy(module)  # side effects of a forward pass stay in the copy
-    before = _contents(copied)
-    with torch.no_grad():
+    # Side effects of a forward pass stay in the copy; layers of torch and of this package have none in eval mode.
+    called = module if is_known(module) else private_copy(module)
+    with torch.no_grad(), evaluating(called):
+        before = _contents(called)
         graph = program.bind(named_tensors(module))
-        expected, got = copied(X), evaluate(graph, X)
-    writes = before != _contents(copied)
+        expected, got = called(X), evaluate(graph, X)
+        writes = before != _contents(called)
     if not isinstance(expected, Tensor) or expected.shape != got.shape:
         return program, graph, "it returns something else than the operators of its graph.", writes
     scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
@@ -284,8 +287,11 @@ def acts_alike_in_training(module: nn.Module, X: Tensor) -> bool:
 
 
 def _same_traced(module: nn.Module, program: Program, dtype: torch.dtype) -> bool:
-    if any(m.training and isinstance(m, _MODAL) for m in module.modules()):
+    training = [m for _, m in _submodules(module) if m.training]
+    if any(isinstance(m, _MODAL) for m in training):
         return False
+    if is_known(module) and all(type(m).forward in _MODELESS for m in training):
+        return True
     try:
         other = trace(module, program.input_shape, dtype=dtype, training=True)
     except Exception:  # a forward pass that only eval mode can trace
@@ -301,6 +307,15 @@ def _same(a: Program, b: Program) -> bool:
 
 
 _MODAL = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+#: Forward passes that do not depend on the mode; subclasses, such as the package's MLP, inherit them.
+_MODELESS = frozenset(
+    kind.forward
+    for kind in (
+        *(nn.Sequential, nn.Flatten, nn.Identity, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
+        *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
+        *(nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.GELU, nn.SiLU, nn.ELU),
+    )
+)
 
 
 def has_hooks(module: nn.Module) -> bool:

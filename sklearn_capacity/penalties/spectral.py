@@ -81,15 +81,15 @@ def spectral_penalty(
         return _by_loop(function, X, output, sample_weight)
 
     # At a simple singular value sigma = u^T J w, the derivative is u^T dJ w: the directions are constants.
-    def directions(samples: slice, tape: Tape) -> Tensor:
+    def directions(samples: slice, tape: Tape) -> tuple[Tensor, Tensor]:
         return _top_directions(tape, output)
 
     return chain_products(batch, directions, sample_scale(batch.outputs, sample_weight), output)
 
 
 @torch.no_grad()
-def _top_directions(tape: Tape, output: str) -> Tensor:
-    """For every sample, the unit vector u with the largest ``|u^T J|``: (1, n, C)."""
+def _top_directions(tape: Tape, output: str) -> tuple[Tensor, Tensor]:
+    """For every sample, the unit vector u with the largest ``|u^T J|``, (1, n, C), and ``u^T J``, (1, n, ...)."""
     logits = tape.logits.detach()
     _, k = stacks(tape.graph, len(logits), logits)
     # rows of J for k outputs at a time, (k, n, D)
@@ -98,7 +98,9 @@ def _top_directions(tape: Tape, output: str) -> Tensor:
     if output == "softmax":  # its Jacobian S is symmetric: the rows of S J
         p = logits.double().softmax(1)[:, None, :]  # (n, 1, C); in double, as 1 - p may be tiny
         rows = softmax_jacobian(p, rows.double().transpose(1, 2)).transpose(1, 2)  # (n, C, D)
-    return _top_left_vectors(rows).to(logits.dtype)
+    u = _top_left_vectors(rows)  # (1, n, C)
+    products = (u.transpose(0, 1) @ rows).reshape(1, len(logits), *tape.graph.input.shape)  # (1, n, ...)
+    return u.to(logits.dtype), products.to(logits.dtype)
 
 
 def _top_left_vectors(rows: Tensor) -> Tensor:

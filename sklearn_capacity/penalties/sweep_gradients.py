@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sklearn_capacity.derivatives.input_sweeps import pull, push, stacks
+from sklearn_capacity.derivatives.input_sweeps import pull, pull_to_layers, push, stacks
 from sklearn_capacity.derivatives.sweep_rules import Tape, weight_gradient
 from sklearn_capacity.graph import Node, activation_of
 from sklearn_capacity.graph.functions import function_of
@@ -20,7 +20,8 @@ from sklearn_capacity.penalties.shared_pass import LinearizedBatch
 __all__ = ["Directions", "Gradients", "chain_products", "softmax_jacobian", "wants"]
 
 
-Directions = Callable[[slice, Tape], Tensor]
+#: For some of the samples: constant vectors u in the output space, (k, n', C), or these and ``u^T J``, (k, n', ...).
+Directions = Callable[[slice, Tape], Tensor | tuple[Tensor, Tensor]]
 
 
 class _WithGradient(torch.autograd.Function):
@@ -125,8 +126,9 @@ def chain_products(batch: LinearizedBatch, directions: Directions, scale: Tensor
     Parameters
     ----------
     batch : LinearizedBatch
-    directions : callable(samples, tape) -> Tensor of shape (k, n', C)
-        Returns constant vectors in the output space, for some of the samples.
+    directions : callable(samples, tape) -> Tensor of shape (k, n', C), or a pair
+        Returns constant vectors in the output space, for some of the samples; where their products with the Jacobian
+        are known, these, too, and the sweep need not reach the input.
     scale : Tensor of shape (n,)
     output : "logits" or "softmax"
     """
@@ -135,8 +137,10 @@ def chain_products(batch: LinearizedBatch, directions: Directions, scale: Tensor
     n, k = stacks(batch.graph, len(scale), scale)
     for samples, tape in batch.parts(n, output):
         walk = _Walk(tape, sums, scale[samples], output)
-        for u in directions(samples, tape).split(k):
-            values.append(walk(u))
+        chosen = directions(samples, tape)
+        u, rows = chosen if isinstance(chosen, tuple) else (chosen, None)
+        known = itertools.repeat(None) if rows is None else rows.split(k)
+        values += [walk(*pair) for pair in zip(u.split(k), known, strict=False)]
     return sums.attach(torch.stack(values).sum())
 
 
@@ -180,10 +184,13 @@ class _Walk:
         self.cotangents: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def __call__(self, u: Tensor) -> Tensor:
-        """Value for directions u of shape (k, n, C)."""
+    def __call__(self, u: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Value for directions u of shape (k, n, C), whose products with the Jacobian (k, n, *input) may be known."""
         v = u if self.p is None else softmax_jacobian(self.p, u)  # (k, n, C)
-        rows = pull(self.tape, v.flatten(0, 1), self._keep).unflatten(0, u.shape[:2])  # (k, n, *input)
+        if rows is None:
+            rows = pull(self.tape, v.flatten(0, 1), self._keep).unflatten(0, u.shape[:2])  # (k, n, *input)
+        elif self.trained:
+            pull_to_layers(self.tape, v.flatten(0, 1), self._keep)
         value = (rows.square().sum(tuple(range(2, rows.dim()))) * self.scale).sum()  # (k, n) times (n,), summed
         if self.trained or self.to_the_end:
             t = rows.mul(2 * self.scale.reshape(-1, *(1,) * (rows.dim() - 2))).flatten(0, 1)  # (k n, *input)
@@ -192,7 +199,7 @@ class _Walk:
                 self.sums.add(self.tape.logits, _through_softmax(self.p, u, out.unflatten(0, u.shape[:2])))
         return value
 
-    def _keep(self, node: Node, g: Tensor, part: Tensor) -> None:
+    def _keep(self, node: Node, g: Tensor, part: Tensor | None) -> None:
         if node.name in self.trained:
             self.cotangents[node.name] = g
 

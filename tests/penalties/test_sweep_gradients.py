@@ -235,6 +235,24 @@ def test_rows_are_the_jacobian(name):
     torch.testing.assert_close(jacobian_rows(graph, X, V[:, 0]), expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["conv_batch_norm", "residual", "tanh", "max_pool_overlapping"])
+def test_a_sweep_that_ends_at_the_first_layers_keeps_the_same_cotangents(name):
+    module, X = built(name)
+    graph = Network(module, tuple(X.shape[1:])).graph
+    with torch.no_grad():
+        tape = chain.linearize(graph, X)
+        v = torch.linspace(-1, 1, tape.logits.numel(), dtype=X.dtype).reshape_as(tape.logits)
+        kept, shorter = {}, {}
+        chain.pull(tape, v, lambda node, g, part: kept.update({node.name: g.clone()}))
+        chain.pull_to_layers(
+            tape, v, lambda node, g, part: (shorter.update({node.name: g.clone()}), parts.append(part))
+        )
+    assert kept.keys() == shorter.keys()
+    assert any(part is None for _, part in shorter.values())
+    for node, g in kept.items():
+        torch.testing.assert_close(shorter[node][0], g)
+
+
 @pytest.mark.parametrize("name", [*CASES, "resnet20"])
 def test_both_sweeps_keep_the_channels_last(name):
     """In another layout than the slopes' an exact penalty on a ResNet-20 took a quarter longer."""
