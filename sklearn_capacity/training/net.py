@@ -19,7 +19,7 @@ from sklearn_capacity.graph import channels_last
 from sklearn_capacity.losses import CrossEntropyLoss, SquaredLoss
 from sklearn_capacity.penalties import SharedPass, forward_pass
 from sklearn_capacity.process_state import computing, keeps_modes
-from sklearn_capacity.training.batches import TensorBatches, TensorData
+from sklearn_capacity.training.batches import TensorBatch, TensorBatches, TensorData
 from sklearn_capacity.training.objectives import Objective, calls_closure_once, step_with_gradients
 from sklearn_capacity.training.penalty_terms import PenaltyTerm, penalty_terms
 
@@ -73,6 +73,7 @@ class PenalizedNet(NeuralNet):
 
     _mode_: bool | None = None  # the module's last mode: training or not
     _observed_ = False
+    loss_is_criterion_ = False  # whether the loss is the criterion's value, without further steps
     _evaluates_once_ = True  # whether a step calls its closure once, and first
     _terms_: tuple[list, list[PenaltyTerm]] | None = None  # penalties with strengths, and the terms built from them
     # number of epochs before this training, None until its loop begins; and the epoch of its last step
@@ -118,6 +119,9 @@ class PenalizedNet(NeuralNet):
     def initialize_criterion(self) -> PenalizedNet:
         super().initialize_criterion()
         self.weighs_samples_ = "sample_weight" in inspect.signature(self.criterion_.forward).parameters
+        # skorch's `get_loss` looks for containers, and for probabilities in place of logits
+        plain = type(self).get_loss in (NeuralNet.get_loss, NeuralNetClassifier.get_loss)
+        self.loss_is_criterion_ = plain and not isinstance(self.criterion_, torch.nn.NLLLoss)
         return self
 
     def get_dataset(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
@@ -137,11 +141,16 @@ class PenalizedNet(NeuralNet):
 
     def infer(self, x: Any, **fit_params: Any) -> Any:
         with computing():
-            return super().infer(channels_last(x) if self.images_last_ and isinstance(x, Tensor) else x, **fit_params)
+            if not isinstance(x, Tensor):
+                return super().infer(x, **fit_params)
+            x = x.to(self.device)  # as skorch does, which first looks for containers
+            return self.module_(channels_last(x) if self.images_last_ else x, **fit_params)
 
     def _loss(self, prediction: Tensor, batch: Any) -> Tensor:
         weight = getattr(batch, "sample_weight", None)
         if weight is None or not self.weighs_samples_:
+            if self.loss_is_criterion_ and isinstance(batch, TensorBatch):  # whose tensors are on the device
+                return self.criterion_(prediction, batch[1])
             return self.get_loss(prediction, batch[1], X=batch[0], training=self._mode_)
         return self.criterion_(prediction, batch[1], sample_weight=weight)
 
@@ -210,8 +219,21 @@ class PenalizedNet(NeuralNet):
                 self._step_optimizer(closure)
             else:
                 step_with_gradients(self.optimizer_, Objective(closure, self.module_, self._generators()))
-        self._stepped_in_ = len(self.history)
+        if self._stepped_in_ != len(self.history):  # skorch inspects every attribute that is set
+            self._stepped_in_ = len(self.history)
         return steps[0]
+
+    def _zero_grad_optimizer(self, set_to_none: bool | None = None) -> None:
+        """Like skorch's; torch's own method also writes to a profile, which a small step would notice."""
+        for name in self._optimizers:
+            optimizer = getattr(self, name + "_")
+            is_torchs = getattr(optimizer.zero_grad, "__func__", None) is torch.optim.Optimizer.zero_grad
+            if set_to_none is False or not is_torchs:
+                optimizer.zero_grad(*() if set_to_none is None else (set_to_none,))
+                continue
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def _generators(self) -> list[torch.Generator]:
         """The generators of the iterator's transform and of the penalties."""

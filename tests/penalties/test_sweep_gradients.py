@@ -244,9 +244,7 @@ def test_a_sweep_that_ends_at_the_first_layers_keeps_the_same_cotangents(name):
         v = torch.linspace(-1, 1, tape.logits.numel(), dtype=X.dtype).reshape_as(tape.logits)
         kept, shorter = {}, {}
         chain.pull(tape, v, lambda node, g, part: kept.update({node.name: g.clone()}))
-        chain.pull_to_layers(
-            tape, v, lambda node, g, part: (shorter.update({node.name: g.clone()}), parts.append(part))
-        )
+        chain.pull_to_layers(tape, v, lambda node, g, part: shorter.update({node.name: (g.clone(), part)}))
     assert kept.keys() == shorter.keys()
     assert any(part is None for _, part in shorter.values())
     for node, g in kept.items():
