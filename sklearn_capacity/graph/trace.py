@@ -27,7 +27,7 @@ __all__ = ["Program", "named_tensors", "private_copy", "trace"]
 
 # Number of samples for tracing; a single one would be specialised away.
 SAMPLES = 2
-#: Exported programs of this process; half a megabyte each is much.
+#: Exported programs of this process, and the errors of failed exports; half a megabyte each is much.
 _PROGRAMS = Programs(most=100, largest_cost=2**20)
 #: What binding reads of a node's `meta`; the rest would hold other graphs.
 _META = ("val", "nn_module_stack", "stack_trace")
@@ -167,12 +167,20 @@ def trace(
                 record.nodes, record.tensor_names, {}, names[0], tuple(input_shape), record.batch, names[1], inside
             )
     key = structure_of(module, tuple(input_shape), dtype, training=training)
-    program = None if key is None or anew else _PROGRAMS.get(key)
-    if program is None:
+    known = None if key is None or anew else _PROGRAMS.get(key)
+    if isinstance(known, Program):
+        return known if known.inside == inside else replace(known, inside=inside)  # itself, since it knows its sizes
+    if known is not None:
+        raise UnsupportedLayerError(known)
+    try:
         program = _from_export(_copy_to("cpu", module, training), tuple(input_shape), dtype, inside)
-        if key is not None:
-            _PROGRAMS.keep(key, replace(program, reused=True), program.cost)
-    return replace(program, inside=inside)
+    except UnsupportedLayerError as error:
+        if key is not None and not isinstance(error.__cause__, MemoryError | torch.OutOfMemoryError):
+            _PROGRAMS.keep(key, str(error), len(str(error)))
+        raise
+    if key is not None:
+        _PROGRAMS.keep(key, replace(program, reused=True), program.cost)
+    return program
 
 
 def _copy_to(device: str, module: nn.Module, training: bool) -> nn.Module:

@@ -45,6 +45,8 @@ TOLERANCE = 1e-5
 PRODUCTS = 200
 #: Beyond so many classes sums that need all gradients more than once are estimated, from so many vectors.
 MANY_CLASSES, PROBES = 100, 48
+#: Bytes for the vectors of Hutch++; fixed, so that the value does not depend on what is free.
+SKETCH = 2**30
 
 T = TypeVar("T")
 
@@ -337,7 +339,8 @@ def _estimated_squares(fisher: FisherMatrix, batch: Batch) -> tuple[float, float
         return torch.stack([fisher.product(fisher.product(vector)) for vector in vectors.T], dim=1)
 
     def estimate() -> TraceEstimate:
-        options: dict[str, Any] = {"device": fisher.X.device, "precision": fisher.X.dtype, "memory": batch.room / 2}
+        room = min(SKETCH, batch.room / 2)
+        options: dict[str, Any] = {"device": fisher.X.device, "precision": fisher.X.dtype, "memory": room}
         return trace_estimate(squared, fisher.dual_size, n_products=PROBES, generator=batch.generator(), **options)
 
     result = retried(fisher, estimate)

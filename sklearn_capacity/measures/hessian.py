@@ -40,6 +40,9 @@ __all__ = [
 
 #: Up to this many parameters, the full matrix costs little more than an iteration.
 SMALL = 300
+#: Bytes for the vectors of Lanczos and of Hutch++, if so many are free. Fixed, so that values do not depend on what is
+#: free; with more parameters, both need fewer vectors rather than several times the memory of a training step.
+BASIS, SKETCH = 2**28, 2**30
 
 
 def loss_gradient_norm(network: Network, batch: Batch) -> Measured:
@@ -321,7 +324,7 @@ def _extreme(network: Network, batch: Batch, sign: int, tol: float, max_products
                 device=hessian.device,
                 random_state=batch.random_state,
                 precision=hessian.dtype,
-                memory=batch.room / 4,
+                memory=min(BASIS, batch.room / 4),
             )
         info = {"products": largest.n_products, "residual": largest.residual, "error": largest.error * largest.scale}
         return {"value": sign * largest.value, "method": "Lanczos", "size": hessian.size, **info}
@@ -344,7 +347,7 @@ def _trace(hessian: LossHessian, batch: Batch, n_products: int, generator: torch
             generator=generator,
             device=hessian.device,
             precision=hessian.dtype,
-            memory=batch.room / 2,
+            memory=min(SKETCH, batch.room / 2),
         )
     value = float(_finite(torch.tensor(estimate.value), "Hessian"))
     info = {"method": "Hutch++", "size": size, "products": estimate.n_products}

@@ -193,7 +193,7 @@ def all_named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
     if unsteady:
         raise TypeError(f"`{function.__qualname__}` may read what cannot be hashed: {', '.join(sorted(unsteady))}.")
     items: list[tuple[str, Any]] = []
-    queue = [(name, function.__globals__[name]) for name in sorted(names & function.__globals__.keys())]
+    queue = [(name, function.__globals__[name]) for name in sorted(_globals_in(function) & function.__globals__.keys())]
     while queue:
         label, item = queue.pop()
         if not isinstance(item, (types.FunctionType, types.BuiltinFunctionType, type, types.ModuleType)):

@@ -115,6 +115,24 @@ def test_a_module_that_initialises_its_parts_is_exported_once(exports):
     assert len(exports) == 1
 
 
+class Named(nn.Module):
+    """Has a submodule with the name of a global."""
+
+    def __init__(self):
+        super().__init__()
+        self.NUMBER = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return torch.relu(self.NUMBER(x))
+
+
+def test_an_attribute_is_not_the_global_of_its_name(exports, globals_restored):
+    for number in (1.0, 2.0):
+        globals()["NUMBER"] = number
+        graph_and_module_agree(Named())
+    assert len(exports) == 1
+
+
 CHANGES = {
     "a listed global": lambda module: LISTED.__setitem__(0, 2.0),
     "a global dict": lambda module: NAMED["k"].__setitem__(0, 2.0),
@@ -251,14 +269,35 @@ def test_a_program_that_does_not_fit_is_replaced(exports, monkeypatch):
     torch.testing.assert_close(value, rows.square().sum() / len(X))
 
 
-def test_refusals_are_not_kept(exports):
-    class DependsOnData(Written):
-        def forward(self, x):
-            return super().forward(x) if x.sum() > 0 else x[:, :3]
+class DependsOnData(Written):
+    of_class = [1.0]
 
+    def forward(self, x):
+        return super().forward(x) * self.of_class[0] if x.sum() > 0 else x[:, :3]
+
+
+def test_a_refusal_is_exported_once(exports):
     for _ in range(2):
         with pytest.raises(UnsupportedLayerError, match="`DependsOnData` cannot be traced"):
             _ = Network(DependsOnData(), (4,)).graph
+    assert len(exports) == 1
+    DependsOnData.of_class.append(0.0)
+    with pytest.raises(UnsupportedLayerError, match="`DependsOnData` cannot be traced"):
+        _ = Network(DependsOnData(), (4,)).graph
+    assert len(exports) == 2
+
+
+def test_a_lack_of_memory_is_no_refusal_for_ever(monkeypatch):
+    class Alone(Written):
+        pass
+
+    def full(*args, **kwargs):
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(UnsupportedLayerError, match="MemoryError"):
+        patch.setattr(torch.export, "export", full)
+        _ = Network(Alone(), (4,)).graph
+    graph_and_module_agree(Alone())
 
 
 def test_equal_modules_in_many_threads(exports):

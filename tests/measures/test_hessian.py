@@ -61,6 +61,27 @@ def test_lanczos_finds_both_ends_within_the_stated_error(build):
         assert result.value == pytest.approx(float(true), rel=1e-6, abs=1e-12 * scale)
 
 
+@pytest.mark.parametrize("vectors", [0, 5, 40])
+def test_the_ends_are_found_without_room_for_all_vectors(vectors, monkeypatch):
+    """As with 25 million parameters."""
+    module, X, y = wide()
+    values = torch.linalg.eigvalsh(dense_hessian(module, X, y))
+    monkeypatch.setattr(hessian, "BASIS", 8 * vectors * sum(p.numel() for p in module.parameters()))
+    for name, true in (("hessian_max_eigenvalue", values[-1]), ("hessian_min_eigenvalue", values[0])):
+        result = measured(name, module, X, y)
+        assert abs(float(true) - result.value) <= result.info["error"] <= 1.01e-5 * float(values.abs().max())
+
+
+@pytest.mark.parametrize("columns", [1, 7])
+def test_a_trace_with_room_for_few_vectors_is_within_its_error(columns, monkeypatch):
+    module, X, y = wide()
+    true = float(dense_hessian(module, X, y).trace())
+    monkeypatch.setattr(hessian, "SKETCH", 32 * columns * sum(p.numel() for p in module.parameters()))
+    for seed in range(5):
+        result = measured("hessian_trace", module, X, y, seed=seed)
+        assert abs(result.value - true) <= 4 * result.standard_error
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_definite_hessian_has_no_eigenvalue_of_zero(sign, monkeypatch):
     """One product determines a multiple of the identity; no vector of zeros may be taken for an eigenvector."""
