@@ -173,7 +173,8 @@ def lanczos(
     precision : torch.dtype, default=None
         The precision inside `product` if coarser than `dtype`; its rounding is part of the errors.
     memory : float, default=inf
-        Number of bytes for the basis. Once it does not fit, new vectors are orthogonalised against the last two only.
+        Number of bytes for the basis. When they are used up, new vectors are orthogonalised against the vectors in them
+        and the last two only.
 
     Returns
     -------
@@ -320,7 +321,8 @@ def lanczos_quadrature(
 class LanczosProcess:
     """A Q_j = Q_j T_j + beta q_{j+1} e_j^T for each operator of the batch, with orthonormal Q_j.
 
-    All vectors of Q_j are stored while `memory` has room for them, and only the last two afterwards.
+    The first vectors of Q_j are kept as far as `memory` has room for them, and the last two. The largest eigenvector is
+    soon almost within the span of the first ones, so that the later ones stay orthogonal to it.
     """
 
     def __init__(
@@ -331,13 +333,14 @@ class LanczosProcess:
         self.size = start.shape[-1]
         most = memory / (start.numel() * start.element_size())
         self.most = max(2, int(min(most, sys.maxsize)))
-        # Q_j in blocks of vectors, (vectors, batch, n) each: another block moves none of the vectors before.
+        # The first vectors in blocks, (vectors, batch, n) each: another block moves none of the vectors before.
         self.blocks = [start.new_empty((min(BLOCK, self.most), *start.shape))]
         self.filled = 0  # vectors in the last block
+        self.others: list[Tensor] = []  # places of the last two beyond, (batch, n) each
+        self.image = torch.empty_like(start)  # (batch, n); new tensors of this size cost more than the arithmetic
         self.vector = self._place().copy_(start)  # (batch, n)
         self.vector /= torch.linalg.vector_norm(start, dim=-1, keepdim=True)
         self.previous = self.vector  # (batch, n)
-        self.image = torch.empty_like(start)  # (batch, n); new tensors of this size cost more than the arithmetic
         self.alphas: list[Tensor] = []  # diagonal of T_j, (batch,) each
         self.betas: list[Tensor] = []  # below the diagonal, then one for the next vector, (batch,) each
         self.scale = start.new_zeros(start.shape[0])  # (batch,)
@@ -365,20 +368,18 @@ class LanczosProcess:
         self.previous, self.vector = self.vector, place.copy_(image.mul_((alive / divisor)[:, None]))
 
     def _basis(self) -> list[Tensor]:
-        """The vectors in memory, (vectors, batch, n) in every block; none once there was no room for all."""
-        return [*self.blocks[:-1], self.blocks[-1][: self.filled]] if self.blocks else []
+        """The vectors that are kept, (vectors, batch, n) in every block."""
+        return [*self.blocks[:-1], self.blocks[-1][: self.filled]]
 
     def _place(self) -> Tensor:
         """Memory for the next vector, (batch, n)."""
-        if self.blocks and self.filled == len(self.blocks[-1]):
-            if (len(self.blocks) + 1) * BLOCK <= self.most:
-                self.blocks.append(torch.empty_like(self.blocks[0]))
-                self.filled = 0
-            else:  # the recurrence needs the last two alone
-                self.blocks = []
-                self.previous, self.vector = self.previous.clone(), self.vector.clone()
-        if not self.blocks:
-            return self.previous
+        if self.filled == len(self.blocks[-1]):
+            room = self.most - sum(map(len, self.blocks))
+            if room <= 0:
+                self.others = self.others or [torch.empty_like(self.image) for _ in range(2)]
+                return self.others[len(self.alphas) % 2]
+            self.blocks.append(self.image.new_empty((min(BLOCK, room), *self.image.shape)))
+            self.filled = 0
         self.filled += 1
         return self.blocks[-1][self.filled - 1]
 
