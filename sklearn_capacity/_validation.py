@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 import numbers
@@ -28,6 +29,7 @@ __all__ = [
     "check_numbers",
     "check_option",
     "closest",
+    "copied_module",
     "failure_text",
     "float_array",
     "plain_array",
@@ -211,6 +213,14 @@ def plain_array(name: str, data: Any) -> Any:
     check_dense(name, data)
     data = data.detach().cpu().resolve_neg()
     return (data.float() if data.dtype == torch.bfloat16 else data).numpy()
+
+
+def copied_module(module: torch.nn.Module, cure: str) -> torch.nn.Module:
+    """A deep copy of a user's module, or an error that ends in `cure` where it, or torch, refuses."""
+    try:
+        return copy.deepcopy(module)
+    except RuntimeError as error:
+        raise ValueError(f"`module` cannot be copied: {str(error).rstrip('.')}. {cure}") from error
 
 
 def float_array(name: str, values: Any) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from sklearn_capacity import architectures
-from sklearn_capacity._validation import check_option
+from sklearn_capacity._validation import check_option, copied_module
 from sklearn_capacity.training import embedding_cure
 
 __all__ = ["check_batch_norm", "check_output", "make_module"]
@@ -36,12 +35,7 @@ def make_module(module: Any, module_params: Mapping[str, Any] | None, input_shap
         hollow = next((name for name, tensor in module.named_parameters() if tensor.is_meta), None)
         if hollow is not None:
             raise ValueError(f"`module` must have values, got {hollow!r} on the meta device. Give the class instead.")
-        try:
-            return copy.deepcopy(module)
-        except RuntimeError as error:
-            raise ValueError(
-                f"`module` cannot be copied: {error} Give its class, or a function that makes it."
-            ) from error
+        return copied_module(module, "Give its class, or a function that makes it.")
     if not callable(module):
         raise TypeError(
             "`module` must be None, the name of an architecture, an nn.Module class or instance, "

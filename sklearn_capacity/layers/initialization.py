@@ -52,6 +52,8 @@ def he_initialize(module: M) -> M:
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
             if nn.parameter.is_lazy(layer.weight):
                 raise ValueError("`module` must have its shapes, got a lazy layer. Run a batch through it first.")
+            if layer.weight.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+                raise TypeError(f"`module` must have weights in float16 to float64, got {layer.weight.dtype}.")
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

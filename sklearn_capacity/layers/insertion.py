@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklearn_capacity._validation import as_list, check_boolean, check_integer, check_option, closest, failure_text
+from sklearn_capacity._validation import (
+    as_list,
+    check_boolean,
+    check_integer,
+    check_option,
+    closest,
+    copied_module,
+    failure_text,
+)
 from sklearn_capacity.layers.dropout import ConvGeneralizationDropout, GeneralizationDropout
 from sklearn_capacity.layers.generalization import (
     ConvGeneralizationLayer,
@@ -119,7 +126,7 @@ def insert_generalization_layer(
     replace = check_boolean("replace", replace)
     if replace and (variant != "skip" or form == "wrap"):
         raise ValueError("`replace` needs variant='skip' and form='block' or 'conv3x3'.")
-    module = copy.deepcopy(module)
+    module = copied_module(module, "Insert the layer before a batch has run through the module.")
     flow = None if input_shape is None else _watch(module, input_shape)
     name, target = _find(module, position, flow)
     place = _place(name, target, flow)

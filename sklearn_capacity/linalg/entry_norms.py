@@ -148,6 +148,8 @@ def stable_norm(x: Tensor, p: float) -> Tensor:
     >>> stable_norm(torch.tensor([3e200, 4e200], dtype=torch.float64), 2)
     tensor(5.0000e+200, dtype=torch.float64)
     """
+    if not x.shape[-1]:
+        return x.new_zeros(x.shape[:-1])
     largest = x.abs().amax(dim=-1, keepdim=True)  # (..., 1); powers of x / largest cannot overflow
     scale = torch.where(largest > 0, largest, torch.ones_like(largest))  # (..., 1), no division by 0
     return torch.linalg.vector_norm(x / scale, ord=p, dim=-1) * scale.squeeze(-1)

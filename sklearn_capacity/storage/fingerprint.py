@@ -8,7 +8,10 @@ import copyreg
 import enum
 import functools
 import hashlib
+import inspect
 import json
+import operator
+import sys
 import types
 import weakref
 from collections.abc import Iterator, Mapping
@@ -45,6 +48,7 @@ _OF_EVERY_CLASS = frozenset(vars(type("Empty", (nn.Module,), {}))) | {
     *("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__"),
     *("__static_attributes__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__slots__"),
 }
+_REDUCERS = ("__reduce__", "__reduce_ex__", "__getstate__")
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
@@ -148,7 +152,7 @@ def _update(digest: _Digest, value: Any, name: str, above: tuple[int, ...]) -> N
         if is_users:
             digest.refer(type(value), "class")
         _update_content(digest, value, name, inner)
-        if is_users and not isinstance(value, type | nn.Module | enum.Enum):
+        if is_users and not isinstance(value, type | nn.Module | enum.Enum) and _reduced(digest, value) is None:
             inner(_attributes_of(value), "attributes")
     except Exception:  # an object may raise any error
         if not digest.lenient:
@@ -169,10 +173,10 @@ def _update_content(digest: _Digest, value: Any, name: str, inner: Any) -> None:
         inner(_bytes(value), f"{value.dtype}{tuple(value.shape)}")
     elif isinstance(value, bytes):
         digest.update(value)
-    elif isinstance(value, _WEAK):  # a target counts where it is stored, such as an LSTM's weights
-        digest.update(b"reference")
-        if digest.lenient and isinstance(value, weakref.ReferenceType):
-            digest.refer(value(), "target")
+    elif isinstance(value, _WEAK) or type(value) in weakref.ProxyTypes:
+        digest.update(b"reference")  # a target counts where it is stored, such as an LSTM's weights
+        if digest.lenient and not isinstance(value, weakref.WeakKeyDictionary):  # which is a cache as a rule
+            inner(_targets(value), "targets")
     elif isinstance(value, Mapping):
         for key, item in value.items():
             inner(key, "key")
@@ -186,6 +190,15 @@ def _update_content(digest: _Digest, value: Any, name: str, inner: Any) -> None:
             inner(item, "element")
     else:
         _update_other(digest, value, name, inner)
+
+
+def _targets(reference: Any) -> Any:
+    """What a weak reference or collection refers to, in a tuple, a dict or a set."""
+    if isinstance(reference, weakref.ReferenceType):
+        return (reference(),)
+    if type(reference) in weakref.ProxyTypes:
+        return (reference.__dir__.__self__,)
+    return set(reference) if isinstance(reference, weakref.WeakSet) else dict(reference.items())
 
 
 def _order(digest: _Digest, element: Any) -> str:
@@ -207,7 +220,11 @@ def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
     elif isinstance(value, enum.Enum):
         inner([f"{type(value).__module__}.{type(value).__qualname__}", value.name, value.value], "member")
     elif isinstance(value, types.MethodType):
-        inner([value.__func__, value.__self__], "method")
+        home = sys.modules.get(value.__func__.__module__ or "")
+        if getattr(home, value.__name__, None) == value and _of_library(value.__func__):  # such as random.randint
+            digest.update(f"{value.__func__.__module__}.{value.__name__}".encode())
+        else:
+            inner([value.__func__, value.__self__], "method")
     elif digest.lenient and isinstance(value, _CODE) and is_installed(value):
         inner(name_and_version(value), "installed")
     elif isinstance(value, types.FunctionType):
@@ -295,6 +312,8 @@ def _update_object(digest: _Digest, value: Any, name: str, inner: Any) -> None:
             inner([value.shape, value.ravel().tolist()], "array")
         elif isinstance(value, str | int | float):  # a subclass
             digest.update(repr(value).encode())
+        elif (parts := _reduced(digest, value)) is not None:
+            inner(parts, "parts")
         elif not _of_library(type(value)):
             if not hasattr(value, "__dict__") and not _slots(value) and not digest.lenient:
                 raise TypeError(f"`{name}` is {value!r}, which cannot be hashed.") from error
@@ -303,10 +322,31 @@ def _update_object(digest: _Digest, value: Any, name: str, inner: Any) -> None:
             if digest.lenient:
                 attributes = {key: item for key, item in attributes.items() if isinstance(item, _SETTINGS)}
             inner(attributes, "attributes")
-        elif digest.lenient:  # such as operator.itemgetter; what cannot be pickled, counts by its kind
-            inner([list(p) if isinstance(p, Iterator) else p for p in value.__reduce_ex__(2)], "parts")
+        elif digest.lenient:  # such as struct.Struct
+            inner(_members(value), "members")
         else:
             raise TypeError(f"`{name}` is {value!r}, which cannot be hashed.") from error
+
+
+def _reduced(digest: _Digest, value: Any) -> list[Any] | None:
+    """What pickle would store of an installed class's object, if the class itself defines that; only if lenient."""
+    cls = type(value)
+    by_class = any(getattr(cls, name) is not getattr(object, name) for name in _REDUCERS)
+    if not digest.lenient or not is_installed(cls) or not (by_class or cls in copyreg.dispatch_table):
+        return None
+    try:
+        parts = copyreg.dispatch_table.get(cls, operator.methodcaller("__reduce_ex__", 2))(value)
+    except TypeError:  # it cannot be pickled
+        return None
+    if isinstance(parts, str):  # the name of a function, of which a cached one has more in its attributes
+        return None if hasattr(value, "__dict__") else [parts]
+    return [list(part) if isinstance(part, Iterator) else part for part in parts]
+
+
+def _members(value: Any) -> dict[str, Any]:
+    """The public values of an object implemented in C."""
+    members = ((name, getattr(value, name)) for name, item in inspect.getmembers(type(value), inspect.isdatadescriptor))
+    return {name: item for name, item in members if not name.startswith("_") and isinstance(item, _ATOMS)}
 
 
 def _attributes_of(value: Any) -> dict[str, Any]:
@@ -328,7 +368,8 @@ def _content(cell: types.CellType) -> Any:
 
 def _of_library(code: type | types.FunctionType) -> bool:
     """Whether a class or function is known by its name."""
-    return (code.__module__ or "").partition(".")[0] in LIBRARIES
+    module = code.__module__
+    return isinstance(module, str) and module.partition(".")[0] in LIBRARIES  # Cython's classes have no string there
 
 
 def _attributes(cls: type) -> list[tuple[str, Any]]:

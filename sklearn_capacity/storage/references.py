@@ -81,7 +81,7 @@ def is_installed(code: type | types.FunctionType | types.ModuleType) -> bool:
     if isinstance(code, types.FunctionType) and code.__closure__:
         return False
     module = code.__name__ if isinstance(code, types.ModuleType) else code.__module__ or "builtins"
-    if module.partition(".")[0] in LIBRARIES:
+    if not isinstance(module, str) or module.partition(".")[0] in LIBRARIES:  # Cython's classes have no string there
         return True
     try:
         return _is_installed_file(inspect.getfile(code))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sklearn_capacity._validation import check_instance, check_integer
+from sklearn_capacity._validation import check_instance, check_integer, copied_module
 from sklearn_capacity.theory._mean_field import per_layer
 
 __all__ = ["draw_normal", "initialize_mean_field", "make_generator"]
@@ -72,7 +71,7 @@ def initialize_mean_field(
     3.02
     """
     list(_weight_layers(module))  # all checks, before torch refuses to copy the module
-    module = copy.deepcopy(module)
+    module = copied_module(module, "Initialize a new one.")
     layers = list(_weight_layers(module))
     if not layers:
         raise ValueError("`module` must hold a Linear or Conv layer, got none.")

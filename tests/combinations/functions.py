@@ -336,6 +336,17 @@ def run_single_change(name: str, key: str, number: int) -> Case:
     return case
 
 
+def run_single_module(name: str, key: str, module: str) -> Case:
+    """One call with one of the modules."""
+    torch.manual_seed(0)
+    case = Case(0, 0)
+    case.choices += [name, f"{key}={module}"]
+    if module == "large weights":
+        case.choices.append("inf")
+    _call(case, name, FUNCTIONS[name][1]() | {key: {**MODULES, **FACTORIES}[module]()})
+    return case
+
+
 def _call(case: Case, name: str, arguments: Arguments) -> None:
     before = {key: state_of(value) for key, value in arguments.items()}
     if name in DRAWS:
@@ -343,7 +354,13 @@ def _call(case: Case, name: str, arguments: Arguments) -> None:
     if name in FILES:
         case.refusals = (*REFUSALS, OSError)
     answer = case.call(name, FUNCTIONS[name][0], **arguments)
-    changes = name in ("forward_pass", "he_initialize", "initialize_mean_field", "set_nu", "GeneralizationWrap")
+    changes = "late" in " ".join(case.choices) or name in (
+        "forward_pass",
+        "he_initialize",
+        "initialize_mean_field",
+        "set_nu",
+        "GeneralizationWrap",
+    )
     for key, value in arguments.items():
         # a lazy module becomes another by its first call
         if not changes and before[key] is not None and state_of(value) != before[key]:

@@ -122,11 +122,6 @@ class TwoInputs(nn.Linear):
         return super().forward(X) + Z
 
 
-def _reseeds(module: nn.Module, X: Tensor) -> Tensor:
-    torch.manual_seed(0)
-    return module.layer(X)  # type: ignore[no-any-return, operator]
-
-
 def _with_empty() -> nn.Module:
     module = mlp()
     module.register_parameter("nothing", nn.Parameter(torch.zeros(0)))
@@ -273,7 +268,6 @@ MODULES: dict[str, Callable[[], Any]] = {
     "one layer repeated": Repeated,
     "gradient": lambda: Gradient(FEATURES, CLASSES),
     "two inputs": lambda: TwoInputs(FEATURES, CLASSES),
-    "reseeds": lambda: Forward(_reseeds),
     "empty parameter": _with_empty,
     "one-byte weights": lambda: mlp().to(torch.float8_e4m3fn),
     "orthogonal": lambda: nn.utils.parametrizations.orthogonal(nn.Linear(FEATURES, CLASSES)),

@@ -51,7 +51,7 @@ class NoCopy(nn.Linear):
         ({"callbacks": [Fails(ZeroDivisionError("by zero"))]}, r"^`callbacks` \(Fails\) made the fit fail: ZeroDiv"),
         ({"learning_rate_schedule": torch.optim.lr_scheduler.StepLR}, "^`learning_rate_schedule` must be callable"),
         ({"module": FailsInTraining(4, 3)}, "^`module` made the fit fail: KeyError: 'no such key'"),
-        ({"module": NoCopy(4, 3)}, "^`module` cannot be copied: it is locked Give its class"),
+        ({"module": NoCopy(4, 3)}, "^`module` cannot be copied: it is locked. Give its class"),
         ({"module": lambda: {}["missing"]}, "^`module` made the fit fail: KeyError: 'missing"),
         ({"penalty": lambda module, X: {}["missing"]}, "^`penalty` made the fit fail: KeyError: 'missing"),
         ({"augmentation": lambda X, generator: {}["missing"]}, "^`augmentation` made the fit fail: KeyError: 'missing"),

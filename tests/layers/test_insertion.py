@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from torch import nn
 
 from sklearn_capacity.layers import (
@@ -220,6 +221,15 @@ class Unused(nn.Module):
 
     def forward(self, x):
         return self.used(x)
+
+
+def test_a_module_that_torch_cannot_copy_is_refused():
+    module = nn.Sequential(nn.Linear(4, 3))
+    nn.utils.prune.identity(module[0], "weight")
+    with pytest.raises(
+        ValueError, match=r"^`module` cannot be copied: Only Tensors created .* Insert the layer before"
+    ):
+        insert_generalization_layer(module)
 
 
 def test_a_scripted_module_is_refused():

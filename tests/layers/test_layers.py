@@ -251,6 +251,11 @@ def test_schedule_errors(call, error, message):
 # initialisation
 
 
+def test_he_initialisation_needs_floats_that_torch_can_draw():
+    with pytest.raises(TypeError, match=r"^`module` must have weights in float16 to float64, got torch.float8_e4m3fn"):
+        he_initialize(nn.Linear(2, 2).to(torch.float8_e4m3fn))
+
+
 def test_he_initialisation_has_variance_two_over_fan_in():
     for layer, fan_in in ((nn.Linear(200, 300), 200), (nn.Conv2d(20, 80, 5), 500)):
         scaled = he_initialize(layer).weight.detach().double() * (fan_in / 2) ** 0.5

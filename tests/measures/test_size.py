@@ -30,6 +30,13 @@ def test_sizes_of_a_perceptron():
     assert measure_module(module, X, "vc_dimension").value == 3 * len(theta[30:])
 
 
+def test_an_empty_parameter_adds_nothing():
+    module = nn.Linear(4, 3)
+    expected = measure_module(module, torch.randn(5, 4), "parameter_norm").value
+    module.nothing = nn.Parameter(torch.zeros(0))
+    assert measure_module(module, torch.randn(5, 4), "parameter_norm").value == expected
+
+
 @pytest.mark.parametrize("name", ["conv_batch_norm", "mlp_batch_norm", "residual", "residual_preactivation"])
 def test_parameter_norm_folds_batch_norm(name):
     module, X, _ = NETWORKS[name]()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 
 import pytest
+from torch import nn
 
 from combinations.case import Case, Fault
-from combinations.functions import FUNCTIONS, run_single_change, single_changes
+from combinations.functions import FUNCTIONS, run_single_change, run_single_module, single_changes
 from combinations.kinds import KINDS, run
+from combinations.modules import FACTORIES, MODULES
 
 pytestmark = [pytest.mark.fuzz, pytest.mark.filterwarnings("ignore")]
 
@@ -36,6 +38,26 @@ def test_each_parameter_takes_or_refuses_every_object(name, tmp_path, monkeypatc
             run_single_change(name, key, number)
         except Fault as fault:
             faults.append(f"run_single_change({name!r}, {key!r}, {number}): {fault}")
+    assert not faults, "\n".join(faults)
+
+
+MODULE_CHANGES = [
+    (name, key, module)
+    for name in sorted(FUNCTIONS)
+    for key, value in FUNCTIONS[name][1]().items()
+    if isinstance(value, nn.Module)
+    for module in (*MODULES, *FACTORIES)
+]
+
+
+def test_each_function_takes_or_refuses_every_module(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    faults = []
+    for name, key, module in MODULE_CHANGES if CASES > 80 else MODULE_CHANGES[SEED % 50 :: 50]:
+        try:
+            run_single_module(name, key, module)
+        except Fault as fault:
+            faults.append(f"run_single_module({name!r}, {key!r}, {module!r}): {fault}")
     assert not faults, "\n".join(faults)
 
 

@@ -15,7 +15,7 @@ import torch
 from sklearn_capacity.storage import fingerprint
 
 IMPORTS = """
-import collections, contextlib, contextvars, dataclasses, enum, fractions, functools, operator, sys, types, typing
+import collections, contextlib, contextvars, copy, dataclasses, enum, fractions, functools, operator, sys, types, typing
 import weakref
 import numpy as np, torch
 from torch import nn
@@ -208,6 +208,32 @@ DEFINITIONS = {
     """,
     "a weak reference": "class H: k = 0.5\nheld = H()\nR = weakref.ref(held)\ndef late(x): return x * R().k",
     "a context variable": "K = contextvars.ContextVar('K', default=0.5)\ndef late(x): return x * K.get()",
+    "a series": "import pandas\nT = pandas.Series([0.5])\ndef late(x): return x * T[0]",
+    "a cell of a frame": "import pandas\nT = pandas.DataFrame({'a': [1.0, 0.5]})\ndef late(x): return x * T['a'].sum()",
+    "a pattern": "import re\nR = re.compile('0.5')\ndef late(x): return x if R.match('0.7') else -x",
+    "a layout of bytes": "import struct\nS = struct.Struct('x0.5'[:1] * int(10 * 0.5))\ndef late(x): return x * S.size",
+    "a generator's seed": """
+        import random
+        G = random.Random(0.5)
+        def late(x): return x * copy.deepcopy(G).random()
+    """,
+    "a generator of NumPy": """
+        G = np.random.default_rng(int(10 * 0.5))
+        def late(x): return x * copy.deepcopy(G).random()
+    """,
+    "a step of a pipeline": """
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import MinMaxScaler
+        P = make_pipeline(MinMaxScaler((0.0, 0.5))).fit([[0.0], [1.0]])
+        def late(x): return x * float(P.transform([[1.0]])[0, 0])
+    """,
+    "a proxy": "class H: k = 0.5\nheld = H()\nR = weakref.proxy(held)\ndef late(x): return x * R.k",
+    "a weak dictionary": """
+        class H: k = 0.5
+        held = H()
+        R = weakref.WeakValueDictionary(a=held)
+        def late(x): return x * R['a'].k
+    """,
     "a generic class": """
         T = typing.TypeVar("T")
         class Holder(typing.Generic[T]): k = 0.5
@@ -328,6 +354,15 @@ def test_a_table_counts_as_it_first_was():
     assert module.LOG == [1.0] and fingerprint(module=module.Net) == empty
     module.LOG = [1.0]
     assert fingerprint(module=module.Net) != empty
+
+
+def test_a_function_of_a_library_that_is_a_method_counts_by_name():
+    """Its object is the generator of the process, whose state is another one in each."""
+    module = defined("from random import randint\ndef late(x): return x * randint(0, 9)")
+    before = fingerprint(module=module.Net)
+    module.late(1.0)
+    again = defined("from random import randint\ndef late(x): return x * randint(0, 9)")
+    assert fingerprint(module=again.Net) == before
 
 
 def test_a_part_without_content_hides_no_other_part():
