@@ -11,7 +11,6 @@ import hashlib
 import inspect
 import json
 import operator
-import sys
 import types
 import weakref
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ from sklearn_capacity.storage.references import (
     all_named_in,
     home_of,
     is_installed,
+    is_library_function,
     name_and_version,
     named_in,
     parts_of_module,
@@ -220,9 +220,8 @@ def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
     elif isinstance(value, enum.Enum):
         inner([f"{type(value).__module__}.{type(value).__qualname__}", value.name, value.value], "member")
     elif isinstance(value, types.MethodType):
-        home = sys.modules.get(value.__func__.__module__ or "")
-        if getattr(home, value.__name__, None) == value and _of_library(value.__func__):  # such as random.randint
-            digest.update(f"{value.__func__.__module__}.{value.__name__}".encode())
+        if is_library_function(value):
+            digest.update(f"{value.__module__}.{value.__name__}".encode())
         else:
             inner([value.__func__, value.__self__], "method")
     elif digest.lenient and isinstance(value, _CODE) and is_installed(value):

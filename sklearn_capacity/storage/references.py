@@ -17,6 +17,7 @@ __all__ = [
     "all_named_in",
     "home_of",
     "is_installed",
+    "is_library_function",
     "name_and_version",
     "named_in",
     "parts_of_module",
@@ -87,6 +88,13 @@ def is_installed(code: type | types.FunctionType | types.ModuleType) -> bool:
         return _is_installed_file(inspect.getfile(code))
     except (TypeError, OSError, AttributeError):  # interactive or generated code
         return False
+
+
+def is_library_function(method: types.MethodType) -> bool:
+    """Whether a bound method is a function of a library's module, such as random.randint, and counts by name."""
+    module = method.__module__ or ""
+    is_function = getattr(sys.modules.get(module), method.__name__, None) == method
+    return is_function and module.partition(".")[0] in LIBRARIES
 
 
 def _is_installed_file(file: str) -> bool:
