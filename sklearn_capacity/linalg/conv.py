@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator as operators
 from dataclasses import dataclass, field, replace
@@ -14,14 +15,16 @@ from torch import Tensor
 from sklearn_capacity._validation import check_integer, check_option
 from sklearn_capacity.process_state import computed_once
 
-from .entry_norms import Taps, described, entry_norms, stable_norm
-from .matrix import in_range
+from .entry_norms import Taps, dense_blocks, described, entry_norms, stable_norm
+from .matrix import MatrixOperator, in_range
 from .operator_norm import OperatorNorm, operator_norm
 from .padding import PADDING_MODES, pad, pad_adjoint, per_axis, source_index
 from .torus_bound import convolution_bound
 
 __all__ = ["ConvOperator", "conv_norm_lower", "conv_norm_upper"]
 
+#: Pixels of the image up to which channels-last products in double precision are faster on a CPU.
+FEW_PIXELS = 64
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -229,6 +232,9 @@ class ConvOperator:
 def conv_norm_lower(operator: ConvOperator, tol: float = 1e-7, *, random_state: int = 0, **options) -> OperatorNorm:
     """Spectral norm of a convolution from below, by Lanczos on its forward and adjoint products.
 
+    A kernel of one pixel has the norm of its matrix of channels, and on images smaller than the kernel, the
+    convolution's own matrix has fewer entries; the norm is then that of `MatrixOperator`, unless there are `options`.
+
     Parameters
     ----------
     operator : ConvOperator
@@ -251,6 +257,11 @@ def conv_norm_lower(operator: ConvOperator, tol: float = 1e-7, *, random_state: 
     """
     weight, factor = in_range(operator.weight)
     operator = replace(operator, weight=weight)
+    matrix = None if options else _matrix_of_equal_norm(operator)
+    if matrix is not None:
+        norm = MatrixOperator(matrix).norm_lower(tol, random_state=random_state)
+        return replace(norm, value=norm.value * factor)
+    operator = _channels_last_where_faster(operator)
     norm = operator_norm(
         operator.forward,
         operator.adjoint,
@@ -290,6 +301,25 @@ def conv_norm_upper(operator: ConvOperator, lower: float = 0.0) -> float:
     """
     weight, factor = in_range(operator.weight)
     return convolution_bound(replace(operator, weight=weight), lower / factor) * factor
+
+
+def _matrix_of_equal_norm(operator: ConvOperator) -> Tensor | None:
+    """A matrix with the norm of the convolution and no more entries than its kernel, if there is one."""
+    if operator.groups > 1:
+        return None
+    if all(taps.selects for taps in operator.taps):  # the Kronecker product of the kernel with selections of pixels
+        return operator.weight.flatten(1)
+    if math.prod(operator.domain) * math.prod(operator.image) > operator.weight.numel():
+        return None
+    return dense_blocks(operator.blocks, operator.taps)[0]  # (image, domain)
+
+
+def _channels_last_where_faster(operator: ConvOperator) -> ConvOperator:
+    """The operator with channels-last products, if it has few pixels: torch's double-precision products then halve."""
+    few = math.prod(operator.image[1:]) <= FEW_PIXELS and len(operator.kernel) == 2 and operator.groups == 1
+    if not few or operator.weight.device.type != "cpu":
+        return operator
+    return replace(operator, weight=operator.weight.contiguous(memory_format=torch.channels_last))
 
 
 def _padding_pairs(padding, reach: tuple[int, ...]) -> tuple[tuple[int, int], ...]:

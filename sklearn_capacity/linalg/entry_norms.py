@@ -43,6 +43,12 @@ class Taps:
         return self.source[np.arange(self.outputs)[:, None] * self.stride + self.dilation * np.arange(self.kernel)]
 
     @property
+    def selects(self) -> bool:
+        """Whether there is one tap, and every output reads another pixel or none, but not all of them none."""
+        read = self.pixels[self.pixels >= 0]
+        return self.kernel == 1 and 0 < len(read) == len(np.unique(read))
+
+    @property
     def indicator(self) -> Tensor:
         """Ones where a tap of an output pixel reads an input pixel, shape (kernel, outputs, inputs)."""
         pixels = torch.as_tensor(self.pixels.T, dtype=torch.int64, device="cpu")  # (kernel, outputs)

@@ -22,6 +22,7 @@ from .layer_operators import (
     layer_weight,
     left_out,
     norm_bytes,
+    operator_norm,
     repetitions,
     weight_layers,
 )
@@ -73,11 +74,11 @@ def stable_rank(network: Network, batch: Batch, *, view: str = "kernel") -> Meas
     1.25
     """
 
-    def rank(operator: Operator, copies: int) -> float:
-        norm = operator.norm_lower().value
+    def rank(operator: Operator, copies: int, norm: float) -> float:
         return copies * (operator.frobenius_norm() / norm) ** 2 if norm > 0 else 0.0
 
-    return _mean_of([rank(*entry) for entry in _operators(network, view)], network)
+    layers = zip(_operators(network, view), _spectral_norms(network, view), strict=True)
+    return _mean_of([rank(*entry, norm) for entry, norm in layers], network)
 
 
 def effective_rank(network: Network, batch: Batch, *, view: str = "kernel") -> Measured:
@@ -208,7 +209,24 @@ def log_spectral_norm(network: Network, batch: Batch, *, view: str = "kernel") -
     >>> round(measure_capacity(net, measures="log_spectral_norm")["log_spectral_norm"], 6)
     2.0
     """
-    return _mean_of([2 * _log10(op.norm_lower().value) for op, _ in _operators(network, view)], network)
+    return _mean_of([2 * _log10(norm) for norm in _spectral_norms(network, view)], network)
+
+
+def _spectral_norms(network: Network, view: str) -> list[float]:
+    """The spectral norm of one copy of every layer, which the measures of a call share."""
+
+    def compute() -> list[float]:
+        return [_norm_of(network, node, op, view) for node, op in zip(layers, operators, strict=True)]
+
+    layers = weight_layers(network)
+    operators = (operator for operator, _ in _operators(network, view))
+    return network.once(("spectral_norms", check_view(view)), compute)
+
+
+def _norm_of(network: Network, node: Node, operator: Operator, view: str) -> float:
+    """That of the linear operator is shared with other families."""
+    shared = view == "operator" or node.op == "linear"
+    return (operator_norm(network, node) if shared else operator.norm_lower()).value
 
 
 def _operators(network: Network, view: str) -> Iterator[tuple[Operator, int]]:

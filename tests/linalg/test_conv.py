@@ -200,6 +200,30 @@ def test_extreme_scales(scale, size):
     assert lower <= upper
 
 
+POINTWISE = {
+    "plain": ConvOperator(drawn(3, 5, 1, 1), (5, 4, 6)),
+    "strided and padded": ConvOperator(drawn(3, 5, 1, 1), (5, 4, 6), 2, 1),
+    "reflected, where pixels are read twice": ConvOperator(drawn(3, 5, 1), (5, 4), 1, 1, padding_mode="reflect"),
+    "of zeros only": ConvOperator(drawn(3, 5, 1), (5, 1), 2, ((1, 0),)),
+    "grouped": ConvOperator(drawn(4, 2, 1, 1), (4, 3, 3), groups=2),
+    "transposed": ConvOperator(drawn(3, 5, 1, 1), (3, 3, 2), 2, output_padding=1, transposed=True),
+}
+FEW_PIXELS = {
+    "2 x 2": ConvOperator(drawn(3, 5, 3, 3), (5, 2, 2), padding=1),
+    "one": ConvOperator(drawn(3, 5, 3, 3), (5, 1, 1), padding=1),
+    "circular": ConvOperator(drawn(3, 5, 3), (5, 2), padding=1, padding_mode="circular"),
+    "transposed": ConvOperator(drawn(3, 5, 3, 3), (3, 1, 1), 2, 1, output_padding=1, transposed=True),
+}
+
+
+@pytest.mark.parametrize("operator", [*POINTWISE.values(), *FEW_PIXELS.values()], ids=[*POINTWISE, *FEW_PIXELS])
+def test_norms_of_single_taps_and_few_pixels_are_those_of_the_products(operator):
+    inputs = torch.eye(math.prod(operator.input_shape), dtype=torch.float64).reshape(-1, *operator.input_shape)
+    true = norm(operator.forward(inputs).flatten(1).numpy())
+    assert conv_norm_lower(operator).value == pytest.approx(true, rel=1e-9)
+    assert conv_norm_lower(operator, max_steps=200).value == pytest.approx(true, rel=1e-6)
+
+
 def test_large_operator_within_a_millionth_and_frequencies_in_chunks(monkeypatch):
     operator = ConvOperator(drawn(6, 6, 3, 3), (6, 12, 12), padding=1)
     true = norm(_dense(operator))
