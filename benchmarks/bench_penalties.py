@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,13 @@ from sklearn_capacity.architectures import make_network
 from sklearn_capacity.derivatives.input_sweeps import jacobian_rows
 from sklearn_capacity.graph import Network
 from sklearn_capacity.penalties import JacobianPenalty
+from sklearn_capacity.penalties.frobenius import cpu_has_bfloat16
 
 STRENGTH, CLASSES = 0.01, 10
 #: Kernel -> (norm, options, largest ratio to a plain step for the MLP, the conv net and the ResNet).
 KERNELS = {
     "exact": ("frobenius", {}, (11.0, 11.0, 11.0)),
+    "exact in bfloat16": ("frobenius", {"precision": "bfloat16"}, (11.0, 11.0, 11.0)),
     "projection n=1": ("projection", {"n_projections": 1}, (2.0, 2.0, 2.0)),
     "projection n=3": ("projection", {"n_projections": 3}, (4.9, 4.9, 4.9)),
     "spectral": ("spectral", {}, (5.0, 5.0, 5.0)),
@@ -63,7 +65,7 @@ def plain(case: Case) -> Callable[[], None]:
     return step
 
 
-def penalized(case: Case, norm: str, **options: int) -> Callable[[], None]:
+def penalized(case: Case, norm: str, **options: Any) -> Callable[[], None]:
     """The same with one of our penalties, like a step of the estimators."""
     penalty = JacobianPenalty(norm, **options)
 
@@ -197,11 +199,12 @@ def run() -> Iterator[dict]:
 
     Each is measured in a separate process: the heap left by an earlier one changed ratios by a tenth.
     """
+    kernels = [kernel for kernel in KERNELS if kernel != "exact in bfloat16" or cpu_has_bfloat16()]
     with get_context("spawn").Pool(1, torch.set_num_threads, (1,), maxtasksperchild=1) as fresh:
         for position, name in enumerate(REPEATS):
-            for kernel in KERNELS:
+            for kernel in kernels:
                 yield from fresh.apply(kernel_rows, (position, kernel))
             yield from fresh.apply(jacobian_row, (position,))
-            peaks = {k: fresh.apply(measure_peak, (position, k)) for k in ("plain", *KERNELS, "loop")}
+            peaks = {k: fresh.apply(measure_peak, (position, k)) for k in ("plain", *kernels, "loop")}
             base = peaks.pop("plain")
             yield from (peak_row(name, kernel, peak, base) for kernel, peak in peaks.items())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -105,6 +105,22 @@ class Tape:
         masks = {name: mask[samples] for name, mask in self.slope_masks.items()}
         points = {name: tuple(x[samples] for x in xs) for name, xs in self.points.items()}
         return Tape(self.graph, self.logits[samples], slopes, selections, smooth, masks, points)
+
+    def rounded(self, dtype: torch.dtype) -> Tape:
+        """The tape for sweeps in another precision, whose weights, slopes and points are constants."""
+
+        def cast(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.detach().to(dtype)
+
+        nodes = tuple(replace(node, weight=cast(node.weight), bias=cast(node.bias)) for node in self.graph.nodes)
+        slopes = {name: cast(slope) for name, slope in self.slopes.items()}
+        selections = {
+            name: replace(chosen, masks=[(place, mask.to(dtype)) for place, mask in chosen.masks])
+            for name, chosen in self.selections.items()
+        }
+        points = {name: tuple(x.detach().to(dtype) for x in xs) for name, xs in self.points.items()}
+        graph = NetworkGraph(nodes, self.graph.output)
+        return Tape(graph, self.logits, slopes, selections, self.smooth, self.slope_masks, points)
 
     def input_shape(self, node: Node) -> tuple[int, ...]:
         """Shape of one sample of the node's (first) input."""

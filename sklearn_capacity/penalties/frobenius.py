@@ -16,6 +16,7 @@ from sklearn_capacity.penalties.shared_pass import SharedPass, linearized
 from sklearn_capacity.penalties.sweep_gradients import chain_products
 
 __all__ = [
+    "cpu_has_bfloat16",
     "frobenius_penalty",
     "orthonormal_directions",
     "projection_penalty",
@@ -24,6 +25,8 @@ __all__ = [
     "weighted_mean",
 ]
 
+PRECISIONS = ("full", "bfloat16")
+
 
 @checked_penalty
 def frobenius_penalty(
@@ -31,6 +34,7 @@ def frobenius_penalty(
     X: Tensor,
     *,
     output: str = "logits",
+    precision: str = "full",
     sample_weight: Tensor | None = None,
     shared: SharedPass | None = None,
 ) -> Tensor:
@@ -46,6 +50,9 @@ def frobenius_penalty(
     X : Tensor of shape (n, ...)
     output : {"logits", "softmax"}, default="logits"
         Whether f is the output itself or, as in [JR], its softmax.
+    precision : {"full", "bfloat16"}, default="full"
+        The numbers in which the sweeps multiply; "bfloat16" has 8 significant bits, and its products are summed in
+        single precision. See Notes.
     sample_weight : Tensor of shape (n,), default=None
         The mean becomes ``(1/n) sum_i w_i ||J(x_i)||_F^2``.
     shared : SharedPass, default=None
@@ -60,7 +67,7 @@ def frobenius_penalty(
     Raises
     ------
     ValueError
-        If `output` is not one of the two.
+        If `output` or `precision` is not one of the two, or if the network or the device has no such precision.
 
     Notes
     -----
@@ -68,6 +75,13 @@ def frobenius_penalty(
     costs one backward sweep, one forward sweep and the gradients of the weights: in total 6 to 12 plain steps for C =
     10. The gradient is then in closed form and can be differentiated only once. Other functions take C backward passes
     that can be differentiated any number of times, at 5 to 8 times the memory.
+
+    In "bfloat16" the forward pass, logits and sums stay in single precision; weights, slopes and both sweeps are
+    rounded. The value was off by less than 0.1 % and its gradient by 0.05 to 0.4 % (relative error of the whole vector)
+    for a perceptron, a convolutional network and a ResNet-20, and by less than 2 % for networks with layers of a few
+    units. On a processor with bfloat16 products (AVX-512) a step took 3.8 plain steps instead of 6.2 for the
+    perceptron with layers of 784 units, 6.2 instead of 9.1 for the ResNet, 8.2 instead of 8.5 for the convolutional
+    network. It needs `X` in float32, a module with a graph, and a device with such products.
 
     References
     ----------
@@ -84,7 +98,27 @@ def frobenius_penalty(
     >>> float(frobenius_penalty(linear, torch.randn(5, 2)).detach())
     36.0
     """
-    return squared_products(function, X, None, output=output, sample_weight=sample_weight, shared=shared)
+    check_option("precision", precision, PRECISIONS)
+    dtype = _bfloat16(X) if precision == "bfloat16" else None
+    return squared_products(
+        function, X, None, output=output, precision=dtype, sample_weight=sample_weight, shared=shared
+    )
+
+
+def _bfloat16(X: Tensor) -> torch.dtype:
+    """The type, if the device of X multiplies in it."""
+    name = X.device.type
+    if X.dtype != torch.float32:
+        raise ValueError(f"`precision` must be 'full' for `X` of {X.dtype}, got 'bfloat16', which shortens float32.")
+    if not (torch.cuda.is_bf16_supported() if name == "cuda" else name == "cpu" and cpu_has_bfloat16()):
+        raise ValueError(f"`precision` must be 'full' on this {name} device, which has no products in bfloat16.")
+    return torch.bfloat16
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether torch multiplies in bfloat16 here, in oneDNN."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return torch.backends.mkldnn.is_available() and supported is not None and bool(supported())
 
 
 @checked_penalty
@@ -162,6 +196,7 @@ def squared_products(
     directions: Callable[[Tensor], Tensor] | None,
     *,
     output: str = "logits",
+    precision: torch.dtype | None = None,
     sample_weight: Tensor | None = None,
     shared: SharedPass | None = None,
 ) -> Tensor:
@@ -173,6 +208,10 @@ def squared_products(
     check_option("output", output, OUTPUTS)
     batch = linearized(function, X, shared)
     if batch is None:
+        if precision is not None:
+            raise ValueError(
+                f"`precision` must be 'full' for {type(function).__name__}, whose Jacobian has no chain of operators."
+            )
         with evaluating(function):
             # k of (n, ...)
             products = list(jacobian_products(function, X, directions, output=output, create_graph=True))
@@ -180,7 +219,8 @@ def squared_products(
         return weighted_mean(squares, sample_weight)
     values = batch.outputs  # (n, C)
     vectors = unit_vectors(values) if directions is None else directions(values)  # (k, n, C)
-    return chain_products(batch, lambda part, _: vectors[:, part], sample_scale(values, sample_weight), output)
+    scale = sample_scale(values, sample_weight)  # (n,)
+    return chain_products(batch, lambda part, _: vectors[:, part], scale, output, precision=precision)
 
 
 def sample_scale(values: Tensor, sample_weight: Tensor | None) -> Tensor:

@@ -52,7 +52,7 @@ class JacobianPenalty:
     generator : torch.Generator on the CPU, default=None
         For the random norms; None creates one generator, on construction, with torch's default seed.
     **options
-        Further options of the penalty function: ``n_projections``.
+        Further options of the penalty function: ``n_projections``, or ``precision`` of the exact norm.
 
     Raises
     ------

@@ -125,7 +125,9 @@ def _by_chain(batch: LinearizedBatch, generator: torch.Generator, output: str, s
             weighted = part if weights is None else part * weights.reshape(-1, *(1,) * (part.dim() - 1))
             totals.append(torch.linalg.vector_norm(part).square() if weights is None else (part * weighted).sum())
             if node.name in trained:
-                sums.add_weight(batch.graph[node.name], weighted, g)
+                layer = batch.graph[node.name]
+                assert layer.weight is not None
+                sums.add_weight(layer.weight, layer, weighted, g)
             return weighted is part and node.op == "linear"  # its gradient stays in factored form
 
         with torch.no_grad():

@@ -14,6 +14,7 @@ from sklearn_capacity.derivatives.input_sweeps import pull, pull_to_layers, push
 from sklearn_capacity.derivatives.sweep_rules import Tape, weight_gradient
 from sklearn_capacity.graph import Node, activation_of
 from sklearn_capacity.graph.functions import function_of
+from sklearn_capacity.graph.nodes import WEIGHT_OPS
 from sklearn_capacity.linalg.product import product
 from sklearn_capacity.penalties.shared_pass import LinearizedBatch
 
@@ -54,7 +55,7 @@ class _WithGradient(torch.autograd.Function):
             for _ in range(n_pairs):
                 g, t = next(saved), next(saved)  # (k n, out), (k n, in)
                 t = t * factor
-                outer = product(g.t(), t)  # (out, in)
+                outer = product(g.t(), t).to(factor.dtype)  # (out, in)
                 gradient = outer if gradient is None else gradient.add_(outer)
             gradients.append(gradient)
         return None, None, None, *gradients
@@ -96,18 +97,28 @@ class Gradients:
         entry = self._sum_of(tensor)
         entry.total = gradient if entry.total is None else entry.total.add_(gradient)
 
-    def add_weight(self, node: Node, t: Tensor, g: Tensor) -> None:
-        """Add the gradient of <g, W t> for the node's weight W. t and g are stored and must not be modified."""
-        assert node.weight is not None
-        entry = self._sum_of(node.weight)
+    def add_weight(self, weight: Tensor, node: Node, t: Tensor, g: Tensor) -> None:
+        """Add the gradient of <g, W t> for the weight W, which the node has in the precision of t and g.
+
+        t and g are stored and must not be modified.
+        """
+        entry = self._sum_of(weight)
         if node.op != "linear":
-            entry.total = weight_gradient(node, t, g, entry.total)
+            entry.total = self._added(weight, node, t, g, entry.total)
             return
         entry.pairs.append((g.reshape(-1, g.shape[-1]), t.reshape(-1, t.shape[-1])))
-        if sum(g.numel() + t.numel() for g, t in entry.pairs) > node.weight.numel():
+        if sum(g.numel() + t.numel() for g, t in entry.pairs) > weight.numel():
             for g, t in entry.pairs:  # (k n, out), (k n, in)
-                entry.total = weight_gradient(node, t, g, entry.total)
+                entry.total = self._added(weight, node, t, g, entry.total)
             entry.pairs.clear()
+
+    @staticmethod
+    def _added(weight: Tensor, node: Node, t: Tensor, g: Tensor, total: Tensor | None) -> Tensor:
+        """The total, in the weight's precision, with a gradient added."""
+        if t.dtype == weight.dtype:
+            return weight_gradient(node, t, g, total)
+        gradient = weight_gradient(node, t, g, None).to(weight.dtype)
+        return gradient if total is None else total.add_(gradient)
 
     def _sum_of(self, tensor: Tensor) -> _Sum:
         self.tensors[id(tensor)] = tensor
@@ -120,7 +131,14 @@ class Gradients:
         return _WithGradient.apply(value, factor, [*self.sums.values()], *self.tensors.values())
 
 
-def chain_products(batch: LinearizedBatch, directions: Directions, scale: Tensor, output: str) -> Tensor:
+def chain_products(
+    batch: LinearizedBatch,
+    directions: Directions,
+    scale: Tensor,
+    output: str,
+    *,
+    precision: torch.dtype | None = None,
+) -> Tensor:
     """``sum_i scale_i sum_j |v_ij^T J(x_i)|^2``, differentiable once.
 
     Parameters
@@ -131,12 +149,14 @@ def chain_products(batch: LinearizedBatch, directions: Directions, scale: Tensor
         are known, these, too, and the sweep need not reach the input.
     scale : Tensor of shape (n,)
     output : "logits" or "softmax"
+    precision : torch.dtype, default=None
+        That of the sweeps; None is the batch's. Sums over samples, directions and entries keep the batch's.
     """
     sums = Gradients()
     values = []
     n, k = stacks(batch.graph, len(scale), scale)
     for samples, tape in batch.parts(n, output):
-        walk = _Walk(tape, sums, scale[samples], output)
+        walk = _Walk(tape, sums, scale[samples], output, precision)
         chosen = directions(samples, tape)
         u, rows = chosen if isinstance(chosen, tuple) else (chosen, None)
         known = itertools.repeat(None) if rows is None else rows.split(k)
@@ -170,10 +190,14 @@ class _Walk:
         s''(z)
     cotangents : dict of node name to Tensor of shape (k n, ...)
         g_l, between the two sweeps.
+    swept : Tape
+        The tape in the precision of the sweeps.
     """
 
-    def __init__(self, tape: Tape, sums: Gradients, scale: Tensor, output: str):
+    def __init__(self, tape: Tape, sums: Gradients, scale: Tensor, output: str, precision: torch.dtype | None = None):
         self.tape, self.sums, self.scale = tape, sums, scale
+        self.precision = precision or scale.dtype
+        self.swept = tape if self.precision == scale.dtype else tape.rounded(self.precision)
         nodes = tape.graph.nodes
         curved = tape.curved
         self.trained = {n.name for n in nodes if wants(n.weight) or any(map(wants, curved.get(n.name, ())))}
@@ -187,16 +211,18 @@ class _Walk:
     def __call__(self, u: Tensor, rows: Tensor | None = None) -> Tensor:
         """Value for directions u of shape (k, n, C), whose products with the Jacobian (k, n, *input) may be known."""
         v = u if self.p is None else softmax_jacobian(self.p, u)  # (k, n, C)
+        v = v.flatten(0, 1).to(self.precision)
         if rows is None:
-            rows = pull(self.tape, v.flatten(0, 1), self._keep).unflatten(0, u.shape[:2])  # (k, n, *input)
+            rows = pull(self.swept, v, self._keep).unflatten(0, u.shape[:2]).to(u.dtype)  # (k, n, *input)
         elif self.trained:
-            pull_to_layers(self.tape, v.flatten(0, 1), self._keep)
+            pull_to_layers(self.swept, v, self._keep)
         value = (rows.square().sum(tuple(range(2, rows.dim()))) * self.scale).sum()  # (k, n) times (n,), summed
         if self.trained or self.to_the_end:
             t = rows.mul(2 * self.scale.reshape(-1, *(1,) * (rows.dim() - 2))).flatten(0, 1)  # (k n, *input)
-            out = push(self.tape, t, self._collect, stop=self.last)  # (k n, C)
+            out = push(self.swept, t.to(self.precision), self._collect, stop=self.last)  # (k n, C)
             if self.to_the_end and out is not None and self.p is not None:
-                self.sums.add(self.tape.logits, _through_softmax(self.p, u, out.unflatten(0, u.shape[:2])))
+                out = out.unflatten(0, u.shape[:2]).to(u.dtype)  # (k, n, C)
+                self.sums.add(self.tape.logits, _through_softmax(self.p, u, out))
         return value
 
     def _keep(self, node: Node, g: Tensor, part: Tensor | None) -> None:
@@ -207,13 +233,17 @@ class _Walk:
         if node.name not in self.trained:
             return
         g = self.cotangents.pop(node.name)  # (k n, *node.shape)
+        weight = self.tape.graph[node.name].weight
+        if node.op in WEIGHT_OPS and weight is not None:
+            self.sums.add_weight(weight, node, t, g)
+            return
+        node = self.tape.graph[node.name]
+        t, g, others = t.to(self.scale.dtype), g.to(self.scale.dtype), tuple(o.to(self.scale.dtype) for o in others)
         if node.name in self.tape.points:
             self._pull_curvature(node, (t, *others), g)
         elif node.name in self.tape.slope_masks:
-            assert node.weight is not None
-            self.sums.add(node.weight, self._slope_gradient(node, t, g))
-        elif node.weight is not None:
-            self.sums.add_weight(node, t, g)
+            assert weight is not None
+            self.sums.add(weight, self._slope_gradient(node, t, g))
         else:
             both = (g * t).unflatten(0, (-1, len(self.scale))).sum(0)  # (n, ...)
             gradient = both * self.curvatures[node.name]
