@@ -138,11 +138,16 @@ def group_norm(network: Network, batch: Batch, *, p: float = 2.0, q: float = 2.0
 
 
 def layer_group_norm(network: Network, node: Node, p: float, q: float, view: str) -> float:
-    """One factor of `group_norm`."""
-    # (units,)
-    units = stable_norm(kernel_matrix(node), p) if view == "kernel" else as_operator(network, node).row_norms(p)
-    value = float(stable_norm(units.flatten(), q))
-    return value * repetitions(node) ** (1 / q) if view == "operator" else value
+    """One factor of `group_norm`, which the measures of a call share."""
+
+    def compute() -> float:
+        # (units,)
+        units = stable_norm(kernel_matrix(node), p) if view == "kernel" else as_operator(network, node).row_norms(p)
+        value = float(stable_norm(units.flatten(), q))
+        return value * repetitions(node) ** (1 / q) if view == "operator" else value
+
+    # By its tensor, as for `operator_norm`.
+    return network.once(("layer_group_norm", node.name, id(node.weight), float(p), float(q), view), compute)
 
 
 def l1_inf_norm(network: Network, batch: Batch, *, view: str = "kernel") -> Measured:
