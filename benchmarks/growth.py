@@ -3,7 +3,8 @@
 Fits, the presets of measures and a training step with each Jacobian penalty, over width, depth, samples and classes of
 a perceptron and the parameters of a convolutional network, two decades each where that takes seconds. An exponent is
 the slope of a least squares line through the logarithms, over the last decade, where fixed costs weigh least. Beside it
-stands the exponent that the work and the data must have. Writes `docs/results/growth.csv` and `growth.png`.
+stands the exponent that the work and the data must have. Writes `growth_points.csv`, and from it the table `growth.csv`
+and the plot `growth.png`; `--only TASK` measures one task anew and keeps the points of the others.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from benchmarks.memory import reset_peak, resident
 from sklearn_capacity import NetworkClassifier, measure_capacity
 from sklearn_capacity.architectures import make_network
 
+POINTS = "growth_points.csv"
 FOLDER = Path(__file__).parents[1] / "docs" / "results"
 N_FEATURES, SIDE, BATCH_SIZE, EPOCHS = 32, 8, 128, 2
 PENALTIES = {"frobenius", "projection", "spectral", "per_layer"}
@@ -69,8 +71,6 @@ AXES = {
     "classes": Axis("classes", (10, 32, 100, 320, 1000), 1, 1),
     "parameters": Axis("channels", (8, 14, 25, 45, 80), 1, 1),
 }
-#: For "cheap", which leaves out the exact Jacobians of many more classes.
-FEW_CLASSES = AXES["classes"]._replace(values=(3, 10, 32, 100))
 TASKS = ("fit", "essential", "cheap", *sorted(PENALTIES))
 COLUMNS = (
     "task", "axis", "from", "to", "time at the end [ms]", "time exponent", "expected time exponent",
@@ -86,10 +86,8 @@ class Point(NamedTuple):
     megabytes: float
 
 
-def axes_of(task: str, quick: bool = False) -> dict[str, Axis]:
-    """The axes of a task, each with its values; of these the first two if it must be quick."""
-    axes = AXES | {"classes": FEW_CLASSES} if task == "cheap" else AXES
-    return {name: axis._replace(values=axis.values[: 2 if quick else None]) for name, axis in axes.items()}
+#: A task and the name of an axis -> what was measured, in ascending order.
+Series = dict[tuple[str, str], list[Point]]
 
 
 def network(sizes: Sizes) -> nn.Module:
@@ -201,7 +199,33 @@ def row(task: str, name: str, axis: Axis, points: Sequence[Point]) -> dict[str, 
     return dict(zip(COLUMNS, cells, strict=True))
 
 
-def plot(measured: dict[tuple[str, str], list[Point]], path: Path) -> None:
+def read_points(path: Path) -> Series:
+    """The points of earlier series; none without the file."""
+    measured: Series = {}
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file):
+                point = Point(int(line["size"]), float(line["seconds"]), float(line["megabytes"]))
+                measured.setdefault((line["task"], line["axis"]), []).append(point)
+    return measured
+
+
+def write(measured: Series, folder: Path) -> None:
+    """The points and the table."""
+    order = [(task, name, axis) for task in TASKS for name, axis in AXES.items() if (task, name) in measured]
+    rows = [row(task, name, axis, measured[task, name]) for task, name, axis in order]
+    with (folder / "growth.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    with (folder / POINTS).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("task", "axis", *Point._fields))
+        for task, name, _ in order:
+            writer.writerows((task, name, *point) for point in measured[task, name])
+
+
+def plot(measured: Series, path: Path) -> None:
     """Time above, memory below, an axis a column, a line a task; dashed: the expected slope."""
     from matplotlib.figure import Figure
 
@@ -210,11 +234,12 @@ def plot(measured: dict[tuple[str, str], list[Point]], path: Path) -> None:
     for column, (name, axis) in enumerate(AXES.items()):
         for above, (field, slope) in enumerate((("seconds", axis.time), ("megabytes", axis.memory))):
             ax = grid[above, column]
-            for task in TASKS:
+            tasks = [task for task in TASKS if (task, name) in measured]
+            for task in tasks:
                 points = measured[task, name]
                 ax.loglog([p.size for p in points], [getattr(p, field) for p in points], ".-", label=task)
             ends = np.array([points[0].size, points[-1].size], dtype=float)
-            top = max(getattr(measured[task, name][-1], field) for task in TASKS)
+            top = max(getattr(measured[task, name][-1], field) for task in tasks)
             ax.loglog(ends, 1.5 * top * (ends / ends[1]) ** slope, "k--", linewidth=1, label="expected slope")
             ax.set_xlabel(name)
     grid[0, 0].set_ylabel("processor time [s]")
@@ -227,19 +252,18 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure all series and write the table and the plot."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=FOLDER, metavar="FOLDER", help="default: docs/results")
+    parser.add_argument("--only", action="append", choices=TASKS, help="measure this task anew (may be repeated)")
     parser.add_argument("--quick", action="store_true", help="two small sizes an axis, all in this process")
     options = parser.parse_args(arguments)
-    measured, rows = {}, []
-    for task in TASKS:
-        for name, axis in axes_of(task, options.quick).items():
-            points = series(task, axis, 1, QUICK) if options.quick else in_a_process(task, axis)
+    measured = read_points(options.output / POINTS) if options.only else {}
+    for task in options.only or TASKS:
+        for name, axis in AXES.items():
+            two = axis._replace(values=axis.values[:2])
+            points = series(task, two, 1, QUICK) if options.quick else in_a_process(task, axis)
             measured[task, name] = points
-            rows.append(row(task, name, axis, points))
-            print(", ".join(f"{column} {text}" for column, text in rows[-1].items()), file=sys.stderr, flush=True)
-    with (options.output / "growth.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+            cells = row(task, name, axis, points)
+            print(", ".join(f"{column} {text}" for column, text in cells.items()), file=sys.stderr, flush=True)
+            write(measured, options.output)  # after each, so that a run that is stopped leaves what it has
     plot(measured, options.output / "growth.png")
 
 
