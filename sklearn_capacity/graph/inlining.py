@@ -45,7 +45,8 @@ def _inline(module: fx.GraphModule, call: fx.Node) -> None:
         results = module.graph.graph_copy(graph, values)  # type: ignore[arg-type]
     for user in list(call.users):
         assert user.target is operator.getitem
-        user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
+        result = results[user.args[1]]  # type: ignore[index]
+        user.replace_all_uses_with(result)  # type: ignore[arg-type]
         module.graph.erase_node(user)
     module.graph.erase_node(call)
     if not body.users:

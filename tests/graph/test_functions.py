@@ -126,10 +126,13 @@ BOUNDED = {
     "running minimum, negated": (lambda h: -h.cummin(1)[0], 12),
     "product of sorted bounds": (lambda h: h.tanh().sort(2)[0] * h.flip(1).tanh().cummin(2)[0], 12),
     "running sum": (lambda h: h.cumsum(2), 12),
+    "larger of two, softly": (lambda h: torch.logaddexp(h, h.flip(1)), 12),
+    "sums of absolute values": (lambda h: h.norm(p=1, dim=2), 2),
     "a parameter with more axes": (lambda h: h[:, :1] * torch.ones(2, 6).to(h).cumsum(1) + h[:, :, :1], 12),
     "softmax, samples last": (lambda h: h.permute(1, 2, 0).softmax(1).permute(2, 1, 0), 12),
 }
 UNBOUNDED = {
+    "lerp by a signal": (lambda h: torch.lerp(h, 2 * h.flip(1), h[:, :1].tanh()), 12),
     "GLU": (nn.GLU(), 6),
     "SwiGLU": (lambda h: F.silu(h[..., :3]) * h[..., 3:], 6),
     "squeeze and excite": (lambda h: h * torch.sigmoid(h.mean(2, keepdim=True)), 12),

@@ -61,6 +61,8 @@ PICKS = {
     "diagonal": (lambda h: h.unflatten(1, (2, 2)).diagonal(dim1=1, dim2=2), 2),
     "movedim": (lambda h: h.unflatten(1, (2, 2)).movedim(1, 2), 4),
     "mT": (lambda h: h.unflatten(1, (2, 2)).mT, 4),
+    "broadcast_to": (lambda h: h.unsqueeze(1).broadcast_to(h.shape[0], 2, 4), 8),
+    "positive": (torch.positive, 4),
     "repeat_interleave of samples": (lambda h: h.repeat_interleave(2, 0).unflatten(0, (h.shape[0], 2)), 8),
     "repeat of samples": (lambda h: h.repeat(3, 1).unflatten(0, (3, h.shape[0])).transpose(0, 1), 12),
     "unfold": (lambda h: h.unfold(1, 2, 1), 6),
@@ -136,6 +138,8 @@ ACTIVATIONS = {
     "clamp_min": (lambda h: torch.clamp_min(h, LOW), 1.0),
     "clamp_max": (lambda h: torch.clamp_max(h, 0.3), 1.0),
     "sin": (torch.sin, 1.0),
+    "erfc": (torch.erfc, 2 / math.sqrt(math.pi)),
+    "fmax": (lambda h: torch.fmax(h, LOW), 1.0),
     "cos": (torch.cos, 1.0),
     "atan": (torch.atan, 1.0),
     "asinh": (torch.asinh, 1.0),
@@ -173,6 +177,8 @@ STEEP = {
     "log1p": (lambda h: h.abs().log1p(), 4),
     "sinh": (torch.sinh, 4),
     "cosh": (torch.cosh, 4),
+    "log2": (lambda h: h.abs().log2(), 4),
+    "exp2": (torch.exp2, 4),
 }
 ALL = {
     **PICKS,

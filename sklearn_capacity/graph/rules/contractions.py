@@ -142,7 +142,7 @@ def _blockwise(
     return _restored(mapped, stacks + columns + rows, result, sizes)
 
 
-def matmul_with_parameter(call: Call, a: Ref | Weight, b: Ref | Weight) -> Draft | None:
+def matmul_with_parameter(call: Call, a: Ref | Weight, b: Ref | Weight) -> Draft | Ref | None:
     """W x, or x W with several matrices W, where x has samples."""
     ranks = [call.rank(x) if isinstance(x, Ref) else x.tensor.dim() for x in (a, b)]
     if min(ranks) < 2:

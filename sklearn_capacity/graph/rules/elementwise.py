@@ -72,6 +72,28 @@ def _power(call: Call) -> Draft | None:
     return Draft("activation", (call["self"],), params={"kind": "pow", "args": (float(exponent),)})
 
 
+#: Activations up to constants: the activation's name, the factors of its input and of its output, and a shift.
+_SCALED = {
+    "log2.default": ("log", 1.0, 1 / math.log(2), 0.0),
+    "log10.default": ("log", 1.0, 1 / math.log(10), 0.0),
+    "exp2.default": ("exp", math.log(2), 1.0, 0.0),
+    "erfc.default": ("erf", 1.0, -1.0, 1.0),
+}
+
+
+@rule(*_SCALED)
+def _scaled_activation(call: Call) -> Draft:
+    kind, inner, outer, shift = _SCALED[call.target.__name__]
+    x, shape = call["self"], call.shape[1:]
+    if inner != 1:
+        x = Draft("diagonal", (x,), constant(inner, call), None, {"kind": "scale", "dim": None}, shape)
+    x = Draft("activation", (x,), params={"kind": kind, "args": ()}, shape=shape)
+    if (outer, shift) == (1, 0):
+        return x
+    factor, bias = constant(outer, call), None if shift == 0 else constant(shift, call)
+    return Draft("diagonal", (x,), factor, bias, {"kind": "scale", "dim": None})
+
+
 @rule("selu.default")
 def _selu(call: Call) -> Draft:
     args = (1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1.0)
@@ -111,6 +133,7 @@ def _clamp(call: Call) -> Draft | None:
 
 
 @rule("clone.default", "alias.default", "detach.default", "contiguous.default", "lift_fresh_copy.default")
+@rule("positive.default")
 @rule("type_as.default", "to.other")  # for casts see `_cast`
 def _identity(call: Call) -> Ref:
     return call["self"]
@@ -281,3 +304,20 @@ def _lerp(call: Call) -> Draft | None:
         return None
     wide = [broadcast_to(call, x, call.shapes[x.name], call.shape) for x in (a, b)]
     return None if None in wide else Draft("add", tuple(wide), params={"signs": (1 - t, t)})  # type: ignore[arg-type]
+
+
+@rule("lerp.Tensor")
+def _lerp_by_signal(call: Call) -> Draft | None:
+    """a + t (b - a)."""
+    a, b, t = call["self"], call["end"], call["weight"]
+    if not all(isinstance(x, Ref) for x in (a, b, t)):
+        return None
+    wide = [broadcast_to(call, x, call.shapes[x.name], call.shape) for x in (a, b)]
+    if None in wide:
+        return None
+    gap = Draft("add", (wide[1], wide[0]), params={"signs": (1.0, -1.0)}, shape=call.shape[1:])  # type: ignore[arg-type]
+    moved = product(call, t, gap, (call.shapes[t.name], call.shape))
+    if moved is None:
+        return None
+    moved = replace(moved, shape=call.shape[1:])
+    return Draft("add", (wide[0], moved), params={"signs": (1.0, 1.0)})  # type: ignore[arg-type]

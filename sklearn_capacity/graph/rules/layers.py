@@ -21,7 +21,7 @@ def _linear(call: Call) -> Draft | None:
 
 
 @rule("mm.default", "matmul.default", "addmm.default")
-def _matmul(call: Call) -> Draft | None:
+def _matmul(call: Call) -> Draft | Ref | None:
     names = ("mat1", "mat2") if "mat1" in call.args else ("self", "mat2") if "mat2" in call.args else ("self", "other")
     x, w = call[names[0]], call[names[1]]
     b = call["self"] if "mat1" in call.args else None

@@ -40,7 +40,7 @@ def _extremum_over_axes(call: Call) -> Draft | None:
     return _extremum(call, as_view(moved, rows), rows, smallest="min" in call.target.__name__)
 
 
-@rule("maximum.default", "minimum.default", "max.other", "min.other")
+@rule("maximum.default", "minimum.default", "max.other", "min.other", "fmax.default", "fmin.default")
 def _extremum_of_two(call: Call) -> Draft | None:
     a, b = call["self"], call["other"]
     smallest = "min" in call.target.__name__

@@ -36,6 +36,19 @@ def _logsumexp(call: Call) -> Draft | None:
     return as_view(row)
 
 
+@rule("logaddexp.default")
+def _logaddexp(call: Call) -> Draft | None:
+    a, b = call["self"], call["other"]
+    if not isinstance(a, Ref) or not isinstance(b, Ref):
+        return None
+    wide = [broadcast_to(call, x, call.shapes[x.name], call.shape) for x in (a, b)]
+    if None in wide:
+        return None
+    columns = tuple(as_view(x, (*call.shape[1:], 1)) for x in wide if x is not None)
+    pairs = Draft("cat", columns, params={"dim": len(call.shape)}, shape=(*call.shape[1:], 2))
+    return as_view(function("logsumexp", pairs, args=((-1,),), shape=(*call.shape[1:], 1)))
+
+
 # -- attention --------------------------------------------------------------------------------------------------------
 
 
@@ -151,8 +164,12 @@ def _vector_norm(call: Call) -> Draft | None:
     x, rank, order = call["self"], call.rank(call["self"]), call["ord"]
     dims = call.get("dim")
     dims = tuple(range(rank)) if dims is None else tuple(d % rank for d in dims)
-    if order != 2 or 0 in dims:
+    if order not in (1, 2) or 0 in dims:
         return None
+    if order == 1:
+        absolute = Draft("activation", (x,), params={"kind": "abs", "args": ()}, shape=call.shapes[x.name][1:])
+        total = {"kind": "sum", "dims": tuple(sorted(dims)), "keepdim": call["keepdim"], "factor": 1.0}
+        return Draft("reduce", (absolute,), params=total)
     kept = tuple(1 if i in dims else size for i, size in enumerate(call.shapes[x.name]))[1:]
     length = function("length", x, args=(tuple(d - rank for d in dims),), shape=kept)
     return as_view(length)

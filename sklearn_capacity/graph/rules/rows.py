@@ -38,7 +38,7 @@ _ALONG = frozenset(
 #: Operators that move, repeat or drop entries; their rule applies them to tables of indices.
 _MOVES = frozenset(
     "flip roll expand repeat tile rot90 repeat_interleave index index_select diagonal unfold tril triu diag_embed "
-    "expand_copy unfold_copy pixel_shuffle pixel_unshuffle channel_shuffle im2col "
+    "expand_copy broadcast_to unfold_copy pixel_shuffle pixel_unshuffle channel_shuffle im2col "
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d "
     "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d".split()
 )
@@ -53,7 +53,8 @@ BROADCASTS = frozenset(
     "threshold hardshrink softshrink sin cos atan asinh exp expm1 log log1p sinh cosh tan sign floor ceil round trunc "
     "sqrt rsqrt reciprocal square pow selu celu clamp_min clamp_max clamp clone alias detach contiguous "
     "lift_fresh_copy type_as to _to_copy dropout alpha_dropout feature_dropout feature_alpha_dropout mul div neg add "
-    "sub rsub maximum minimum where masked_fill lerp addcmul expand_as copy".split()
+    "sub rsub maximum minimum fmax fmin logaddexp log2 log10 exp2 erfc where masked_fill lerp addcmul expand_as "
+    "copy positive".split()
 )
 #: Arguments that broadcast with the signals.
 _BROADCAST = tuple("self other attn_mask condition mask value end weight tensor1 tensor2 min max".split())

@@ -89,7 +89,7 @@ def _select(call: Call) -> Draft | None:
 @rule("movedim.int", "movedim.intlist", "mT.default", "swapaxes.default", "unfold.default", "channel_shuffle.default")
 @rule("pixel_shuffle.default", "pixel_unshuffle.default", *(f"upsample_nearest{nd}d.vec" for nd in (1, 2, 3)))
 @rule(*(f"_upsample_nearest_exact{nd}d.vec" for nd in (1, 2, 3)), "tril.default", "triu.default", "diag_embed.default")
-@rule("im2col.default", "unfold_copy.default", "expand_copy.default", "permute_copy.default")
+@rule("im2col.default", "unfold_copy.default", "expand_copy.default", "permute_copy.default", "broadcast_to.default")
 def _moved(call: Call) -> Draft | None:
     """Convert an operator that moves, repeats or drops entries to a table of indices, by applying it to indices."""
     names = list(call.args)
