@@ -20,7 +20,7 @@ from ..graph.activations import activation_of
 from ..graph.evaluate import EVALUATE, apply_linear, pool_indices
 from ..graph.memory_layout import channels_last
 from ..graph.nodes import NetworkGraph, Node, interpret
-from ..linalg.product import affine
+from ..linalg.product import LARGE, affine
 from .freed_memory import keep_freed_memory
 from .sweep_rules import ADJOINT, FRESH, TANGENT, Selection, Tape, times_slope
 
@@ -50,7 +50,6 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
     The result is differentiable: logits and smooth pre-activations carry a graph if gradients are enabled and the
     weights require them; slopes and selections are constants.
     """
-    keep_freed_memory()
     X = channels_last(X)
     tape = Tape(graph, X)
     readers = graph.consumers()
@@ -84,6 +83,8 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
 
     def linear(node: Node, x: Tensor) -> Tensor:
         assert node.weight is not None
+        if len(x) * node.weight.numel() >= LARGE:
+            keep_freed_memory()
         return affine(x, node.weight, node.bias)
 
     def function(node: Node, *xs: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from skorch.callbacks import Callback, Checkpoint, LoadInitState, PassthroughSco
 from skorch.utils import TeeGenerator, is_dataset
 from torch import Tensor
 
-from sklearn_capacity.derivatives.freed_memory import keep_freed_memory
 from sklearn_capacity.graph import channels_last
 from sklearn_capacity.losses import CrossEntropyLoss, SquaredLoss
 from sklearn_capacity.penalties import SharedPass, forward_pass
@@ -263,7 +262,6 @@ class PenalizedNet(NeuralNet):
 
     def begin_training(self) -> None:
         """Inspect the callbacks and the optimiser, which may have changed since the last training."""
-        keep_freed_memory()
         self._listens_ = self._callbacks_listen()
         self._mode_ = None
         # optimisers that need more than gradients receive the module, and the batch of each step
