@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sklearn_capacity._validation import check_instance, check_integer
+from sklearn_capacity._validation import check_dense, check_instance, check_integer
 from sklearn_capacity.derivatives.modes import evaluating
 from sklearn_capacity.penalties.evaluation import naming_function
 from sklearn_capacity.penalties.shared_pass import forward_pass
@@ -141,7 +141,7 @@ def check_penalty(
     if not callable(penalty) or isinstance(penalty, type):
         raise TypeError(f"`penalty` must be a callable (module, X, sample_weight=None), got {penalty!r}.")
     check_instance("module", module, nn.Module, "a torch.nn.Module")
-    check_instance("X", X, Tensor, "a tensor of shape (n, ...)")
+    check_dense("X", check_instance("X", X, Tensor, "a tensor of shape (n, ...)"))
     check_integer("random_state", random_state, 0, 2**63 - 1)
     with naming_function(module, X):
         y = y.double() if isinstance(y, Tensor) and y.is_floating_point() else y

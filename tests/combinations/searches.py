@@ -50,7 +50,7 @@ OF_SCIKIT_LEARN = (*REFUSALS, KeyError, IndexError, AttributeError, NotImplement
 
 
 #: Modules that `clone` cannot copy, in scikit-learn's own code.
-UNCOPIED = ("cannot be copied", "old weight norm")
+UNCOPIED = ("cannot be copied", "old weight norm", "pruned")
 
 
 def _bagging(model: Any) -> Any:

@@ -12,6 +12,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from sklearn_capacity import GeneralizationLayerClassifier, NetworkClassifier, NetworkRegressor, measure_capacity
+from sklearn_capacity.penalties import check_penalty
 
 X, y = np.random.default_rng(0).normal(size=(12, 4)), np.arange(12) % 3
 
@@ -131,6 +132,7 @@ def test_tensors_without_plain_values_are_refused_by_name(kind):
         ("y", lambda: NetworkClassifier((3,), max_epochs=1).fit(X, y).score(X, odd)),
         ("X", lambda: measure_capacity(linear, odd, y, "fisher_trace")),
         ("y", lambda: measure_capacity(linear, X, odd, "margin")),
+        ("X", lambda: check_penalty(lambda module, X: module(X).square().sum(), linear, odd)),
     ]
     for name, call in calls:
         with pytest.raises(TypeError, match=f"^`{name}` must be a dense real tensor with values, got .*{kind}"):
