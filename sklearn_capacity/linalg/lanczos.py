@@ -218,6 +218,7 @@ def lanczos(
     start = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device=device, dtype=dtype)
     with torch.no_grad():
         process = LanczosProcess(product, start.reshape(-1, shape[-1]), shape, memory)
+        del start
         for step in range(1, max_steps + 1):
             process.step()
             if step >= k and (step % check_every == 0 or step == max_steps):
@@ -328,11 +329,12 @@ class LanczosProcess:
     def __init__(
         self, product: Callable[[Tensor], Tensor], start: Tensor, shape: tuple[int, ...], memory: float = math.inf
     ):
-        # start: (batch, n)
-        self.product = lambda x: product(x.reshape(shape)).reshape(start.shape)
+        # start: (batch, n); it is not kept, since one vector may take hundreds of megabytes
+        flat = start.shape
+        self.product = lambda x: product(x.reshape(shape)).reshape(flat)
         self.size = start.shape[-1]
         most = memory / (start.numel() * start.element_size())
-        self.most = max(2, int(min(most, sys.maxsize)))
+        self.most = max(1, int(min(most, sys.maxsize)))
         # The first vectors in blocks, (vectors, batch, n) each: another block moves none of the vectors before.
         self.blocks = [start.new_empty((min(BLOCK, self.most), *start.shape))]
         self.filled = 0  # vectors in the last block

@@ -42,7 +42,7 @@ __all__ = [
 SMALL = 300
 #: Bytes for the vectors of Lanczos and of Hutch++, if so many are free. Fixed, so that values do not depend on what is
 #: free; with more parameters, both need fewer vectors rather than several times the memory of a training step.
-BASIS, SKETCH = 2**28, 2**30
+BASIS, SKETCH = 2**26, 2**30
 
 
 def loss_gradient_norm(network: Network, batch: Batch) -> Measured:

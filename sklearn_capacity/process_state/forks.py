@@ -1,8 +1,8 @@
 """Forks, which wait for computations and traces to end.
 
-A forked child has only the forking thread. A fork waits, so that the child holds none of torch's locks, and this
-package creates new locks there. The child computes with one thread, since the threads among which OpenMP would split a
-sum exist only in the parent.
+A forked child has only the forking thread. A fork waits, so that no other thread holds one of torch's locks, which
+would stay locked in the child, and this package creates new locks there. The child computes with one thread, since the
+threads among which OpenMP would split a sum exist only in the parent.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ __all__: list[str] = []
 #: Seconds after which a fork continues although another thread still computes, which may wait for the forking one.
 FORK_PATIENCE = 10.0
 
-_forking: list[Any] = []
+_forking: list[Any] = []  # locks held by the forking thread
+# torch.manual_seed takes the locks of these packages, also without such devices.
+_DEVICES = ("cuda", "mtia", "xpu")
+
+
+def _locks_of_torch() -> list[Any]:
+    packages = (getattr(torch, name, None) for name in _DEVICES)
+    return [package._initialization_lock for package in packages if hasattr(package, "_initialization_lock")]
 
 
 def _before_fork() -> None:
@@ -28,6 +35,7 @@ def _before_fork() -> None:
     gates.alone.acquire()
     _forking.append(gates.alone)
     _forking.extend(gates.close_gates(FORK_PATIENCE))
+    _forking.extend(lock for lock in _locks_of_torch() if lock.acquire(timeout=FORK_PATIENCE))
 
 
 def _after_fork() -> None:

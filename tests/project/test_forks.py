@@ -11,6 +11,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from joblib import Parallel, delayed
 from torch import nn
 
@@ -110,9 +111,31 @@ def test_forked_children_can_trace_whatever_the_parent_was_in(model):
         thread.join(PATIENCE)
 
 
-def _attention_after_a_guard():
-    import torch
+@forks
+@pytest.mark.parametrize("package", ["cuda", "mtia", "xpu"])
+def test_forked_children_find_no_lock_of_torch_held(package):
+    """Another thread holds it for a moment, as in `torch.manual_seed`, and the child needs it."""
+    lock = getattr(getattr(torch, package), "_initialization_lock", None)
+    if lock is None:
+        pytest.skip(f"torch.{package} of this release has no lock")
+    held, leave = threading.Event(), threading.Event()
 
+    def seed():
+        with lock:
+            held.set()
+            leave.wait(0.3)
+
+    thread = threading.Thread(target=seed)
+    thread.start()
+    assert held.wait(PATIENCE)
+    try:
+        assert in_a_fork(lambda: lock.acquire(timeout=1))
+    finally:
+        leave.set()
+        thread.join(PATIENCE)
+
+
+def _attention_after_a_guard():
     before = torch.backends.cuda.flash_sdp_enabled()
     with twice_differentiable():
         pass
