@@ -163,7 +163,7 @@ def projection_penalty(
 
     Notes
     -----
-    Computed like the Frobenius penalty, from k directions instead of C: 1.6 to 2.3 plain steps for k = 1. Orthonormal
+    Computed like the Frobenius penalty, from k directions instead of C: 1.3 to 2.1 plain steps for k = 1. Orthonormal
     directions give a smaller variance than independent ones at the same cost.
 
     References
