@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import linecache
 import sys
 import warnings
@@ -31,10 +32,12 @@ from sklearn_capacity import (
     capacity_report,
     measure_capacity,
 )
+from sklearn_capacity.storage import references
 
 from .soak_classes import one_class
 
 GROWTH = 0.05
+trace = importlib.import_module("sklearn_capacity.graph.trace")  # `graph.trace` is the function
 
 
 class Usage(NamedTuple):
@@ -48,10 +51,16 @@ class Usage(NamedTuple):
 
 
 def usage() -> Usage:
-    """The current usage of this process, after garbage collection."""
+    """The current usage of this process, after garbage collection.
+
+    Bounded caches are emptied first, since it takes hundreds of rounds until they are full: sympy's of the symbols of
+    torch.export, the hundred programs of this package, and what a thousand functions read.
+    """
     sympy = sys.modules.get("sympy.core.cache")
-    if sympy is not None:  # torch.export's symbols fill a bounded cache, which takes hundreds of rounds
+    if sympy is not None:
         sympy.clear_cache()
+    references._read_by.cache_clear()
+    trace._PROGRAMS.clear()
     gc.collect()
     process = psutil.Process()
     held = process.memory_info().rss, process.num_fds(), process.num_threads()

@@ -53,6 +53,10 @@ class Programs:
         """Remove a value, if it is there."""
         self._kept.pop(key, None)
 
+    def clear(self) -> None:
+        """Remove all values."""
+        self._kept.clear()
+
 
 def structure_of(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype, *, training: bool) -> str | None:
     """A hash of everything that an export of the module fixes; None if that cannot be determined.

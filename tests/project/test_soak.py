@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import linecache
 import mmap
 import os
@@ -15,7 +13,6 @@ import pytest
 from benchmarks import soak
 from benchmarks.soak import Usage, faults
 from benchmarks.soak_classes import FORWARDS, class_of, one_class
-from sklearn_capacity.storage import references
 
 
 def test_a_short_run_leaves_no_files_or_threads():
@@ -26,11 +23,7 @@ def test_a_short_run_leaves_no_files_or_threads():
 
 
 @pytest.mark.filterwarnings("ignore")  # which would be kept by pytest
-def test_nothing_is_kept_of_the_classes_of_models(monkeypatch):
-    # The programs of the last hundred structures are kept, and what the last thousand functions read; here of a few, so
-    # that their number has settled.
-    monkeypatch.setattr(references, "_read_by", functools.lru_cache(4)(references._read_by.__wrapped__))
-    monkeypatch.setattr(importlib.import_module("sklearn_capacity.graph.trace")._PROGRAMS, "most", 4)
+def test_nothing_is_kept_of_the_classes_of_models():
     kinds = len(FORWARDS)
     _, _, result = soak.soak(4 * kinds, 2 * kinds, growth=0.15, progress=False, one_round=one_class)
     assert result == []
