@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["affine", "product"]
+__all__ = ["LARGE", "affine", "product"]
 
 #: Multiplications from which the start of a product in oneDNN, some 10 microseconds, is made up for.
 LARGE = 1 << 22
