@@ -26,8 +26,9 @@ _DEVICES = ("cuda", "mtia", "xpu")
 
 
 def _locks_of_torch() -> list[Any]:
-    packages = (getattr(torch, name, None) for name in _DEVICES)
-    return [package._initialization_lock for package in packages if hasattr(package, "_initialization_lock")]
+    packages = [getattr(torch, name, None) for name in _DEVICES]
+    locks = [getattr(package, "_initialization_lock", None) for package in packages]
+    return [lock for lock in locks if lock is not None]
 
 
 def _before_fork() -> None:
