@@ -15,7 +15,7 @@ from ..linalg import PowerLaw, fit_power_law
 from .batch import Batch
 from .layer_operators import check_view, weight_layers
 from .record import Measure, Measured
-from .spectral_shape import SPECTRUM, singular_values
+from .spectral_shape import SPECTRUM, SPECTRUM_PASSES, singular_values
 
 __all__ = ["MEASURES", "alpha_weighted", "log_alpha_norm", "power_law_alpha"]
 
@@ -247,6 +247,7 @@ _TAIL: dict[str, Any] = {
     "needs": frozenset({"layers"}),
     "memory": SPECTRUM,
     "cost": "spectrum",
+    "passes": SPECTRUM_PASSES,
 }
 _PERMUTATION = frozenset({"permutation"})
 

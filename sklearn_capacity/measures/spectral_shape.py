@@ -29,7 +29,16 @@ from .layer_operators import (
 from .memory import Peak
 from .record import Measure, Measured
 
-__all__ = ["MEASURES", "SPECTRUM", "effective_rank", "log_norm", "log_spectral_norm", "singular_values", "stable_rank"]
+__all__ = [
+    "MEASURES",
+    "SPECTRUM",
+    "SPECTRUM_PASSES",
+    "effective_rank",
+    "log_norm",
+    "log_spectral_norm",
+    "singular_values",
+    "stable_rank",
+]
 
 #: Largest shorter side of a convolution's operator that is expanded into a matrix.
 DENSE_SIDE = 4096
@@ -300,6 +309,8 @@ def _mean_of(values: Sequence[float], network: Network) -> Measured:
 
 #: A matrix, its factorisation, and where the operator is asked for its dense form.
 SPECTRUM = Peak(layers=3, more=_dense_bytes)
+#: The time of all singular values depends on the weights only: some thousand forward passes of one sample.
+SPECTRUM_PASSES = (1000, "per_sample")
 
 _SHAPE: dict[str, Any] = {
     "family": "spectral_shape",
@@ -311,7 +322,14 @@ _SHAPE: dict[str, Any] = {
 
 MEASURES = (
     Measure("stable_rank", stable_rank, source="Rudelson, Vershynin (2007)", **_SHAPE),
-    Measure("effective_rank", effective_rank, source="Roy, Vetterli (2007), def. 1", cost="spectrum", **_SHAPE),
+    Measure(
+        "effective_rank",
+        effective_rank,
+        source="Roy, Vetterli (2007), def. 1",
+        cost="spectrum",
+        passes=SPECTRUM_PASSES,
+        **_SHAPE,
+    ),
     Measure("log_norm", log_norm, source="Martin et al. (2021), eq. 3", signed=True, **_SHAPE),
     Measure("log_spectral_norm", log_spectral_norm, source="Martin et al. (2021), eq. 4", signed=True, **_SHAPE),
 )
