@@ -17,7 +17,7 @@ from ..graph import Network
 from ..linalg import block_lanczos, largest_eigenvalue
 from ..linalg.trace_estimate import TraceEstimate, trace_estimate
 from .batch import Batch, is_out_of_memory
-from .memory import Peak
+from .memory import SKETCH, Peak
 from .record import Measure, Measured
 
 __all__ = [
@@ -45,8 +45,6 @@ TOLERANCE = 1e-5
 PRODUCTS = 200
 #: Beyond so many classes sums that need all gradients more than once are estimated, from so many vectors.
 MANY_CLASSES, PROBES = 100, 48
-#: Bytes for the vectors of Hutch++; fixed, so that the value does not depend on what is free.
-SKETCH = 2**30
 
 T = TypeVar("T")
 

@@ -25,7 +25,7 @@ from ..linalg.trace_estimate import trace_estimate
 from ..losses import sample_losses
 from .batch import Batch
 from .losses import targets
-from .memory import Peak
+from .memory import SKETCH, Peak
 from .record import Measure, Measured, NotDefinedError
 
 __all__ = [
@@ -40,9 +40,9 @@ __all__ = [
 
 #: Up to this many parameters, the full matrix costs little more than an iteration.
 SMALL = 300
-#: Bytes for the vectors of Lanczos and of Hutch++, if so many are free. Fixed, so that values do not depend on what is
-#: free; with more parameters, both need fewer vectors rather than several times the memory of a training step.
-BASIS, SKETCH = 2**26, 2**30
+#: The same as `SKETCH` for Lanczos, which with more parameters keeps fewer vectors rather than take several times the
+#: memory of a training step.
+BASIS = 2**26
 
 
 def loss_gradient_norm(network: Network, batch: Batch) -> Measured:

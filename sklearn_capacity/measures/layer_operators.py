@@ -23,6 +23,7 @@ __all__ = [
     "check_finite",
     "check_view",
     "graph_layers",
+    "identity",
     "kernel_matrix",
     "layer_rows",
     "layer_weight",
@@ -79,7 +80,7 @@ def graph_layers(network: Network, purpose: str) -> tuple[Node, ...]:
     """
     graph = network.unrolled_graph
     check_finite(graph.nodes, purpose)
-    return tuple(node for node in graph.layers if node.params.get("first_use", node.name) == node.name)
+    return tuple(node for node in graph.layers if identity(node)[0] == node.name)
 
 
 def check_finite(nodes: Iterable[Node], purpose: str) -> None:
@@ -156,17 +157,17 @@ def repetitions(node: Node) -> int:
 
 def operator_norm(network: Network, node: Node) -> OperatorNorm:
     """Spectral norm of a weight layer as an operator, from below (up to rounding)."""
-    key = ("operator_norm", *_identity(node))
+    key = ("operator_norm", *identity(node))
     return network.once(key, lambda: as_operator(network, node).norm_lower())
 
 
 def operator_norm_upper(network: Network, node: Node) -> float:
     """Proven upper end of the spectral norm of a weight layer as an operator."""
-    key = ("operator_norm_upper", *_identity(node))
+    key = ("operator_norm_upper", *identity(node))
     return network.once(key, lambda: as_operator(network, node).norm_upper(operator_norm(network, node).value))
 
 
-def _identity(node: Node) -> tuple[str, int]:
+def identity(node: Node) -> tuple[str, int]:
     """The same for the steps of a recurrent layer; by its tensor, since a description may have folded a scale in."""
     return node.params.get("first_use", node.name), id(node.weight)
 

@@ -19,6 +19,7 @@ from .layer_operators import (
     as_operator,
     certificate_bytes,
     graph_layers,
+    identity,
     layer_weight,
     operator_norm,
     operator_norm_upper,
@@ -157,8 +158,7 @@ def _layer_norm(network: Network, node: Node, kind: str) -> float:
     if kind == "l2":
         return operator_norm_upper(network, node)
     norm = _row_sum if kind == "linf" else _frobenius
-    name = node.params.get("first_use", node.name)
-    return network.once(("layer_norm", kind, name), lambda: norm(network, node) * (1 + ROUNDING))
+    return network.once(("layer_norm", kind, *identity(node)), lambda: norm(network, node) * (1 + ROUNDING))
 
 
 def _row_sum(network: Network, node: Node) -> float:

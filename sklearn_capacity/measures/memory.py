@@ -20,10 +20,12 @@ from ..graph import Network
 if TYPE_CHECKING:
     from .batch import Batch
 
-__all__ = ["Budget", "Peak", "free_memory", "held_bytes", "parse_bytes", "shown_bytes"]
+__all__ = ["SKETCH", "Budget", "Peak", "free_memory", "held_bytes", "parse_bytes", "shown_bytes"]
 
 #: Of what is free when a call begins; the rest is left to everything else that runs.
 SHARE_OF_FREE = 0.8
+#: Bytes for the vectors of Hutch++, if so many are free. Fixed, so that an estimate does not depend on what is free.
+SKETCH = 2**30
 UNITS = {"": 1, "B": 1, **{f"{letter}B": 1000**k for k, letter in enumerate("kMGT", start=1)}}
 UNITS |= {f"{letter}iB": 1024**k for k, letter in enumerate("KMGT", start=1)}
 

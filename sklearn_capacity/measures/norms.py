@@ -20,6 +20,7 @@ from .layer_operators import (
     LazyRows,
     as_operator,
     check_view,
+    identity,
     kernel_matrix,
     layer_rows,
     left_out,
@@ -146,8 +147,7 @@ def layer_group_norm(network: Network, node: Node, p: float, q: float, view: str
         value = float(stable_norm(units.flatten(), q))
         return value * repetitions(node) ** (1 / q) if view == "operator" else value
 
-    # By its tensor, as for `operator_norm`.
-    return network.once(("layer_group_norm", node.name, id(node.weight), float(p), float(q), view), compute)
+    return network.once(("layer_group_norm", *identity(node), float(p), float(q), view), compute)
 
 
 def l1_inf_norm(network: Network, batch: Batch, *, view: str = "kernel") -> Measured:

@@ -38,10 +38,8 @@ OFFERED = frozenset({"sample_weight", "shared", "y", "criterion"})
 
 def keywords_of(penalty: Callable[..., Any]) -> frozenset[str]:
     """Those of `OFFERED` that the penalty names; "sample_weight" also through ``**``."""
-    function = penalty.forward if isinstance(penalty, nn.Module) else penalty  # a module's `__call__` accepts anything
-    try:
-        signature = inspect.signature(function)
-    except ValueError:  # written in C, without a signature
+    signature = _signature(penalty)
+    if signature is None:
         return frozenset()
     parameters = list(signature.parameters.values())
     module_and_batch = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:2]
@@ -58,6 +56,15 @@ def keywords_of(penalty: Callable[..., Any]) -> frozenset[str]:
             "Bind other arguments with `functools.partial`."
         ) from None
     return keywords
+
+
+def _signature(penalty: Callable[..., Any]) -> inspect.Signature | None:
+    """That of a penalty, or None if it is written in C and has none."""
+    function = penalty.forward if isinstance(penalty, nn.Module) else penalty  # a module's `__call__` accepts anything
+    try:
+        return inspect.signature(function)
+    except ValueError:
+        return None
 
 
 def check_value(value: Any, *, read: bool) -> None:
@@ -182,12 +189,10 @@ def _check_penalty(
 
 
 def _check_required(penalty: Callable[..., Any], given: Mapping[str, Any]) -> None:
-    try:
-        signature = inspect.signature(penalty)
-    except ValueError:  # written in C, without a signature
-        return
+    signature = _signature(penalty)
+    parameters = {} if signature is None else signature.parameters
     for name in sorted(OFFERED - set(given)):
-        if not _is_required(signature.parameters.get(name)):
+        if not _is_required(parameters.get(name)):
             continue
         if name in ("y", "criterion"):
             raise ValueError(f"`{name}` must be given, got None for a penalty that requires it: {signature}.")

@@ -392,6 +392,14 @@ def test_a_penalty_must_be_checked_with_what_it_requires():
 
     with pytest.raises(ValueError, match="`y` must be given, got None for a penalty that requires it"):
         check_penalty(with_targets, nn.Linear(3, 1), torch.eye(4, 3))
+
+    class AsAModule(nn.Module):
+        def forward(self, module, X, y):
+            return with_targets(module, X, y)
+
+    with pytest.raises(ValueError, match="`y` must be given, got None for a penalty that requires it"):
+        check_penalty(AsAModule(), nn.Linear(3, 1), torch.eye(4, 3))
+    check_penalty(AsAModule(), nn.Linear(3, 1), torch.eye(4, 3), torch.ones(4))
     with pytest.raises(ValueError, match="must not require `sample_weight`"):
         check_penalty(with_weights, nn.Linear(3, 1), torch.eye(4, 3))
     check_penalty(with_targets, nn.Linear(3, 1), torch.eye(4, 3), torch.ones(4))

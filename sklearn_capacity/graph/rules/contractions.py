@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from string import ascii_letters
 from typing import Any
 
@@ -31,6 +31,21 @@ def terms(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
         n = rank - len(term.replace("...", ""))
         full.append(term.replace("...", "".join(spelt[len(spelt) - n :]) if n else ""))
     return full, right.replace("...", "".join(spelt))
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """The indices of a contraction, without that of the samples, by their role in a product of matrices."""
+
+    stacks: list[str]
+    rows: list[str]
+    summed: list[str]
+    columns: list[str]
+    sizes: dict[str, int]
+
+    def count(self, letters: Sequence[str]) -> int:
+        """The product of the sizes."""
+        return math.prod(self.sizes[c] for c in letters)
 
 
 @rule("einsum.default")
@@ -66,11 +81,11 @@ def _einsum(call: Call) -> Draft | None:
         if left[0] in right or set(rows + columns) - set(result):
             return None  # other parameters for every sample, or a sum that belongs to the matrix
         if stacks:
-            return _blockwise(x, y, left, right, result, stacks, rows[1:], summed, columns, sizes)
-        return _applied(x, y, left, right, result, rows[1:], summed, columns, sizes)
+            return _blockwise(x, y, left, right, result, _Groups(stacks, rows[1:], summed, columns, sizes))
+        return _applied(x, y, left, right, result, _Groups(stacks, rows[1:], summed, columns, sizes))
     if stacks[:1] != [left[0]] or right[0] != left[0]:
         return None
-    return _multiplied((x, y), (left, right), result, stacks[1:], rows, summed, columns, sizes)
+    return _multiplied((x, y), (left, right), result, _Groups(stacks[1:], rows, summed, columns, sizes))
 
 
 def _summed_alone(x: Ref, term: str, others: str, sizes: dict[str, int]) -> tuple[Ref | Draft, str]:
@@ -98,48 +113,29 @@ def _restored(x: Draft, letters: Sequence[str], result: str, sizes: dict[str, in
     return Draft("permute", (split,), params={"dims": order})
 
 
-def _applied(
-    x: Ref | Draft,
-    weight: Weight,
-    left: str,
-    right: str,
-    result: str,
-    rows: list[str],
-    summed: list[str],
-    columns: list[str],
-    sizes: dict[str, int],
-) -> Draft:
+def _applied(x: Ref | Draft, weight: Weight, left: str, right: str, result: str, groups: _Groups) -> Draft:
     """The linear map of a parameter, at every index of `rows`."""
+    rows, summed, columns = groups.rows, groups.summed, groups.columns
     matrix = weight.tensor.permute([right.index(c) for c in columns + summed])  # (*columns, *summed)
-    matrix = matrix.reshape(math.prod(sizes[c] for c in columns), -1)  # (outputs, inputs)
-    signal = _arranged(x, left, (rows, summed), sizes)
-    shape = (math.prod(sizes[c] for c in rows), len(matrix))
+    matrix = matrix.reshape(groups.count(columns), -1)  # (outputs, inputs)
+    signal = _arranged(x, left, (rows, summed), groups.sizes)
+    shape = (groups.count(rows), len(matrix))
     mapped = Draft("linear", (signal,), Weight(matrix, weight.trainable, weight.sources), shape=shape)
-    return _restored(mapped, rows + columns, result, sizes)
+    return _restored(mapped, rows + columns, result, groups.sizes)
 
 
-def _blockwise(
-    x: Ref | Draft,
-    weight: Weight,
-    left: str,
-    right: str,
-    result: str,
-    stacks: list[str],
-    rows: list[str],
-    summed: list[str],
-    columns: list[str],
-    sizes: dict[str, int],
-) -> Draft:
+def _blockwise(x: Ref | Draft, weight: Weight, left: str, right: str, result: str, groups: _Groups) -> Draft:
     """A linear map for every index of `stacks`, at every index of `rows`: a grouped convolution with kernels of 1."""
-    n, n_out, n_in, length = (math.prod(sizes[c] for c in group) for group in (stacks, columns, summed, rows))
+    stacks, rows, summed, columns = groups.stacks, groups.rows, groups.summed, groups.columns
+    n, n_out, n_in, length = map(groups.count, (stacks, columns, summed, rows))
     matrices = weight.tensor.permute([right.index(c) for c in stacks + columns + summed])
     kernel = matrices.reshape(n * n_out, n_in, 1)  # (stacks columns, summed, 1)
-    signal = _arranged(x, left, (stacks + summed, rows), sizes)
+    signal = _arranged(x, left, (stacks + summed, rows), groups.sizes)
     window: dict[str, Any] = {"stride": (1,), "padding": ((0, 0),), "dilation": (1,), "output_padding": (0,)}
     params = window | {"nd": 1, "padding_mode": "zeros", "groups": n}
     weight = Weight(kernel, weight.trainable, weight.sources)
     mapped = Draft("conv", (signal,), weight, None, params, (n * n_out, length))
-    return _restored(mapped, stacks + columns + rows, result, sizes)
+    return _restored(mapped, stacks + columns + rows, result, groups.sizes)
 
 
 def matmul_with_parameter(call: Call, a: Ref | Weight, b: Ref | Weight) -> Draft | Ref | None:
@@ -160,22 +156,14 @@ def matmul_with_parameter(call: Call, a: Ref | Weight, b: Ref | Weight) -> Draft
     return _einsum(replace(call, args={"equation": f"{','.join(letters)}->{stack}YX", "tensors": operands}))
 
 
-def _multiplied(
-    operands: Sequence[Ref | Draft],
-    both: Sequence[str],
-    result: str,
-    stacks: list[str],
-    rows: list[str],
-    summed: list[str],
-    columns: list[str],
-    sizes: dict[str, int],
-) -> Draft:
+def _multiplied(operands: Sequence[Ref | Draft], both: Sequence[str], result: str, groups: _Groups) -> Draft:
     """Stacks of matrices (rows, summed) times (summed, columns)."""
-    first = _arranged(operands[0], both[0], (stacks, rows, summed), sizes)
-    second = _arranged(operands[1], both[1], (stacks, summed, columns), sizes)
-    shape = tuple(math.prod(sizes[c] for c in group) for group in (stacks, rows, columns))
+    stacks, rows, summed, columns = groups.stacks, groups.rows, groups.summed, groups.columns
+    first = _arranged(operands[0], both[0], (stacks, rows, summed), groups.sizes)
+    second = _arranged(operands[1], both[1], (stacks, summed, columns), groups.sizes)
+    shape = tuple(map(groups.count, (stacks, rows, columns)))
     product = function("matmul", first, second, shape=shape)
-    return _restored(product, stacks + rows + columns, result, sizes)
+    return _restored(product, stacks + rows + columns, result, groups.sizes)
 
 
 @rule("baddbmm.default")
