@@ -100,11 +100,14 @@ def entry_norms(blocks: Tensor, axes: Sequence[Taps], p: float, *, rows: bool) -
 
     Notes
     -----
-    The cost is one pass over the weights per combination of patterns: 9 for a padded 3 x 3 kernel with stride 1.
+    The cost is one pass over the weights; where taps read the same pixel, as with reflecting padding, one for each
+    combination of patterns (9 for a padded 3 x 3 kernel with stride 1).
     """
     check_interval("p", p, 0, closed="right")
     patterns, indices = zip(*((taps.row_patterns() if rows else taps.column_patterns()) for taps in axes), strict=True)
     weight = (blocks if rows else blocks.transpose(1, 2)).flatten(0, 1)  # (channels, channels of a window, *kernel)
+    if all(selection.sum(0).max() <= 1 for axis in patterns for selection in axis):  # no taps add up before the norm
+        weight = stable_norm(weight.movedim(1, -1), p)[:, None]  # (channels, 1, *kernel): the l_p norm of l_p norms
     norms = [_norm_at(weight, choice, p) for choice in itertools.product(*patterns)]  # (channels,) each
     table = torch.stack(norms, dim=1).reshape(-1, *(len(group) for group in patterns))  # (channels, *patterns)
     for axis, index in enumerate(indices, start=1):

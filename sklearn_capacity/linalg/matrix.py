@@ -17,8 +17,7 @@ from .operator_norm import OperatorNorm, operator_norm
 
 __all__ = ["DIRECT_SIDE", "DiagonalOperator", "MatrixOperator", "in_range"]
 
-# Up to this length of the shorter side, all singular values cost about as much as Lanczos (5 ms); at 784 by 784 they
-# take four times as long.
+# Up to this length of the shorter side, all eigenvalues of the Gram matrix cost less than Lanczos.
 DIRECT_SIDE = 256
 
 
@@ -78,10 +77,10 @@ class MatrixOperator:
         return y @ self.weight
 
     def norm_lower(self, tol: float = 1e-7, *, random_state: int = 0) -> OperatorNorm:
-        """Spectral norm: all singular values if the shorter side is at most 256, else `operator_norm`."""
+        """Spectral norm: from the smaller Gram matrix if the shorter side is at most 256, else `operator_norm`."""
         weight, factor = in_range(self.weight)
         if min(weight.shape) <= DIRECT_SIDE:
-            return OperatorNorm(float(torch.linalg.matrix_norm(weight, 2)) * factor, 0.0, 0)
+            return OperatorNorm(_largest_singular_value(weight) * factor, 0.0, 0)
         norm = operator_norm(
             lambda x: x @ weight.mT,
             lambda y: y @ weight,
@@ -110,6 +109,15 @@ class MatrixOperator:
     def frobenius_norm(self) -> float:
         """Root of the sum of the squared entries."""
         return float(stable_norm(self.row_norms(2), 2))
+
+
+def _largest_singular_value(weight: Tensor) -> float:
+    """By the smaller Gram matrix, whose largest eigenvalue has the relative accuracy of a singular value decomposition.
+
+    Squaring costs accuracy in small singular values only. A product and a symmetric problem take a fraction of the time.
+    """
+    gram = weight @ weight.mT if weight.shape[0] <= weight.shape[1] else weight.mT @ weight  # (shorter, shorter side)
+    return math.sqrt(max(float(torch.linalg.eigvalsh(gram)[-1]), 0.0))
 
 
 @dataclass(frozen=True, eq=False)

@@ -79,7 +79,7 @@ def graph_layers(network: Network, purpose: str) -> tuple[Node, ...]:
         If a weight is not finite.
     """
     graph = network.unrolled_graph
-    check_finite(graph.nodes, purpose)
+    network.once("finite_graph", lambda: check_finite(graph.nodes, purpose))
     return tuple(node for node in graph.layers if identity(node)[0] == node.name)
 
 

@@ -67,13 +67,17 @@ def path_norm(network: Network, batch: Batch, *, p: float = 2.0) -> Measured:
     6.0
     """
     p = check_interval("p", p, 0, math.inf, closed="neither")
-    graph_layers(network, PURPOSE)  # all finite
-    rules = path_rules(network, p, PURPOSE)
-    refuse_unknown(network.unrolled_graph, rules, PURPOSE)
-    ones = torch.ones(1, *network.input_shape, dtype=torch.float64, device=network.device)  # (1, *input_shape)
-    with torch.no_grad():
-        total, log_scale = interpret(network.unrolled_graph, rules, (ones, 0.0), purpose=PURPOSE)
-    return Measured.from_log((logarithm(float(total.sum())) + log_scale) / p)
+
+    def log_norm() -> float:
+        graph_layers(network, PURPOSE)  # all finite
+        rules = path_rules(network, p, PURPOSE)
+        refuse_unknown(network.unrolled_graph, rules, PURPOSE)
+        ones = torch.ones(1, *network.input_shape, dtype=torch.float64, device=network.device)  # (1, *input_shape)
+        with torch.no_grad():
+            total, log_scale = interpret(network.unrolled_graph, rules, (ones, 0.0), purpose=PURPOSE)
+        return (logarithm(float(total.sum())) + log_scale) / p
+
+    return Measured.from_log(network.once(("log_path_norm", p), log_norm))
 
 
 def path_rules(network: Network, p: float, purpose: str) -> dict[str, Callable[..., Paths]]:
