@@ -10,7 +10,7 @@ from torch import Tensor
 from .._validation import NotDefinedError
 from .double_backward import pulled_back, twice_differentiable
 
-__all__ = ["OUTPUTS", "apply_output", "gram_product", "jacobian_products"]
+__all__ = ["OUTPUTS", "apply_output", "gram_product", "jacobian_products", "pullback"]
 
 OUTPUTS = ("logits", "softmax")
 
@@ -63,6 +63,26 @@ def jacobian_products(
         retain = create_graph or following is not None
         yield _pulled(values, X, vector, create_graph=create_graph, retain_graph=retain)  # (n, ...)
         vector = following
+
+
+def pullback(function: Callable[[Tensor], Tensor], X: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The values of a function and the map v -> v^T J(x): one forward pass, then a backward pass for each v.
+
+    Parameters
+    ----------
+    function : callable, (n, ...) -> (n, C)
+        Must treat its samples independently.
+    X : Tensor of shape (n, ...)
+
+    Returns
+    -------
+    values : Tensor of shape (n, C), detached
+    product : callable, Tensor of shape (n, C) -> Tensor of shape (n, ...)
+    """
+    with torch.enable_grad():
+        X = X.detach().requires_grad_(True)
+        values = function(X)  # (n, C)
+    return values.detach(), lambda v: _pulled(values, X, v, retain_graph=True)
 
 
 def _pulled(values: Tensor, X: Tensor, vector: Tensor, **options: bool) -> Tensor:

@@ -68,10 +68,10 @@ class LossHessian:
     def gradient(self) -> Tensor:
         """Gradient of the mean loss, (P,) in float64."""
 
-        def on_chunk(*samples: Tensor) -> list[Tensor]:
+        def on_chunk(*samples: Tensor) -> list[Sequence[Tensor | None]]:
             with torch.enable_grad():
                 value = self._loss(self._points, *samples)
-            return [self._joined(self._derived([value], [None], create_graph=False))]
+            return [self._derived([value], [None], create_graph=False)]
 
         return self._mean(on_chunk, 1)[0]
 
@@ -83,21 +83,26 @@ class LossHessian:
         """Hessian times every column of a matrix of shape (P, k), in float64; all columns share one gradient."""
         columns = [self._split(direction) for direction in directions.T]  # k lists of tensors in the parameters' shapes
 
-        def on_chunk(*samples: Tensor) -> list[Tensor]:
+        def on_chunk(*samples: Tensor) -> list[Sequence[Tensor | None]]:
             gradients = self._gradients(samples)
-            return [self._joined(self._along(gradients, column)) for column in columns]
+            return [self._along(gradients, column) for column in columns]
 
         return self._mean(on_chunk, len(columns)).T
 
-    def _mean(self, on_chunk: Callable[..., list[Tensor]], n_rows: int) -> Tensor:
+    def _mean(self, on_chunk: Callable[..., list[Sequence[Tensor | None]]], n_rows: int) -> Tensor:
+        """Rows of shape (P,), from the rows of every chunk in the parameters' shapes; None stands for zeros."""
         total = torch.empty(n_rows, self.size, dtype=torch.float64, device=self.device)  # (rows, P)
         empty = True
 
         def add(*samples: Tensor) -> None:
             nonlocal empty
             # Added last and in place, so that a chunk that ran out of memory has added nothing.
-            for row, part in zip(total, on_chunk(*samples), strict=True):
-                row.copy_(part) if empty else row.add_(part)
+            for row, tensors in zip(total, on_chunk(*samples), strict=True):
+                for place, tensor in zip(row.split(self._sizes), tensors, strict=True):
+                    if tensor is not None:
+                        place.copy_(tensor.flatten()) if empty else place.add_(tensor.flatten())
+                    elif empty:
+                        place.zero_()
             empty = False
 
         self._in_chunks(add)
@@ -134,8 +139,3 @@ class LossHessian:
     def _split(self, vector: Tensor) -> list[Tensor]:
         pieces = vector.to(self._points[0]).split(self._sizes)  # (size of a parameter,) each
         return [piece.view(p.shape) for piece, p in zip(pieces, self._points, strict=True)]
-
-    def _joined(self, tensors: Sequence[Tensor | None]) -> Tensor:
-        """One vector of shape (P,), with zeros for None."""
-        pairs = zip(tensors, self._points, strict=True)
-        return torch.cat([(torch.zeros_like(p) if t is None else t).flatten() for t, p in pairs]).detach()

@@ -112,9 +112,9 @@ class MatrixOperator:
 
 
 def _largest_singular_value(weight: Tensor) -> float:
-    """By the smaller Gram matrix, whose largest eigenvalue has the relative accuracy of a singular value decomposition.
+    """The root of the largest eigenvalue of the smaller Gram matrix.
 
-    Squaring costs accuracy in small singular values only. A product and a symmetric problem take a fraction of the time.
+    Squaring costs accuracy in small singular values only, and takes a fraction of the time of their decomposition.
     """
     gram = weight @ weight.mT if weight.shape[0] <= weight.shape[1] else weight.mT @ weight  # (shorter, shorter side)
     return math.sqrt(max(float(torch.linalg.eigvalsh(gram)[-1]), 0.0))

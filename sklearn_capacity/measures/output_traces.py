@@ -3,14 +3,14 @@ r"""The trace of :math:`J^\top F J` per sample: exact for few outputs, else an u
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..derivatives.input_jacobian import jacobian_products
+from ..derivatives.input_jacobian import jacobian_products, pullback
 from ..graph import Network
 from .batch import Batch
 from .output_gram import (
@@ -81,49 +81,35 @@ def _estimates(network: Network, batch: Batch, metric: str, n_draws: int) -> Tra
     def estimates(X: Tensor, seeds: Tensor) -> Tensor:
         drawn = [_signs(int(seed), n_sketch + n_squares, network.n_outputs) for seed in seeds]
         signs = torch.stack(drawn, dim=1).to(X.device, torch.float64)  # (k, n, C)
-        Q = _sketched(function, X, signs[:n_sketch], metric)  # (n, C, s)
+        logits, pulled = pullback(function, X)
+        p = logits.double().softmax(1)  # (n, C)
 
-        def directions() -> Iterator[Tensor]:
-            yield from Q.unbind(2)  # (n, C) each: the trace on their span is exact
-            for g in signs[n_sketch:]:
-                yield g - (Q @ (Q.mT @ g[:, :, None]))[:, :, 0]
+        def row(v: Tensor) -> Tensor:
+            return pulled(apply_metric(p, v, metric).to(logits.dtype))  # v^T B^T J, (n, ...)
 
-        rows = jacobian_products(function, X, lambda logits: _weighted(logits, directions(), metric))
-        squares = torch.stack([_squared_lengths(row) for row in rows], dim=1)  # (n, s + k)
-        inside, outside = squares[:, :n_sketch].sum(1), squares[:, n_sketch:]
-        value = inside + outside.mean(1)  # (n,)
-        return torch.stack([value, outside.var(1) / n_squares + (eps * value).square()], dim=1)  # (n, 2)
+        images = [_image(function, X, logits, row(g)) for g in signs[:n_sketch]]
+        # Orthonormal bases of directions with large eigenvalues of B^T J J^T B, (n, C, s)
+        Q = torch.linalg.qr(torch.stack([apply_metric_transposed(p, t, metric) for t in images], dim=2)).Q
+        rest = (g - (Q @ (Q.mT @ g[:, :, None]))[:, :, 0] for g in signs[n_sketch:])  # (n, C) each
+        inside = sum(_squared_lengths(row(q)) for q in Q.unbind(2))  # the trace on their span is exact
+        outside = torch.stack([_squared_lengths(row(g)) for g in rest])  # (k, n)
+        value = inside + outside.mean(0)  # (n,)
+        return torch.stack([value, outside.var(0) / n_squares + (eps * value).square()], dim=1)  # (n, 2)
 
     return Traces(*batch.cat(estimates, seeds).unbind(1))
 
 
-def _sketched(function: Callable[[Tensor], Tensor], X: Tensor, signs: Tensor, metric: str) -> Tensor:
-    """Orthonormal bases of directions with large eigenvalues of B^T J J^T B, (n, C, s), from signs of shape (s, n, C).
+def _image(function: Callable[[Tensor], Tensor], X: Tensor, logits: Tensor, t: Tensor) -> Tensor:
+    """J t up to a factor for every sample, (n, C), float64, by a difference of logits.
 
-    They span B^T J t for t = J^T B g. A difference of logits stands for J t: the estimate is unbiased for any basis.
+    The estimate is unbiased for any basis that is derived from it.
     """
-    base: list[Tensor] = []
-
-    def vectors(logits: Tensor) -> Iterator[Tensor]:
-        base.append(logits.double())
-        yield from _weighted(logits, signs, metric)
-
-    images = []
-    for t in jacobian_products(function, X, vectors):  # (n, ...)
-        lengths = torch.linalg.vector_norm(t.flatten(1), dim=1)  # (n,)
-        steps = STEP * torch.linalg.vector_norm(X.flatten(1), dim=1).clamp_min(STEP)
-        scale = steps / lengths.clamp_min(torch.finfo(t.dtype).tiny)
-        with torch.no_grad():
-            moved = function(X + scale.reshape(-1, *(1,) * (X.dim() - 1)) * t).double()
-        images.append(apply_metric_transposed(base[0].softmax(1), moved - base[0], metric))  # (n, C)
-    return torch.linalg.qr(torch.stack(images, dim=2)).Q
-
-
-def _weighted(logits: Tensor, vectors: Any, metric: str) -> Iterator[Tensor]:
-    """B v for each of the vectors of shape (n, C)."""
-    p = logits.double().softmax(1)  # (n, C)
-    for v in vectors:
-        yield apply_metric(p, v, metric).to(logits.dtype)
+    lengths = torch.linalg.vector_norm(t.flatten(1), dim=1)  # (n,)
+    steps = STEP * torch.linalg.vector_norm(X.flatten(1), dim=1).clamp_min(STEP)
+    scale = steps / lengths.clamp_min(torch.finfo(t.dtype).tiny)
+    with torch.no_grad():
+        moved = function(X + scale.reshape(-1, *(1,) * (X.dim() - 1)) * t)
+    return moved.double() - logits.double()
 
 
 def _squared_lengths(rows: Tensor) -> Tensor:
