@@ -14,6 +14,7 @@ from sklearn_capacity.derivatives.modes import evaluating
 from sklearn_capacity.derivatives.sweep_rules import Tape
 from sklearn_capacity.penalties.evaluation import checked_penalty
 from sklearn_capacity.penalties.frobenius import sample_scale, unit_vectors, weighted_mean
+from sklearn_capacity.penalties.output_basis import in_basis_of_last_layer
 from sklearn_capacity.penalties.shared_pass import SharedPass, linearized
 from sklearn_capacity.penalties.sweep_gradients import chain_products, softmax_jacobian
 
@@ -79,6 +80,7 @@ def spectral_penalty(
     batch = linearized(function, X, shared)
     if batch is None:
         return _by_loop(function, X, output, sample_weight)
+    batch = in_basis_of_last_layer(batch, output)
 
     # At a simple singular value sigma = u^T J w, the derivative is u^T dJ w: the directions are constants.
     def directions(samples: slice, tape: Tape) -> tuple[Tensor, Tensor]:
