@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +18,10 @@ from .operator_norm import OperatorNorm, operator_norm
 
 __all__ = ["DIRECT_SIDE", "DiagonalOperator", "MatrixOperator", "in_range"]
 
-# Up to this length of the shorter side, all eigenvalues of the Gram matrix cost less than Lanczos.
-DIRECT_SIDE = 256
+#: Up to this length of the shorter side, all eigenvalues of the smaller Gram matrix cost less than Lanczos (1.2 ms).
+DIRECT_SIDE = 192
+#: From this ratio of the sides on, Lanczos on the smaller Gram matrix, once it is formed, takes two thirds of the time.
+ELONGATED = 4
 
 
 def in_range(weight: Tensor) -> tuple[Tensor, float]:
@@ -77,25 +80,24 @@ class MatrixOperator:
         return y @ self.weight
 
     def norm_lower(self, tol: float = 1e-7, *, random_state: int = 0) -> OperatorNorm:
-        """Spectral norm: from the smaller Gram matrix if the shorter side is at most 256, else `operator_norm`."""
+        """Spectral norm: from the smaller Gram matrix if its side is at most 192, else `operator_norm`."""
         weight, factor = in_range(self.weight)
-        if min(weight.shape) <= DIRECT_SIDE:
+        shorter, longer = sorted(weight.shape)
+        if shorter <= DIRECT_SIDE:
             return OperatorNorm(_largest_singular_value(weight) * factor, 0.0, 0)
-        norm = operator_norm(
-            lambda x: x @ weight.mT,
-            lambda y: y @ weight,
-            self.input_shape,
-            device=weight.device,
-            tol=tol,
-            random_state=random_state,
-        )
+        options: dict[str, Any] = {"device": weight.device, "tol": tol, "random_state": random_state}
+        if longer >= ELONGATED * shorter:
+            gram = _smaller_gram(weight)  # (shorter side, shorter side), in place of a product with A and one with A^T
+            norm = operator_norm(lambda x: x @ gram, lambda y: y, (shorter,), **options)
+        else:
+            norm = operator_norm(lambda x: x @ weight.mT, lambda y: y @ weight, self.input_shape, **options)
         return replace(norm, value=norm.value * factor)
 
     def norm_upper(self, lower: float = 0.0) -> float:
         """A proven upper bound of the spectral norm, by a Cholesky factorisation if a lower bound is known."""
         weight, factor = in_range(self.weight)
         if min(weight.shape) <= DIRECT_SIDE and lower == 0:
-            return float(torch.linalg.matrix_norm(weight, 2)) * (1 + ROUNDING) * factor
+            return _largest_singular_value(weight) * (1 + ROUNDING) * factor
         return certified_norm(weight[None], lower / factor) * factor
 
     def row_norms(self, p: float) -> Tensor:
@@ -116,8 +118,12 @@ def _largest_singular_value(weight: Tensor) -> float:
 
     Squaring costs accuracy in small singular values only, and takes a fraction of the time of their decomposition.
     """
-    gram = weight @ weight.mT if weight.shape[0] <= weight.shape[1] else weight.mT @ weight  # (shorter, shorter side)
-    return math.sqrt(max(float(torch.linalg.eigvalsh(gram)[-1]), 0.0))
+    return math.sqrt(max(float(torch.linalg.eigvalsh(_smaller_gram(weight))[-1]), 0.0))
+
+
+def _smaller_gram(weight: Tensor) -> Tensor:
+    """A A^T or A^T A, (shorter side, shorter side)."""
+    return weight @ weight.mT if weight.shape[0] <= weight.shape[1] else weight.mT @ weight
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,7 +37,7 @@ def leading_singular_vector(operator: MatrixOperator | ConvOperator | DiagonalOp
 
     Notes
     -----
-    For a matrix with a side of up to 256, v comes from the eigenvectors of the smaller Gram matrix; otherwise from
+    For a matrix with a side of up to 192, v comes from the eigenvectors of the smaller Gram matrix; otherwise from
     Lanczos with full reorthogonalisation, until the residual is 1e-7 of the eigenvalue. The angle between v and the
     true vector is then at most 1e-7 over the relative gap to the next eigenvalue.
 

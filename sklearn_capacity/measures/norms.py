@@ -206,7 +206,7 @@ def spectral_norm(network: Network, batch: Batch) -> Measured:
 
     Notes
     -----
-    Uses the weights only: exact eigenvalues of the Gram matrix if a side is at most 256. For larger matrices and for
+    Uses the weights only: exact eigenvalues of the Gram matrix if a side is at most 192. For larger matrices and for
     convolutions, Lanczos from below with a relative error of 1e-7 (with probability 1 - 1e-6), mostly in 50 to 200
     products of the operator with one sample and as many of its adjoint. Certified quantities use the upper bounds. On
     branching networks the product over all layers is descriptive and not a bound.

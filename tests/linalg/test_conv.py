@@ -12,6 +12,7 @@ from torch import nn
 from reference_linalg import convolution_matrix, drawn, norm, norm_ends
 from sklearn_capacity.linalg import ConvOperator, conv_norm_lower, conv_norm_upper
 from sklearn_capacity.linalg.banded_certificate import is_upper_end
+from sklearn_capacity.linalg.conv import _with_fewest_channels
 from sklearn_capacity.linalg.torus_bound import torus_bound
 
 MODES = ("zeros", "circular", "reflect", "replicate")
@@ -218,10 +219,37 @@ FEW_PIXELS = {
 
 @pytest.mark.parametrize("operator", [*POINTWISE.values(), *FEW_PIXELS.values()], ids=[*POINTWISE, *FEW_PIXELS])
 def test_norms_of_single_taps_and_few_pixels_are_those_of_the_products(operator):
-    inputs = torch.eye(math.prod(operator.input_shape), dtype=torch.float64).reshape(-1, *operator.input_shape)
-    true = norm(operator.forward(inputs).flatten(1).numpy())
+    true = norm(_matrix_of(operator))
     assert conv_norm_lower(operator).value == pytest.approx(true, rel=1e-9)
     assert conv_norm_lower(operator, max_steps=200).value == pytest.approx(true, rel=1e-6)
+
+
+MANY_CHANNELS = {
+    "out": ConvOperator(drawn(17, 2, 3), (2, 7), padding=1),
+    "in": ConvOperator(drawn(1, 9, 2, 2), (9, 5, 4), 2, 1),
+    "grouped": ConvOperator(drawn(14, 1, 2, 3), (2, 4, 5), (1, 2), 1, groups=2),
+    "grouped in": ConvOperator(drawn(2, 5, 3), (10, 6), dilation=2, groups=2, padding=2, padding_mode="circular"),
+    "reflected": ConvOperator(drawn(11, 1, 3, 3), (1, 4, 4), padding=1, padding_mode="reflect"),
+    "transposed": ConvOperator(drawn(13, 1, 3, 2), (13, 3, 3), 2, 1, output_padding=1, transposed=True),
+    "transposed, grouped": ConvOperator(drawn(4, 7, 3), (4, 5), groups=2, transposed=True),
+    "of rank one": ConvOperator(torch.ones(9, 1, 2, 2), (1, 4, 4)),
+    "zero": ConvOperator(torch.zeros(9, 1, 2, 2), (1, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("operator", MANY_CHANNELS.values(), ids=MANY_CHANNELS)
+def test_channels_beyond_the_rank_of_the_kernel_change_no_norm(operator):
+    fewer = _with_fewest_channels(operator)
+    assert math.prod(fewer.weight.shape) < math.prod(operator.weight.shape)
+    singular_values = [np.linalg.svd(_matrix_of(side), compute_uv=False) for side in (operator, fewer)]
+    n_values = min(map(len, singular_values))
+    assert singular_values[1][:n_values] == pytest.approx(singular_values[0][:n_values], rel=1e-9, abs=1e-12)
+    assert conv_norm_lower(operator).value == pytest.approx(singular_values[0][0], rel=1e-9)
+
+
+def _matrix_of(operator: ConvOperator) -> np.ndarray:
+    inputs = torch.eye(math.prod(operator.input_shape), dtype=torch.float64).reshape(-1, *operator.input_shape)
+    return operator.forward(inputs).flatten(1).numpy()
 
 
 def test_large_operator_within_a_millionth_and_frequencies_in_chunks(monkeypatch):

@@ -73,7 +73,7 @@ def test_nothing_depends_on_the_default_device(mode):
 
 
 @pytest.mark.parametrize("direct", [256, 0])
-@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (1, 4), (30, 30)])
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (1, 4), (30, 30), (4, 90), (90, 4)])
 def test_matrix(shape, direct, monkeypatch):
     monkeypatch.setattr("sklearn_capacity.linalg.matrix.DIRECT_SIDE", direct)
     W = drawn(*shape)
