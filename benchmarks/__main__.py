@@ -3,7 +3,10 @@
 Each file has ``run()``, which returns or yields rows with the keys kernel, ours and peer (seconds), ratio, target (the
 largest acceptable ratio, or None) and note. It imports its peers itself, so that the other rows of the table do not
 need them. Everything runs on one torch thread; milliseconds depend on the machine, ratios hardly do.
-`--output FILE.csv` also writes the table, and what it ran with in `FILE_versions.csv`: the documentation shows both.
+
+`--output FILE.csv` also writes the table, and what it ran with in `FILE_versions.csv`: the documentation shows both. It
+is written after each benchmark, replaces the rows of those that run and keeps the others; with `--resume` those that
+the file has do not run again. So a run that was stopped can go on, and one benchmark can be measured anew.
 """
 
 from __future__ import annotations
@@ -14,14 +17,16 @@ import importlib
 import math
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 FOLDER = Path(__file__).parent
-COLUMNS = ("kernel", "ours [ms]", "peer [ms]", "ratio", "target", "verdict", "note")
+COLUMNS = ("benchmark", "kernel", "ours [ms]", "peer [ms]", "ratio", "target", "verdict", "note")
+#: The texts of a row, one per column.
+Line = tuple[str, ...]
 #: What the rows are computed with, by the names of the distributions.
 PACKAGES = (
     "torch", "numpy", "scipy", "scikit-learn", "skorch", "curvlinops-for-pytorch", "backpack-for-pytorch", "nngeometry",
@@ -40,10 +45,11 @@ def verdict(row: dict) -> str:
     return "ok" if row["ratio"] <= row["target"] else "MISSED"
 
 
-def cells(row: dict) -> tuple[str, ...]:
-    """The texts of a row, one per column."""
+def cells(name: str, row: dict) -> Line:
+    """The texts of a row of a benchmark, one per column."""
     target = row.get("target")
     return (
+        name,
         str(row["kernel"]),
         *("" if math.isnan(row[side]) else f"{1000 * row[side]:.2f}" for side in ("ours", "peer")),
         f"{row['ratio']:.2f}",
@@ -53,15 +59,18 @@ def cells(row: dict) -> tuple[str, ...]:
     )
 
 
-def table(rows: Iterable[dict]) -> str:
-    """The rows as aligned text."""
-    texts = [COLUMNS, *map(cells, rows)]
+def table(lines: Sequence[Line]) -> str:
+    """The lines as aligned text, numbers to the right."""
+    texts = [COLUMNS, *lines]
     widths = [max(len(line[i]) for line in texts) for i in range(len(COLUMNS))]
-    lines = []
-    for line in texts:
-        numbers = [cell.rjust(width) for cell, width in zip(line[1:5], widths[1:5], strict=True)]
-        lines.append("  ".join([line[0].ljust(widths[0]), *numbers, line[5].ljust(widths[5]), line[6]]).rstrip())
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    aligned = [
+        "  ".join(
+            text.rjust(width) if 2 <= i < 6 else text.ljust(width)
+            for i, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in texts
+    ]
+    return "\n".join([aligned[0], "-" * max(map(len, aligned)), *aligned[1:]])
 
 
 def versions() -> list[tuple[str, str]]:
@@ -77,12 +86,22 @@ def versions() -> list[tuple[str, str]]:
     return [*((package, installed(package)) for package in PACKAGES), *surroundings]
 
 
-def write(rows: Iterable[dict], path: Path) -> None:
-    """The rows as csv, and in a second file beside it the versions."""
-    tables = {path: [COLUMNS, *map(cells, rows)], versions_path(path): [("package", "version"), *versions()]}
-    for file_path, lines in tables.items():
+def write(lines: Sequence[Line], path: Path) -> None:
+    """The table as csv, and in a second file beside it the versions."""
+    for file_path, content in ((path, [COLUMNS, *lines]), (versions_path(path), [("package", "version"), *versions()])):
         with file_path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows(lines)
+            csv.writer(file, lineterminator="\n").writerows(content)
+
+
+def read(path: Path) -> list[Line]:
+    """The lines of an earlier table; none without the file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        header, *lines = (tuple(line) for line in csv.reader(file))
+    if header != COLUMNS:
+        raise SystemExit(f"{path} has other columns than {', '.join(COLUMNS)}. Name another file, or remove it.")
+    return lines
 
 
 def versions_path(path: Path) -> Path:
@@ -96,23 +115,34 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", action="append", choices=benchmark_names(), help="run this one (may be repeated)")
     parser.add_argument("--strict", action="store_true", help="fail if a target is missed")
     parser.add_argument("--output", type=Path, metavar="FILE.csv", help="write the table to this file, too")
+    parser.add_argument("--resume", action="store_true", help="skip benchmarks whose rows are in the output already")
     options = parser.parse_args(arguments)
+    if options.resume and options.output is None:
+        parser.error("--resume needs the --output of the run that was stopped")
     torch.set_num_threads(1)
-    rows: list[dict] = []
+    lines = [] if options.output is None else read(options.output)
+    done = {line[0] for line in lines} if options.resume else set()
     for name in options.only or benchmark_names():
+        if name in done:
+            continue
         start = time.perf_counter()
-        for row in importlib.import_module(f"benchmarks.bench_{name}").run():
-            rows.append(row)
-            print(f"{row['kernel']}: {row['ratio']:.2f}", file=sys.stderr, flush=True)
+        measured = [_shown(cells(name, row)) for row in importlib.import_module(f"benchmarks.bench_{name}").run()]
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
-        if options.output is not None:  # after each, so that a run that is stopped leaves what it has
-            write(rows, options.output)
+        lines = sorted([*(line for line in lines if line[0] != name), *measured], key=lambda line: line[0])
+        if options.output is not None:
+            write(lines, options.output)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} thread; ratios are ours / peer, medians of pairs\n")
-    print(table(rows))
-    missed = [row["kernel"] for row in rows if verdict(row) == "MISSED"]
+    print(table(lines))
+    missed = [f"{line[1]} ({line[-1]})" if line[-1] else line[1] for line in lines if line[-2] == "MISSED"]
     if missed:
-        print(f"\n{len(missed)} of {len(rows)} rows missed their target: {', '.join(map(str, missed))}")
+        print(f"\n{len(missed)} of {len(lines)} rows missed their target:", *missed, sep="\n  ")
     return 1 if missed and options.strict else 0
+
+
+def _shown(line: Line) -> Line:
+    """The line, of which kernel and ratio are printed as soon as they are there."""
+    print(f"{line[1]}: {line[4]}", file=sys.stderr, flush=True)
+    return line
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bench_sam, timing
-from benchmarks.__main__ import COLUMNS, PACKAGES, benchmark_names, main, table, verdict, versions_path
+from benchmarks import __main__ as main_module
+from benchmarks import bench_fit, bench_sam, timing
+from benchmarks.__main__ import COLUMNS, PACKAGES, benchmark_names, cells, main, table, verdict, versions_path
 from benchmarks.timing import measure_row, paired_medians
 from structure import ROOT
 
@@ -60,8 +61,8 @@ def test_a_row_has_the_agreed_keys():
 def test_verdict(ratio, target, expected):
     row = {"kernel": "k", "ours": 0.5, "peer": 0.25, "ratio": ratio, "target": target}
     assert verdict(row) == expected
-    assert f"{ratio:.2f}" in table([row])
-    assert "500.00" in table([row])
+    assert f"{ratio:.2f}" in table([cells("sam", row)])
+    assert "500.00" in table([cells("sam", row)])
 
 
 def test_every_benchmark_file_has_run():
@@ -81,27 +82,83 @@ def lines_of(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
+LOST = {"kernel": "a, b", "ours": 0.3, "peer": 0.1, "ratio": 3.0, "target": 1.2, "note": "by hand"}
+
+
+def replaced(monkeypatch, bench, *rows):
+    """Give a benchmark these rows instead of its own."""
+    monkeypatch.setattr(bench, "run", lambda: iter(rows))
+
+
 def test_the_table_is_written_with_its_versions(monkeypatch, tmp_path, capsys):
-    lost = {"kernel": "a, b", "ours": 0.3, "peer": 0.1, "ratio": 3.0, "target": 1.2, "note": "by hand"}
-    monkeypatch.setattr(
-        bench_sam, "run", lambda: iter([lost, lost | {"ratio": 0.5, "target": None, "note": "", "ours": math.nan}])
-    )
+    replaced(monkeypatch, bench_sam, LOST, LOST | {"ratio": 0.5, "target": None, "note": "", "ours": math.nan})
     assert main(["--only", "sam", "--output", str(tmp_path / "t.csv")]) == 0
     assert lines_of(tmp_path / "t.csv") == [
         list(COLUMNS),
-        ["a, b", "300.00", "100.00", "3.00", "1.20", "MISSED", "by hand"],
-        ["a, b", "", "100.00", "0.50", "", "", ""],
+        ["sam", "a, b", "300.00", "100.00", "3.00", "1.20", "MISSED", "by hand"],
+        ["sam", "a, b", "", "100.00", "0.50", "", "", ""],
     ]
     header, *installed = lines_of(tmp_path / "t_versions.csv")
     assert header == ["package", "version"]
     assert dict(installed)["torch"] == importlib.import_module("torch").__version__.partition("+")[0]
-    assert "1 of 2 rows missed their target: a, b" in capsys.readouterr().out
+    assert "1 of 2 rows missed their target:\n  a, b (by hand)" in capsys.readouterr().out
+    assert main(["--only", "sam", "--strict"]) == 1
+
+
+def test_a_run_replaces_its_rows_and_keeps_the_others(monkeypatch, tmp_path, capsys):
+    output = ["--output", str(tmp_path / "t.csv")]
+    replaced(monkeypatch, bench_sam, LOST)
+    replaced(monkeypatch, bench_fit, LOST | {"ratio": 1.0})
+    main(["--only", "sam", *output])
+    main(["--only", "fit", *output])
+    replaced(monkeypatch, bench_sam, LOST | {"ratio": 2.0})
+    capsys.readouterr()
+    main(["--only", "sam", *output])
+    rows = [(line[0], line[4]) for line in lines_of(tmp_path / "t.csv")[1:]]
+    assert rows == [("fit", "1.00"), ("sam", "2.00")]
+    shown = capsys.readouterr().out
+    assert "by hand" in shown and "1.00" in shown and "2.00" in shown
+
+
+def test_a_run_that_was_stopped_goes_on(monkeypatch, tmp_path):
+    names, seen = ["fit", "sam"], []
+    monkeypatch.setattr(main_module, "benchmark_names", lambda: names)
+    options = ["--output", str(tmp_path / "t.csv"), "--resume"]
+
+    def stopped():
+        yield LOST
+        raise KeyboardInterrupt
+
+    def once(name):
+        seen.append(name)
+        return [LOST]
+
+    monkeypatch.setattr(bench_fit, "run", lambda: once("fit"))
+    monkeypatch.setattr(bench_sam, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        main(options)
+    monkeypatch.setattr(bench_sam, "run", lambda: once("sam"))
+    main(options)
+    main(options)
+    assert seen == ["fit", "sam"]
+    assert [line[0] for line in lines_of(tmp_path / "t.csv")[1:]] == ["fit", "sam"]
+
+
+def test_what_cannot_be_resumed_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--resume"])
+    assert "--resume needs the --output" in capsys.readouterr().err
+    (tmp_path / "t.csv").write_text("kernel,time\nx,1\n")
+    with pytest.raises(SystemExit, match="has other columns than benchmark, kernel"):
+        main(["--output", str(tmp_path / "t.csv"), "--only", "sam"])
+    assert (tmp_path / "t.csv").read_text() == "kernel,time\nx,1\n"
 
 
 def test_the_shown_table_says_which_rows_lose():
     header, *rows = lines_of(SHOWN)
     assert header == list(COLUMNS)
-    for kernel, _, _, ratio, target, shown, _ in rows:
+    assert {name for name, *_ in rows} == set(benchmark_names())
+    for _, kernel, _, _, ratio, target, shown, _ in rows:
         # both are rounded to a hundredth, so that equal ones may be either
         if target and ratio != target:
             assert shown == ("ok" if float(ratio) < float(target) else "MISSED"), kernel
