@@ -20,6 +20,9 @@ TILE_ROWS = 1024
 #: Bytes of the gradients of one chunk of samples, and of all chunks in memory at once, if memory allows.
 CHUNK_BYTES = 2**28
 HELD_BYTES = 2**30
+#: What a multiplication in a product of the dual matrix with a vector, which reads a new number for each, and in the
+#: gradients and their inner products takes, in the time of one in the sweeps of `FisherMatrix.product`.
+READING, FORMING = 24, 1.25
 LOSSES = ("squared", "cross_entropy")
 
 #: A range of classes and one of samples.
@@ -125,6 +128,19 @@ class FisherMatrix:
             gram[(*rows, *columns)] = tile.double()
             gram[(*columns, *rows)] = tile.permute(2, 3, 0, 1).double()
         return gram.reshape(k * n, k * n).div_(n)
+
+    def dual_saves(self, n_products: int) -> bool:
+        """Whether this many products take longer than forming the dual matrix and multiplying by that.
+
+        A product uses every parameter at least four times for each sample: for the gradient, the cotangent before it,
+        and both tangents. A convolution uses its weights more often; that its dual is never formed is right, since
+        gradients of single samples, with sums over all positions, take it longer than products.
+        """
+        entries = float(self.dual_size) ** 2
+        gradients = float(self.dual_size) * self.jacobian.size
+        inner = entries / 2 * self.jacobian.floats_per_sample(self.n_outputs) / self.n_outputs
+        iteration = 4.0 * n_products * len(self.X) * self.jacobian.size
+        return self.n_groups == 1 and FORMING * (gradients + inner) + READING * n_products * entries < iteration
 
     def matrix(self) -> Tensor:
         """A A^T / T of shape (P, P), float64."""

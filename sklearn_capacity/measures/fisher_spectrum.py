@@ -41,8 +41,8 @@ MATRICES = 3
 #: Up to this size, all eigenvalues cost less than a few products.
 SMALL = 512
 TOLERANCE = 1e-5
-#: Number of products after which the Lanczos iteration stops.
-PRODUCTS = 200
+#: Number of products after which the Lanczos iteration stops, and how many it usually takes.
+PRODUCTS, USUAL_PRODUCTS = 200, 20
 #: Beyond so many classes sums that need all gradients more than once are estimated, from so many vectors.
 MANY_CLASSES, PROBES = 100, 48
 
@@ -199,8 +199,9 @@ def fisher_max_eigenvalue(network: Network, batch: Batch, *, loss: str = "square
     Lanczos iteration on the dual matrix, until the value is within a relative 1e-5 of the largest eigenvalue with
     probability 1 - 1e-6 over the random start vector, however close the next eigenvalues are. Each product is one
     backward and one tangent sweep; 8 to 16 products suffice if the first eigenvalues are well separated, and about 30
-    otherwise. The report shows their number and the error, which includes rounding in the precision of X. A matrix of
-    at most 512 rows is diagonalised instead.
+    otherwise. Where that takes longer than forming the dual matrix, as for wide layers and a few hundred samples, the
+    products are with the matrix. The report shows their number and the error, which includes rounding in the precision
+    of X. A matrix of at most 512 rows is diagonalised instead.
 
     References
     ----------
@@ -310,8 +311,9 @@ def fisher_eigenvalues(
     -------
     values : Tensor of shape (min(C T, P) or n_largest,), float64, on the CPU
     info : dict
-        "method": "dual matrix", "parameter matrix" (F itself), "Lanczos on the dual" or "block Lanczos on the dual",
-        with "size"; for an iteration "products" and "residual"; for a single eigenvalue "error".
+        "method": "dual matrix", "parameter matrix" (F itself), or for an iteration "Lanczos" or "block Lanczos" and
+        "on the dual matrix" if that was formed, else "on the dual"; with "size", for an iteration "products" and
+        "residual", and for a single eigenvalue "error".
 
     Raises
     ------
@@ -325,9 +327,7 @@ def fisher_eigenvalues(
     if n_largest is None or size <= SMALL or ("fisher_spectrum", loss) in batch.known:
         values, info = batch.once(("fisher_spectrum", loss), lambda: _all_eigenvalues(fisher, size, batch))
         return values[:n_largest], info
-    return batch.once(
-        ("fisher_largest", loss, n_largest), lambda: _iterated(fisher, n_largest, batch.random_state, batch.room / 2)
-    )
+    return batch.once(("fisher_largest", loss, n_largest), lambda: _iterated(fisher, n_largest, batch))
 
 
 def _estimated_squares(fisher: FisherMatrix, batch: Batch) -> tuple[float, float, dict[str, Any]]:
@@ -368,20 +368,24 @@ def _all_eigenvalues(fisher: FisherMatrix, size: int, batch: Batch) -> tuple[Ten
     return values, {"method": method, "size": len(matrix)}
 
 
-def _iterated(fisher: FisherMatrix, k: int, random_state: int, memory: float) -> tuple[Tensor, dict[str, Any]]:
+def _iterated(fisher: FisherMatrix, k: int, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
     """The largest eigenvalue by Lanczos, several by block Lanczos, as a linear output layer repeats them C times."""
     size = fisher.dual_size
-    options: dict[str, Any] = {"tol": TOLERANCE, "device": fisher.X.device, "random_state": random_state}
+    options: dict[str, Any] = {"tol": TOLERANCE, "device": fisher.X.device, "random_state": batch.random_state}
+    product, name = fisher.product, "dual"
+    if fisher.dual_saves(USUAL_PRODUCTS) and _holds_matrix(size, batch):
+        product, name = retried(fisher, fisher.dual).mv, "dual matrix"
     if k == 1:
+        memory = batch.room / 2
         one = {**options, "max_steps": PRODUCTS, "check_every": 1, "precision": fisher.X.dtype, "memory": memory}
-        largest = retried(fisher, lambda: largest_eigenvalue(fisher.product, size, **one))
+        largest = retried(fisher, lambda: largest_eigenvalue(product, size, **one))
         info = {"products": largest.n_products, "residual": largest.residual, "error": largest.error}
         value = torch.tensor([max(largest.value, 0.0)], dtype=torch.float64, device="cpu")
-        return value, {"method": "Lanczos on the dual", "size": size, **info}
+        return value, {"method": f"Lanczos on the {name}", "size": size, **info}
     block = min(k, fisher.n_outputs) if fisher.n_outputs > 1 else 2
-    several = retried(fisher, lambda: block_lanczos(fisher.product, size, k=k, block=block, **options))
+    several = retried(fisher, lambda: block_lanczos(product, size, k=k, block=block, **options))
     info = {"products": several.n_products, "residual": float(several.residuals.max())}
-    return several.values.clamp_min(0), {"method": "block Lanczos on the dual", "size": size, **info}
+    return several.values.clamp_min(0), {"method": f"block Lanczos on the {name}", "size": size, **info}
 
 
 def fisher_bytes(network: Network, batch: Batch, **params: Any) -> float:

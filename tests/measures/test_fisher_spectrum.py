@@ -183,6 +183,25 @@ def test_two_dozen_products_suffice_for_a_wide_network():
     assert float(computed["error"]) <= 2e-5
 
 
+@pytest.mark.parametrize("loss", ["squared", "cross_entropy"])
+def test_the_dual_of_wide_layers_is_formed(loss, monkeypatch):
+    monkeypatch.setattr(family, "SMALL", 0)
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, 40), nn.Tanh(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 3)).double()
+    X = torch.randn(5, 8, dtype=torch.float64)
+    spectrum = torch.linalg.eigvalsh(reference.matrix(module, X, loss)).flip(0)
+    network = Network(module, (8,), dtype=torch.float64)
+    largest = MEASURES["fisher_max_eigenvalue"](network, Batch(network, X, None), loss=loss)
+    assert largest.value == pytest.approx(float(spectrum[0]), rel=1e-9)
+    assert largest.info["method"] == "Lanczos on the dual matrix"
+    several, info = family.fisher_eigenvalues(network, Batch(network, X, None), loss, 4)
+    assert torch.allclose(several, spectrum[:4], rtol=1e-6) and info["method"] == "block Lanczos on the dual matrix"
+    monkeypatch.setattr(family, "MATRIX_SIZE", 10)  # of the 15 rows that it has: products need no matrix
+    products = MEASURES["fisher_max_eigenvalue"](network, Batch(network, X, None), loss=loss)
+    assert products.info["method"] == "Lanczos on the dual"
+    assert products.value == pytest.approx(largest.value, rel=1e-9)
+
+
 def test_a_spectrum_that_is_known_is_used_again(monkeypatch):
     monkeypatch.setattr(family, "SMALL", 0)
     net, data = batch("mlp")
