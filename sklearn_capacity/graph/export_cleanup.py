@@ -2,7 +2,8 @@
 
 A shape environment holds fake tensors, whose symbolic sizes hold the environment from C++, out of reach of the garbage
 collector; class-wide caches of its methods hold it too. The source text of every intermediate graph stays in
-`linecache`, and the shapes of every operator with every constant in an unbounded table of all fake tensors.
+`linecache`, and the shapes of every operator with every constant in an unbounded table of all fake tensors. Older
+releases keep a hook on all buffers of the process, and the module with it, where an export failed.
 Together that is about 75 kB per trace: a search over hundreds of networks would grow by tens of megabytes.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch.fx.graph_module
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.module import _global_buffer_registration_hooks
 
 __all__ = ["no_leftovers"]
 
@@ -35,7 +37,7 @@ def no_leftovers() -> Iterator[list[Any]]:
     A failed export prints nothing: its error contains what matters in the pages of torch's log.
     """
     before, stream, thread = set(linecache.cache), sys.stderr, threading.get_ident()
-    known = set(FakeTensorMode.cache)
+    known, hooks = set(FakeTensorMode.cache), set(_global_buffer_registration_hooks)
     programs: list[Any] = []
     modes: list[FakeTensorMode] = []
 
@@ -71,6 +73,9 @@ def no_leftovers() -> Iterator[list[Any]]:
                 method.cache_clear()
         for key in set(FakeTensorMode.cache) - known:
             FakeTensorMode.cache.pop(key, None)
+        for key in set(_global_buffer_registration_hooks) - hooks:
+            if _global_buffer_registration_hooks[key].__module__.startswith("torch."):
+                _global_buffer_registration_hooks.pop(key, None)
         for name in set(linecache.cache) - before:
             if name.startswith(_SOURCE):
                 linecache.cache.pop(name, None)

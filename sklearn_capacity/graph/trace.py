@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export.graph_signature import OutputKind
 
 from ..process_state import undisturbed, without_torch_warnings
@@ -206,6 +207,11 @@ def _from_export(private: nn.Module, input_shape: tuple[int, ...], dtype: torch.
         branch = next((node for node in exported.graph.nodes if node.op == "get_attr"), None)
         if branch is not None:  # the body of `torch.cond` or the like
             raise NotImplementedError(f"`{next(iter(branch.users)).target}` has a body of its own")
+        if any(_has_wrong_shape(node) for node in exported.graph.nodes):  # and all that follows from it has
+            raise NotImplementedError(
+                f"torch {torch.__version__} exports the final states of an LSTM with an axis too many; "
+                "use its outputs, `outputs[:, -1]`, or torch 2.13"
+            )
     except Exception as error:
         name = type(private.get_submodule(inside[:-1])).__name__
         raise UnsupportedLayerError(
@@ -227,6 +233,15 @@ def _from_export(private: nn.Module, input_shape: tuple[int, ...], dtype: torch.
     place = next(i for i, spec in enumerate(signature.output_specs) if spec.kind is OutputKind.USER_OUTPUT)
     output_name = str(nodes[-1].args[0][place])  # type: ignore[index]
     return Program(nodes, names, constants, input_name, input_shape, batch, output_name, inside)
+
+
+def _has_wrong_shape(node: fx.Node) -> bool:
+    """Whether a node is a state of an LSTM, (layers, n, width), that the export took for four-dimensional."""
+    if node.target is not operator.getitem or not node.users:
+        return False
+    source, index = node.args
+    is_state = source.target is torch.ops.aten.lstm.input and index != 0  # type: ignore[union-attr]
+    return is_state and node.meta["val"].dim() == 4
 
 
 def _exported(module: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.nn.modules.module import _global_buffer_registration_hooks, register_module_buffer_registration_hook
 
 from sklearn_capacity.graph import UnsupportedLayerError, trace
 
@@ -35,13 +36,14 @@ def trace_and_drop(module, shape, fails):
         trace(module, shape)
 
 
-def held() -> tuple[int, int, int]:
-    """Shape environments, fake tensors and source texts that are alive."""
+def held() -> tuple[int, ...]:
+    """Shape environments, fake tensors, source texts and hooks on buffers that are alive."""
     gc.collect()
     things = gc.get_objects()
     environments = sum(type(thing) is ShapeEnv for thing in things)
     fakes = sum(type(thing).__name__ == "FakeTensor" for thing in things)
-    return environments, fakes, sum(name.startswith("<eval_with_key>") for name in linecache.cache)
+    sources = sum(name.startswith("<eval_with_key>") for name in linecache.cache)
+    return environments, fakes, sources, len(_global_buffer_registration_hooks)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,21 @@ def test_traces_are_freed(module, shape, fails):
     for _ in range(3):
         trace_and_drop(module, shape, fails)
     assert all(now <= then for now, then in zip(held(), before, strict=True))
+
+
+def test_hooks_of_others_stay():
+    def forward_with_hook(module, x):
+        handles.append(register_module_buffer_registration_hook(lambda module, name, buffer: None))
+        raise ValueError
+
+    handles = []
+    module = DependsOnData()
+    module.forward = forward_with_hook.__get__(module)
+    before = len(_global_buffer_registration_hooks)
+    trace_and_drop(module, (4,), True)
+    assert len(_global_buffer_registration_hooks) == before + len(handles) > before
+    for handle in handles:
+        handle.remove()
 
 
 def test_torch_alone_leaves_them():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import re
 
 import numpy as np
@@ -95,9 +97,32 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor]:
         return module, torch.randn(6, STEPS, 2, dtype=torch.float64)
 
 
+@functools.cache
+def exports_states() -> bool:
+    """Whether this torch exports the final states of an LSTM with their shape; older releases add an axis."""
+    module, X = network("lstm cell state")
+    program = torch.export.export(module, (X,), strict=False)
+    return all(node.meta["val"].dim() == 3 for node in program.graph.nodes if node.target is operator.getitem)
+
+
+def traced_network(name: str) -> tuple[nn.Module, torch.Tensor]:
+    if name == "lstm cell state" and not exports_states():
+        pytest.skip("this torch exports the states of an LSTM with an axis too many; the refusal has a test")
+    return network(name)
+
+
+def test_states_of_an_lstm_are_right_or_refused():
+    module, X = network("lstm cell state")
+    if exports_states():
+        assert torch.allclose(evaluate(Network(module, (STEPS, 2)).graph, X), module(X), rtol=1e-10)
+    else:
+        with pytest.raises(UnsupportedLayerError, match="final states of an LSTM .* torch 2.13"):
+            Network(module, (STEPS, 2)).graph  # noqa: B018
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_steps_are_the_same_function(name):
-    module, X = network(name)
+    module, X = traced_network(name)
     net = Network(module, (STEPS, 2))
     graph = net.unrolled_graph
     assert {node.op for node in graph.nodes if not node.is_size} <= {
@@ -110,7 +135,7 @@ def test_steps_are_the_same_function(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_bounds_hold_for_every_input(name):
-    module, X = network(name)
+    module, X = traced_network(name)
     values = values_of(module, X, torch.arange(6) % 3, names=["lipschitz_l2", "lipschitz_linf"])
     far = torch.cat([X * scale for scale in (0.01, 1.0, 10.0)])
     jacobians = [torch.autograd.functional.jacobian(lambda x: module(x[None])[0], x).flatten(1) for x in far]
@@ -167,9 +192,9 @@ def test_path_norms_of_a_rectifier_layer_count_every_path():
 
 
 def test_what_is_not_defined_names_the_layer():
-    for name, operator, layer in (("tanh", "tanh", "r (RNN)"), ("gru", "sigmoid", "r (GRU)")):
+    for name, called, layer in (("tanh", "tanh", "r (RNN)"), ("gru", "sigmoid", "r (GRU)")):
         module, X = network(name)
-        with pytest.raises(UnsupportedLayerError, match=rf"operator `{operator}` in layer `{re.escape(layer)}`"):
+        with pytest.raises(UnsupportedLayerError, match=rf"operator `{called}` in layer `{re.escape(layer)}`"):
             measure_capacity(module, X, measures="l2_path_norm")
 
 
