@@ -26,7 +26,7 @@ CALLERS: dict[str, tuple[Any, ...]] = {
     "optimizer": (
         resolve_optimizer,
         NeuralNet.initialize_optimizer,
-        NeuralNet._step_optimizer,
+        PenalizedNet._step_optimizer,
         PenalizedNet.begin_training,
         step_with_gradients,
     ),

@@ -1,7 +1,8 @@
 """Training loops: skorch nets with a penalty, and the parts around them.
 
 `net` is the skorch net; `penalty_terms` calls its penalties, `objectives` supports optimisers that evaluate a batch
-more than once, `batches` supplies the data. Optimisers: `optimizers` by name, `kfac` with
+more than once, `batches` supplies the data. Small steps are mostly bookkeeping: `stack_gradients` and
+`unobserved_step` leave it out where nobody could notice. Optimisers: `optimizers` by name, `kfac` with
 `kronecker`, `path_sgd`, `sam`; `weight_decay` on chosen parameters. Callbacks: `callbacks`, `schedules` (learning
 rates), `regime` (generalization layers). Checkpoints: `checkpoints`, `run_state` (all that the next epoch depends on),
 `behaviour` (detects changed definitions). `devices` and `seeding` choose the device and the random numbers. Read `net`

@@ -19,12 +19,21 @@ from sklearn_capacity.losses import CrossEntropyLoss, SquaredLoss
 from sklearn_capacity.penalties import SharedPass, forward_pass
 from sklearn_capacity.process_state import computing, keeps_modes
 from sklearn_capacity.training.batches import TensorBatch, TensorBatches, TensorData
-from sklearn_capacity.training.objectives import Objective, calls_closure_once, step_with_gradients
+from sklearn_capacity.training.objectives import (
+    Objective,
+    begins_with_closure,
+    calls_closure_once,
+    step_with_gradients,
+)
 from sklearn_capacity.training.penalty_terms import PenaltyTerm, penalty_terms
+from sklearn_capacity.training.stack_gradients import StackGradients, stack_gradients
+from sklearn_capacity.training.unobserved_step import unobserved_step
 
 __all__ = ["PenalizedClassifier", "PenalizedNet", "PenalizedRegressor"]
 
 _BATCH_EVENTS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
+#: a subclass that overrides one of these may depend on autograd's graph of a step
+_STEP_METHODS = ("_forward", "_loss", "infer", "train_step", "train_step_single")
 
 
 class PenalizedNet(NeuralNet):
@@ -74,6 +83,7 @@ class PenalizedNet(NeuralNet):
     _observed_ = False
     loss_is_criterion_ = False  # whether the loss is the criterion's value, without further steps
     _evaluates_once_ = True  # whether a step calls its closure once, and first
+    _gradients_: StackGradients | None = None  # computes the gradients in this epoch, or None where autograd does
     _terms_: tuple[list, list[PenaltyTerm]] | None = None  # penalties with strengths, and the terms built from them
     # number of epochs before this training, None until its loop begins; and the epoch of its last step
     _begun_at_: int | None = None
@@ -155,6 +165,9 @@ class PenalizedNet(NeuralNet):
 
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         self._set_training(True)
+        if self._gradients_ is not None:
+            loss, prediction = self._gradients_(*batch)
+            return {"loss": loss, "y_pred": prediction}
         X = batch[0].to(self.device)
         version = X._version
         terms = self._terms()
@@ -214,13 +227,17 @@ class PenalizedNet(NeuralNet):
             return step.pop("objective", step["loss"])
 
         with computing():
-            if self._evaluates_once_:
+            if self._evaluates_once_ or self._gradients_ is not None:
                 self._step_optimizer(closure)
             else:
                 step_with_gradients(self.optimizer_, Objective(closure, self.module_, self._generators()))
         if self._stepped_in_ != len(self.history):  # skorch inspects every attribute that is set
             self._stepped_in_ = len(self.history)
         return steps[0]
+
+    def _step_optimizer(self, step_fn: Any) -> None:
+        for name in self._optimizers:
+            unobserved_step(getattr(self, name + "_"))(step_fn)
 
     def _zero_grad_optimizer(self, set_to_none: bool | None = None) -> None:
         """Like skorch's; torch's own method also writes to a profile, which a small step would notice."""
@@ -269,6 +286,14 @@ class PenalizedNet(NeuralNet):
         if self._observed_:
             self.optimizer_.attach(self.module_, self.criterion_)
         self._evaluates_once_ = len(self._optimizers) > 1 or calls_closure_once(self.optimizer_)
+
+    def _gradients_of(self, iterator: Any, fit_params: dict[str, Any]) -> StackGradients | None:
+        """What computes an epoch's gradients without autograd, if nobody could notice."""
+        overridden = any(getattr(type(self), name) is not getattr(PenalizedNet, name) for name in _STEP_METHODS)
+        listens = self._listens_ or self._observed_ or overridden or fit_params or not self.loss_is_criterion_
+        if listens or type(iterator) is not TensorBatches or self._terms() or not begins_with_closure(self.optimizer_):
+            return None
+        return stack_gradients(self.module_, self.criterion_, iterator.dataset)
 
     @keeps_modes
     def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> PenalizedNet:
@@ -320,16 +345,20 @@ class PenalizedNet(NeuralNet):
             return
         losses: dict[str, list[Tensor]] = {}
         sizes: list[int] = []
-        for batch in iterator:
-            if self._listens_:
-                self.notify("on_batch_begin", batch=batch, training=training)
-            step = step_fn(batch, **fit_params)
-            sizes.append(len(batch[0]))
-            for key in _recorded(step):
-                losses.setdefault(key, []).append(step[key].detach())
-            if self._listens_:
-                self._record_batch(step, sizes[-1], prefix)
-                self.notify("on_batch_end", batch=batch, training=training, **step)
+        self._gradients_ = self._gradients_of(iterator, fit_params) if training else None
+        try:
+            for batch in iterator:
+                if self._listens_:
+                    self.notify("on_batch_begin", batch=batch, training=training)
+                step = step_fn(batch, **fit_params)
+                sizes.append(len(batch[0]))
+                for key in _recorded(step):
+                    losses.setdefault(key, []).append(step[key].detach())
+                if self._listens_:
+                    self._record_batch(step, sizes[-1], prefix)
+                    self.notify("on_batch_end", batch=batch, training=training, **step)
+        finally:
+            self._gradients_ = None
         self.history.record(f"{prefix}_batch_count", len(sizes))
         for key, values in losses.items():
             weights = torch.tensor(sizes, dtype=values[0].dtype).to(values[0].device)

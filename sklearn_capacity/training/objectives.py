@@ -11,16 +11,18 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from sklearn_capacity.training.sam import SAM
+from sklearn_capacity.training.unobserved_step import unobserved_step
 
-__all__ = ["Objective", "calls_closure_once", "step_with_gradients"]
+__all__ = ["Objective", "begins_with_closure", "calls_closure_once", "step_with_gradients"]
 
 
 def calls_closure_once(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a step starts with its only evaluation, as in torch (except LBFGS) and in this package (except SAM)."""
-    return _begins_with_closure(optimizer) and not isinstance(optimizer, (torch.optim.LBFGS, SAM))
+    return begins_with_closure(optimizer) and not isinstance(optimizer, (torch.optim.LBFGS, SAM))
 
 
-def _begins_with_closure(optimizer: torch.optim.Optimizer) -> bool:
+def begins_with_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step uses no gradients but those of its closure, and calls that first."""
     return type(optimizer).step.__module__.startswith(("torch.optim.", "sklearn_capacity."))
 
 
@@ -102,8 +104,8 @@ def step_with_gradients(optimizer: torch.optim.Optimizer, objective: Objective) 
     torch does not specify which of them a step reads first. So the gradients are set, and the closure computes them
     again, except in its first call if the parameters have not changed.
     """
-    if _begins_with_closure(optimizer):
-        optimizer.step(objective)  # type: ignore[arg-type]  # torch passes tensors through
+    if begins_with_closure(optimizer):
+        unobserved_step(optimizer)(objective)
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     loss: Tensor | None = objective()

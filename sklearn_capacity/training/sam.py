@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sklearn_capacity._validation import as_list, check_boolean, check_interval
+from sklearn_capacity.training.unobserved_step import unobserved_step
 
 __all__ = ["SAM"]
 
@@ -157,29 +158,32 @@ class SAM(torch.optim.Optimizer):
         finally:  # an interrupt also leaves the parameters at the original point
             if parameters:
                 torch._foreach_copy_(parameters, values)
-        self.base.step()
+        unobserved_step(self.base)()
         return loss
 
     def _ascend(self) -> tuple[list[Tensor], list[Tensor]]:
         """Move to the worst nearby point; returns the parameters and their original values."""
-        groups = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
-        groups = [(group, parameters) for group, parameters in groups if parameters]
-        if not groups:
+        alike: dict[tuple, list[Tensor]] = {}  # parameters with a gradient, by setting, device and dtype
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    alike.setdefault((group["rho"], group["adaptive"], p.device, p.dtype), []).append(p)
+        if not alike:
             return [], []
-        # adaptive: T = |theta|, the step is rho T^2 g / |T g|; else T = 1
-        scales = [torch._foreach_abs(parameters) if group["adaptive"] else None for group, parameters in groups]
-        directions = [[p.grad for p in parameters] for _, parameters in groups]
-        scaled = [g if t is None else torch._foreach_mul(t, g) for t, g in zip(scales, directions, strict=True)]
-        norms = [norm for moves in scaled for norm in torch._foreach_norm(moves)]
+        values, moves = [], []
+        # adaptive: the step is rho T^2 g / |T g| for T = |theta|, and theta may stand for T; else T = 1
+        for (_, adaptive, *_), parameters in alike.items():
+            here, gradients = [p.clone() for p in parameters], [p.grad for p in parameters if p.grad is not None]
+            values.append(here)
+            moves.append(list(torch._foreach_mul(here, gradients)) if adaptive else gradients)
+        norms = [norm for part in moves for norm in torch._foreach_norm(part)]
         norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))  # ()
         norm = norm.clamp_min(torch.finfo(norm.dtype).tiny)  # a zero gradient has no direction, so the point stays
-        moved = [p for _, parameters in groups for p in parameters]
-        here = [p.clone() for p in moved]
-        for (group, parameters), t, moves in zip(groups, scales, scaled, strict=True):
-            lengths = {kind: group["rho"] / norm.to(*kind) for kind in {(p.device, p.dtype) for p in parameters}}
-            moves = moves if t is None else torch._foreach_mul(t, moves)
-            torch._foreach_add_(parameters, torch._foreach_mul(moves, [lengths[p.device, p.dtype] for p in parameters]))
-        return moved, here
+        for ((rho, adaptive, device, dtype), parameters), here, part in zip(alike.items(), values, moves, strict=True):
+            directions = torch._foreach_mul(here, part) if adaptive else part
+            steps = torch._foreach_mul(directions, rho * norm.reciprocal().to(device, dtype))
+            torch._foreach_add_(parameters, steps)
+        return [p for parameters in alike.values() for p in parameters], [old for here in values for old in here]
 
 
 def _checked_base(

@@ -1,0 +1,198 @@
+"""Loss and gradients of a stack of linear layers, without autograd's bookkeeping, which is half of a small step.
+
+The operators are those that autograd would run, in the same order, so the numbers are the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
+
+from sklearn_capacity.derivatives.modes import autocasts
+from sklearn_capacity.losses import CrossEntropyLoss, SquaredLoss
+from sklearn_capacity.training.batches import TensorData
+
+__all__ = ["Layer", "StackGradients", "stack_gradients"]
+
+aten = torch.ops.aten
+_MEAN, _IGNORED = 1, -100  # the operators' codes for the reduction, and the label that the loss leaves out
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class Activation(NamedTuple):
+    """An activation that works in place, and its pullback (gradient, output) -> gradient."""
+
+    apply: Callable[[Tensor], Tensor]
+    pull_back: Callable[[Tensor, Tensor], Tensor]
+
+
+ACTIVATIONS: dict[type[nn.Module], Activation] = {
+    nn.ReLU: Activation(torch.relu_, lambda gradient, output: aten.threshold_backward.default(gradient, output, 0)),
+    nn.Sigmoid: Activation(torch.sigmoid_, aten.sigmoid_backward.default),
+    nn.Tanh: Activation(torch.tanh_, aten.tanh_backward.default),
+}
+
+
+class Layer(NamedTuple):
+    """A linear map and the activation behind it, or None."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    activation: Activation | None
+
+
+class StackGradients:
+    """Calling it sets the parameters' gradients, or adds to them, and returns the loss and the outputs.
+
+    Parameters
+    ----------
+    layers : list of Layer
+    loss : callable
+        ``loss(outputs, y)`` returns the value and its gradient with respect to the outputs.
+    flattens : bool
+        Whether the stack begins with a flattening.
+    """
+
+    def __init__(
+        self, layers: list[Layer], loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], flattens: bool
+    ) -> None:
+        self.layers = layers
+        self.loss = loss
+        self.flattens = flattens
+
+    @torch.no_grad()
+    def __call__(self, X: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        inputs = [X.flatten(1) if self.flattens else X]  # of each layer, (n, width), and the outputs
+        for weight, bias, activation in self.layers:
+            output = F.linear(inputs[-1], weight, bias)
+            inputs.append(output if activation is None else activation.apply(output))
+        outputs = inputs[-1]
+        loss, gradient = self.loss(outputs, y)
+        for layer in reversed(self.layers):
+            output = inputs.pop()
+            if layer.activation is not None:
+                gradient = layer.activation.pull_back(gradient, output)
+            add_gradient(layer.weight, gradient.t().mm(inputs[-1]))
+            if layer.bias is not None:
+                add_gradient(layer.bias, gradient.sum(0))
+            if len(inputs) > 1:  # nobody needs the gradient at X
+                gradient = gradient.mm(layer.weight)
+        return loss, outputs
+
+
+def add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
+    """Add to a parameter's gradient, as a backward pass does."""
+    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+
+def cross_entropy(outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean cross-entropy and its gradient."""
+    log_p = torch.log_softmax(outputs, 1)  # (n, C)
+    loss, total = aten.nll_loss_forward.default(log_p, y, None, _MEAN, _IGNORED)
+    one = torch.ones_like(loss)
+    gradient = aten.nll_loss_backward.default(one, log_p, y, None, _MEAN, _IGNORED, total)
+    return loss, aten._log_softmax_backward_data.default(gradient, log_p, 1, outputs.dtype)
+
+
+def squared_error(outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean squared error and its gradient."""
+    loss = F.mse_loss(outputs, y)
+    return loss, aten.mse_loss_backward.default(torch.ones_like(loss), outputs, y, _MEAN)
+
+
+LOSSES: dict[type[nn.Module], Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    CrossEntropyLoss: cross_entropy,
+    nn.CrossEntropyLoss: cross_entropy,
+    SquaredLoss: squared_error,
+    nn.MSELoss: squared_error,
+}
+
+
+def stack_gradients(module: nn.Module, criterion: nn.Module, data: TensorData) -> StackGradients | None:
+    """The gradients of a module on some data, or None where only autograd serves.
+
+    That is a module with other layers, or one where somebody listens: hooks, or a parameter that is shared, frozen or
+    of a class of its own. The answer holds until something changes the module.
+    """
+    stack = _stack(module) if torch.is_grad_enabled() and not torch.is_anomaly_enabled() else None
+    if stack is None or _has_any_global_hook():
+        return None
+    layers, flattens = stack
+    loss = _loss_on(criterion, data, layers[-1].weight.shape[0])
+    parameters = [p for layer in layers for p in layer[:2] if p is not None]
+    X = data.X
+    is_usual = len({id(p) for p in parameters}) == len(parameters) and all(_is_plain(p, X) for p in parameters)
+    if loss is None or not is_usual or X.requires_grad or autocasts(X) or X.dim() < 2 or (X.dim() > 2 and not flattens):
+        return None
+    return StackGradients(layers, loss, flattens)
+
+
+def _loss_on(
+    criterion: Any, data: TensorData, n_outputs: int
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """The loss with its gradient, if it is a plain mean over targets of the usual form."""
+    y, kind = data.y, type(criterion)
+    if y is None or data.sample_weight is not None or kind not in LOSSES or not _is_unhooked(criterion):
+        return None
+    if criterion.reduction != "mean":
+        return None
+    if LOSSES[kind] is squared_error:
+        return squared_error if y.dtype == data.X.dtype and y.shape == (len(data), n_outputs) else None
+    is_plain = (criterion.weight, criterion.ignore_index, criterion.label_smoothing) == (None, _IGNORED, 0.0)
+    return cross_entropy if is_plain and y.dtype == torch.int64 and y.dim() == 1 else None
+
+
+def _stack(module: nn.Module) -> tuple[list[Layer], bool] | None:
+    """The layers, and whether a flattening precedes them, if a module is nothing else."""
+    layers: list[Layer] = []
+    flattens = False
+    for part in _parts(module):
+        kind = type(part)
+        if not _is_unhooked(part):
+            return None
+        if kind is nn.Linear:
+            layers.append(Layer(part.weight, part.bias, None))
+        elif kind in ACTIVATIONS and layers and layers[-1].activation is None:
+            layers[-1] = layers[-1]._replace(activation=ACTIVATIONS[kind])
+        elif kind is nn.Flatten and not layers and (part.start_dim, part.end_dim) == (1, -1):
+            flattens = True
+        elif kind is not nn.Identity:
+            return None
+    return (layers, flattens) if layers else None
+
+
+def _parts(module: Any) -> Iterator[Any]:
+    """The modules that a sequence calls in turn; other modules as they are."""
+    if type(module).forward is nn.Sequential.forward and _is_unhooked(module):
+        for part in module:
+            yield from _parts(part)
+    else:
+        yield module
+
+
+def _is_unhooked(module: nn.Module) -> bool:
+    """Whether calling the module is calling the `forward` of its class."""
+    replaced: dict[str, Any] = vars(module)
+    return (
+        not any(replaced[hooks] for hooks in _HOOKS)
+        and "forward" not in replaced
+        and replaced.get("_compiled_call_impl") is None
+        and type(module).__call__ is nn.Module.__call__
+    )
+
+
+def _is_plain(parameter: Any, X: Tensor) -> bool:
+    """Whether a parameter is trained, in the precision of X, and no hook awaits its gradient."""
+    return (
+        type(parameter) is nn.Parameter
+        and parameter.requires_grad
+        and parameter.dtype == X.dtype
+        and parameter.device == X.device
+        and not parameter._backward_hooks
+        and not getattr(parameter, "_post_accumulate_grad_hooks", None)
+    )
