@@ -1,7 +1,7 @@
 """All derivatives of a network; every name states with respect to what.
 
 Input side: `input_jacobian` (rows of dlogits/dx by autograd), `input_sweeps` (the same through a graph, without
-autograd), `sweep_rules` (the transposed and the tangent operators that the sweeps apply).
+autograd), `sweep_rules` (the transposed and the tangent operators that the sweeps apply), `pooling_tiles`.
 Parameter side: `parameter_groups` (the tensors in theta), `parameter_vector` (theta as tensors that can be replaced),
 `parameter_uses` (matrices and scales), `parameter_jacobian`, `parameter_tangent`, `parameter_linearization`,
 `sample_gradients`, `output_fisher` (the loss's Fisher matrix at the logits), `fisher_matrix`, `loss_hessian`.

@@ -26,9 +26,10 @@ from ..graph.evaluate import (
     plain_padding,
 )
 from ..graph.functions import function_of
-from ..graph.memory_layout import channels_last
+from ..graph.memory_layout import channels_last, memory_format_of
 from ..graph.nodes import WEIGHT_OPS, NetworkGraph, Node
 from ..linalg.product import product
+from .pooling_tiles import spread_over_tiles, tile_of
 
 __all__ = ["ADJOINT", "FRESH", "TANGENT", "Selection", "Tape", "times_slope", "weight_gradient"]
 
@@ -233,12 +234,15 @@ def _convolution_backward(node: Node, g: Tensor, x: Tensor, want: tuple[bool, bo
 
 def _adjoint_conv(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
     shape = (len(g), *tape.input_shape(node))
-    if not plain_padding(node):
-        return (_transposed(lambda x: apply_linear(node, x, node.weight, None), shape, g),)
-    if _gathers(node, g, shape):
+    if plain_padding(node) and _gathers(node, g, shape):
         return (_gathered(node, g, shape),)
-    template = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=layout(g))  # only its shape matters
-    return (_convolution_backward(node, g, template, (True, False, False))[0],)
+    template = torch.empty(
+        shape, dtype=g.dtype, device=g.device, memory_format=memory_format_of(g)
+    )  # only its shape matters
+    if plain_padding(node):
+        return (_convolution_backward(node, g, template, (True, False, False))[0],)
+    padded = _convolution_backward(node, g, pad_input(node, template), (True, False, False))[0]
+    return (_transposed(lambda x: pad_input(node, x), shape, padded),)
 
 
 def _gathers(node: Node, g: Tensor, shape: tuple[int, ...]) -> bool:
@@ -313,21 +317,19 @@ def _adjoint_max_pool(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
     n = len(chosen.masks[0][1])
     full = all(a == b * k for a, b, k in zip(shape[2:], g.shape[2:], node.params["kernel"], strict=True))
     # (k n, channels, *side); the masks of windows that tile the whole input write every pixel, so no zeros are needed.
-    out = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=layout(g))
+    out = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=memory_format_of(g))
     out = out if full else out.zero_()
     for place, mask in chosen.masks:
         torch.mul(g.unflatten(0, (-1, n)), mask, out=out[place].unflatten(0, (-1, n)))
     return (out,)
 
 
-def layout(x: Tensor) -> torch.memory_format:
-    """The memory format of a new tensor that matches x."""
-    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
-
-
 def _adjoint_avg_pool(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
-    return (_transposed(lambda x: avg_pool(node, x), (len(g), *tape.input_shape(node)), g),)
+    shape = (len(g), *tape.input_shape(node))
+    tile = tile_of(node, shape[2:])
+    if tile is not None:
+        return (spread_over_tiles(g, tile, shape, node.params.get("divisor_override")),)
+    return (_transposed(lambda x: avg_pool(node, x), shape, g),)
 
 
 def _adjoint_reduce(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
@@ -348,7 +350,7 @@ def _adjoint_permute(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
 
 def _adjoint_slice(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
     shape = (len(g), *tape.input_shape(node))
-    out = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=layout(g)).zero_()  # (k n, *input)
+    out = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=memory_format_of(g)).zero_()  # (k n, *input)
     index: list[Any] = [slice(None)] * out.dim()
     index[node.params["dim"]] = node.params["index"]
     out[tuple(index)] = g

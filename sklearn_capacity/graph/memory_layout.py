@@ -8,7 +8,7 @@ from torch.func import functional_call
 
 from .trace import private_copy
 
-__all__ = ["channels_first", "channels_last", "takes_channels_last"]
+__all__ = ["channels_first", "channels_last", "memory_format_of", "takes_channels_last"]
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -67,3 +67,9 @@ def _laid_out(x: Tensor) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last)
     _, _, height, width = x.shape
     return x if x.stride(1) == 1 else x.as_strided(x.shape, (height * width, 1, width, 1), x.storage_offset())
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    """The memory format of a new tensor that matches x."""
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
