@@ -231,6 +231,7 @@ TESTED_IN = {
     "penalties/fisher_rao": "penalties/test_parameter_penalties",
     "penalties/gradient_norm": "penalties/test_parameter_penalties",
     "penalties/module_graph": "penalties/test_shared_pass",
+    "penalties/one_hidden_layer": "penalties/test_end_layers",
     "penalties/penalty_checks": "training/test_penalty_terms",
     "penalties/weight_norms": "penalties/test_parameter_penalties",
     "process_state/forks": "project/test_forks",

@@ -116,7 +116,7 @@ def _masks(node: Node, x: Tensor, indices: Tensor, slope: Tensor | None) -> list
     return out
 
 
-def pull(tape: Tape, vectors: Tensor, keep: Keep | None = None) -> Tensor:
+def pull(tape: Tape, vectors: Tensor, keep: Keep | None = None, start: str | None = None) -> Tensor:
     """``v^T J`` for stacked directions.
 
     Parameters
@@ -128,23 +128,31 @@ def pull(tape: Tape, vectors: Tensor, keep: Keep | None = None) -> Tensor:
         Called at weights and at nodes with a second derivative with the cotangent g of the node's output and the
         contribution to the cotangent of its (first) input. g stays unchanged; the contribution may change after the
         call, unless it returns True.
+    start : str, default=None
+        Name of a node on all paths to the output whose cotangents `vectors` (k n, ...) are; they may change.
 
     Returns
     -------
     Tensor of shape (k n, ...)
     """
-    sweep = _BackwardSweep(tape, vectors, keep)
-    sweep.run(tape.graph.nodes[1:])
+    sweep = _BackwardSweep(tape, vectors, keep, start)
+    sweep.run(_until(tape.graph, start)[1:])
     return sweep.cotangents[tape.graph.input.name]
 
 
-def pull_to_layers(tape: Tape, vectors: Tensor, keep: Keep) -> None:
+def pull_to_layers(tape: Tape, vectors: Tensor, keep: Keep, start: str | None = None) -> None:
     """Like `pull`, but ends at the first layers: the products with these, which only the input needs, are left out."""
     curved, last = tape.curved, set[str]()  # `last` are the nodes that no layer precedes
     for node in tape.graph.nodes:
         if last.issuperset(node.inputs) and node.weight is None and node.name not in curved:
             last.add(node.name)
-    _BackwardSweep(tape, vectors, keep, last).run([node for node in tape.graph.nodes if node.name not in last])
+    nodes = [node for node in _until(tape.graph, start) if node.name not in last]
+    _BackwardSweep(tape, vectors, keep, start, last).run(nodes)
+
+
+def _until(graph: NetworkGraph, name: str | None) -> Sequence[Node]:
+    """The nodes up to one of them; None stands for the last."""
+    return graph.nodes if name is None else graph.nodes[: graph.nodes.index(graph[name]) + 1]
 
 
 class _BackwardSweep:
@@ -165,10 +173,12 @@ class _BackwardSweep:
         Nodes whose cotangent is not needed.
     """
 
-    def __init__(self, tape: Tape, vectors: Tensor, keep: Keep | None, omitted: Collection[str] = ()) -> None:
+    def __init__(
+        self, tape: Tape, vectors: Tensor, keep: Keep | None, start: str | None = None, omitted: Collection[str] = ()
+    ) -> None:
         self.tape, self.keep, self.curved, self.omitted = tape, keep, tape.curved, omitted
-        self.cotangents: dict[str, Tensor] = {tape.graph.output: vectors}
-        self.exclusive: set[str] = set()
+        self.cotangents: dict[str, Tensor] = {start or tape.graph.output: vectors}
+        self.exclusive: set[str] = set() if start is None else {start}
 
     def run(self, nodes: Sequence[Node]) -> None:
         """Pass the nodes, from the last to the first."""
@@ -206,7 +216,9 @@ class _BackwardSweep:
             self.exclusive.add(name)
 
 
-def push(tape: Tape, tangents: Tensor, keep: Callable[..., None], stop: str | None = None) -> Tensor | None:
+def push(
+    tape: Tape, tangents: Tensor, keep: Callable[..., None], stop: str | None = None, start: str | None = None
+) -> Tensor | None:
     """``J t`` for stacked tangents t of shape (k n, ...).
 
     Parameters
@@ -215,12 +227,15 @@ def push(tape: Tape, tangents: Tensor, keep: Callable[..., None], stop: str | No
         Called at weights and at what has a second derivative with the tangents of the node's inputs.
     stop : str, default=None
         Name of a node whose output is not needed; the sweep ends there and returns None.
+    start : str, default=None
+        Name of a node behind which all others lie, whose output's tangents t are.
     """
     graph = tape.graph
     readers = {name: len(nodes) for name, nodes in graph.consumers().items()}
     remaining = dict(readers)
-    values, curved = {graph.input.name: tangents}, tape.curved  # node -> tangent of its output, (k n, *node.shape)
-    for node in graph.nodes[1:]:
+    before = _until(graph, start or graph.input.name)
+    values, curved = {before[-1].name: tangents}, tape.curved  # node -> tangent of its output, (k n, *node.shape)
+    for node in graph.nodes[len(before) :]:
         inputs = [values[name] for name in node.inputs]
         if node.weight is not None or node.name in curved:
             keep(node, *inputs)

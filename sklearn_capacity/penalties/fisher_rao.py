@@ -16,8 +16,8 @@ from sklearn_capacity.graph import NetworkGraph, UnsupportedLayerError, evaluate
 from sklearn_capacity.losses import HingeLoss
 from sklearn_capacity.penalties.evaluation import checked_penalty
 from sklearn_capacity.penalties.frobenius import weighted_mean
+from sklearn_capacity.penalties.gradient_sums import Gradients
 from sklearn_capacity.penalties.module_graph import whole_graph
-from sklearn_capacity.penalties.sweep_gradients import Gradients
 
 __all__ = ["fisher_rao_penalty"]
 

@@ -16,8 +16,9 @@ from sklearn_capacity.derivatives.modes import evaluating
 from sklearn_capacity.graph import Node
 from sklearn_capacity.penalties.evaluation import checked_penalty
 from sklearn_capacity.penalties.frobenius import sample_scale
+from sklearn_capacity.penalties.gradient_sums import Gradients, wants
 from sklearn_capacity.penalties.shared_pass import LinearizedBatch, SharedPass, linearized
-from sklearn_capacity.penalties.sweep_gradients import Gradients, softmax_jacobian, wants
+from sklearn_capacity.penalties.sweep_gradients import softmax_jacobian
 
 __all__ = ["per_layer_penalty"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -9,14 +10,15 @@ from torch import Tensor
 
 from sklearn_capacity._validation import check_option
 from sklearn_capacity.derivatives.input_jacobian import OUTPUTS, jacobian_products
-from sklearn_capacity.derivatives.input_sweeps import pull, stacks
 from sklearn_capacity.derivatives.modes import evaluating
 from sklearn_capacity.derivatives.sweep_rules import Tape
+from sklearn_capacity.linalg.product import product
+from sklearn_capacity.penalties.end_layers import FirstLayer
 from sklearn_capacity.penalties.evaluation import checked_penalty
-from sklearn_capacity.penalties.frobenius import sample_scale, unit_vectors, weighted_mean
+from sklearn_capacity.penalties.frobenius import sample_scale, weighted_mean
 from sklearn_capacity.penalties.output_basis import in_basis_of_last_layer
 from sklearn_capacity.penalties.shared_pass import SharedPass, linearized
-from sklearn_capacity.penalties.sweep_gradients import chain_products, softmax_jacobian
+from sklearn_capacity.penalties.sweep_gradients import chain_products, softmax_jacobian, unit_rows
 
 __all__ = ["spectral_penalty"]
 
@@ -82,27 +84,39 @@ def spectral_penalty(
         return _by_loop(function, X, output, sample_weight)
     batch = in_basis_of_last_layer(batch, output)
 
-    # At a simple singular value sigma = u^T J w, the derivative is u^T dJ w: the directions are constants.
-    def directions(samples: slice, tape: Tape) -> tuple[Tensor, Tensor]:
-        return _top_directions(tape, output)
+    values = batch.outputs  # (n, C)
+    wide = values.shape[1] <= math.prod(batch.graph.input.shape)  # A A^T is the smaller Gram matrix, see below
+    first = FirstLayer.chosen(batch.graph, values.numel(), len(values)) if wide else None
 
-    return chain_products(batch, directions, sample_scale(batch.outputs, sample_weight), output)
+    # At a simple singular value sigma = u^T J w, the derivative is u^T dJ w: the directions are constants.
+    def directions(samples: slice, tape: Tape) -> Tensor | tuple[Tensor, Tensor]:
+        return _top_directions(tape, output, first)
+
+    return chain_products(batch, directions, sample_scale(values, sample_weight), output, first=first)
 
 
 @torch.no_grad()
-def _top_directions(tape: Tape, output: str) -> tuple[Tensor, Tensor]:
-    """For every sample, the unit vector u with the largest ``|u^T J|``, (1, n, C), and ``u^T J``, (1, n, ...)."""
+def _top_directions(tape: Tape, output: str, first: FirstLayer | None) -> Tensor | tuple[Tensor, Tensor]:
+    """For every sample, the unit vector u with the largest ``|u^T J|``, (1, n, C), and ``u^T J``, (1, n, ...).
+
+    The latter is left out with a first layer W: then J = A W for the rows A that the sweeps return.
+    """
     logits = tape.logits.detach()
-    _, k = stacks(tape.graph, len(logits), logits)
-    # rows of J for k outputs at a time, (k, n, D)
-    pulled = [pull(tape, v.flatten(0, 1)).reshape(len(v), len(logits), -1) for v in unit_vectors(logits).split(k)]
-    rows = torch.cat(pulled).transpose(0, 1)  # (n, C, D)
+    rows = unit_rows(tape, first)  # J or A, (n, C, D) or (n, C, h)
     if output == "softmax":  # its Jacobian S is symmetric: the rows of S J
         p = logits.double().softmax(1)[:, None, :]  # (n, 1, C); in double, as 1 - p may be tiny
         rows = softmax_jacobian(p, rows.double().transpose(1, 2)).transpose(1, 2)  # (n, C, D)
+    if first is not None:
+        gram = first.gram.to(rows.dtype)
+        return _top_eigenvectors(product(rows.flatten(0, 1), gram).view_as(rows) @ rows.mT).to(logits.dtype)
     u = _top_left_vectors(rows)  # (1, n, C)
     products = (u.transpose(0, 1) @ rows).reshape(1, len(logits), *tape.graph.input.shape)  # (1, n, ...)
     return u.to(logits.dtype), products.to(logits.dtype)
+
+
+def _top_eigenvectors(gram: Tensor) -> Tensor:
+    """Of each symmetric matrix (n, C, C), the eigenvector of the largest eigenvalue, (1, n, C)."""
+    return torch.linalg.eigh(gram.double()).eigenvectors[:, :, -1][None].to(gram.dtype)
 
 
 def _top_left_vectors(rows: Tensor) -> Tensor:
@@ -112,8 +126,7 @@ def _top_left_vectors(rows: Tensor) -> Tensor:
     """
     n_outputs, n_inputs = rows.shape[1:]
     if n_outputs <= n_inputs:
-        gram = (rows @ rows.transpose(1, 2)).double()  # A A^T, (n, C, C)
-        return torch.linalg.eigh(gram).eigenvectors[:, :, -1][None].to(rows.dtype)
+        return _top_eigenvectors(rows @ rows.mT)  # of A A^T, (n, C, C)
     gram = (rows.transpose(1, 2) @ rows).double()  # A^T A, (n, D, D)
     right = torch.linalg.eigh(gram).eigenvectors[:, :, -1:].to(rows.dtype)  # (n, D, 1)
     left = (rows @ right).squeeze(2)  # A v, along u: (n, C)

@@ -4,61 +4,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sklearn_capacity.derivatives.input_sweeps import pull, pull_to_layers, push, stacks
-from sklearn_capacity.derivatives.sweep_rules import Tape, weight_gradient
+from sklearn_capacity.derivatives.input_sweeps import ROWS_BYTES, pull, pull_to_layers, push, stacks
+from sklearn_capacity.derivatives.sweep_rules import Tape
 from sklearn_capacity.graph import Node, activation_of
 from sklearn_capacity.graph.functions import function_of
 from sklearn_capacity.graph.nodes import WEIGHT_OPS
-from sklearn_capacity.linalg.product import product
+from sklearn_capacity.penalties.end_layers import FirstLayer, LastLayer
+from sklearn_capacity.penalties.gradient_sums import Gradients, wants
 from sklearn_capacity.penalties.shared_pass import LinearizedBatch
 
-__all__ = ["Directions", "Gradients", "chain_products", "softmax_jacobian", "wants"]
+__all__ = ["Directions", "chain_products", "curvature", "softmax_jacobian", "unit_rows", "unit_vectors"]
 
 
 #: For some of the samples: constant vectors u in the output space, (k, n', C), or these and ``u^T J``, (k, n', ...).
 Directions = Callable[[slice, Tape], Tensor | tuple[Tensor, Tensor]]
-
-
-class _WithGradient(torch.autograd.Function):
-    """A value whose gradients are already known, up to the factor that its backward pass receives.
-
-    Every gradient is a tensor, or a sum of products g^T t in factored form (see :class:`Gradients`). All are saved with
-    autograd's saved tensors: they are freed after the backward pass unless the graph is retained.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, factor: float, sums: list[_Sum], *tensors: Tensor) -> Tensor:
-        ctx.factor, ctx.n_pairs = factor, [len(s.pairs) for s in sums]
-        ctx.save_for_backward(*(t for s in sums for t in (s.total, *itertools.chain(*s.pairs))))
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "The penalty's gradient is in closed form and cannot be differentiated again, got `create_graph=True`. "
-                "Pass the penalty a function instead of the module, `lambda X: module(X)`: then it consists of "
-                "differentiable operators, at a higher cost."
-            )
-        factor = grad * ctx.factor  # ()
-        saved = iter(ctx.saved_tensors)
-        gradients = []
-        for n_pairs in ctx.n_pairs:
-            total = next(saved)
-            gradient = None if total is None else total * factor
-            for _ in range(n_pairs):
-                g, t = next(saved), next(saved)  # (k n, out), (k n, in)
-                t = t * factor
-                outer = product(g.t(), t).to(factor.dtype)  # (out, in)
-                gradient = outer if gradient is None else gradient.add_(outer)
-            gradients.append(gradient)
-        return None, None, None, *gradients
 
 
 def softmax_jacobian(p: Tensor, a: Tensor) -> Tensor:
@@ -66,77 +29,13 @@ def softmax_jacobian(p: Tensor, a: Tensor) -> Tensor:
     return p * a - p * (p * a).sum(-1, keepdim=True)
 
 
-def wants(tensor: Tensor | None) -> bool:
-    """Whether the gradient with respect to the tensor is required."""
-    return tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
-
-
-@dataclass
-class _Sum:
-    """The gradient of one tensor: a total, and products g^T t in factored form (g, t)."""
-
-    total: Tensor | None = None
-    pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-
-
-class Gradients:
-    """Sums gradients per tensor and attaches them to the value for autograd.
-
-    The gradient of a linear layer is ``sum_j g_j^T t_j`` for cotangents g (k n, out) and tangents t (k n, in), times a
-    factor s that only the backward pass knows. ``g^T (s t)`` needs one pass over (k n, in) for s, ``s (g^T t)`` one
-    over (out, in), in new memory: on an MLP with layers of 784 x 784 this took a tenth of a plain step. So the factors
-    are stored until then if they take less memory than the product.
-    """
-
-    def __init__(self) -> None:
-        self.tensors: dict[int, Tensor] = {}
-        self.sums: dict[int, _Sum] = {}
-
-    def add(self, tensor: Tensor, gradient: Tensor) -> None:
-        """Add a gradient of the tensor's shape; it may be modified later."""
-        entry = self._sum_of(tensor)
-        entry.total = gradient if entry.total is None else entry.total.add_(gradient)
-
-    def add_weight(self, weight: Tensor, node: Node, t: Tensor, g: Tensor) -> None:
-        """Add the gradient of <g, W t> for the weight W, which the node has in the precision of t and g.
-
-        t and g are stored and must not be modified.
-        """
-        entry = self._sum_of(weight)
-        if node.op != "linear":
-            entry.total = self._added(weight, node, t, g, entry.total)
-            return
-        entry.pairs.append((g.reshape(-1, g.shape[-1]), t.reshape(-1, t.shape[-1])))
-        if sum(g.numel() + t.numel() for g, t in entry.pairs) > weight.numel():
-            for g, t in entry.pairs:  # (k n, out), (k n, in)
-                entry.total = self._added(weight, node, t, g, entry.total)
-            entry.pairs.clear()
-
-    @staticmethod
-    def _added(weight: Tensor, node: Node, t: Tensor, g: Tensor, total: Tensor | None) -> Tensor:
-        """The total, in the weight's precision, with a gradient added."""
-        if t.dtype == weight.dtype:
-            return weight_gradient(node, t, g, total)
-        gradient = weight_gradient(node, t, g, None).to(weight.dtype)
-        return gradient if total is None else total.add_(gradient)
-
-    def _sum_of(self, tensor: Tensor) -> _Sum:
-        self.tensors[id(tensor)] = tensor
-        return self.sums.setdefault(id(tensor), _Sum())
-
-    def attach(self, value: Tensor, factor: float = 1.0) -> Tensor:
-        """The value with the sums, times a factor, as its gradients."""
-        if not self.tensors:
-            return value
-        return _WithGradient.apply(value, factor, [*self.sums.values()], *self.tensors.values())
-
-
 def chain_products(
     batch: LinearizedBatch,
-    directions: Directions,
+    directions: Directions | None,
     scale: Tensor,
     output: str,
     *,
+    first: FirstLayer | None = None,
     precision: torch.dtype | None = None,
 ) -> Tensor:
     """``sum_i scale_i sum_j |v_ij^T J(x_i)|^2``, differentiable once.
@@ -146,22 +45,60 @@ def chain_products(
     batch : LinearizedBatch
     directions : callable(samples, tape) -> Tensor of shape (k, n', C), or a pair
         Returns constant vectors in the output space, for some of the samples; where their products with the Jacobian
-        are known, these, too, and the sweep need not reach the input.
+        are known, these, too, and the sweep need not reach the input. None stands for all unit vectors.
     scale : Tensor of shape (n,)
     output : "logits" or "softmax"
+    first : FirstLayer, default=None
+        Takes the place of the products with the first layer; for the batch's precision only.
     precision : torch.dtype, default=None
         That of the sweeps; None is the batch's. Sums over samples, directions and entries keep the batch's.
     """
     sums = Gradients()
-    values = []
+    values: list[Tensor] = []
     n, k = stacks(batch.graph, len(scale), scale)
     for samples, tape in batch.parts(n, output):
-        walk = _Walk(tape, sums, scale[samples], output, precision)
-        chosen = directions(samples, tape)
+        walk = _Walk(tape, sums, scale[samples], output, first, precision)
+        if directions is None and output == "logits":
+            values += walk.along_unit_vectors(k)
+            continue
+        chosen = unit_vectors(tape.logits) if directions is None else directions(samples, tape)
         u, rows = chosen if isinstance(chosen, tuple) else (chosen, None)
         known = itertools.repeat(None) if rows is None else rows.split(k)
         values += [walk(*pair) for pair in zip(u.split(k), known, strict=False)]
+    if first is not None:
+        with torch.no_grad():
+            first.finish(sums)
     return sums.attach(torch.stack(values).sum())
+
+
+def unit_vectors(values: Tensor) -> Tensor:
+    """The C unit vectors for each sample: (C, n, C)."""
+    n_samples, n_outputs = values.shape
+    eye = torch.eye(n_outputs, dtype=values.dtype, device=values.device)  # (C, C)
+    return eye[:, None, :].expand(-1, n_samples, -1)
+
+
+def unit_rows(tape: Tape, first: FirstLayer | None = None) -> Tensor:
+    """Rows of the Jacobian along the unit vectors, (n, C, D), with respect to the input or the first layer's output."""
+    n, n_outputs = tape.logits.shape
+    _, k = stacks(tape.graph, n, tape.logits, ROWS_BYTES)
+    last = LastLayer.of(tape, ())
+    kept: dict[str, Tensor] = {}
+    rows: Tensor | None = None
+    for begin in range(0, n_outputs, k):
+        outputs = slice(begin, min(begin + k, n_outputs))
+        v = unit_vectors(tape.logits)[outputs].flatten(0, 1) if last is None else last.cotangents(outputs)
+        start = None if last is None else last.node.inputs[0]
+        if first is None:
+            g = pull(tape, v, start=start)  # (k n, *input)
+        else:
+            pull_to_layers(tape, v, lambda node, g, part: kept.update({node.name: g}), start)
+            g = kept[first.node.name]  # (k n, h)
+        g = g.reshape(len(g) // n, n, -1)  # (k, n, D)
+        rows = g.new_empty(n, n_outputs, g.shape[2]) if rows is None else rows
+        rows[:, outputs] = g.transpose(0, 1)
+    assert rows is not None
+    return rows
 
 
 class _Walk:
@@ -184,7 +121,7 @@ class _Walk:
         Nodes whose weight or pre-activation requires a gradient.
     p : Tensor of shape (n, C) or None
         Probabilities, for the softmax output.
-    to_the_end, last
+    to_the_end, stop
         Whether J t itself is needed; if not, the last node whose input's tangent is.
     curvatures : dict of node name to Tensor of shape (n, ...)
         s''(z)
@@ -192,10 +129,20 @@ class _Walk:
         g_l, between the two sweeps.
     swept : Tape
         The tape in the precision of the sweeps.
+    first, last : FirstLayer, LastLayer, or None
+        What leaves out products; `last` is set in sweeps along unit vectors, those of `outputs`.
     """
 
-    def __init__(self, tape: Tape, sums: Gradients, scale: Tensor, output: str, precision: torch.dtype | None = None):
-        self.tape, self.sums, self.scale = tape, sums, scale
+    def __init__(
+        self,
+        tape: Tape,
+        sums: Gradients,
+        scale: Tensor,
+        output: str,
+        first: FirstLayer | None = None,
+        precision: torch.dtype | None = None,
+    ):
+        self.tape, self.sums, self.scale, self.first = tape, sums, scale, first
         self.precision = precision or scale.dtype
         self.swept = tape if self.precision == scale.dtype else tape.rounded(self.precision)
         nodes = tape.graph.nodes
@@ -203,34 +150,68 @@ class _Walk:
         self.trained = {n.name for n in nodes if wants(n.weight) or any(map(wants, curved.get(n.name, ())))}
         self.p = tape.logits.detach().softmax(1) if output == "softmax" else None
         self.to_the_end = self.p is not None and wants(tape.logits)
-        self.last = None if self.to_the_end else next((n.name for n in reversed(nodes) if n.name in self.trained), None)
-        self.curvatures = {name: _curvature(tape.graph[name], z) for name, z in tape.smooth.items()}
+        self.stop = None if self.to_the_end else next((n.name for n in reversed(nodes) if n.name in self.trained), None)
+        self.curvatures = {name: curvature(tape.graph[name], z) for name, z in tape.smooth.items()}
         self.cotangents: dict[str, Tensor] = {}
+        self.last: LastLayer | None = None
+        self.outputs = slice(0)
 
     @torch.no_grad()
     def __call__(self, u: Tensor, rows: Tensor | None = None) -> Tensor:
         """Value for directions u of shape (k, n, C), whose products with the Jacobian (k, n, *input) may be known."""
         v = u if self.p is None else softmax_jacobian(self.p, u)  # (k, n, C)
-        v = v.flatten(0, 1).to(self.precision)
-        if rows is None:
-            rows = pull(self.swept, v, self._keep).unflatten(0, u.shape[:2]).to(u.dtype)  # (k, n, *input)
-        elif self.trained:
-            pull_to_layers(self.swept, v, self._keep)
-        value = (rows.square().sum(tuple(range(2, rows.dim()))) * self.scale).sum()  # (k, n) times (n,), summed
-        if self.trained or self.to_the_end:
-            t = rows.mul(2 * self.scale.reshape(-1, *(1,) * (rows.dim() - 2))).flatten(0, 1)  # (k n, *input)
-            out = push(self.swept, t.to(self.precision), self._collect, stop=self.last)  # (k n, C)
-            if self.to_the_end and out is not None and self.p is not None:
-                out = out.unflatten(0, u.shape[:2]).to(u.dtype)  # (k, n, C)
-                self.sums.add(self.tape.logits, _through_softmax(self.p, u, out))
+        value, out = self._swept(v.flatten(0, 1).to(self.precision), rows=rows)
+        if self.to_the_end and out is not None and self.p is not None:
+            out = out.unflatten(0, u.shape[:2]).to(u.dtype)  # (k, n, C)
+            self.sums.add(self.tape.logits, _through_softmax(self.p, u, out))
         return value
 
+    @torch.no_grad()
+    def along_unit_vectors(self, k: int) -> list[Tensor]:
+        """Values for the C unit vectors, k at a time."""
+        full = self.precision == self.scale.dtype
+        joint = self.trained - {None if self.first is None else self.first.node.name} if full else ()
+        self.last = LastLayer.of(self.tape, joint)
+        if self.last is None:
+            return [self(u) for u in unit_vectors(self.tape.logits).split(k)]
+        self.stop, n_outputs = self.last.stop or self.stop, self.tape.logits.shape[1]
+        values = []
+        for start in range(0, n_outputs, k):
+            self.outputs = slice(start, min(start + k, n_outputs))
+            v = self.last.cotangents(self.outputs).to(self.precision)  # (k n, h)
+            values.append(self._swept(v, self.last.node.inputs[0])[0])
+        return values
+
+    def _swept(self, v: Tensor, start: str | None = None, rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Value for cotangents v (k n, ...) of the output or of the node `start`, and J t if it is needed."""
+        if self.first is not None:
+            begin = self.first.node.name
+            pull_to_layers(self.swept, v, self._keep, start)
+            value, t = self.first(self.cotangents.pop(begin), self.scale, self.sums)  # t (k n, h)
+        else:
+            begin = None
+            if rows is None:
+                rows = pull(self.swept, v, self._keep, start).unflatten(0, (-1, len(self.scale))).to(self.scale.dtype)
+            elif self.trained:
+                pull_to_layers(self.swept, v, self._keep, start)
+            scale = self.scale.reshape(-1, *(1,) * (rows.dim() - 2))  # (n, 1, ...)
+            squares = rows.square().sum(tuple(range(2, rows.dim())))  # (k, n)
+            value = (squares * self.scale).sum()
+            t = rows.mul(2 * scale).flatten(0, 1).to(self.precision)  # (k n, *input)
+        if not (self.trained or self.to_the_end):
+            return value, None
+        return value, push(self.swept, t, self._collect, stop=self.stop, start=begin)
+
     def _keep(self, node: Node, g: Tensor, part: Tensor | None) -> None:
-        if node.name in self.trained:
+        if node.name in self.trained or (self.first is not None and node.name == self.first.node.name):
             self.cotangents[node.name] = g
 
     def _collect(self, node: Node, t: Tensor, *others: Tensor) -> None:
         if node.name not in self.trained:
+            return
+        if self.last is not None and self.last.collects(node):
+            self.cotangents.pop(node.name, None)
+            self.last.collect(node, t, self.outputs, self.sums)
             return
         g = self.cotangents.pop(node.name)  # (k n, *node.shape)
         weight = self.tape.graph[node.name].weight
@@ -273,7 +254,7 @@ class _Walk:
         return masked.sum_to_size(args[-1].shape).reshape(node.weight.shape)
 
 
-def _curvature(node: Node, z: Tensor) -> Tensor:
+def curvature(node: Node, z: Tensor) -> Tensor:
     """Second derivative of an element-wise activation."""
     row, args = activation_of(node)
     with torch.enable_grad():
