@@ -24,7 +24,7 @@ from ..linalg.product import LARGE, affine
 from .freed_memory import keep_freed_memory
 from .sweep_rules import ADJOINT, FRESH, TANGENT, Selection, Tape, times_slope
 
-__all__ = ["chain_refusal", "jacobian_rows", "linearize", "pull", "pull_to_layers", "push", "stacks"]
+__all__ = ["ROWS_BYTES", "chain_refusal", "jacobian_rows", "linearize", "pull", "pull_to_layers", "push", "stacks"]
 
 #: called with a node, the cotangent of its output, and its contribution to the cotangent of its input, if computed
 Keep = Callable[[Node, Tensor, Any], "bool | None"]

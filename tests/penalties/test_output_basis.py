@@ -104,7 +104,8 @@ def test_weighted_samples():
 @pytest.mark.parametrize(("n_inputs", "n_directions"), [(4, 4), (8, 8), (9, 17), (20, 17)])
 def test_a_narrow_last_layer_needs_as_many_directions_as_it_has_inputs(monkeypatch, n_inputs, n_directions):
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(6, n_inputs), nn.Tanh(), _head(n_inputs=n_inputs)).double()
+    hidden = nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, n_inputs), nn.Tanh()
+    module = nn.Sequential(*hidden, _head(n_inputs=n_inputs)).double()
     X = torch.randn(7, 6, dtype=torch.float64)
     pulled = []
     start = input_sweeps._BackwardSweep.__init__
