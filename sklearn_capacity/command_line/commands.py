@@ -10,6 +10,7 @@ from .._validation import closest
 from ..persistence import model_card
 from ..scoring import capacity_report, compare_capacity, list_measures
 from ..scoring.outcomes import by_reason
+from ..scoring.pass_totals import PassTotal
 from .data import read_data
 from .models import read_model
 from .tables import written
@@ -27,7 +28,9 @@ def report(options: Namespace) -> str:
     if options.format != "table":
         return written(table, options.format)
     refused = (f"No value of {', '.join(names)}: {reason}\n" for reason, names in by_reason(table).items())
-    return written(table.loc[table["reason"] == "", SHOWN], options.format) + "".join(refused)
+    text = written(table.loc[table["reason"] == "", SHOWN], options.format) + "".join(refused)
+    total = PassTotal(**table.attrs["passes"])
+    return text + (f"{total}\n" if total.at_most else "")
 
 
 def compare(options: Namespace) -> str:

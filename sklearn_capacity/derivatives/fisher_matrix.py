@@ -171,6 +171,11 @@ class FisherMatrix:
         return [(classes, chunk) for chunk in chunks for classes in _ranges(0, self.n_outputs, self.classes)]
 
     @property
+    def keeps_points(self) -> bool:
+        """Whether the forward passes of all samples are kept between products."""
+        return len(self.X) * self.jacobian.floats_per_point * self.X.element_size() <= self.held_bytes
+
+    @property
     def _per_group(self) -> int:
         """Blocks whose gradients are held while those of all later ones are formed again."""
         return max(1, self.held_bytes // max(1, self.chunk_bytes) - 1)
@@ -238,7 +243,7 @@ class FisherMatrix:
         if self._points is not None:
             yield from zip(chunks, self._points, strict=True)
             return
-        keep = n * self.jacobian.floats_per_point * self.X.element_size() <= self.held_bytes
+        keep = self.keeps_points
         points = []
         for chunk in chunks:
             point = self.jacobian.at(channels_last(self.X[chunk]))

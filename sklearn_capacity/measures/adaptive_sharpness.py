@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from ..losses import sample_losses
 from .batch import Batch
 from .losses import targets
 from .memory import Peak
+from .pass_limits import OWN, Parts
 from .record import Measure, Measured, NotDefinedError
 from .sharpness import check_tolerance, finite_loss, mean_rise
 
@@ -208,6 +210,15 @@ class _Ball:
         return evaluate
 
 
+def _limits(
+    network: Network, batch: Batch, *, steps: int, n_restarts: int, average: bool, n_draws: int, **params: Any
+) -> Parts:
+    """An ascent takes three passes for each step and one more; another follows where several have not risen."""
+    if average:
+        return {OWN: n_draws + 2}
+    return {OWN: 2 + (n_restarts + (steps > 1)) * (3 * steps + 1)}
+
+
 MEASURES = (
     Measure(
         "adaptive_sharpness",
@@ -218,6 +229,7 @@ MEASURES = (
         needs=frozenset({"data", "labels", "loss"}),
         cost="ascent",
         passes=(4, "steps", "n_restarts"),
+        limits=_limits,
         unit="loss",
         invariances=frozenset({"permutation", "layer_rescaling", "node_rescaling"}),
         stochastic=True,

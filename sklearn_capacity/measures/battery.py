@@ -20,6 +20,7 @@ from .capacities import separating_margin
 from .layer_operators import kernel_matrix, layer_rows, layer_weight, left_out, norm_bytes, operator_norm, weight_layers
 from .memory import Peak
 from .norms import layer_group_norm
+from .pass_limits import LOGITS, NO_PASSES, Parts
 from .record import Measure, Measured, NotDefinedError, logarithm
 
 __all__ = [
@@ -345,6 +346,10 @@ _DIFFERENCES = Peak(vectors=1, layers=3, outputs=3, more=norm_bytes)
 _JIANG = "Jiang et al. (2020), eq. "
 
 
+def _limits(network: Network, batch: Batch, *, margin_percentile: float | None = None, **params: Any) -> Parts:
+    return {"logits": 0 if margin_percentile is None else 1}
+
+
 def _norm_record(name: str, equation: int, description: str, **fixed: Any) -> Measure:
     over_margin = fixed["over_margin"]
     return Measure(
@@ -360,6 +365,7 @@ def _norm_record(name: str, equation: int, description: str, **fixed: Any) -> Me
         fixed=fixed if over_margin else {**fixed, "margin_percentile": 10.0},
         description=description,
         memory=_SPECTRA if fixed["norm"] == "spectral" else Peak(layers=3, outputs=3),
+        limits=LOGITS if over_margin else NO_PASSES,
     )
 
 
@@ -378,7 +384,7 @@ def _norm_records() -> list[Measure]:
     return records
 
 
-_SUM: dict[str, Any] = {"family": "battery", "memory": _DIFFERENCES}
+_SUM: dict[str, Any] = {"family": "battery", "memory": _DIFFERENCES, "limits": _limits}
 _WAY = frozenset({"layers", "initial_state"})
 
 MEASURES = (

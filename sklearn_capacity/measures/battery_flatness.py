@@ -15,8 +15,9 @@ from ..graph import Network
 from .batch import Batch
 from .battery import check_initial_state
 from .memory import Peak
+from .pass_limits import Parts
 from .record import Measure, Measured
-from .rise_search import Scale, check_search, noise_scale_of_rise, worst_scale_of_rise
+from .rise_search import MOST_EVALUATIONS, Scale, check_search, noise_scale_of_rise, worst_scale_of_rise
 
 __all__ = ["MEASURES", "pacbayes", "sharpness_bound"]
 
@@ -283,7 +284,19 @@ def _record(name: str, equation: int, function: Any, description: str, form: str
         fixed=fixed,
         description=description,
         memory=Peak(vectors=6, passes=2),
+        limits=_noise_limits if function is pacbayes else _ascent_limits,
     )
+
+
+def _noise_limits(network: Network, batch: Batch, *, n_draws: int, magnitude: bool, **params: Any) -> Parts:
+    chosen = (magnitude, *(params.get(name) for name in ("rise", "epsilon", "criterion")))
+    return {("sigma", n_draws, *chosen): 2 + n_draws * (MOST_EVALUATIONS + 3)}
+
+
+def _ascent_limits(network: Network, batch: Batch, *, steps: int, magnitude: bool, **params: Any) -> Parts:
+    """Two ascents for each box, the second where the first has not risen."""
+    chosen = (magnitude, *(params.get(name) for name in ("rise", "epsilon", "criterion")))
+    return {("alpha", steps, *chosen): 2 + 2 * (3 * steps + 1) * MOST_EVALUATIONS}
 
 
 def _records() -> list[Measure]:

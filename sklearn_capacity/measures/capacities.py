@@ -14,6 +14,7 @@ from .layer_operators import norm_bytes, weight_layers
 from .margins import sample_margins
 from .memory import Peak
 from .norms import frobenius_norm, l1_inf_norm, spectral_norm
+from .pass_limits import ONE_SAMPLE
 from .paths import path_norm
 from .record import Measure, Measured
 
@@ -282,6 +283,7 @@ _COMMON: dict[str, Any] = {
     "cost": "forward",
     "tasks": ("classification",),
     "memory": Peak(layers=3, outputs=3, more=norm_bytes),
+    "limits": ONE_SAMPLE,
 }
 _PER_LAYER: dict[str, Any] = {
     "needs": frozenset({"layers", "data", "labels"}),

@@ -12,8 +12,9 @@ from .jacobians import REDUCTIONS, reduce_samples, reduced_traces
 from .layer_operators import certificate_bytes
 from .lipschitz import CERTIFICATE, log_lipschitz
 from .memory import Peak
-from .output_gram import GRAM, LARGEST_PASSES, fisher_norm, largest_eigenvalues
-from .output_traces import TRACE_PASSES
+from .output_gram import GRAM, LARGEST_PASSES, fisher_norm, largest_eigenvalues, largest_limits
+from .output_traces import TRACE_PASSES, trace_limits
+from .pass_limits import LOGITS
 from .record import Measure, Measured
 
 __all__ = ["MEASURES", "pullback_curvature", "pullback_trace", "spectral_product_bound"]
@@ -185,6 +186,7 @@ MEASURES = (
         passes=LARGEST_PASSES,
         invariances=_FUNCTION,
         memory=GRAM,
+        limits=lambda network, batch, **params: largest_limits(network, batch, _metric(batch)),
         **_PULLBACK,
     ),
     Measure(
@@ -195,6 +197,7 @@ MEASURES = (
         passes=TRACE_PASSES,
         invariances=_FUNCTION,
         memory=GRAM,
+        limits=lambda network, batch, **params: trace_limits(network, batch, _metric(batch), **params),
         **_PULLBACK,
     ),
     Measure(
@@ -205,6 +208,7 @@ MEASURES = (
         passes=CERTIFICATE,
         invariances=frozenset({"permutation", "layer_rescaling"}),
         memory=Peak(layers=3, outputs=4, more=certificate_bytes),
+        limits=LOGITS,
         **_PULLBACK,
     ),
 )

@@ -21,6 +21,7 @@ from .batch import Batch
 from .layer_operators import norm_bytes
 from .memory import Peak
 from .norms import chain_norm, check_exponents, check_pair, group_norm, induced_norm, spectral_norm
+from .pass_limits import at_most
 from .paths import path_norm
 from .record import Measure, Measured
 from .rectifier_chain import Chain, rectifier_chain
@@ -304,6 +305,7 @@ _COMMON: dict[str, Any] = {
     "needs": frozenset({"chain", "data"}),
     "cost": "forward",
     "memory": Peak(layers=3, passes=4, more=norm_bytes),
+    "limits": at_most(2),
 }
 _PER_LAYER = frozenset({"permutation", "layer_rescaling"})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +17,10 @@ from ..graph import Network, UnsupportedLayerError
 from .batch import Batch
 from .losses import targets
 from .memory import Peak
+from .pass_limits import Parts
 from .record import Measure, Measured, NotDefinedError
 
-__all__ = ["MEASURES", "TANGENT", "fisher_rao_norm"]
+__all__ = ["MEASURES", "TANGENT", "fisher_rao_norm", "tangent_limits"]
 
 PARAMETERS = ("all", "weights")
 #: Of a tangent sweep: every signal with its tangent; by automatic differentiation the direction too.
@@ -126,6 +128,11 @@ def _tangents(network: Network, batch: Batch, biases: bool) -> tuple[Tensor, Ten
     return f.flatten(1), u.flatten(1)
 
 
+def tangent_limits(network: Network, batch: Batch, *, parameters: str = "all", **params: Any) -> Parts:
+    """A tangent sweep with the weights takes three passes; without a graph, reverse mode twice takes five."""
+    return {("tangent", parameters): 5}
+
+
 MEASURES = (
     Measure(
         "fisher_rao_norm",
@@ -137,5 +144,6 @@ MEASURES = (
         cost="forward",
         invariances=frozenset({"permutation", "layer_rescaling", "node_rescaling"}),
         memory=TANGENT,
+        limits=tangent_limits,
     ),
 )

@@ -18,10 +18,12 @@ from ..linalg import block_lanczos, largest_eigenvalue
 from ..linalg.trace_estimate import TraceEstimate, trace_estimate
 from .batch import Batch, is_out_of_memory
 from .memory import SKETCH, Peak
+from .pass_limits import OWN, Parts
 from .record import Measure, Measured
 
 __all__ = [
     "MEASURES",
+    "alignment_limits",
     "critical_learning_rate",
     "fisher_bytes",
     "fisher_eigenvalues",
@@ -32,6 +34,7 @@ __all__ = [
     "fisher_trace",
     "retried",
     "spectrum_bytes",
+    "spectrum_limits",
 ]
 
 #: Largest size for which all eigenvalues are computed: 1.8 GB.
@@ -422,6 +425,52 @@ def _eigenvalue_products(size: int) -> float:
     return 4.0 * size**3 / 3 if size <= MATRIX_SIZE else math.inf
 
 
+def _gradient_passes(network: Network) -> float:
+    """Of the gradients of all outputs: a forward pass, and a backward pass with the weights for each."""
+    return 1.0 + 2 * network.n_outputs
+
+
+def _dual_passes(fisher: FisherMatrix, network: Network) -> float:
+    """Of all tiles of the dual: the gradients are formed once for every group, each time fewer of them."""
+    return _gradient_passes(network) * (fisher.n_groups + 1) / 2
+
+
+def _product_passes(fisher: FisherMatrix) -> float:
+    """Of a product with the dual: there and back with the weights, in reverse mode five, and what is not kept."""
+    return 5.0 if fisher.keeps_points else 7.0
+
+
+def spectrum_limits(network: Network, batch: Batch, *, loss: str = "squared", **params: Any) -> Parts:
+    """The largest number of passes for all eigenvalues."""
+    return {("fisher spectrum", loss): _dual_passes(fisher_matrix(network, batch, loss), network)}
+
+
+def alignment_limits(network: Network, batch: Batch, **params: Any) -> Parts:
+    """The largest number of passes for the squared entries of the dual and a product with it."""
+    fisher = fisher_matrix(network, batch, "squared")
+    return {"tangent kernel": _dual_passes(fisher, network) + 2 + _product_passes(fisher)}
+
+
+def _trace_limits(network: Network, batch: Batch, *, loss: str, **params: Any) -> Parts:
+    return {OWN: _gradient_passes(network)}
+
+
+def _square_limits(network: Network, batch: Batch, *, loss: str, **params: Any) -> Parts:
+    fisher = fisher_matrix(network, batch, loss)
+    if network.n_outputs > MANY_CLASSES and fisher.n_groups > 1:
+        estimate = 2 + 2 * PROBES * _product_passes(fisher)
+        return {("fisher squares", loss): max(estimate, _gradient_passes(network))}
+    return {("fisher squares", loss): _dual_passes(fisher, network)}
+
+
+def _largest_limits(network: Network, batch: Batch, *, loss: str, **params: Any) -> Parts:
+    fisher = fisher_matrix(network, batch, loss)
+    size = min(fisher.dual_size, fisher.jacobian.size)
+    if size <= SMALL:
+        return spectrum_limits(network, batch, loss=loss)
+    return {("fisher largest", loss): 2 + PRODUCTS * _product_passes(fisher)}
+
+
 _FISHER: dict[str, Any] = {
     "family": "fisher",
     "lower_is_better": True,
@@ -430,17 +479,25 @@ _FISHER: dict[str, Any] = {
     "memory": Peak(passes=2, more=fisher_bytes),
 }
 #: A product pulls a vector back to the parameters and pushes it on; of the dual's vectors a few.
-_ITERATED = {**_FISHER, "memory": Peak(vectors=1, passes=4, outputs=8)}
+_ITERATED = {**_FISHER, "memory": Peak(vectors=1, passes=4, outputs=8), "limits": _largest_limits}
 
 MEASURES = (
-    Measure("fisher_trace", fisher_trace, source="[MF] eq. 3", cost="gradients", **_FISHER),
-    Measure("fisher_mean_eigenvalue", fisher_mean_eigenvalue, source="[MF] theorem 1", cost="gradients", **_FISHER),
+    Measure("fisher_trace", fisher_trace, source="[MF] eq. 3", cost="gradients", limits=_trace_limits, **_FISHER),
+    Measure(
+        "fisher_mean_eigenvalue",
+        fisher_mean_eigenvalue,
+        source="[MF] theorem 1",
+        cost="gradients",
+        limits=_trace_limits,
+        **_FISHER,
+    ),
     Measure(
         "fisher_second_moment",
         fisher_second_moment,
         source="[MF] theorem 3",
         cost="spectrum",
         passes=(60, "n_outputs"),
+        limits=_square_limits,
         **_FISHER,
     ),
     Measure("fisher_max_eigenvalue", fisher_max_eigenvalue, source="[MF] theorem 4", cost="spectrum", **_ITERATED),

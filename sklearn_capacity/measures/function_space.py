@@ -12,7 +12,15 @@ from torch import Tensor
 from .._validation import NotDefinedError, check_integer, check_interval
 from ..graph import Network
 from .batch import Batch
-from .fisher_spectrum import fisher_bytes, fisher_eigenvalues, fisher_matrix, retried, spectrum_bytes
+from .fisher_spectrum import (
+    alignment_limits,
+    fisher_bytes,
+    fisher_eigenvalues,
+    fisher_matrix,
+    retried,
+    spectrum_bytes,
+    spectrum_limits,
+)
 from .losses import targets
 from .memory import Peak
 from .record import Measure, Measured
@@ -225,6 +233,7 @@ MEASURES = (
         needs=frozenset({"data"}),
         unit="parameters",
         memory=_SPECTRUM,
+        limits=spectrum_limits,
         **_SPACE,
     ),
     Measure(
@@ -234,6 +243,7 @@ MEASURES = (
         source="Cristianini et al. (2001)",
         needs=frozenset({"data", "labels", "loss"}),
         memory=Peak(vectors=1, passes=4, outputs=8, more=fisher_bytes),
+        limits=alignment_limits,
         **_SPACE,
     ),
     Measure(
@@ -243,6 +253,7 @@ MEASURES = (
         source="Jacot et al. (2018)",
         needs=frozenset({"data"}),
         memory=_SPECTRUM,
+        limits=spectrum_limits,
         **_SPACE,
     ),
 )

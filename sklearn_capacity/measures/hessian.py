@@ -8,6 +8,7 @@ a normalised weight is represented by the parameters from which it is computed.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ from ..losses import sample_losses
 from .batch import Batch
 from .losses import targets
 from .memory import SKETCH, Peak
+from .pass_limits import OWN, Parts, at_most
 from .record import Measure, Measured, NotDefinedError
 
 __all__ = [
@@ -383,6 +385,25 @@ def _counted(product: Callable[[Tensor], Tensor], bar: tqdm) -> Callable[[Tensor
     return run
 
 
+def _limits(
+    network: Network,
+    batch: Batch,
+    *,
+    per_layer: bool,
+    n_products: int = 0,
+    max_products: int = 0,
+    **params: Any,
+) -> Parts:
+    """A product differentiates the three passes of a gradient, which it also computes unless one chunk holds it."""
+    vector = raw_parameter_vector(network, "The Hessian of the loss")
+    each = 6 if batch.n_samples <= batch.chunk_size else 9
+    sizes: Counter[str] = Counter()  # of the blocks, and of the full matrix
+    for name, tensor in zip(vector.names, vector.tensors, strict=True):
+        sizes.update({"": tensor.numel(), **({_layer_of(name): tensor.numel()} if per_layer else {})})
+    at_once, products = (n_products, n_products) if n_products else (SMALL, max_products)
+    return {OWN: sum(3 + each * (size if size <= at_once else products) for size in sizes.values())}
+
+
 _HESSIAN: dict[str, Any] = {
     "family": "hessian",
     "needs": frozenset({"data", "labels", "loss"}),
@@ -399,6 +420,7 @@ MEASURES = (
         lower_is_better=True,
         cost="jacobian",
         passes=(4,),
+        limits=at_most(3),
         **_HESSIAN,
     ),
     Measure(
@@ -408,6 +430,7 @@ MEASURES = (
         lower_is_better=True,
         cost="spectrum",
         passes=(200,),
+        limits=_limits,
         signed=True,
         **_HESSIAN,
     ),
@@ -418,6 +441,7 @@ MEASURES = (
         lower_is_better=False,
         cost="spectrum",
         passes=(500,),
+        limits=_limits,
         signed=True,
         **_HESSIAN,
     ),
@@ -428,6 +452,7 @@ MEASURES = (
         lower_is_better=True,
         cost="spectrum",
         passes=(5, "n_products"),
+        limits=_limits,
         stochastic=True,
         signed=True,
         **_HESSIAN,

@@ -198,6 +198,7 @@ _HIDDEN: dict[str, Any] = {
     "invariances": frozenset({"permutation", "layer_rescaling"}),
     "signed": True,
     "memory": Peak(outputs=3, passes=4),
+    "limits": lambda network, batch, **params: {"hidden margins": 2, "logits": 1},
 }
 
 MEASURES = tuple(

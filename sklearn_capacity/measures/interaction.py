@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from ..graph import Network
 from .batch import CPU_BYTES, Batch
 from .layer_operators import layer_weight
 from .memory import Peak
+from .pass_limits import Parts
 from .record import Measure, Measured, NotDefinedError
 from .rectifier_chain import rectifier_chain
 
@@ -267,6 +269,15 @@ def _weights(network: Network) -> list[Tensor]:
     return weights
 
 
+def _limits(network: Network, batch: Batch, **params: Any) -> Parts:
+    """A pass, and the products of matrices of each sample."""
+    weights = _weights(network)
+    columns = [min(weight.shape) for weight in weights]
+    behind = [sum(later.numel() for later in weights[a + 1 :]) for a in range(len(weights))]
+    products = sum(width * numbers for width, numbers in zip(columns, behind, strict=True))
+    return {"layer table": 1 + products / sum(weight.numel() for weight in weights)}
+
+
 MEASURES = (
     Measure(
         "sharpness_estimate",
@@ -278,6 +289,7 @@ MEASURES = (
         cost="spectrum",
         unit="loss",
         memory=Peak(vectors=2, layers=6),
+        limits=_limits,
         invariances=frozenset({"permutation"}),
     ),
 )

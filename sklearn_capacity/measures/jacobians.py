@@ -10,8 +10,8 @@ from .._validation import check_integer, check_option
 from ..derivatives.input_jacobian import OUTPUTS
 from ..graph import Network
 from .batch import Batch
-from .output_gram import GRAM, LARGEST_PASSES, largest_eigenvalues
-from .output_traces import TRACE_PASSES, traces
+from .output_gram import GRAM, LARGEST_PASSES, largest_eigenvalues, largest_limits
+from .output_traces import TRACE_PASSES, trace_limits, traces
 from .record import Measure, Measured
 
 __all__ = ["MEASURES", "REDUCTIONS", "jacobian_frobenius", "jacobian_spectral", "reduce_samples", "reduced_traces"]
@@ -142,6 +142,7 @@ MEASURES = (
         source="[JR] eq. 49",
         unit="(logit / input)^2",
         passes=TRACE_PASSES,
+        limits=lambda network, batch, **params: trace_limits(network, batch, params["output"], **params),
         **_JACOBIAN,
     ),
     Measure(
@@ -150,6 +151,7 @@ MEASURES = (
         source="[JR] eq. 48",
         unit="logit / input",
         passes=LARGEST_PASSES,
+        limits=lambda network, batch, **params: largest_limits(network, batch, params["output"]),
         **_JACOBIAN,
     ),
 )

@@ -27,6 +27,7 @@ from .layer_operators import (
 )
 from .memory import Peak
 from .norms import layer_group_norm
+from .pass_limits import NO_PASSES
 from .record import Measure, Measured, logarithm
 
 __all__ = ["CERTIFICATE", "MEASURES", "lipschitz_l2", "lipschitz_linf", "log_lipschitz"]
@@ -308,6 +309,7 @@ _LIPSCHITZ: dict[str, Any] = {
     "needs": frozenset({"lipschitz"}),
     "unit": "logit / input",
     "memory": Peak(layers=3, more=certificate_bytes),
+    "limits": NO_PASSES,
     "invariances": frozenset({"permutation", "layer_rescaling"}),
 }
 

@@ -13,6 +13,7 @@ from .._validation import check_interval
 from ..graph import Network
 from .batch import Batch
 from .memory import Peak
+from .pass_limits import LOGITS
 from .record import Measure, Measured, NotDefinedError
 
 __all__ = ["MEASURES", "margin", "margin_percentile", "margins_of", "min_margin", "sample_margins", "softmax_score"]
@@ -141,6 +142,7 @@ _MARGIN: dict[str, Any] = {
     "invariances": frozenset({"permutation", "layer_rescaling", "node_rescaling"}),
     "signed": True,
     "memory": Peak(outputs=3),
+    "limits": LOGITS,
 }
 
 MEASURES = (

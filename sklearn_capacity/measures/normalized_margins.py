@@ -7,11 +7,12 @@ from typing import Any
 
 from ..graph import Network
 from .batch import Batch
-from .fisher_rao import TANGENT, fisher_rao_norm
+from .fisher_rao import TANGENT, fisher_rao_norm, tangent_limits
 from .layer_operators import as_operator, left_out, norm_bytes, operator_norm, repetitions, weight_layers
 from .margins import margin_percentile
 from .memory import Peak
 from .norms import warn_of_zeros
+from .pass_limits import LOGITS
 from .record import Measure, Measured, logarithm
 
 __all__ = [
@@ -156,6 +157,7 @@ MEASURES = (
         invariances=frozenset({"permutation", "layer_rescaling"}),
         unit="input",
         memory=Peak(layers=3, outputs=3, more=norm_bytes),
+        limits=LOGITS,
         **_NORMALIZED,
     ),
     Measure(
@@ -166,6 +168,7 @@ MEASURES = (
         invariances=frozenset({"permutation", "layer_rescaling", "node_rescaling"}),
         unit="1 / nat",
         memory=TANGENT,
+        limits=lambda network, batch, **params: {**tangent_limits(network, batch), "logits": 1},
         **_NORMALIZED,
     ),
 )

@@ -31,6 +31,7 @@ from .layer_operators import (
     weight_layers,
 )
 from .memory import Peak
+from .pass_limits import NO_PASSES
 from .record import Measure, Measured, logarithm
 
 __all__ = [
@@ -405,6 +406,7 @@ _PRODUCT: dict[str, Any] = {
     "needs": frozenset({"layers"}),
     "invariances": frozenset({"permutation", "layer_rescaling"}),
     "memory": Peak(layers=3, more=norm_bytes),
+    "limits": NO_PASSES,
 }
 
 MEASURES = (

@@ -23,6 +23,7 @@ from ..graph.recording import is_known
 from ..linalg import lanczos
 from .batch import Batch
 from .memory import Peak
+from .pass_limits import Parts
 
 __all__ = [
     "GRAM",
@@ -34,6 +35,7 @@ __all__ = [
     "holds_grams",
     "jacobian_rows",
     "largest_eigenvalues",
+    "largest_limits",
     "logits_function",
     "metric_gram",
     "output_function",
@@ -180,6 +182,14 @@ GRAM = Peak(passes=4, outputs=2, more=gram_bytes)
 LARGEST_PASSES = (lambda known: 1.5 * known["n_outputs"] if known["n_outputs"] <= FULL_GRAM else 240.0,)
 
 
+def largest_limits(network: Network, batch: Batch, metric: str) -> Parts:
+    """The largest numbers of passes that `largest_eigenvalues` takes."""
+    if holds_grams(network, batch):
+        return {"jacobian gram": 1 + rank_of(network), "logits": float(metric != "logits")}
+    # Two forward passes, one backward pass with a graph, and two sweeps for each product.
+    return {("largest", metric): 3 + 2 * min(LANCZOS_VECTORS, network.n_outputs)}
+
+
 def metric_gram(network: Network, batch: Batch, metric: str) -> Tensor:
     """A matrix with the nonzero eigenvalues of J^T F J for every sample, (n, r, r)."""
     gram = _jacobian_gram(network, batch)
@@ -210,7 +220,8 @@ def _by_lanczos(function: Callable[[Tensor], Tensor], X: Tensor, metric: str) ->
         image = product(apply_metric(p, v, metric).to(X.dtype)).double()  # J J^T B v, (n, C)
         return apply_metric_transposed(p, image, metric)
 
-    return lanczos(transformed, tuple(p.shape), tol=TOLERANCE, device=X.device).values[:, 0].clamp_min(0)
+    largest = lanczos(transformed, tuple(p.shape), tol=TOLERANCE, max_steps=LANCZOS_VECTORS, device=X.device)
+    return largest.values[:, 0].clamp_min(0)
 
 
 def _columns(logits: Tensor, metric: str) -> Tensor:

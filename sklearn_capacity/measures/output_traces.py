@@ -23,8 +23,9 @@ from .output_gram import (
     range_basis,
     rank_of,
 )
+from .pass_limits import Parts
 
-__all__ = ["TRACE_PASSES", "Traces", "traces"]
+__all__ = ["TRACE_PASSES", "Traces", "trace_limits", "traces"]
 
 #: Up to this rank of the Jacobian, its trace is exact for any number of draws.
 EXACT_RANK = 100
@@ -54,6 +55,25 @@ def traces(network: Network, batch: Batch, metric: str, n_draws: int | None = No
     return batch.once(("traces", metric, n_draws), lambda: _estimates(network, batch, metric, n_draws))
 
 
+def trace_limits(
+    network: Network, batch: Batch, metric: str, *, n_draws: int, reduction: str = "mean", **params: Any
+) -> Parts:
+    """The largest numbers of passes that `traces` takes."""
+    if holds_grams(network, batch):
+        return {"jacobian gram": 1 + rank_of(network), "logits": float(metric != "logits")}
+    rank = rank_of(network)
+    if reduction == "max" or rank <= max(n_draws, EXACT_RANK):
+        return {("traces", metric): 1 + (rank if metric == "logits" else network.n_outputs)}
+    n_sketch, n_squares = _numbers_of_draws(n_draws, batch.n_samples)
+    return {("traces", metric, n_draws): 1 + 3 * n_sketch + n_squares}  # a forward pass for each image
+
+
+def _numbers_of_draws(n_draws: int, n_samples: int) -> tuple[int, int]:
+    """Vectors of the sketch, and of the estimate of the rest, for each sample."""
+    n_sketch = n_draws // 4
+    return n_sketch, max(n_draws - 2 * n_sketch, math.ceil(FEWEST_SQUARES / n_samples))
+
+
 def _exact(network: Network, batch: Batch, metric: str) -> Tensor:
     """By one backward pass for each column of B, or for each vector of a basis of the logits."""
     function, basis = logits_function(network, batch), range_basis(network)
@@ -73,8 +93,8 @@ def _estimates(network: Network, batch: Batch, metric: str, n_draws: int) -> Tra
 
     A sample's signs do not depend on the chunk in which it is.
     """
-    function, n_sketch = logits_function(network, batch), n_draws // 4
-    n_squares = max(n_draws - 2 * n_sketch, math.ceil(FEWEST_SQUARES / batch.n_samples))
+    function = logits_function(network, batch)
+    n_sketch, n_squares = _numbers_of_draws(n_draws, batch.n_samples)
     eps = torch.finfo(batch.X.dtype).eps
     seeds = torch.randint(2**62, (batch.n_samples,), generator=batch.generator(), device="cpu")  # (n,)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from ..graph import Network, UnsupportedLayerError
 from .batch import Batch
 from .losses import mean_error
 from .memory import Peak
+from .pass_limits import NO_PASSES, OWN, Parts
 from .record import Measure, Measured, NotDefinedError
 from .sharpness import check_tolerance, noise_scale
 
@@ -371,6 +373,10 @@ def _binary_kl(q: float, p: float) -> float:
     return first + ((1 - q) * math.log((1 - q) / (1 - p)) if q < 1 else 0.0)
 
 
+def _limits(network: Network, batch: Batch, *, n_draws: int, sigmas: Sequence[float], **params: Any) -> Parts:
+    return {OWN: len(sigmas) * max(1, min(PILOT_DRAWS, n_draws // 10)) + n_draws}
+
+
 MEASURES = (
     Measure(
         "kl_divergence",
@@ -381,6 +387,7 @@ MEASURES = (
         needs=frozenset({"weights"}),
         unit="nats",
         memory=Peak(layers=4),
+        limits=NO_PASSES,
         invariances=frozenset({"permutation"}),
     ),
     Measure(
@@ -397,5 +404,6 @@ MEASURES = (
         invariances=frozenset({"permutation"}),
         stochastic=True,
         memory=Peak(vectors=2.5, layers=3, passes=2),
+        limits=_limits,
     ),
 )

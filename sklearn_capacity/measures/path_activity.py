@@ -15,6 +15,7 @@ from ..graph.evaluate import EVALUATE, pool_indices
 from .batch import Batch
 from .layer_operators import graph_layers, refuse_unknown
 from .memory import Peak
+from .pass_limits import at_most
 from .paths import Paths, path_rules
 from .record import Measure, Measured, logarithm
 
@@ -130,5 +131,6 @@ MEASURES = (
         cost="forward",
         invariances=frozenset({"permutation", "layer_rescaling", "node_rescaling"}),
         memory=Peak(layers=4, passes=4),
+        limits=at_most(2),
     ),
 )

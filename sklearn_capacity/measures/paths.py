@@ -19,6 +19,7 @@ from ..linalg import adaptive_average_pool, power_product
 from .batch import Batch
 from .layer_operators import graph_layers, refuse_unknown
 from .memory import Peak
+from .pass_limits import ONE_SAMPLE
 from .record import Measure, Measured, logarithm
 
 __all__ = ["MEASURES", "Paths", "path_norm", "path_rules"]
@@ -234,6 +235,7 @@ _COMMON: dict[str, Any] = {
     "needs": frozenset({"homogeneous"}),
     "invariances": frozenset({"permutation", "layer_rescaling", "node_rescaling"}),
     "memory": Peak(layers=4),
+    "limits": ONE_SAMPLE,
 }
 
 MEASURES = (

@@ -14,6 +14,7 @@ from ..graph import Network, Node
 from ..linalg import PowerLaw, fit_power_law
 from .batch import Batch
 from .layer_operators import check_view, weight_layers
+from .pass_limits import NO_PASSES
 from .record import Measure, Measured
 from .spectral_shape import SPECTRUM, SPECTRUM_PASSES, singular_values
 
@@ -246,6 +247,7 @@ _TAIL: dict[str, Any] = {
     "lower_is_better": True,
     "needs": frozenset({"layers"}),
     "memory": SPECTRUM,
+    "limits": NO_PASSES,
     "cost": "spectrum",
     "passes": SPECTRUM_PASSES,
 }

@@ -7,7 +7,7 @@ import copy
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .._validation import NotDefinedError, as_list, check_instance, check_option
 from .memory import Peak
+from .pass_limits import OWN, Limits
 
 __all__ = ["COSTS", "INVARIANCES", "NEEDS", "Measure", "Measured", "NotDefinedError", "logarithm"]
 
@@ -128,6 +129,9 @@ class Measure:
         Summary in the docs table; by default the first line of the function's docstring.
     memory : Peak
         Memory that it needs at its peak; without room for it the measure is refused beforehand.
+    limits : callable(network, batch, **params), default=None
+        The largest numbers of passes over the data that it can take, by part (see `measures.pass_limits`); measures of
+        a call share the parts of equal names, except `OWN`. None: no limit is known.
     """
 
     name: str
@@ -147,6 +151,7 @@ class Measure:
     same_as: str = ""
     description: str = ""
     memory: Peak = field(default_factory=Peak)
+    limits: Limits | None = None
 
     def __post_init__(self) -> None:
         check_instance("name", self.name, str, "text")
@@ -188,6 +193,18 @@ class Measure:
         named = [known[f] if isinstance(f, str) else f for f in self.passes or COSTS[self.cost]]
         factors = [factor(known) if callable(factor) else factor for factor in named]
         return math.prod(1 if factor is None else float(factor) for factor in factors)
+
+    def most_passes(
+        self, label: str, network: Any, batch: Any, params: Mapping[str, Any]
+    ) -> dict[Hashable, float] | None:
+        """Upper bounds of the passes over the data by part, where a label names its own part; None if not known."""
+        if self.limits is None:
+            return None
+        named, _ = _settable(self.function)
+        parts = self.limits(network, batch, **{**named, **self.fixed, **params})
+        if parts is None:
+            return None
+        return {("measure", label) if part == OWN else part: passes for part, passes in parts.items()}
 
     @property
     def takes_any(self) -> bool:

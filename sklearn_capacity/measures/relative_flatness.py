@@ -17,6 +17,7 @@ from ..losses import sample_losses
 from .batch import Batch
 from .losses import targets
 from .memory import Peak
+from .pass_limits import OWN, Parts
 from .record import Measure, Measured, NotDefinedError
 
 __all__ = ["MEASURES", "relative_flatness"]
@@ -186,6 +187,12 @@ def _ended(network: Network, modules: dict[str, nn.Module]) -> list[str]:
     return [name for name in ended if name in alone or isinstance(modules[name], nn.Linear)]
 
 
+def _limits(network: Network, batch: Batch, *, layer: str | None, **params: Any) -> Parts:
+    """Behind the last layer there is only the loss; behind another, three sweeps for each direction."""
+    sweeps = 0 if layer is None else 3 * min(_linear_layer(network, layer)[1].weight.shape)
+    return {OWN: 1 + sweeps}
+
+
 MEASURES = (
     Measure(
         "relative_flatness",
@@ -199,5 +206,6 @@ MEASURES = (
         invariances=frozenset({"permutation", "layer_rescaling"}),
         signed=True,
         memory=Peak(layers=5, passes=4),
+        limits=_limits,
     ),
 )

@@ -20,13 +20,19 @@ from .losses import mean_error, mean_loss, targets
 from .record import NotDefinedError
 from .sharpness import finite_loss
 
-__all__ = ["CRITERIA", "Scale", "check_search", "noise_scale_of_rise", "worst_scale_of_rise"]
+__all__ = ["CRITERIA", "MOST_EVALUATIONS", "Scale", "check_search", "noise_scale_of_rise", "worst_scale_of_rise"]
 
 CRITERIA = ("error", "loss")
 #: The range of scales to search.
 SMALLEST, LARGEST = 1e-9, 1e6
 #: Relative width of the last interval of the search.
 TOLERANCE = 1e-3
+#: How often a search asks for a rise: at the first scale, while it halves or doubles it, and while it bisects.
+MOST_EVALUATIONS = (
+    3
+    + max(math.ceil(math.log2(0.1 / SMALLEST)), math.ceil(math.log2(LARGEST / 0.1)))
+    + math.ceil(math.log2(math.log(2) / math.log1p(TOLERANCE)))
+)
 #: Relative step for the slope that converts the spread of the rise to that of the scale.
 SLOPE_STEP = 0.05
 

@@ -14,6 +14,7 @@ from .batch import Batch
 from .lipschitz import CERTIFICATE
 from .memory import Peak
 from .norms import frobenius_norm
+from .pass_limits import Parts
 from .radii import CERTIFIED, ESTIMATED, METHODS, radii_bytes, sample_radii
 from .record import Measure, Measured, NotDefinedError, logarithm
 from .rectifier_chain import rectifier_chain
@@ -244,9 +245,15 @@ def rademacher_bound(network: Network, batch: Batch) -> Measured:
     return Measured.from_log(norms.log() + logarithm(largest) + log_factor, per_layer=norms.per_layer)
 
 
+def _limits(network: Network, batch: Batch, *, method: str = "spectral", **params: Any) -> Parts | None:
+    """A certificate takes the logits; the searches of an estimate end when they have converged."""
+    return {"logits": 1} if method in ("spectral", "frobenius") else None
+
+
 _ROBUSTNESS: dict[str, Any] = {
     "family": "robustness",
     "memory": Peak(layers=3, outputs=3, inputs=1, more=radii_bytes),
+    "limits": _limits,
     "invariances": frozenset({"permutation", "layer_rescaling"}),
 }
 

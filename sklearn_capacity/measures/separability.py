@@ -13,6 +13,7 @@ from ..graph import Network, Node, evaluate
 from .batch import Batch
 from .hidden_margins import layer_inputs
 from .memory import Peak
+from .pass_limits import OWN, Parts, at_most
 from .record import Measure, Measured
 
 __all__ = ["MEASURES", "davies_bouldin", "davies_bouldin_mixup", "mixup_error"]
@@ -263,6 +264,12 @@ def _center_bytes(network: Network, batch: Batch, *, layer: str | None = None, *
     return 8.0 * math.prod(network.graph[name].shape) * (len(torch.unique(batch.y)) + 2)
 
 
+def _pair_limits(network: Network, batch: Batch, *, n_pairs: int, **params: Any) -> Parts:
+    n, counts = batch.n_samples, torch.unique(batch.classes, return_counts=True)[1].tolist()
+    each = max(1, n_pairs // max(1, sum(count > 1 for count in counts)))
+    return {OWN: sum(min(each, count * (count - 1) // 2) for count in counts) / n}
+
+
 _PGDL: dict[str, Any] = {
     "family": "separability",
     "source": "Natekar, Sharma (2020)",
@@ -278,6 +285,7 @@ MEASURES = (
         cost="forward",
         invariances=_PER_LAYER,
         memory=Peak(passes=2, more=_center_bytes),
+        limits=at_most(2),
         **_PGDL,
     ),
     Measure(
@@ -286,6 +294,7 @@ MEASURES = (
         needs=frozenset({"data", "labels"}),
         cost="draws",
         memory=Peak(passes=2),
+        limits=_pair_limits,
         unit="error rate",
         invariances=_PER_LAYER | {"node_rescaling"},
         stochastic=True,
@@ -297,6 +306,7 @@ MEASURES = (
         needs=frozenset({"graph", "data", "labels"}),
         cost="draws",
         memory=Peak(passes=2, more=_center_bytes),
+        limits=lambda network, batch, **params: {OWN: 2 + _pair_limits(network, batch, **params)[OWN]},
         invariances=_PER_LAYER,
         stochastic=True,
         **_PGDL,

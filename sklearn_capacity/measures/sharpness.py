@@ -19,6 +19,7 @@ from ..losses import sample_losses
 from .batch import Batch
 from .losses import mean_loss, targets
 from .memory import Peak
+from .pass_limits import OWN, Parts, share_of
 from .record import Measure, Measured, NotDefinedError
 
 __all__ = [
@@ -388,6 +389,12 @@ class _Search(MovedWeights):
         return _Ascent(*best, step)
 
 
+def _limits(
+    network: Network, batch: Batch, *, steps: int, batch_size: int, check_every: int, n_restarts: int, **params: Any
+) -> Parts:
+    return {OWN: 1 + n_restarts * (3 * steps * share_of(batch, batch_size) + math.ceil(steps / check_every))}
+
+
 _SHARPNESS: dict[str, Any] = {
     "family": "sharpness",
     "lower_is_better": True,
@@ -404,6 +411,7 @@ MEASURES = (
         source="[EG] eq. 4",
         cost="ascent",
         passes=(1, "steps", "n_restarts"),
+        limits=_limits,
         **_SHARPNESS,
     ),
     Measure(
@@ -412,6 +420,7 @@ MEASURES = (
         source="[EG] eq. 7",
         cost="draws",
         passes=(1, "n_draws"),
+        limits=lambda network, batch, **params: {OWN: params["n_draws"] + 2},
         unit="loss",
         signed=True,
         **_SHARPNESS,

@@ -25,6 +25,7 @@ from ..linalg.entry_norms import stable_norm
 from .batch import Batch
 from .layer_operators import layer_weight, left_out, weight_layers
 from .memory import Peak
+from .pass_limits import NO_PASSES
 from .record import Measure, Measured
 
 __all__ = ["MEASURES", "distance_from_initialization", "parameter_count", "parameter_norm", "vc_dimension"]
@@ -210,7 +211,7 @@ def _moved_layers(network: Network) -> Iterator[tuple[Node, Tensor, tuple[int, .
             yield node, layer_weight(node) - layer_weight(start), node.params["input_shape"]
 
 
-_COMMON: dict[str, Any] = {"family": "size", "lower_is_better": True}
+_COMMON: dict[str, Any] = {"family": "size", "lower_is_better": True, "limits": NO_PASSES}
 _FUNCTION = frozenset({"permutation", "layer_rescaling", "node_rescaling"})
 
 MEASURES = (

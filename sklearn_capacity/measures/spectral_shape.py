@@ -27,6 +27,7 @@ from .layer_operators import (
     weight_layers,
 )
 from .memory import Peak
+from .pass_limits import NO_PASSES
 from .record import Measure, Measured
 
 __all__ = [
@@ -317,6 +318,7 @@ _SHAPE: dict[str, Any] = {
     "lower_is_better": True,
     "needs": frozenset({"layers"}),
     "memory": SPECTRUM,
+    "limits": NO_PASSES,
     "invariances": frozenset({"permutation", "layer_rescaling"}),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -14,6 +15,7 @@ from .batch import Batch
 from .battery import check_initial_state
 from .losses import mean_loss
 from .memory import Peak
+from .pass_limits import OWN, Parts, share_of
 from .record import Measure, Measured
 from .sharpness import MovedWeights
 
@@ -125,6 +127,12 @@ def steps_to_loss(
     return Measured(math.inf, info={"loss": loss, "steps": steps})
 
 
+def _limits(
+    network: Network, batch: Batch, *, batch_size: int, check_every: int, max_steps: int, **params: Any
+) -> Parts:
+    return {OWN: 1 + 3 * max_steps * share_of(batch, batch_size) + math.ceil(max_steps / check_every)}
+
+
 MEASURES = (
     Measure(
         "steps_to_loss",
@@ -137,5 +145,6 @@ MEASURES = (
         invariances=frozenset({"permutation"}),
         stochastic=True,
         memory=Peak(vectors=4, passes=2),
+        limits=_limits,
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..process_state import keeps_modes
 from .measurement import Session
 from .module_estimator import score, scored_estimator
 from .outcomes import LeftOutError, check_max_seconds, outcomes, reason_of, warn_of_left_out, warn_of_missing
+from .pass_totals import announce, pass_total
 from .requests import Request, in_order, is_group, parse_with_scores
 
 __all__ = ["capacity_report", "list_measures", "measure_capacity", "refuse_signed"]
@@ -101,7 +103,7 @@ def measure_capacity(
         The cheapest measures come first then, and those that would not fit into what is left of this time, by their
         estimated cost, are left out, with a `CapacityWarning`. A measure that has begun is not broken off.
     verbose : int, default=0
-        1 shows the progress and which measure runs.
+        1 shows the largest number of passes over the data, the progress and which measure runs.
 
     Returns
     -------
@@ -154,6 +156,8 @@ def measure_capacity(
     values = _scored(session, model, X, y, scores, batch_size=batch_size, device=device)
     left_out, missing = [], {}
     requests = [request for request in requests if not (log and request.measure.signed)]
+    if verbose:
+        announce(pass_total(session, requests, group=group, timed=True))
     for request, outcome in outcomes(session, requests, group=group, log=log, max_seconds=max_seconds, verbose=verbose):
         if isinstance(outcome, Measured):
             values[request.label] = outcome.log() if log else outcome.value
@@ -228,7 +232,7 @@ def capacity_report(
     max_samples, batch_size, max_memory, device, random_state
         As in `measure_capacity`.
     verbose : int, default=0
-        1 shows the progress and the measure that runs.
+        1 shows the largest number of passes over the data, the progress and the measure that runs.
 
     Returns
     -------
@@ -237,7 +241,17 @@ def capacity_report(
         ``better`` ("lower" or "higher"), ``cost``, ``loss`` (under which the measure was computed), ``seconds``,
         ``computed`` (method, iterations, residual), ``same_as`` (another row that is equal by definition) and
         ``reason`` (why there is no value). The reason has the same words for all measures with the same obstacle, so
-        ``report.groupby("reason")["measure"].agg(list)`` gives the measures by reason.
+        ``report.groupby("reason")["measure"].agg(list)`` gives the measures by reason. ``report.attrs["passes"]`` says
+        how many passes over the data the measures can take at most (see Notes).
+
+    Notes
+    -----
+    ``attrs["passes"]`` is a dict: "at_most", an upper bound of the passes of the network over the data, which holds
+    before anything is measured; "seconds", about their time by that of one forward pass (for "all", or with `verbose`,
+    which prints this line before the first measure); and "without_limit", the measures that state no bound. A pass is
+    the work of a forward pass over all samples; a backward pass that yields the gradients of inputs and weights is two.
+    Most iterations end long before their limit. Norms of single layers and other linear algebra are not counted, nor
+    chunks that are tried again because memory ran out.
 
     See Also
     --------
@@ -277,13 +291,18 @@ def capacity_report(
     group = measures if is_group(measures) else None
     no_log = {r.label: [_no_logarithm(session, r)] for r in requests if log and r.measure.signed}
     selected = [r for r in requests if r.label not in no_log]
+    total = pass_total(session, selected, group=group, timed=bool(verbose) or group == "all")
+    if verbose:
+        announce(total)
     ran = outcomes(session, selected, group=group, log=log, max_seconds=max_seconds, verbose=verbose)
     rows |= no_log | {r.label: _report_rows(session, r, outcome, log, per_layer) for r, outcome in ran}
     for request in requests:
         rows[request.label][0]["same_as"] = _same_as(request, requests)
     labels = [request.label for request in requests] if group else list(in_order(measures, rows))
     listed = [row for label in labels for row in rows[label]]
-    return pd.DataFrame(listed + (_class_rows(session) if per_class else []), columns=COLUMNS)
+    report = pd.DataFrame(listed + (_class_rows(session) if per_class else []), columns=COLUMNS)
+    report.attrs["passes"] = asdict(total)
+    return report
 
 
 #: What the rows of no measure have in common.

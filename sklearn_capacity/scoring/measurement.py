@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
 
@@ -198,6 +199,20 @@ class Session:
             parameters = self.parameters(request)
             self._check_room(request.measure, parameters)
             return request.measure(self.network, self.batch, **parameters)
+
+    def most_passes(self, request: Request) -> dict[Hashable, float] | None:
+        """Upper bounds of the passes over the data by part, empty for a measure that is refused; None if not known."""
+        measure, batch = request.measure, self.batch
+        lacks = ("data" in measure.needs and not batch.has_samples) or (
+            "labels" in measure.needs and not batch.has_labels
+        )
+        if lacks or self.why_not(measure) is not None:
+            return {}
+        try:
+            with computing(), torch.inference_mode(False):
+                return measure.most_passes(request.label, self.network, batch, self.parameters(request))
+        except (NotDefinedError, TypeError, ValueError):  # which the measure raises, too
+            return {}
 
     def _check_room(self, measure: Measure, parameters: dict[str, Any]) -> None:
         """Raise beforehand where a measure would go beyond the memory that the call may take."""

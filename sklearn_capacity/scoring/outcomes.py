@@ -18,11 +18,14 @@ from .measurement import Session
 from .requests import Request
 
 __all__ = [
+    "CHEAP_PASSES",
     "LeftOutError",
     "by_reason",
     "check_max_seconds",
+    "estimated_passes",
     "outcomes",
     "reason_of",
+    "seconds_per_pass",
     "warn_of_left_out",
     "warn_of_missing",
 ]
@@ -68,11 +71,11 @@ def outcomes(
     verbose : int
         1 shows the progress and the current measure.
     """
-    passes = {id(request): _passes(session, request) for request in requests}
+    passes = {id(request): estimated_passes(session, request) for request in requests}
     per_pass = 0.0
     if max_seconds is not None:
         requests = sorted(requests, key=lambda request: passes[id(request)])
-        per_pass = _seconds_per_pass(session)
+        per_pass = seconds_per_pass(session)
     with tqdm(total=len(requests), unit="measure", disable=not verbose) as bar:
         for request in requests:
             bar.set_description_str(request.label)
@@ -92,7 +95,8 @@ def outcomes(
             yield request, outcome
 
 
-def _passes(session: Session, request: Request) -> float:
+def estimated_passes(session: Session, request: Request) -> float:
+    """Roughly how many forward passes over the data a request takes."""
     batch = session.batch
     n_samples = batch.n_samples if batch.has_samples else 1
     try:
@@ -101,7 +105,7 @@ def _passes(session: Session, request: Request) -> float:
         return 0.0
 
 
-def _seconds_per_pass(session: Session) -> float:
+def seconds_per_pass(session: Session) -> float:
     """The time of one forward pass over all samples, from one over a few."""
     batch, network = session.batch, session.network
     if not batch.has_samples:
