@@ -371,12 +371,18 @@ def _all_eigenvalues(fisher: FisherMatrix, size: int, batch: Batch) -> tuple[Ten
     return values, {"method": method, "size": len(matrix)}
 
 
+def _forms_dual(fisher: FisherMatrix, batch: Batch) -> bool:
+    """Whether the dual itself is formed, since that costs less than products."""
+    return fisher.dual_saves(USUAL_PRODUCTS) and _holds_matrix(fisher.dual_size, batch)
+
+
 def _iterated(fisher: FisherMatrix, k: int, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
     """The largest eigenvalue by Lanczos, several by block Lanczos, as a linear output layer repeats them C times."""
     size = fisher.dual_size
     options: dict[str, Any] = {"tol": TOLERANCE, "device": fisher.X.device, "random_state": batch.random_state}
-    product, name = fisher.product, "dual"
-    if fisher.dual_saves(USUAL_PRODUCTS) and _holds_matrix(size, batch):
+    product: Callable[[Tensor], Tensor] = fisher.product
+    name = "dual"
+    if _forms_dual(fisher, batch):
         product, name = retried(fisher, fisher.dual).mv, "dual matrix"
     if k == 1:
         memory = batch.room / 2
@@ -468,6 +474,8 @@ def _largest_limits(network: Network, batch: Batch, *, loss: str, **params: Any)
     size = min(fisher.dual_size, fisher.jacobian.size)
     if size <= SMALL:
         return spectrum_limits(network, batch, loss=loss)
+    if _forms_dual(fisher, batch):
+        return {("fisher largest", loss): _dual_passes(fisher, network)}
     return {("fisher largest", loss): 2 + PRODUCTS * _product_passes(fisher)}
 
 

@@ -244,6 +244,12 @@ def capacity_report(
         ``report.groupby("reason")["measure"].agg(list)`` gives the measures by reason. ``report.attrs["passes"]`` says
         how many passes over the data the measures can take at most (see Notes).
 
+    See Also
+    --------
+    measure_capacity : Only the values.
+    compare_capacity : Several models in one table.
+    list_measures : All measures with what they need and cost.
+
     Notes
     -----
     ``attrs["passes"]`` is a dict: "at_most", an upper bound of the passes of the network over the data, which holds
@@ -252,12 +258,6 @@ def capacity_report(
     the work of a forward pass over all samples; a backward pass that yields the gradients of inputs and weights is two.
     Most iterations end long before their limit. Norms of single layers and other linear algebra are not counted, nor
     chunks that are tried again because memory ran out.
-
-    See Also
-    --------
-    measure_capacity : Only the values.
-    compare_capacity : Several models in one table.
-    list_measures : All measures with what they need and cost.
 
     Examples
     --------

@@ -136,7 +136,7 @@ def slow(module, X, y, *, rounds=1):
 def test_what_would_not_fit_is_left_out_with_the_reason(monkeypatch):
     from sklearn_capacity.scoring import outcomes
 
-    monkeypatch.setattr(outcomes, "_seconds_per_pass", lambda session: 0.5)  # no clock decides this test
+    monkeypatch.setattr(outcomes, "seconds_per_pass", lambda session: 0.5)  # no clock decides this test
     module = network(4, 6, 3)
     dear = Measure("dear", slow, cost="draws", passes=(100, "rounds"))
     measures = {"dear": (dear, {"rounds": 3}), "margin": "margin", "norm": "frobenius_norm"}
