@@ -51,7 +51,7 @@ def mean_squared_norm(module: nn.Module, X: Tensor, output: str = "logits") -> T
 def per_layer(module: nn.Module, x: Tensor, index: int, output: str = "logits") -> Tensor:
     """[JR] eq. 52 for one sample and one output, g detached, every layer's map written out as a matrix."""
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
-    layers = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    layers = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))]
     handles = [layer.register_forward_hook(lambda m, a, y: calls.append((m, a[0], y))) for layer in layers]
     logits = module(x[None])[0]
     for handle in handles:

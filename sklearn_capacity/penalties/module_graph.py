@@ -94,7 +94,10 @@ _TRACES: dict[int, ModuleTrace] = {}
 
 
 def graph_of(module: Any, X: Tensor, *, folded: bool = True) -> NetworkGraph | None:
-    """The module's graph with its current tensors, folded by `Program.bind`; None if it has no trace or no chain."""
+    """The module's graph with its current tensors, folded by `Program.bind`; None if it has no trace or no chain.
+
+    Unless `folded`, every weight is that of the module's own layer, and batch norms are separate nodes.
+    """
     if not isinstance(module, nn.Module) or not X.is_floating_point():
         return None
     entry = trace_of(module, X)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,12 @@ from sklearn_capacity._validation import check_option
 from sklearn_capacity.derivatives.input_jacobian import OUTPUTS, apply_output
 from sklearn_capacity.derivatives.input_sweeps import pull, stacks
 from sklearn_capacity.derivatives.modes import evaluating
-from sklearn_capacity.graph import Node
+from sklearn_capacity.derivatives.sweep_rules import weight_gradient
+from sklearn_capacity.graph import NetworkGraph, Node
 from sklearn_capacity.penalties.evaluation import checked_penalty
 from sklearn_capacity.penalties.frobenius import sample_scale
 from sklearn_capacity.penalties.gradient_sums import Gradients, wants
+from sklearn_capacity.penalties.module_graph import graph_of, has_folded_layers
 from sklearn_capacity.penalties.shared_pass import LinearizedBatch, SharedPass, linearized
 from sklearn_capacity.penalties.sweep_gradients import softmax_jacobian
 
@@ -77,7 +79,7 @@ def per_layer_penalty(
 
     Notes
     -----
-    The cost is one backward pass for all layers together, which also gives the gradient: 1.4 to 1.9 plain steps. The
+    The cost is one backward pass for all layers together, which also gives the gradient: 1.1 to 1.8 plain steps. The
     penalty can be differentiated once.
 
     References
@@ -97,10 +99,39 @@ def per_layer_penalty(
     """
     check_option("output", output, OUTPUTS)
     generator = torch.Generator() if generator is None else generator
-    batch = linearized(function, X, shared, folded=False)
+    batch = linearized(function, X, shared)
     if batch is None:
         return _by_hooks(function, X, generator, output, sample_weight)
-    return _by_chain(batch, generator, output, sample_weight)
+    plain = graph_of(function, X, folded=False) if has_folded_layers(function) else batch.graph
+    assert plain is not None
+    layers = _own_layers(batch.graph, plain)
+    if layers is None:
+        batch, layers = LinearizedBatch(plain, batch.X), _own_layers(plain, plain)
+        assert layers is not None
+    return _by_chain(batch, layers, generator, output, sample_weight)
+
+
+class _Layer(NamedTuple):
+    """A layer of the module itself, and the scale (out,) with which a batch norm after it multiplies its outputs."""
+
+    node: Node
+    scale: Tensor | None
+
+
+def _own_layers(folded: NetworkGraph, plain: NetworkGraph) -> dict[str, _Layer] | None:
+    """The module's own layer behind each layer of the folded graph; None if one has another input.
+
+    With a batch norm folded into the layer before, ``W' = s W`` and ``g = s g'``: so ``W^T g = W'^T g'``, and a sweep
+    through the folded graph gives the penalty of the module's own layers.
+    """
+    mine, theirs = ({n.name: n for n in graph.nodes if n.op in LAYER_OPERATORS} for graph in (plain, folded))
+    if mine.keys() != theirs.keys():
+        return None
+    if any((n.inputs, n.params) != (theirs[name].inputs, theirs[name].params) for name, n in mine.items()):
+        return None
+    names, readers = {node.name for node in folded.nodes}, plain.consumers()
+    norms = {name: [norm for norm in readers[name] if norm.name not in names] for name in mine}
+    return {name: _Layer(node, norms[name][0].weight if norms[name] else None) for name, node in mine.items()}
 
 
 def _drawn(values: Tensor, generator: torch.Generator) -> Tensor:
@@ -110,10 +141,16 @@ def _drawn(values: Tensor, generator: torch.Generator) -> Tensor:
     return torch.zeros_like(values).scatter_(1, index, 1.0)
 
 
-def _by_chain(batch: LinearizedBatch, generator: torch.Generator, output: str, sample_weight: Tensor | None) -> Tensor:
+def _by_chain(
+    batch: LinearizedBatch,
+    layers: Mapping[str, _Layer],
+    generator: torch.Generator,
+    output: str,
+    sample_weight: Tensor | None,
+) -> Tensor:
     values = batch.outputs
     vectors, scale = _drawn(values, generator), sample_scale(values, sample_weight)  # (n, C), (n,)
-    trained = {node.name for node in batch.graph.nodes if wants(node.weight)}
+    trained = {name for name, layer in layers.items() if wants(layer.node.weight)}
     sums, totals = Gradients(), []
     n, _ = stacks(batch.graph, len(values), values)
     for samples, tape in batch.parts(n):
@@ -126,9 +163,7 @@ def _by_chain(batch: LinearizedBatch, generator: torch.Generator, output: str, s
             weighted = part if weights is None else part * weights.reshape(-1, *(1,) * (part.dim() - 1))
             totals.append(torch.linalg.vector_norm(part).square() if weights is None else (part * weighted).sum())
             if node.name in trained:
-                layer = batch.graph[node.name]
-                assert layer.weight is not None
-                sums.add_weight(layer.weight, layer, weighted, g)
+                _add_gradient(sums, layers[node.name], weighted, g)
             return weighted is part and node.op == "linear"  # its gradient stays in factored form
 
         with torch.no_grad():
@@ -138,6 +173,20 @@ def _by_chain(batch: LinearizedBatch, generator: torch.Generator, output: str, s
     _check_layers(totals)
     factor = 1 / len(values) if sample_weight is None else 1.0
     return sums.attach(torch.stack(totals).sum() * factor, 2 * factor)
+
+
+def _add_gradient(sums: Gradients, layer: _Layer, t: Tensor, g: Tensor) -> None:
+    """Add the gradient of <s g, W t> for the scale s behind W."""
+    node, scale = layer
+    assert node.weight is not None
+    if scale is None:
+        sums.add_weight(node.weight, node, t, g)
+    elif node.op == "conv":  # the kernel is smaller than g
+        gradient = weight_gradient(node, t, g, None)  # (out, in, *kernel)
+        sums.add(node.weight, gradient.mul_(scale.reshape(-1, *(1,) * (gradient.dim() - 1))))
+    else:
+        channels = scale if node.op == "linear" else scale.reshape(-1, *(1,) * (g.dim() - 2))
+        sums.add_weight(node.weight, node, t, g * channels)
 
 
 def _check_layers(layers: Sequence[Any]) -> None:

@@ -27,7 +27,6 @@ from sklearn_capacity.penalties.module_graph import (
     ModuleTrace,
     acts_alike_in_training,
     graph_of,
-    has_folded_layers,
     has_hooks,
     latest_trace,
     tensors_of,
@@ -168,15 +167,10 @@ def _is_curved(node: Node) -> bool:
     return node.op == "function" or (node.op == "activation" and not activation_of(node)[0].piecewise_linear)
 
 
-def linearized(
-    module: Any, X: Tensor, shared: SharedPass | None = None, *, folded: bool = True
-) -> LinearizedBatch | None:
-    """The module's eval forward pass at X for the chain, or None if it has no chain.
-
-    Unless `folded`, every weight is that of the module's own layer, and batch norms are separate nodes.
-    """
+def linearized(module: Any, X: Tensor, shared: SharedPass | None = None) -> LinearizedBatch | None:
+    """The module's eval forward pass at X for the chain, or None if it has no chain."""
     tape = None if shared is None else shared.tape_at(module, X)
-    if tape is not None and (folded or not has_folded_layers(module)):
+    if tape is not None:
         return LinearizedBatch(tape.graph, X.detach(), tape)
-    graph = graph_of(module, X, folded=folded)
+    graph = graph_of(module, X)
     return None if graph is None else LinearizedBatch(graph, X.detach())

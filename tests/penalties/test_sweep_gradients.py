@@ -135,6 +135,10 @@ NORMED = {
         *(nn.BatchNorm2d(1), nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), nn.ReLU(), nn.BatchNorm2d(2)),
         *(nn.Conv2d(2, 2, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(8), nn.Linear(8, 3)),
     ),
+    "transposed convolution": lambda build: build(
+        *(nn.ConvTranspose2d(1, 4, 2, groups=1), nn.BatchNorm2d(4), nn.ReLU()),
+        *(nn.ConvTranspose2d(4, 6, 2, groups=2, bias=False), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(150, 3)),
+    ),
     "padding": lambda build: build(
         *(nn.ZeroPad2d(1), nn.Conv2d(1, 2, 3), nn.ReLU(), nn.ReflectionPad2d(1), nn.Conv2d(2, 2, 3), nn.Flatten()),
         nn.Linear(18, 3),
@@ -179,6 +183,20 @@ def test_per_layer_penalty_is_that_of_the_layers_own_weights(name, build, traini
         assert_same(value.detach(), expected.detach())
         assert_same(gradients(value, module), gradients(expected, plain))
     assert chained(module, X) == (build is nn.Sequential)
+
+
+def test_per_layer_penalty_shares_the_pass_of_folded_batch_norms(monkeypatch):
+    """A norm after its layer changes no product with the layer's transpose, so no second pass is needed."""
+    module, X = make_network("resnet20", (3, 8, 8), 3).double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    for norm in (m for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight, 0.5, 2.0)
+    plain = per_layer(module, X[0], 1)
+    shared = forward_pass(module, X[:1])
+    monkeypatch.setattr("sklearn_capacity.penalties.shared_pass.linearize", None)
+    monkeypatch.setattr("torch.randint", lambda high, size, **_: torch.ones(size, dtype=torch.int64))
+    value = per_layer_penalty(module, shared.X, shared=shared)
+    assert_same(value.detach(), plain.detach())
+    assert_same(gradients(value, module), gradients(plain, module))
 
 
 def test_frozen_parameters_and_no_grad():
