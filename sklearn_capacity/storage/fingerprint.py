@@ -39,6 +39,7 @@ _PLAIN = (types.FunctionType, int, float, str, bool, tuple, type(None))
 _CODE = (types.FunctionType, type, types.ModuleType)
 #: values that count by content only; of all others, it also counts which of them are one object
 _ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, np.dtype, np.generic)
+_SIMPLE = frozenset({bool, int, str, type(None)})
 #: what is hashed of an object of a library: its settings and the user's code that it calls
 _SETTINGS = (*_PLAIN, types.MethodType, type, functools.partial, np.ndarray, Tensor)
 _WEAK = (weakref.ReferenceType, weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
@@ -133,6 +134,9 @@ class _Digest:
 
 def _update(digest: _Digest, value: Any, name: str, above: tuple[int, ...]) -> None:
     """Hash one value with its name and kind, so that adjacent values cannot be confused."""
+    if type(value) in _SIMPLE and len(above) < _MAX_DEPTH:  # most values are: the same bytes as below, in one step
+        digest.update(f"\0{name}\1{_kind(value)}\2{json.dumps(value)}\3".encode())
+        return
     is_users = not _of_library(type(value))
     if (is_users or isinstance(value, _CODE)) and above and digest.lenient:  # these refer to each other in any way
         digest.refer(value, name)
