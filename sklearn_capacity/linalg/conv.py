@@ -17,8 +17,9 @@ from sklearn_capacity.process_state import computed_once
 
 from .entry_norms import Taps, dense_blocks, described, entry_norms, stable_norm
 from .matrix import MatrixOperator, in_range
-from .operator_norm import OperatorNorm, operator_norm
+from .operator_norm import OperatorNorm, Product, operator_norm
 from .padding import PADDING_MODES, pad, pad_adjoint, per_axis, source_index
+from .pixel_products import pixel_products
 from .torus_bound import convolution_bound
 
 __all__ = ["ConvOperator", "conv_norm_lower", "conv_norm_upper"]
@@ -261,10 +262,11 @@ def conv_norm_lower(operator: ConvOperator, tol: float = 1e-7, *, random_state: 
     if matrix is not None:
         norm = MatrixOperator(matrix).norm_lower(tol, random_state=random_state)
         return replace(norm, value=norm.value * factor)
-    operator = _channels_last_where_faster(_with_fewest_channels(operator))
+    operator = _with_fewest_channels(operator)
+    forward, adjoint = _fastest_products(operator)
     norm = operator_norm(
-        operator.forward,
-        operator.adjoint,
+        forward,
+        adjoint,
         operator.input_shape,
         device=operator.weight.device,
         tol=tol,
@@ -331,6 +333,16 @@ def _with_fewest_channels(operator: ConvOperator) -> ConvOperator:
         return operator
     channels = operator.groups * blocks.shape[1 if operator.transposed else 2]
     return replace(operator, weight=blocks.flatten(0, 1), input_shape=(channels, *operator.input_shape[1:]))
+
+
+def _fastest_products(operator: ConvOperator) -> tuple[Product, Product]:
+    """Forward and adjoint of one array, by the pixels if these are very few."""
+    products = pixel_products(operator)
+    if products is None:
+        operator = _channels_last_where_faster(operator)
+        return operator.forward, operator.adjoint
+    both = products.convolve, products.convolve_transposed
+    return both[::-1] if operator.transposed else both
 
 
 def _channels_last_where_faster(operator: ConvOperator) -> ConvOperator:

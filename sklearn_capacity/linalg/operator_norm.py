@@ -24,7 +24,7 @@ from sklearn_capacity._validation import NotDefinedError, check_integer, check_i
 
 from .lanczos import BREAKDOWN, error_bound
 
-__all__ = ["OperatorNorm", "operator_norm"]
+__all__ = ["OperatorNorm", "Product", "operator_norm"]
 
 Product = Callable[[Tensor], Tensor]
 
