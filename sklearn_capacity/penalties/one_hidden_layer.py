@@ -53,7 +53,8 @@ def _layers(batch: LinearizedBatch, n: int) -> tuple[Node, Node, Node] | None:
         return None
     (h, D), C = first.weight.shape, len(last.weight)
     closed, swept = h * (2 * D + 2 * C + n), n * C * 3 * D  # multiplications, over h
-    return (first, activation, last) if closed <= SHARE * swept else None
+    small = h <= D + C + n  # the Gram matrices take no more memory than a step, up to a factor
+    return (first, activation, last) if small and closed <= SHARE * swept else None
 
 
 def _closed_form(tape: Tape, first: Node, activation: Node, last: Node, scale: Tensor) -> Tensor:
@@ -65,12 +66,13 @@ def _closed_form(tape: Tape, first: Node, activation: Node, last: Node, scale: T
     with torch.no_grad():
         gram, kernel = product(W, W.t()), product(V.t(), V)  # G and K, (h, h)
         weighted = d * scale[:, None]  # s_i d_i, (n, h)
-        slopes, both = product(weighted.t(), d), gram * kernel  # N, (h, h)
-        value = (slopes * both).sum()
-        if trained[0]:
-            sums.add(W, product(slopes * kernel, W).mul_(2))
-        if trained[1]:
-            sums.add(V, product(V, slopes * gram).mul_(2))
         if trained[2] and z is not None:
-            sums.add(z, product(weighted, both).mul_(2) * curvature(activation, z))
+            sums.add(z, product(weighted, gram * kernel).mul_(2) * curvature(activation, z))
+        slopes = product(weighted.t(), d)  # N, (h, h)
+        gram.mul_(slopes)
+        value = (gram * kernel).sum()
+        if trained[1]:
+            sums.add(V, product(V, gram).mul_(2))
+        if trained[0]:
+            sums.add(W, product(kernel.mul_(slopes), W).mul_(2))
     return sums.attach(value)
