@@ -95,6 +95,16 @@ def input_jacobians(module: nn.Module, X: Tensor) -> Tensor:
     return torch.stack([torch.autograd.functional.jacobian(lambda v: module(v[None])[0], x) for x in X])
 
 
+def along_parameters(module: nn.Module, X: Tensor, theta: dict[str, Tensor]) -> Tensor:
+    """The derivative of the logits along theta, row by row of the Jacobian."""
+    logits, pulled = torch.func.vjp(lambda at: torch.func.functional_call(module, at, (X,)), theta)
+    rows = []
+    for unit in torch.eye(logits.numel(), dtype=X.dtype):
+        (gradient,) = pulled(unit.reshape(logits.shape))
+        rows.append(sum((gradient[key] * p).sum() for key, p in theta.items()))
+    return torch.stack(rows).reshape(logits.shape)
+
+
 def gradients(value: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The derivatives of a number, with zeros for tensors that it does not depend on."""
     return torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)

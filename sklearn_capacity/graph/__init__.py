@@ -1,7 +1,8 @@
 """The graph of a network: trace, fold, interpret.
 
 `trace` turns a module into a `Program`: `recording` runs known modules, with the calls in `known_calls`; torch exports
-others, whose programs `known_programs` keeps by structure; `in_place` replaces in-place operators. `binding` binds
+others, whose programs `known_programs` keeps by structure; `expansion` writes out composed operators, and `in_place`
+replaces in-place ones. `binding` binds
 tensors to a program and converts its operators with the table in `rules`: `layouts` records where the samples of a
 value are, `constants` have none. `fold` folds batch norms and constant factors. The result is a `NetworkGraph` of
 `nodes`, which `evaluate` and every other interpreter traverse in order. Measures receive a `Network` (in `network`): a

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,8 @@ class Activation:
         Positively homogeneous: f(c z) = c f(z) for c > 0, so that f(z) = f'(z) z.
     piecewise_linear : bool
         The derivative is piecewise constant, so gradients do not include the second derivative.
+    steepest_at_ends : callable(*args) -> bool
+        Whether, between -m and m, the value and the derivative are largest, in absolute value, at one of the ends.
     slope_mask : callable(Tensor) -> Tensor, or None
         1 where the derivative is a trained slope, else 0: the derivative of f' with respect to the slope and,
         multiplied by z, that of f. The slope is the node's weight and the last of `args`, shaped to broadcast against a
@@ -41,6 +44,16 @@ class Activation:
     homogeneous: bool = False
     piecewise_linear: bool = False
     slope_mask: Callable[[Tensor], Tensor] | None = None
+    steepest_at_ends: Callable[..., bool] = lambda *args: False
+
+    def within(self, limit: float, *args: Any) -> tuple[float, float]:
+        """Bounds of the absolute values of the function and of its derivative between -limit and limit."""
+        if not self.steepest_at_ends(*args):
+            return math.inf, math.inf
+        ends = torch.tensor([-limit, limit], dtype=torch.float64, device="cpu")
+        bounds = (float(f(ends, *args).abs().max()) for f in (self.value, self.derivative))
+        value, slope = (math.inf if math.isnan(bound) else bound for bound in bounds)
+        return value, slope
 
 
 def _leaky_slope(z: Tensor, slope: float = 0.01) -> Tensor:
@@ -86,6 +99,16 @@ def _elu_lipschitz(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 
     return abs(scale) * max(1.0, abs(alpha * input_scale))
 
 
+def _huber(z: Tensor, delta: float) -> Tensor:
+    within = z.clamp(-delta, delta)
+    return within * (z - within / 2)
+
+
+def _sinc_slope(z: Tensor) -> Tensor:
+    safe = torch.where(z == 0, torch.ones_like(z), z)
+    return torch.where(z == 0, torch.zeros_like(z), (torch.cos(math.pi * safe) - torch.sinc(safe)) / safe)
+
+
 def _power(z: Tensor, exponent: float) -> Tensor:
     return z**exponent
 
@@ -125,6 +148,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "sin": Activation(torch.sin, torch.cos, lambda: 1.0),
     "cos": Activation(torch.cos, lambda z: -torch.sin(z), lambda: 1.0),
     "atan": Activation(torch.atan, lambda z: 1 / (1 + z**2), lambda: 1.0),
+    "huber": Activation(_huber, lambda z, delta: z.clamp(-delta, delta), lambda delta: delta),
     "hardtanh": Activation(F.hardtanh, _hardtanh_slope, lambda low=-1.0, high=1.0: 1.0, False, True),
     "tanh": Activation(torch.tanh, lambda z: 1 - torch.tanh(z) ** 2, lambda: 1.0),
     "sigmoid": Activation(torch.sigmoid, lambda z: torch.sigmoid(z) * torch.sigmoid(-z), lambda: 0.25),
@@ -155,14 +179,32 @@ ACTIVATIONS: dict[str, Activation] = {
     "mish": Activation(F.mish, _mish_slope, lambda: 1.0884982),
     "log_sigmoid": Activation(F.logsigmoid, lambda z: torch.sigmoid(-z), lambda: 1.0),
     # Slopes without a bound: their Lipschitz constants are infinite.
-    "pow": Activation(_power, _power_slope, lambda exponent: 1.0 if exponent == 1 else math.inf),
-    "exp": Activation(torch.exp, torch.exp, lambda: math.inf),
-    "expm1": Activation(torch.expm1, torch.exp, lambda: math.inf),
+    "pow": Activation(
+        _power,
+        _power_slope,
+        lambda exponent: 1.0 if exponent == 1 else math.inf,
+        steepest_at_ends=lambda exponent: exponent >= 1,
+    ),
+    "exp": Activation(torch.exp, torch.exp, lambda: math.inf, steepest_at_ends=lambda: True),
+    "expm1": Activation(torch.expm1, torch.exp, lambda: math.inf, steepest_at_ends=lambda: True),
     "log": Activation(torch.log, torch.reciprocal, lambda: math.inf),
     "log1p": Activation(torch.log1p, lambda z: 1 / (1 + z), lambda: math.inf),
-    "sinh": Activation(torch.sinh, torch.cosh, lambda: math.inf),
-    "cosh": Activation(torch.cosh, torch.sinh, lambda: math.inf),
+    "sinh": Activation(torch.sinh, torch.cosh, lambda: math.inf, steepest_at_ends=lambda: True),
+    "cosh": Activation(torch.cosh, torch.sinh, lambda: math.inf, steepest_at_ends=lambda: True),
     "tan": Activation(torch.tan, lambda z: 1 + torch.tan(z) ** 2, lambda: math.inf),
+    "acos": Activation(torch.acos, lambda z: -((1 - z**2).rsqrt()), lambda: math.inf, steepest_at_ends=lambda: True),
+    "asin": Activation(torch.asin, lambda z: (1 - z**2).rsqrt(), lambda: math.inf, steepest_at_ends=lambda: True),
+    "acosh": Activation(torch.acosh, lambda z: (z**2 - 1).rsqrt(), lambda: math.inf),
+    "erfinv": Activation(
+        torch.erfinv,
+        lambda z: math.sqrt(math.pi) / 2 * torch.exp(torch.erfinv(z) ** 2),
+        lambda: math.inf,
+        steepest_at_ends=lambda: True,
+    ),
+    "lgamma": Activation(torch.lgamma, torch.digamma, lambda: math.inf),
+    "digamma": Activation(torch.digamma, lambda z: torch.polygamma(1, z), lambda: math.inf),
+    # steepest at z = 0.6626, where the derivative is -1.370305..., rounded up
+    "sinc": Activation(torch.sinc, _sinc_slope, lambda: 1.3703052),
     "asinh": Activation(torch.asinh, lambda z: (1 + z**2).rsqrt(), lambda: 1.0),
     "sign": Activation(torch.sign, torch.zeros_like, lambda: math.inf, piecewise_linear=True),
     "floor": Activation(torch.floor, torch.zeros_like, lambda: math.inf, piecewise_linear=True),

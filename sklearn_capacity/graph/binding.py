@@ -20,7 +20,7 @@ from .layouts import ROWS, Layout, Signal, Sizes, at_samples, reshaped
 from .nodes import NetworkGraph, Node, Place, UnsupportedLayerError
 from .rules import CONVERSIONS, READ_MASKS, SPLITS, Call, Draft, Ref, Weight, split_piece
 from .rules.call import as_view
-from .rules.rows import BROADCASTS, REPEATS, VIEWS, Repeated, on_rows
+from .rules.rows import BROADCASTS, ENTRIES, REPEATS, VIEWS, Repeated, on_rows
 
 if TYPE_CHECKING:
     from .trace import Program
@@ -192,10 +192,13 @@ class Binder:
         named = _named(operation, args, kwargs)
         # With a signal, what is the same for all samples is a constant that broadcasts.
         broadcasts = _packet(operation) in BROADCASTS and any(isinstance(value, Ref) for value in named.values())
-        named = {
-            key: value if isinstance(value, Repeated) and (broadcasts or key == "attn_mask") else signals
-            for (key, value), signals in zip(named.items(), self._as_signals(operation, named).values(), strict=True)
-        }
+        if _packet(operation) not in ENTRIES:
+            named = {
+                key: value if isinstance(value, Repeated) and (broadcasts or key == "attn_mask") else signals
+                for (key, value), signals in zip(
+                    named.items(), self._as_signals(operation, named).values(), strict=True
+                )
+            }
         refs = [leaf for leaf in tree_leaves(named, is_leaf=lambda v: isinstance(v, Ref)) if isinstance(leaf, Ref)]
         tensors = {ref.name: self.signals[ref.name] for ref in refs if self.signals[ref.name].is_tensor}
         layouts = {name: tensor.layout for name, tensor in tensors.items() if tensor.layout is not None}

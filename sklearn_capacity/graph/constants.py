@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,8 +11,9 @@ from torch.utils._pytree import tree_flatten
 
 from .layouts import ROWS, Sizes
 from .nodes import Place
-from .rules.call import Draft, Ref, Weight, as_view
+from .rules.call import Draft, Ref, Weight
 from .rules.rows import PERMUTATIONS, VIEWS
+from .rules.shapes import zero_rows
 
 __all__ = ["constant_rows", "keeps_parameters", "without_content"]
 
@@ -34,12 +34,7 @@ def constant_rows(source: Ref, source_sizes: Sizes, row: Weight) -> Draft:
     shape = tuple(row.tensor.shape[1:])
     if not row.tensor.is_floating_point():
         return _opaque_rows(source, source_sizes, row.tensor)
-    size = math.prod(shape)
-    # No entry of the input is read: none of it is picked, zeros are padded to it, and the row is their shift.
-    nothing = torch.empty(0, dtype=torch.long, device=row.tensor.device)  # (0,)
-    empty = Draft("pick", (source,), params={"kind": "pick", "index": nothing}, shape=(0,))
-    zeros = Draft("pad", (empty,), params={"kind": "pad", "pads": (size, 0), "mode": "constant"}, shape=(size,))
-    rows = as_view(zeros, shape)
+    rows = zero_rows(source, shape, row.tensor.device)
     return Draft("diagonal", (rows,), None, row, {"kind": "constant", "dim": None}, shape)
 
 

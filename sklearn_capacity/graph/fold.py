@@ -244,9 +244,8 @@ def fold_scales(graph: NetworkGraph) -> NetworkGraph:
     Descriptive measures of the layers then describe the same function as its Lipschitz constant. Only these use the
     folded scales; Fisher matrices and sharpness use the trained parameters of the network.
     """
-    for scale in graph.nodes:
-        if _is_scale(scale):
-            graph = _folded(graph, scale)
+    for name in [node.name for node in graph.nodes if _is_scale(node)]:
+        graph = _folded(graph, graph[name])  # as earlier ones left it
     return graph
 
 

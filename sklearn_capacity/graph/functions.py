@@ -106,18 +106,22 @@ def _matmul_tangent(xs: Tensors, ts: Tensors) -> Tensor:
     return ts[0] @ xs[1] + xs[0] @ ts[1]  # d(A B) = dA B + A dB
 
 
-# -- Euclidean length: Jacobian x^T / |x|, 0 at 0 ----------------------------------------------------------------------
+# -- p-norms, by default the Euclidean length: Jacobian sign(x) (|x| / |x|_p)^(p - 1), 0 at 0 ------------------------
 
 
-def _length(xs: Tensors, dims: tuple[int, ...]) -> Tensor:
-    return torch.linalg.vector_norm(xs[0], dim=dims, keepdim=True)
+def _length(xs: Tensors, dims: tuple[int, ...], order: float = 2.0) -> Tensor:
+    return torch.linalg.vector_norm(xs[0], order, dim=dims, keepdim=True)
 
 
-def _direction(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    square = x.square().sum(dims, keepdim=True)  # 1 in `dims`
-    at_zero = square == 0
+def _direction(x: Tensor, dims: tuple[int, ...], order: float = 2.0) -> Tensor:
+    size = x.detach().abs().amax(dims, keepdim=True)  # 1 in `dims`
+    at_zero = size == 0
     # The root of a safe number first: where the length is 0, autograd would multiply an infinite slope by 0.
-    return torch.where(at_zero, torch.zeros_like(x), x * torch.where(at_zero, 1.0, square).rsqrt())
+    size = torch.where(at_zero, torch.ones_like(size), size)
+    x = x / size  # the direction depends on no factor, and no power over- or underflows
+    power = (x.square() if order == 2 else x.abs() ** order).sum(dims, keepdim=True)
+    steep = x if order == 2 else x.sign() * x.abs() ** (order - 1)
+    return torch.where(at_zero, torch.zeros_like(x), steep * torch.where(at_zero, 1.0, power) ** (1 / order - 1))
 
 
 # -- entries in another order, which is that of the values: Jacobian with one 1 in every row ---------------------------
@@ -178,8 +182,8 @@ FUNCTIONS: dict[str, Function] = {
     "running extremum": _chosen(_running),
     "length": Function(
         _length,
-        lambda xs, ts, dims: (_direction(xs[0], dims) * ts[0]).sum(dims, keepdim=True),
-        lambda xs, g, dims: (_direction(xs[0], dims) * g,),
-        "a Euclidean length is not a sum over paths.",
+        lambda xs, ts, dims, *order: (_direction(xs[0], dims, *order) * ts[0]).sum(dims, keepdim=True),
+        lambda xs, g, dims, *order: (_direction(xs[0], dims, *order) * g,),
+        "a length is not a sum over paths.",
     ),
 }

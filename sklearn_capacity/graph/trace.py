@@ -15,6 +15,7 @@ from torch.export.graph_signature import OutputKind
 
 from ..process_state import undisturbed, without_torch_warnings
 from .binding import Binder
+from .expansion import write_out
 from .export_cleanup import no_leftovers
 from .fold import fold
 from .in_place import mutates, replace_in_place
@@ -250,6 +251,7 @@ def _exported(module: nn.Module, sample: Tensor) -> torch.export.ExportedProgram
     spec = (dict.fromkeys(range(1, sample.dim()), dim.STATIC) | {0: dim.AUTO},)
     with no_leftovers() as traced:
         exported = torch.export.export(module, (sample,), dynamic_shapes=spec, strict=False)
+        write_out(exported.graph)
         replace_in_place(exported.graph)
         if mutates(exported.graph):  # takes three quarters of the time, so only if needed
             traced.append(exported)

@@ -53,8 +53,9 @@ def function_log(network: Network, node: Node, logs: Sequence[float], *, maximum
     size = math.prod(shape[d] for d in dims)
     if kind == "log_softmax":  # I - 1 s^T is longest where s is a unit vector
         return -math.inf if size == 1 else log + (math.log(2) if maximum else 0.5 * math.log(size))
-    if kind == "length":
-        return log + (0.5 * math.log(size) if maximum else 0.0)
+    if kind == "length":  # gradients have length 1 in the dual norm
+        order = args[1] if len(args) > 1 else 2.0
+        return log + max(0.0, 1 / order - (0.0 if maximum else 0.5)) * math.log(size)
     return log + logarithm(_normalization_slope(size, args[1], maximum=maximum))
 
 

@@ -25,6 +25,7 @@ from .layer_operators import (
     operator_norm_upper,
     refuse_unknown,
 )
+from .magnitudes import magnitudes
 from .memory import Peak
 from .norms import layer_group_norm
 from .pass_limits import NO_PASSES
@@ -217,7 +218,7 @@ def _rules(network: Network, kind: str) -> dict[str, Callable[..., Log]]:
     return {
         **dict.fromkeys(("linear", "conv", "conv_transpose"), layer),
         "diagonal": diagonal,
-        "activation": _activation,
+        "activation": lambda node, log: _activation(network, node, log),
         "max_pool": max_pool,
         "avg_pool": avg_pool,
         "reduce": reduce,
@@ -238,9 +239,15 @@ def _separable_log(node: Node, *, maximum: bool) -> Log:
     return sum(logarithm(float(m.row_norms(1).max()) if maximum else m.norm_upper()) for m in matrices)
 
 
-def _activation(node: Node, log: Log) -> Log:
+def _activation(network: Network, node: Node, log: Log) -> Log:
+    """By its steepest slope, anywhere or on the values that come."""
+    if log == -math.inf:
+        return log
     activation, args = activation_of(node)
-    return log if log == -math.inf else log + logarithm(activation.lipschitz(*args))
+    slope = activation.lipschitz(*args)
+    if math.isinf(slope) and node.inputs[0] in magnitudes(network):
+        slope = activation.within(float(magnitudes(network)[node.inputs[0]].max()), *args)[1]
+    return log + logarithm(slope)
 
 
 def _add(node: Node, *logs: Log) -> Log:

@@ -93,9 +93,11 @@ def _separable(node: Node, m: Tensor) -> Tensor:
 def _activation(node: Node, m: Bounds, limited: Callable[[Node, float], Bounds]) -> Bounds:
     row, args = activation_of(node)
     limit = max(map(abs, args)) if node.params["kind"] == "hardtanh" else _BOUNDED.get(node.params["kind"], math.inf)
-    slope = row.lipschitz(*args)
-    if m is None or math.isinf(slope):
+    if m is None:
         return limited(node, limit)
+    slope = row.lipschitz(*args)
+    if math.isinf(slope):
+        return limited(node, min(limit, row.within(float(m.max()), *args)[0]))
     at_zero = row.value(torch.zeros_like(m), *args).abs()
     return (at_zero + slope * m).clamp(max=limit)
 

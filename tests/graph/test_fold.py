@@ -153,6 +153,28 @@ def test_every_measure_has_a_value_or_a_reason(build):
     assert not left_out["reason"].str.contains("KeyError|Error:").any()
 
 
+class ScaledTwice(nn.Module):
+    """A scale of a scale, which two branches read."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = 0.5 * self.first(x)
+        return self.last(F.relu(h) + F.relu(-h))
+
+
+def test_a_scale_of_a_folded_scale_stays_in_place():
+    module, X, y = make(ScaledTwice, (5,))
+    value = measure_capacity(module, X, y, "lipschitz_l2")["lipschitz_l2"]
+    norms = [float(torch.linalg.matrix_norm(layer.weight.detach(), 2)) for layer in (module.first, module.last)]
+    assert value == pytest.approx(norms[0] * norms[1], rel=1e-6)
+    norms = [float(torch.linalg.matrix_norm(layer.weight.detach())) for layer in (module.first, module.last)]
+    product = measure_capacity(module, X, y, "frobenius_norm")["frobenius_norm"]
+    assert product == pytest.approx(0.5 * norms[0] * norms[1], rel=1e-9)
+
+
 def test_a_training_goes_on_with_the_callback():
     module, X, y = make(Gated, (5,))
     callback = CapacityCallback(measures=["margin", "fisher_rao_norm"])

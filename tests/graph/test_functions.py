@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import reference_fisher
 from networks import make
-from reference import gradients, input_jacobians
+from reference import along_parameters, gradients, input_jacobians
 from sklearn_capacity import UnsupportedLayerError, fisher_spectrum, measure_capacity
 from sklearn_capacity.derivatives.input_sweeps import chain_refusal, jacobian_rows
 from sklearn_capacity.derivatives.parameter_tangent import parameter_tangent
@@ -127,6 +127,19 @@ BOUNDED = {
     "product of sorted bounds": (lambda h: h.tanh().sort(2)[0] * h.flip(1).tanh().cummin(2)[0], 12),
     "running sum": (lambda h: h.cumsum(2), 12),
     "larger of two, softly": (lambda h: torch.logaddexp(h, h.flip(1)), 12),
+    "length in the 3-norm": (lambda h: h.norm(p=3, dim=2), 2),
+    "length in the 1.5-norm": (lambda h: torch.linalg.vector_norm(h, 1.5, dim=(1, 2), keepdim=True), 1),
+    "hypotenuse": (lambda h: torch.hypot(h, torch.ones(6).to(h)), 12),
+    "distances": (lambda h: torch.cdist(h, torch.eye(3, 6).to(h).expand(h.shape[0], 3, 6)), 6),
+    "distances of each other": (lambda h: F.pairwise_distance(h[:, 0], h[:, 1], keepdim=True), 1),
+    "running sums of exponentials": (lambda h: h.logcumsumexp(2), 12),
+    "running products of bounds": (lambda h: h.tanh().cumprod(2), 12),
+    "product of bounds": (lambda h: h.tanh().prod(1), 6),
+    "square of bounds": (lambda h: h.tanh() ** 2, 12),
+    "exponential of bounds": (lambda h: h.tanh().exp() * h.sigmoid(), 12),
+    "arcsine of bounds": (lambda h: torch.asin(0.9 * h.tanh()), 12),
+    "cross product of bounds": (lambda h: torch.linalg.cross(h.tanh()[:, :, :3], h.tanh()[:, :, 3:]), 6),
+    "interpolation by a gate": (lambda h: torch.lerp(h.tanh(), h.flip(1).tanh(), h[:, :1].sigmoid()), 12),
     "sums of absolute values": (lambda h: h.norm(p=1, dim=2), 2),
     "a parameter with more axes": (lambda h: h[:, :1] * torch.ones(2, 6).to(h).cumsum(1) + h[:, :, :1], 12),
     "softmax, samples last": (lambda h: h.permute(1, 2, 0).softmax(1).permute(2, 1, 0), 12),
@@ -151,6 +164,17 @@ UNBOUNDED = {
     "gate, samples second": (lambda h: (h.transpose(0, 1) * h.sum(1)).transpose(0, 1), 12),
     "products joined with the samples": (
         lambda h: (h.flatten(0, 1) * h.flip(1).flatten(0, 1)).unflatten(0, (-1, 2)),
+        12,
+    ),
+    "addcdiv": (lambda h: torch.addcdiv(h, h.flip(1), h.square() + 1, value=0.5), 12),
+    "cosine": (lambda h: F.cosine_similarity(h, h.flip(1), dim=2), 2),
+    "cosine with numbers": (lambda h: F.cosine_similarity(h, torch.arange(6.0).to(h)[None, None], dim=2), 2),
+    "product": (lambda h: h.prod(2, keepdim=True), 2),
+    "running products": (lambda h: h.cumprod(2), 12),
+    "outer product": (lambda h: torch.einsum("ni,nj->nij", h[:, 0], h[:, 1]), 36),
+    "einsum of three operands": (lambda h: torch.einsum("nai,nbi,ij->nab", h, h, torch.eye(6).to(h)), 4),
+    "cross entropy of gates": (
+        lambda h: F.binary_cross_entropy_with_logits(h, h.flip(1).sigmoid(), reduction="none"),
         12,
     ),
     "addcmul": (lambda h: torch.addcmul(h.mean(1, keepdim=True), h, h.flip(1), value=0.5), 12),
@@ -178,21 +202,10 @@ def test_every_interpretation_agrees_with_autograd(name):
     torch.testing.assert_close(jacobian_rows(graph, X), input_jacobians(module, X), rtol=1e-9, atol=1e-11)
     _, u = parameter_tangent(graph, X)
     theta = {key: p.detach() for key, p in module.named_parameters()}
-    expected = _along(module, X, theta)
+    expected = along_parameters(module, X, theta)
     torch.testing.assert_close(u.detach(), expected, rtol=1e-9, atol=1e-11)
     expected = torch.linalg.eigvalsh(reference_fisher.matrix(module, X, "squared")).flip(0)[:14].clamp_min(0)
     assert fisher_spectrum(module, X)[: len(expected)] == pytest.approx(expected.numpy(), rel=1e-7, abs=1e-9)
-
-
-def _along(module, X, theta):
-    """The derivative of the logits along theta, row by row of the Jacobian."""
-    _, pulled = torch.func.vjp(lambda at: torch.func.functional_call(module, at, (X,)), theta)
-    n_logits = 2 * len(X)
-    rows = []
-    for unit in torch.eye(n_logits, dtype=X.dtype):
-        (gradient,) = pulled(unit.reshape(len(X), 2))
-        rows.append(sum((gradient[key] * p).sum() for key, p in theta.items()))
-    return torch.stack(rows).reshape(len(X), 2)
 
 
 @pytest.mark.parametrize("penalty", [frobenius_penalty, spectral_penalty])

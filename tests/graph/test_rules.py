@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import reference_fisher
 from networks import make
-from reference import gradients, input_jacobians
+from reference import along_parameters, gradients, input_jacobians
 from sklearn_capacity import UnsupportedLayerError, fisher_spectrum, measure_capacity
 from sklearn_capacity.derivatives.input_sweeps import chain_refusal, jacobian_rows
 from sklearn_capacity.derivatives.parameter_tangent import parameter_tangent
@@ -41,7 +41,21 @@ def joined_after(h):
     return second.reshape(2, h.shape[0]).transpose(0, 1)
 
 
+def overwritten(h):
+    h = h.clone()
+    h[:, ::2] = 2 * h[:, 1::2]
+    h[:, 3] = 0.5
+    return h
+
+
+def grid(h):
+    """Places between, on and beyond pixels, the same for all samples."""
+    places = torch.tensor([[[0.3, -0.2], [0.9, 1.2]], [[-1.0, 1.0], [0.0, 0.4]]]).to(h)
+    return places.expand(h.shape[0], 2, 2, 2)
+
+
 IMAGE = (1, 2, 2)
+PLACES = torch.tensor([[1, 0, 1], [0, 1, 1]])
 LOW = torch.tensor([-0.3, -2.0, 0.1, -0.5], dtype=torch.float64)
 HIGH = torch.tensor(0.4, dtype=torch.float64)
 SCALE = torch.tensor([[[2.0, -3.0]], [[0.5, 1.0]]], dtype=torch.float64)
@@ -89,6 +103,32 @@ PICKS = {
     "a token": (lambda h: torch.cat([torch.ones(1, 1).to(h).expand(h.shape[0], -1), h], 1), 5),
     "a choice of places": (lambda h: torch.where(torch.tensor([True, False, True, True]), h, h.flip(1)), 4),
     "a mask": (lambda h: h.masked_fill(torch.tensor([True, False, False, True]), 2.0), 4),
+    "gather": (lambda h: h.unflatten(1, (2, 2)).gather(2, PLACES.expand(h.shape[0], 2, 3)), 6),
+    "take_along_dim": (lambda h: h.unflatten(1, (2, 2)).take_along_dim(PLACES[None], 2), 6),
+    "scatter of a number": (lambda h: h.scatter(1, PLACES[:1, :2].expand(h.shape[0], 2), 0.5), 4),
+    "scatter of a signal": (lambda h: h.scatter(1, PLACES[:1, :2].expand(h.shape[0], 2), h[:, 2:]), 4),
+    "index_copy": (lambda h: h[:, :3].index_copy(1, torch.tensor([2, 0]), h[:, 2:]), 3),
+    "index_fill": (lambda h: h.index_fill(1, torch.tensor([2, 0]), 0.5), 4),
+    "select_scatter": (lambda h: h[:, :3].select_scatter(h[:, 3], 1, 1), 3),
+    "diagonal_scatter": (
+        lambda h: torch.diagonal_scatter(h.unflatten(1, (2, 2)), h.new_zeros(h.shape[0], 2), 0, 1, 2),
+        4,
+    ),
+    "overwritten": (lambda h: overwritten(h)[:, :3], 3),
+    "nearest pixels": (
+        lambda h: F.grid_sample(h.unflatten(1, IMAGE), grid(h), mode="nearest", align_corners=False),
+        4,
+    ),
+    "entries, samples second": (
+        lambda h: h.unflatten(1, (2, 2)).transpose(0, 1).select_scatter(h[:, :2], 0, 1).transpose(0, 1),
+        4,
+    ),
+    "dstack": (lambda h: torch.dstack([h, h]), 8),
+    "fliplr": (lambda h: h.fliplr(), 4),
+    "fftshift": (lambda h: torch.fft.fftshift(h, dim=1), 4),
+    "einsum of one operand": (lambda h: torch.einsum("nij->nji", h.unflatten(1, (2, 2))), 4),
+    "einsum along a diagonal": (lambda h: torch.einsum("nii->ni", h.unflatten(1, (2, 2))), 2),
+    "nan_to_num": (torch.nan_to_num, 4),
     "add with broadcasting": (lambda h: h.unflatten(1, (2, 2)) + h.narrow(1, 0, 2).unsqueeze(1), 4),
 }
 #: Linear maps that weigh what they read.
@@ -111,6 +151,30 @@ MAPS = {
         lambda h: (h.unflatten(1, (2, 2)).transpose(0, 1) * SCALE + 1).transpose(0, 1),
         4,
     ),
+    "diff": (lambda h: h.diff(n=2, dim=1), 2),
+    "diff of rows": (lambda h: h.unflatten(1, (2, 2)).diff(dim=1), 2),
+    "trapezoid": (lambda h: torch.trapezoid(h, torch.tensor([0.0, 1.0, 3.0, 4.0]).to(h), dim=1)[:, None], 1),
+    "cumulative_trapezoid": (lambda h: torch.cumulative_trapezoid(h, dx=0.5, dim=1), 3),
+    "gradient": (lambda h: torch.gradient(h, dim=1)[0], 4),
+    "diff, samples second": (lambda h: h.unflatten(1, (2, 2)).transpose(0, 1).diff(dim=0)[0], 2),
+    "index_add": (lambda h: h[:, :3].index_add(1, torch.tensor([2, 2, 0, 1]), h, alpha=-2), 3),
+    "scatter_add": (
+        lambda h: torch.zeros_like(h[:, :3]).scatter_add(1, PLACES[:1].expand(h.shape[0], 3), h[:, 1:]),
+        3,
+    ),
+    "grid_sample": (lambda h: F.grid_sample(h.unflatten(1, IMAGE), grid(h), align_corners=False), 4),
+    "affine_grid": (
+        lambda h: F.affine_grid(h.repeat(1, 2)[:, :6].unflatten(1, (2, 3)), (h.shape[0], 1, 1, 2), align_corners=False),
+        4,
+    ),
+    "triangular system": (
+        lambda h: torch.linalg.solve_triangular(
+            torch.tensor([[2.0, 0.0], [1.0, 4.0]]).to(h), h.unflatten(1, (2, 2)), upper=False
+        ),
+        4,
+    ),
+    "Kronecker product": (lambda h: torch.kron(torch.tensor([[1.0, -2.0]]).to(h), h), 8),
+    "outer product with numbers": (lambda h: torch.einsum("ni,j->nij", h, torch.tensor([1.0, -2.0]).to(h)), 8),
     "x - mean of rows": (lambda h: centred(h.unflatten(1, (2, 2))), 4),
 }
 #: What is linear in pieces, between several numbers of a sample.
@@ -123,6 +187,10 @@ MAXIMA = {
     "maxout": (lambda h: torch.maximum(h[:, :2], h[:, 2:]), 2),
     "minimum": (lambda h: torch.minimum(h[:, :2], h[:, 2:]), 2),
     "maximum with a row": (lambda h: torch.maximum(h[:, :2, None], h[:, None, 2:]), 4),
+    "largest absolute value": (lambda h: torch.linalg.vector_norm(h, math.inf, dim=1, keepdim=True), 1),
+    "both extrema": (lambda h: torch.stack(torch.aminmax(h.unflatten(1, (2, 2)), dim=2), 1), 4),
+    "absolute differences": (lambda h: F.l1_loss(h[:, :2], h[:, 2:], reduction="none"), 2),
+    "distances in the 1-norm": (lambda h: torch.cdist(h.unflatten(1, (2, 2)), torch.eye(2).to(h), p=1), 4),
     "uneven windows": (lambda h: F.adaptive_max_pool2d(h.unflatten(1, IMAGE), 3), 9),
     "uneven windows of a row": (lambda h: F.adaptive_max_pool1d(h[:, None], 3), 3),
 }
@@ -141,6 +209,12 @@ ACTIVATIONS = {
     "erfc": (torch.erfc, 2 / math.sqrt(math.pi)),
     "fmax": (lambda h: torch.fmax(h, LOW), 1.0),
     "cos": (torch.cos, 1.0),
+    "sinc": (torch.sinc, 1.3703052),
+    "huber": (lambda h: F.huber_loss(h, torch.full_like(h, 0.1), reduction="none", delta=0.7), 0.7),
+    "smooth_l1": (lambda h: F.smooth_l1_loss(h, LOW.to(h).expand_as(h), reduction="none", beta=0.3), 1.0),
+    "minimum by a mask": (lambda h: h.masked_fill(h > 0.3, 0.3), 1.0),
+    "normal distribution": (torch.special.ndtr, 1 / math.sqrt(2 * math.pi)),
+    "expit": (torch.special.expit, 0.25),
     "atan": (torch.atan, 1.0),
     "asinh": (torch.asinh, 1.0),
     "maximum with 0": (lambda h: torch.maximum(h, torch.zeros_like(h)), 1.0),
@@ -165,6 +239,22 @@ IDENTITIES = {
     "channels": nn.Sequential(nn.Unflatten(1, (4, 1)), nn.Dropout1d(), nn.Flatten()),
 }
 STEEP = {
+    "acos": (lambda h: torch.acos(0.1 * h), 4),
+    "asin": (lambda h: torch.asin(0.1 * h), 4),
+    "acosh": (lambda h: torch.acosh(h.abs() + 1), 4),
+    "erfinv": (lambda h: torch.erfinv(0.1 * h), 4),
+    "lgamma": (lambda h: torch.lgamma(h.abs()), 4),
+    "digamma": (lambda h: torch.digamma(h.abs() + 0.5), 4),
+    "atanh": (lambda h: torch.atanh(0.1 * h), 4),
+    "logit": (lambda h: torch.logit(0.5 + 0.1 * h), 4),
+    "squared differences": (lambda h: F.mse_loss(h[:, :2], h[:, 2:], reduction="none"), 2),
+    "a power of h": (lambda h: 1.5**h, 4),
+    "remainder": (lambda h: h.remainder(0.7), 4),
+    "fmod": (lambda h: h.fmod(0.7), 4),
+    "rounded": (lambda h: h + h.round(decimals=1), 4),
+    "beyond, by a mask": (lambda h: h.masked_fill(h > 0.3, -0.2), 4),
+    "mean and variance": (lambda h: torch.stack(torch.var_mean(h.unflatten(1, (2, 2)), 2), 1), 4),
+    "mean and spread": (lambda h: torch.stack(torch.std_mean(h, 1, correction=0), 1), 2),
     "square": (torch.square, 4),
     "x x": (lambda h: h * h, 4),
     "cube": (lambda h: h**3, 4),
@@ -208,8 +298,7 @@ def test_every_interpretation_agrees_with_autograd(name):
     torch.testing.assert_close(jacobian_rows(graph, X), input_jacobians(module, X), rtol=1e-10, atol=1e-12)
     f, u = parameter_tangent(graph, X)
     theta = {key: p.detach() for key, p in module.named_parameters()}
-    _, expected = torch.func.jvp(lambda at: torch.func.functional_call(module, at, (X,)), (theta,), (theta,))
-    torch.testing.assert_close(u.detach(), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(u.detach(), along_parameters(module, X, theta), rtol=1e-10, atol=1e-12)
     matrix = torch.linalg.eigvalsh(reference_fisher.matrix(module, X, "squared")).flip(0)[:14].clamp_min(0)
     assert fisher_spectrum(module, X)[: len(matrix)] == pytest.approx(matrix.numpy(), rel=1e-8, abs=1e-10)
 
@@ -250,6 +339,8 @@ def test_linear_maps_have_the_paths_and_the_norm_of_their_matrix(name):
     through = float(torch.linalg.matrix_norm(M, 2))
     # Of sums and joins the bound adds up what each part may do.
     loose = {"add with broadcasting": 1 + math.sqrt(2), "a choice of places": 2, "halves, samples second": math.sqrt(2)}
+    loose |= {"index_copy": math.sqrt(2), "select_scatter": math.sqrt(2), "index_add": 3 * math.sqrt(2)}
+    loose |= {"affine_grid": math.sqrt(2) * through}  # of a signal that is there twice
     composed = loose.get(name, through)
     assert norm == pytest.approx(float(ends) * composed, rel=1e-6)
     assert composed >= through - 1e-12

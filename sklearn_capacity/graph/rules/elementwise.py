@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from .call import Call, Draft, Ref, Weight, aten, rule
+from .call import Call, Draft, Ref, Weight, rule
 from .composite_activations import composite_activation
 from .maxima import chosen, compared, constant, negated
 from .products import product
@@ -28,6 +28,7 @@ _ACTIVATION_ARGS: dict[str, tuple[str, ...]] = {
     "hardswish.default": (),
     "mish.default": (),
     "log_sigmoid.default": (),
+    "log_sigmoid_forward.default": (),
     "abs.default": (),
     "threshold.default": ("threshold", "value"),
     "hardshrink.default": ("lambd",),
@@ -48,6 +49,13 @@ _ACTIVATION_ARGS: dict[str, tuple[str, ...]] = {
     "ceil.default": (),
     "round.default": (),
     "trunc.default": (),
+    "acos.default": (),
+    "acosh.default": (),
+    "asin.default": (),
+    "sinc.default": (),
+    "erfinv.default": (),
+    "lgamma.default": (),
+    "digamma.default": (),
 }
 _POWERS = {"sqrt.default": 0.5, "rsqrt.default": -0.5, "reciprocal.default": -1.0, "square.default": 2.0}
 
@@ -55,7 +63,7 @@ _POWERS = {"sqrt.default": 0.5, "rsqrt.default": -0.5, "reciprocal.default": -1.
 @rule(*_ACTIVATION_ARGS)
 def _activation(call: Call) -> Draft | None:
     name = call.target.__name__  # "leaky_relu.default"
-    kind = name.split(".")[0]
+    kind = name.split(".")[0].removesuffix("_forward")
     args = tuple(call[key] for key in _ACTIVATION_ARGS[name])
     if kind == "relu6":
         kind, args = "hardtanh", (0.0, 6.0)
@@ -92,6 +100,20 @@ def _scaled_activation(call: Call) -> Draft:
         return x
     factor, bias = constant(outer, call), None if shift == 0 else constant(shift, call)
     return Draft("diagonal", (x,), factor, bias, {"kind": "scale", "dim": None})
+
+
+@rule("huber_loss.default", "smooth_l1_loss.default")
+def _huber(call: Call) -> Draft | None:
+    """The distance d of two values as d^2 / 2 up to a number, and beyond it as the tangent there."""
+    delta = float(call["delta"] if "delta" in call.args else call["beta"])
+    gap = _sum(replace(call, args={"self": call["self"], "other": call["target"]}), (1.0, -1.0))
+    if call["reduction"] or gap is None or delta <= 0:  # a reduction mixes the samples
+        return None
+    shape = call.shape[1:]
+    loss = Draft("activation", (replace(gap, shape=shape),), params={"kind": "huber", "args": (delta,)}, shape=shape)
+    if "delta" in call.args:
+        return loss
+    return Draft("diagonal", (loss,), constant(1 / delta, call), None, {"kind": "scale", "dim": None})
 
 
 @rule("selu.default")
@@ -133,7 +155,7 @@ def _clamp(call: Call) -> Draft | None:
 
 
 @rule("clone.default", "alias.default", "detach.default", "contiguous.default", "lift_fresh_copy.default")
-@rule("positive.default")
+@rule("positive.default", "nan_to_num.default")  # which changes no finite number
 @rule("type_as.default", "to.other")  # for casts see `_cast`
 def _identity(call: Call) -> Ref:
     return call["self"]
@@ -275,49 +297,3 @@ def _sub(call: Call) -> Draft | None:
 @rule("rsub.Tensor", "rsub.Scalar")  # other - alpha * self
 def _rsub(call: Call) -> Draft | None:
     return _sum(call, (-1.0, 1.0))
-
-
-@rule("addcmul.default")
-def _addcmul(call: Call) -> Draft | None:
-    """x + c a b."""
-    x, a, b, value = call["self"], call["tensor1"], call["tensor2"], call.get("value", 1)
-    product_of = replace(call, target=aten.mul.Tensor, args={"self": a, "other": b})
-    if not isinstance(a, Ref) and not isinstance(b, Ref):
-        return None
-    product = _mul(product_of)
-    if not isinstance(product, Draft):
-        return None
-    product = replace(product, shape=call.shape[1:])
-    factor = None if value == 1 else constant(float(value), call)
-    if isinstance(x, Ref):
-        wide = broadcast_to(call, x, call.shapes[x.name], call.shape)
-        return None if wide is None else Draft("add", (wide, product), params={"signs": (1.0, float(value))})
-    shift = constant(x, call)
-    return None if shift is None else Draft("diagonal", (product,), factor, shift, {"kind": "shift", "dim": None})
-
-
-@rule("lerp.Scalar")
-def _lerp(call: Call) -> Draft | None:
-    """(1 - t) a + t b."""
-    a, b, t = call["self"], call["end"], call["weight"]
-    if not isinstance(t, int | float) or not isinstance(a, Ref) or not isinstance(b, Ref):
-        return None
-    wide = [broadcast_to(call, x, call.shapes[x.name], call.shape) for x in (a, b)]
-    return None if None in wide else Draft("add", tuple(wide), params={"signs": (1 - t, t)})  # type: ignore[arg-type]
-
-
-@rule("lerp.Tensor")
-def _lerp_by_signal(call: Call) -> Draft | None:
-    """a + t (b - a)."""
-    a, b, t = call["self"], call["end"], call["weight"]
-    if not all(isinstance(x, Ref) for x in (a, b, t)):
-        return None
-    wide = [broadcast_to(call, x, call.shapes[x.name], call.shape) for x in (a, b)]
-    if None in wide:
-        return None
-    gap = Draft("add", (wide[1], wide[0]), params={"signs": (1.0, -1.0)}, shape=call.shape[1:])  # type: ignore[arg-type]
-    moved = product(call, t, gap, (call.shapes[t.name], call.shape))
-    if moved is None:
-        return None
-    moved = replace(moved, shape=call.shape[1:])
-    return Draft("add", (wide[0], moved), params={"signs": (1.0, 1.0)})  # type: ignore[arg-type]

@@ -27,13 +27,19 @@ def _matmul(call: Call) -> Draft | Ref | None:
     b = call["self"] if "mat1" in call.args else None
     if names[0] == "self" and isinstance(x, Ref) and isinstance(w, Ref):
         return matmul(call, x, w, (call.shapes[x.name], call.shapes[w.name]))
+    if names[0] == "self" and isinstance(w, Weight) and w.tensor.dim() == 1:
+        row = Weight(w.tensor[None], w.trainable, w.sources)
+        return as_view(Draft("linear", (x,), row, shape=(*call.shape[1:], 1)))
     if names[0] == "self" and (isinstance(x, Weight) or w.tensor.dim() != 2):
         return matmul_with_parameter(call, x, w)
     if not isinstance(x, Ref) or not isinstance(w, Weight) or w.tensor.dim() != 2 or not is_weight(b):
         return None
-    if call.get("beta", 1) != 1 or call.get("alpha", 1) != 1:
-        return None
-    return Draft("linear", (x,), Weight(w.tensor.t(), w.trainable, w.sources), b)
+    weight = _multiple(Weight(w.tensor.t(), w.trainable, w.sources), call.get("alpha", 1))
+    return Draft("linear", (x,), weight, None if b is None else _multiple(b, call.get("beta", 1)))
+
+
+def _multiple(weight: Weight, factor: float) -> Weight:
+    return weight if factor == 1 else Weight(weight.tensor * factor, weight.trainable, weight.sources)
 
 
 @rule("bilinear.default")

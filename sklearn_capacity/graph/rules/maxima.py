@@ -10,7 +10,7 @@ import torch
 from .call import Call, Draft, Ref, Weight, as_view, aten, rule
 from .shapes import broadcast_to
 
-__all__ = ["READ_MASKS", "chosen", "compared", "constant", "negated"]
+__all__ = ["READ_MASKS", "chosen", "compared", "constant", "largest_over", "negated"]
 
 
 def negated(call: Call, x: Ref | Draft, shape: tuple[int, ...] | None = None) -> Draft:
@@ -30,14 +30,18 @@ def _extremum_over_axes(call: Call) -> Draft | None:
     x, shape = call["self"], call.shapes[call["self"].name]
     given = call["dim"]
     dims = tuple(d % len(shape) for d in ([given] if isinstance(given, int) else given or range(len(shape))))
-    if 0 in dims:
-        return None
+    return None if 0 in dims else largest_over(call, x, shape, dims, smallest="min" in call.target.__name__)
+
+
+def largest_over(
+    call: Call, x: Ref | Draft, shape: tuple[int, ...], dims: tuple[int, ...], *, smallest: bool = False
+) -> Draft:
+    """The largest entries of a value of this shape, batch included, along some axes; or the smallest ones."""
     kept = [d for d in range(len(shape)) if d not in dims]
-    size = math.prod(shape[d] for d in dims)
-    rows = (math.prod(shape[d] for d in kept[1:]), size)
+    rows = (math.prod(shape[d] for d in kept[1:]), math.prod(shape[d] for d in dims))
     order = (*kept, *dims)
     moved = Draft("permute", (x,), params={"dims": order}, shape=tuple(shape[d] for d in order[1:]))
-    return _extremum(call, as_view(moved, rows), rows, smallest="min" in call.target.__name__)
+    return _extremum(call, as_view(moved, rows), rows, smallest=smallest)
 
 
 @rule("maximum.default", "minimum.default", "max.other", "min.other", "fmax.default", "fmin.default")
@@ -136,8 +140,10 @@ def chosen(call: Call, condition: object, then: object, otherwise: object) -> Dr
     name, level, above = comparison
     if not above:
         then, otherwise = otherwise, then
-    if then != Ref(name) or call.shapes[name] != call.shape:
+    if call.shapes[name] != call.shape:
         return None
+    if then != Ref(name):
+        return _below(call, name, level, _number(call, then)) if otherwise == Ref(name) else None
     slope = _slope(call, otherwise, name)
     if slope is not None:
         params = {"kind": "leaky_relu", "args": (slope,)} if slope else {"kind": "relu", "args": ()}
@@ -147,6 +153,24 @@ def chosen(call: Call, condition: object, then: object, otherwise: object) -> Dr
         return None
     params = {"kind": "threshold", "args": (level, value)} if (level or value) else {"kind": "relu", "args": ()}
     return Draft("activation", (Ref(name),), params=params)
+
+
+def _below(call: Call, name: str, level: float, value: float | None) -> Draft | None:
+    """x where it is at most the level, else a number: with the level as the number, a minimum."""
+    if value is None:
+        return None
+    if value == level:
+        return Draft("activation", (Ref(name),), params={"kind": "hardtanh", "args": (-math.inf, level)})
+    shape = call.shape[1:]
+    mirrored = Draft(
+        "activation",
+        (negated(call, Ref(name), shape),),
+        None,
+        None,
+        {"kind": "threshold", "args": (-level, -value)},
+        shape,
+    )
+    return negated(call, mirrored)
 
 
 def _slope(call: Call, value: object, name: str) -> float | None:

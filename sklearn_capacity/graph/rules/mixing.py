@@ -9,6 +9,7 @@ import torch
 
 from .call import Call, Draft, Ref, Weight, as_view, is_weight, rule
 from .layers import batch_norm
+from .maxima import largest_over
 from .products import function, matmul
 from .shapes import broadcast_to
 
@@ -159,20 +160,24 @@ def _by_groups(call: Call, groups: int) -> Draft | None:
 # -- lengths and variances ---------------------------------------------------------------------------------------------
 
 
-@rule("linalg_vector_norm.default")
+@rule("linalg_vector_norm.default", "norm.ScalarOpt_dim")
 def _vector_norm(call: Call) -> Draft | None:
-    x, rank, order = call["self"], call.rank(call["self"]), call["ord"]
+    x, rank = call["self"], call.rank(call["self"])
+    order = float(call["ord"] if "ord" in call.args else call.get("p", 2))
     dims = call.get("dim")
     dims = tuple(range(rank)) if dims is None else tuple(d % rank for d in dims)
-    if order not in (1, 2) or 0 in dims:
+    if order < 1 or 0 in dims:
         return None
-    if order == 1:
+    keepdim = call.get("keepdim", False)
+    if order in (1, math.inf):
         absolute = Draft("activation", (x,), params={"kind": "abs", "args": ()}, shape=call.shapes[x.name][1:])
-        total = {"kind": "sum", "dims": tuple(sorted(dims)), "keepdim": call["keepdim"], "factor": 1.0}
+        if order == math.inf:
+            return largest_over(call, absolute, call.shapes[x.name], dims)
+        total = {"kind": "sum", "dims": tuple(sorted(dims)), "keepdim": keepdim, "factor": 1.0}
         return Draft("reduce", (absolute,), params=total)
     kept = tuple(1 if i in dims else size for i, size in enumerate(call.shapes[x.name]))[1:]
-    length = function("length", x, args=(tuple(d - rank for d in dims),), shape=kept)
-    return as_view(length)
+    args = (tuple(d - rank for d in dims),) + (() if order == 2 else (order,))
+    return as_view(function("length", x, args=args, shape=kept))
 
 
 @rule("var.correction", "var.dim", "var.default", "std.correction", "std.dim", "std.default")

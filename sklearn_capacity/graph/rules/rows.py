@@ -12,6 +12,7 @@ from string import ascii_letters
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..layouts import ROWS, Layout, permuted
 from .call import Call, Draft, Ref, Rule, Weight, as_view, aten
@@ -19,7 +20,7 @@ from .contractions import terms
 from .frames import on_frames
 from .shapes import is_whole
 
-__all__ = ["BROADCASTS", "PERMUTATIONS", "REPEATS", "VIEWS", "Repeated", "on_rows"]
+__all__ = ["BROADCASTS", "ENTRIES", "PERMUTATIONS", "REPEATS", "VIEWS", "OnEntries", "Repeated", "on_rows"]
 
 #: Operators that keep the order of all entries.
 VIEWS = frozenset("view reshape reshape_as view_as _unsafe_view flatten unsqueeze squeeze unflatten".split())
@@ -33,7 +34,8 @@ _MATRICES = frozenset("matmul bmm baddbmm scaled_dot_product_attention".split())
 #: Operators with arguments that name axes of their first signal, or of their result.
 _ALONG = frozenset(
     "softmax _softmax log_softmax _log_softmax logsumexp mean sum var std select slice narrow cumsum amax amin max min "
-    "glu linalg_vector_norm cat stack slice_scatter sort topk kthvalue median cummax cummin".split()
+    "glu linalg_vector_norm norm diff trapezoid cumulative_trapezoid gradient cat stack sort topk kthvalue median "
+    "cummax cummin".split()
 )
 #: Operators that move, repeat or drop entries; their rule applies them to tables of indices.
 _MOVES = frozenset(
@@ -41,6 +43,12 @@ _MOVES = frozenset(
     "expand_copy broadcast_to unfold_copy pixel_shuffle pixel_unshuffle channel_shuffle im2col "
     "upsample_nearest1d upsample_nearest2d upsample_nearest3d "
     "_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d".split()
+)
+#: Operators that take entries of several signals; their rule applies them to numbered entries.
+ENTRIES = frozenset(
+    "gather scatter scatter_add index_add index_copy index_fill index_put take_along_dim slice_scatter select_scatter "
+    "scatter_reduce diagonal_scatter fill kron grid_sampler affine_grid_generator linalg_solve_triangular "
+    "masked_scatter".split()
 )
 #: Operators that may repeat the samples, and the layout of so many entries for each of them.
 REPEATS: Mapping[str, Callable[[Layout, int], Layout]] = {
@@ -51,13 +59,13 @@ REPEATS: Mapping[str, Callable[[Layout, int], Layout]] = {
 BROADCASTS = frozenset(
     "relu relu6 leaky_relu hardtanh tanh sigmoid softplus gelu silu elu erf hardsigmoid hardswish mish log_sigmoid abs "
     "threshold hardshrink softshrink sin cos atan asinh exp expm1 log log1p sinh cosh tan sign floor ceil round trunc "
-    "sqrt rsqrt reciprocal square pow selu celu clamp_min clamp_max clamp clone alias detach contiguous "
-    "lift_fresh_copy type_as to _to_copy dropout alpha_dropout feature_dropout feature_alpha_dropout mul div neg add "
-    "sub rsub maximum minimum fmax fmin logaddexp log2 log10 exp2 erfc where masked_fill lerp addcmul expand_as "
-    "copy positive".split()
+    "sqrt rsqrt reciprocal square log_sigmoid_forward sinc pow selu celu clamp_min clamp_max clamp clone alias detach "
+    "contiguous lift_fresh_copy type_as to _to_copy dropout alpha_dropout feature_dropout feature_alpha_dropout "
+    "mul div neg add sub rsub maximum minimum fmax fmin logaddexp log2 log10 exp2 erfc where masked_fill expand_as "
+    "copy positive nan_to_num acos acosh asin erfinv lgamma digamma huber_loss smooth_l1_loss".split()
 )
 #: Arguments that broadcast with the signals.
-_BROADCAST = tuple("self other attn_mask condition mask value end weight tensor1 tensor2 min max".split())
+_BROADCAST = tuple("self other attn_mask condition mask value target weight min max".split())
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,36 @@ class Repeated:
     def row(self) -> Weight:
         """The tensor for one sample, (1, ...)."""
         return replace(self.weight, tensor=self.layout.to_rows(self.weight.tensor)[:1])
+
+
+@dataclass(frozen=True)
+class OnEntries:
+    """An operator as a function of the rows of its signals, for two samples."""
+
+    call: Call
+    layouts: Mapping[str, Layout]
+    result: Layout
+
+    def __call__(self, rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The rows of its result, from those of its signals by name."""
+
+        def given(value: Any) -> Any:
+            if isinstance(value, Ref):
+                layout = self.layouts.get(value.name)
+                return self.call.whole_numbers[value.name] if layout is None else layout.from_rows(rows[value.name])
+            constant = value.weight if isinstance(value, Repeated) else value
+            if not isinstance(constant, Weight):
+                return constant
+            return constant.tensor.double() if constant.tensor.is_floating_point() else constant.tensor
+
+        leaves, spec = tree_flatten(
+            dict(self.call.args), is_leaf=lambda leaf: isinstance(leaf, Ref | Weight | Repeated)
+        )
+        return self.result.to_rows(self.call.target(**tree_unflatten([given(leaf) for leaf in leaves], spec)))
+
+    @property
+    def name(self) -> str:
+        return self.call.target.__name__.split(".")[0]
 
 
 def on_rows(
@@ -113,6 +151,8 @@ def _call_on_rows(
 ) -> Call | Draft | Ref | None:
     """The call on rows, or what it is there; None if neither is known."""
     name = call.target.__name__.split(".")[0]
+    if name in ENTRIES:
+        return replace(call, target=OnEntries(call, layouts, result))
     repeated = any(isinstance(value, Repeated) for value in call.args.values())
     if result == ROWS and all(layout == ROWS for layout in layouts.values()) and not repeated:
         return call

@@ -10,7 +10,7 @@ import torch
 
 from .call import Call, Draft, Ref, Weight, as_view, aten, per_axis, rule
 
-__all__ = ["SPLITS", "broadcast_to", "is_whole", "picked", "split_piece"]
+__all__ = ["SAMPLES", "SPLITS", "broadcast_to", "is_whole", "picked", "split_piece", "zero_rows"]
 
 
 def _dims(value: Any, rank: int) -> tuple[int, ...]:
@@ -128,6 +128,8 @@ def picked(
     if not torch.equal(second, torch.where(zeros, 0, first + size)) or bool((first > size).any()):
         return None
     pick = {"kind": "pick", "index": first - 1}
+    if bool(zeros.all()):
+        return zero_rows(x, tuple(moved.shape[1:]), device)
     if bool(zeros.any()):
         flat = as_view(x, (size,))
         count = int(zeros.sum())  # one place for each, so that none of them is read twice
@@ -135,6 +137,15 @@ def picked(
         x = Draft("pad", (flat,), params=padded, shape=(size + count,))
         pick["index"] = torch.where(zeros, zeros.cumsum(0), first + count) - 1
     return Draft("pick", (x,), params=pick, shape=tuple(moved.shape[1:]))
+
+
+def zero_rows(x: Ref | Draft, shape: tuple[int, ...], device: torch.device) -> Draft:
+    """Zeros for every sample of a value, none of whose entries is read: none is picked, and zeros are padded to it."""
+    nothing = torch.empty(0, dtype=torch.long, device=device)  # (0,)
+    empty = Draft("pick", (x,), params={"kind": "pick", "index": nothing}, shape=(0,))
+    size = math.prod(shape)
+    zeros = Draft("pad", (empty,), params={"kind": "pad", "pads": (size, 0), "mode": "constant"}, shape=(size,))
+    return as_view(zeros, shape)
 
 
 def broadcast_to(call: Call, x: Ref | Draft, before: tuple[int, ...], after: tuple[int, ...]) -> Ref | Draft | None:
@@ -209,33 +220,6 @@ def _cat(call: Call) -> Draft | None:
     if dim == 0 or not all(isinstance(t, Ref) for t in tensors):
         return None
     return Draft("cat", tuple(tensors), params={"dim": dim})
-
-
-@rule("slice_scatter.default")
-def _slice_scatter(call: Call) -> Draft | Ref | None:
-    """x with a slice of it replaced, as torch writes ``x[:, :3] += y``: what is before it, y, and what is after it."""
-    x, src, dim = call["self"], call["src"], call.get("dim", 0) % len(call.shape)
-    bounds = call.get("start", 0), call.get("end"), call.get("step", 1)
-    if is_whole(call) and isinstance(src, Ref):
-        return src
-    if dim == 0 or bounds[2] != 1 or not all(isinstance(value, Ref) for value in (x, src)):
-        return None
-    if any(isinstance(bound, Ref) for bound in bounds):
-        return None
-    size = call.shape[dim]
-    start, end, _ = slice(*bounds).indices(size)
-    if (start, end) == (0, size):
-        return src
-    kept = [slice(0, start, 1), slice(end, size, 1)]
-    around = [_cut(x, call.shape, dim, part) if part.start < part.stop else None for part in kept]
-    pieces = tuple(piece for piece in (around[0], src, around[1]) if piece is not None)
-    return Draft("cat", pieces, params={"dim": dim})
-
-
-def _cut(x: Ref, shape: tuple[int, ...], dim: int, part: slice) -> Draft:
-    """Consecutive entries along an axis."""
-    sizes = (*shape[1:dim], part.stop - part.start, *shape[dim + 1 :])
-    return Draft("slice", (x,), params={"kind": "slice", "dim": dim, "index": part}, shape=sizes)
 
 
 @rule("pad.default", "constant_pad_nd.default")
@@ -340,12 +324,26 @@ def _interpolation(call: Call) -> Draft:
     return Draft("separable", (call["input"],), params={"kind": "interpolation", "axes": tuple(matrices)})
 
 
-@rule("cumsum.default")
-def _cumsum(call: Call) -> Draft | None:
-    dim = call["dim"] % len(call.shape)
-    if dim == 0:
+@rule("cumsum.default", "diff.default", "trapezoid.dx", "trapezoid.x", "cumulative_trapezoid.dx")
+@rule("cumulative_trapezoid.x", "gradient.scalarint")
+def _along_axis(call: Call) -> Draft | None:
+    """A linear map along one axis, whose matrix is what the operator makes of unit vectors."""
+    name = "y" if "y" in call.args else "self"
+    x, rest = call[name], {key: _plain(call, value) for key, value in call.args.items() if key not in (name, "dim")}
+    given = torch.utils._pytree.tree_leaves(rest, is_leaf=lambda v: isinstance(v, Ref))
+    if not isinstance(x, Ref) or call["dim"] is None or any(isinstance(value, Ref) for value in given):
         return None
-    size = call.shape[dim]
-    sums = torch.ones(size, size, dtype=torch.float64, device=call.device).tril()  # (size, size)
-    axes = (sums, *(None,) * (len(call.shape) - 1 - dim))
-    return Draft("separable", (call["self"],), params={"kind": "cumsum", "axes": axes})
+    if any(isinstance(value, torch.Tensor) and value.dim() > 1 for value in given):  # other steps for every row
+        return None
+    shape = call.shapes[x.name]
+    dim = call["dim"] % len(shape)
+    if dim == 0 or rest.get("dtype") is not None:
+        return None
+    units = torch.eye(shape[dim], dtype=torch.float64, device=call.device)  # (size, size)
+    rows = call.target(**{name: units}, dim=-1, **rest)
+    rows = rows[0] if isinstance(rows, list | tuple) else rows
+    matrix = rows.reshape(shape[dim], -1).mT  # (outputs, size)
+    axes = (matrix, *(None,) * (len(shape) - 1 - dim))
+    kind = call.target.__name__.split(".")[0]
+    outputs = (*shape[1:dim], len(matrix), *shape[dim + 1 :])
+    return as_view(Draft("separable", (x,), params={"kind": kind, "axes": axes}, shape=outputs))
