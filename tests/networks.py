@@ -182,10 +182,10 @@ class Blend(nn.Module):
 
     def __init__(self, features: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.rand(features))
+        self.weight = nn.Parameter(1 + torch.rand(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.lerp(x, x.roll(1, -1), self.weight)
+        return x.roll(1, -1) + torch.atan2(x, self.weight)
 
 
 class _Tied(nn.Module):

@@ -145,15 +145,16 @@ class _Sorting(nn.Module):
         return self.second(torch.tanh(self.first(x)).sort(1).values)
 
 
-class _CumulativeProduct(nn.Module):
-    """Cumulative products have no rule in the graph."""
+class _Angles(nn.Module):
+    """The angle of two numbers has no rule in the graph."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(5, 6), nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second((1 + torch.tanh(self.first(x)) / 2).cumprod(1))
+        h = self.first(x)
+        return self.second(torch.atan2(h, 1 + h.roll(1, 1).square()))
 
 
 class _Branching(nn.Module):
@@ -246,7 +247,7 @@ CASES: dict[str, Case] = {
 }
 
 #: Networks without a chain.
-FALLBACKS: dict[str, Case] = {"cumulative_product": (_CumulativeProduct, (5,)), "branching": (_Branching, (5,))}
+FALLBACKS: dict[str, Case] = {"angles": (_Angles, (5,)), "branching": (_Branching, (5,))}
 
 
 def built(name: str, n_samples: int = 4, seed: int = 0) -> tuple[nn.Module, Tensor]:

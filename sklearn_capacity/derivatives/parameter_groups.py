@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..graph.nodes import NetworkGraph, Node
+from ..graph.selections import entries_of, is_selection, root
 
-__all__ = ["ParameterGroup", "Use", "parameter_groups", "root"]
+__all__ = ["ParameterGroup", "Use", "parameter_groups"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class ParameterGroup:
 
     @property
     def plain(self) -> bool:
-        """Whether every use reads the tensor directly, not through a transpose or a slice."""
+        """Whether every use reads each entry once, in one order, not through a transpose or a slice."""
         return all(use.index is None for use in self.uses)
 
 
@@ -70,8 +71,8 @@ def parameter_groups(graph: NetworkGraph, *, without_rule: bool = False) -> tupl
     without_rule : bool, default=False
         Whether to include the parameters of operators without a rule.
 
-    Uses are tied if they read one parameter, possibly through views of it (a transpose, slices), or if tensors computed
-    from the same parameters (a normalised weight) are equal.
+    Uses are tied if they read one parameter, possibly through views of it (a transpose, slices) or some of its entries
+    (a table of relative positions), or if tensors computed from the same parameters (a normalised weight) are equal.
 
     Raises
     ------
@@ -94,11 +95,6 @@ def parameter_groups(graph: NetworkGraph, *, without_rule: bool = False) -> tupl
     return tuple(group for family in families for group in _groups(family))
 
 
-def root(tensor: Tensor) -> Tensor:
-    """The base tensor of a view, or the tensor itself."""
-    return tensor if tensor._base is None else tensor._base
-
-
 def _related(a: Use, b: Use) -> bool:
     if root(a.tensor) is root(b.tensor):
         return True
@@ -113,9 +109,10 @@ def _groups(family: list[Use]) -> list[ParameterGroup]:
     layouts = {(u.tensor.shape, u.tensor.stride(), u.tensor.storage_offset()) for u in family}
     repeats = any(step == 0 and n > 1 for step, n in zip(first.stride(), first.shape, strict=True))
     computed = root(first) is not root(family[-1].tensor)  # equal tensors without shared memory
-    if computed or (len(layouts) == 1 and not repeats):
+    taken = any(is_selection(use.tensor) for use in family)
+    if computed or (len(layouts) == 1 and not repeats and not taken):
         return [ParameterGroup(tuple(family), first.numel())]
-    places = [_places(use.tensor) for use in family]  # each (numel,), int64
+    places = [entries_of(use.tensor).cpu() for use in family]  # each (numel,), int64
     return [_group_of([family[i] for i in set_], [places[i] for i in set_]) for set_ in _overlapping(places)]
 
 
@@ -150,11 +147,3 @@ def _group_of(uses: list[Use], places: list[Tensor]) -> ParameterGroup:
     # Offsets -> positions in the group's vector, (numel,) for each use.
     indexed = [Use(u.node, u.part, torch.searchsorted(memory, place)) for u, place in zip(uses, places, strict=True)]
     return ParameterGroup(tuple(indexed), len(memory))
-
-
-def _places(tensor: Tensor) -> Tensor:
-    """The memory offsets of a view's elements in its base, (numel,): the same view of an array of its offsets."""
-    steps = zip(tensor.shape, tensor.stride(), strict=True)
-    last = int(tensor.storage_offset()) + sum((int(n) - 1) * int(step) for n, step in steps)
-    memory = torch.arange(last + 1, device="cpu")  # (last + 1,): each offset holds itself
-    return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).flatten()

@@ -14,7 +14,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 from .._validation import NotDefinedError
 from ..graph import Network, NetworkGraph, UnsupportedLayerError, evaluate
 from ..graph.fold import split_head
-from .parameter_groups import parameter_groups, root
+from ..graph.selections import is_selection, root
+from .parameter_groups import ParameterGroup, Use, parameter_groups
 
 __all__ = ["ParameterVector", "parameter_vector", "raw_parameter_vector"]
 
@@ -89,22 +90,31 @@ def _folded(network: Network) -> ParameterVector:
     graph = split_head(network.graph)
     groups = parameter_groups(graph, without_rule=True)
     for group in groups:
-        if not group.plain:
+        if not group.plain and not any(is_selection(use.tensor) for use in group.uses):
             raise group.uses[0].node.refuse(
                 "The vector of folded parameters", "another layer reads the same parameter transposed or in part."
             )
     order = {node.name: i for i, node in enumerate(graph.nodes)}
-    places = [[(order[use.node.name], use.part) for use in group.uses] for group in groups]
+    places = [[(order[use.node.name], use.part, use.index, use.tensor.shape) for use in group.uses] for group in groups]
 
-    def bind(tensors: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+    def taken(tensor: Tensor, index: Tensor | None, shape: torch.Size) -> Tensor:
+        """What a use reads of its group's tensor."""
+        return tensor if index is None else tensor[index.to(tensor.device)].reshape(shape)
+
+    def replaced(tensors: Sequence[Tensor]) -> NetworkGraph:
         parts: list[dict[str | int, Tensor]] = [{} for _ in graph.nodes]
         for uses, tensor in zip(places, tensors, strict=True):
-            for index, part in uses:
-                parts[index][part] = tensor
+            for node, part, index, shape in uses:
+                parts[node][part] = taken(tensor, index, shape)
         nodes = tuple(node.with_tensors(new) for node, new in zip(graph.nodes, parts, strict=True))
-        moved = NetworkGraph(nodes, graph.output)
+        return NetworkGraph(nodes, graph.output)
+
+    def bind(tensors: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
+        # Entries are taken in each pass, so that each has a backward pass of its own.
+        fixed = replaced(tensors) if all(group.plain for group in groups) else None
 
         def forward(X: Tensor) -> Tensor:
+            moved = replaced(tensors) if fixed is None else fixed
             return evaluate(moved, X).reshape(len(X), -1)  # (n, C)
 
         return forward
@@ -112,9 +122,20 @@ def _folded(network: Network) -> ParameterVector:
     def initial() -> list[Tensor]:
         with torch.no_grad():
             before = split_head(network.program.bind(network.initial_tensors()))
-        return [before.nodes[index].tensors()[part].tensor.detach() for (index, part), *_ in places]
+        return [_read(group, lambda use: before[use.node.name].tensors()[use.part].tensor) for group in groups]
 
-    return ParameterVector([group.uses[0].tensor.detach() for group in groups], bind, initial)
+    return ParameterVector([_read(group, lambda use: use.tensor) for group in groups], bind, initial)
+
+
+def _read(group: ParameterGroup, tensor_of: Callable[[Use], Tensor]) -> Tensor:
+    """A group's values, in the shape in which all its uses read them, or as a vector."""
+    if group.plain:
+        return tensor_of(group.uses[0]).detach()
+    vector = tensor_of(group.uses[0]).new_zeros(group.size)  # (size,)
+    for use in group.uses:
+        where = slice(None) if use.index is None else use.index.to(vector.device)  # (numel of the use,)
+        vector[where] = tensor_of(use).detach().flatten()
+    return vector
 
 
 def _raw(network: Network, reason: UnsupportedLayerError) -> ParameterVector:

@@ -21,6 +21,7 @@ from .nodes import NetworkGraph, Node, Place, UnsupportedLayerError
 from .rules import CONVERSIONS, READ_MASKS, SPLITS, Call, Draft, Ref, Weight, split_piece
 from .rules.call import as_view
 from .rules.rows import BROADCASTS, ENTRIES, REPEATS, VIEWS, Repeated, on_rows
+from .selections import note_selection
 
 if TYPE_CHECKING:
     from .trace import Program
@@ -110,6 +111,10 @@ class Binder:
             kwargs = {**kwargs, "device": self.device}
         result = operation.target(*args, **kwargs)  # type: ignore[operator]
         trainable = any(w.trainable for w in weights)
+        if trainable and isinstance(result, Tensor) and isinstance(args[0] if args else None, Tensor):
+            rest = args[1:]
+            apply: Any = operation.target
+            note_selection(_packet(operation), args[0], result, lambda x: apply(x, *rest, **kwargs))
         sources = frozenset().union(*(w.sources for w in weights))
         # One tensor, or the several results of a split.
         return tree_map_only(Tensor, lambda tensor: Weight(tensor, trainable, sources), result)

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_leaves
 
 from .in_place import mutates, replace_in_place
+from .layouts import at_samples
 
 __all__ = ["write_out"]
 
@@ -38,13 +40,24 @@ _TORCHS = frozenset(
 def write_out(graph: fx.Graph) -> None:
     """Replace such operators of an exported graph, in place, by what they are composed of.
 
-    What cannot be written out stays as it is, and measures name it.
+    What cannot be written out stays as it is, and measures name it. So does everything where the trace has fixed the
+    number of samples, which would be written into the calls.
     """
     for node in list(graph.nodes):
-        if node.target in _OURS or (_name(node) in _TORCHS) or _is_other_einsum(node):
-            body = _body(node)
-            if body is not None:
-                _replace(graph, node, body)
+        if not (node.target in _OURS or _name(node) in _TORCHS) or not _varies(graph):
+            continue
+        values = [_for_three(read.meta.get("val")) for read in node.all_input_nodes]
+        result = _for_three(node.meta.get("val"))
+        body = _body(node)
+        if body is not None and _fits(body, values, result):
+            _replace(graph, node, body)
+
+
+def _varies(graph: fx.Graph) -> bool:
+    """Whether the number of samples is free."""
+    inputs = (node.meta.get("val") for node in graph.nodes if node.op == "placeholder")
+    sizes = (size for value in inputs if isinstance(value, Tensor) for size in value.shape)
+    return any(at_samples(size, 1) != at_samples(size, 2) for size in sizes)
 
 
 def _name(node: fx.Node) -> str:
@@ -52,14 +65,22 @@ def _name(node: fx.Node) -> str:
     return node.target.__name__.split(".")[0] if is_operator else ""  # type: ignore[union-attr]
 
 
-def _is_other_einsum(node: fx.Node) -> bool:
-    """Whether it is a sum of products of another number of operands than two, or along a diagonal."""
-    if node.target is not _aten.einsum.default:
+def _fits(body: fx.Graph, values: list[Any], expected: Any) -> bool:
+    """Whether the body is right for another number of samples, too: torch writes some sizes of the trace into it."""
+    try:
+        result = fx.Interpreter(fx.GraphModule({}, body)).run(*values)
+    except Exception:
         return False
-    equation, operands = node.args[:2]
-    return len(operands) != 2 or any(
-        len(set(t)) < len(t) for t in equation.replace("...", "").split("->")[0].split(",")
-    )
+    return [part.shape for part in tree_leaves(result)] == [part.shape for part in tree_leaves(expected)]
+
+
+def _for_three(value: Any) -> Any:
+    """A traced value for three samples, without entries."""
+    if isinstance(value, tuple | list):
+        return [_for_three(part) for part in value]
+    if isinstance(value, Tensor):
+        return torch.empty([at_samples(size, 3) for size in value.shape], dtype=value.dtype, device="meta")
+    return at_samples(value, 3)
 
 
 def _body(node: fx.Node) -> fx.Graph | None:

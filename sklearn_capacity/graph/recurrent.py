@@ -233,14 +233,13 @@ class _Steps:
         return (hidden if projection is None else self._linear(hidden, projection, None)), cell
 
     def _gru(self, driven: str, recurrent: str, hidden: str) -> str:
-        """n = tanh(W x + r (U h)), h' = (1 - z) n + z h, where 1 - sigmoid(a) = sigmoid(-a)."""
+        """n = tanh(W x + r (U h)), h' = (1 - z) n + z h."""
         reset, update, new = self._parts(driven, 3)
         more_reset, more_update, more_new = self._parts(recurrent, 3)
         r = self._activation(self._add(reset, more_reset), "sigmoid")
         z = self._activation(self._add(update, more_update), "sigmoid")
-        rest = self._activation(self._add(update, more_update, (-1.0, -1.0)), "sigmoid")
         n = self._activation(self._add(new, self._product(r, more_new)), "tanh")
-        return self._add(self._product(rest, n), self._product(z, hidden))
+        return self._add(self._product(self._complement(z), n), self._product(z, hidden))
 
     # -- nodes -------------------------------------------------------------------------------------------------
 
@@ -273,11 +272,19 @@ class _Steps:
     def _activation(self, x: str, kind: str) -> str:
         return self._enter("activation", (x,), self.nodes[x].shape, kind=kind, args=())
 
+    def _complement(self, x: str) -> str:
+        """1 - x."""
+        name = self._enter("diagonal", (x,), self.nodes[x].shape, kind="scale", dim=None)
+        one = self.args["w_hh" if "w_hh" in self.args else "params"]
+        one = (one if isinstance(one, Weight) else one[0]).tensor.new_ones(())  # ()
+        self.nodes[name] = replace(self.nodes[name], weight=-one, bias=one)
+        return name
+
     def _product(self, a: str, b: str) -> str:
         return self._enter("function", (a, b), self.nodes[a].shape, kind="product", args=())
 
-    def _add(self, a: str, b: str, signs: tuple[float, float] = (1.0, 1.0)) -> str:
-        return self._enter("add", (a, b), self.nodes[a].shape, signs=signs)
+    def _add(self, a: str, b: str) -> str:
+        return self._enter("add", (a, b), self.nodes[a].shape, signs=(1.0, 1.0))
 
     def _select(self, x: str, dim: int, index: int) -> str:
         shape = self.nodes[x].shape

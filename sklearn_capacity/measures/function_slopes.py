@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..graph import Network, Node
+from .convex_mixes import Mix
 from .magnitudes import magnitudes
 from .record import logarithm
 
-__all__ = ["function_log", "log_sum"]
+__all__ = ["function_log", "log_sum", "mix_log"]
 
 
 def log_sum(logs: Sequence[float]) -> float:
@@ -74,6 +75,21 @@ def _normalization_slope(size: int, eps: float, *, maximum: bool) -> float:
         return eps**-0.5
     w = (2 * c - 1) / (3 * c)
     return (1 + w * c) * math.sqrt((1 - w) / eps)
+
+
+def mix_log(network: Network, mix: Mix, logs: Mapping[str, float], *, maximum: bool) -> float:
+    """Logarithm of a bound of the Lipschitz constant up to z a + (1 - z) b.
+
+    It moves by z da + (1 - z) db + (a - b) dz. An entry of the first two is no longer than the larger one of da and db,
+    so their vector is no longer than both side by side.
+    """
+    bounds = magnitudes(network)
+    if mix.first not in bounds or mix.second not in bounds:
+        return math.inf
+    gap = float((bounds[mix.first] + bounds[mix.second]).max())
+    a, b, gate = (logs[name] for name in (mix.first, mix.second, mix.gate))
+    moved = max(a, b) if maximum else 0.5 * log_sum([2 * a, 2 * b])
+    return log_sum([moved, gate + logarithm(gap)])
 
 
 def _product_log(network: Network, node: Node, logs: Sequence[float], *, maximum: bool) -> float:

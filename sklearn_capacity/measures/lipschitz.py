@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from ..linalg import MatrixOperator, PoolOperator, adaptive_average_pool, averag
 from ..linalg.certificate import ROUNDING
 from ..linalg.padding import padding_norm
 from .batch import Batch
-from .function_slopes import function_log, log_sum
+from .convex_mixes import convex_mix
+from .function_slopes import function_log, log_sum, mix_log
 from .layer_operators import (
     as_operator,
     certificate_bytes,
@@ -53,8 +54,9 @@ def lipschitz_l2(network: Network, batch: Batch) -> Measured:
 
     .. math:: |a b - a' b'| \le |a| \, |b - b'| + |b'| \, |a - a'|
 
-    A recurrent layer is composed over its steps, with a sigmoid between 0 and 1. Smaller values suggest better
-    generalisation; 0 means a constant function. Biases are ignored; batch norm is folded.
+    A gate that mixes two signals, :math:`z a + (1 - z) b`, moves by no more than both signals side by side, and by
+    :math:`|a - b|` times its gate. A recurrent layer is composed over its steps, with a sigmoid between 0 and 1.
+    Smaller values suggest better generalisation; 0 means a constant function. Biases are ignored; batch norm is folded.
 
     Returns
     -------
@@ -148,9 +150,11 @@ def log_lipschitz(network: Network, kind: str) -> Log:
     """
 
     def compose() -> Log:
-        rules = _rules(network, kind)
-        refuse_unknown(network.unrolled_graph, rules, PURPOSE)
-        return interpret(network.unrolled_graph, rules, 0.0, purpose=PURPOSE)
+        graph = network.unrolled_graph
+        logs: dict[str, Log] = {}
+        rules = _rules(network, kind, logs)
+        refuse_unknown(graph, rules, PURPOSE)
+        return interpret(graph, rules, 0.0, purpose=PURPOSE, keep=lambda node, log: logs.update({node.name: log}))
 
     return network.once(("log_lipschitz", kind), compose)
 
@@ -171,7 +175,8 @@ def _frobenius(network: Network, node: Node) -> float:
     return layer_group_norm(network, node, 2.0, 2.0, "operator")
 
 
-def _rules(network: Network, kind: str) -> dict[str, Callable[..., Log]]:
+def _rules(network: Network, kind: str, logs: Mapping[str, Log]) -> dict[str, Callable[..., Log]]:
+    """The rules, which may look up the values of earlier nodes in `logs`."""
     graph, maximum = network.unrolled_graph, kind == "linf"
     graph_layers(network, PURPOSE)  # all finite
 
@@ -184,6 +189,10 @@ def _rules(network: Network, kind: str) -> dict[str, Callable[..., Log]]:
     def diagonal(node: Node, log: Log) -> Log:
         if kind == "frobenius" and node.is_layer:
             return layer(node, log)
+        repeated = graph[node.inputs[0]]
+        if repeated.op == "pick" and not maximum and shape_before(node) == node.shape:
+            norm = _repeated_norm(node, repeated, shape_before(repeated), network.device)
+            return logs[repeated.inputs[0]] + logarithm(norm)
         return log + logarithm(_diagonal_norm(node, shape_before(node), network.device, maximum=maximum))
 
     def max_pool(node: Node, log: Log) -> Log:
@@ -212,8 +221,12 @@ def _rules(network: Network, kind: str) -> dict[str, Callable[..., Log]]:
     def pad(node: Node, log: Log) -> Log:
         return log if maximum else log + logarithm(_pad_norm(node, shape_before(node)))
 
-    def cat(node: Node, *logs: Log) -> Log:
-        return max(logs) if maximum else 0.5 * log_sum([2 * log for log in logs])
+    def cat(node: Node, *parts: Log) -> Log:
+        return max(parts) if maximum else 0.5 * log_sum([2 * part for part in parts])
+
+    def add(node: Node, *summands: Log) -> Log:
+        plain, mix = _add(node, *summands), convex_mix(graph, node)
+        return plain if mix is None else min(plain, mix_log(network, mix, logs, maximum=maximum))
 
     return {
         **dict.fromkeys(("linear", "conv", "conv_transpose"), layer),
@@ -228,7 +241,7 @@ def _rules(network: Network, kind: str) -> dict[str, Callable[..., Log]]:
         "separable": lambda node, log: log + _separable_log(node, maximum=maximum),
         "function": lambda node, *logs: function_log(network, node, logs, maximum=maximum),
         "cat": cat,
-        "add": _add,
+        "add": add,
         **dict.fromkeys(("view", "permute", "slice"), lambda node, log: log),
     }
 
@@ -261,6 +274,14 @@ def _diagonal_norm(node: Node, shape: Sequence[int], device: torch.device, *, ma
     if maximum or tuple(shape) == tuple(node.shape):
         return float(factors.abs().max())
     return float((factors**2).sum_to_size(shape).max().sqrt())
+
+
+def _repeated_norm(node: Node, repeated: Node, shape: Sequence[int], device: torch.device) -> float:
+    """The norm of a diagonal on repeated entries: the root of the sum of the squares of an entry's factors."""
+    ones = torch.ones(1, *node.shape, dtype=torch.float64, device=device)  # (1, *node.shape)
+    factors = ones if node.weight is None else ones * broadcast(node, layer_weight(node), ones)
+    squares = factors.new_zeros(math.prod(shape)).index_add(0, repeated.params["index"], factors.flatten().square())
+    return float(squares.max().sqrt()) if len(squares) else 0.0
 
 
 def _images(node: Node, shape: Sequence[int]) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..graph import EVALUATE, LINEAR_RULES, Network, Node, activation_of, apply_linear, interpret
 from ..graph.evaluate import along_axes
+from .convex_mixes import convex_mix
 
 __all__ = ["magnitudes"]
 
@@ -46,6 +47,7 @@ def magnitudes(network: Network) -> dict[str, Tensor]:
         rules: dict[str, Callable[..., Bounds]] = {op: _known(rule) for op, rule in _RULES.items()}
         rules["activation"] = lambda node, m: _activation(node, m, limited)
         rules["function"] = lambda node, *ms: _function(node, ms, limited)
+        rules["add"] = lambda node, *ms: _mixed(network, node, bounds, _known(_add)(node, *ms))
         rules["opaque"] = lambda node, *values: None
         rules["pick"] = lambda node, m: limited(node, 0.0) if not len(node.params["index"]) else _picked(node, m)
         with torch.no_grad():
@@ -73,6 +75,14 @@ def _affine(node: Node, m: Tensor) -> Tensor:
 def _add(node: Node, a: Tensor, b: Tensor) -> Tensor:
     first, second = map(abs, node.params["signs"])
     return first * a + second * b
+
+
+def _mixed(network: Network, node: Node, bounds: dict[str, Tensor], plain: Bounds) -> Bounds:
+    """The bound of a sum; a mix of two signals is no larger than the larger one."""
+    mix = convex_mix(network.unrolled_graph, node) if plain is not None else None
+    if plain is None or mix is None or mix.first not in bounds or mix.second not in bounds:
+        return plain
+    return torch.minimum(plain, torch.maximum(bounds[mix.first], bounds[mix.second]))
 
 
 def _center(node: Node, m: Tensor) -> Tensor:

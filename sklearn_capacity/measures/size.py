@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from .._validation import check_option
-from ..derivatives.parameter_groups import parameter_groups, root
+from ..derivatives.parameter_groups import parameter_groups
 from ..graph import Network, Node, operator_of
 from ..graph import weight_layers as weight_layers_of
 from ..graph.fold import split_head
+from ..graph.selections import root
 from ..linalg.entry_norms import stable_norm
 from .batch import Batch
 from .layer_operators import layer_weight, left_out, weight_layers

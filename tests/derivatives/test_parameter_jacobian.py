@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import math
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from sklearn_capacity import UnsupportedLayerError, fisher_spectrum, measure_cap
 from sklearn_capacity.derivatives.parameter_jacobian import AutogradJacobian, GraphJacobian, parameter_jacobian
 from sklearn_capacity.derivatives.parameter_linearization import Linearization
 from sklearn_capacity.derivatives.parameter_tangent import parameter_tangent
+from sklearn_capacity.derivatives.parameter_vector import parameter_vector
 from sklearn_capacity.derivatives.sample_gradients import Outer, sample_gradients
 from sklearn_capacity.graph import Network
 
@@ -334,3 +337,42 @@ def test_computed_weights_that_are_read_in_part_are_refused():
     module, X, _ = make(Halves, (4,))
     with pytest.raises(UnsupportedLayerError, match="transposed or in part.*computes its weight from parameters"):
         parameter_jacobian(network_of("", module, X))
+
+
+class Positions(nn.Module):
+    """Entries of a table, some of them several times, and some rows of an embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.rows = nn.Linear(3, 6), nn.Linear(6, 3), nn.Embedding(5, 2)
+        self.table = nn.Parameter(torch.randn(4))
+        self.register_buffer("places", torch.tensor([[0, 1, 2], [1, 0, 1]]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).unflatten(1, (2, 3))
+        h = (h + self.table[self.places.flatten()].reshape(3, 2).T.contiguous()).tanh()
+        return self.last((h * self.rows(torch.arange(3)).T).softmax(2).flatten(1))
+
+
+def test_entries_that_are_taken_several_times_are_one_parameter():
+    module, X, y = make(Positions, (3,))
+    matrix = reference.matrix(module, X, "squared")
+    spectrum = torch.linalg.eigvalsh(matrix).flip(0).clamp_min(0)[: 3 * len(X)]
+    assert fisher_spectrum(module, X)[: len(spectrum)] == pytest.approx(spectrum.numpy(), rel=1e-7, abs=1e-9)
+    assert parameter_jacobian(network_of("", module, X)).size == sum(p.numel() for p in module.parameters()) - 1 - 4
+    norm = math.sqrt(sum(float(p.detach().square().sum()) for p in module.parameters()))
+    assert measure_capacity(module, X, y, "parameter_norm")["parameter_norm"] == pytest.approx(norm)
+
+
+@pytest.mark.filterwarnings("ignore::sklearn_capacity.CapacityWarning")
+def test_moves_of_entries_move_all_that_take_them():
+    module, X, y = make(Positions, (3,))
+    vector = parameter_vector(network_of("", module, X))
+    moved = [tensor + 0.1 for tensor in vector.tensors]
+    by_hand = copy.deepcopy(module)
+    with torch.no_grad():
+        for parameter in by_hand.parameters():
+            parameter += 0.1
+    torch.testing.assert_close(vector.bind(moved)(X), by_hand(X))
+    values = measure_capacity(module, X, y, {"s": ("max_sharpness", {"steps": 3}), "k": "kl_divergence"})
+    assert all(math.isfinite(value) for value in values.values())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from networks import make
 from sklearn_capacity import UnsupportedLayerError, measure_capacity
-from sklearn_capacity.graph import trace
+from sklearn_capacity.graph import expansion, trace
 from zoo import Of
 
 
@@ -39,9 +42,28 @@ def test_long_products_and_those_along_the_samples_are_not(operator):
     assert "unbind.int" not in targets(lambda x: torch.cumprod(x, 0))
 
 
-def test_a_bilinear_einsum_stays_one_operator():
-    assert targets(lambda x: torch.einsum("ni,nj->nij", x, x)).count("einsum.default") == 1
-    assert "einsum.default" not in targets(lambda x: torch.einsum("ni,nj,nj->ni", x, x, x))
+def test_a_way_that_fixes_the_number_of_samples_is_not_taken(monkeypatch):
+    monkeypatch.setattr(expansion, "_TORCHS", frozenset({"einsum"}))
+    module, X, _ = make(lambda: Of(lambda m, x: torch.einsum("ni,ij,nj->n", x, m.w, x)[:, None], w=(4, 4)), (4,))
+    assert measure_capacity(module, X, X[:, 0], "frobenius_norm", loss="squared") == {
+        "frobenius_norm": pytest.approx(float(module.w.norm()))
+    }
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, 3, math.inf])
+def test_distances_are_norms_of_differences(p):
+    """Torch has no second derivative of `cdist`, so other tests cannot compare with it."""
+
+    def net(distances):
+        torch.manual_seed(0)
+        middle = Of(lambda m, x: distances(x.unflatten(1, (2, 2)), m.centres).flatten(1), centres=(3, 2))
+        return nn.Sequential(nn.Linear(3, 4), middle, nn.Linear(6, 2)).double()
+
+    X, y = torch.randn(5, 3, dtype=torch.float64), torch.arange(5) % 2
+    by_hand = net(lambda a, b: torch.linalg.vector_norm(a[:, :, None] - b, p, -1))
+    names = ["lipschitz_l2", "lipschitz_linf", "jacobian_spectral", "fisher_rao_norm", "fisher_trace"]
+    got = measure_capacity(net(lambda a, b: torch.cdist(a, b, p=p)), X, y, names)
+    assert got == pytest.approx(measure_capacity(by_hand, X, y, names), rel=1e-9)
 
 
 class Distances(nn.Module):

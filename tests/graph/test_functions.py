@@ -130,7 +130,6 @@ BOUNDED = {
     "length in the 3-norm": (lambda h: h.norm(p=3, dim=2), 2),
     "length in the 1.5-norm": (lambda h: torch.linalg.vector_norm(h, 1.5, dim=(1, 2), keepdim=True), 1),
     "hypotenuse": (lambda h: torch.hypot(h, torch.ones(6).to(h)), 12),
-    "distances": (lambda h: torch.cdist(h, torch.eye(3, 6).to(h).expand(h.shape[0], 3, 6)), 6),
     "distances of each other": (lambda h: F.pairwise_distance(h[:, 0], h[:, 1], keepdim=True), 1),
     "running sums of exponentials": (lambda h: h.logcumsumexp(2), 12),
     "running products of bounds": (lambda h: h.tanh().cumprod(2), 12),
@@ -172,7 +171,6 @@ UNBOUNDED = {
     "product": (lambda h: h.prod(2, keepdim=True), 2),
     "running products": (lambda h: h.cumprod(2), 12),
     "outer product": (lambda h: torch.einsum("ni,nj->nij", h[:, 0], h[:, 1]), 36),
-    "einsum of three operands": (lambda h: torch.einsum("nai,nbi,ij->nab", h, h, torch.eye(6).to(h)), 4),
     "cross entropy of gates": (
         lambda h: F.binary_cross_entropy_with_logits(h, h.flip(1).sigmoid(), reduction="none"),
         12,

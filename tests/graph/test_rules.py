@@ -126,8 +126,6 @@ PICKS = {
     "dstack": (lambda h: torch.dstack([h, h]), 8),
     "fliplr": (lambda h: h.fliplr(), 4),
     "fftshift": (lambda h: torch.fft.fftshift(h, dim=1), 4),
-    "einsum of one operand": (lambda h: torch.einsum("nij->nji", h.unflatten(1, (2, 2))), 4),
-    "einsum along a diagonal": (lambda h: torch.einsum("nii->ni", h.unflatten(1, (2, 2))), 2),
     "nan_to_num": (torch.nan_to_num, 4),
     "add with broadcasting": (lambda h: h.unflatten(1, (2, 2)) + h.narrow(1, 0, 2).unsqueeze(1), 4),
 }
@@ -190,7 +188,6 @@ MAXIMA = {
     "largest absolute value": (lambda h: torch.linalg.vector_norm(h, math.inf, dim=1, keepdim=True), 1),
     "both extrema": (lambda h: torch.stack(torch.aminmax(h.unflatten(1, (2, 2)), dim=2), 1), 4),
     "absolute differences": (lambda h: F.l1_loss(h[:, :2], h[:, 2:], reduction="none"), 2),
-    "distances in the 1-norm": (lambda h: torch.cdist(h.unflatten(1, (2, 2)), torch.eye(2).to(h), p=1), 4),
     "uneven windows": (lambda h: F.adaptive_max_pool2d(h.unflatten(1, IMAGE), 3), 9),
     "uneven windows of a row": (lambda h: F.adaptive_max_pool1d(h[:, None], 3), 3),
 }

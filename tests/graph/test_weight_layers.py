@@ -328,7 +328,10 @@ def test_an_old_and_a_new_weight_norm_give_the_same():
 
 def test_matrices_that_are_not_layers_are_left_out_with_a_warning():
     module, X, y = make(
-        lambda: Of(lambda m, x: m.l(torch.cdist(x, m.prototypes)), prototypes=(5, 4), l=nn.Linear(5, 3)), (4,)
+        lambda: Of(
+            lambda m, x: m.l(torch.atan2(x[:, None], m.prototypes).sum(2)), prototypes=(5, 4), l=nn.Linear(5, 3)
+        ),
+        (4,),
     )
     with pytest.warns(
         CapacityWarning, match=r"leave out weights of the forward pass of `Of`, whose operators have no rule"
@@ -339,7 +342,7 @@ def test_matrices_that_are_not_layers_are_left_out_with_a_warning():
 
 
 def test_a_network_of_unknown_matrices_only_is_refused():
-    module, X, y = make(lambda: Of(lambda m, x: torch.cdist(x, m.prototypes), prototypes=(3, 4)), (4,))
+    module, X, y = make(lambda: Of(lambda m, x: torch.atan2(x[:, None], m.prototypes).sum(2), prototypes=(3, 4)), (4,))
     with pytest.raises(UnsupportedLayerError, match="is not defined for this network: the forward pass of `Of` is not"):
         measure_capacity(module, X, y, "frobenius_norm")
 

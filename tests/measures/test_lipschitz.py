@@ -187,3 +187,24 @@ def test_report_has_both_ends_of_every_layer():
     network = case("conv_max_pool")[2]
     for row in MEASURES["lipschitz_l2"](network, Batch(network)).per_layer:
         assert row["lower"] <= row["value"] <= row["lower"] * (1 + 1e-6)
+
+
+class Repeats(nn.Module):
+    """A scale that repeats each of its inputs over an axis."""
+
+    def __init__(self, *, trained: bool):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 2, bias=False), nn.Linear(6, 3, bias=False)
+        factors = torch.tensor([[1.0, -2.0, 3.0], [0.5, 2.0, 2.0]])
+        self.factors = nn.Parameter(factors) if trained else factors.double()
+
+    def forward(self, x):
+        return self.last((self.first(x)[:, :, None] * self.factors).flatten(1))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_scale_on_repeated_inputs_has_the_norm_of_its_matrix(trained):
+    module, X, y = make(lambda: Repeats(trained=trained), (4,), classes=3)
+    ends = [float(torch.linalg.matrix_norm(m.weight.detach(), 2)) for m in (module.first, module.last)]
+    value = measure_capacity(module, X, y, "lipschitz_l2")["lipschitz_l2"]
+    assert value == pytest.approx(ends[0] * math.sqrt(14) * ends[1], rel=1e-6)

@@ -96,9 +96,11 @@ def _masked(mask: Weight, scores: Draft, shape: tuple[int, ...]) -> tuple[torch.
     if mask.tensor.dtype is torch.bool:
         return mask.tensor, scores
     allowed = mask.tensor != -math.inf
+    if bool(allowed.all()):  # as it is, so that it remains known what it was taken from
+        return None, Draft("diagonal", (scores,), None, mask, {"kind": "shift", "dim": None}, shape)
     finite = Weight(mask.tensor.masked_fill(~allowed, 0.0), mask.trainable, mask.sources)
     shifted = Draft("diagonal", (scores,), None, finite, {"kind": "shift", "dim": None}, shape)
-    return (None if bool(allowed.all()) else allowed), shifted
+    return allowed, shifted
 
 
 # -- normalisations ----------------------------------------------------------------------------------------------------
