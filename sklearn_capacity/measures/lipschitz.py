@@ -189,11 +189,7 @@ def _rules(network: Network, kind: str, logs: Mapping[str, Log]) -> dict[str, Ca
     def diagonal(node: Node, log: Log) -> Log:
         if kind == "frobenius" and node.is_layer:
             return layer(node, log)
-        repeated = graph[node.inputs[0]]
-        if repeated.op == "pick" and not maximum and shape_before(node) == node.shape:
-            norm = _repeated_norm(node, repeated, shape_before(repeated), network.device)
-            return logs[repeated.inputs[0]] + logarithm(norm)
-        return log + logarithm(_diagonal_norm(node, shape_before(node), network.device, maximum=maximum))
+        return _diagonal_log(network, node, log, logs, maximum=maximum)
 
     def max_pool(node: Node, log: Log) -> Log:
         return log if maximum else log + 0.5 * math.log(_windows_per_pixel(node, shape_before(node)))
@@ -224,10 +220,6 @@ def _rules(network: Network, kind: str, logs: Mapping[str, Log]) -> dict[str, Ca
     def cat(node: Node, *parts: Log) -> Log:
         return max(parts) if maximum else 0.5 * log_sum([2 * part for part in parts])
 
-    def add(node: Node, *summands: Log) -> Log:
-        plain, mix = _add(node, *summands), convex_mix(graph, node)
-        return plain if mix is None else min(plain, mix_log(network, mix, logs, maximum=maximum))
-
     return {
         **dict.fromkeys(("linear", "conv", "conv_transpose"), layer),
         "diagonal": diagonal,
@@ -241,7 +233,7 @@ def _rules(network: Network, kind: str, logs: Mapping[str, Log]) -> dict[str, Ca
         "separable": lambda node, log: log + _separable_log(node, maximum=maximum),
         "function": lambda node, *logs: function_log(network, node, logs, maximum=maximum),
         "cat": cat,
-        "add": add,
+        "add": lambda node, *summands: _add(network, node, summands, logs, maximum=maximum),
         **dict.fromkeys(("view", "permute", "slice"), lambda node, log: log),
     }
 
@@ -263,8 +255,21 @@ def _activation(network: Network, node: Node, log: Log) -> Log:
     return log + logarithm(slope)
 
 
-def _add(node: Node, *logs: Log) -> Log:
-    return log_sum([log + logarithm(abs(sign)) for log, sign in zip(logs, node.params["signs"], strict=True)])
+def _add(network: Network, node: Node, summands: Sequence[Log], logs: Mapping[str, Log], *, maximum: bool) -> Log:
+    """What the summands may do together, or less, if they are a mix of two signals."""
+    signs = node.params["signs"]
+    plain = log_sum([log + logarithm(abs(sign)) for log, sign in zip(summands, signs, strict=True)])
+    mix = convex_mix(network.unrolled_graph, node)
+    return plain if mix is None else min(plain, mix_log(network, mix, logs, maximum=maximum))
+
+
+def _diagonal_log(network: Network, node: Node, log: Log, logs: Mapping[str, Log], *, maximum: bool) -> Log:
+    """A diagonal on repeated entries is one map with what repeats them."""
+    before = network.unrolled_graph[node.inputs[0]]
+    if before.op == "pick" and before.shape == node.shape and not maximum:
+        shape = network.unrolled_graph[before.inputs[0]].shape
+        return logs[before.inputs[0]] + logarithm(_repeated_norm(node, before, shape, network.device))
+    return log + logarithm(_diagonal_norm(node, before.shape, network.device, maximum=maximum))
 
 
 def _diagonal_norm(node: Node, shape: Sequence[int], device: torch.device, *, maximum: bool) -> float:
