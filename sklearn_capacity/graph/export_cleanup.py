@@ -73,9 +73,9 @@ def no_leftovers() -> Iterator[list[Any]]:
                 method.cache_clear()
         for key in set(FakeTensorMode.cache) - known:
             FakeTensorMode.cache.pop(key, None)
-        for key in set(_global_buffer_registration_hooks) - hooks:
-            if _global_buffer_registration_hooks[key].__module__.startswith("torch."):
-                _global_buffer_registration_hooks.pop(key, None)
+        for number in set(_global_buffer_registration_hooks) - hooks:
+            if _global_buffer_registration_hooks[number].__module__.startswith("torch."):
+                _global_buffer_registration_hooks.pop(number, None)
         for name in set(linecache.cache) - before:
             if name.startswith(_SOURCE):
                 linecache.cache.pop(name, None)

@@ -242,7 +242,7 @@ def _has_wrong_shape(node: fx.Node) -> bool:
         return False
     source, index = node.args
     is_state = source.target is torch.ops.aten.lstm.input and index != 0  # type: ignore[union-attr]
-    return is_state and node.meta["val"].dim() == 4
+    return bool(is_state and node.meta["val"].dim() == 4)
 
 
 def _exported(module: nn.Module, sample: Tensor) -> torch.export.ExportedProgram:
