@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 import os
 import statistics
 import subprocess
@@ -11,18 +11,35 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
-from sklearn.neural_network import MLPClassifier
-from skorch import NeuralNetClassifier
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from skorch import NeuralNetClassifier, NeuralNetRegressor
 from torch import nn
 
 from benchmarks.timing import measure_row
-from sklearn_capacity import JacobianRegularizedClassifier, NetworkClassifier, measure_capacity
+from sklearn_capacity import JacobianRegularizedClassifier, NetworkClassifier, NetworkRegressor, measure_capacity
 
 HIDDEN, RATE = 100, 1e-3
+
+
+class Fit(NamedTuple):
+    """A task and the settings of a fit, the same for every package."""
+
+    name: str
+    X: np.ndarray
+    y: np.ndarray
+    epochs: int
+    batch_size: int
+    hidden: tuple[int, ...] = (HIDDEN,)
+    solver: str = "adam"
+
+    @property
+    def is_regression(self) -> bool:
+        return self.y.dtype.kind == "f"
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
@@ -30,32 +47,51 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     return (X / 16).astype(np.float32), y
 
 
-def table() -> tuple[np.ndarray, np.ndarray]:
-    """100,000 samples of 50 features in two classes."""
+def table(n: int = 100_000, d: int = 50, n_classes: int = 2, dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
+    """Normal features and the classes of a linear map of five of them, or with no classes the map's values."""
     generator = np.random.default_rng(0)
-    X = generator.normal(size=(100_000, 50)).astype(np.float32)
-    return X, (X[:, :5].sum(axis=1) > 0).astype(np.int64)
+    X = generator.normal(size=(n, d)).astype(dtype)
+    if not n_classes:
+        return X, X[:, :5].sum(axis=1)
+    return X, (X[:, :5] @ generator.normal(size=(5, n_classes))).argmax(axis=1)
 
 
-def ours(epochs: int, batch_size: int) -> NetworkClassifier:
-    return NetworkClassifier(
-        hidden_layer_sizes=(HIDDEN,), max_epochs=epochs, batch_size=batch_size, learning_rate=RATE, random_state=0
-    )
+def fits() -> Iterator[Fit]:
+    """Wide and narrow data, large and small batches."""
+    yield Fit("digits, 20 epochs", *digits(), epochs=20, batch_size=128)
+    yield Fit("100,000 x 50, 1 epoch", *table(), epochs=1, batch_size=200)
+    yield Fit("500 x 20, batches of 32", *table(500, 20), epochs=20, batch_size=32)
+    yield Fit("5,000 x 100, SGD, batches of 32", *table(5000, 100, 10), epochs=4, batch_size=32, solver="sgd")
+    wide = table(2000, 500, 100)
+    yield Fit("2,000 x 500, 100 classes, 256-256", *wide, epochs=3, batch_size=64, hidden=(256, 256))
+    yield Fit("500 x 20, regression, float64", *table(500, 20, 0, "float64"), epochs=20, batch_size=32, hidden=(50,))
 
 
-def sklearns(epochs: int, batch_size: int) -> MLPClassifier:
-    """Early stopping by the loss is off, so that it runs as many epochs."""
-    return MLPClassifier(
-        (HIDDEN,), max_iter=epochs, batch_size=batch_size, learning_rate_init=RATE, alpha=0, tol=0, random_state=0,
-        n_iter_no_change=epochs,
+def ours(fit: Fit) -> NetworkClassifier | NetworkRegressor:
+    return (NetworkRegressor if fit.is_regression else NetworkClassifier)(
+        hidden_layer_sizes=fit.hidden, optimizer=fit.solver, max_epochs=fit.epochs, batch_size=fit.batch_size,
+        learning_rate=RATE, momentum=0.9, random_state=0,
     )  # fmt: skip
 
 
-def skorchs(epochs: int, batch_size: int, n_features: int, n_classes: int) -> NeuralNetClassifier:
-    layers = functools.partial(nn.Sequential, nn.Linear(n_features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, n_classes))
-    return NeuralNetClassifier(
-        layers, criterion=nn.CrossEntropyLoss, optimizer=torch.optim.Adam, lr=RATE, max_epochs=epochs,
-        batch_size=batch_size, iterator_train__shuffle=True, train_split=None, verbose=0,
+def sklearns(fit: Fit) -> MLPClassifier | MLPRegressor:
+    """Early stopping by the loss is off, so that it runs as many epochs."""
+    return (MLPRegressor if fit.is_regression else MLPClassifier)(
+        fit.hidden, solver=fit.solver, max_iter=fit.epochs, batch_size=fit.batch_size, learning_rate_init=RATE,
+        momentum=0.9, nesterovs_momentum=False, alpha=0, tol=0, random_state=0, n_iter_no_change=fit.epochs,
+    )  # fmt: skip
+
+
+def skorchs(fit: Fit) -> NeuralNetClassifier | NeuralNetRegressor:
+    n_outputs = 1 if fit.is_regression else len(np.unique(fit.y))
+    widths = (fit.X.shape[1], *fit.hidden, n_outputs)
+    layers = [part for pair in itertools.pairwise(widths) for part in (nn.Linear(*pair), nn.ReLU())][:-1]
+    settings = {"optimizer__momentum": 0.9} if fit.solver == "sgd" else {}
+    return (NeuralNetRegressor if fit.is_regression else NeuralNetClassifier)(
+        nn.Sequential(*layers).to(torch.from_numpy(fit.X).dtype),
+        criterion=nn.MSELoss if fit.is_regression else nn.CrossEntropyLoss,
+        optimizer=torch.optim.SGD if fit.solver == "sgd" else torch.optim.Adam, lr=RATE, max_epochs=fit.epochs,
+        batch_size=fit.batch_size, iterator_train__shuffle=True, train_split=None, verbose=0, **settings,
     )  # fmt: skip
 
 
@@ -69,29 +105,40 @@ def quietly(call: Callable[..., object], *args: object) -> Callable[[], None]:
 
 
 def fit_rows() -> Iterator[dict]:
-    for name, (X, y), epochs, batch_size, repeats in (
-        ("digits, 20 epochs", digits(), 20, 128, 5),
-        ("100,000 x 50, 1 epoch", table(), 1, 200, 3),
-    ):
-        mine = quietly(ours(epochs, batch_size).fit, X, y)
-        theirs = quietly(sklearns(epochs, batch_size).fit, X, y)
-        yield measure_row(f"fit, {name}: MLPClassifier", mine, theirs, target=1.2, repeats=repeats)
-        theirs = quietly(skorchs(epochs, batch_size, X.shape[1], len(np.unique(y))).fit, X, y.astype(np.int64))
-        yield measure_row(f"fit, {name}: skorch", mine, theirs, target=1.0, repeats=repeats)
+    for fit in fits():
+        X, y = fit.X, fit.y
+        theirs = sklearns(fit)
+        mine, name = quietly(ours(fit).fit, X, y), type(theirs).__name__
+        yield measure_row(f"fit, {fit.name}: {name}", mine, quietly(theirs.fit, X, y), target=1.2, repeats=5)
+        targets = y[:, None] if fit.is_regression else y.astype(np.int64)
+        peer = quietly(skorchs(fit).fit, X, targets)
+        yield measure_row(f"fit, {fit.name}: skorch", mine, peer, target=1.0, repeats=3)
 
 
-def predict_row() -> dict:
-    X, y = table()
-    model = ours(1, 1000).fit(X[:2000], y[:2000])
-    module, tensor = model.module_, torch.from_numpy(X)
+def predict_rows() -> Iterator[dict]:
+    """One large call, and many small ones, where scikit-learn's checks of X take as long as the forward pass."""
+    for (X, y), name, n_calls in ((table(), "100,000 x 50", 1), (table(1000, 64, 10), "1,000 x 64", 100)):
+        model = ours(Fit(name, X, y, epochs=1, batch_size=1000)).fit(X[:2000], y[:2000])
+        peer = sklearns(Fit(name, X, y, epochs=1, batch_size=1000))
+        quietly(peer.fit, X[:2000], y[:2000])()
+        module, tensor = model.module_, torch.from_numpy(X)
 
-    def forward() -> None:
-        with torch.no_grad():
-            module(tensor)
+        def forward(module: nn.Module = module, tensor: torch.Tensor = tensor) -> None:
+            with torch.no_grad():
+                module(tensor)
 
-    return measure_row(
-        "predict, 100,000 x 50", lambda: model.predict(X), forward, target=1.1, note="over a forward pass"
-    )
+        mine = repeated(model.predict, n_calls, X)
+        note = "over a forward pass"
+        yield measure_row(f"predict, {name}", mine, repeated(forward, n_calls), target=1.1, note=note)
+        yield measure_row(f"predict, {name}: MLPClassifier", mine, repeated(peer.predict, n_calls, X), target=1.2)
+
+
+def repeated(call: Callable[..., object], n_calls: int, *args: object) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(n_calls):
+            call(*args)
+
+    return run
 
 
 def penalized(epochs: int, X: np.ndarray, y: np.ndarray, **options: object) -> Callable[[], None]:
@@ -169,7 +216,7 @@ def import_row() -> dict:
 def run() -> Iterator[dict]:
     """Rows for fit, predict, the fixed costs of fits and scorers, and the import."""
     yield from fit_rows()
-    yield predict_row()
+    yield from predict_rows()
     yield from fixed_rows()
     yield scorer_row()
     yield import_row()
