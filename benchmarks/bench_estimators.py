@@ -48,12 +48,12 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def table(n: int = 100_000, d: int = 50, n_classes: int = 2, dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
-    """Normal features and the classes of a linear map of five of them, or with no classes the map's values."""
+    """Normal features and the classes of a linear map, or for no classes the sum of five features."""
     generator = np.random.default_rng(0)
     X = generator.normal(size=(n, d)).astype(dtype)
     if not n_classes:
         return X, X[:, :5].sum(axis=1)
-    return X, (X[:, :5] @ generator.normal(size=(5, n_classes))).argmax(axis=1)
+    return X, (X @ generator.normal(size=(d, n_classes))).argmax(axis=1)
 
 
 def fits() -> Iterator[Fit]:

@@ -32,7 +32,8 @@ class ClusterBackend(ParallelBackendBase):
     """Runs joblib's tasks on the workers of a Dask client.
 
     joblib's own backend waits forever if a task kills its workers, and fails if all workers that hold an array die.
-    With this backend, the client keeps the data and sends lost data again.
+    With this backend, the client keeps the data and sends lost data again. During a call, Dask's active memory manager
+    pauses.
 
     Parameters
     ----------
@@ -78,15 +79,26 @@ class ClusterBackend(ParallelBackendBase):
             raise
 
     def start_call(self) -> None:
-        """Start watching the cluster."""
+        """Start watching the cluster, and keep the workers' copies of the data."""
+        self._has_paused = bool(self._memory_manager("running"))
+        if self._has_paused:
+            self._memory_manager("stop")
         self._stopped = threading.Event()
         threading.Thread(target=self._watch, args=(self._stopped,), name="dask_backend", daemon=True).start()
 
     def stop_call(self) -> None:
         """Release the data that was sent only for this call."""
         self._stopped.set()
+        if self._has_paused:
+            self._memory_manager("start")
         for key in set(self._sent) - set(self._data):
             del self._sent[key]
+
+    def _memory_manager(self, method: str) -> Any:
+        """Call Dask's active memory manager, which deletes the data on a worker that has no task at that moment."""
+        with contextlib.suppress(Exception):  # no manager or no connection, which the watch will notice
+            handler = self.client.scheduler.amm_handler
+            return None if self._is_closed() else self.client.sync(handler, method=method, callback_timeout=5)
 
     def submit(self, func: Any, callback: Callback) -> None:
         """Run a batch of calls. The callback receives the outcome exactly once, whatever happens."""

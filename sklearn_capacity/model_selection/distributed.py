@@ -18,6 +18,9 @@ def dask_backend(
 ) -> Any:
     """Run joblib's tasks on Dask; what a dying worker loses is sent and computed again.
 
+    Each worker receives the data once: Dask's active memory manager, which would delete the copy of a worker that has
+    no task for a moment, pauses during a call.
+
     Every task ends with its result or with one error, and an error ends the call that waits for it: the task's own
     error; Dask's ``KilledWorker`` if the task kills its workers; a ``RuntimeError`` if its data are lost with them, by
     default four times; a ``ConnectionError`` if the client is closed, or finds no scheduler at its address within its

@@ -273,3 +273,25 @@ def test_tasks_of_tasks_and_errors():
         unsent = in_time(lambda: call(client, pow, lock))
         assert isinstance(unsent, TypeError) and "Could not serialize" in str(unsent)
         until(lambda: not [thread for thread in threading.enumerate() if thread.name == "dask_backend"])
+
+
+def manager_runs(number):
+    return distributed.get_client().amm.running()
+
+
+def test_no_copy_of_the_data_is_deleted_during_a_call():
+    """Dask's memory manager pauses, which deletes those of idle workers every two seconds."""
+
+    def call(client, function):
+        with dask_backend(client):
+            return Parallel()(delayed(function)(number) for number in range(3))
+
+    with cluster(processes=False) as (_, client):
+        assert client.amm.running()
+        assert in_time(lambda: call(client, manager_runs)) == [False] * 3
+        assert client.amm.running()
+        assert isinstance(in_time(lambda: call(client, wrong)), LookupError)
+        assert client.amm.running()
+        client.amm.stop()  # by the user
+        assert in_time(lambda: call(client, manager_runs)) == [False] * 3
+        assert not client.amm.running()
