@@ -77,8 +77,9 @@ def ours(fit: Fit) -> NetworkClassifier | NetworkRegressor:
 def sklearns(fit: Fit) -> MLPClassifier | MLPRegressor:
     """Early stopping by the loss is off, so that it runs as many epochs."""
     return (MLPRegressor if fit.is_regression else MLPClassifier)(
-        hidden_layer_sizes=fit.hidden, solver=fit.solver, max_iter=fit.epochs, batch_size=fit.batch_size, learning_rate_init=RATE,
-        momentum=0.9, nesterovs_momentum=False, alpha=0, tol=0, random_state=0, n_iter_no_change=fit.epochs,
+        hidden_layer_sizes=fit.hidden, solver=fit.solver, max_iter=fit.epochs, batch_size=fit.batch_size,
+        learning_rate_init=RATE, momentum=0.9, nesterovs_momentum=False, alpha=0, tol=0, random_state=0,
+        n_iter_no_change=fit.epochs,
     )  # fmt: skip
 
 
