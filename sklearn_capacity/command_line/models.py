@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pkgutil
 import sys
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..persistence import load
+from ..process_state import silenced
 from .sizes import check_size
 
 __all__ = ["read_model"]
@@ -55,11 +57,15 @@ def _exported(path: Path) -> nn.Module:
     # torch falls back on an unrestricted pickle where an archive holds one, unless this forbids it.
     before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    log = logging.getLogger("torch.export")
+    was_disabled, log.disabled = log.disabled, True  # it writes a traceback before it raises
     try:
-        return torch.export.load(path).module()
+        with silenced("This version of file is deprecated"):  # torch 2.8 says so of every file that is no archive
+            return torch.export.load(path).module()
     except Exception as error:
         raise ValueError(f"{str(path)!r} cannot be read as an archive of torch.export: {_line(error)}") from error
     finally:
+        log.disabled = was_disabled
         if before is None:
             del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
         else:
