@@ -150,25 +150,27 @@ def penalized(epochs: int, X: np.ndarray, y: np.ndarray, **options: object) -> C
     return quietly(model.fit, X, y)
 
 
-def fixed_cost(X: np.ndarray, y: np.ndarray, repeats: int = 5, **options: object) -> float:
-    """Processor time of a fit without its steps: that of one step, less what a further step adds."""
-    seconds: dict[int, list[float]] = {1: [], 5: []}
+def fixed_costs(X: np.ndarray, y: np.ndarray, *options: dict[str, object], repeats: int = 5) -> list[float]:
+    """Processor times of fits without their steps, in turn: that of one step, less what a further step adds."""
+    seconds: list[dict[int, list[float]]] = [{1: [], 5: []} for _ in options]
     for _ in range(repeats + 1):
-        for epochs, times in seconds.items():
-            start = time.process_time()
-            penalized(epochs, X, y, **options)()
-            times.append(time.process_time() - start)
-    one, five = (statistics.median(times[1:]) for times in seconds.values())
-    return one - (five - one) / 4
+        for times, settings in zip(seconds, options, strict=True):
+            for epochs in times:
+                start = time.process_time()
+                penalized(epochs, X, y, **settings)()
+                times[epochs].append(time.process_time() - start)
+    medians = [[statistics.median(values[1:]) for values in times.values()] for times in seconds]
+    return [one - (five - one) / 4 for one, five in medians]
 
 
 def fixed_rows() -> Iterator[dict]:
     """What a penalty adds to a fit before its first step, and a scorer to the forward pass."""
     generator = np.random.default_rng(0)
     X, y = generator.normal(size=(128, 784)).astype(np.float32), np.arange(128) % 10
-    plain = fixed_cost(X, y, jacobian_penalty=0.0)
-    for norm in ("projection", "per_layer", "frobenius", "spectral"):
-        cost = fixed_cost(X, y, jacobian_penalty=0.1, jacobian_norm=norm)
+    norms = ("projection", "per_layer", "frobenius", "spectral")
+    settings = [{"jacobian_penalty": 0.1, "jacobian_norm": norm} for norm in norms]
+    plain, *costs = fixed_costs(X, y, {"jacobian_penalty": 0.0}, *settings)
+    for norm, cost in zip(norms, costs, strict=True):
         parts = {"ours": cost, "peer": plain, "ratio": cost / plain, "target": 1.3}
         yield {"kernel": f"fit with penalty, {norm}: before the first step", **parts, "note": "over a plain fit's"}
 
