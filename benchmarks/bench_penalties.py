@@ -20,6 +20,7 @@ from benchmarks.timing import measure_row
 from sklearn_capacity.architectures import make_network
 from sklearn_capacity.derivatives.input_sweeps import jacobian_rows
 from sklearn_capacity.graph import Network
+from sklearn_capacity.linalg.product import LARGE, product
 from sklearn_capacity.penalties import JacobianPenalty
 from sklearn_capacity.penalties.frobenius import cpu_has_bfloat16
 
@@ -172,7 +173,11 @@ def jacobian_row(position: int) -> list[dict]:
 
 
 def measure_peak(position: int, kernel: str) -> float:
-    """MB that three steps add to the largest resident size; tracing comes before, with a batch of two."""
+    """MB that three steps add to the largest resident size.
+
+    Tracing comes before, with a batch of two, and so does a product that loads oneDNN: its code takes 7 MB, once.
+    """
+    product(torch.ones(LARGE >> 10, 32), torch.ones(32, 32))
     case = list(cases())[position]
     small = case._replace(X=case.X[:2], y=case.y[:2])
     norm, options, _ = KERNELS.get(kernel, ("", {}, ()))
