@@ -188,7 +188,7 @@ class LastLayer:
             total = torch.zeros_like(V)
             for row, w, block in zip(rows[outputs], W.detach()[outputs], blocks, strict=True):
                 outer = product(self.slope.t(), block)  # M_c, (h, m)
-                torch.sum(outer * V, 1, out=row)
                 total.addcmul_(outer, w[:, None])
+                torch.sum(outer.mul_(V), 1, out=row)
             sums.add(self.before.weight, total)
         sums.add(W, rows)
