@@ -129,9 +129,10 @@ class Measure:
         Summary in the docs table; by default the first line of the function's docstring.
     memory : Peak
         Memory that it needs at its peak; without room for it the measure is refused beforehand.
-    limits : callable(network, batch, **params), default=None
-        The largest numbers of passes over the data that it can take, by part (see `measures.pass_limits`); measures of
-        a call share the parts of equal names, except `OWN`. None: no limit is known.
+    limits : callable, default=None
+        ``limits(network, batch, **params)`` returns the largest numbers of passes over the data that it can take, by
+        part (see `measures.pass_limits`); measures of a call share the parts of equal names, except `OWN`. None: no
+        limit is known.
     """
 
     name: str
