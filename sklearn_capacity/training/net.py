@@ -32,7 +32,7 @@ from sklearn_capacity.training.unobserved_step import unobserved_step
 __all__ = ["PenalizedClassifier", "PenalizedNet", "PenalizedRegressor"]
 
 _BATCH_EVENTS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
-#: a subclass that overrides one of these may depend on autograd's graph of a step
+#: whoever overrides one of these, in a subclass or on a net, may depend on autograd's graph of a step
 _STEP_METHODS = ("_forward", "_loss", "infer", "train_step", "train_step_single")
 
 
@@ -289,9 +289,12 @@ class PenalizedNet(NeuralNet):
 
     def _gradients_of(self, iterator: Any, fit_params: dict[str, Any]) -> StackGradients | None:
         """What computes an epoch's gradients without autograd, if nobody could notice."""
-        overridden = any(getattr(type(self), name) is not getattr(PenalizedNet, name) for name in _STEP_METHODS)
+        methods = [(getattr(self, name), getattr(PenalizedNet, name)) for name in _STEP_METHODS]
+        overridden = any(getattr(method, "__func__", None) is not original for method, original in methods)
         listens = self._listens_ or self._observed_ or overridden or fit_params or not self.loss_is_criterion_
-        if listens or type(iterator) is not TensorBatches or self._terms() or not begins_with_closure(self.optimizer_):
+        if listens or self._terms() or not begins_with_closure(self.optimizer_):
+            return None
+        if type(iterator) is not TensorBatches or iterator.transform is not None:  # a transform may be trained, too
             return None
         return stack_gradients(self.module_, self.criterion_, iterator.dataset)
 

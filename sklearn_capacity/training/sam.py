@@ -171,18 +171,19 @@ class SAM(torch.optim.Optimizer):
         if not alike:
             return [], []
         values, moves = [], []
-        # adaptive: the step is rho T^2 g / |T g| for T = |theta|, and theta may stand for T; else T = 1
+        # adaptive: the step is rho T^2 g / |T g| for T = |theta|, where T^2 = theta conj(theta); else T = 1
         for (_, adaptive, *_), parameters in alike.items():
             here, gradients = [p.clone() for p in parameters], [p.grad for p in parameters if p.grad is not None]
             values.append(here)
-            moves.append(list(torch._foreach_mul(here, gradients)) if adaptive else gradients)
+            moves.append(list(torch._foreach_mul([p.conj() for p in here], gradients)) if adaptive else gradients)
         norms = [norm for part in moves for norm in torch._foreach_norm(part)]
         norm = torch.linalg.vector_norm(torch.stack([n.to(norms[0]) for n in norms]))  # ()
-        norm = norm.clamp_min(torch.finfo(norm.dtype).tiny)  # a zero gradient has no direction, so the point stays
+        norm = norm.clamp_min(torch.finfo(norm.dtype).tiny)
         for ((rho, adaptive, device, dtype), parameters), here, part in zip(alike.items(), values, moves, strict=True):
             directions = torch._foreach_mul(here, part) if adaptive else part
-            steps = torch._foreach_mul(directions, rho * norm.reciprocal().to(device, dtype))
-            torch._foreach_add_(parameters, steps)
+            # finite, so that the point stays where a zero gradient has no direction
+            length = (rho / norm).to(device, dtype.to_real()).clamp_max(torch.finfo(dtype).max)
+            torch._foreach_add_(parameters, torch._foreach_mul(directions, length))
         return [p for parameters in alike.values() for p in parameters], [old for here in values for old in here]
 
 

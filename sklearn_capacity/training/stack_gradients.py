@@ -86,8 +86,11 @@ class StackGradients:
 
 
 def add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
-    """Add to a parameter's gradient, as a backward pass does."""
-    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    """Add to a parameter's gradient in place, as a backward pass does: the user may hold that tensor."""
+    if parameter.grad is None:
+        parameter.grad = gradient
+    else:
+        parameter.grad += gradient
 
 
 def cross_entropy(outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,6 +115,9 @@ LOSSES: dict[type[nn.Module], Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]
     nn.MSELoss: squared_error,
 }
 
+_CALL = nn.Module.__call__
+_FORWARDS = {kind: kind.forward for kind in (nn.Linear, nn.Flatten, nn.Identity, nn.Sequential, *ACTIVATIONS, *LOSSES)}
+
 
 def stack_gradients(module: nn.Module, criterion: nn.Module, data: TensorData) -> StackGradients | None:
     """The gradients of a module on some data, or None where only autograd serves.
@@ -119,8 +125,8 @@ def stack_gradients(module: nn.Module, criterion: nn.Module, data: TensorData) -
     That is a module with other layers, or one where somebody listens: hooks, or a parameter that is shared, frozen or
     of a class of its own. The answer holds until something changes the module.
     """
-    stack = _stack(module) if torch.is_grad_enabled() and not torch.is_anomaly_enabled() else None
-    if stack is None or _has_any_global_hook():
+    stack = None if _is_watched() else _stack(module)
+    if stack is None:
         return None
     layers, flattens = stack
     loss = _loss_on(criterion, data, layers[-1].weight.shape[0])
@@ -130,6 +136,18 @@ def stack_gradients(module: nn.Module, criterion: nn.Module, data: TensorData) -
     if loss is None or not is_usual or X.requires_grad or autocasts(X) or X.dim() < 2 or (X.dim() > 2 and not flattens):
         return None
     return StackGradients(layers, loss, flattens)
+
+
+def _is_watched() -> bool:
+    """Whether a context or a global hook changes what torch computes, or looks at it."""
+    return (
+        not torch.is_grad_enabled()
+        or torch.is_anomaly_enabled()
+        or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._len_torch_dispatch_stack() > 0
+        or _has_any_global_hook()
+    )
 
 
 def _loss_on(
@@ -168,7 +186,7 @@ def _stack(module: nn.Module) -> tuple[list[Layer], bool] | None:
 
 def _parts(module: Any) -> Iterator[Any]:
     """The modules that a sequence calls in turn; other modules as they are."""
-    if type(module).forward is nn.Sequential.forward and _is_unhooked(module):
+    if type(module).forward is _FORWARDS[nn.Sequential] and _is_unhooked(module):
         for part in module:
             yield from _parts(part)
     else:
@@ -176,21 +194,28 @@ def _parts(module: Any) -> Iterator[Any]:
 
 
 def _is_unhooked(module: nn.Module) -> bool:
-    """Whether calling the module is calling the `forward` of its class."""
+    """Whether calling the module is calling the `forward` of its class, which nobody has replaced."""
     replaced: dict[str, Any] = vars(module)
+    kind = type(module)
     return (
         not any(replaced[hooks] for hooks in _HOOKS)
         and "forward" not in replaced
         and replaced.get("_compiled_call_impl") is None
-        and type(module).__call__ is nn.Module.__call__
+        and kind.__call__ is _CALL
+        and kind.forward is _FORWARDS.get(kind, kind.forward)
     )
 
 
 def _is_plain(parameter: Any, X: Tensor) -> bool:
-    """Whether a parameter is trained, in the precision of X, and no hook awaits its gradient."""
+    """Whether a parameter is trained, in the precision of X, and no hook awaits its gradient.
+
+    autograd gives the gradient the strides of its parameter, on which torch's fused optimisers rely.
+    """
     return (
         type(parameter) is nn.Parameter
         and parameter.requires_grad
+        and parameter.layout == torch.strided
+        and parameter.is_contiguous()
         and parameter.dtype == X.dtype
         and parameter.device == X.device
         and not parameter._backward_hooks

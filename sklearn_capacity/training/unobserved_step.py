@@ -15,12 +15,10 @@ _WRAPPER = torch.optim.Optimizer.profile_hook_step(lambda: None).__code__  # of 
 
 
 def unobserved_step(optimizer: torch.optim.Optimizer) -> Callable[..., Any]:
-    """The optimiser's `step`, without what torch puts around it for hooks and profilers if there are none."""
-    step: Any = type(optimizer).step
-    is_wrapped = getattr(step, "__code__", None) is _WRAPPER
-    if (
-        not is_wrapped or "step" in vars(optimizer) or _is_observed(optimizer)
-    ):  # schedulers replace an instance's `step`
+    """The optimiser's `step`, without torch's wrapper if neither a hook nor a profiler would notice."""
+    step: Any = getattr(type(optimizer), "step", None)
+    is_wrapped = getattr(step, "__code__", None) is _WRAPPER and "step" not in vars(optimizer)  # as schedulers set it
+    if not is_wrapped or _is_observed(optimizer):
         return optimizer.step
     return functools.partial(step.__wrapped__, optimizer)
 

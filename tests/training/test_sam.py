@@ -107,6 +107,38 @@ def test_steps_are_those_of_a_loop_by_hand(base, adaptive):
     equal_to_the_bit(model.fit(X, y), loop(network(), cross_entropy, base=BASES[base], rho=0.3, adaptive=adaptive))
 
 
+def test_the_relative_distance_of_complex_weights_is_that_of_their_magnitudes():
+    w = nn.Parameter(torch.tensor([1 + 2j, -3j, 0.5], dtype=torch.complex128))
+    start, points, factors = w.detach().clone(), [], torch.tensor([1.0, 2.0, 3.0])
+    optimizer = SAM([w], lr=0.1, rho=0.5, adaptive=True)
+
+    def closure():
+        points.append(w.detach().clone())
+        optimizer.zero_grad()
+        loss = (factors * (w - 1).abs().square()).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    gradient = 2 * factors * (start - 1)
+    length = (start.abs() * gradient).abs().square().sum().sqrt()
+    torch.testing.assert_close(points, [start, start + 0.5 * start.abs().square() * gradient / length])
+
+
+def test_a_small_gradient_keeps_its_distance_in_half_precision():
+    """1 / 1e-6 is beyond float16, 0.05 / 1e-6 is not."""
+    wide, half = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1, dtype=torch.float16))
+    optimizer, points = SAM([wide, half], rho=0.05), []
+
+    def closure():
+        points.append((wide.item(), half.item()))
+        wide.grad, half.grad = torch.full((1,), 1e-6), torch.zeros(1, dtype=torch.float16)
+        return 1e-6 * wide.detach().sum()
+
+    optimizer.step(closure)
+    np.testing.assert_allclose(points, [(0, 0), (0.05, 0)], rtol=1e-6)
+
+
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_both_gradients_see_the_penalty_and_the_statistics_of_the_first_pass(batch_norm):
     model = JacobianRegularizedClassifier(
@@ -176,19 +208,24 @@ def test_history_has_the_loss_before_the_ascent():
     assert sam.history_[0]["train_loss"] == plain.history_[0]["train_loss"]
 
 
-def test_without_a_gradient_it_stays_and_without_a_distance_it_is_the_base():
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("rho", [0.05, 1000.0])
+def test_without_a_gradient_it_stays(rho, adaptive):
     w = nn.Parameter(torch.tensor([0.0, 2.0]))
-    unused = nn.Parameter(torch.ones(2))
-    optimizer = SAM([w, unused], lr=1.0, adaptive=True)
+    half, unused = nn.Parameter(torch.ones(2, dtype=torch.float16)), nn.Parameter(torch.ones(2))
+    optimizer = SAM([w, half, unused], lr=1.0, rho=rho, adaptive=adaptive)
 
     def closure():
         optimizer.zero_grad()
-        loss = (0 * w).sum()
+        loss = (0 * w * half).sum()
         loss.backward()
         return loss
 
     optimizer.step(closure)
-    assert torch.equal(w.detach(), torch.tensor([0.0, 2.0])) and unused.grad is None
+    assert w.tolist() == [0, 2] and half.tolist() == [1, 1] and unused.grad is None
+
+
+def test_without_a_distance_it_is_the_base():
     for params in ({"rho": 0.0}, {"rho": 0.0, "adaptive": True}):
         models = [
             NetworkClassifier((4,), optimizer=name, optimizer_params=given, max_epochs=2, random_state=0).fit(X, y)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from skorch.callbacks import Callback
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sklearn_capacity import NetworkClassifier, NetworkRegressor
 from sklearn_capacity.architectures import MLP
@@ -60,8 +61,10 @@ def test_loss_outputs_and_gradients_are_those_of_autograd(name, criterion):
     torch.testing.assert_close(values, (loss.detach(), outputs.detach()), rtol=1e-12, atol=1e-12)
     got = [p.grad.clone() for p in module.parameters()]
     torch.testing.assert_close(got, list(expected), rtol=1e-10, atol=1e-12)
-    gradients(samples.X, samples.y)  # adds to them, as a backward pass does
-    torch.testing.assert_close([p.grad for p in module.parameters()], [2 * g for g in got])
+    held = [p.grad for p in module.parameters()]
+    gradients(samples.X, samples.y)  # adds to them in place, as a backward pass does
+    assert all(p.grad is tensor for p, tensor in zip(module.parameters(), held, strict=True))
+    torch.testing.assert_close(held, [2 * g for g in got])
     assert torch.equal(samples.X, before) and torch.is_grad_enabled()
 
 
@@ -88,6 +91,11 @@ class Residual(nn.Sequential):
 
 class Tagged(nn.Parameter):
     pass
+
+
+def transposed(weight) -> nn.Parameter:
+    """The same weights, column by column in memory."""
+    return nn.Parameter(weight.detach().t().contiguous().t())
 
 
 def changed(change) -> nn.Module:
@@ -121,6 +129,7 @@ MODULES = {
     "residual": lambda m: Residual(nn.Linear(6, 6).double()),
     "replaced forward": replace_forward,
     "parameter of another class": lambda m: setattr(m[0], "bias", Tagged(m[0].bias.detach())),
+    "transposed": lambda m: setattr(m[0], "weight", transposed(m[0].weight)),
     "single precision": lambda m: m.float(),
     "dropout": lambda m: m.insert(1, nn.Dropout(0.5)),
     "batch norm": lambda m: m.insert(1, nn.BatchNorm1d(5).double()),
@@ -164,17 +173,26 @@ def test_other_losses_are_left_to_autograd():
 
 
 def test_within_contexts_that_change_autograd_it_remains():
-    module, criterion = STACKS["relu"](), CrossEntropyLoss()
+    module, criterion, samples = STACKS["relu"](), CrossEntropyLoss(), data()
     contexts = [torch.no_grad(), torch.autograd.set_detect_anomaly(True), torch.autocast("cpu", torch.bfloat16)]
+    contexts.append(torch.autograd.graph.saved_tensors_hooks(lambda t: t.bfloat16(), lambda t: t.double()))
+    contexts += [torch.device("cpu"), TorchDispatchMode()]
     for context in contexts:
         with context:
-            assert stack_gradients(module, criterion, data()) is None
+            assert stack_gradients(module, criterion, samples) is None
     handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
     try:
-        assert stack_gradients(module, criterion, data()) is None
+        assert stack_gradients(module, criterion, samples) is None
     finally:
         handle.remove()
-    assert stack_gradients(module, criterion, data()) is not None
+    assert stack_gradients(module, criterion, samples) is not None
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, nn.ReLU, nn.Sequential, CrossEntropyLoss])
+def test_a_forward_that_is_replaced_in_the_class_is_left_to_autograd(kind, monkeypatch):
+    forward = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda *args: 2 * forward(*args))
+    assert stack_gradients(STACKS["relu"](), CrossEntropyLoss(), data()) is None
 
 
 # ---- fits -------------------------------------------------------------------------------------
@@ -206,6 +224,18 @@ def test_a_fit_is_that_of_autograd(estimator, optimizer, calls, monkeypatch):
     for a, b in zip(model.module_.parameters(), other.module_.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(model.history_[:, "train_loss"], other.history_[:, "train_loss"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "sam"])
+def test_the_order_of_weights_in_memory_is_of_no_consequence(optimizer):
+    """torch's fused optimisers read gradients in the order of the parameters."""
+    options = {"optimizer": optimizer, "max_epochs": 3, "batch_size": 40, "random_state": 0}
+    plain, other = STACKS["relu"](), STACKS["relu"]()
+    other[0].weight = transposed(other[0].weight)
+    plain, other = (NetworkRegressor(module=m, **options).fit(X, X[:, :3] ** 2).module_ for m in (plain, other))
+    assert not other[0].weight.is_contiguous()
+    for a, b in zip(plain.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
 class AtEpoch(Callback):
@@ -256,3 +286,25 @@ def test_callbacks_and_subclasses_that_see_a_step_get_the_graph(calls):
     assert not calls
     PenalizedClassifier(STACKS["relu"](), **options).fit(X, y)
     assert calls
+
+
+def test_a_transform_with_parameters_gets_their_gradients():
+    matrix = nn.Parameter(torch.eye(6, dtype=torch.float64))
+    options = {"max_epochs": 1, "batch_size": 90, "verbose": 0, "callbacks__valid_acc": None}
+    PenalizedClassifier(STACKS["relu"](), iterator_train__transform=lambda X, _: X @ matrix, **options).fit(X, y)
+    module = STACKS["relu"]()
+    loss = nn.functional.cross_entropy(module(torch.from_numpy(X) @ matrix), torch.from_numpy(y))
+    torch.testing.assert_close(matrix.grad, torch.autograd.grad(loss, matrix)[0])
+
+
+def test_a_method_that_is_replaced_on_a_net_is_called(calls):
+    net = PenalizedClassifier(STACKS["relu"](), max_epochs=1, verbose=0, callbacks__valid_acc=None).initialize()
+    scales, infer = [], net.infer
+
+    def doubled(x, **fit_params):
+        scales.append(2)
+        return infer(2 * x, **fit_params)
+
+    net.infer = doubled
+    net.partial_fit(X, y)
+    assert scales and not calls
