@@ -115,15 +115,16 @@ LOSSES: dict[type[nn.Module], Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]
     nn.MSELoss: squared_error,
 }
 
-_CALL = nn.Module.__call__
-_FORWARDS = {kind: kind.forward for kind in (nn.Linear, nn.Flatten, nn.Identity, nn.Sequential, *ACTIVATIONS, *LOSSES)}
+_KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Flatten, nn.Identity, nn.Sequential, *ACTIVATIONS, *LOSSES)
+_CALL, _FORWARDS = nn.Module.__call__, {kind: kind.forward for kind in _KINDS}
 
 
 def stack_gradients(module: nn.Module, criterion: nn.Module, data: TensorData) -> StackGradients | None:
     """The gradients of a module on some data, or None where only autograd serves.
 
     That is a module with other layers, or one where somebody listens: hooks, or a parameter that is shared, frozen or
-    of a class of its own. The answer holds until something changes the module.
+    of a class of its own. Only hooks on nodes of autograd's graph go unnoticed, since torch does not list them. The
+    answer holds until something changes the module.
     """
     stack = None if _is_watched() else _stack(module)
     if stack is None:
