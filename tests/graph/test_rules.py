@@ -487,6 +487,52 @@ def test_paths_go_through_a_trained_slope_as_through_a_rectifier():
     assert measure_capacity(module, X, y, names) == measure_capacity(other, X, y, names)
 
 
+class WithTrained(nn.Module):
+    """An operator of four numbers in two rows and of a trained tensor, between two linear maps."""
+
+    def __init__(self, operator, start):
+        super().__init__()
+        self.first, self.last, self.start = nn.Linear(3, 4), nn.Linear(4, 3), nn.Parameter(start)
+        self.operator = operator
+
+    def forward(self, x):
+        h = self.operator(self.first(x).tanh().unflatten(1, (2, 2)), self.start)
+        return self.last(h.expand(-1, 2, 2).flatten(1).tanh())
+
+
+#: Operators of a trained tensor that take entries as they are, or weigh them by whole numbers, where training begins.
+AT_THE_START = {
+    "kron": (torch.kron, torch.ones(1, 1, 1)),
+    "triangular": (lambda h, w: torch.linalg.solve_triangular(w, h, upper=True), torch.eye(2)),
+    "trapezoid": (lambda h, w: torch.trapezoid(h, w, dim=1)[:, :, None], torch.tensor([0.0, 1.0])),
+    "grid_sample": (
+        lambda h, w: F.grid_sample(h[:, None], w.expand(len(h), -1, -1, -1), align_corners=True)[:, 0],
+        torch.tensor([[[[-1.0, -1.0], [1.0, -1.0]]]]),
+    ),
+    "index_add": (lambda h, w: h.index_add(2, torch.tensor([1]), w.expand(len(h), 2, 1)), torch.full((1, 1), 0.1)),
+    "index_fill": (lambda h, w: h.index_fill(2, torch.tensor([1]), w), torch.tensor(0.3)),
+    "slice_scatter": (lambda h, w: h.slice_scatter(w.expand(len(h), 2, 1), 2, 0, 1), torch.full((1, 1), 0.3)),
+}
+
+
+@pytest.mark.parametrize("name", AT_THE_START)
+def test_trained_numbers_of_a_selection_or_a_linear_map_have_gradients(name):
+    module, X, _ = make(lambda: WithTrained(*AT_THE_START[name]), (3,))
+    parameters = list(module.parameters())
+    for _ in range(2):
+        by_loop = gradients(frobenius_penalty(lambda x: module(x), X), parameters)
+        for a, b in zip(gradients(frobenius_penalty(module, X), parameters), by_loop, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+        with torch.no_grad():  # a step
+            module.start.mul_(0.75)
+
+
+@pytest.mark.parametrize("name", ["index_add", "index_fill", "slice_scatter"])
+def test_trained_numbers_that_are_added_leave_a_selection(name):
+    module, X, _ = make(lambda: WithTrained(*AT_THE_START[name]), (3,))
+    assert chain_refusal(Network(module, (3,)).graph) is None
+
+
 @pytest.mark.parametrize("operator", [lambda h: h.roll(1, 0), lambda h: h.flip(0), lambda h: h[[1, 0]]])
 def test_what_moves_numbers_between_samples_is_no_pick(operator):
     class Mixing(nn.Module):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .call import Call, Draft, Ref, Weight, as_view, rule
 from .rows import Repeated
@@ -46,12 +47,16 @@ def _of_entries(call: Call) -> Draft | Ref | None:
     return None if draft is None else operator.shifted(draft)
 
 
+def _is_leaf(value: object) -> bool:
+    return isinstance(value, Ref | Weight | Repeated)
+
+
 class _Operator:
     """An operator as a map from the joined entries of its signals, for two samples."""
 
     def __init__(self, call: Call):
         self.call = call
-        leaves = tree_leaves(dict(call.args), is_leaf=lambda value: isinstance(value, Ref | Weight | Repeated))
+        leaves = tree_leaves(dict(call.args), is_leaf=_is_leaf)
         signals = (x for x in leaves if isinstance(x, Ref) and x.name not in call.whole_numbers)
         self.signals: Sequence[Ref] = tuple(dict.fromkeys(signals))
         self.shapes = [call.shapes[x.name][1:] for x in self.signals]
@@ -73,6 +78,28 @@ class _Operator:
         flat = tuple(as_view(x, (math.prod(shape),)) for x, shape in zip(self.signals, self.shapes, strict=True))
         return flat[0] if len(flat) == 1 else Draft("cat", flat, params={"dim": 1}, shape=(self.size,))
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether one of the constants is trained."""
+        return any(x.trainable for x in self.constants)
+
+    def with_other_constants(self) -> _Operator:
+        """The operator with other numbers for the trained constants."""
+        generator = torch.Generator().manual_seed(0)
+
+        def drawn(weight: Weight) -> Weight:
+            noise = torch.randn(weight.tensor.shape, generator=generator, dtype=torch.float64, device="cpu")
+            return replace(weight, tensor=weight.tensor + noise.to(weight.tensor)) if weight.trainable else weight
+
+        def other(value: Any) -> Any:
+            if isinstance(value, Repeated):
+                return replace(value, weight=drawn(value.weight))
+            return drawn(value) if isinstance(value, Weight) else value
+
+        args = tree_map(other, dict(self.call.args), is_leaf=_is_leaf)
+        target = replace(self.call.target, call=replace(self.call.target.call, args=args))
+        return _Operator(replace(self.call, args=args, target=target))
+
     def is_map(self, matrix: Tensor | None, index: Tensor | None = None) -> bool:
         """Whether the operator is this matrix or selection, on any entries, and a constant."""
         generator = torch.Generator().manual_seed(0)
@@ -87,17 +114,22 @@ class _Operator:
 
     def selection(self) -> Draft | None:
         """The operator as one that takes each entry of the result from the joined ones, or leaves it 0."""
-        draft = picked(self.joined, (self.size,), lambda places: self.of(places) - self.at_zero, self.call.device)
+        # A constant that was added and subtracted leaves whole numbers only up to rounding.
+        draft = picked(
+            self.joined, (self.size,), lambda places: (self.of(places) - self.at_zero).round(), self.call.device
+        )
         if draft is None:
             return None
         numbered = torch.arange(1, SAMPLES * self.size + 1, dtype=torch.float64, device=self.call.device)
         index = (self.of(numbered.reshape(SAMPLES, -1)) - self.at_zero)[0].flatten().round().long()
-        return replace(draft, shape=self.call.shape[1:]) if self.is_map(None, index) else None
+        # Trained constants may be added to entries, but not multiply them, even if all are 1 at first.
+        fits = self.is_map(None, index) and (not self.is_trained or self.with_other_constants().is_map(None, index))
+        return replace(draft, shape=self.call.shape[1:]) if fits else None
 
     def matrix(self) -> Draft | None:
         """The operator as a matrix of fixed numbers."""
         outputs = math.prod(self.call.shape[1:])
-        if self.size * outputs > MOST_NUMBERS or any(x.trainable for x in self.constants):
+        if self.size * outputs > MOST_NUMBERS or self.is_trained:
             return None
         units = torch.eye(self.size, dtype=torch.float64, device=self.call.device)
         columns = [(self.of(unit.expand(SAMPLES, -1)) - self.at_zero)[0].flatten() for unit in units]
@@ -109,11 +141,11 @@ class _Operator:
 
     def shifted(self, draft: Draft) -> Draft:
         """The linear map and the constant that is added to it."""
-        if not bool(self.at_zero.any()) and not any(x.trainable for x in self.constants):
+        if not bool(self.at_zero.any()) and not self.is_trained:
             return draft
         row = self.at_zero[0].to(self.call.dtype)  # like a row of the result
         sources = frozenset().union(*(x.sources for x in self.constants))
-        shift = Weight(row, any(x.trainable for x in self.constants), sources)
+        shift = Weight(row, self.is_trained, sources)
         return Draft(
             "diagonal", (replace(draft, shape=self.call.shape[1:]),), None, shift, {"kind": "shift", "dim": None}
         )

@@ -333,6 +333,8 @@ def _along_axis(call: Call) -> Draft | None:
     given = torch.utils._pytree.tree_leaves(rest, is_leaf=lambda v: isinstance(v, Ref))
     if not isinstance(x, Ref) or call["dim"] is None or any(isinstance(value, Ref) for value in given):
         return None
+    if any(isinstance(value, Weight) and value.trainable for value in call.args.values()):  # steps that are trained
+        return None
     if any(isinstance(value, torch.Tensor) and value.dim() > 1 for value in given):  # other steps for every row
         return None
     shape = call.shapes[x.name]
