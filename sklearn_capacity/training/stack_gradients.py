@@ -172,7 +172,7 @@ def _stack(module: nn.Module) -> tuple[list[Layer], bool] | None:
     flattens = False
     for part in _parts(module):
         kind = type(part)
-        if not _is_unhooked(part):
+        if kind not in _FORWARDS or not _is_unhooked(part):
             return None
         if kind is nn.Linear:
             layers.append(Layer(part.weight, part.bias, None))
@@ -187,7 +187,8 @@ def _stack(module: nn.Module) -> tuple[list[Layer], bool] | None:
 
 def _parts(module: Any) -> Iterator[Any]:
     """The modules that a sequence calls in turn; other modules as they are."""
-    if type(module).forward is _FORWARDS[nn.Sequential] and _is_unhooked(module):
+    is_sequence = isinstance(module, nn.Sequential) and type(module).forward is _FORWARDS[nn.Sequential]
+    if is_sequence and _is_unhooked(module):
         for part in module:
             yield from _parts(part)
     else:

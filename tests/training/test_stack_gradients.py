@@ -138,6 +138,8 @@ MODULES = {
     "two activations": lambda m: m.insert(1, nn.Tanh()),
     "flattening in between": lambda m: m.insert(1, nn.Flatten()),
     "no layers": lambda m: nn.Sequential(nn.Identity()),
+    "scripted": torch.jit.script,
+    "scripted layer": lambda m: nn.Sequential(torch.jit.script(m[0]), *m[1:]),
 }
 
 
