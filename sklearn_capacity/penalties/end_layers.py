@@ -181,7 +181,7 @@ class LastLayer:
         rows = torch.zeros_like(W)
         blocks = t.unflatten(0, (-1, self.n_samples))  # (k, n, h) or (k, n, m)
         if node.name == self.node.name:
-            rows[outputs] = blocks.sum(1).to(rows.dtype)
+            rows[outputs] = blocks.sum(1, dtype=rows.dtype)
         else:
             assert self.before is not None and self.before.weight is not None and self.slope is not None
             V = self.before.weight.detach()

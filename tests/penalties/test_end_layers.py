@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from reference_penalties import CASES, assert_same, built, gradients, mean_squared_jacobian, mean_squared_norm
+from sklearn_capacity.derivatives.input_sweeps import linearize
 from sklearn_capacity.penalties import (
     end_layers,
     forward_pass,
@@ -19,6 +20,8 @@ from sklearn_capacity.penalties import (
     spectral_penalty,
 )
 from sklearn_capacity.penalties.end_layers import FirstLayer, LastLayer
+from sklearn_capacity.penalties.gradient_sums import Gradients
+from sklearn_capacity.penalties.module_graph import graph_of
 
 
 class _Tied(nn.Module):
@@ -157,3 +160,12 @@ def _noted(function, name, taken):
         return result
 
     return noted
+
+
+def test_sums_over_samples_are_not_rounded_to_the_precision_of_the_sweeps():
+    module, X = nn.Linear(2, 3), torch.zeros(257, 2)
+    tape = linearize(graph_of(module, X), X)
+    last, sums = LastLayer.of(tape, ()), Gradients()
+    last.collect(last.node, torch.ones(257, 2, dtype=torch.bfloat16), slice(1, 2), sums)  # 257 takes 9 bits, not 8
+    (got,) = (entry.total for entry in sums.sums.values())
+    assert got.tolist() == [[0.0, 0.0], [257.0, 257.0], [0.0, 0.0]]
