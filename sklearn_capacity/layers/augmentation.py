@@ -170,8 +170,9 @@ def resolve_augmentation(augmentation: str | Augmentation | None) -> Augmentatio
 
 def _check_images(X: Tensor) -> None:
     check_instance("X", X, Tensor, "a tensor of images")
-    if X.dim() != 4:
+    if X.is_nested or X.dim() != 4:
+        shape = "a nested tensor" if X.is_nested else tuple(X.shape)
         raise ValueError(
-            f"`X` must have shape (n_samples, channels, height, width) to be augmented, got {tuple(X.shape)}. "
+            f"`X` must have shape (n_samples, channels, height, width) to be augmented, got {shape}. "
             "Pass input_shape=(channels, height, width) to the estimator."
         )

@@ -162,6 +162,8 @@ class Measure:
         for name, kind in (("needs", frozenset), ("invariances", frozenset), ("tasks", tuple)):
             given = getattr(self, name)
             object.__setattr__(self, name, kind([given] if isinstance(given, str) else as_list(name, given)))
+        if not self.tasks:
+            raise ValueError("`tasks` must name a task, 'classification', 'regression' or both, got none.")
         for task in self.tasks:
             check_option("tasks", task, ("classification", "regression"))
         check_option("cost", self.cost, tuple(COSTS))

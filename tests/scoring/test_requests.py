@@ -217,6 +217,7 @@ def test_what_is_no_measure_is_refused(measures, error, message, module):
         ({"needs": {"gpu"}}, ValueError, "`needs` must be one of"),
         ({"invariances": "permutations"}, ValueError, "Did you mean 'permutation'"),
         ({"tasks": "ranking"}, ValueError, "`tasks` must be one of"),
+        ({"tasks": ()}, ValueError, "`tasks` must name a task"),
         ({"lower_is_better": "yes"}, TypeError, "`lower_is_better` must be True or False"),
     ],
 )
