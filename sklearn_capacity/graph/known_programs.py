@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..process_state import FORWARD_HOOKS, has_process_hooks
 from ..storage import complete_fingerprint
 
 __all__ = ["Programs", "structure_of"]
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
 
 class Programs:
@@ -71,7 +71,7 @@ def structure_of(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.d
     training : bool
         Whether the training flags of the submodules matter.
     """
-    if any(getattr(nn.modules.module, f"_global{table}", None) for table in _HOOKS):
+    if has_process_hooks(FORWARD_HOOKS):
         return None
     try:
         return complete_fingerprint(
@@ -99,7 +99,7 @@ def _tensors(module: nn.Module) -> list[Any]:
 def _part(path: str, part: nn.Module, training: bool) -> list[Any]:
     """What a submodule adds to the structure."""
     settings = {name: value for name, value in sorted(vars(part).items()) if name not in _OF_EVERY_MODULE}
-    hooks = [list(vars(part)[table].values()) for table in _HOOKS]
+    hooks = [list(vars(part)[table].values()) for table in FORWARD_HOOKS]
     forward = type(part).forward
     code = forward.__code__ if isinstance(forward, types.FunctionType) else forward
     return [path, type(part), code, settings, hooks, training and part.training]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ..process_state import has_own_hooks, has_process_hooks
 from .known_calls import CALLS, RESHAPES, VIEWS, UnknownCallError, result_of
 
 __all__ = ["Recording", "is_known", "recorded"]
@@ -22,7 +23,6 @@ __all__ = ["Recording", "is_known", "recorded"]
 SAMPLES = 7919
 
 _PACKAGE = __name__.partition(".")[0]
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 #: What a forward pass may ask of a value; sizes are those of `SAMPLES` samples.
 _PROPERTIES = {
     *(Tensor.dim, Tensor.size, Tensor.numel, Tensor.is_floating_point),
@@ -55,7 +55,7 @@ class Recording:
 
 def is_known(module: nn.Module) -> bool:
     """Whether a module and its submodules are torch's or this package's, without hooks and replaced methods."""
-    if any(getattr(nn.modules.module, f"_global{table}", None) for table in _HOOKS):
+    if has_process_hooks():
         return False
     return all(_is_known_alone(part) for part in module.modules())
 
@@ -68,7 +68,7 @@ def _is_known_alone(module: nn.Module) -> bool:
         return False
     if "forward" in vars(module):
         return False
-    return not any(getattr(module, table, None) for table in _HOOKS)
+    return not has_own_hooks(module)
 
 
 def recorded(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> Recording | None:

@@ -27,6 +27,7 @@ from sklearn_capacity.graph import (
     private_copy,
     trace,
 )
+from sklearn_capacity.process_state import has_own_hooks, has_process_hooks
 
 __all__ = [
     "ModuleTrace",
@@ -323,6 +324,4 @@ _MODELESS = frozenset(
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether the module has forward or backward hooks."""
-    tables = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    of_all = any(getattr(nn.modules.module, f"_global{table}", None) for table in tables)
-    return of_all or any(getattr(m, table, None) for _, m in _submodules(module) for table in tables)
+    return has_process_hooks() or any(has_own_hooks(part) for _, part in _submodules(module))

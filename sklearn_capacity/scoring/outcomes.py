@@ -18,11 +18,11 @@ from .measurement import Session
 from .requests import Request
 
 __all__ = [
-    "CHEAP_PASSES",
     "LeftOutError",
     "by_reason",
     "check_max_seconds",
     "estimated_passes",
+    "is_left_out",
     "outcomes",
     "reason_of",
     "seconds_per_pass",
@@ -81,7 +81,7 @@ def outcomes(
             bar.set_description_str(request.label)
             needed = passes[id(request)]
             try:
-                if group == "cheap" and needed > CHEAP_PASSES:
+                if is_left_out(group, needed):
                     raise NotDefinedError(
                         f"It would take some {needed:.0f} forward passes over the data, which is not cheap. Ask for "
                         "it by name."
@@ -93,6 +93,11 @@ def outcomes(
                 outcome = error
             bar.update()
             yield request, outcome
+
+
+def is_left_out(group: str | None, passes: float) -> bool:
+    """Whether a group of measures does without one that takes this many passes over the data."""
+    return group == "cheap" and passes > CHEAP_PASSES
 
 
 def estimated_passes(session: Session, request: Request) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from .measurement import Session
-from .outcomes import CHEAP_PASSES, estimated_passes, seconds_per_pass
+from .outcomes import estimated_passes, is_left_out, seconds_per_pass
 from .requests import Request
 
 __all__ = ["PassTotal", "announce", "pass_total"]
@@ -60,7 +60,7 @@ def pass_total(session: Session, requests: Sequence[Request], *, group: str | No
     parts: dict[Hashable, float] = {}
     without_limit: list[str] = []
     for request in requests:
-        if group == "cheap" and estimated_passes(session, request) > CHEAP_PASSES:
+        if is_left_out(group, estimated_passes(session, request)):
             continue
         most = session.most_passes(request)
         if most is None:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sklearn_capacity.process_state import HOOKS
 from sklearn_capacity.storage.encoding import encode
 from sklearn_capacity.storage.references import (
     LIBRARIES,
@@ -50,7 +51,6 @@ _OF_EVERY_CLASS = frozenset(vars(type("Empty", (nn.Module,), {}))) | {
     *("__static_attributes__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__slots__"),
 }
 _REDUCERS = ("__reduce__", "__reduce_ex__", "__getstate__")
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def fingerprint(**values: Any) -> str:
@@ -302,7 +302,7 @@ def _update_module(module: nn.Module, inner: Any) -> None:
             attributes = {
                 key: item for key, item in attributes.items() if isinstance(item, (*_PLAIN, types.MethodType))
             }
-        hooks = [list(vars(part)[kind].values()) for kind in _HOOKS]
+        hooks = [list(vars(part)[kind].values()) for kind in HOOKS]
         inner([type(part), dict(sorted(attributes.items())), hooks], f"module {path}")
 
 

@@ -11,17 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.module import _has_any_global_hook
 
 from sklearn_capacity.derivatives.modes import autocasts
 from sklearn_capacity.losses import CrossEntropyLoss, SquaredLoss
+from sklearn_capacity.process_state import has_own_hooks, has_process_hooks
 from sklearn_capacity.training.batches import TensorData
 
 __all__ = ["Layer", "StackGradients", "stack_gradients"]
 
 aten = torch.ops.aten
 _MEAN, _IGNORED = 1, -100  # the operators' codes for the reduction, and the label that the loss leaves out
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Activation(NamedTuple):
@@ -147,7 +146,7 @@ def _is_watched() -> bool:
         or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         or torch._C._len_torch_function_stack() > 0
         or torch._C._len_torch_dispatch_stack() > 0
-        or _has_any_global_hook()
+        or has_process_hooks()
     )
 
 
@@ -200,7 +199,7 @@ def _is_unhooked(module: nn.Module) -> bool:
     replaced: dict[str, Any] = vars(module)
     kind = type(module)
     return (
-        not any(replaced[hooks] for hooks in _HOOKS)
+        not has_own_hooks(module)
         and "forward" not in replaced
         and replaced.get("_compiled_call_impl") is None
         and kind.__call__ is _CALL

@@ -1,0 +1,21 @@
+"""The hooks that torch runs around the forward and the backward passes of modules."""
+
+from __future__ import annotations
+
+from torch import nn
+
+__all__ = ["FORWARD_HOOKS", "HOOKS", "has_own_hooks", "has_process_hooks"]
+
+#: Attributes of a module that hold its hooks.
+FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+HOOKS = (*FORWARD_HOOKS, "_backward_pre_hooks", "_backward_hooks")
+
+
+def has_own_hooks(module: nn.Module) -> bool:
+    """Whether a module has hooks itself; those of its parts do not count."""
+    return any(getattr(module, table, None) for table in HOOKS)
+
+
+def has_process_hooks(tables: tuple[str, ...] = HOOKS) -> bool:
+    """Whether there are hooks on all modules of the process."""
+    return any(getattr(nn.modules.module, f"_global{table}", None) for table in tables)
