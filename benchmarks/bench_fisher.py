@@ -25,7 +25,7 @@ from sklearn_capacity.derivatives.fisher_matrix import FisherMatrix
 from sklearn_capacity.graph import Network
 from sklearn_capacity.linalg import largest_eigenvalue
 from sklearn_capacity.measures import MEASURES, Batch
-from sklearn_capacity.measures.fisher_spectrum import fisher_matrix
+from sklearn_capacity.measures.fisher_eigenvalues import fisher_matrix
 
 Shape = tuple[int, ...]
 

@@ -213,6 +213,8 @@ TESTED_IN = {
     "measures": "measures/test_every_measure",
     "measures/capacities": "measures/test_paths",
     "measures/curvature": "measures/test_margins",
+    "measures/fisher_eigenvalues": "measures/test_fisher_spectrum",
+    "measures/fisher_limits": "measures/test_every_measure",
     "measures/jacobians": "measures/test_margins",
     "measures/layer_operators": "measures/test_norms",
     "measures/losses": "measures/test_sharpness",

@@ -12,15 +12,8 @@ from torch import Tensor
 from .._validation import NotDefinedError, check_integer, check_interval
 from ..graph import Network
 from .batch import Batch
-from .fisher_spectrum import (
-    alignment_limits,
-    fisher_bytes,
-    fisher_eigenvalues,
-    fisher_matrix,
-    retried,
-    spectrum_bytes,
-    spectrum_limits,
-)
+from .fisher_eigenvalues import fisher_eigenvalues, fisher_matrix, retried
+from .fisher_limits import alignment_limits, fisher_bytes, spectrum_bytes, spectrum_limits
 from .losses import targets
 from .memory import Peak
 from .record import Measure, Measured

@@ -24,6 +24,7 @@ from sklearn_capacity.derivatives.input_jacobian import jacobian_products
 from sklearn_capacity.derivatives.parameter_jacobian import parameter_jacobian
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch
+from sklearn_capacity.measures import fisher_eigenvalues as methods
 from sklearn_capacity.measures import fisher_spectrum as family
 from sklearn_capacity.theory import initialize_mean_field, mean_field
 
@@ -57,7 +58,7 @@ def test_statistics_agree_with_dense_matrices(name, loss):
     net, data = batch(name)
     eigenvalues = exact(name, loss)
     n = min(net.n_outputs * data.n_samples, len(eigenvalues))
-    spectrum, info = family.fisher_eigenvalues(net, data, loss)
+    spectrum, info = methods.fisher_eigenvalues(net, data, loss)
     assert len(spectrum) == n and info["method"] in ("dual matrix", "parameter matrix")
     assert bool((spectrum >= 0).all()) and bool((spectrum.diff() <= 0).all())
     assert torch.allclose(spectrum, eigenvalues[:n].clamp_min(0), rtol=1e-9, atol=1e-13)
@@ -109,7 +110,7 @@ def test_a_few_classes_at_once_give_the_same(name, loss, classes, monkeypatch):
 @pytest.mark.parametrize("name", ["mlp", "conv_batch_norm", "residual"])
 def test_both_matrices_have_the_same_eigenvalues(name):
     net, data = batch(name)
-    fisher = family.fisher_matrix(net, data, "cross_entropy")
+    fisher = methods.fisher_matrix(net, data, "cross_entropy")
     direct, through_dual = fisher.matrix(), fisher.dual()
     assert torch.allclose(through_dual, through_dual.T, rtol=1e-12, atol=1e-15)
     n = min(len(direct), len(through_dual))
@@ -125,7 +126,7 @@ def test_chunks_tiles_and_what_is_held_do_not_matter(rows, held, monkeypatch):
     monkeypatch.setattr(dual, "HELD_BYTES", held)
     for name in ("mlp", "conv_strided_grouped"):
         net, whole = batch(name)
-        fisher = family.fisher_matrix(net, batch(name, batch_size=2)[1], "squared")
+        fisher = methods.fisher_matrix(net, batch(name, batch_size=2)[1], "squared")
         module, X, _ = NETWORKS[name]()
         assert torch.allclose(fisher.dual(), reference.dual(module, X), rtol=1e-9, atol=1e-13)
         assert fisher.squared_norm() == pytest.approx(float((fisher.dual() ** 2).sum()), rel=1e-12)
@@ -137,7 +138,7 @@ def test_chunks_tiles_and_what_is_held_do_not_matter(rows, held, monkeypatch):
 @pytest.mark.parametrize("loss", ["squared", "cross_entropy"])
 @pytest.mark.parametrize("name", ["mlp", "conv_max_pool", "tied"])
 def test_lanczos_finds_the_largest_eigenvalue(name, loss, monkeypatch):
-    monkeypatch.setattr(family, "SMALL", 0)
+    monkeypatch.setattr(methods, "SMALL", 0)
     net, data = batch(name)
     largest = MEASURES["fisher_max_eigenvalue"](net, data, loss=loss)
     module, X, _ = NETWORKS[name]()
@@ -145,7 +146,7 @@ def test_lanczos_finds_the_largest_eigenvalue(name, loss, monkeypatch):
     assert largest.value == pytest.approx(float(spectrum[0]), rel=1e-5)
     assert largest.info["method"] == "Lanczos on the dual"
     assert largest.info["products"] <= 16 and largest.info["error"] <= 1e-5
-    several, info = family.fisher_eigenvalues(net, data, loss, 4)
+    several, info = methods.fisher_eigenvalues(net, data, loss, 4)
     assert info["method"] == "block Lanczos on the dual"
     assert torch.allclose(several, spectrum[:4], rtol=1e-6)
 
@@ -159,7 +160,7 @@ def test_two_close_eigenvalues_do_not_pass_for_one(seed, width, n_outputs, n):
     network = Network(net, (20,))
     for random_state in range(5):
         data = Batch(network, X, loss="squared", random_state=random_state)
-        value, info = family.fisher_eigenvalues(network, data, "squared", 1)
+        value, info = methods.fisher_eigenvalues(network, data, "squared", 1)
         true = float(torch.linalg.eigvalsh(reference.dual(net.double(), X.double()))[-1])
         net.float()
         assert float(value[0]) == pytest.approx(true, rel=1e-5)
@@ -185,7 +186,7 @@ def test_two_dozen_products_suffice_for_a_wide_network():
 
 @pytest.mark.parametrize("loss", ["squared", "cross_entropy"])
 def test_the_dual_of_wide_layers_is_formed(loss, monkeypatch):
-    monkeypatch.setattr(family, "SMALL", 0)
+    monkeypatch.setattr(methods, "SMALL", 0)
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(8, 40), nn.Tanh(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 3)).double()
     X = torch.randn(5, 8, dtype=torch.float64)
@@ -194,18 +195,18 @@ def test_the_dual_of_wide_layers_is_formed(loss, monkeypatch):
     largest = MEASURES["fisher_max_eigenvalue"](network, Batch(network, X, None), loss=loss)
     assert largest.value == pytest.approx(float(spectrum[0]), rel=1e-9)
     assert largest.info["method"] == "Lanczos on the dual matrix"
-    several, info = family.fisher_eigenvalues(network, Batch(network, X, None), loss, 4)
+    several, info = methods.fisher_eigenvalues(network, Batch(network, X, None), loss, 4)
     assert torch.allclose(several, spectrum[:4], rtol=1e-6) and info["method"] == "block Lanczos on the dual matrix"
-    monkeypatch.setattr(family, "MATRIX_SIZE", 10)  # of the 15 rows that it has: products need no matrix
+    monkeypatch.setattr(methods, "MATRIX_SIZE", 10)  # of the 15 rows that it has: products need no matrix
     products = MEASURES["fisher_max_eigenvalue"](network, Batch(network, X, None), loss=loss)
     assert products.info["method"] == "Lanczos on the dual"
     assert products.value == pytest.approx(largest.value, rel=1e-9)
 
 
 def test_a_spectrum_that_is_known_is_used_again(monkeypatch):
-    monkeypatch.setattr(family, "SMALL", 0)
+    monkeypatch.setattr(methods, "SMALL", 0)
     net, data = batch("mlp")
-    family.fisher_eigenvalues(net, data)
+    methods.fisher_eigenvalues(net, data)
     assert MEASURES["fisher_max_eigenvalue"](net, data).info["method"] in ("dual matrix", "parameter matrix")
 
 
@@ -218,7 +219,7 @@ def test_linear_regression_repeats_the_eigenvalues_of_the_second_moment_matrix(m
     inputs = np.hstack([X, np.ones((30, 1))])
     once = np.linalg.eigvalsh(inputs.T @ inputs / 30)[::-1]
     assert fisher_spectrum(model, X) == pytest.approx(np.repeat(once, 2), rel=1e-10)
-    monkeypatch.setattr(family, "SMALL", 0)
+    monkeypatch.setattr(methods, "SMALL", 0)
     assert fisher_spectrum(model, X, n_largest=5) == pytest.approx(np.repeat(once, 2)[:5], rel=1e-8)
 
 
@@ -320,7 +321,7 @@ def test_runs_on_an_accelerator(name, monkeypatch):
     module, X, _ = NETWORKS[name]()
     expected = fisher_spectrum(module, X, loss="cross_entropy")
     values = measure_capacity(module, X, measures=NAMES, loss="cross_entropy")
-    monkeypatch.setattr(family, "SMALL", 0)
+    monkeypatch.setattr(methods, "SMALL", 0)
     with pretend_device() as device:
         got = fisher_spectrum(module, X, loss="cross_entropy", device=device.device)
         assert got == pytest.approx(expected, rel=1e-9, abs=1e-13)
@@ -343,7 +344,7 @@ def test_an_unfinished_walk_leaves_the_gradient_mode_alone(mode):
 
 def test_half_as_many_samples_when_memory_runs_out(monkeypatch):
     net, data = batch("mlp")
-    fisher = family.fisher_matrix(net, data, "squared")
+    fisher = methods.fisher_matrix(net, data, "squared")
     at, sizes = fisher.jacobian.at, []
 
     def small_memory(X):
@@ -367,7 +368,7 @@ def test_half_as_many_samples_when_memory_runs_out(monkeypatch):
 
 
 def test_too_large_a_matrix_is_refused_with_the_cure(monkeypatch):
-    monkeypatch.setattr(family, "MATRIX_SIZE", 20)
+    monkeypatch.setattr(methods, "MATRIX_SIZE", 20)
     module, X, _ = NETWORKS["mlp"]()
     with pytest.raises(ValueError, match="`n_largest` must be given if both matrices have more than 20 rows"):
         fisher_spectrum(module, X)
@@ -403,7 +404,7 @@ def test_a_network_that_no_parameter_moves_has_no_critical_rate():
 def test_a_diverged_network_has_a_report_with_reasons(monkeypatch):
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     net[0].weight.data[0, 0] = float("nan")
-    monkeypatch.setattr(family, "SMALL", 0)
+    monkeypatch.setattr(methods, "SMALL", 0)
     table = list_measures()
     names = table[table.family.isin(["fisher", "jacobian", "margin"])].name.tolist()
     report = capacity_report(net, torch.ones(4, 3), torch.arange(4) % 2, names)
