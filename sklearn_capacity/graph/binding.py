@@ -19,7 +19,7 @@ from .constants import constant_rows, keeps_parameters, without_content
 from .layouts import ROWS, Layout, Signal, Sizes, at_samples, reshaped
 from .nodes import NetworkGraph, Node, Place, UnsupportedLayerError
 from .rules import CONVERSIONS, READ_MASKS, SPLITS, Call, Draft, Ref, Weight, split_piece
-from .rules.call import as_view
+from .rules.drafts import as_view
 from .rules.rows import BROADCASTS, ENTRIES, REPEATS, VIEWS, Repeated, on_rows
 from .selections import note_selection
 

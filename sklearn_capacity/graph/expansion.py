@@ -1,11 +1,13 @@
 """Operators of a traced program that are composed of others, written out in those that have rules.
 
-Torch itself can write out most of them; `_OURS` has those that it writes in other ways, or not at all.
+Torch itself can write out most of them; `_WRITTEN_HERE` has those that it would write in operators without rules, or
+not at all.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Callable
@@ -25,7 +27,7 @@ _aten = torch.ops.aten
 #: Steps of a product along an axis.
 _MOST_STEPS = 64
 #: Operators that torch writes out: other names, then losses and distances, differences, products, norms, and joins.
-_TORCHS = frozenset(
+_WRITTEN_BY_TORCH = frozenset(
     "absolute negative fix clip sgn special_expit special_ndtr arctan arccos arcsin arcsinh arccosh arctanh "
     "float_power true_divide divide multiply subtract deg2rad rad2deg frac ldexp addcdiv "
     "mse_loss l1_loss binary_cross_entropy_with_logits soft_margin_loss poisson_nll_loss cosine_similarity "
@@ -38,13 +40,13 @@ _TORCHS = frozenset(
 
 
 def write_out(graph: fx.Graph) -> None:
-    """Replace such operators of an exported graph, in place, by what they are composed of.
+    """Replace composed operators of an exported graph, in place, by those that they are composed of.
 
     What cannot be written out stays as it is, and measures name it. So does everything where the trace has fixed the
     number of samples, which would be written into the calls.
     """
     for node in list(graph.nodes):
-        if not (node.target in _OURS or _name(node) in _TORCHS) or not _varies(graph):
+        if not (node.target in _WRITTEN_HERE or _name(node) in _WRITTEN_BY_TORCH) or not _varies(graph):
             continue
         values = [_for_three(read.meta.get("val")) for read in node.all_input_nodes]
         result = _for_three(node.meta.get("val"))
@@ -97,17 +99,17 @@ def _body(node: fx.Node) -> fx.Graph | None:
     def call(*operands: Any) -> Any:
         given = dict(zip(inputs, operands, strict=True))
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), given.__getitem__)
-        return _OURS.get(node.target, node.target)(*args, **kwargs)  # type: ignore[operator]
+        return _WRITTEN_HERE.get(node.target, node.target)(*args, **kwargs)  # type: ignore[operator]
 
-    table = {**torch._decomp.get_decompositions([node.target]), **_OURS}  # type: ignore[list-item]
+    table = {**torch._decomp.get_decompositions([node.target]), **_WRITTEN_HERE}  # type: ignore[list-item]
     try:
         with mode:
             body = make_fx(call, decomposition_table=table)(*values).graph
     except Exception:  # among others, where it is not known how to write this call out
         return None
     replace_in_place(body)
-    own_tensors = any(part.op == "get_attr" for part in body.nodes)
-    return None if mutates(body) or own_tensors else body
+    has_constants = any(part.op == "get_attr" for part in body.nodes)
+    return None if mutates(body) or has_constants else body
 
 
 def _replace(graph: fx.Graph, node: fx.Node, body: fx.Graph) -> None:
@@ -128,7 +130,7 @@ def _replace(graph: fx.Graph, node: fx.Node, body: fx.Graph) -> None:
     graph.erase_node(node)
 
 
-# -- what torch writes in other ways ----------------------------------------------------------------------------------
+# -- what torch does not write in operators with rules -----------------------------------------------------------------
 
 
 def _var_mean(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
@@ -174,28 +176,31 @@ def _power_of(base: float, x: Tensor) -> Any:
     return (x * math.log(base)).exp() if base > 0 else NotImplemented
 
 
+def _slices(x: Tensor, dim: int, dtype: Any) -> list[Tensor] | None:
+    """The entries along an axis, unless there are too many to combine one by one."""
+    is_short = isinstance(x.shape[dim], int) and x.shape[dim] <= _MOST_STEPS
+    return list(x.unbind(dim)) if is_short and dtype is None else None
+
+
 def _prefixes(combine: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
     """Everything up to each entry along an axis, combined."""
 
     def write(x: Tensor, dim: int, *, dtype: Any = None) -> Any:
-        if not isinstance(x.shape[dim], int) or x.shape[dim] > _MOST_STEPS or dtype is not None:
-            return NotImplemented
-        parts = list(x.unbind(dim))
-        for i in range(1, len(parts)):
-            parts[i] = combine(parts[i - 1], parts[i])
-        return torch.stack(parts, dim)
+        parts = _slices(x, dim, dtype)
+        return NotImplemented if parts is None else torch.stack(list(itertools.accumulate(parts, combine)), dim)
 
     return write
 
 
 def _prod(x: Tensor, dim: int, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    if not isinstance(x.shape[dim], int) or x.shape[dim] > _MOST_STEPS or dtype is not None:
+    parts = _slices(x, dim, dtype)
+    if parts is None:
         return NotImplemented
-    product = functools.reduce(operator.mul, x.unbind(dim))
+    product = functools.reduce(operator.mul, parts)
     return product.unsqueeze(dim) if keepdim else product
 
 
-_OURS: dict[Any, Callable[..., Any]] = {
+_WRITTEN_HERE: dict[Any, Callable[..., Any]] = {
     _aten.var_mean.correction: _var_mean,
     _aten.std_mean.correction: _std_mean,
     _aten.cdist.default: _cdist,

@@ -43,7 +43,7 @@ def test_long_products_and_those_along_the_samples_are_not(operator):
 
 
 def test_a_way_that_fixes_the_number_of_samples_is_not_taken(monkeypatch):
-    monkeypatch.setattr(expansion, "_TORCHS", frozenset({"einsum"}))
+    monkeypatch.setattr(expansion, "_WRITTEN_BY_TORCH", frozenset({"einsum"}))
     module, X, _ = make(lambda: Of(lambda m, x: torch.einsum("ni,ij,nj->n", x, m.w, x)[:, None], w=(4, 4)), (4,))
     assert measure_capacity(module, X, X[:, 0], "frobenius_norm", loss="squared") == {
         "frobenius_norm": pytest.approx(float(module.w.detach().norm()))

@@ -5,9 +5,10 @@ A rule is a function in `layers` (linear maps, batch norm), `elementwise` (activ
 `maxima` (also selections by a comparison), `order` (sorting), `overlaps` (`fold`) or `shapes` (views, splits, joins,
 pooling, interpolation), registered by the decorator `rule` of `call`. Importing those files fills the table
 `CONVERSIONS`; to add an operator, add one rule to one of them, or write it out in others in `graph/expansion.py`.
-`products` multiplies two signals, and `composite_activations` recognises activations and normalisations that are
-written as such products. Rules only know rows, one per sample: `rows` converts calls whose samples are along
-another axis, `frames` operators on images whose batch is merged with another axis.
+`drafts` has the nodes that many of them return, `products` multiplies two signals, and `composite_activations`
+recognises activations and normalisations that are written as such products. Rules only know rows, one per sample:
+`rows` converts calls whose samples are along another axis, `frames` operators on images whose batch is merged with
+another axis.
 """
 
 from . import contractions, elementwise, entries, layers, maxima, mixing, order, overlaps, shapes

@@ -15,7 +15,7 @@ import torch
 
 from ..nodes import Node, Weight
 
-__all__ = ["CONVERSIONS", "Call", "Draft", "Ref", "Rule", "Weight", "aten", "as_view", "is_weight", "per_axis", "rule"]
+__all__ = ["CONVERSIONS", "Call", "Draft", "Ref", "Rule", "Weight", "aten", "axes_of", "is_weight", "per_axis", "rule"]
 
 aten = torch.ops.aten
 
@@ -120,6 +120,7 @@ def per_axis(value: Any, nd: int) -> tuple[int, ...]:
     return values * nd if len(values) == 1 else values
 
 
-def as_view(x: Ref | Draft, shape: tuple[int, ...] | None = None) -> Draft:
-    """The entries of a signal in another shape for one sample; without one, in that of the operator's result."""
-    return Draft("view", (x,), params={"kind": "view"}, shape=shape)
+def axes_of(value: Any, rank: int) -> tuple[int, ...]:
+    """The axes that an argument names, ascending: one, several, or all for None and for an empty list."""
+    axes = (value,) if isinstance(value, int) else tuple(value or range(rank))
+    return tuple(sorted(axis % rank for axis in axes))

@@ -12,8 +12,8 @@ from ..activations import ACTIVATIONS
 from ..evaluate import EVALUATE
 from ..nodes import Node
 from .call import Call, Draft, Ref
+from .drafts import activation, function, scaled
 from .maxima import constant
-from .products import function
 
 __all__ = ["composite_activation"]
 
@@ -84,11 +84,9 @@ def _activation(call: Call, source: str, kind: str, args: tuple, scale: float, f
     x: Ref | Draft = Ref(source)
     shape = call.shape[1:]
     if scale != 1:
-        x = Draft("diagonal", (x,), constant(scale, call), None, {"kind": "scale", "dim": None}, shape)
-    activation = Draft("activation", (x,), params={"kind": kind, "args": args}, shape=shape)
-    if abs(factor - 1) < 1e-9:
-        return activation
-    return Draft("diagonal", (activation,), constant(factor, call), None, {"kind": "scale", "dim": None})
+        x = scaled(x, constant(scale, call), shape=shape)
+    result = activation(kind, x, *args, shape=shape)
+    return result if abs(factor - 1) < 1e-9 else scaled(result, constant(factor, call))
 
 
 def _sources(call: Call, name: str) -> list[str]:

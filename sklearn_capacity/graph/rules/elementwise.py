@@ -8,9 +8,10 @@ from typing import Any
 
 from .call import Call, Draft, Ref, Weight, rule
 from .composite_activations import composite_activation
+from .drafts import activation, scaled, shifted
 from .maxima import chosen, compared, constant, negated
 from .products import product
-from .shapes import broadcast_to
+from .shapes import all_widened, widened
 
 _ACTIVATION_ARGS: dict[str, tuple[str, ...]] = {
     "relu.default": (),
@@ -69,7 +70,7 @@ def _activation(call: Call) -> Draft | None:
         kind, args = "hardtanh", (0.0, 6.0)
     if kind == "threshold" and not any(args):
         kind, args = "relu", ()
-    return Draft("activation", (call["self"],), params={"kind": kind, "args": args})
+    return activation(kind, call["self"], *args)
 
 
 @rule(*_POWERS, "pow.Tensor_Scalar")
@@ -77,7 +78,7 @@ def _power(call: Call) -> Draft | None:
     exponent = call.args.get("exponent", _POWERS.get(call.target.__name__))
     if isinstance(exponent, Ref | Weight):
         return None
-    return Draft("activation", (call["self"],), params={"kind": "pow", "args": (float(exponent),)})
+    return activation("pow", call["self"], float(exponent))
 
 
 #: Activations up to constants: the activation's name, the factors of its input and of its output, and a shift.
@@ -94,12 +95,11 @@ def _scaled_activation(call: Call) -> Draft:
     kind, inner, outer, shift = _SCALED[call.target.__name__]
     x, shape = call["self"], call.shape[1:]
     if inner != 1:
-        x = Draft("diagonal", (x,), constant(inner, call), None, {"kind": "scale", "dim": None}, shape)
-    x = Draft("activation", (x,), params={"kind": kind, "args": ()}, shape=shape)
+        x = scaled(x, constant(inner, call), shape=shape)
+    x = activation(kind, x, shape=shape)
     if (outer, shift) == (1, 0):
         return x
-    factor, bias = constant(outer, call), None if shift == 0 else constant(shift, call)
-    return Draft("diagonal", (x,), factor, bias, {"kind": "scale", "dim": None})
+    return scaled(x, constant(outer, call), None if shift == 0 else constant(shift, call))
 
 
 @rule("huber_loss.default", "smooth_l1_loss.default")
@@ -110,30 +110,27 @@ def _huber(call: Call) -> Draft | None:
     if call["reduction"] or gap is None or delta <= 0:  # a reduction mixes the samples
         return None
     shape = call.shape[1:]
-    loss = Draft("activation", (replace(gap, shape=shape),), params={"kind": "huber", "args": (delta,)}, shape=shape)
-    if "delta" in call.args:
-        return loss
-    return Draft("diagonal", (loss,), constant(1 / delta, call), None, {"kind": "scale", "dim": None})
+    loss = activation("huber", replace(gap, shape=shape), delta, shape=shape)
+    return loss if "delta" in call.args else scaled(loss, constant(1 / delta, call))
 
 
 @rule("selu.default")
 def _selu(call: Call) -> Draft:
-    args = (1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1.0)
-    return Draft("activation", (call["self"],), params={"kind": "elu", "args": args})
+    alpha, scale = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
+    return activation("elu", call["self"], alpha, scale, 1.0)
 
 
 @rule("celu.default")
 def _celu(call: Call) -> Draft:
     alpha = float(call["alpha"])
-    return Draft("activation", (call["self"],), params={"kind": "elu", "args": (alpha, 1.0, 1 / alpha)})
+    return activation("elu", call["self"], alpha, 1.0, 1 / alpha)
 
 
 @rule("rrelu.default")
 def _rrelu(call: Call) -> Draft | None:
     if call["training"]:
         return None
-    slope = (float(call["lower"]) + float(call["upper"])) / 2
-    return Draft("activation", (call["self"],), params={"kind": "leaky_relu", "args": (slope,)})
+    return activation("leaky_relu", call["self"], (float(call["lower"]) + float(call["upper"])) / 2)
 
 
 @rule("prelu.default")
@@ -150,8 +147,8 @@ def _clamp(call: Call) -> Draft | None:
     if isinstance(low, Ref | Weight) or isinstance(high, Ref | Weight):
         return None
     if low == 0 and high == math.inf:
-        return Draft("activation", (call["self"],), params={"kind": "relu", "args": ()})
-    return Draft("activation", (call["self"],), params={"kind": "hardtanh", "args": (float(low), float(high))})
+        return activation("relu", call["self"])
+    return activation("hardtanh", call["self"], float(low), float(high))
 
 
 @rule("clone.default", "alias.default", "detach.default", "contiguous.default", "lift_fresh_copy.default")
@@ -164,8 +161,7 @@ def _identity(call: Call) -> Ref:
 @rule("copy.default")
 def _copy(call: Call) -> Ref | Draft | None:
     """What is written over all of a tensor, broadcast to its shape."""
-    src = call["src"]
-    return broadcast_to(call, src, call.shapes[src.name], call.shape) if isinstance(src, Ref) else None
+    return widened(call, call["src"]) if isinstance(call["src"], Ref) else None
 
 
 @rule("_to_copy.default", "to.dtype", "to.device", "to.dtype_layout")
@@ -180,14 +176,13 @@ def _dropout(call: Call) -> Ref | None:
     return None if call["train"] else call["input"]
 
 
-def _scaled(x: Ref, factor: Weight, call: Call) -> Draft | None:
+def _multiplied(x: Ref, factor: Weight, call: Call) -> Draft | None:
     """The signal times a factor; one that is trained is a layer of its own, on the signal broadcast to its shape.
 
     A constant that repeats the signal is one map with it, whose norm is exact.
     """
-    wide = broadcast_to(call, x, call.shapes[x.name], call.shape) if factor.trainable else x
-    params = {"kind": "scale", "dim": None, "layer": factor.trainable}
-    return None if wide is None else Draft("diagonal", (wide,), factor, None, params)
+    wide = widened(call, x) if factor.trainable else x
+    return None if wide is None else scaled(wide, factor, layer=factor.trainable)
 
 
 @rule("mul.Tensor", "mul.Scalar")
@@ -197,7 +192,7 @@ def _mul(call: Call) -> Draft | Ref | None:
         return _product(call, a, b)
     x, factor = (a, b) if isinstance(a, Ref) else (b, a)
     weight = constant(factor, call)
-    return None if weight is None else _scaled(x, weight, call)
+    return None if weight is None else _multiplied(x, weight, call)
 
 
 def _product(call: Call, a: Ref, b: Ref) -> Draft | Ref | None:
@@ -213,7 +208,7 @@ def _product(call: Call, a: Ref, b: Ref) -> Draft | Ref | None:
 @rule("div.Tensor", "div.Scalar")
 def _div(call: Call) -> Draft | None:
     if _is_softsign(call):
-        return Draft("activation", (call["self"],), params={"kind": "softsign", "args": ()})
+        return activation("softsign", call["self"])
     x, other = call["self"], call["other"]
     if isinstance(other, Ref):
         return _quotient(call, x, other)
@@ -222,19 +217,19 @@ def _div(call: Call) -> Draft | None:
         return None
     # The reciprocal of an integer tensor has the network's precision.
     inverse = 1 / divisor.tensor.to(call.dtype) if isinstance(other, Weight) else 1 / divisor.tensor
-    return _scaled(x, Weight(inverse, divisor.trainable, divisor.sources), call)
+    return _multiplied(x, replace(divisor, tensor=inverse), call)
 
 
 def _quotient(call: Call, x: Any, divisor: Ref) -> Draft | None:
     """x / y as the product of x and 1 / y, or as a multiple of 1 / y."""
     shape = call.shapes[divisor.name]
-    inverse = Draft("activation", (divisor,), params={"kind": "pow", "args": (-1.0,)}, shape=shape[1:])
+    inverse = activation("pow", divisor, -1.0, shape=shape[1:])
     if isinstance(x, Ref):
         return product(call, x, inverse, (call.shapes[x.name], shape))
     factor = constant(x, call)
     if factor is None or shape != call.shape:
         return None
-    return Draft("diagonal", (inverse,), factor, None, {"kind": "scale", "dim": None, "layer": factor.trainable})
+    return scaled(inverse, factor, layer=factor.trainable)
 
 
 def _is_softsign(call: Call) -> bool:
@@ -260,16 +255,15 @@ def _sum(call: Call, signs: tuple[float, float]) -> Draft | None:
     if isinstance(a, Ref) and isinstance(b, Ref):
         if _is_centring(call, a, b, signs):
             return Draft("center", (a,), params={"kind": "center", "dims": call.producer(b).params["dims"]})
-        parts = [broadcast_to(call, part, call.shapes[part.name], call.shape) for part in (a, b)]
-        return None if None in parts else Draft("add", tuple(parts), params={"signs": signs})  # type: ignore[arg-type]
+        parts = all_widened(call, a, b)
+        return None if parts is None else Draft("add", parts, params={"signs": signs})
     x, added, sign, multiple = (a, b, signs[1], signs[0]) if isinstance(a, Ref) else (b, a, signs[0], signs[1])
-    shift, wide = constant(added, call), broadcast_to(call, x, call.shapes[x.name], call.shape)
+    shift, wide = constant(added, call), widened(call, x)
     if shift is None or wide is None:
         return None
     factor = None if multiple == 1 else constant(float(multiple), call)
     # A view of a parameter remains one, in which a number may stand several times.
-    shift = shift if sign == 1 else Weight(shift.tensor * sign, shift.trainable, shift.sources)
-    return Draft("diagonal", (wide,), factor, shift, {"kind": "shift", "dim": None})
+    return shifted(wide, shift if sign == 1 else replace(shift, tensor=shift.tensor * sign), factor)
 
 
 def _is_centring(call: Call, x: Ref, mean: Ref, signs: tuple[float, float]) -> bool:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .call import Call, Draft, Ref, Weight, as_view, rule
+from .call import Call, Draft, Ref, Weight, rule
+from .drafts import as_view, shifted
 from .rows import Repeated
 from .shapes import SAMPLES, is_whole, picked
 
@@ -145,7 +146,4 @@ class _Operator:
             return draft
         row = self.at_zero[0].to(self.call.dtype)  # like a row of the result
         sources = frozenset().union(*(x.sources for x in self.constants))
-        shift = Weight(row, self.is_trained, sources)
-        return Draft(
-            "diagonal", (replace(draft, shape=self.call.shape[1:]),), None, shift, {"kind": "shift", "dim": None}
-        )
+        return shifted(replace(draft, shape=self.call.shape[1:]), Weight(row, self.is_trained, sources))

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from ..layouts import ROWS, Layout
-from .call import Call, Draft, Ref, Rule, Weight, as_view
+from .call import Call, Draft, Ref, Rule, Weight
+from .drafts import as_view, scaled
 
 __all__ = ["on_frames"]
 
@@ -101,8 +102,7 @@ class _Images:
         normed = as_view(replace(draft, shape=joined), (*self.factors, *self.sizes))
         if not isinstance(weight, Weight) and not isinstance(bias, Weight):
             return normed
-        params = {"kind": "scale", "dim": 1 + len(self.factors), "layer": weight is not None}
-        return Draft("diagonal", (normed,), weight, bias, params)
+        return scaled(normed, weight, bias, dim=1 + len(self.factors), layer=weight is not None)
 
     def _applied(
         self, sizes: tuple[int, ...], results: tuple[int, ...], args: Mapping[str, object], x: Ref

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ...graph.nodes import UnsupportedLayerError
-from .call import Call, Draft, Ref, Weight, as_view, is_weight, per_axis, rule
+from .call import Call, Draft, Ref, Weight, is_weight, per_axis, rule
 from .contractions import matmul_with_parameter
-from .products import function, matmul
+from .drafts import as_view, function
+from .products import matmul
 
 __all__ = ["batch_norm"]
 
@@ -28,18 +31,18 @@ def _matmul(call: Call) -> Draft | Ref | None:
     if names[0] == "self" and isinstance(x, Ref) and isinstance(w, Ref):
         return matmul(call, x, w, (call.shapes[x.name], call.shapes[w.name]))
     if names[0] == "self" and isinstance(w, Weight) and w.tensor.dim() == 1:
-        row = Weight(w.tensor[None], w.trainable, w.sources)
+        row = replace(w, tensor=w.tensor[None])
         return as_view(Draft("linear", (x,), row, shape=(*call.shape[1:], 1)))
     if names[0] == "self" and (isinstance(x, Weight) or w.tensor.dim() != 2):
         return matmul_with_parameter(call, x, w)
     if not isinstance(x, Ref) or not isinstance(w, Weight) or w.tensor.dim() != 2 or not is_weight(b):
         return None
-    weight = _multiple(Weight(w.tensor.t(), w.trainable, w.sources), call.get("alpha", 1))
+    weight = _multiple(replace(w, tensor=w.tensor.t()), call.get("alpha", 1))
     return Draft("linear", (x,), weight, None if b is None else _multiple(b, call.get("beta", 1)))
 
 
 def _multiple(weight: Weight, factor: float) -> Weight:
-    return weight if factor == 1 else Weight(weight.tensor * factor, weight.trainable, weight.sources)
+    return weight if factor == 1 else replace(weight, tensor=weight.tensor * factor)
 
 
 @rule("bilinear.default")
@@ -54,7 +57,7 @@ def _bilinear(call: Call) -> Draft | None:
         return None
     column, row = as_view(a, (*places, n, 1)), as_view(b, (*places, 1, m))
     products = as_view(function("matmul", column, row, shape=(*places, n, m)), (*places, n * m))
-    return Draft("linear", (products,), Weight(w.tensor.flatten(1), w.trainable, w.sources), bias)
+    return Draft("linear", (products,), replace(w, tensor=w.tensor.flatten(1)), bias)
 
 
 @rule(*(f"conv{nd}d.{kind}" for nd in (1, 2, 3) for kind in ("default", "padding")))

@@ -7,16 +7,16 @@ from dataclasses import replace
 
 import torch
 
-from .call import Call, Draft, Ref, Weight, as_view, aten, rule
-from .shapes import broadcast_to
+from .call import Call, Draft, Ref, Weight, aten, axes_of, rule
+from .drafts import activation, as_view, scaled, shifted
+from .shapes import all_widened, widened
 
 __all__ = ["READ_MASKS", "chosen", "compared", "constant", "largest_over", "negated"]
 
 
 def negated(call: Call, x: Ref | Draft, shape: tuple[int, ...] | None = None) -> Draft:
     """-x."""
-    minus = Weight(torch.full((), -1.0, dtype=torch.float64, device=call.device), False, frozenset())
-    return Draft("diagonal", (x,), minus, None, {"kind": "scale", "dim": None}, shape)
+    return scaled(x, constant(-1.0, call), shape=shape)
 
 
 def _largest(x: Ref | Draft, rows: tuple[int, int]) -> Draft:
@@ -28,8 +28,7 @@ def _largest(x: Ref | Draft, rows: tuple[int, int]) -> Draft:
 @rule("amax.default", "amin.default", "max.dim", "min.dim")
 def _extremum_over_axes(call: Call) -> Draft | None:
     x, shape = call["self"], call.shapes[call["self"].name]
-    given = call["dim"]
-    dims = tuple(d % len(shape) for d in ([given] if isinstance(given, int) else given or range(len(shape))))
+    dims = axes_of(call["dim"], len(shape))
     return None if 0 in dims else largest_over(call, x, shape, dims, smallest="min" in call.target.__name__)
 
 
@@ -49,11 +48,11 @@ def _extremum_of_two(call: Call) -> Draft | None:
     a, b = call["self"], call["other"]
     smallest = "min" in call.target.__name__
     if isinstance(a, Ref) and isinstance(b, Ref):
-        wide = [broadcast_to(call, x, call.shapes[x.name], call.shape) for x in (a, b)]
-        if None in wide:
+        wide = all_widened(call, a, b)
+        if wide is None:
             return None
         size = math.prod(call.shape[1:])
-        columns = tuple(as_view(x, (size, 1)) for x in wide if x is not None)
+        columns = tuple(as_view(x, (size, 1)) for x in wide)
         pairs = Draft("cat", columns, params={"dim": 2}, shape=(size, 2))
         return _extremum(call, pairs, (size, 2), smallest=smallest)
     x, other = (a, b) if isinstance(a, Ref) else (b, a)
@@ -90,14 +89,13 @@ def _clipped(call: Call, x: Ref | Draft, level: Weight, *, smallest: bool) -> Dr
     """max(x, c) = relu(x - c) + c, and min(x, c) = c - relu(c - x)."""
     zero = not bool(level.tensor.any()) and not level.trainable
     if zero and not smallest:
-        return Draft("activation", (x,), params={"kind": "relu", "args": ()})
+        return activation("relu", x)
     shape = call.shape[1:]
-    down = Weight(-level.tensor, level.trainable, level.sources)
-    above = Draft("diagonal", (x,), None, down, {"kind": "shift", "dim": None}, shape)
+    above = shifted(x, replace(level, tensor=-level.tensor), shape=shape)
     above = negated(call, above, shape) if smallest else above
-    kept = Draft("activation", (above,), params={"kind": "relu", "args": ()}, shape=shape)
+    kept = activation("relu", above, shape=shape)
     kept = negated(call, kept, shape) if smallest else kept
-    return Draft("diagonal", (kept,), None, level, {"kind": "shift", "dim": None})
+    return shifted(kept, level)
 
 
 def constant(value: object, call: Call) -> Weight | None:
@@ -146,13 +144,11 @@ def chosen(call: Call, condition: object, then: object, otherwise: object) -> Dr
         return _below(call, name, level, _number(call, then)) if otherwise == Ref(name) else None
     slope = _slope(call, otherwise, name)
     if slope is not None:
-        params = {"kind": "leaky_relu", "args": (slope,)} if slope else {"kind": "relu", "args": ()}
-        return Draft("activation", (Ref(name),), params=params) if level == 0 else None
+        return activation("leaky_relu", Ref(name), slope) if level == 0 else None
     value = _number(call, otherwise)
     if value is None:
         return None
-    params = {"kind": "threshold", "args": (level, value)} if (level or value) else {"kind": "relu", "args": ()}
-    return Draft("activation", (Ref(name),), params=params)
+    return activation("threshold", Ref(name), level, value) if (level or value) else activation("relu", Ref(name))
 
 
 def _below(call: Call, name: str, level: float, value: float | None) -> Draft | None:
@@ -160,17 +156,9 @@ def _below(call: Call, name: str, level: float, value: float | None) -> Draft | 
     if value is None:
         return None
     if value == level:
-        return Draft("activation", (Ref(name),), params={"kind": "hardtanh", "args": (-math.inf, level)})
+        return activation("hardtanh", Ref(name), -math.inf, level)
     shape = call.shape[1:]
-    mirrored = Draft(
-        "activation",
-        (negated(call, Ref(name), shape),),
-        None,
-        None,
-        {"kind": "threshold", "args": (-level, -value)},
-        shape,
-    )
-    return negated(call, mirrored)
+    return negated(call, activation("threshold", negated(call, Ref(name), shape), -level, -value, shape=shape))
 
 
 def _slope(call: Call, value: object, name: str) -> float | None:
@@ -230,22 +218,21 @@ def _masked(call: Call, mask: Weight, then: object, otherwise: object) -> Draft 
         return None
     both = signals[0] if len(signals) == 1 else Draft("add", tuple(signals), params={"signs": (1.0, 1.0)})
     shape = call.shape[1:]
-    return Draft("diagonal", (replace(both, shape=shape),), None, shift, {"kind": "masked", "dim": None}, shape)
+    return shifted(replace(both, shape=shape), shift, shape=shape)
 
 
 def _kept(call: Call, value: object, here: torch.Tensor) -> tuple[Draft | None, Weight] | None:
     """A value where a mask is true: what depends on the input, and a constant."""
     nothing = Weight(torch.zeros((), dtype=call.dtype, device=call.device), False, frozenset())
     if isinstance(value, Ref):
-        wide = broadcast_to(call, value, call.shapes[value.name], call.shape)
+        wide = widened(call, value)
         scale = Weight(here.to(call.dtype), False, frozenset())
-        params = {"kind": "masked", "dim": None}
-        return None if wide is None else (Draft("diagonal", (wide,), scale, None, params, call.shape[1:]), nothing)
+        return None if wide is None else (scaled(wide, scale, shape=call.shape[1:]), nothing)
     fixed = constant(value, call)
     if fixed is None:
         return None
     tensor = torch.where(here, fixed.tensor.to(call.dtype), nothing.tensor)
-    return None, Weight(tensor, fixed.trainable, fixed.sources)
+    return None, replace(fixed, tensor=tensor)
 
 
 #: Operators whose rules read truth values.

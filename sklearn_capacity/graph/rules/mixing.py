@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from .call import Call, Draft, Ref, Weight, as_view, is_weight, rule
+from .call import Call, Draft, Ref, Weight, axes_of, is_weight, rule
+from .drafts import activation, as_view, function, reduced, scaled, shifted
 from .layers import batch_norm
-from .maxima import largest_over
-from .products import function, matmul
-from .shapes import broadcast_to
+from .maxima import constant, largest_over
+from .products import matmul
+from .shapes import all_widened, broadcast_to
 
 
-@rule("softmax.int", "_softmax.default")
+@rule("softmax.int", "_softmax.default", "log_softmax.int", "_log_softmax.default")
 def _softmax(call: Call) -> Draft | None:
     dim = call["dim"] % len(call.shape)
-    return None if dim == 0 else function("softmax", call["self"], args=(dim - len(call.shape),))
-
-
-@rule("log_softmax.int", "_log_softmax.default")
-def _log_softmax(call: Call) -> Draft | None:
-    dim = call["dim"] % len(call.shape)
-    return None if dim == 0 else function("log_softmax", call["self"], args=(dim - len(call.shape),))
+    kind = "log_softmax" if "log" in call.target.__name__ else "softmax"
+    return None if dim == 0 else function(kind, call["self"], args=(dim - len(call.shape),))
 
 
 @rule("logsumexp.default")
 def _logsumexp(call: Call) -> Draft | None:
     x, shape = call["self"], call.shapes[call["self"].name]
-    dims = tuple(d % len(shape) for d in ([call["dim"]] if isinstance(call["dim"], int) else call["dim"]))
+    dims = axes_of(call["dim"], len(shape))
     if 0 in dims:
         return None
     kept = tuple(1 if d in dims else size for d, size in enumerate(shape))[1:]
@@ -42,10 +38,10 @@ def _logaddexp(call: Call) -> Draft | None:
     a, b = call["self"], call["other"]
     if not isinstance(a, Ref) or not isinstance(b, Ref):
         return None
-    wide = [broadcast_to(call, x, call.shapes[x.name], call.shape) for x in (a, b)]
-    if None in wide:
+    wide = all_widened(call, a, b)
+    if wide is None:
         return None
-    columns = tuple(as_view(x, (*call.shape[1:], 1)) for x in wide if x is not None)
+    columns = tuple(as_view(x, (*call.shape[1:], 1)) for x in wide)
     pairs = Draft("cat", columns, params={"dim": len(call.shape)}, shape=(*call.shape[1:], 2))
     return as_view(function("logsumexp", pairs, args=((-1,),), shape=(*call.shape[1:], 1)))
 
@@ -65,14 +61,13 @@ def _attention(call: Call) -> Draft | None:
     if rank < 3:
         return None
     scale = 1 / math.sqrt(shapes[0][-1]) if call.get("scale") is None else call["scale"]
-    factor = Weight(torch.tensor(scale, dtype=torch.float64, device=call.device), False, frozenset())
     last_two_swapped = (*range(rank - 2), rank - 1, rank - 2)
     keys = (*shapes[1][:-2], shapes[1][-1], n_keys)
-    scaled = Draft("diagonal", (q,), factor, params={"kind": "scale", "dim": None}, shape=shapes[0][1:])
+    queries = scaled(q, constant(float(scale), call), shape=shapes[0][1:])
     turned = Draft("permute", (k,), params={"dims": last_two_swapped}, shape=keys[1:])
     # (n, *heads, queries, keys), where -1 is any number of samples
     rows = (-1, *torch.broadcast_shapes(shapes[0][1:-2], keys[1:-2]), n_queries, n_keys)
-    scores = matmul(call, scaled, turned, (shapes[0], keys), shape=rows[1:])
+    scores = matmul(call, queries, turned, (shapes[0], keys), shape=rows[1:])
     if scores is None:
         return None
     allowed = None
@@ -97,10 +92,9 @@ def _masked(mask: Weight, scores: Draft, shape: tuple[int, ...]) -> tuple[torch.
         return mask.tensor, scores
     allowed = mask.tensor != -math.inf
     if bool(allowed.all()):  # as it is, so that it remains known what it was taken from
-        return None, Draft("diagonal", (scores,), None, mask, {"kind": "shift", "dim": None}, shape)
-    finite = Weight(mask.tensor.masked_fill(~allowed, 0.0), mask.trainable, mask.sources)
-    shifted = Draft("diagonal", (scores,), None, finite, {"kind": "shift", "dim": None}, shape)
-    return allowed, shifted
+        return None, shifted(scores, mask, shape=shape)
+    finite = replace(mask, tensor=mask.tensor.masked_fill(~allowed, 0.0))
+    return allowed, shifted(scores, finite, shape=shape)
 
 
 # -- normalisations ----------------------------------------------------------------------------------------------------
@@ -110,7 +104,7 @@ def _affine(x: Draft, weight: Weight | None, bias: Weight | None, dim: int | Non
     """The scale and shift behind a normalisation; the scale is a separate layer."""
     if weight is None and bias is None:
         return x
-    return Draft("diagonal", (x,), weight, bias, {"kind": "scale", "dim": dim, "layer": weight is not None})
+    return scaled(x, weight, bias, dim=dim, layer=weight is not None)
 
 
 @rule("layer_norm.default", "native_layer_norm.default")
@@ -166,17 +160,14 @@ def _by_groups(call: Call, groups: int) -> Draft | None:
 def _vector_norm(call: Call) -> Draft | None:
     x, rank = call["self"], call.rank(call["self"])
     order = float(call["ord"] if "ord" in call.args else call.get("p", 2))
-    dims = call.get("dim")
-    dims = tuple(range(rank)) if dims is None else tuple(d % rank for d in dims)
+    dims = axes_of(call.get("dim"), rank)
     if order < 1 or 0 in dims:
         return None
-    keepdim = call.get("keepdim", False)
     if order in (1, math.inf):
-        absolute = Draft("activation", (x,), params={"kind": "abs", "args": ()}, shape=call.shapes[x.name][1:])
+        absolute = activation("abs", x, shape=call.shapes[x.name][1:])
         if order == math.inf:
             return largest_over(call, absolute, call.shapes[x.name], dims)
-        total = {"kind": "sum", "dims": tuple(sorted(dims)), "keepdim": keepdim, "factor": 1.0}
-        return Draft("reduce", (absolute,), params=total)
+        return reduced("sum", absolute, dims, keepdim=call.get("keepdim", False))
     kept = tuple(1 if i in dims else size for i, size in enumerate(call.shapes[x.name]))[1:]
     args = (tuple(d - rank for d in dims),) + (() if order == 2 else (order,))
     return as_view(function("length", x, args=args, shape=kept))
@@ -186,9 +177,7 @@ def _vector_norm(call: Call) -> Draft | None:
 def _variance(call: Call) -> Draft | None:
     """The sum of (x - mean)^2 over k entries, divided by k - correction; its root for a standard deviation."""
     x, shape = call["self"], call.shapes[call["self"].name]
-    dims = call.get("dim")
-    dims = range(len(shape)) if dims is None else dims if isinstance(dims, Sequence) else (dims,)
-    dims = tuple(sorted(d % len(shape) for d in dims))
+    dims = axes_of(call.get("dim"), len(shape))
     if 0 in dims:
         return None
     correction = float(call.get("correction", 1)) if "unbiased" not in call.args else float(call["unbiased"])
@@ -196,9 +185,6 @@ def _variance(call: Call) -> Draft | None:
     if count <= 0:
         return None
     centred = Draft("center", (x,), params={"kind": "center", "dims": dims}, shape=shape[1:])
-    squared = Draft("activation", (centred,), params={"kind": "pow", "args": (2.0,)}, shape=shape[1:])
-    mean = {"kind": "mean", "dims": dims, "keepdim": call.get("keepdim", False), "factor": 1 / count}
-    variance = Draft("reduce", (squared,), params=mean, shape=call.shape[1:])
-    if "var" in call.target.__name__:
-        return variance
-    return Draft("activation", (variance,), params={"kind": "pow", "args": (0.5,)})
+    squared = activation("pow", centred, 2.0, shape=shape[1:])
+    variance = reduced("mean", squared, dims, 1 / count, keepdim=call.get("keepdim", False), shape=call.shape[1:])
+    return variance if "var" in call.target.__name__ else activation("pow", variance, 0.5)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .call import Call, Draft, as_view, rule
-from .products import function
+from .call import Call, Draft, rule
+from .drafts import as_view, function
 
 
 def _ordered(call: Call, *, descending: bool) -> tuple[Draft, int] | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .call import Call, Draft, Ref, aten, rule
+from .drafts import reduced
 from .shapes import picked
 
 __all__: list[str] = []
@@ -31,8 +32,7 @@ def _fold(call: Call) -> Draft | None:
     draft = picked(x, call.shapes[x.name][1:], side_by_side, call.device)
     if draft is None:
         return None
-    params = {"kind": "sum", "dims": (1,), "keepdim": False, "factor": 1.0}
-    return Draft("reduce", (replace(draft, shape=shape),), params=params)
+    return reduced("sum", replace(draft, shape=shape), (1,))
 
 
 def _summands(call: Call) -> Tensor:

@@ -7,14 +7,10 @@ from typing import Any
 import torch
 
 from .call import Call, Draft, Ref, rule
+from .drafts import function
 from .shapes import broadcast_to
 
-__all__ = ["function", "matmul", "product"]
-
-
-def function(kind: str, *inputs: Ref | Draft, args: tuple = (), shape: tuple[int, ...] | None = None) -> Draft:
-    """A draft of a row of `FUNCTIONS`."""
-    return Draft("function", inputs, params={"kind": kind, "args": args}, shape=shape)
+__all__ = ["matmul", "product"]
 
 
 def product(call: Call, a: Ref | Draft, b: Ref | Draft, shapes: tuple[tuple[int, ...], ...]) -> Draft | None:

@@ -15,8 +15,9 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..layouts import ROWS, Layout, permuted
-from .call import Call, Draft, Ref, Rule, Weight, as_view, aten
+from .call import Call, Draft, Ref, Rule, Weight, aten
 from .contractions import terms
+from .drafts import as_view
 from .frames import on_frames
 from .shapes import is_whole
 

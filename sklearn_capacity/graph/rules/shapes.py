@@ -8,27 +8,32 @@ from typing import Any
 
 import torch
 
-from .call import Call, Draft, Ref, Weight, as_view, aten, per_axis, rule
+from .call import Call, Draft, Ref, Weight, aten, axes_of, per_axis, rule
+from .drafts import activation, as_view, function, reduced, shifted
 
-__all__ = ["SAMPLES", "SPLITS", "broadcast_to", "is_whole", "picked", "split_piece", "zero_rows"]
-
-
-def _dims(value: Any, rank: int) -> tuple[int, ...]:
-    values = tuple(range(rank)) if value is None else tuple(value) if isinstance(value, Sequence) else (value,)
-    return tuple(sorted(d % rank for d in values))
+__all__ = [
+    "SAMPLES",
+    "SPLITS",
+    "all_widened",
+    "broadcast_to",
+    "is_whole",
+    "picked",
+    "split_piece",
+    "widened",
+    "zero_rows",
+]
 
 
 @rule("mean.dim", "sum.dim_IntList")
 def _reduce(call: Call) -> Draft | None:
     x = call["self"]
-    dims = _dims(call.get("dim"), call.rank(x))
+    dims = axes_of(call.get("dim"), call.rank(x))
     if 0 in dims:
         return None
-    count = math.prod(call.shapes[x.name][d] for d in dims)
-    mean = call.target is aten.mean.dim
-    factor = 1 / count if mean else 1.0
-    params = {"kind": "mean" if mean else "sum", "dims": dims, "keepdim": call.get("keepdim", False), "factor": factor}
-    return Draft("reduce", (x,), params=params)
+    keepdim = call.get("keepdim", False)
+    if call.target is aten.sum.dim_IntList:
+        return reduced("sum", x, dims, keepdim=keepdim)
+    return reduced("mean", x, dims, 1 / math.prod(call.shapes[x.name][d] for d in dims), keepdim=keepdim)
 
 
 @rule("view.default", "reshape.default", "_unsafe_view.default", "flatten.using_ints", "unsqueeze.default")
@@ -157,10 +162,20 @@ def broadcast_to(call: Call, x: Ref | Draft, before: tuple[int, ...], after: tup
     return picked(x, before[1:], lambda places: places.expand(SAMPLES, *after[1:]), call.device)
 
 
+def widened(call: Call, x: Ref) -> Ref | Draft | None:
+    """A signal broadcast to the shape of the operator's result; None if its samples are along another axis."""
+    return broadcast_to(call, x, call.shapes[x.name], call.shape)
+
+
+def all_widened(call: Call, *signals: Ref) -> tuple[Ref | Draft, ...] | None:
+    """Signals broadcast to the shape of the operator's result; None if one cannot be."""
+    wide = [widened(call, x) for x in signals]
+    return None if None in wide else tuple(x for x in wide if x is not None)
+
+
 @rule("expand_as.default")
 def _expand_as(call: Call) -> Ref | Draft | None:
-    x = call["self"]
-    return broadcast_to(call, x, call.shapes[x.name], call.shape) if isinstance(x, Ref) else None
+    return widened(call, call["self"]) if isinstance(call["self"], Ref) else None
 
 
 #: Operators that cut a tensor along one axis into consecutive pieces.
@@ -204,8 +219,7 @@ def _glu(call: Call) -> Draft | None:
         Draft("slice", (x,), params={"kind": "slice", "dim": dim, "index": slice(start, start + half, 1)})
         for start in (0, half)
     )
-    gate = Draft("activation", (b,), params={"kind": "sigmoid", "args": ()})
-    return Draft("function", (a, gate), params={"kind": "product", "args": ()})
+    return function("product", a, activation("sigmoid", b))
 
 
 @rule("hstack.default")
@@ -233,7 +247,7 @@ def _pad(call: Call) -> Draft | None:
         return draft
     x = torch.zeros(call.shapes[call["self"].name][1:], dtype=call.dtype, device=call.device)
     border = Weight(torch.nn.functional.pad(x, pads, value=value), False, frozenset())  # like a row of the result
-    return Draft("diagonal", (draft,), None, border, {"kind": "shift", "dim": None})
+    return shifted(draft, border)
 
 
 def _window(call: Call, nd: int) -> dict[str, Any]:
