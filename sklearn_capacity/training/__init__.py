@@ -1,12 +1,12 @@
 """Training loops: skorch nets with a penalty, and the parts around them.
 
-`net` is the skorch net; `penalty_terms` calls its penalties, `objectives` supports optimisers that evaluate a batch
-more than once, `batches` supplies the data. Small steps are mostly bookkeeping: `stack_gradients` and
-`unobserved_step` leave it out where nobody could notice. Optimisers: `optimizers` by name, `kfac` with
-`kronecker`, `path_sgd`, `sam`; `weight_decay` on chosen parameters. Callbacks: `callbacks`, `schedules` (learning
-rates), `regime` (generalization layers). Checkpoints: `checkpoints`, `run_state` (all that the next epoch depends on),
-`behaviour` (detects changed definitions). `devices` and `seeding` choose the device and the random numbers. Read `net`
-first, then `batches`.
+`net` is the skorch net, on the base of `interruptible_net`, which says where Ctrl-C ended a training; `penalty_terms`
+calls its penalties, `objectives` supports optimisers that evaluate a batch more than once, `batches` supplies the data.
+Small steps are mostly bookkeeping: `stack_gradients` and `unobserved_step` leave it out where nobody could notice.
+Optimisers: `optimizers` by name, `kfac` with `kronecker`, `path_sgd`, `sam`; `weight_decay` on chosen parameters.
+Callbacks: `callbacks`, `schedules` (learning rates), `regime` (generalization layers). Checkpoints: `checkpoints`,
+`run_state` (all that the next epoch depends on), `behaviour` (detects changed definitions). `devices` and `seeding`
+choose the device and the random numbers. Read `net` first, then `batches`.
 
 Data flow: X, y -> TensorData -> batches -> net.train_step -> loss + penalties -> optimiser -> history.
 """

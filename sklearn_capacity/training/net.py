@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dis
 import inspect
 import math
 from typing import Any
@@ -19,6 +18,7 @@ from sklearn_capacity.losses import CrossEntropyLoss, SquaredLoss
 from sklearn_capacity.penalties import SharedPass, forward_pass
 from sklearn_capacity.process_state import computing, keeps_modes
 from sklearn_capacity.training.batches import TensorBatch, TensorBatches, TensorData
+from sklearn_capacity.training.interruptible_net import InterruptibleNet
 from sklearn_capacity.training.objectives import (
     Objective,
     begins_with_closure,
@@ -36,7 +36,7 @@ _BATCH_EVENTS = ("on_batch_begin", "on_batch_end", "on_grad_computed")
 _STEP_METHODS = ("_forward", "_loss", "infer", "train_step", "train_step_single")
 
 
-class PenalizedNet(NeuralNet):
+class PenalizedNet(InterruptibleNet):
     """A skorch net that minimises ``loss + sum of strength * penalty``.
 
     Parameters
@@ -85,10 +85,6 @@ class PenalizedNet(NeuralNet):
     _evaluates_once_ = True  # whether a step calls its closure once, and first
     _gradients_: StackGradients | None = None  # computes the gradients in this epoch, or None where autograd does
     _terms_: tuple[list, list[PenaltyTerm]] | None = None  # penalties with strengths, and the terms built from them
-    # number of epochs before this training, None until its loop begins; and the epoch of its last step
-    _begun_at_: int | None = None
-    _stepped_in_ = 0
-    interrupted_ = ""  # a description of where Ctrl-C ended the last training
     images_last_ = False  # whether the module receives channels-last images
 
     def __init__(
@@ -231,8 +227,7 @@ class PenalizedNet(NeuralNet):
                 self._step_optimizer(closure)
             else:
                 step_with_gradients(self.optimizer_, Objective(closure, self.module_, self._generators()))
-        if self._stepped_in_ != len(self.history):  # skorch inspects every attribute that is set
-            self._stepped_in_ = len(self.history)
+        self.note_step()
         return steps[0]
 
     def _step_optimizer(self, step_fn: Any) -> None:
@@ -301,46 +296,7 @@ class PenalizedNet(NeuralNet):
     @keeps_modes
     def fit_loop(self, X: Any, y: Any = None, epochs: int | None = None, **kwargs: Any) -> PenalizedNet:
         self.begin_training()
-        self._stepped_in_ = len(self.history)
-        try:
-            self._begun_at_ = self._stepped_in_
-            return super().fit_loop(X, y, epochs, **kwargs)
-        except KeyboardInterrupt as error:
-            self._note_interrupt(error)
-            raise
-
-    def partial_fit(self, X: Any, y: Any = None, classes: Any = None, **fit_params: Any) -> PenalizedNet:
-        """Like skorch's, where an interrupt ends training, but raises the interrupt if nothing has been trained."""
-        self.interrupted_, self._begun_at_ = "", None
-        try:
-            return super().partial_fit(X, y, classes, **fit_params)
-        except Exception as error:
-            if not self.interrupted_:
-                raise
-            raise KeyboardInterrupt(
-                f"Training was interrupted {self.interrupted_}, and `callbacks` cannot stop there: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-
-    def _note_interrupt(self, error: KeyboardInterrupt) -> None:
-        """Record where Ctrl-C came, unless a callback has stopped training at the end of an epoch."""
-        if self._stepped_in_ < len(self.history):
-            self.history.pop()  # an epoch without a step
-        if self._begun_at_ in (None, self._stepped_in_):
-            self.interrupted_ = "before its first step"
-            return
-        self.history.record("epoch", len(self.history))  # read by callbacks, and possibly not written yet
-        has_ended = "dur" in self.history[-1]  # recorded before any callback stops training
-        if not (has_ended and _is_raised(error)):
-            self.interrupted_ = f"{'after' if has_ended else 'in'} epoch {len(self.history)}"
-
-    def on_train_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Raise the interrupt again if nothing has been trained."""
-        if self._begun_at_ is None:  # skorch caught an interrupt at the beginning of `fit_loop`
-            self.interrupted_ = "before its first step"
-        if self.interrupted_ and self._begun_at_ in (None, self._stepped_in_):
-            raise KeyboardInterrupt(f"Training was interrupted {self.interrupted_}.")
-        super().on_train_end(net, **kwargs)
+        return super().fit_loop(X, y, epochs, **kwargs)
 
     def run_single_epoch(self, iterator: Any, training: bool, prefix: str, step_fn: Any, **fit_params: Any) -> None:
         """Like skorch's, but keeps the losses on the device and reads them once, at the end."""
@@ -387,14 +343,6 @@ class PenalizedNet(NeuralNet):
         state = {**self.__dict__, "_terms_": None}
         kept = {key: state.pop(key) for key in ("device", "torch_load_kwargs")}
         return {**kept, "__cuda_dependent_attributes__": cloudpickle.dumps(state)}
-
-
-def _is_raised(error: BaseException) -> bool:
-    """Whether Python code raised the exception, as when a callback stops training."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    return frame is not None and frame.tb_frame.f_code.co_code[frame.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _recorded(step: dict[str, Any]) -> list[str]:
