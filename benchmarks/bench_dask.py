@@ -15,6 +15,7 @@ from joblib import parallel_config
 from sklearn.datasets import make_classification
 from sklearn.model_selection import GridSearchCV, ShuffleSplit
 
+from benchmarks.timing import memory_row, ratio_row
 from sklearn_capacity import NetworkClassifier
 from sklearn_capacity.model_selection import dask_backend
 
@@ -69,14 +70,14 @@ def image_rows(client: Any) -> Iterator[dict]:
         memory.append(max(client.run(resident).values()))
     # the client sends one copy, and the workers pass it on
     ours, once = sum(client.run(sent).values()) - before + 2 * X.nbytes, 2 * N_WORKERS * X.nbytes
-    yield {
-        "kernel": "search on Dask, images sent to workers", "ours": ours / 1e9, "peer": once / 1e9,
-        "ratio": ours / once, "target": GROWTH, "note": "MB, two searches of 100 candidates; peer: once to each worker",
-    }  # fmt: skip
-    yield {
-        "kernel": "search on Dask, images: memory of a worker", "ours": memory[1] / 1e9, "peer": memory[0] / 1e9,
-        "ratio": memory[1] / memory[0], "target": GROWTH, "note": "MB, after a further search of 100 candidates",
-    }  # fmt: skip
+    note = "two searches of 100 candidates; peer: once to each worker"
+    yield memory_row("search on Dask, images sent to workers", ours, once, target=GROWTH, note=note)
+    yield growth_row("search on Dask, images: memory of a worker", *memory)
+
+
+def growth_row(kernel: str, before: int, after: int) -> dict:
+    """A row for the memory of a worker after each half of the candidates."""
+    return memory_row(kernel, after, before, target=GROWTH, note="after a further search of 100 candidates")
 
 
 def run() -> Iterator[dict]:
@@ -101,23 +102,15 @@ def run() -> Iterator[dict]:
 
         for warm_up in (on_dask, on_loky):
             warm_up(8)
+        n_tasks = N_CANDIDATES * N_SPLITS
+        ours = seconds(lambda: on_dask(N_CANDIDATES)) / n_tasks
+        peer = seconds(lambda: on_loky(N_CANDIDATES)) / n_tasks
         memory = []
-        ours = seconds(lambda: on_dask(N_CANDIDATES))
-        peer = seconds(lambda: on_loky(N_CANDIDATES))
         for _ in range(2):
             on_dask(N_CANDIDATES // 2)
             memory.append(max(client.run(resident).values()))
         of_images = list(image_rows(client))
-    n_tasks = N_CANDIDATES * N_SPLITS
-    overhead = (ours - peer) / n_tasks
-    note = f"{n_tasks} tasks, {N_WORKERS} workers"
-    yield {
-        "kernel": "search on Dask over loky, a task", "ours": ours / n_tasks, "peer": peer / n_tasks,
-        "ratio": ours / peer, "target": 1 + OVERHEAD * n_tasks / peer,
-        "note": f"{note}: {1000 * overhead:.0f} ms more, target {1000 * OVERHEAD:.0f}",
-    }  # fmt: skip
-    yield {
-        "kernel": "search on Dask, memory of a worker", "ours": memory[1] / 1e9, "peer": memory[0] / 1e9,
-        "ratio": memory[1] / memory[0], "target": GROWTH, "note": "MB, after a further search of 100 candidates",
-    }  # fmt: skip
+    note = f"{n_tasks} tasks, {N_WORKERS} workers: {1000 * (ours - peer):.0f} ms more, target {1000 * OVERHEAD:.0f}"
+    yield ratio_row("search on Dask over loky, a task", ours, peer, target=1 + OVERHEAD / peer, note=note)
+    yield growth_row("search on Dask, memory of a worker", *memory)
     yield from of_images

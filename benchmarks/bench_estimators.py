@@ -20,7 +20,7 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from skorch import NeuralNetClassifier, NeuralNetRegressor
 from torch import nn
 
-from benchmarks.timing import measure_row
+from benchmarks.timing import measure_row, ratio_row
 from sklearn_capacity import JacobianRegularizedClassifier, NetworkClassifier, NetworkRegressor, measure_capacity
 
 HIDDEN, RATE = 100, 1e-3
@@ -171,8 +171,8 @@ def fixed_rows() -> Iterator[dict]:
     settings = [{"jacobian_penalty": 0.1, "jacobian_norm": norm} for norm in norms]
     plain, *costs = fixed_costs(X, y, {"jacobian_penalty": 0.0}, *settings)
     for norm, cost in zip(norms, costs, strict=True):
-        parts = {"ours": cost, "peer": plain, "ratio": cost / plain, "target": 1.3}
-        yield {"kernel": f"fit with penalty, {norm}: before the first step", **parts, "note": "over a plain fit's"}
+        kernel = f"fit with penalty, {norm}: before the first step"
+        yield ratio_row(kernel, cost, plain, target=1.3, note="over a plain fit's")
 
 
 def scorer_row() -> dict:
@@ -209,11 +209,8 @@ def import_row() -> dict:
     with tempfile.TemporaryDirectory() as cache:
         pairs = [(seconds(f"{peers}, sklearn_capacity", cache), seconds(peers, cache)) for _ in range(5)][1:]
     mine, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
-    note = f"{mine - theirs:.2f} s more, target 0.3"
-    return {
-        "kernel": "import", "ours": mine, "peer": theirs, "ratio": mine / theirs, "target": (theirs + 0.3) / theirs,
-        "note": f"over torch, scikit-learn and skorch: {note}",
-    }  # fmt: skip
+    note = f"over torch, scikit-learn and skorch: {mine - theirs:.2f} s more, target 0.3"
+    return ratio_row("import", mine, theirs, target=(theirs + 0.3) / theirs, note=note)
 
 
 def run() -> Iterator[dict]:

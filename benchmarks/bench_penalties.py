@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.memory import reset_peak, resident
-from benchmarks.timing import measure_row
+from benchmarks.timing import measure_row, memory_row
 from sklearn_capacity.architectures import make_network
 from sklearn_capacity.derivatives.input_sweeps import jacobian_rows
 from sklearn_capacity.graph import Network
@@ -193,10 +193,9 @@ def measure_peak(position: int, kernel: str) -> float:
 
 
 def peak_row(name: str, kernel: str, peak: float, base: float) -> dict:
-    """Peak memory of a step without that of torch itself, relative to a plain step; MB in the columns of seconds."""
+    """Peak memory of a step without that of torch itself, relative to a plain step."""
     target = None if kernel == "loop" else 3.0
-    parts = {"ours": peak / 1e3, "peer": base / 1e3, "ratio": peak / base, "target": target}
-    return {"kernel": f"{name}, {kernel}: peak memory", **parts, "note": "MB, over a plain step"}
+    return memory_row(f"{name}, {kernel}: peak memory", 1e6 * peak, 1e6 * base, target=target, note="over a plain step")
 
 
 def run() -> Iterator[dict]:

@@ -1,4 +1,4 @@
-"""Timing two callables fairly: interleaved runs, medians, ratios."""
+"""Rows of the table, and timing two callables fairly: interleaved runs, medians, ratios."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-__all__ = ["PairedMedians", "measure_row", "paired_medians"]
+__all__ = ["PairedMedians", "measure_row", "memory_row", "paired_medians", "ratio_row"]
 
 
 class PairedMedians(NamedTuple):
@@ -67,11 +67,19 @@ def measure_row(
 ) -> dict[str, object]:
     """One row of the table: our time over the peer's, and the ratio it must not exceed."""
     times = paired_medians(ours, peer, repeats)
-    return {
-        "kernel": kernel,
-        "ours": times.first,
-        "peer": times.second,
-        "ratio": times.ratio,
-        "target": target,
-        "note": note,
-    }
+    row = ratio_row(kernel, times.first, times.second, target=target, note=note)
+    return {**row, "ratio": times.ratio}
+
+
+def ratio_row(
+    kernel: str, ours: float, peer: float, *, target: float | None = None, note: str = ""
+) -> dict[str, object]:
+    """One row of the table, from seconds that are known."""
+    return {"kernel": kernel, "ours": ours, "peer": peer, "ratio": ours / peer, "target": target, "note": note}
+
+
+def memory_row(
+    kernel: str, ours: float, peer: float, *, target: float | None = None, note: str = ""
+) -> dict[str, object]:
+    """One row of the table, from bytes: MB stand in the columns of milliseconds."""
+    return ratio_row(kernel, ours / 1e9, peer / 1e9, target=target, note=f"MB, {note}")

@@ -14,7 +14,7 @@ import pytest
 from benchmarks import __main__ as main_module
 from benchmarks import bench_fit, bench_sam, timing
 from benchmarks.__main__ import COLUMNS, PACKAGES, benchmark_names, cells, main, table, verdict, versions_path
-from benchmarks.timing import measure_row, paired_medians
+from benchmarks.timing import measure_row, memory_row, paired_medians
 from structure import ROOT
 
 SHOWN = ROOT / "docs" / "results" / "benchmarks.csv"
@@ -55,6 +55,11 @@ def test_a_row_has_the_agreed_keys():
     row = measure_row("sum", lambda: sum(range(1000)), lambda: sum(range(1000)), target=1e9, note="n", repeats=3)
     assert set(row) == {"kernel", "ours", "peer", "ratio", "target", "note"}
     assert verdict(row) == "ok"
+
+
+def test_a_row_of_memory_shows_megabytes():
+    row = memory_row("search", 3e6, 2e6, target=1.4, note="two workers")
+    assert cells("dask", row) == ("dask", "search", "3.00", "2.00", "1.50", "1.40", "MISSED", "MB, two workers")
 
 
 @pytest.mark.parametrize(("ratio", "target", "expected"), [(1.2, 1.2, "ok"), (1.21, 1.2, "MISSED"), (9.0, None, "")])
