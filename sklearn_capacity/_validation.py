@@ -8,7 +8,7 @@ import math
 import numbers
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,15 @@ __all__ = [
     "check_interval",
     "check_numbers",
     "check_option",
+    "check_parameters",
     "closest",
     "copied_module",
     "failure_text",
     "float_array",
     "plain_array",
     "refuse_containers",
+    "shape_text",
+    "shown",
     "warn",
 ]
 
@@ -119,7 +122,7 @@ def check_interval(
     left, right = brackets[0], brackets[1]
     where = f"{left}{_number(low)}, {_number(high)}{right}"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"`{name}` must be a number in {where}, got {value!r}.{_tail(cure)}")
+        raise TypeError(f"`{name}` must be a number in {where}, got {shown(value)}.{_tail(cure)}")
     try:
         value = float(value)
     except OverflowError:  # an integer larger than any float
@@ -140,7 +143,7 @@ def check_numbers(
     except TypeError:
         listed = []
     if not listed:
-        raise ValueError(f"`{name}` must be a sequence of at least one number, got {values!r}.")
+        raise ValueError(f"`{name}` must be a sequence of at least one number, got {shown(values)}.")
     return [check_interval(name, value, low, high, closed=closed) for value in listed]
 
 
@@ -151,24 +154,38 @@ def as_list(name: str, values: Any) -> list[Any]:
             return list(values)
     except Exception:  # an object may raise any error
         pass
-    raise TypeError(f"`{name}` must be a sequence, got {values!r}.")
+    raise TypeError(f"`{name}` must be a sequence, got {shown(values)}.")
+
+
+def check_parameters(params: Any) -> list[Any]:
+    """Return an optimiser's parameters, pairs of a name and a parameter, or groups as a list, or raise."""
+    listed = as_list("params", params)
+    for entry in listed:
+        named = isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], torch.Tensor)
+        group = isinstance(entry, dict) and "params" in entry
+        if not (named or group or isinstance(entry, torch.Tensor)):
+            raise TypeError(
+                "`params` must contain tensors, pairs of a name and a tensor, or dicts with 'params', "
+                f"got {shown(entry)}."
+            )
+    return listed
 
 
 def check_boolean(name: str, value: Any) -> bool:
     """Return `value` as a bool, or raise if it is neither True nor False."""
     if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"`{name}` must be True or False, got {value!r}.")
+        raise TypeError(f"`{name}` must be True or False, got {shown(value)}.")
     return bool(value)
 
 
 def check_integer(name: str, value: Any, low: int = 1, high: int | None = None, *, cure: str = "") -> int:
     """Return `value` as an int of at least `low` (and at most `high`), or raise."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"`{name}` must be an integer, got {value!r}.{_tail(cure)}")
+        raise TypeError(f"`{name}` must be an integer, got {shown(value)}.{_tail(cure)}")
     value = int(value)
     if value < low or (high is not None and value > high):
         where = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise ValueError(f"`{name}` must be {where}, got {value}.{_tail(cure)}")
+        raise ValueError(f"`{name}` must be {where}, got {shown(value)}.{_tail(cure)}")
     return value
 
 
@@ -176,9 +193,17 @@ def check_option(name: str, value: Any, options: Iterable[Any]) -> Any:
     """Return `value` if it is one of `options`, or raise and name the closest one."""
     options = list(options)
     if not any(value is option or (type(value) is type(option) and value == option) for option in options):
-        shown = ", ".join(repr(option) for option in options)
-        raise ValueError(f"`{name}` must be one of {shown}, got {value!r}.{_tail(closest(value, options))}")
+        offered = ", ".join(repr(option) for option in options)
+        raise ValueError(f"`{name}` must be one of {offered}, got {shown(value)}.{_tail(closest(value, options))}")
     return value
+
+
+def shown(value: Any) -> str:
+    """The `repr` of a user's value for a message, or what it is: `repr` may fail, and does for a very long integer."""
+    try:
+        return repr(value)
+    except Exception:
+        return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
 
 
 def check_instance(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> Any:
@@ -206,6 +231,11 @@ def check_dense(name: str, tensor: torch.Tensor) -> None:
         raise TypeError(f"`{name}` must be a dense real tensor with values, got {kind}.")
 
 
+def shape_text(tensor: torch.Tensor) -> str:
+    """The shape of a tensor for a message; a nested one has none."""
+    return "nested" if tensor.is_nested else str(tuple(tensor.shape))
+
+
 def plain_array(name: str, data: Any) -> Any:
     """Convert a torch tensor to a NumPy array, detached and on the CPU; return other data unchanged."""
     if not isinstance(data, torch.Tensor):
@@ -225,17 +255,27 @@ def copied_module(module: torch.nn.Module, cure: str) -> torch.nn.Module:
 
 def float_array(name: str, values: Any) -> np.ndarray:
     """Return numbers as an array in float64, or raise."""
+    values = plain_array(name, values)
     try:
-        return np.asarray(plain_array(name, values), dtype=np.float64)
-    except (ValueError, TypeError, OverflowError, AttributeError) as error:
+        return np.asarray(values, dtype=np.float64)
+    except (ValueError, TypeError, OverflowError, AttributeError, RuntimeError) as error:
         raise ValueError(f"`{name}` must be an array of real numbers, got {type(values).__name__}: {error}.") from error
 
 
-def check_axes(name: str, axes: Any) -> None:
-    """Raise unless `axes` is a matplotlib Axes or an array of them."""
-    each = axes.ravel().tolist() if isinstance(axes, np.ndarray) else axes if isinstance(axes, list | tuple) else [axes]
-    if not each or any(not callable(getattr(ax, "plot", None)) or not hasattr(ax, "figure") for ax in each):
-        raise TypeError(f"`{name}` must be matplotlib's Axes, or None for a new figure, got {axes!r}.")
+def check_axes(name: str, axes: Any) -> list[Any]:
+    """Return matplotlib's Axes, or arrays and lists of them, as one list, or raise."""
+    listed = list(_leaves(axes))
+    if not listed or any(not callable(getattr(ax, "plot", None)) or not hasattr(ax, "figure") for ax in listed):
+        raise TypeError(f"`{name}` must be matplotlib's Axes, or None for a new figure, got {shown(axes)}.")
+    return listed
+
+
+def _leaves(nested: Any) -> Iterator[Any]:
+    if not isinstance(nested, list | tuple | np.ndarray):
+        yield nested
+        return
+    for part in nested.ravel().tolist() if isinstance(nested, np.ndarray) else nested:
+        yield from _leaves(part)
 
 
 #: packages whose errors report a failed computation rather than a message for the user
@@ -259,7 +299,7 @@ def failure_text(error: Exception) -> str | None:
 def closest(value: Any, options: Iterable[Any]) -> str:
     """A sentence naming the option that begins with `value`, or the one most like it, or nothing."""
     names = [option for option in options if isinstance(option, str)]
-    text = str(value)
+    text = value if isinstance(value, str) else ""
     longer = [name for name in names if len(text) > 2 and name.casefold().startswith(text.casefold())]
     match = [min(longer, key=len)] if longer else difflib.get_close_matches(text, names, n=1)
     return f"Did you mean {match[0]!r}?" if match else ""

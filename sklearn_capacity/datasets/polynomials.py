@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_random_state
 
-from sklearn_capacity._validation import as_list, check_boolean, check_integer, check_interval
+from sklearn_capacity._validation import as_list, check_boolean, check_integer, check_interval, shown
 
 __all__ = ["make_noisy_cubic", "make_noisy_quadratic", "make_piecewise_linear_curves"]
 
@@ -198,7 +198,7 @@ def _grid(n_samples: int, interval: tuple[float, float]) -> np.ndarray:
     n_samples = check_integer("n_samples", n_samples)
     ends = [check_interval("interval", end) for end in as_list("interval", interval)]
     if len(ends) != 2:
-        raise ValueError(f"`interval` must have two ends, got {interval!r}.")
+        raise ValueError(f"`interval` must have two ends, got {shown(interval)}.")
     low, high = ends
     if not (np.isfinite([low, high]).all() and low < high):
         raise ValueError(f"`interval` must have finite ends in ascending order, got {interval}.")

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from sklearn.utils import check_random_state
 
-from sklearn_capacity._validation import check_integer, check_interval, plain_array
+from sklearn_capacity._validation import check_integer, check_interval, plain_array, shown
 
 __all__ = ["make_confusion_set", "randomize_labels"]
 
@@ -35,7 +36,7 @@ def randomize_labels(y: Any, fraction: float, random_state: Any = None) -> np.nd
     Raises
     ------
     ValueError
-        If `fraction` is outside [0, 1] or `y` is not one-dimensional or empty.
+        If `fraction` is outside [0, 1], or `y` is not one-dimensional, empty or without some labels.
 
     References
     ----------
@@ -50,16 +51,26 @@ def randomize_labels(y: Any, fraction: float, random_state: Any = None) -> np.nd
     >>> int((randomize_labels(y, 0.2, random_state=0) != y).sum()) <= 20
     True
     """
-    labels = np.array(plain_array("y", y))
-    if labels.ndim != 1 or len(labels) == 0:
-        raise ValueError(f"`y` must have shape (n_samples,) with at least one sample, got shape {labels.shape}.")
-    if labels.dtype.kind in "fc" and np.isnan(labels).any():
-        raise ValueError("`y` must hold a label for each sample, got nan.")
+    labels, classes = _labels_and_classes(y)
     n_random = round(check_interval("fraction", fraction, 0.0, 1.0) * len(labels))
     rng = check_random_state(random_state)
     chosen = rng.permutation(len(labels))[:n_random]
-    labels[chosen] = rng.choice(np.unique(labels), size=n_random)
+    labels[chosen] = rng.choice(classes, size=n_random)
     return labels
+
+
+def _labels_and_classes(y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """A copy of the labels, and the different ones in order."""
+    labels = np.array(plain_array("y", y))
+    if labels.ndim != 1 or len(labels) == 0:
+        raise ValueError(f"`y` must have shape (n_samples,) with at least one sample, got shape {labels.shape}.")
+    missing = pd.isna(labels)
+    if missing.any():
+        raise ValueError(f"`y` must hold a label for each sample, got {labels[missing][0]!r}.")
+    try:
+        return labels, np.unique(labels)
+    except TypeError as error:
+        raise TypeError(f"`y` must hold labels of one kind, since classes are ordered: {error}.") from error
 
 
 def make_confusion_set(
@@ -96,7 +107,7 @@ def make_confusion_set(
     Raises
     ------
     ValueError
-        If X and y differ in length, or the two sets together need more samples than there are.
+        If X and y differ in length, a label is missing, or the two sets together need more samples than there are.
 
     References
     ----------
@@ -112,18 +123,16 @@ def make_confusion_set(
     >>> X_union.shape, int(in_train.sum())
     ((9, 2), 6)
     """
-    X, y = np.asarray(plain_array("X", X)), np.asarray(plain_array("y", y))
-    if len(X) != len(y) or y.ndim != 1:
-        raise ValueError(f"`X` and `y` must have one label for each sample, got shapes {X.shape} and {y.shape}.")
+    X, (labels, classes) = np.asarray(plain_array("X", X)), _labels_and_classes(y)
+    if X.shape[:1] != labels.shape:
+        raise ValueError(f"`X` and `y` must have one label for each sample, got shapes {X.shape} and {labels.shape}.")
     n_train, n_confusion = check_integer("n_train", n_train), check_integer("n_confusion", n_confusion, 0)
-    if n_train + n_confusion > len(y):
-        raise ValueError(
-            f"`n_train` + `n_confusion` must be at most {len(y)}, the number of samples, got {n_train + n_confusion}."
-        )
+    if (both := n_train + n_confusion) > (n := len(labels)):
+        raise ValueError(f"`n_train` + `n_confusion` must be at most {n}, the number of samples, got {shown(both)}.")
     rng = check_random_state(random_state)
-    order = rng.permutation(len(y))
-    drawn = rng.choice(np.unique(y), size=len(y))  # for all, so that the sets of different sizes are nested
+    order = rng.permutation(len(labels))
+    drawn = rng.choice(classes, size=len(labels))  # for all, so that the sets of different sizes are nested
     order = order[: n_train + n_confusion]
     in_train = np.arange(len(order)) < n_train
     # draws belong to positions in the order, not to samples
-    return X[order], np.where(in_train, y[order], drawn[: len(order)]), in_train
+    return X[order], np.where(in_train, labels[order], drawn[: len(order)]), in_train

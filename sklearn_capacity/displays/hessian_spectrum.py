@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_instance, check_interval
+from .._validation import check_instance, check_interval, float_array
 from .panels import single_axes
 
 __all__ = ["HessianSpectrumDisplay"]
@@ -143,10 +143,7 @@ class HessianSpectrumDisplay:
         return self
 
     def _checked(self) -> tuple[np.ndarray, np.ndarray]:
-        try:
-            nodes, weights = (np.asarray(values, dtype=np.float64) for values in (self.nodes, self.weights))
-        except OverflowError as error:
-            raise ValueError(f"`nodes` and `weights` must be finite: {error}.") from None
+        nodes, weights = float_array("nodes", self.nodes), float_array("weights", self.weights)
         if nodes.ndim != 2 or nodes.shape != weights.shape or not nodes.size or not np.isfinite(nodes).all():
             raise ValueError(
                 "`nodes` and `weights` must be finite and of one shape (n_draws, n_nodes), got shapes "

@@ -21,14 +21,14 @@ def single_axes(ax: Any, figsize: tuple[float, float] | None = None) -> Any:
         import matplotlib.pyplot as plt
 
         _, ax = plt.subplots(figsize=figsize, layout="constrained")
-    check_axes("ax", ax)
+    if check_axes("ax", ax)[0] is not ax:
+        raise TypeError(f"`ax` must be one of matplotlib's Axes, got a {type(ax).__name__} of them.")
     return ax
 
 
 def several_axes(axes: Any, n: int, each: str = "") -> np.ndarray:
     """The n axes of a user or of a figure, in one row; `each` says in an error what each of them is for."""
-    row = np.ravel(np.array(axes, dtype=object))
-    check_axes("axes", row)
+    row = np.array(check_axes("axes", axes), dtype=object)
     if len(row) != n:
         raise ValueError(f"`axes` must contain {n} Axes{each and ', '}{each}, got {len(row)}.")
     return row

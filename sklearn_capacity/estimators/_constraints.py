@@ -10,7 +10,14 @@ import numpy as np
 import torch
 from skorch.callbacks import Callback
 
-from sklearn_capacity._validation import check_boolean, check_instance, check_integer, check_interval, check_option
+from sklearn_capacity._validation import (
+    check_boolean,
+    check_instance,
+    check_integer,
+    check_interval,
+    check_option,
+    shown,
+)
 from sklearn_capacity.architectures.mlp import ACTIVATIONS, check_layer_sizes
 from sklearn_capacity.layers import resolve_augmentation
 from sklearn_capacity.losses import CRITERIA
@@ -57,7 +64,7 @@ boolean = check_boolean  #: True or False
 def mapping(name: str, value: Any) -> Mapping[str, Any]:
     """A dict whose keys are strings."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise TypeError(f"`{name}` must be a dict with names as keys, got {value!r}.")
+        raise TypeError(f"`{name}` must be a dict with names as keys, got {shown(value)}.")
     return value
 
 
@@ -78,7 +85,7 @@ def dtype(name: str, value: Any) -> torch.dtype | None:
 def shape(name: str, value: Any) -> tuple[int, ...]:
     """A tuple of positive integers."""
     if not isinstance(value, tuple | list) or not value:
-        raise TypeError(f"`{name}` must be a tuple such as (1, 8, 8), got {value!r}.")
+        raise TypeError(f"`{name}` must be a tuple such as (1, 8, 8), got {shown(value)}.")
     return tuple(check_integer(name, size) for size in value)
 
 
@@ -88,14 +95,14 @@ def class_weight(name: str, value: Any) -> Any:
         for label, weight in value.items():
             check_interval(f"{name}[{label!r}]", weight, 0, closed="left")
     elif value is not None and not (isinstance(value, str) and value == "balanced"):
-        raise ValueError(f'`{name}` must be None, "balanced" or a dict from label to weight, got {value!r}.')
+        raise ValueError(f'`{name}` must be None, "balanced" or a dict from label to weight, got {shown(value)}.')
     return value
 
 
 def path(name: str, value: Any) -> str:
     """A path."""
     if not isinstance(value, str | os.PathLike) or not str(value):
-        raise TypeError(f"`{name}` must be None or the path of a folder, got {value!r}.")
+        raise TypeError(f"`{name}` must be None or the path of a folder, got {shown(value)}.")
     return os.fspath(value)
 
 
@@ -118,9 +125,10 @@ def penalty(name: str, value: Any) -> Any:
     if isinstance(value, str):
         return check_option(name, value, PARAMETER_PENALTIES)
     if isinstance(value, type) or not callable(value):
-        shown = ", ".join(map(repr, PARAMETER_PENALTIES))
+        offered = ", ".join(map(repr, PARAMETER_PENALTIES))
         raise TypeError(
-            f"`{name}` must be None, one of {shown}, or a callable (module, X, sample_weight=None), got {value!r}."
+            f"`{name}` must be None, one of {offered}, or a callable (module, X, sample_weight=None), "
+            f"got {shown(value)}."
         )
     return value
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sklearn_capacity._validation import check_integer
+from sklearn_capacity._validation import check_integer, shown
 
 __all__ = ["PADDING_MODES", "pad", "pad_adjoint", "padding_norm", "per_axis", "source_index"]
 
@@ -26,7 +26,7 @@ def per_axis(name: str, value: Any, n_axes: int, low: int) -> tuple[int, ...]:
     """One integer of at least `low` per axis, from an integer or a sequence of one or `n_axes` of them."""
     values = tuple(value) if isinstance(value, Sequence) else (value,)
     if len(values) not in (1, n_axes):
-        raise ValueError(f"`{name}` must be an integer or a sequence of {n_axes} integers, got {value!r}.")
+        raise ValueError(f"`{name}` must be an integer or a sequence of {n_axes} integers, got {shown(value)}.")
     return tuple(check_integer(name, entry, low) for entry in values) * (n_axes // len(values))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import numbers
 import os
 import re
 import sys
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .._validation import check_integer
+from .._validation import check_integer, shown
 from ..graph import Network
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ __all__ = ["SKETCH", "Budget", "Peak", "free_memory", "held_bytes", "parse_bytes
 SHARE_OF_FREE = 0.8
 #: Bytes for the vectors of Hutch++, if so many are free. Fixed, so that an estimate does not depend on what is free.
 SKETCH = 2**30
+#: No machine addresses more bytes.
+LARGEST = 2**63 - 1
 UNITS = {"": 1, "B": 1, **{f"{letter}B": 1000**k for k, letter in enumerate("kMGT", start=1)}}
 UNITS |= {f"{letter}iB": 1024**k for k, letter in enumerate("KMGT", start=1)}
 
@@ -135,14 +138,15 @@ def parse_bytes(max_memory: Any) -> int:
     """
     what = 'a number of bytes, or text such as "500MB" or "2GiB"'
     if not isinstance(max_memory, str):
-        if isinstance(max_memory, bool) or not isinstance(max_memory, int):
-            raise TypeError(f"`max_memory` must be {what}, got {max_memory!r}.")
-        return check_integer("max_memory", max_memory, 1)
+        if isinstance(max_memory, bool) or not isinstance(max_memory, numbers.Integral):
+            raise TypeError(f"`max_memory` must be {what}, got {shown(max_memory)}.")
+        return check_integer("max_memory", max_memory, 1, LARGEST)
     units = {unit.lower(): factor for unit, factor in UNITS.items()}
     match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-z]*)\s*", max_memory.lower())
-    if match is None or match[2] not in units or not (size := int(float(match[1]) * units[match[2]])):
+    size = float(match[1]) * units[match[2]] if match is not None and match[2] in units else 0.0
+    if not 1 <= size <= LARGEST:
         raise ValueError(f"`max_memory` must be {what}, got {max_memory!r}.")
-    return size
+    return int(size)
 
 
 def shown_bytes(size: float) -> str:

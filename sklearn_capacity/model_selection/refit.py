@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_instance, check_interval, closest, warn
+from .._validation import check_instance, check_interval, closest, float_array, warn
 
 __all__ = ["capacity_column", "capacity_refit", "column", "standard_error"]
 
@@ -101,7 +101,7 @@ def column(cv_results: Mapping[str, Any], key: str) -> np.ndarray:
         means = [name for name in cv_results if str(name).startswith("mean_")]
         hint = f"{closest(key, means)} It has: {', '.join(means)}.".lstrip()
         raise ValueError(f"`cv_results_` has no column {key!r}. {hint}")
-    return np.asarray(cv_results[key], dtype=np.float64)
+    return float_array(f"cv_results_[{key!r}]", cv_results[key])
 
 
 def capacity_column(cv_results: Mapping[str, Any], key: str) -> np.ndarray:

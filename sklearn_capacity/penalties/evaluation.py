@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from sklearn_capacity._validation import check_instance, failure_text
+from sklearn_capacity._validation import check_instance, failure_text, shape_text
 from sklearn_capacity.derivatives.modes import in_full_precision
 
 __all__ = ["checked_penalty", "naming_function"]
@@ -21,11 +22,36 @@ def checked_penalty(penalty: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(penalty)
     def checked(function: Any, X: Tensor, *args: Any, **options: Any) -> Tensor:
-        _check_batch(X, options.get("sample_weight"))
+        weight = options.get("sample_weight")
+        _check_batch(X, weight)
         with naming_function(function, X):
-            return evaluate(function, X, *args, **options)
+            # A user's criterion counts samples in its own way, and weights that are learned need their derivatives.
+            if weight is None or weight.requires_grad or options.get("criterion") is not None or bool(weight.all()):
+                return evaluate(function, X, *args, **options)
+            return _without_zeros(evaluate, function, X, args, options)
 
     return checked
+
+
+def _without_zeros(
+    evaluate: Callable[..., Tensor], function: Any, X: Tensor, args: tuple[Any, ...], options: dict[str, Any]
+) -> Tensor:
+    """The penalty at the samples whose weight is not 0: times 0, an overflow at another one would be nan."""
+    kept = options["sample_weight"] != 0  # (n,)
+    if (shared := options.pop("shared", None)) is not None:
+        shared.tape_at(function, X)  # raises if it is of another batch
+    empty = not bool(kept.any())
+    kept[0] |= empty  # an evaluation checks the other arguments
+    share = float(kept.float().mean())  # of n, by which a mean is divided
+
+    def part(value: Any) -> Any:
+        by_sample = isinstance(value, Tensor) and not value.is_nested and value.shape[:1] == kept.shape
+        return value[kept] if by_sample else value
+
+    options = {name: part(value) for name, value in options.items()}
+    options["sample_weight"] = options["sample_weight"] * share
+    value = evaluate(function, X[kept], *map(part, args), **options)
+    return torch.zeros_like(value, requires_grad=value.requires_grad) if empty else value
 
 
 @contextmanager
@@ -37,7 +63,7 @@ def naming_function(function: Any, X: Tensor) -> Iterator[None]:
         text = failure_text(error)
         if text is None:
             raise
-        batch = f"`X` of shape {tuple(X.shape)} and {X.dtype}"
+        batch = f"`X` of shape {shape_text(X)} and {X.dtype}"
         raise ValueError(
             f"`{type(function).__name__}` cannot be evaluated or differentiated at {batch}: {text}"
         ) from error
@@ -50,10 +76,10 @@ def _check_batch(X: Any, sample_weight: Any) -> None:
         cure = " For token ids pass the part of the network after the embedding, and its input." if whole else ""
         raise ValueError(
             f"`X` must be a dense real tensor of shape (n, ...) with floating point numbers, got shape "
-            f"{'nested' if X.is_nested else tuple(X.shape)}, {X.dtype}, {X.layout}.{cure}"
+            f"{shape_text(X)}, {X.dtype}, {X.layout}.{cure}"
         )
     if sample_weight is None:
         return
     check_instance("sample_weight", sample_weight, Tensor, "None or a tensor of shape (n,)")
-    if sample_weight.shape != X.shape[:1]:
-        raise ValueError(f"`sample_weight` must have shape ({len(X)},), got {tuple(sample_weight.shape)}.")
+    if sample_weight.is_nested or sample_weight.shape != X.shape[:1]:
+        raise ValueError(f"`sample_weight` must have shape ({len(X)},), got {shape_text(sample_weight)}.")

@@ -62,7 +62,7 @@ def fisher_rao_penalty(
         Labels distributed as the model predicts, or the data's labels. The empirical form vanishes where labels are
         fitted.
     sample_weight : Tensor of shape (n,), default=None
-        Weights in the mean over the samples.
+        Weights in the mean over the samples. One of weight 0 is left out.
 
     Returns
     -------

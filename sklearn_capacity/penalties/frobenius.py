@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sklearn_capacity._validation import check_integer, check_option
+from sklearn_capacity._validation import check_integer, check_option, shown
 from sklearn_capacity.derivatives.input_jacobian import OUTPUTS, jacobian_products
 from sklearn_capacity.derivatives.modes import evaluating
 from sklearn_capacity.penalties.end_layers import FirstLayer
@@ -56,7 +56,7 @@ def frobenius_penalty(
         The numbers in which the sweeps multiply; "bfloat16" has 8 significant bits, and its products are summed in
         single precision. See Notes.
     sample_weight : Tensor of shape (n,), default=None
-        The mean becomes ``(1/n) sum_i w_i ||J(x_i)||_F^2``.
+        The mean becomes ``(1/n) sum_i w_i ||J(x_i)||_F^2``. A sample of weight 0 is left out.
     shared : SharedPass, default=None
         The loss's forward pass from :func:`forward_pass` with the same module and X; the penalty then needs none.
 
@@ -153,6 +153,7 @@ def projection_penalty(
         Source of the directions; None creates a generator with torch's default seed.
     output : {"logits", "softmax"}, default="logits"
     sample_weight : Tensor of shape (n,), default=None
+        As in :func:`frobenius_penalty`.
     shared : SharedPass, default=None
         As in :func:`frobenius_penalty`.
 
@@ -252,7 +253,7 @@ def orthonormal_directions(k: int, values: Tensor, generator: torch.Generator) -
     n_samples, n_outputs = values.shape
     if k > n_outputs:
         raise ValueError(
-            f"`n_projections` must be at most the number of outputs {n_outputs}, got {k}. "
+            f"`n_projections` must be at most the number of outputs {n_outputs}, got {shown(k)}. "
             'Use the "frobenius" norm, which is exact.'
         )
     drawn = torch.randn(k, n_samples, n_outputs, generator=generator, dtype=torch.float64, device="cpu")  # (k, n, C)

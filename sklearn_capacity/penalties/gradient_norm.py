@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sklearn_capacity._validation import check_boolean, check_instance
+from sklearn_capacity._validation import check_boolean, check_instance, shape_text
 from sklearn_capacity.derivatives.double_backward import twice_differentiable
 from sklearn_capacity.derivatives.modes import evaluating
 from sklearn_capacity.penalties.evaluation import checked_penalty
@@ -42,7 +42,7 @@ def gradient_norm_penalty(
         ``criterion(outputs, y)`` is the mean loss L; it receives `sample_weight` if it has that parameter. None:
         cross-entropy if y is integer, else squared error. Estimators pass their own loss.
     sample_weight : Tensor of shape (n,), default=None
-        Weights in the mean over the samples.
+        Weights in the mean over the samples. Without a `criterion`, one of weight 0 is left out.
     squared : bool, default=False
         Return the squared norm, which is differentiable at 0 (Barrett and Dherin 2021).
 
@@ -94,8 +94,8 @@ def gradient_norm_penalty(
 def _mean_loss(
     outputs: Tensor, y: Tensor, criterion: Callable[..., Tensor] | None, sample_weight: Tensor | None
 ) -> Tensor:
-    if y.dim() == 0 or len(y) != len(outputs):
-        raise ValueError(f"`y` must have one target per sample, {len(outputs)} in all, got shape {tuple(y.shape)}.")
+    if y.is_nested or y.dim() == 0 or len(y) != len(outputs):
+        raise ValueError(f"`y` must have one target per sample, {len(outputs)} in all, got shape {shape_text(y)}.")
     if criterion is not None:
         function = criterion.forward if isinstance(criterion, nn.Module) else criterion
         weighs = sample_weight is not None and "sample_weight" in inspect.signature(function).parameters

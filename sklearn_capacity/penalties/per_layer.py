@@ -64,7 +64,7 @@ def per_layer_penalty(
     output : {"logits", "softmax"}, default="logits"
         Whether f is the output itself or, as in [JR], its softmax.
     sample_weight : Tensor of shape (n,), default=None
-        Weights in the mean over the samples.
+        Weights in the mean over the samples. One of weight 0 is left out.
     shared : SharedPass, default=None
         As in :func:`frobenius_penalty`.
 

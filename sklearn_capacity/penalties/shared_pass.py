@@ -118,6 +118,8 @@ def forward_pass(module: Any, X: Tensor, forward: Callable[[Tensor], Tensor] | N
     >>> (loss + 0.1 * frobenius_penalty(module, X, shared=shared)).backward()
     """
     check_instance("X", X, Tensor, "a tensor of shape (n, ...)")
+    if X.is_nested:
+        raise ValueError("`X` must be a tensor of shape (n, ...), got a nested one. Pad its parts to one shape.")
     with naming_function(module, X):
         graph = graph_of(module, X) if torch.is_grad_enabled() and not (autocasts(X) or X.requires_grad) else None
         if graph is None or writes_into_itself(module) or not acts_alike_in_training(module, X) or has_hooks(module):

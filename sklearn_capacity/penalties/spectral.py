@@ -44,7 +44,7 @@ def spectral_penalty(
     output : {"logits", "softmax"}, default="logits"
         Whether f is the output itself or, as in [JR], its softmax.
     sample_weight : Tensor of shape (n,), default=None
-        The mean becomes ``(1/n) sum_i w_i ||J(x_i)||_2^2``.
+        The mean becomes ``(1/n) sum_i w_i ||J(x_i)||_2^2``. A sample of weight 0 is left out.
     shared : SharedPass, default=None
         As in :func:`frobenius_penalty`.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from sklearn_capacity._validation import check_boolean, check_integer, check_interval, check_option, float_array
+from sklearn_capacity._validation import check_boolean, check_integer, check_interval, check_option, float_array, shown
 from sklearn_capacity.theory._initialize import draw_normal
 from sklearn_capacity.theory._inputs import as_samples, input_correlation, normalize_samples
 from sklearn_capacity.theory._mean_field import OUTPUTS, mean_field
@@ -333,9 +333,9 @@ def _critical_rate(row: _Ensemble, n_features: int, n_outputs: int, momentum: fl
 def _increasing(name: str, values: Any, zero: bool = False) -> NDArray[np.float64]:
     array = float_array(name, values)
     if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
-        raise ValueError(f"`{name}` must be a non-empty sequence of finite numbers, got {values!r}.")
+        raise ValueError(f"`{name}` must be a non-empty sequence of finite numbers, got {shown(values)}.")
     if (np.diff(array) <= 0).any() or array[0] < 0 or (array[0] == 0 and not zero):
-        raise ValueError(f"`{name}` must be positive and increasing, got {values!r}. Sort them.")
+        raise ValueError(f"`{name}` must be positive and increasing, got {shown(values)}. Sort them.")
     return array
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_capacity._validation import check_integer, check_interval, check_option, warn
+from sklearn_capacity._validation import check_integer, check_interval, check_option, plain_array, warn
 from sklearn_capacity.theory._integrals import (
     CLOSED_FORMS,
     QUADRATURE_PAIRS,
@@ -161,6 +161,7 @@ def mean_field(
 
 def per_layer(name: str, value: Any, n_layers: int, *, closed: str) -> Array:
     """One finite number per layer from a number or a sequence, each in (0, inf) or [0, inf)."""
+    value = plain_array(name, value)
     if np.ndim(value) == 0:
         return np.full(n_layers, check_interval(name, value, 0.0, closed=closed))
     if np.shape(value) != (n_layers,):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sklearn_capacity._validation import as_list, check_integer, check_interval, check_option
+from sklearn_capacity._validation import check_integer, check_interval, check_option, check_parameters
 from sklearn_capacity.training.kronecker import (
     FISHERS,
     LOSSES,
@@ -116,7 +116,7 @@ class KFAC(torch.optim.Optimizer):
             "n_steps": 0,
             "trained": [],
         }
-        super().__init__(as_list("params", params), settings)
+        super().__init__(check_parameters(params), settings)
 
     def attach(self, module: nn.Module, criterion: nn.Module) -> None:
         """Set the module that is trained, and its loss."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sklearn_capacity._validation import as_list, check_integer, check_interval
+from sklearn_capacity._validation import check_integer, check_interval, check_parameters
 from sklearn_capacity.derivatives.modes import evaluating
 from sklearn_capacity.graph import named_tensors, trace
 
@@ -72,7 +72,7 @@ class PathSGD(torch.optim.Optimizer):
             "update_interval": check_integer("update_interval", update_interval),
             "n_steps": 0,
         }
-        super().__init__(as_list("params", params), settings)
+        super().__init__(check_parameters(params), settings)
 
     def attach(self, module: nn.Module, criterion: nn.Module) -> None:
         """Set the network that is trained; the loss does not matter."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sklearn_capacity._validation import as_list, check_boolean, check_interval
+from sklearn_capacity._validation import check_boolean, check_interval, check_parameters
 from sklearn_capacity.training.unobserved_step import unobserved_step
 
 __all__ = ["SAM"]
@@ -198,7 +198,7 @@ def _checked_base(
             "`optimizer_params` of an estimator."
         )
     try:
-        optimizer = base(as_list("params", params), lr=lr, **settings)
+        optimizer = base(check_parameters(params), lr=lr, **settings)
     except RuntimeError as error:  # as of a comparison with a tensor of several numbers
         raise ValueError(f"`base` does not accept its settings, {settings}: {error}.") from error
     if not isinstance(optimizer, torch.optim.Optimizer):

@@ -14,7 +14,7 @@ from skorch import NeuralNet
 from skorch.callbacks import Callback
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from sklearn_capacity._validation import as_list
+from sklearn_capacity._validation import as_list, float_array, plain_array, shown
 from sklearn_capacity.process_state import silenced
 
 __all__ = ["LearningRateSchedule", "TorchSchedule", "make_schedule", "set_learning_rates"]
@@ -123,10 +123,12 @@ def make_schedule(schedule: Any, max_epochs: int) -> Callback | None:
         _check_arguments(schedule, function, "optimizer" if is_torch else "epoch")
         return TorchSchedule(schedule) if is_torch else LearningRateSchedule(schedule)
     if isinstance(schedule, Iterable) and not isinstance(schedule, str):
-        return LearningRateSchedule(_listed(as_list("learning_rate_schedule", schedule)))
+        return LearningRateSchedule(
+            _listed(as_list("learning_rate_schedule", plain_array("learning_rate_schedule", schedule)))
+        )
     raise ValueError(
         '`learning_rate_schedule` must be None, "cosine", a list of (epoch, factor) pairs, a list of factors, '
-        f"a function of the epoch or a scheduler class from torch, got {schedule!r}."
+        f"a function of the epoch or a scheduler class from torch, got {shown(schedule)}."
     )
 
 
@@ -152,16 +154,18 @@ def _check_arguments(schedule: Callable[..., Any], kind: Callable[..., Any], giv
 
 def _listed(schedule: list[Any]) -> Callable[[int], float]:
     try:
-        numbers = np.asarray(schedule, dtype=float)
-    except (TypeError, ValueError):
+        numbers = float_array("learning_rate_schedule", schedule)
+    except ValueError:
         numbers = np.empty(0)
     if numbers.size == 0 or not (numbers.ndim == 1 or (numbers.ndim == 2 and numbers.shape[1] == 2)):
         raise ValueError(
             "`learning_rate_schedule` as a list must contain (epoch, factor) pairs or one factor per epoch, "
-            f"got {schedule!r}."
+            f"got {shown(schedule)}."
         )
     if not (np.isfinite(numbers) & (numbers >= 0)).all():
-        raise ValueError(f"`learning_rate_schedule` must contain finite numbers that are at least 0, got {schedule!r}.")
+        raise ValueError(
+            f"`learning_rate_schedule` must contain finite numbers that are at least 0, got {shown(schedule)}."
+        )
     if numbers.ndim == 1:
         return functools.partial(listed_factor, factors=numbers.tolist())
     return functools.partial(step_factor, steps=[(start, factor) for start, factor in numbers.tolist()])

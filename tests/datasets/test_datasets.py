@@ -5,7 +5,9 @@ from __future__ import annotations
 from urllib.error import URLError
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from sklearn.utils import Bunch
 
 from sklearn_capacity import datasets
@@ -166,6 +168,8 @@ def test_no_network_is_a_clear_error(monkeypatch, fetch):
         (lambda: randomize_labels([], 0.5), r"`y` must have shape \(n_samples,\) with at least one sample"),
         (lambda: randomize_labels([[0, 1]], 0.5), r"`y` must have shape \(n_samples,\)"),
         (lambda: make_confusion_set(np.zeros((5, 2)), np.zeros(4), 2, 2), "`X` and `y` must have one label for each"),
+        (lambda: make_confusion_set([0, 1], 0, 1, 1), r"`y` must have shape \(n_samples,\)"),
+        (lambda: make_confusion_set(0, [0, 1], 1, 1), "`X` and `y` must have one label for each"),
         (
             lambda: make_confusion_set(np.zeros((5, 2)), np.zeros(5), 3, 3),
             r"`n_train` \+ `n_confusion` must be at most 5",
@@ -176,6 +180,35 @@ def test_no_network_is_a_clear_error(monkeypatch, fetch):
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(
+    "y",
+    [
+        pd.Series([1, 2, None], dtype="Int64"),
+        pd.Series(["a", "b", None], dtype="string"),
+        pd.Series(["a", "b", None], dtype="category"),
+        pd.Series([True, False, None], dtype="boolean"),
+        np.array([1, 2, None], dtype=object),
+        np.array([np.nan, "a", "b"], dtype=object),
+        np.array([1.0, np.nan, 2.0]),
+        np.array([1.0, np.nan + 1j, 2.0]),
+        np.array(["2020-01-01", "NaT", "2020-01-02"], "M8[D]"),
+        torch.tensor([1.0, torch.nan, 2.0]),
+    ],
+    ids=lambda y: str(y.dtype),
+)
+def test_a_missing_label_is_refused(y):
+    for call in (lambda: randomize_labels(y, 0.5), lambda: make_confusion_set(np.zeros((3, 2)), y, 1, 1)):
+        with pytest.raises(ValueError, match="`y` must hold a label for each sample, got "):
+            call()
+
+
+def test_labels_of_two_kinds_are_refused():
+    y = np.array([1, "b", 2], dtype=object)
+    for call in (lambda: randomize_labels(y, 0.5), lambda: make_confusion_set(np.zeros((3, 2)), y, 1, 1)):
+        with pytest.raises(TypeError, match="`y` must hold labels of one kind"):
+            call()
 
 
 @pytest.mark.parametrize("load", [load_digit_images, fetch_mnist, fetch_cifar10])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,10 +18,12 @@ from sklearn_capacity.displays import (
     CapacityPathDisplay,
     FisherSpectrumDisplay,
     HessianSpectrumDisplay,
+    InteractionConditionsDisplay,
     MarginDisplay,
     WeightHistogramDisplay,
 )
 
+CONDITIONS = pd.DataFrame({"condition": ["C1", "C2", "C3"], "value": [0.5, 1.0, 2.0]})
 TABLE = compare_capacity([nn.Linear(2, 2)], measures=["frobenius_norm"])
 
 
@@ -38,13 +41,31 @@ def test_models_must_come_with_their_data(display, models):
         display.from_models(models)
 
 
-@pytest.mark.parametrize("ax", [3, "text", {1}, np.ones(2)])
+NO_AXES = [3, "text", {1}, np.ones(2), [], [[3]], -torch.ones(2, requires_grad=True), torch.ones(2)._neg_view()]
+NO_AXES += [torch.nested.nested_tensor([torch.ones(2)]), list(torch.ones(2)), 10**5000]
+
+
+@pytest.mark.parametrize("ax", NO_AXES, ids=lambda ax: type(ax).__name__)
 @pytest.mark.parametrize(
     "display", [CapacityComparisonDisplay(TABLE), HessianSpectrumDisplay([[1.0, 2.0]], [[0.5, 0.5]])]
 )
 def test_axes_must_be_matplotlibs(display, ax):
     with pytest.raises(TypeError, match="`ax` must be matplotlib's Axes, or None"):
         display.plot(ax)
+
+
+@pytest.mark.parametrize("axes", NO_AXES, ids=lambda ax: type(ax).__name__)
+def test_several_axes_must_be_matplotlibs(axes):
+    with pytest.raises(TypeError, match="`axes` must be matplotlib's Axes, or None"):
+        InteractionConditionsDisplay({"a": CONDITIONS}).plot(axes)
+
+
+def test_axes_may_be_nested():
+    _, axes = plt.subplots(1, 3)
+    for given in (axes, axes[None], list(axes), [list(axes[:2]), [axes[2]]]):
+        assert InteractionConditionsDisplay({"a": CONDITIONS}).plot(given).axes_.tolist() == list(axes)
+    with pytest.raises(TypeError, match="`ax` must be one of matplotlib's Axes"):
+        HessianSpectrumDisplay([[1.0, 2.0]], [[0.5, 0.5]]).plot(axes)
 
 
 def test_flags_must_be_true_or_false():

@@ -101,5 +101,21 @@ def test_parameters_out_of_range():
 
 
 def test_a_number_beyond_floats_is_refused():
-    with pytest.raises(ValueError, match="`nodes` and `weights` must be finite: int too large"):
+    with pytest.raises(ValueError, match="`weights` must be an array of real numbers, got list: int too large"):
         HessianSpectrumDisplay([[1.0]], [[10**400]]).density()
+
+
+@pytest.mark.parametrize(
+    "nodes", [torch.ones(1, 2)._neg_view(), -torch.ones(1, 2, requires_grad=True), -torch.ones(1, 2).bfloat16()]
+)
+def test_tensors_are_read_as_arrays(nodes):
+    weights = torch.full((1, 2), 0.5)
+    expected = HessianSpectrumDisplay([[-1.0, -1.0]], [[0.5, 0.5]]).density()
+    for values, reference in zip(HessianSpectrumDisplay(nodes, weights).density(), expected, strict=True):
+        assert values.tolist() == reference.tolist()
+
+
+@pytest.mark.parametrize("nodes", [torch.nested.nested_tensor([torch.ones(2)]), torch.ones(1, 2, device="meta")])
+def test_tensors_without_an_array_are_refused(nodes):
+    with pytest.raises(TypeError, match="`nodes` must be a dense real tensor with values"):
+        HessianSpectrumDisplay(nodes, [[0.5, 0.5]]).density()

@@ -129,3 +129,39 @@ def test_an_ensemble_that_is_not_fitted_is_no_data():
         make_schedule(forest, 3)
     with pytest.raises(TypeError, match="`measures` must be a sequence, got RandomForestClassifier"):
         selection.rank_measures(table, "accuracy", measures=forest)
+
+
+class Nameless:
+    """An object that cannot be shown."""
+
+    def __repr__(self):
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize("value", [10**5000, -(10**5000), Nameless()], ids=["large", "small", "nameless"])
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda value: measure_capacity(MODULE, X, y, "frobenius_norm", max_samples=[value]), "max_samples"),
+        (lambda value: measure_capacity(MODULE, X, y, "frobenius_norm", batch_size=(value,)), "batch_size"),
+        (lambda value: measure_capacity(MODULE, X, y, "frobenius_norm", log=value), "log"),
+        (lambda value: measure_capacity(MODULE, X, y, "frobenius_norm", loss=value), "loss"),
+        (lambda value: layers.GeneralizationDropout(3, p=value), "p"),
+        (lambda value: layers.GeneralizationLayer(3, depth=[value]), "depth"),
+        (lambda value: make_noisy_quadratic(interval=[value]), "interval"),
+        (lambda value: make_schedule([value], 3), "learning_rate_schedule"),
+        (lambda value: SAM([value], 0.1), "params"),
+        (lambda value: NetworkClassifier(input_shape=value).fit(X, y), "input_shape"),
+        (lambda value: NetworkClassifier(class_weight=value).fit(X, y), "class_weight"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_by_name(call, name, value):
+    with pytest.raises((ValueError, TypeError), match=f"`{name}`"):
+        call(value)
+
+
+@pytest.mark.parametrize("optimizer", [KFAC, SAM, PathSGD])
+@pytest.mark.parametrize("params", [[()], [(1,)], [("a",)], [{}], [{"a": 1}], [("a", 1)], ["a"], [None], [[]]])
+def test_parameters_must_be_tensors_or_groups(optimizer, params):
+    with pytest.raises(TypeError, match="`params` must contain tensors, pairs of a name and a tensor, or dicts"):
+        optimizer(params, 0.1)
