@@ -208,6 +208,7 @@ TESTED_IN = {
     "layers": "layers/test_layers",
     "linalg": "linalg/test_operators",
     "linalg/banded_certificate": "linalg/test_conv",
+    "linalg/lanczos_process": "linalg/test_lanczos",
     "linalg/padding": "linalg/test_conv",
     "linalg/torus_bound": "linalg/test_conv",
     "measures": "measures/test_every_measure",

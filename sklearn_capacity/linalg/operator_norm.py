@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sklearn_capacity._validation import NotDefinedError, check_integer, check_interval, warn
 
-from .lanczos import BREAKDOWN, error_bound
+from .lanczos_process import BREAKDOWN, error_bound
 
 __all__ = ["OperatorNorm", "Product", "operator_norm"]
 

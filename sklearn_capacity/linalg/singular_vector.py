@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sklearn_capacity._validation import warn
 from sklearn_capacity.linalg.conv import ConvOperator
-from sklearn_capacity.linalg.lanczos import LanczosProcess
+from sklearn_capacity.linalg.lanczos_process import LanczosProcess
 from sklearn_capacity.linalg.matrix import DIRECT_SIDE, DiagonalOperator, MatrixOperator, in_range
 
 __all__ = ["leading_singular_vector"]

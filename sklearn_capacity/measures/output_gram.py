@@ -47,7 +47,7 @@ __all__ = [
 
 # Up to this C, the C backward passes for the Gram matrix cost less than the 20 to 30 products of Lanczos.
 FULL_GRAM = 80
-# Relative error of Lanczos, also for close eigenvalues; see `linalg.lanczos`.
+# Relative error of Lanczos, also for close eigenvalues; see `linalg.lanczos_process`.
 TOLERANCE = 1e-6
 # Size of the largest layer's output above which tracing the network saves more than it costs: by torch's export, or by
 # a recording, which suffices for known modules.
