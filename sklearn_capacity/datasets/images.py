@@ -139,8 +139,7 @@ def _fetch(function: str, data_id: int, data_home: Any) -> Bunch:
     except OSError as error:  # URLError, timeouts and refused connections are all of this kind
         raise ConnectionError(
             f"`{function}` could not reach OpenML (data set {data_id}): {error}. Call it once with network access, or "
-            "pass "
-            "as `data_home` the folder of an earlier call."
+            "pass as `data_home` the folder of an earlier call."
         ) from error
 
 

@@ -210,10 +210,8 @@ def _check_noise(noise: str) -> None:
     if not (isinstance(noise, str) and noise == "spherical"):
         raise ValueError(
             f"`noise` must be 'spherical' in a PAC-Bayes bound, got {noise!r}. The scale of magnitude noise, and with "
-            "it "
-            "the prior, depends on the learned weights, but a prior must not depend on the data. Use `kl_divergence` "
-            "and "
-            "`expected_sharpness` to describe magnitude noise."
+            "it the prior, depends on the learned weights, but a prior must not depend on the data. Use "
+            "`kl_divergence` and `expected_sharpness` to describe magnitude noise."
         )
 
 

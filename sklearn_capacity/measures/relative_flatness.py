@@ -120,8 +120,7 @@ def _shifted(linear: nn.Module, name: str, n_samples: int) -> Iterator[list[Tens
         if seen or x.dim() != 2 or len(x) != n_samples:
             raise NotDefinedError(
                 f"The relative flatness needs a linear layer that receives one vector per sample, once, but `{name}` "
-                "does "
-                "not. Name another `layer`."
+                "does not. Name another `layer`."
             )
         shift = torch.zeros_like(output, requires_grad=True)
         seen.extend((x.detach(), module.weight.detach(), shift))
@@ -150,8 +149,7 @@ def _linear_layer(network: Network, wanted: str | None) -> tuple[str, nn.Linear]
     if not isinstance(linear, nn.Linear):
         raise NotDefinedError(
             f"The relative flatness needs a linear layer, but `{name}` is a {type(linear).__name__}. Name a linear "
-            "layer "
-            "as `layer`."
+            "layer as `layer`."
         )
     if name not in ended:
         raise NotDefinedError(

@@ -137,8 +137,7 @@ def _encode_labels(subject: Subject, y: np.ndarray, n_outputs: int) -> np.ndarra
     if y.ndim != 1:
         raise NotDefinedError(
             f"`y` must be one label per sample, got shape {y.shape}: multilabel targets are not supported. For one-hot "
-            "rows "
-            "pass `y.argmax(axis=1)`."
+            "rows pass `y.argmax(axis=1)`."
         )
     if subject.classes is None and y.dtype.kind not in "iufb":  # the outputs cannot be matched to the labels
         raise ValueError(

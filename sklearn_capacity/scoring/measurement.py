@@ -176,8 +176,7 @@ class Session:
             if MEASURES.get(request.measure.name) is not request.measure:
                 raise NotDefinedError(
                     f"The measure {request.measure.name!r} returned nan. Where the measure is not defined, its "
-                    "function must "
-                    "raise a `NotDefinedError` that says why."
+                    "function must raise a `NotDefinedError` that says why."
                 )
             reason = (
                 "is not a number here: the weights, logits or derivatives of the network are not finite on these data."

@@ -152,7 +152,6 @@ def _checked(X: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device
     if X.dtype != dtype or X.device != device or X.layout != torch.strided:
         raise ValueError(
             f"`augmentation` must return a dense batch like its input, {dtype} on {device}, got {X.dtype}, {X.layout} "
-            "on "
-            f"{X.device}. Convert it with `.to(X)`."
+            f"on {X.device}. Convert it with `.to(X)`."
         )
     return X

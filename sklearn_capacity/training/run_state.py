@@ -156,8 +156,7 @@ def _callback_state(name: str, callback: Callback, early: set[tuple[str, str]] |
         except TypeError as error:
             raise TypeError(
                 f"{error} Therefore `checkpoint_dir` cannot resume the callback: let its `__getstate__` leave out "
-                f"{key!r}, "
-                "or fit with checkpoint_dir=None."
+                f"{key!r}, or fit with checkpoint_dir=None."
             ) from error
         state[key] = value
     return state

@@ -194,8 +194,7 @@ def _checked_base(
     if not callable(base):
         raise TypeError(
             f"`base` must be an optimiser class or a callable (params, lr=...), got {base!r}. Names are only accepted "
-            "in the "
-            "`optimizer_params` of an estimator."
+            "in the `optimizer_params` of an estimator."
         )
     try:
         optimizer = base(check_parameters(params), lr=lr, **settings)
