@@ -6,6 +6,7 @@ parameters and buffers. A `Ref` depends on the network's input and names the nod
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -66,12 +67,28 @@ class Binder:
             if operation.op == "placeholder":
                 self.values[operation.name] = self._placeholder(operation)
             elif operation.users or operation.name == self.program.output_name:  # no assertions of the trace
-                self.values[operation.name] = self._value(operation)
+                self.bind(operation)
+        return self.network()
+
+    def bind(self, operation: fx.Node) -> Any:
+        """The value of an operation whose inputs have values; entered into the binder, with its nodes."""
+        self.values[operation.name] = self._value(operation)
+        return self.values[operation.name]
+
+    def network(self) -> NetworkGraph:
+        """The graph of the nodes so far."""
         # By name, since overwritten inputs and buffers precede it among the outputs.
         output = self.values.get(self.program.output_name)
         if not isinstance(output, Ref):
             raise UnsupportedLayerError("The network's output does not depend on its input.")
         return NetworkGraph(tuple(self.nodes.values()), output.name).live()
+
+    def copy(self) -> Binder:
+        """A binder with the same values and nodes, to which others can be added."""
+        other = copy.copy(self)
+        for name in ("values", "nodes", "signals", "shapes", "whole_numbers"):
+            setattr(other, name, dict(getattr(self, name)))
+        return other
 
     # -- values of operations ----------------------------------------------------------------------------------
 

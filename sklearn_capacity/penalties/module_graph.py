@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from sklearn_capacity.derivatives.modes import evaluating
 from sklearn_capacity.graph import (
     NetworkGraph,
     Program,
+    Rebinder,
     UnsupportedLayerError,
     evaluate,
     is_known,
@@ -31,15 +32,16 @@ from sklearn_capacity.process_state import has_own_hooks, has_process_hooks
 
 __all__ = [
     "ModuleTrace",
+    "Parts",
     "acts_alike_in_training",
+    "chain_of",
     "graph_of",
     "has_folded_layers",
     "has_hooks",
-    "latest_trace",
+    "parts_of",
     "tensors_of",
     "trace_of",
     "whole_graph",
-    "writes_into_itself",
 ]
 
 #: A module whose attributes change more often than this is handled by the loop.
@@ -74,8 +76,8 @@ class ModuleTrace:
         Attributes that changed without an effect on the trace; they are not settings.
     modes, mode_free
         Training flags of the submodules, and whether the forward pass in these modes equals that in eval mode.
-    bound_to, graph
-        Parameters and buffers (by id, with their ``requires_grad``), and the graph that was bound to them.
+    bound_to, rebinder
+        Parameters and buffers (by id, with their ``requires_grad``), and what binds them.
     """
 
     owner: weakref.ref
@@ -88,10 +90,12 @@ class ModuleTrace:
     modes: tuple[bool, ...] = ()
     mode_free: bool = False
     bound_to: tuple = ()
-    graph: NetworkGraph | None = field(default=None, repr=False)
+    rebinder: Rebinder | None = field(default=None, repr=False)
 
 
 _TRACES: dict[int, ModuleTrace] = {}
+#: A module's submodules with their names, and itself: a step reads them often, so it lists them once.
+Parts: TypeAlias = list[tuple[str, nn.Module]]
 
 
 def graph_of(module: Any, X: Tensor, *, folded: bool = True) -> NetworkGraph | None:
@@ -101,10 +105,15 @@ def graph_of(module: Any, X: Tensor, *, folded: bool = True) -> NetworkGraph | N
     """
     if not isinstance(module, nn.Module) or not X.is_floating_point():
         return None
-    entry = trace_of(module, X)
-    if entry.program is None or entry.refusal is not None:
+    parts = parts_of(module)
+    return chain_of(trace_of(module, X, parts), module, parts, folded=folded)
+
+
+def chain_of(trace: ModuleTrace, module: nn.Module, parts: Parts, *, folded: bool = True) -> NetworkGraph | None:
+    """The same from the module's present trace."""
+    if trace.program is None or trace.refusal is not None:
         return None
-    return _bound(entry, entry.program, module, folded)
+    return _rebinder(trace, trace.program, module, parts).graph(folded=folded)
 
 
 def whole_graph(
@@ -120,34 +129,29 @@ def whole_graph(
         If the module cannot be traced; the message begins with `purpose`.
     """
     check_instance("module", module, nn.Module, "a torch.nn.Module")
-    entry = trace_of(module, X)
+    parts = parts_of(module)
+    entry = trace_of(module, X, parts)
     if entry.program is None:
         raise UnsupportedLayerError(
             f"{purpose} needs the graph of `module`, but {type(module).__name__} has none: {entry.refusal}"
         )
     if replaced:
         return entry.program.bind({**named_tensors(module), **replaced})
-    return _bound(entry, entry.program, module)
+    return _rebinder(entry, entry.program, module, parts).graph()
 
 
-def _bound(entry: ModuleTrace, program: Program, module: nn.Module, folded: bool = True) -> NetworkGraph:
-    if not folded and program.may_fold:
-        return program.bind(named_tensors(module), folded=False)
-    state = tuple((id(t), t.requires_grad) for t in tensors_of(module))
-    if entry.graph is not None and entry.bound_to == state:
-        return entry.graph
-    tensors = named_tensors(module)
-    graph = program.bind(tensors)
-    # The graph can serve again if nothing in it was computed from the tensors; an optimiser works in place.
-    entry.graph, entry.bound_to = (graph, state) if _holds_only(graph, tensors) else (None, ())
-    return graph
+def _rebinder(entry: ModuleTrace, program: Program, module: nn.Module, parts: Parts) -> Rebinder:
+    state = tuple((id(t), t.requires_grad) for t in tensors_of(parts))
+    if entry.rebinder is None or entry.bound_to != state:  # an optimiser works in place
+        entry.rebinder, entry.bound_to = Rebinder(program, named_tensors(module)), state
+    return entry.rebinder
 
 
-def trace_of(module: nn.Module, X: Tensor) -> ModuleTrace:
-    """The trace for samples like X, renewed if something that it fixes has changed."""
+def trace_of(module: nn.Module, X: Tensor, parts: Parts) -> ModuleTrace:
+    """The trace for samples like X, renewed if something that it fixes has changed; `parts` are the module's."""
     entry = _TRACES.get(id(module))
     entry = entry if entry is not None and entry.owner() is module else None
-    key = (tuple(X.shape[1:]), X.dtype, X.device, _settings(module, entry.volatile if entry else frozenset()))
+    key = (tuple(X.shape[1:]), X.dtype, X.device, _settings(parts, entry.volatile if entry else frozenset()))
     if entry is not None and entry.key == key:
         return entry
     number = id(module)
@@ -210,13 +214,14 @@ def _compared(module: nn.Module, X: Tensor, *, anew: bool = False) -> tuple[Prog
 
 def _contents(module: nn.Module) -> tuple:
     """What a forward pass may have written: attributes, parameters and buffers of all submodules."""
-    return _settings(module, ()), [(id(t), t._version) for t in tensors_of(module)]
+    parts = parts_of(module)
+    return _settings(parts, ()), [(id(t), t._version) for t in tensors_of(parts)]
 
 
-def _settings(module: nn.Module, volatile: Collection[tuple[str, str]]) -> dict[tuple[str, str], Any]:
+def _settings(parts: Parts, volatile: Collection[tuple[str, str]]) -> dict[tuple[str, str], Any]:
     """What a trace fixes: types and attributes of all submodules, without their mode."""
     settings: dict[tuple[str, str], Any] = {}
-    for name, submodule in _submodules(module):
+    for name, submodule in parts:
         settings[name, ""] = type(submodule)
         for attribute, value in vars(submodule).items():
             if attribute not in _OF_TORCH and (name, attribute) not in volatile:
@@ -224,9 +229,10 @@ def _settings(module: nn.Module, volatile: Collection[tuple[str, str]]) -> dict[
     return settings
 
 
-def _submodules(module: nn.Module) -> list[tuple[str, nn.Module]]:
+def parts_of(module: nn.Module) -> Parts:
     """What `named_modules` yields, but without its generators in generators: those took a third of a small step."""
-    listed, seen, pending = [], set(), [("", module)]
+    listed: Parts = []
+    seen, pending = set[int](), [("", module)]
     while pending:
         name, part = pending.pop()
         if id(part) in seen:
@@ -238,9 +244,9 @@ def _submodules(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return listed
 
 
-def tensors_of(module: nn.Module) -> list[Tensor]:
+def tensors_of(parts: Parts) -> list[Tensor]:
     """All parameters and buffers; one that submodules share stands in the list for each of them."""
-    tables = (table for _, part in _submodules(module) for table in (part._parameters, part._buffers))
+    tables = (table for _, part in parts for table in (part._parameters, part._buffers))
     return [t for table in tables for t in table.values() if t is not None]
 
 
@@ -257,41 +263,25 @@ def _state(value: Any) -> Any:
     return id(value)
 
 
-def _holds_only(graph: NetworkGraph, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether all weights and biases in the graph are these tensors, or constants."""
-    live = {id(t) for t in tensors.values()}
-    parts = [(t, node.sources) for node in graph.nodes for t in (node.weight, node.bias) if t is not None]
-    return all(id(t) in live or not sources for t, sources in parts)
-
-
-def latest_trace(module: nn.Module) -> ModuleTrace:
-    """The trace of a module that was traced before, whether or not it still applies."""
-    return _TRACES[id(module)]
-
-
-def writes_into_itself(module: nn.Module) -> bool:
-    """Whether a forward pass of the module (traced before) changes its buffers or attributes."""
-    return latest_trace(module).writes
-
-
 def has_folded_layers(module: nn.Module) -> bool:
     """Whether the folded graph of the module (traced before) may have layers other than the module's own."""
-    program = latest_trace(module).program
+    program = _TRACES[id(module)].program
     return program is not None and program.may_fold
 
 
-def acts_alike_in_training(module: nn.Module, X: Tensor) -> bool:
+def acts_alike_in_training(trace: ModuleTrace, module: nn.Module, parts: Parts, X: Tensor) -> bool:
     """Whether the forward pass is the same in training mode as in eval mode, by comparing the two traces."""
-    modes = tuple(m.training for _, m in _submodules(module))
-    entry = latest_trace(module)
-    if entry.modes != modes:
-        entry.modes = modes
-        entry.mode_free = not any(modes) or (entry.program is not None and _same_traced(module, entry.program, X.dtype))
-    return entry.mode_free
+    modes = tuple([part.training for _, part in parts])
+    if trace.modes != modes:
+        trace.modes = modes
+        trace.mode_free = not any(modes) or (
+            trace.program is not None and _same_traced(module, parts, trace.program, X.dtype)
+        )
+    return trace.mode_free
 
 
-def _same_traced(module: nn.Module, program: Program, dtype: torch.dtype) -> bool:
-    training = [m for _, m in _submodules(module) if m.training]
+def _same_traced(module: nn.Module, parts: Parts, program: Program, dtype: torch.dtype) -> bool:
+    training = [part for _, part in parts if part.training]
     if any(isinstance(m, _MODAL) for m in training):
         return False
     if is_known(module) and all(type(m).forward in _MODELESS for m in training):
@@ -322,6 +312,6 @@ _MODELESS = frozenset(
 )
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether the module has forward or backward hooks."""
-    return has_process_hooks() or any(has_own_hooks(part) for _, part in _submodules(module))
+def has_hooks(parts: Parts) -> bool:
+    """Whether one of the submodules has forward or backward hooks."""
+    return has_process_hooks() or any(has_own_hooks(part) for _, part in parts)

@@ -25,13 +25,14 @@ from sklearn_capacity.graph import NetworkGraph, Node, activation_of
 from sklearn_capacity.penalties.evaluation import naming_function
 from sklearn_capacity.penalties.module_graph import (
     ModuleTrace,
+    Parts,
     acts_alike_in_training,
+    chain_of,
     graph_of,
     has_hooks,
-    latest_trace,
+    parts_of,
     tensors_of,
     trace_of,
-    writes_into_itself,
 )
 
 __all__ = ["LinearizedBatch", "SharedPass", "forward_pass", "linearized"]
@@ -75,9 +76,11 @@ class SharedPass:
                     f"`shared` must be a forward pass of the penalty's `{name}`, got one of another. "
                     "Call `forward_pass(module, X)` once per step."
                 )
-        if self.tape is None or self.state != _state(trace_of(module, X), module, X, self.logits):
+        if self.tape is None:
             return None
-        return self.tape
+        parts = parts_of(module)
+        same = self.state == _state(trace_of(module, X, parts), parts, X, self.logits)
+        return self.tape if same else None
 
 
 def forward_pass(module: Any, X: Tensor, forward: Callable[[Tensor], Tensor] | None = None) -> SharedPass:
@@ -121,16 +124,30 @@ def forward_pass(module: Any, X: Tensor, forward: Callable[[Tensor], Tensor] | N
     if X.is_nested:
         raise ValueError("`X` must be a tensor of shape (n, ...), got a nested one. Pad its parts to one shape.")
     with naming_function(module, X):
-        graph = graph_of(module, X) if torch.is_grad_enabled() and not (autocasts(X) or X.requires_grad) else None
-        if graph is None or writes_into_itself(module) or not acts_alike_in_training(module, X) or has_hooks(module):
+        present = _unchanged_in_training(module, X)
+        graph = None if present is None else chain_of(present[0], module, present[1])
+        if present is None or graph is None:
             return SharedPass(module, X, (module if forward is None else forward)(X))
         tape = linearize(graph, X.detach())  # logits (n, C) and what their Jacobian needs
-        return SharedPass(module, X, tape.logits, tape, _state(latest_trace(module), module, X, tape.logits))
+        return SharedPass(module, X, tape.logits, tape, _state(*present, X, tape.logits))
 
 
-def _state(trace: ModuleTrace, module: nn.Module, X: Tensor, logits: Tensor) -> tuple:
-    """A token that changes with the module, whose present trace is given, with the batch or with the logits."""
-    return trace, [(id(t), t._version, t.requires_grad) for t in (*tensors_of(module), X, logits)]
+def _unchanged_in_training(module: Any, X: Tensor) -> tuple[ModuleTrace, Parts] | None:
+    """The module's trace and parts, if its pass in training is that of its graph and nobody listens; else None."""
+    if not torch.is_grad_enabled() or autocasts(X) or X.requires_grad:
+        return None
+    if not isinstance(module, nn.Module) or not X.is_floating_point():
+        return None
+    parts = parts_of(module)
+    trace = trace_of(module, X, parts)
+    if trace.writes or not acts_alike_in_training(trace, module, parts, X) or has_hooks(parts):
+        return None
+    return trace, parts
+
+
+def _state(trace: ModuleTrace, parts: Parts, X: Tensor, logits: Tensor) -> tuple:
+    """A token that changes with the module, whose trace and parts are given, with the batch or with the logits."""
+    return trace, [(id(t), t._version, t.requires_grad) for t in (*tensors_of(parts), X, logits)]
 
 
 @dataclass(frozen=True)
