@@ -1,8 +1,9 @@
 """The programs of this process by structure, so that equal networks are exported once.
 
 Two modules have one structure if everything is equal that an export fixes: classes and their code, settings, hooks,
-shapes, and the values that the code reads from closures and globals. Weights are no part of it. A module whose code may
-read more than that, such as a file, has none and is exported each time.
+shapes, and the values that the code reads from closures and globals. Weights are no part of it. Packages count by their
+version, too, instead of what they read from the environment. A module with other code that may read more, such as a
+file, has no structure and is exported each time.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import types
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..process_state import FORWARD_HOOKS, has_process_hooks
 from ..storage import complete_fingerprint
@@ -19,6 +20,8 @@ from ..storage import complete_fingerprint
 __all__ = ["Programs", "structure_of"]
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+#: types whose text tells the value
+_PLAIN = frozenset({bool, int, float, str, type(None)})
 
 
 class Programs:
@@ -73,33 +76,55 @@ def structure_of(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.d
     """
     if has_process_hooks(FORWARD_HOOKS):
         return None
+    parts = list(module.named_modules(remove_duplicate=False))
+    classes = list(dict.fromkeys(type(part) for _, part in parts))
+    numbers = {cls: number for number, cls in enumerate(classes)}
+    text = [
+        [list(input_shape), str(dtype), str(torch.get_default_dtype()), str(torch.get_default_device())],
+        [[path, numbers[type(part)], _settings(part, plain=True), training and part.training] for path, part in parts],
+        _tensors(module),
+    ]
+    rest = [(path, _settings(part, plain=False), _hooks(part)) for path, part in parts]
     try:
         return complete_fingerprint(
-            input=[list(input_shape), str(dtype), str(torch.get_default_dtype()), str(torch.get_default_device())],
-            tensors=_tensors(module),
-            parts=[_part(path, part, training) for path, part in module.named_modules(remove_duplicate=False)],
+            text=repr(text),
+            classes=[[cls, _code_of(cls.forward)] for cls in classes],
+            tensor_classes=[type(tensor) for _, tensor in _named_tensors(module)],
+            rest=[part for part in rest if part[1] or part[2]],
         )
     except (TypeError, ValueError, RuntimeError, RecursionError):  # something has no content to be hashed
         return None
 
 
+def _settings(part: nn.Module, *, plain: bool) -> list[tuple[str, Any]]:
+    """The attributes of a submodule whose text tells everything, or the others."""
+    settings = vars(part)
+    return [(n, settings[n]) for n in sorted(settings.keys() - _OF_EVERY_MODULE) if _is_plain(settings[n]) is plain]
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) in _PLAIN or (type(value) is tuple and all(map(_is_plain, value)))
+
+
+def _hooks(part: nn.Module) -> list[tuple[str, list[Any]]]:
+    return [(table, list(vars(part)[table].values())) for table in FORWARD_HOOKS if vars(part)[table]]
+
+
+def _code_of(forward: Any) -> Any:
+    return forward.__code__ if isinstance(forward, types.FunctionType) else forward
+
+
+def _named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+
+
 def _tensors(module: nn.Module) -> list[Any]:
     """Names, ties, shapes and kinds of parameters and buffers."""
     first_names: dict[int, str] = {}
-    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     return [
         [
-            *(name, first_names.setdefault(id(tensor), name), list(tensor.shape), str(tensor.dtype)),
-            *(str(tensor.layout), tensor.requires_grad, type(tensor), list(tensor.stride())),
+            *(name, first_names.setdefault(id(tensor), name), tuple(tensor.shape), str(tensor.dtype)),
+            *(str(tensor.layout), tensor.requires_grad, tensor.stride()),
         ]
-        for name, tensor in tensors
+        for name, tensor in _named_tensors(module)
     ]
-
-
-def _part(path: str, part: nn.Module, training: bool) -> list[Any]:
-    """What a submodule adds to the structure."""
-    settings = {name: value for name, value in sorted(vars(part).items()) if name not in _OF_EVERY_MODULE}
-    hooks = [list(vars(part)[table].values()) for table in FORWARD_HOOKS]
-    forward = type(part).forward
-    code = forward.__code__ if isinstance(forward, types.FunctionType) else forward
-    return [path, type(part), code, settings, hooks, training and part.training]

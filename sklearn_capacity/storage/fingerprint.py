@@ -28,8 +28,11 @@ from sklearn_capacity.storage.references import (
     home_of,
     is_installed,
     is_library_function,
+    is_of_package,
+    is_of_user,
     name_and_version,
     named_in,
+    names_in,
     parts_of_module,
 )
 
@@ -51,6 +54,8 @@ _OF_EVERY_CLASS = frozenset(vars(type("Empty", (nn.Module,), {}))) | {
     *("__static_attributes__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__slots__"),
 }
 _REDUCERS = ("__reduce__", "__reduce_ex__", "__getstate__")
+#: of the names in packages' classes, those that a forward pass does not read: they create, copy, print and describe
+_NEVER_READ = {*_OF_EVERY_CLASS, *_REDUCERS, "__init__", "__new__", "__repr__", "__str__", "__setstate__", "__module__"}
 
 
 def fingerprint(**values: Any) -> str:
@@ -80,11 +85,14 @@ def fingerprint(**values: Any) -> str:
 def complete_fingerprint(**values: Any) -> str:
     """Like `fingerprint`, but everything counts that the code of functions can read, also what may change meanwhile.
 
+    Of an installed package that is not known by name, its version counts, and the code and the global values that
+    the other code may reach: functions that are named there, and methods of its classes whose names occur.
+
     Raises
     ------
     TypeError
-        If that cannot be known: a value without content, the code of a library other than torch and NumPy, or code that
-        may read the environment, a file, a clock or random numbers.
+        If that cannot be known: a value without content, compiled code other than torch's and NumPy's, or code of the
+        user that may read the environment, a file, a clock or random numbers.
 
     Examples
     --------
@@ -102,24 +110,34 @@ def _hexdigest(digest: _Digest, values: Mapping[str, Any]) -> str:
     for name in sorted(values):
         _update(digest, values[name], name, ())
     digest.lenient = not digest.complete
-    while digest.references:  # referenced values: each once and not nested, so that references may be cyclic
-        name, value = digest.references.popleft()
-        _update(digest, value, name, ())
+    while digest.references or digest.refer_to_methods():  # each once and not nested, so that they may be cyclic
+        name, value, of_package = digest.references.popleft()
+        digest.in_package = of_package or (isinstance(value, types.FunctionType) and is_of_package(value))
+        try:
+            _update(digest, value, name, ())
+        except Exception:  # an object may raise any error
+            if not digest.in_package:
+                raise
+            digest.update(b"\6")
     return digest.hexdigest()
 
 
 class _Digest:
     """SHA-256, and the referenced values that remain to be hashed; `complete` as in `complete_fingerprint`.
 
-    If `lenient`, a part without content to hash, such as a lock or a log, counts by its kind.
+    If `lenient`, a part without content to hash, such as a lock or a log, counts by its kind. So does a part of an
+    installed package, to which `in_package` refers.
     """
 
     def __init__(self, *, complete: bool = False, lenient: bool = False) -> None:
         self.complete, self.lenient = complete, lenient
         self._sha = hashlib.sha256()
         self.update, self.hexdigest = self._sha.update, self._sha.hexdigest
-        self.references: collections.deque[tuple[str, Any]] = collections.deque()
+        self.references: collections.deque[tuple[str, Any, bool]] = collections.deque()
         self._seen: dict[int, tuple[int, Any]] = {}  # keeps the objects alive, and thus their ids valid
+        self.in_package = False
+        self.names = {"forward"}  # that occur in the code so far
+        self.package_classes: dict[type, set[str]] = {}  # with the names of the methods that are referred to
 
     def refer(self, value: Any, name: str) -> None:
         """Hash a value without parts; of others, hash now which of the references it is, and its content later."""
@@ -128,8 +146,20 @@ class _Digest:
             return
         if id(value) not in self._seen:
             self._seen[id(value)] = len(self._seen), value
-            self.references.append((name, value))
+            of_package = self.in_package and not (isinstance(value, _CODE) and is_of_user(value))
+            self.references.append((name, value, of_package))
         self.update(f"\0{name}\4{_kind(value)} {self._seen[id(value)][0]}\5".encode())
+
+    def refer_to_methods(self) -> bool:
+        """Refer to what the code so far may call and read of packages' classes; whether there is anything new."""
+        for cls, done in self.package_classes.items():
+            for name, item in sorted(vars(cls).items()):
+                is_implied = name.startswith("__") and isinstance(item, types.FunctionType)
+                if name not in done and (name in self.names or is_implied) and name not in _NEVER_READ:
+                    done.add(name)
+                    self.in_package = True
+                    self.refer(item, f"{cls.__qualname__}.{name}")
+        return bool(self.references)
 
 
 def _update(digest: _Digest, value: Any, name: str, above: tuple[int, ...]) -> None:
@@ -138,7 +168,8 @@ def _update(digest: _Digest, value: Any, name: str, above: tuple[int, ...]) -> N
         digest.update(f"\0{name}\1{_kind(value)}\2{json.dumps(value)}\3".encode())
         return
     is_users = not _of_library(type(value))
-    if (is_users or isinstance(value, _CODE)) and above and digest.lenient:  # these refer to each other in any way
+    by_reference = above and (digest.lenient or digest.complete)
+    if by_reference and (is_users or isinstance(value, _CODE)):  # these refer to each other in any way
         digest.refer(value, name)
         return
     digest.update(f"\0{name}\1{_kind(value)}\2".encode())
@@ -205,6 +236,15 @@ def _targets(reference: Any) -> Any:
     return set(reference) if isinstance(reference, weakref.WeakSet) else dict(reference.items())
 
 
+@functools.lru_cache(maxsize=4096)
+def _of_code(code: types.CodeType) -> str:
+    """A hash of code, which never changes."""
+    digest = _Digest()
+    counts = [code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags]
+    _update(digest, [code.co_code, code.co_names, code.co_varnames, list(code.co_consts), counts], "code", ())
+    return digest.hexdigest()
+
+
 def _order(digest: _Digest, element: Any) -> str:
     """A key that sorts the elements of a set equally in every process."""
     if isinstance(element, _ATOMS):
@@ -235,6 +275,9 @@ def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
         inner([value.__qualname__, value.__code__, value.__defaults__, value.__kwdefaults__, cells], "function")
         inner(vars(value), "attributes")
         if digest.complete:
+            digest.names |= names_in(value)
+            if digest.in_package:
+                inner(name_and_version(value), "package")
             for label, item in all_named_in(value):
                 digest.refer(item, label)
         else:
@@ -244,12 +287,16 @@ def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
         for label, item in parts_of_module(value):
             digest.refer(item, label)
     elif isinstance(value, types.CodeType):
-        counts = [value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount, value.co_flags]
-        inner([value.co_code, value.co_names, value.co_varnames, list(value.co_consts), counts], "code")
+        digest.update(_of_code(value).encode())
     elif isinstance(value, type):
         inner([f"{value.__module__}.{value.__qualname__}", value.__bases__], "class")
-        for label, item in _attributes(value):
-            digest.refer(item, label)
+        if digest.complete and is_of_package(value):
+            inner(name_and_version(value), "package")
+            if not digest.in_package:
+                digest.package_classes[value] = set()
+        else:
+            for label, item in _attributes(value):
+                digest.refer(item, label)
     elif isinstance(value, nn.Module):
         _update_module(value, inner)
     elif isinstance(value, types.BuiltinFunctionType):
@@ -268,7 +315,7 @@ def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
 
 #: for each module of a user, and each value that its code refers to: the value, the hash that it first had in this
 #: process, and the code and objects that it then had as parts
-_first_seen: weakref.WeakKeyDictionary[types.ModuleType, dict[str, tuple[Any, str, list[tuple[str, Any]]]]]
+_first_seen: weakref.WeakKeyDictionary[types.ModuleType, dict[str, tuple[Any, str, list[tuple[str, Any, bool]]]]]
 _first_seen = weakref.WeakKeyDictionary()
 
 
@@ -286,7 +333,7 @@ def _update_globals(digest: _Digest, function: types.FunctionType) -> None:
             seen[label] = item, alone.hexdigest(), list(alone.references)
         _, content, parts = seen[label]
         digest.update(f"\0{label}\7{content}".encode())
-        for name, part in parts:
+        for name, part, _ in parts:
             digest.refer(part, name)
 
 

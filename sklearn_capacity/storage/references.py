@@ -6,6 +6,7 @@ import dis
 import functools
 import importlib.util
 import inspect
+import re
 import sys
 import sysconfig
 import types
@@ -18,8 +19,11 @@ __all__ = [
     "home_of",
     "is_installed",
     "is_library_function",
+    "is_of_package",
+    "is_of_user",
     "name_and_version",
     "named_in",
+    "names_in",
     "parts_of_module",
 ]
 
@@ -38,11 +42,16 @@ _UNSTEADY = frozenset(
 )
 #: the same for global names only: `self.modules()` are the parts of a module
 _UNSTEADY_GLOBALS = frozenset({"modules"})
+#: folders of packages of a user, a distribution or another environment
+_PACKAGES = re.compile(r"[/\\](site|dist)-packages[/\\]")
 _GLOBAL_STEPS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 _OF_EVERY_PYTHON_MODULE = frozenset(vars(types.ModuleType("empty"))) | {
     *("__file__", "__cached__", "__builtins__", "__path__", "__annotations__", "__annotate__"),
     *("__warningregistry__", "__conditional_annotations__", "__annotations_cache__"),
 }
+
+
+_Code = type | types.FunctionType | types.ModuleType | types.BuiltinFunctionType
 
 
 def named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
@@ -97,8 +106,36 @@ def is_library_function(method: types.MethodType) -> bool:
     return is_function and module.partition(".")[0] in LIBRARIES
 
 
+def is_of_package(code: _Code) -> bool:
+    """Whether code was installed with a package other than `LIBRARIES`; a decorator's function is the decorator's."""
+    name = _defining_module(code)
+    if name.partition(".")[0] in LIBRARIES:
+        return False
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return file is not None and _is_installed_file(file)
+
+
+def is_of_user(code: _Code) -> bool:
+    """Whether code belongs to no library or package."""
+    return _defining_module(code).partition(".")[0] not in LIBRARIES and not is_of_package(code)
+
+
+def _defining_module(code: _Code) -> str:
+    if isinstance(code, types.FunctionType):
+        name = code.__globals__.get("__name__")
+    else:
+        name = code.__name__ if isinstance(code, types.ModuleType) else code.__module__
+    return name if isinstance(name, str) else "builtins"  # Cython's classes have no string there
+
+
 def _is_installed_file(file: str) -> bool:
-    return any(file.startswith(sysconfig.get_paths()[kind]) for kind in ("purelib", "platlib"))
+    return file.startswith(_installed()) or bool(_PACKAGES.search(file))
+
+
+@functools.cache
+def _installed() -> tuple[str, ...]:
+    """The folders of installed packages."""
+    return tuple(sysconfig.get_paths()[kind] for kind in ("purelib", "platlib"))
 
 
 def name_and_version(code: type | types.FunctionType | types.ModuleType) -> str:
@@ -190,32 +227,37 @@ def _loaded(name: str) -> types.ModuleType | None:
 def all_named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
     """All global values that a function's code can read, except steady modules and what they define.
 
+    A function of an installed package is taken at the package's version: of the code that it names, only functions
+    count, and what it reads from elsewhere does not.
+
     Raises
     ------
     TypeError
-        If that cannot be told.
+        If that cannot be known.
     """
-    names = names_in(function)
-    unsteady = (names & _UNSTEADY) | (_globals_in(function) & _UNSTEADY_GLOBALS)
-    unsteady |= {name for name in _imported_in(function) if not _is_steady(name)}
-    if unsteady:
-        raise TypeError(f"`{function.__qualname__}` may read what cannot be hashed: {', '.join(sorted(unsteady))}.")
-    items: list[tuple[str, Any]] = []
+    names, of_package = names_in(function), is_of_package(function)
+    if not of_package:
+        unsteady = (names & _UNSTEADY) | (_globals_in(function) & _UNSTEADY_GLOBALS)
+        unsteady |= {name for name in _imported_in(function) if not _is_steady(name)}
+        if unsteady:
+            raise TypeError(f"`{function.__qualname__}` may read what cannot be hashed: {', '.join(sorted(unsteady))}.")
+    items, modules = list[tuple[str, Any]](), list[types.ModuleType]()
     queue = [(name, function.__globals__[name]) for name in sorted(_globals_in(function) & function.__globals__.keys())]
     while queue:
         label, item = queue.pop()
         if not isinstance(item, (types.FunctionType, types.BuiltinFunctionType, type, types.ModuleType)):
             items.append((label, item))
+        elif _is_steady(item.__name__ if isinstance(item, types.ModuleType) else item.__module__ or "builtins"):
             continue
-        home = item.__name__ if isinstance(item, types.ModuleType) else item.__module__ or "builtins"
-        if _is_steady(home):
-            continue
-        if isinstance(item, types.BuiltinFunctionType) or is_installed(item):
-            raise TypeError(f"`{function.__qualname__}` uses `{label}`, whose code may read anything.")
-        if isinstance(item, types.ModuleType):
+        elif isinstance(item, types.BuiltinFunctionType) or (is_installed(item) and not is_of_package(item)):
+            if not of_package:
+                raise TypeError(f"`{function.__qualname__}` uses `{label}`, whose code may read anything.")
+        elif not isinstance(item, types.ModuleType):
+            if not (of_package and isinstance(item, type) and is_of_package(item)):
+                items.append((label, item))
+        elif not any(item is module for module in modules):  # modules may import each other
+            modules.append(item)
             queue += [(f"{label}.{name}", vars(item)[name]) for name in sorted(names & vars(item).keys())]
-        else:
-            items.append((label, item))
     return items
 
 

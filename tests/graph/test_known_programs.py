@@ -323,3 +323,107 @@ def test_programs_are_bounded():
     programs.forget("a")
     programs.forget("a")
     assert programs.get("a") is None
+
+
+PACKAGE = """
+import functools, os, random, types
+import torch
+from torch import nn
+from . import steps
+
+SCALE, ACTIVATIONS, NAMES = 1.0, {"relu": torch.relu}, []
+
+def grouped(function):
+    @functools.wraps(function)
+    def wrapper(*args):
+        return function(*args)
+    return wrapper
+
+def shifted(x):
+    return x + steps.OFFSET
+
+class Block(nn.Module):
+    gain = 1.0
+
+    def __init__(self, k=1.0):
+        super().__init__()
+        self.layer, self.k, self.kinds = nn.Linear(4, 4), k, types.SimpleNamespace(k=k)
+        NAMES.append(os.environ.get("NO_SUCH_NAME", random.random()))
+
+    @grouped
+    def forward(self, x):
+        return self.extra(ACTIVATIONS["relu"](self.layer(x)) * self.k * SCALE * self.gain)
+
+    def extra(self, x):
+        return shifted(x)
+
+    def unused(self, x):
+        return random.random() * x
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package, whose constructors read what a forward pass does not."""
+    folder = tmp_path / "site-packages" / "blocks_of_a_package"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text(PACKAGE)
+    (folder / "steps.py").write_text("import blocks_of_a_package as blocks\nOFFSET, steps = 0.0, blocks\n")
+    monkeypatch.syspath_prepend(str(folder.parent))
+    yield importlib.import_module("blocks_of_a_package")
+    for name in ("blocks_of_a_package", "blocks_of_a_package.steps"):
+        sys.modules.pop(name)
+
+
+def test_networks_of_packages_are_exported_once(exports, package):
+    for _ in range(2):
+        graph_and_module_agree(nn.Sequential(package.Block(), nn.Linear(4, 3)))
+    assert len(exports) == 1
+
+    class Using(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block, self.last = package.Block(), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.last(package.shifted(self.block(x)))
+
+    for _ in range(2):
+        graph_and_module_agree(Using())
+    assert len(exports) == 2
+
+
+PACKAGE_CHANGES = {
+    "a setting": lambda package, block: setattr(block, "k", 2.0),
+    "a global": lambda package, block: setattr(package, "SCALE", 2.0),
+    "a table": lambda package, block: package.ACTIVATIONS.update(relu=torch.tanh),
+    "a function of a user in a table": lambda package, block: package.ACTIVATIONS.update(relu=lambda x: LISTED[0] * x),
+    "a global that a function of the package reads": lambda package, block: setattr(package.steps, "OFFSET", 1.0),
+    "a replaced function": lambda package, block: setattr(package, "shifted", lambda x: x + 1.0),
+    "a replaced method": lambda package, block: setattr(package.Block, "extra", lambda self, x: x + 1.0),
+    "a replaced forward pass": lambda package, block: setattr(package.Block, "forward", lambda self, x: self.layer(x)),
+    "an attribute of the class": lambda package, block: setattr(package.Block, "gain", 2.0),
+    "an attribute of the object": lambda package, block: setattr(block, "gain", 2.0),
+    "a hook": lambda package, block: block.register_forward_hook(lambda _, args, output: 2 * output),
+}
+
+
+@pytest.mark.parametrize("change", PACKAGE_CHANGES.values(), ids=PACKAGE_CHANGES)
+def test_changes_in_a_package_are_seen(change, exports, package):
+    module = nn.Sequential(package.Block(), nn.Linear(4, 3))
+    graph_and_module_agree(module)
+    before = structure_of(module, (4,), torch.float32, training=False)
+    change(package, module[0])
+    assert structure_of(module, (4,), torch.float32, training=False) not in (None, before)
+    graph_and_module_agree(module)
+    assert len(exports) == 2
+
+
+def test_a_users_function_in_a_package_is_followed(package, globals_restored):
+    module = nn.Sequential(package.Block(), nn.Linear(4, 3))
+    package.ACTIVATIONS["relu"] = from_globals
+    before = structure_of(module, (4,), torch.float32, training=False)
+    LISTED[0] = 2.0
+    assert structure_of(module, (4,), torch.float32, training=False) not in (None, before)
+    package.ACTIVATIONS["relu"] = draws
+    assert structure_of(module, (4,), torch.float32, training=False) is None
