@@ -42,7 +42,7 @@ def _without_zeros(
         shared.tape_at(function, X)  # raises if it is of another batch
     empty = not bool(kept.any())
     kept[0] |= empty  # an evaluation checks the other arguments
-    share = float(kept.float().mean())  # of n, by which a mean is divided
+    share = int(kept.sum()) / len(kept)  # of n, by which a mean is divided
 
     def part(value: Any) -> Any:
         by_sample = isinstance(value, Tensor) and not value.is_nested and value.shape[:1] == kept.shape
