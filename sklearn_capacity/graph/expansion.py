@@ -28,7 +28,10 @@ _aten = torch.ops.aten
 _MOST_STEPS = 64
 #: Operators that torch writes out: other names, then losses and distances, differences, products, norms, and joins.
 _WRITTEN_BY_TORCH = frozenset(
-    "absolute negative fix clip sgn special_expit special_ndtr arctan arccos arcsin arcsinh arccosh arctanh "
+    "absolute negative fix clip sgn arctan arccos arcsin arcsinh arccosh arctanh "
+    "special_expit special_ndtr special_erf special_erfc special_erfinv special_exp2 special_expm1 special_log1p "
+    "special_sinc special_round special_digamma special_psi special_gammaln special_logit special_softmax "
+    "special_log_softmax special_logsumexp "
     "float_power true_divide divide multiply subtract deg2rad rad2deg frac ldexp addcdiv "
     "mse_loss l1_loss binary_cross_entropy_with_logits soft_margin_loss poisson_nll_loss cosine_similarity "
     "pairwise_distance hinge_embedding_loss triplet_margin_loss margin_ranking_loss cosine_embedding_loss "

@@ -35,6 +35,24 @@ def test_operators_are_written_out(operator, expected):
     assert expected in targets(operator)
 
 
+@pytest.mark.parametrize(
+    ("alias", "plain"),
+    [
+        *((getattr(torch.special, name), getattr(torch, name)) for name in ("erf", "erfc", "exp2", "expm1", "log1p")),
+        *((getattr(torch.special, name), getattr(torch, name)) for name in ("erfinv", "sinc", "digamma", "logit")),
+        (torch.special.psi, torch.digamma),
+        (torch.special.gammaln, torch.lgamma),
+        (lambda x: torch.special.round(x, decimals=1), lambda x: torch.round(x, decimals=1)),
+        (lambda x: torch.special.softmax(x, 1), lambda x: torch.softmax(x, 1)),
+        (lambda x: torch.special.log_softmax(x, 1), lambda x: torch.log_softmax(x, 1)),
+        (lambda x: torch.special.logsumexp(x, 1, True), lambda x: torch.logsumexp(x, 1, True)),
+    ],
+)
+def test_other_names_are_replaced(alias, plain):
+    names = [[name.split(".")[0].lstrip("_") for name in targets(operator)] for operator in (alias, plain)]
+    assert names[0] == names[1]
+
+
 @pytest.mark.parametrize("operator", [torch.cumprod, torch.logcumsumexp, lambda x, dim: torch.prod(x, dim)[:, None]])
 def test_long_products_and_those_along_the_samples_are_not(operator):
     assert not {"unbind.int", "stack.default"} & set(targets(lambda x: operator(x, 1), (65,)))
