@@ -15,7 +15,7 @@ import logging
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,10 +36,34 @@ def no_leftovers() -> Iterator[list[Any]]:
 
     A failed export prints nothing: its error contains what matters in the pages of torch's log.
     """
-    before, stream, thread = set(linecache.cache), sys.stderr, threading.get_ident()
-    known, hooks = set(FakeTensorMode.cache), set(_global_buffer_registration_hooks)
+    sources, shapes = set(linecache.cache), set(FakeTensorMode.cache)
+    hooks = set(_global_buffer_registration_hooks)
     programs: list[Any] = []
     modes: list[FakeTensorMode] = []
+    try:
+        with _quietly():
+            yield programs
+        modes += [mode for program in programs for mode in _modes_of(program)]
+    except Exception as error:
+        modes += _modes_behind(error)
+        raise
+    finally:
+        _free_environments(modes)
+        for key in set(FakeTensorMode.cache) - shapes:
+            FakeTensorMode.cache.pop(key, None)
+        for number in set(_global_buffer_registration_hooks) - hooks:
+            if _global_buffer_registration_hooks[number].__module__.startswith("torch."):
+                _global_buffer_registration_hooks.pop(number, None)
+        for name in set(linecache.cache) - sources:
+            if name.startswith(_SOURCE):
+                linecache.cache.pop(name, None)
+                torch.fx.graph_module._loader.eval_cache.pop(name, None)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Within the context, this thread writes nothing to stderr, and torch's logs of shapes show no warnings of it."""
+    stream, thread = sys.stderr, threading.get_ident()
 
     def of_others(record: logging.LogRecord) -> bool:
         return record.thread != thread or record.levelno >= logging.ERROR
@@ -51,35 +75,26 @@ def no_leftovers() -> Iterator[list[Any]]:
     _SHAPE_LOGGER.addFilter(of_other_threads)
     quiet = sys.stderr = _Quiet(stream)  # a failed export prints its graph to stderr
     try:
-        yield programs
-        modes += [mode for program in programs for mode in _modes_of(program)]
-    except Exception as error:
-        modes += _modes_behind(error)
-        raise
+        yield
     finally:
         if sys.stderr is quiet:  # and no other thread has replaced it
             sys.stderr = stream
         _LOGGER.removeFilter(of_others)
         _SHAPE_LOGGER.removeFilter(of_other_threads)
-        for mode in modes:
-            if mode.shape_env is not None:
-                mode.shape_env.tracked_fakes = None
-                mode.shape_env.fake_tensor_cache.clear()
-        # Imported here, since it imports sympy, which would slow the package's import by a second.
-        from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-        for method in vars(ShapeEnv).values():  # the cache keys hold the environment
-            if hasattr(method, "cache_clear"):
-                method.cache_clear()
-        for key in set(FakeTensorMode.cache) - known:
-            FakeTensorMode.cache.pop(key, None)
-        for number in set(_global_buffer_registration_hooks) - hooks:
-            if _global_buffer_registration_hooks[number].__module__.startswith("torch."):
-                _global_buffer_registration_hooks.pop(number, None)
-        for name in set(linecache.cache) - before:
-            if name.startswith(_SOURCE):
-                linecache.cache.pop(name, None)
-                torch.fx.graph_module._loader.eval_cache.pop(name, None)
+
+def _free_environments(modes: Sequence[FakeTensorMode]) -> None:
+    """Let go of the shape environments of some modes, and of what the caches of their class hold."""
+    for mode in modes:
+        if mode.shape_env is not None:
+            mode.shape_env.tracked_fakes = None
+            mode.shape_env.fake_tensor_cache.clear()
+    # Imported here, since it imports sympy, which would slow the package's import by a second.
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    for method in vars(ShapeEnv).values():  # the cache keys hold the environment
+        if hasattr(method, "cache_clear"):
+            method.cache_clear()
 
 
 class _Quiet(io.TextIOBase):

@@ -1,4 +1,4 @@
-"""Regions of a traced program with a mode of their own, written out: autocast and gradients switched on or off.
+"""Regions of a traced program in another mode, written out: autocast and gradients switched on or off.
 
 Torch exports the body of `with torch.autocast(...)` or `with torch.no_grad()` as a separate graph that one operator
 calls. Neither changes the function that a graph describes, in which casts count for nothing.
@@ -18,11 +18,11 @@ _MODES = ("wrap_with_autocast", "wrap_with_set_grad_enabled")
 
 def inline_modes(module: fx.GraphModule) -> bool:
     """Write such regions out in place; returns whether there were any."""
-    found = False
+    n_regions = 0
     while (call := next(filter(_is_mode, module.graph.nodes), None)) is not None:
         _inline(module, call)
-        found = True
-    return found
+        n_regions += 1
+    return n_regions > 0
 
 
 def _is_mode(node: fx.Node) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["ROWS", "Layout", "Signal", "Sizes", "at_samples", "permuted", "reshaped"]
+__all__ = ["ROWS", "Layout", "Signal", "Sizes", "at_samples", "order_of_axes", "reshaped"]
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def reshaped(layout: Layout, before: Sizes, after: Sizes) -> Layout | None:
     return Layout(axis, outer, multiple // outer) if outer and multiple % outer == 0 else None
 
 
-def permuted(target: Any, named: Mapping[str, Any], x: str, rank: int) -> tuple[int, ...]:
+def order_of_axes(target: Any, named: Mapping[str, Any], x: str, rank: int) -> tuple[int, ...]:
     """The order of axes that an operator on x with other arguments by name makes."""
     sizes = torch.empty(tuple(range(2, rank + 2)), device="meta")  # (2, 3, ...): each size identifies its axis
     arguments = {key: sizes if key == x else value for key, value in named.items()}

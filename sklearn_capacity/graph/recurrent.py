@@ -63,16 +63,16 @@ def unrolled(graph: NetworkGraph, *, shown: Callable[[str], str] = str) -> Netwo
     results: dict[str, list[Stack | str]] = {}  # of an unrolled operator
     stacks: dict[str, Stack] = {}  # by the name of the result
     for node in graph.nodes:
-        steps = _Steps(node, nodes, shown)
-        if steps.fits:
+        steps = _Steps(node, nodes, shown) if is_recurrent(node) else None
+        if steps is not None and steps.fits:
             results[node.name] = steps.results()
         elif node.params.get("target") == "getitem" and node.inputs[0] in results:
             result = results[node.inputs[0]][node.params["leaves"][1]]
             if isinstance(result, Stack):
                 stacks[node.name] = result
             _enter_result(nodes, node, result)
-        elif node.op == "slice" and node.inputs[0] in stacks and _step_of(node, stacks) is not None:
-            _enter_result(nodes, node, _step_of(node, stacks))
+        elif (part := _part_of(node, stacks)) is not None:
+            _enter_result(nodes, node, part)
         else:
             nodes[node.name] = node
     return NetworkGraph(tuple(nodes.values()), graph.output).live()
@@ -88,14 +88,14 @@ def _kind(node: Node) -> str | None:
     return _LAYERS.get(target, _CELLS.get(target)) if isinstance(target, str) else None
 
 
-def _step_of(node: Node, stacks: Mapping[str, Stack]) -> str | None:
-    """The part that a slice takes from a stack; None if it takes another."""
-    stack = stacks[node.inputs[0]]
-    chosen = node.params["kind"] == "select" and node.params["dim"] == stack.dim
-    return stack.parts[node.params["index"]] if chosen else None
+def _part_of(node: Node, stacks: Mapping[str, Stack]) -> str | None:
+    """The part that a node selects from a stack; None if it does something else."""
+    stack = stacks.get(node.inputs[0]) if node.op == "slice" else None
+    selects = stack is not None and node.params["kind"] == "select" and node.params["dim"] == stack.dim
+    return stack.parts[node.params["index"]] if stack is not None and selects else None
 
 
-def _enter_result(nodes: dict[str, Node], node: Node, result: Stack | str | None) -> None:
+def _enter_result(nodes: dict[str, Node], node: Node, result: Stack | str) -> None:
     """Enter a result under the name of the node that takes it from the operator."""
     if isinstance(result, Stack):
         shape = (*node.shape[: result.dim - 1], 1, *node.shape[result.dim :])
@@ -104,7 +104,7 @@ def _enter_result(nodes: dict[str, Node], node: Node, result: Stack | str | None
             parts.append(f"{node.name}.{i}")
             nodes[parts[-1]] = _plain(node, parts[-1], "view", (part,), shape, kind="view")
         nodes[node.name] = _plain(node, node.name, "cat", tuple(parts), node.shape, kind="stack", dim=result.dim)
-    elif result is not None:
+    else:
         nodes[node.name] = _plain(node, node.name, "view", (result,), node.shape, kind="view")
 
 
@@ -121,8 +121,6 @@ class _Steps:
         self.kind = _kind(node)
         self.count = 0
         self.first: dict[int, str] = {}  # the node that first uses a matrix, by the matrix
-        if self.kind is None:
-            return
         args, kwargs = tree_unflatten(node.params["leaves"], node.params["spec"])
         schema = node.params["function"]._schema.arguments
         self.args: dict[str, Any] = {a.name: v for a, v in zip(schema, args, strict=False)} | kwargs
@@ -134,7 +132,7 @@ class _Steps:
     @property
     def fits(self) -> bool:
         """Whether all samples take the same steps, each with its own numbers."""
-        if self.kind is None or not all(isinstance(x, Place) for x in (self.args["input"], *self.states)):
+        if not all(isinstance(x, Place) for x in (self.args["input"], *self.states)):
             return False
         matrices = self.args["params"] if self._is_layer else [self.args["w_ih"], self.args["w_hh"]]
         if any(isinstance(matrix, Place) for matrix in matrices):

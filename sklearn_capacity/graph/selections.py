@@ -1,7 +1,7 @@
 """Tensors that take entries of one parameter, such as position embeddings: which entries these are.
 
-An entry may be taken several times, as those of a table of relative positions are. Views are no part of this: torch
-records them itself.
+An entry may be taken several times, as those of a table of relative positions are. Views do not count: torch records
+them itself.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sklearn_capacity.graph.layouts import ROWS, Layout, Sizes, permuted, reshaped
+from sklearn_capacity.graph.layouts import ROWS, Layout, Sizes, order_of_axes, reshaped
 
 N = 3
 LAYOUTS = [ROWS, Layout(1), Layout(2), Layout(0, 2, 1), Layout(0, 1, 2), Layout(1, 2, 5), Layout(2, 5, 2)]
@@ -71,5 +71,5 @@ def test_a_reshape_keeps_track_of_the_samples_or_is_refused(layout, shape):
 
 
 def test_the_order_of_axes_is_read_off_the_operator():
-    assert permuted(torch.ops.aten.transpose.int, {"self": None, "dim0": 0, "dim1": -1}, "self", 3) == (2, 1, 0)
-    assert permuted(torch.ops.aten.permute.default, {"self": None, "dims": [1, 2, 0]}, "self", 3) == (1, 2, 0)
+    assert order_of_axes(torch.ops.aten.transpose.int, {"self": None, "dim0": 0, "dim1": -1}, "self", 3) == (2, 1, 0)
+    assert order_of_axes(torch.ops.aten.permute.default, {"self": None, "dims": [1, 2, 0]}, "self", 3) == (1, 2, 0)

@@ -9,7 +9,7 @@ from string import ascii_letters
 from typing import Any
 
 from .call import Call, Draft, Ref, Weight, rule
-from .drafts import as_view, function, reduced, shifted
+from .drafts import as_view, function, permuted, reduced, shifted
 from .maxima import constant
 from .products import matmul
 from .shapes import widened
@@ -148,13 +148,13 @@ class _Contraction:
     def _arranged(self, x: Ref | Draft, term: str, groups: Sequence[str]) -> Draft:
         """The signal with its axes in groups, each group joined to one axis."""
         order = (0, *(term.index(c) for group in groups for c in group))
-        moved = Draft("permute", (x,), params={"dims": order}, shape=tuple(self.sizes[term[d]] for d in order[1:]))
+        moved = permuted(x, order, shape=tuple(self.sizes[term[d]] for d in order[1:]))
         return as_view(moved, tuple(map(self.count, groups)))
 
     def _restored(self, x: Draft, letters: str) -> Draft:
         """The result from a value whose axes, once split, stand for the letters after that of the samples."""
         split = as_view(x, tuple(self.sizes[c] for c in letters))
-        return Draft("permute", (split,), params={"dims": (0, *(1 + letters.index(c) for c in self.result[1:]))})
+        return permuted(split, (0, *(1 + letters.index(c) for c in self.result[1:])))
 
 
 def matmul_with_parameter(call: Call, a: Ref | Weight, b: Ref | Weight) -> Draft | Ref | None:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .call import Draft, Ref, Weight
 
-__all__ = ["activation", "as_view", "function", "reduced", "scaled", "shifted"]
+__all__ = [
+    "activation",
+    "as_view",
+    "centred",
+    "cut",
+    "function",
+    "permuted",
+    "reduced",
+    "scaled",
+    "selected",
+    "shifted",
+]
 
 Shape = tuple[int, ...]
 
@@ -54,6 +66,26 @@ def reduced(
     """The sum over ascending axes times a factor; its kind is "sum" or "mean"."""
     params = {"kind": kind, "dims": dims, "keepdim": keepdim, "factor": factor}
     return Draft("reduce", (x,), params=params, shape=shape)
+
+
+def centred(x: Ref | Draft, dims: tuple[int, ...], *, shape: Shape | None = None) -> Draft:
+    """x minus its mean over some axes."""
+    return Draft("center", (x,), params={"kind": "center", "dims": dims}, shape=shape)
+
+
+def permuted(x: Ref | Draft, dims: Sequence[int], *, shape: Shape | None = None) -> Draft:
+    """The axes in another order, that of the samples in front."""
+    return Draft("permute", (x,), params={"dims": tuple(dims)}, shape=shape)
+
+
+def cut(x: Ref | Draft, dim: int, start: int, stop: int, step: int = 1) -> Draft:
+    """A part of an axis."""
+    return Draft("slice", (x,), params={"kind": "slice", "dim": dim, "index": slice(start, stop, step)})
+
+
+def selected(x: Ref | Draft, dim: int, index: int, *, shape: Shape | None = None) -> Draft:
+    """One entry of an axis, without the axis."""
+    return Draft("slice", (x,), params={"kind": "select", "dim": dim, "index": index}, shape=shape)
 
 
 def as_view(x: Ref | Draft, shape: Shape | None = None) -> Draft:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .call import Call, Draft, Ref, Weight, rule
 from .composite_activations import composite_activation
-from .drafts import activation, scaled, shifted
+from .drafts import activation, centred, scaled, shifted
 from .maxima import chosen, compared, constant, negated
 from .products import product
 from .shapes import all_widened, widened
@@ -254,7 +254,7 @@ def _sum(call: Call, signs: tuple[float, float]) -> Draft | None:
     signs = (signs[0] * alpha, signs[1]) if "rsub" in call.target.__name__ else (signs[0], signs[1] * alpha)
     if isinstance(a, Ref) and isinstance(b, Ref):
         if _is_centring(call, a, b, signs):
-            return Draft("center", (a,), params={"kind": "center", "dims": call.producer(b).params["dims"]})
+            return centred(a, call.producer(b).params["dims"])
         parts = all_widened(call, a, b)
         return None if parts is None else Draft("add", parts, params={"signs": signs})
     x, added, sign, multiple = (a, b, signs[1], signs[0]) if isinstance(a, Ref) else (b, a, signs[0], signs[1])

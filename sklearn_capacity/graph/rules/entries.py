@@ -39,7 +39,7 @@ MOST_NUMBERS = 2**22
 @rule("slice_scatter.default", "select_scatter.default", "diagonal_scatter.default", "fill.Scalar", "fill.Tensor")
 @rule("kron.default", "grid_sampler.default", "linalg_solve_triangular.default", "masked_scatter.default")
 def _of_entries(call: Call) -> Draft | Ref | None:
-    """The rule for all of them; None if samples meet, or if it is no linear map of the entries."""
+    """The rule for all of them; None if samples meet, or if it is not linear in the entries."""
     if "src" in call.args and isinstance(call["src"], Ref) and "step" in call.args and is_whole(call):
         return call["src"]
     operator = _Operator(call)

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ..layouts import ROWS, Layout
 from .call import Call, Draft, Ref, Rule, Weight
-from .drafts import as_view, scaled
+from .drafts import as_view, permuted, scaled
 
 __all__ = ["on_frames"]
 
@@ -32,7 +32,7 @@ View = Callable[[Ref, tuple[int, ...], Layout], Ref]
 
 
 def on_frames(call: Call, rule: Rule, layouts: Mapping[str, Layout], result: Layout, view: View) -> Draft | Ref | None:
-    """The draft of an operator on images whose batch is merged with another axis; None if it is no such operator."""
+    """The draft of an operator on images whose batch is merged with another axis; None for other operators."""
     name = call.target.__name__.split(".")[0]
     images_read = [value for value in call.args.values() if isinstance(value, Ref) and value.name in layouts]
     if set(layouts.values()) != {result} or result.axis != 0 or len(images_read) != 1:
@@ -127,4 +127,4 @@ class _Images:
 
 def _swapped(x: Draft, shape: tuple[int, ...]) -> Draft:
     """The first two axes of the rows exchanged."""
-    return Draft("permute", (x,), params={"dims": (0, 2, 1, *range(3, 1 + len(shape)))}, shape=shape)
+    return permuted(x, (0, 2, 1, *range(3, 1 + len(shape))), shape=shape)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from .call import Call, Draft, Ref, Weight, aten, axes_of, rule
-from .drafts import activation, as_view, scaled, shifted
+from .drafts import activation, as_view, permuted, scaled, shifted
 from .shapes import all_widened, widened
 
 __all__ = ["READ_MASKS", "chosen", "compared", "constant", "largest_over", "negated"]
@@ -39,7 +39,7 @@ def largest_over(
     kept = [d for d in range(len(shape)) if d not in dims]
     rows = (math.prod(shape[d] for d in kept[1:]), math.prod(shape[d] for d in dims))
     order = (*kept, *dims)
-    moved = Draft("permute", (x,), params={"dims": order}, shape=tuple(shape[d] for d in order[1:]))
+    moved = permuted(x, order, shape=tuple(shape[d] for d in order[1:]))
     return _extremum(call, as_view(moved, rows), rows, smallest=smallest)
 
 

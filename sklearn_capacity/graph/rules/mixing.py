@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from .call import Call, Draft, Ref, Weight, axes_of, is_weight, rule
-from .drafts import activation, as_view, function, reduced, scaled, shifted
+from .drafts import activation, as_view, centred, function, permuted, reduced, scaled, shifted
 from .layers import batch_norm
 from .maxima import constant, largest_over
 from .products import matmul
@@ -64,7 +64,7 @@ def _attention(call: Call) -> Draft | None:
     last_two_swapped = (*range(rank - 2), rank - 1, rank - 2)
     keys = (*shapes[1][:-2], shapes[1][-1], n_keys)
     queries = scaled(q, constant(float(scale), call), shape=shapes[0][1:])
-    turned = Draft("permute", (k,), params={"dims": last_two_swapped}, shape=keys[1:])
+    turned = permuted(k, last_two_swapped, shape=keys[1:])
     # (n, *heads, queries, keys), where -1 is any number of samples
     rows = (-1, *torch.broadcast_shapes(shapes[0][1:-2], keys[1:-2]), n_queries, n_keys)
     scores = matmul(call, queries, turned, (shapes[0], keys), shape=rows[1:])
@@ -114,9 +114,9 @@ def _layer_norm(call: Call) -> Draft | None:
     if not isinstance(x, Ref) or not is_weight(weight) or not is_weight(bias) or count >= rank:
         return None
     shape = call.shape[1:]
-    centred = Draft("center", (x,), params={"kind": "center", "dims": tuple(range(rank - count, rank))}, shape=shape)
     args = (tuple(range(-count, 0)), call["eps"])
-    return _affine(function("normalization", centred, args=args, shape=shape), weight, bias, None)
+    row = centred(x, tuple(range(rank - count, rank)), shape=shape)
+    return _affine(function("normalization", row, args=args, shape=shape), weight, bias, None)
 
 
 @rule("rms_norm.default")
@@ -147,9 +147,8 @@ def _by_groups(call: Call, groups: int) -> Draft | None:
         return None
     shape = call.shape[1:]
     rows = (groups, math.prod(shape) // groups)
-    grouped = as_view(x, rows)
-    centred = Draft("center", (grouped,), params={"kind": "center", "dims": (2,)}, shape=rows)
-    normed = function("normalization", centred, args=((-1,), call["eps"]), shape=rows)
+    group = centred(as_view(x, rows), (2,), shape=rows)
+    normed = function("normalization", group, args=((-1,), call["eps"]), shape=rows)
     return _affine(as_view(normed, shape), weight, bias, 1)
 
 
@@ -184,7 +183,6 @@ def _variance(call: Call) -> Draft | None:
     count = math.prod(shape[d] for d in dims) - correction
     if count <= 0:
         return None
-    centred = Draft("center", (x,), params={"kind": "center", "dims": dims}, shape=shape[1:])
-    squared = activation("pow", centred, 2.0, shape=shape[1:])
+    squared = activation("pow", centred(x, dims, shape=shape[1:]), 2.0, shape=shape[1:])
     variance = reduced("mean", squared, dims, 1 / count, keepdim=call.get("keepdim", False), shape=call.shape[1:])
     return variance if "var" in call.target.__name__ else activation("pow", variance, 0.5)

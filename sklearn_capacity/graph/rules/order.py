@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from .call import Call, Draft, rule
-from .drafts import as_view, function
+from .drafts import as_view, cut, function, selected
 
 
 def _ordered(call: Call, *, descending: bool) -> tuple[Draft, int] | None:
@@ -28,7 +26,7 @@ def _topk(call: Call) -> Draft | None:
     ordered = _ordered(call, descending=bool(call["largest"]))
     if ordered is None or not call["sorted"] or not isinstance(call["k"], int):
         return None
-    return Draft("slice", ordered[:1], params={"kind": "slice", "dim": ordered[1], "index": slice(0, call["k"], 1)})
+    return cut(*ordered, 0, call["k"])
 
 
 @rule("kthvalue.default", "median.dim")
@@ -37,14 +35,10 @@ def _order_statistic(call: Call) -> Draft | None:
     ordered = _ordered(call, descending=False)
     if ordered is None:
         return None
-    place = call.get("k", (call.shapes[call["self"].name][ordered[1]] + 1) // 2) - 1
-    entry = Draft("slice", ordered[:1], params={"kind": "select", "dim": ordered[1], "index": place})
-    return as_view(replace(entry, shape=_without(call, ordered[1])))
-
-
-def _without(call: Call, dim: int) -> tuple[int, ...]:
+    x, dim = ordered
     shape = call.shapes[call["self"].name]
-    return (*shape[1:dim], *shape[dim + 1 :])
+    place = call.get("k", (shape[dim] + 1) // 2) - 1
+    return as_view(selected(x, dim, place, shape=(*shape[1:dim], *shape[dim + 1 :])))
 
 
 @rule("cummax.default", "cummin.default")

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ..layouts import ROWS, Layout, permuted
+from ..layouts import ROWS, Layout, order_of_axes
 from .call import Call, Draft, Ref, Rule, Weight, aten
 from .contractions import terms
-from .drafts import as_view
+from .drafts import as_view, permuted
 from .frames import on_frames
 from .shapes import is_whole
 
@@ -186,12 +186,10 @@ def _last(call: Call) -> int:
 def _permutation(call: Call, layouts: Mapping[str, Layout]) -> Draft:
     x = call["self"]
     layout = layouts[x.name]
-    order = permuted(call.target, call.args, "self", len(call.traced))
+    order = order_of_axes(call.target, call.args, "self", len(call.traced))
     dims = (0, *(position for axis in order for position in layout.positions(axis)))
     # Where only the samples move, the rows remain: a view, as the node of another layout.
-    if dims == tuple(range(len(dims))):
-        return as_view(x)
-    return Draft("permute", (x,), params={"dims": dims})
+    return as_view(x) if dims == tuple(range(len(dims))) else permuted(x, dims)
 
 
 def _along(call: Call, layouts: Mapping[str, Layout], result: Layout) -> Call | Ref | None:

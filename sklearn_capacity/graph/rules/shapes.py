@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .call import Call, Draft, Ref, Weight, aten, axes_of, per_axis, rule
-from .drafts import activation, as_view, function, reduced, shifted
+from .drafts import activation, as_view, cut, function, permuted, reduced, selected, shifted
 
 __all__ = [
     "SAMPLES",
@@ -46,7 +46,7 @@ def _view(call: Call) -> Draft:
 @rule("permute.default")
 def _permute(call: Call) -> Draft | None:
     dims = tuple(d % len(call.shape) for d in call["dims"])
-    return Draft("permute", (call["self"],), params={"dims": dims}) if dims[0] == 0 else None
+    return permuted(call["self"], dims) if dims[0] == 0 else None
 
 
 @rule("transpose.int")
@@ -55,7 +55,7 @@ def _transpose(call: Call) -> Draft | None:
     a, b = call["dim0"] % rank, call["dim1"] % rank
     dims = list(range(rank))
     dims[a], dims[b] = dims[b], dims[a]
-    return Draft("permute", (call["self"],), params={"dims": tuple(dims)}) if dims[0] == 0 else None
+    return permuted(call["self"], dims) if dims[0] == 0 else None
 
 
 def is_whole(call: Call) -> bool:
@@ -77,7 +77,7 @@ def _slice(call: Call) -> Draft | Ref | None:
         return None
     size = call.shapes[x.name][dim]
     start, end, _ = slice(start, end).indices(size)
-    return Draft("slice", (x,), params={"kind": "slice", "dim": dim, "index": slice(start, end, step)})
+    return cut(x, dim, start, end, step)
 
 
 @rule("select.int")
@@ -86,7 +86,7 @@ def _select(call: Call) -> Draft | None:
     dim, index = call["dim"] % call.rank(x), call["index"]
     if dim == 0 or isinstance(index, Ref):
         return None
-    return Draft("slice", (x,), params={"kind": "select", "dim": dim, "index": index % call.shapes[x.name][dim]})
+    return selected(x, dim, index % call.shapes[x.name][dim])
 
 
 @rule("flip.default", "roll.default", "expand.default", "repeat.default", "tile.default", "rot90.default")
@@ -194,9 +194,9 @@ def split_piece(x: Ref, dim: int, sizes: Sequence[int] | None, index: int) -> Dr
     if dim == 0:
         return None
     if sizes is None:  # unbind, which drops the axis
-        return Draft("slice", (x,), params={"kind": "select", "dim": dim, "index": index})
+        return selected(x, dim, index)
     start = sum(sizes[:index])
-    return Draft("slice", (x,), params={"kind": "slice", "dim": dim, "index": slice(start, start + sizes[index])})
+    return cut(x, dim, start, start + sizes[index])
 
 
 @rule("stack.default")
@@ -215,10 +215,7 @@ def _glu(call: Call) -> Draft | None:
     if dim == 0:
         return None
     half = call.shape[dim]
-    a, b = (
-        Draft("slice", (x,), params={"kind": "slice", "dim": dim, "index": slice(start, start + half, 1)})
-        for start in (0, half)
-    )
+    a, b = (cut(x, dim, start, start + half) for start in (0, half))
     return function("product", a, activation("sigmoid", b))
 
 
