@@ -118,10 +118,10 @@ _JACOBIAN = """
 jacobian_penalty : float >= 0, default=0.01
     Strength of the penalty; training minimises ``loss + jacobian_penalty * R``. 0 switches it off.
 jacobian_norm : {"frobenius", "projection", "spectral", "per_layer"}, default="frobenius"
-    R. "frobenius": the mean of ||J(x)||_F^2, exact; a step costs about as much as n_outputs plain steps. "projection":
-    an unbiased estimate of it from `n_projections` random directions, each of which costs about one plain step.
-    "spectral": the mean of the squared spectral norm ||J(x)||_2^2, at about half the cost of "frobenius". "per_layer":
-    a different, cheaper penalty on one layer and one random output at a time, see
+    R. "frobenius": the mean of ||J(x)||_F^2, exact; with ten outputs a step costs as much as 4 to 11 plain steps.
+    "projection": an unbiased estimate of it from `n_projections` random directions, of which one makes a step cost as
+    much as 1.3 to 2.1 plain steps. "spectral": the mean of the squared spectral norm ||J(x)||_2^2, at about half the
+    cost of "frobenius". "per_layer": a different, cheaper penalty on one layer and one random output at a time, see
     :func:`sklearn_capacity.penalties.per_layer_penalty`; its strengths are not comparable with those of the others.
 n_projections : int in [1, n_outputs], default=1
     Number of random directions for ``jacobian_norm="projection"``.
