@@ -9,6 +9,7 @@ A ResNet-20 takes minutes for the same ratios, so it is left out.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -92,47 +93,64 @@ def arpack(module: nn.Module, X: Tensor, y: Tensor) -> Callable[[], float]:
     return lambda: float(eigsh(operator, k=1, which="LA", tol=TOLERANCE, return_eigenvectors=False)[0])
 
 
+def cost_rows(name: str, network: Network, X: Tensor, y: Tensor) -> Iterator[dict]:
+    """A measure of each family, in forward passes of the module."""
+
+    def forward() -> None:
+        with torch.no_grad():
+            network.module(X)
+
+    def value(measure: str, params: dict[str, object]) -> None:
+        fresh = network.renewed()
+        fresh.graph = network.graph
+        with warnings.catch_warnings():  # the networks are not trained
+            warnings.simplefilter("ignore", CapacityWarning)
+            MEASURES[measure](fresh, Batch(fresh, X, y, loss="cross_entropy"), **params)
+
+    note = "forward pass: the ratio is the cost in forwards"
+    for measure, params in ROWS.items():
+        ours = functools.partial(value, measure, params)
+        yield measure_row(f"{measure}, {name}", ours, forward, note=note, repeats=1)
+
+
+def eigenvalue_rows(name: str, network: Network, X: Tensor, y: Tensor) -> Iterator[dict]:
+    """The largest eigenvalue of the Hessian beside its peers, with the errors of both."""
+    module = network.module
+
+    def largest(tol: float = TOLERANCE) -> float:
+        batch = Batch(network, X, y, loss="cross_entropy")
+        return MEASURES["hessian_max_eigenvalue"](network, batch, tol=tol).value
+
+    exact = largest(tol=1e-7)
+    peers = {
+        "power iteration, as PyHessian": power_iteration(module, X, y),
+        "power iteration to a change of 1e-8": power_iteration(module, X, y, 1e-8),
+        "ARPACK on curvlinops": arpack(module, X, y),
+    }
+    for words, peer in peers.items():
+        note = f"error {abs(largest() / exact - 1):.0e}; {words}, error {abs(peer() / exact - 1):.0e}"
+        yield measure_row(f"largest Hessian eigenvalue, {name}", largest, peer, note=note, repeats=3)
+
+
+def margin_row(name: str, network: Network, X: Tensor, y: Tensor) -> dict:
+    """The margins inside the network beside the naive loop."""
+
+    def margins() -> None:
+        MEASURES["hidden_margin_median"](network, Batch(network, X, y, loss="cross_entropy"))
+
+    peer = naive_margins(network.module, X, y)
+    return measure_row(f"hidden margins, {name}", margins, peer, target=1.0, note="a pass per layer", repeats=3)
+
+
 def run() -> Iterator[dict]:
     """Rows for every network and family."""
     for name, (module, X) in networks().items():
         if name == "ResNet-20":
             continue
-        module, X = module.eval(), X[:64]
+        X = X[:64]
         y = torch.arange(len(X)) % 10
-        network = Network(module, tuple(X.shape[1:]))
+        network = Network(module.eval(), tuple(X.shape[1:]))
         _ = network.graph, network.weight_layers
-
-        def forward(module: nn.Module = module, X: Tensor = X) -> None:
-            with torch.no_grad():
-                module(X)
-
-        for measure, params in ROWS.items():
-
-            def value(network=network, X=X, y=y, measure=measure, params=params) -> None:
-                fresh = network.renewed()
-                fresh.graph = network.graph
-                with warnings.catch_warnings():  # the networks are not trained
-                    warnings.simplefilter("ignore", CapacityWarning)
-                    MEASURES[measure](fresh, Batch(fresh, X, y, loss="cross_entropy"), **params)
-
-            note = "forward pass: the ratio is the cost in forwards"
-            yield measure_row(f"{measure}, {name}", value, forward, note=note, repeats=1)
-
-        def margins(network=network, X=X, y=y) -> None:
-            MEASURES["hidden_margin_median"](network, Batch(network, X, y, loss="cross_entropy"))
-
-        def largest(network=network, X=X, y=y, tol: float = TOLERANCE) -> float:
-            batch = Batch(network, X, y, loss="cross_entropy")
-            return MEASURES["hessian_max_eigenvalue"](network, batch, tol=tol).value
-
-        title, exact = f"largest Hessian eigenvalue, {name}", largest(tol=1e-7)
-        peers = {
-            "power iteration, as PyHessian": power_iteration(module, X, y),
-            "power iteration to a change of 1e-8": power_iteration(module, X, y, 1e-8),
-            "ARPACK on curvlinops": arpack(module, X, y),
-        }
-        for words, peer in peers.items():
-            note = f"error {abs(largest() / exact - 1):.0e}; {words}, error {abs(peer() / exact - 1):.0e}"
-            yield measure_row(title, largest, peer, note=note, repeats=3)
-        title = f"hidden margins, {name}"
-        yield measure_row(title, margins, naive_margins(module, X, y), target=1.0, note="a pass per layer", repeats=3)
+        yield from cost_rows(name, network, X, y)
+        yield from eigenvalue_rows(name, network, X, y)
+        yield margin_row(name, network, X, y)

@@ -18,7 +18,7 @@ from benchmarks.timing import measure_row
 from sklearn_capacity.derivatives.loss_hessian import LossHessian
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch
-from sklearn_capacity.measures.hessian import loss_hessian
+from sklearn_capacity.measures.hessian_estimates import loss_hessian
 
 #: as many as an iteration for the largest eigenvalue needs, all with one gradient
 PRODUCTS = 10
