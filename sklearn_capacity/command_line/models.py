@@ -60,7 +60,7 @@ def _exported(path: Path) -> nn.Module:
     log = logging.getLogger("torch.export")
     was_disabled, log.disabled = log.disabled, True  # it writes a traceback before it raises
     try:
-        with silenced("This version of file is deprecated"):  # torch 2.8 says so of every file that is no archive
+        with silenced("This version of file is deprecated"):  # torch 2.8 says so of other files
             return torch.export.load(path).module()
     except Exception as error:
         raise ValueError(f"{str(path)!r} cannot be read as an archive of torch.export: {_line(error)}") from error

@@ -22,7 +22,8 @@ from ..graph.memory_layout import channels_last
 from ..graph.nodes import NetworkGraph, Node, interpret
 from ..linalg.product import LARGE, affine
 from .freed_memory import keep_freed_memory
-from .sweep_rules import ADJOINT, FRESH, TANGENT, Selection, Tape, times_slope
+from .sweep_rules import ADJOINT, FRESH, TANGENT, times_slope
+from .tape import Selection, Tape
 
 __all__ = ["ROWS_BYTES", "chain_refusal", "jacobian_rows", "linearize", "pull", "pull_to_layers", "push", "stacks"]
 

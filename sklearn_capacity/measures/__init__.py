@@ -8,8 +8,8 @@ the network at most. Families: `size`, `norms`, `spectral_shape`, `power_law_tai
 `relative_flatness`, `interaction`, `pac_bayes`, `battery`, `battery_flatness`, `steps_to_loss`, `separability`. Shared
 parts: `layer_operators` (weight layers and their operators), `function_slopes` and `magnitudes` (of products, softmax
 and normalisations), `convex_mixes`, `rectifier_chain`, `output_gram` and `output_traces` (J J^T of each sample),
-`fisher_eigenvalues` and `fisher_limits`, `radii` and `attack` (of `robustness`), `losses`, `rise_search`. Read
-`record` first, then `size`.
+`fisher_eigenvalues`, `fisher_limits`, `hessian_estimates`, `radii` and `attack` (of `robustness`), `losses`,
+`moved_weights`, `rise_search`. Read `record` first, then `size`.
 
 Data flow: Network, Batch -> function -> Measured(value, standard_error, per_layer, info).
 """

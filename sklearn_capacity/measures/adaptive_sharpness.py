@@ -18,7 +18,7 @@ from ..losses import sample_losses
 from .batch import Batch
 from .losses import targets
 from .memory import Peak
-from .pass_limits import OWN, Parts
+from .pass_limits import UNSHARED, Parts
 from .record import Measure, Measured, NotDefinedError
 from .sharpness import check_tolerance, finite_loss, mean_rise
 
@@ -215,8 +215,8 @@ def _limits(
 ) -> Parts:
     """An ascent takes three passes for each step and one more; another follows where several have not risen."""
     if average:
-        return {OWN: n_draws + 2}
-    return {OWN: 2 + (n_restarts + (steps > 1)) * (3 * steps + 1)}
+        return {UNSHARED: n_draws + 2}
+    return {UNSHARED: 2 + (n_restarts + (steps > 1)) * (3 * steps + 1)}
 
 
 MEASURES = (

@@ -18,7 +18,7 @@ from .fisher_eigenvalues import (
     forms_dual,
     has_few_eigenvalues,
 )
-from .pass_limits import OWN, Parts
+from .pass_limits import UNSHARED, Parts
 
 __all__ = [
     "alignment_limits",
@@ -45,7 +45,7 @@ def spectrum_bytes(network: Network, batch: Batch, **params: Any) -> float:
 
 def trace_limits(network: Network, batch: Batch, *, loss: str, **params: Any) -> Parts:
     """The largest number of passes for the trace."""
-    return {OWN: _gradient_passes(network)}
+    return {UNSHARED: _gradient_passes(network)}
 
 
 def square_limits(network: Network, batch: Batch, *, loss: str, **params: Any) -> Parts:

@@ -9,42 +9,28 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from .._validation import check_integer, check_interval
-from ..derivatives.loss_hessian import LossHessian
 from ..derivatives.parameter_vector import raw_parameter_vector
 from ..graph import Network
-from ..linalg import largest_eigenvalue
-from ..linalg.lanczos import lanczos_quadrature
-from ..linalg.trace_estimate import trace_estimate
-from ..losses import sample_losses
 from .batch import Batch
-from .losses import targets
-from .memory import SKETCH, Peak
-from .pass_limits import OWN, Parts, at_most
-from .record import Measure, Measured, NotDefinedError
+from .hessian_estimates import (
+    SMALL,
+    estimated_trace,
+    extreme_eigenvalue,
+    finite,
+    layer_hessians,
+    layer_of,
+    loss_hessian,
+)
+from .memory import Peak
+from .pass_limits import UNSHARED, Parts, at_most
+from .record import Measure, Measured
 
-__all__ = [
-    "MEASURES",
-    "hessian_max_eigenvalue",
-    "hessian_min_eigenvalue",
-    "hessian_quadrature",
-    "hessian_trace",
-    "loss_gradient_norm",
-    "loss_hessian",
-]
-
-#: Up to this many parameters, the full matrix costs little more than an iteration.
-SMALL = 300
-#: The same as `SKETCH` for Lanczos, which with more parameters keeps fewer vectors rather than take several times the
-#: memory of a training step.
-BASIS = 2**26
+__all__ = ["MEASURES", "hessian_max_eigenvalue", "hessian_min_eigenvalue", "hessian_trace", "loss_gradient_norm"]
 
 
 def loss_gradient_norm(network: Network, batch: Batch) -> Measured:
@@ -83,7 +69,7 @@ def loss_gradient_norm(network: Network, batch: Batch) -> Measured:
     {'loss_gradient_norm': 8.0}
     """
     gradient = loss_hessian(network, batch, "The gradient of the loss").gradient()
-    return Measured(float(torch.linalg.vector_norm(_finite(gradient, "gradient"))))
+    return Measured(float(torch.linalg.vector_norm(finite(gradient, "gradient"))))
 
 
 def hessian_max_eigenvalue(
@@ -246,8 +232,8 @@ def hessian_trace(network: Network, batch: Batch, *, n_products: int = SMALL, pe
     check_integer("n_products", n_products, 6)
     rows: list[dict[str, Any]] = []
     generator = batch.generator()
-    for layer, hessian in _blocks(network, batch) if per_layer else [("", loss_hessian(network, batch))]:
-        rows.append({"layer": layer, **_trace(hessian, batch, n_products, generator)})
+    for layer, hessian in layer_hessians(network, batch) if per_layer else [("", loss_hessian(network, batch))]:
+        rows.append({"layer": layer, **estimated_trace(hessian, batch, n_products, generator)})
     spreads = [row["standard_error"] for row in rows if row["standard_error"] is not None]
     info = {"method": rows[0]["method"], "size": rows[0]["size"]} if not per_layer else {"method": "sum of the layers"}
     return Measured(
@@ -258,131 +244,16 @@ def hessian_trace(network: Network, batch: Batch, *, n_products: int = SMALL, pe
     )
 
 
-def hessian_quadrature(network: Network, batch: Batch, n_draws: int, n_steps: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of the spectral density, (n_draws, steps) in float64 on the CPU; (1, P) for small networks.
-
-    Computed by stochastic Lanczos quadrature with start vectors of random signs.
-    """
-    hessian = loss_hessian(network, batch)
-    if hessian.size <= SMALL:
-        nodes = torch.linalg.eigvalsh(_matrix(hessian, batch))[None]  # (1, P)
-        return nodes, torch.full_like(nodes, 1 / hessian.size)
-    generator, draws = batch.generator(), []
-    with _progress(batch, n_draws * n_steps) as bar:
-        for _ in range(n_draws):
-            signs = torch.randint(0, 2, (hessian.size,), generator=generator, device="cpu").double().mul_(2).sub_(1)
-            product = _counted(hessian.product, bar)
-            draws.append(lanczos_quadrature(product, hessian.size, n_steps=n_steps, start=signs, device=hessian.device))
-    nodes, weights = (torch.stack(parts) for parts in zip(*draws, strict=True))  # (n_draws, steps) each
-    return nodes, weights
-
-
-def loss_hessian(
-    network: Network, batch: Batch, purpose: str = "The Hessian of the loss", layer: str | None = None
-) -> LossHessian:
-    """Derivatives of a batch's mean loss with respect to the trainable parameters, or to those of one layer."""
-    vector = raw_parameter_vector(network, purpose)
-    chosen = [layer is None or _layer_of(name) == layer for name in vector.names]
-    fixed = [tensor.detach() for tensor in vector.tensors]
-    y = targets(batch)
-
-    def loss(points: list[Tensor], X: Tensor, y: Tensor) -> Tensor:
-        moving = iter(points)
-        forward = vector.bind([next(moving) if moves else p for p, moves in zip(fixed, chosen, strict=True)])
-        return sample_losses(forward(X).double(), y, batch.loss).sum()
-
-    moved = [p for p, moves in zip(fixed, chosen, strict=True) if moves]
-    return LossHessian(loss, moved, lambda function: batch.map(function, y), batch.n_samples)
-
-
-def _blocks(network: Network, batch: Batch) -> Iterator[tuple[str, LossHessian]]:
-    """Every layer with trainable parameters, in the module's order, and the Hessian restricted to them."""
-    names = raw_parameter_vector(network, "The Hessian of the loss").names
-    for layer in dict.fromkeys(map(_layer_of, names)):
-        yield layer, loss_hessian(network, batch, layer=layer)
-
-
-def _layer_of(name: str) -> str:
-    """The submodule of a parameter; for a parametrised weight, the module that owns the weight."""
-    return name.split(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0] or name
-
-
 def _extreme(network: Network, batch: Batch, sign: int, tol: float, max_products: int, per_layer: bool) -> Measured:
     """The largest (sign 1) or smallest (sign -1) eigenvalue, of the full Hessian and of its blocks."""
     check_interval("tol", tol, 0, 1, closed="neither")
     check_integer("max_products", max_products, 1)
 
-    def eigenvalue(hessian: LossHessian) -> dict[str, Any]:
-        if hessian.size <= SMALL:
-            values = torch.linalg.eigvalsh(_matrix(hessian, batch))
-            return {"value": float(values[-1 if sign > 0 else 0]), "method": "matrix", "size": hessian.size}
-        with _progress(batch, max_products) as bar:
-            largest = largest_eigenvalue(
-                _counted(lambda v: sign * hessian.product(v), bar),
-                hessian.size,
-                tol=tol,
-                max_steps=max_products,
-                check_every=1,
-                device=hessian.device,
-                random_state=batch.random_state,
-                precision=hessian.dtype,
-                memory=min(BASIS, batch.room / 4),
-            )
-        info = {"products": largest.n_products, "residual": largest.residual, "error": largest.error * largest.scale}
-        return {"value": sign * largest.value, "method": "Lanczos", "size": hessian.size, **info}
-
-    whole = eigenvalue(loss_hessian(network, batch))
-    rows = [{"layer": name, **eigenvalue(block)} for name, block in _blocks(network, batch)] if per_layer else []
+    options: dict[str, Any] = {"sign": sign, "tol": tol, "max_products": max_products}
+    whole = extreme_eigenvalue(loss_hessian(network, batch), batch, **options)
+    blocks = layer_hessians(network, batch) if per_layer else ()
+    rows = [{"layer": name, **extreme_eigenvalue(block, batch, **options)} for name, block in blocks]
     return Measured(whole.pop("value"), per_layer=rows, info=whole)
-
-
-def _trace(hessian: LossHessian, batch: Batch, n_products: int, generator: torch.Generator) -> dict[str, Any]:
-    size = hessian.size
-    if size <= n_products:
-        value = float(_matrix(hessian, batch).trace())
-        return {"value": value, "standard_error": None, "method": "matrix", "size": size, "products": size}
-    with _progress(batch, n_products) as bar:
-        estimate = trace_estimate(
-            _counted(hessian.products, bar),
-            size,
-            n_products=n_products,
-            generator=generator,
-            device=hessian.device,
-            precision=hessian.dtype,
-            memory=min(SKETCH, batch.room / 2),
-        )
-    value = float(_finite(torch.tensor(estimate.value), "Hessian"))
-    info = {"method": "Hutch++", "size": size, "products": estimate.n_products}
-    return {"value": value, "standard_error": estimate.standard_error, **info}
-
-
-def _matrix(hessian: LossHessian, batch: Batch) -> Tensor:
-    """The full Hessian, (P, P), exactly symmetric, on the CPU."""
-    with _progress(batch, hessian.size) as bar:
-        eye = torch.eye(hessian.size, dtype=torch.float64, device=hessian.device)  # (P, P)
-        matrix = _counted(hessian.products, bar)(eye).cpu()
-    return _finite((matrix + matrix.T) / 2, "Hessian")
-
-
-def _finite(numbers: Tensor, what: str) -> Tensor:
-    if not bool(torch.isfinite(numbers).all()):
-        raise NotDefinedError(
-            f"The {what} of the loss is not finite: the weights or X are too large, or training has diverged."
-        )
-    return numbers
-
-
-def _progress(batch: Batch, total: int) -> tqdm:
-    return tqdm(desc="Hessian", total=total, unit="product", disable=not batch.verbose, leave=False)
-
-
-def _counted(product: Callable[[Tensor], Tensor], bar: tqdm) -> Callable[[Tensor], Tensor]:
-    def run(vectors: Tensor) -> Tensor:
-        image = product(vectors)
-        bar.update(1 if vectors.dim() == 1 else vectors.shape[1])
-        return image
-
-    return run
 
 
 def _limits(
@@ -399,9 +270,9 @@ def _limits(
     each = 6 if batch.n_samples <= batch.chunk_size else 9
     sizes: Counter[str] = Counter()  # of the blocks, and of the full matrix
     for name, tensor in zip(vector.names, vector.tensors, strict=True):
-        sizes.update({"": tensor.numel(), **({_layer_of(name): tensor.numel()} if per_layer else {})})
+        sizes.update({"": tensor.numel(), **({layer_of(name): tensor.numel()} if per_layer else {})})
     at_once, products = (n_products, n_products) if n_products else (SMALL, max_products)
-    return {OWN: sum(3 + each * (size if size <= at_once else products) for size in sizes.values())}
+    return {UNSHARED: sum(3 + each * (size if size <= at_once else products) for size in sizes.values())}
 
 
 _HESSIAN: dict[str, Any] = {

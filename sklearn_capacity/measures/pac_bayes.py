@@ -17,7 +17,7 @@ from ..graph import Network, UnsupportedLayerError
 from .batch import Batch
 from .losses import mean_error
 from .memory import Peak
-from .pass_limits import NO_PASSES, OWN, Parts
+from .pass_limits import NO_PASSES, UNSHARED, Parts
 from .record import Measure, Measured, NotDefinedError
 from .sharpness import check_tolerance, noise_scale
 
@@ -372,7 +372,7 @@ def _binary_kl(q: float, p: float) -> float:
 
 
 def _limits(network: Network, batch: Batch, *, n_draws: int, sigmas: Sequence[float], **params: Any) -> Parts:
-    return {OWN: len(sigmas) * max(1, min(PILOT_DRAWS, n_draws // 10)) + n_draws}
+    return {UNSHARED: len(sigmas) * max(1, min(PILOT_DRAWS, n_draws // 10)) + n_draws}
 
 
 MEASURES = (

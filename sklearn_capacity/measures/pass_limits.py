@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
-__all__ = ["LOGITS", "NO_PASSES", "ONE_SAMPLE", "OWN", "Limits", "Parts", "at_most", "share_of"]
+__all__ = ["LOGITS", "NO_PASSES", "ONE_SAMPLE", "UNSHARED", "Limits", "Parts", "at_most", "share_of"]
 
 #: ``f(network, batch, **params)``, with all parameters of the measure: the largest number of passes of each part, or
 #: None if none is known for these parameters.
 Parts = Mapping[Hashable, float]
 Limits = Callable[..., Parts | None]
 #: The part that no other measure shares.
-OWN = ""
+UNSHARED = ""
 
 
-def at_most(own: float = 0.0, logits: float = 0.0) -> Limits:
-    """Limits that are the same for all networks: passes of the measure's own, and those for the shared logits.
+def at_most(unshared: float = 0.0, logits: float = 0.0) -> Limits:
+    """Limits that are the same for all networks: passes that no other measure shares, and those for the logits.
 
     Examples
     --------
@@ -29,7 +29,7 @@ def at_most(own: float = 0.0, logits: float = 0.0) -> Limits:
     >>> at_most(2, logits=1)(None, None, p=1.0)
     {'': 2, 'logits': 1}
     """
-    return lambda network, batch, **params: {OWN: own, "logits": logits}
+    return lambda network, batch, **params: {UNSHARED: unshared, "logits": logits}
 
 
 def share_of(batch: Any, batch_size: int) -> float:
@@ -42,4 +42,4 @@ NO_PASSES, LOGITS = at_most(), at_most(logits=1)
 
 def ONE_SAMPLE(network: Any, batch: Any, **params: Any) -> Parts:  # noqa: N802
     """One pass of one sample, and the logits if there are labels."""
-    return {OWN: 1 / batch.n_samples if batch.has_samples else 1.0, "logits": float(batch.has_labels)}
+    return {UNSHARED: 1 / batch.n_samples if batch.has_samples else 1.0, "logits": float(batch.has_labels)}

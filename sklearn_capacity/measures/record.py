@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._validation import NotDefinedError, as_list, check_instance, check_option
 from .memory import Peak
-from .pass_limits import OWN, Limits
+from .pass_limits import UNSHARED, Limits
 
 __all__ = ["COSTS", "INVARIANCES", "NEEDS", "Measure", "Measured", "NotDefinedError", "logarithm"]
 
@@ -131,8 +131,8 @@ class Measure:
         Memory that it needs at its peak; without room for it the measure is refused beforehand.
     limits : callable, default=None
         ``limits(network, batch, **params)`` returns the largest numbers of passes over the data that it can take, by
-        part (see `measures.pass_limits`); measures of a call share the parts of equal names, except `OWN`. None: no
-        limit is known.
+        part (see `measures.pass_limits`); measures of a call share the parts of equal names, except `UNSHARED`. None
+        if no limit is known.
     """
 
     name: str
@@ -207,7 +207,7 @@ class Measure:
         parts = self.limits(network, batch, **{**named, **self.fixed, **params})
         if parts is None:
             return None
-        return {("measure", label) if part == OWN else part: passes for part, passes in parts.items()}
+        return {("measure", label) if part == UNSHARED else part: passes for part, passes in parts.items()}
 
     @property
     def takes_any(self) -> bool:

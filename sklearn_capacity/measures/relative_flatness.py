@@ -17,7 +17,7 @@ from ..losses import sample_losses
 from .batch import Batch
 from .losses import targets
 from .memory import Peak
-from .pass_limits import OWN, Parts
+from .pass_limits import UNSHARED, Parts
 from .record import Measure, Measured, NotDefinedError
 
 __all__ = ["MEASURES", "relative_flatness"]
@@ -188,7 +188,7 @@ def _ended(network: Network, modules: dict[str, nn.Module]) -> list[str]:
 def _limits(network: Network, batch: Batch, *, layer: str | None, **params: Any) -> Parts:
     """Behind the last layer there is only the loss; behind another, three sweeps for each direction."""
     sweeps = 0 if layer is None else 3 * min(_linear_layer(network, layer)[1].weight.shape)
-    return {OWN: 1 + sweeps}
+    return {UNSHARED: 1 + sweeps}
 
 
 MEASURES = (

@@ -13,7 +13,7 @@ from ..graph import Network, Node, evaluate
 from .batch import Batch
 from .hidden_margins import layer_inputs
 from .memory import Peak
-from .pass_limits import OWN, Parts, at_most
+from .pass_limits import UNSHARED, Parts, at_most
 from .record import Measure, Measured
 
 __all__ = ["MEASURES", "davies_bouldin", "davies_bouldin_mixup", "mixup_error"]
@@ -267,7 +267,7 @@ def _center_bytes(network: Network, batch: Batch, *, layer: str | None = None, *
 def _pair_limits(network: Network, batch: Batch, *, n_pairs: int, **params: Any) -> Parts:
     n, counts = batch.n_samples, torch.unique(batch.classes, return_counts=True)[1].tolist()
     each = max(1, n_pairs // max(1, sum(count > 1 for count in counts)))
-    return {OWN: sum(min(each, count * (count - 1) // 2) for count in counts) / n}
+    return {UNSHARED: sum(min(each, count * (count - 1) // 2) for count in counts) / n}
 
 
 _PGDL: dict[str, Any] = {
@@ -306,7 +306,7 @@ MEASURES = (
         needs=frozenset({"graph", "data", "labels"}),
         cost="draws",
         memory=Peak(passes=2, more=_center_bytes),
-        limits=lambda network, batch, **params: {OWN: 2 + _pair_limits(network, batch, **params)[OWN]},
+        limits=lambda network, batch, **params: {UNSHARED: 2 + _pair_limits(network, batch, **params)[UNSHARED]},
         invariances=_PER_LAYER,
         stochastic=True,
         **_PGDL,

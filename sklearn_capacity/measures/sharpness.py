@@ -12,20 +12,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .._validation import check_integer, check_interval, check_option, warn
-from ..derivatives.parameter_vector import ParameterVector, parameter_vector
+from ..derivatives.parameter_vector import parameter_vector
 from ..derivatives.perturbation import FlatParameters, ProjectedAscent, displacements
 from ..graph import Network
-from ..losses import sample_losses
 from .batch import Batch
-from .losses import mean_loss, targets
+from .losses import mean_loss
 from .memory import Peak
-from .pass_limits import OWN, Parts, share_of
+from .moved_weights import MovedWeights
+from .pass_limits import UNSHARED, Parts, share_of
 from .record import Measure, Measured, NotDefinedError
 
 __all__ = [
     "MEASURES",
     "NOISES",
-    "MovedWeights",
     "check_tolerance",
     "expected_sharpness",
     "finite_loss",
@@ -318,39 +317,6 @@ class _Ascent(NamedTuple):
     steps: int
 
 
-class MovedWeights:
-    """A network whose weights lie in a vector that can be moved, and gradients of its loss on mini-batches there."""
-
-    def __init__(self, network: Network, batch: Batch, vector: ParameterVector, *, batch_size: int):
-        self.network, self.batch, self.y = network, batch, targets(batch)
-        self.theta = FlatParameters(vector.tensors)
-        self.leaves = [view.detach().requires_grad_(True) for view in self.theta.views]
-        self.forward = vector.bind(self.leaves)
-        self.batch_size = min(batch_size, batch.n_samples)
-        self.chunk_size = batch.chunk_size
-
-    def samples(self, generator: torch.Generator) -> Iterator[Tensor]:
-        """Indices of mini-batches: shuffled passes over the data, without end."""
-        while True:
-            order = torch.randperm(self.batch.n_samples, generator=generator, device="cpu").to(self.network.device)
-            yield from order.split(self.batch_size)
-
-    def gradients(self, index: Tensor) -> list[Tensor]:
-        """Gradient of the mean loss over some samples, in chunks if they do not fit into memory."""
-
-        def gradients(X: Tensor, y: Tensor) -> list[Tensor]:
-            with torch.enable_grad():
-                total = sample_losses(self.forward(X), y, self.batch.loss).sum() / len(index)
-                return list(torch.autograd.grad(total, self.leaves, allow_unused=True, materialize_grads=True))
-
-        mini = Batch(self.network, self.batch.X[index], batch_size=self.chunk_size, budget=self.batch.budget)
-        parts = mini.map(gradients, self.y[index])
-        self.chunk_size = mini.chunk_size
-        for part in parts[1:]:
-            torch._foreach_add_(parts[0], part)
-        return parts[0]
-
-
 class _Search(MovedWeights):
     """Gradient ascent from the weights of a network."""
 
@@ -392,7 +358,7 @@ class _Search(MovedWeights):
 def _limits(
     network: Network, batch: Batch, *, steps: int, batch_size: int, check_every: int, n_restarts: int, **params: Any
 ) -> Parts:
-    return {OWN: 1 + n_restarts * (3 * steps * share_of(batch, batch_size) + math.ceil(steps / check_every))}
+    return {UNSHARED: 1 + n_restarts * (3 * steps * share_of(batch, batch_size) + math.ceil(steps / check_every))}
 
 
 _SHARPNESS: dict[str, Any] = {
@@ -420,7 +386,7 @@ MEASURES = (
         source="[EG] eq. 7",
         cost="draws",
         passes=(1, "n_draws"),
-        limits=lambda network, batch, **params: {OWN: params["n_draws"] + 2},
+        limits=lambda network, batch, **params: {UNSHARED: params["n_draws"] + 2},
         unit="loss",
         signed=True,
         **_SHARPNESS,

@@ -15,9 +15,9 @@ from .batch import Batch
 from .battery import check_initial_state
 from .losses import mean_loss
 from .memory import Peak
-from .pass_limits import OWN, Parts, share_of
+from .moved_weights import MovedWeights
+from .pass_limits import UNSHARED, Parts, share_of
 from .record import Measure, Measured
-from .sharpness import MovedWeights
 
 __all__ = ["MEASURES", "steps_to_loss"]
 
@@ -130,7 +130,7 @@ def steps_to_loss(
 def _limits(
     network: Network, batch: Batch, *, batch_size: int, check_every: int, max_steps: int, **params: Any
 ) -> Parts:
-    return {OWN: 1 + 3 * max_steps * share_of(batch, batch_size) + math.ceil(max_steps / check_every)}
+    return {UNSHARED: 1 + 3 * max_steps * share_of(batch, batch_size) + math.ceil(max_steps / check_every)}
 
 
 MEASURES = (

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sklearn_capacity.derivatives.sweep_rules import Tape
+from sklearn_capacity.derivatives.tape import Tape
 from sklearn_capacity.graph import NetworkGraph, Node
 from sklearn_capacity.linalg.product import LARGE, product
 from sklearn_capacity.penalties.gradient_sums import Gradients, wants

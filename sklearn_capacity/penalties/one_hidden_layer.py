@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sklearn_capacity.derivatives.sweep_rules import Tape
+from sklearn_capacity.derivatives.tape import Tape
 from sklearn_capacity.graph import Node
 from sklearn_capacity.linalg.product import product
 from sklearn_capacity.penalties.end_layers import first_linear, last_linear
@@ -61,18 +61,18 @@ def _closed_form(tape: Tape, first: Node, activation: Node, last: Node, scale: T
     W, V, d = first.weight, last.weight, tape.slopes[activation.name]
     assert W is not None and V is not None and d is not None
     z = tape.smooth.get(activation.name)
-    trained = [wants(t) for t in (W, V, z)]
+    trains_first, trains_last, is_curved = (wants(t) for t in (W, V, z))
     sums = Gradients()
     with torch.no_grad():
         gram, kernel = product(W, W.t()), product(V.t(), V)  # G and K, (h, h)
         weighted = d * scale[:, None]  # s_i d_i, (n, h)
-        if trained[2] and z is not None:
+        if is_curved and z is not None:
             sums.add(z, product(weighted, gram * kernel).mul_(2) * curvature(activation, z))
         slopes = product(weighted.t(), d)  # N, (h, h)
         gram.mul_(slopes)
         value = (gram * kernel).sum()
-        if trained[1]:
+        if trains_last:
             sums.add(V, product(V, gram).mul_(2))
-        if trained[0]:
+        if trains_first:
             sums.add(W, product(kernel.mul_(slopes), W).mul_(2))
     return sums.attach(value)

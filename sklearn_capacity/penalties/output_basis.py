@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sklearn_capacity.derivatives.sweep_rules import Tape
+from sklearn_capacity.derivatives.tape import Tape
 from sklearn_capacity.graph import NetworkGraph
 from sklearn_capacity.penalties.shared_pass import LinearizedBatch
 

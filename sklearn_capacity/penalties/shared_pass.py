@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sklearn_capacity._validation import check_instance
 from sklearn_capacity.derivatives.input_sweeps import linearize
 from sklearn_capacity.derivatives.modes import autocasts
-from sklearn_capacity.derivatives.sweep_rules import Tape
+from sklearn_capacity.derivatives.tape import Tape
 from sklearn_capacity.graph import NetworkGraph, Node, activation_of
 from sklearn_capacity.penalties.evaluation import naming_function
 from sklearn_capacity.penalties.module_graph import (

@@ -11,7 +11,7 @@ from torch import Tensor
 from sklearn_capacity._validation import check_option
 from sklearn_capacity.derivatives.input_jacobian import OUTPUTS, jacobian_products
 from sklearn_capacity.derivatives.modes import evaluating
-from sklearn_capacity.derivatives.sweep_rules import Tape
+from sklearn_capacity.derivatives.tape import Tape
 from sklearn_capacity.linalg.product import product
 from sklearn_capacity.penalties.end_layers import FirstLayer
 from sklearn_capacity.penalties.evaluation import checked_penalty

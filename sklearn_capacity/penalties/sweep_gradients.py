@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sklearn_capacity.derivatives.input_sweeps import ROWS_BYTES, pull, pull_to_layers, push, stacks
-from sklearn_capacity.derivatives.sweep_rules import Tape
+from sklearn_capacity.derivatives.tape import Tape
 from sklearn_capacity.graph import Node, activation_of
 from sklearn_capacity.graph.functions import function_of
 from sklearn_capacity.graph.nodes import WEIGHT_OPS

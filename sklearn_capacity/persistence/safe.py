@@ -270,7 +270,7 @@ def _restored(cls: type, stored: Stored, module: Any) -> Any:
     for name, tensor in stored.tensors.items():
         part, _, key = name.partition(".")
         if part not in parts:
-            raise ValueError(f"it has a tensor {reprlib.repr(name)}, which is no part of an estimator")
+            raise ValueError(f"it has a tensor {reprlib.repr(name)}, which does not belong to an estimator")
         parts[part][key] = tensor
     history = decode(document["history"])
     if not (isinstance(history, list) and all(isinstance(row, dict) for row in history)):

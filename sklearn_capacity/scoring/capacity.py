@@ -1,4 +1,4 @@
-"""The functions that measure a model: as numbers or as a report, and the list of all measures."""
+"""The functions that measure a model: as numbers or as a report."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .._validation import NotDefinedError, check_boolean, warn
-from ..measures import ESSENTIAL, MEASURES, Measured
+from ..measures import Measured
 from ..measures.margins import sample_margins
 from ..process_state import keeps_modes
 from .measurement import Session
@@ -20,7 +20,7 @@ from .outcomes import LeftOutError, check_max_seconds, outcomes, reason_of, warn
 from .pass_totals import announce, pass_total
 from .requests import Request, in_order, is_group, parse_with_scores
 
-__all__ = ["capacity_report", "list_measures", "measure_capacity", "refuse_signed"]
+__all__ = ["capacity_report", "measure_capacity", "refuse_signed"]
 
 COLUMNS = [
     "measure",
@@ -382,48 +382,3 @@ def _class_rows(session: Session) -> list[dict[str, Any]]:
         row = {**_PLAIN_ROW, "measure": "median_margin", "unit": "logit"}
         rows.append({**row, "layer": f"class {label}", "value": value})
     return rows
-
-
-def list_measures() -> pd.DataFrame:
-    """List all measures, one per row.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``name``, ``family``, ``better`` ("lower" or "higher"), ``needs``, ``cost``, ``essential``, ``cheap``,
-        ``unit``, ``tasks``, ``invariances``, ``stochastic``, ``signed``, ``parameters`` (name to default), ``source``,
-        ``summary``.
-
-    See Also
-    --------
-    measure_capacity : Only the values.
-    capacity_report : Values with their units, errors, times, and reasons where there is no value.
-
-    Examples
-    --------
-    >>> from sklearn_capacity import list_measures
-    >>> table = list_measures().set_index("name")
-    >>> table.loc["margin", "better"]
-    'higher'
-    """
-    rows = [
-        {
-            "name": m.name,
-            "family": m.family,
-            "better": "lower" if m.lower_is_better else "higher",
-            "needs": ", ".join(sorted(m.needs)),
-            "cost": m.cost,
-            "essential": m.name in ESSENTIAL,
-            "cheap": m.cheap,
-            "unit": m.unit,
-            "tasks": ", ".join(m.tasks),
-            "invariances": ", ".join(sorted(m.invariances)),
-            "stochastic": m.stochastic,
-            "signed": m.signed,
-            "parameters": m.parameters,
-            "source": m.source,
-            "summary": m.summary,
-        }
-        for m in MEASURES.values()
-    ]
-    return pd.DataFrame(rows)

@@ -124,7 +124,7 @@ def _inside(model: Any) -> str:
         try:
             resolve(np.ravel(np.array(model.estimators_, dtype=object))[0])
         except (TypeError, ValueError, IndexError):
-            return " The models in it are no networks either."
+            return " Its models are not networks either."
         return " It contains several models: measure each of them by `compare_capacity(list(model.estimators_), X, y)`."
     return " Measure its `estimator_`." * hasattr(model, "estimator_")
 

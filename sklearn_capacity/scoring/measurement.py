@@ -62,22 +62,8 @@ class Session:
             max_memory = parse_bytes(max_memory)
         seed = "Measurements must be reproducible: pass an integer seed."
         check_integer("random_state", random_state, 0, 2**63 - 1, cure=seed)
-        self.subject = resolve(model)
-        self.subject = replace(self.subject, module=measurable(self.subject.module))
-        if initial_state is not None:
-            known = checked_initial_state(initial_state, self.subject.module)
-            self.subject = replace(self.subject, initial_state=known)
-        if classes is not None:
-            self.subject = with_classes(self.subject, classes)
-        if X is None and y is not None:
-            raise ValueError("`X` must be given together with `y`, got only `y`.")
-        refuse_containers(X, "measured")
-        for name, data in (("X", X), ("y", y)):
-            refuse_hollow(name, data)
-            if data is not None and (not hasattr(data, "__len__") or getattr(data, "shape", None) == ()):
-                raise ValueError(f"`{name}` must have one entry per sample, got {data!r}.")
-        if X is not None and y is not None and _length("X", X) != _length("y", y):
-            raise ValueError(f"`X` and `y` must have the same length, got {_length('X', X)} and {_length('y', y)}.")
+        self.subject = _subject(model, initial_state, classes)
+        _check_lengths(X, y)
         if X is not None:
             X, y = subsample(X, y, max_samples, random_state)
             X = checked_X(self.subject, X)
@@ -139,9 +125,13 @@ class Session:
 
     def unexpected(self, error: Exception, request: Request) -> bool:
         """Whether a measure of a group has no value for another reason than its task, or what the call did not give."""
-        needs, batch = request.measure.needs, self.batch
-        lacks = ("data" in needs and not batch.has_samples) or ("labels" in needs and not batch.has_labels)
-        return not isinstance(error, NotDefinedError) or not (lacks or self.why_not(request.measure))
+        measure = request.measure
+        return not isinstance(error, NotDefinedError) or not (self._lacks_data(measure) or self.why_not(measure))
+
+    def _lacks_data(self, measure: Measure) -> bool:
+        """Whether the call has not given the data or the labels that a measure needs."""
+        without_data = "data" in measure.needs and not self.batch.has_samples
+        return without_data or ("labels" in measure.needs and not self.batch.has_labels)
 
     def parameters(self, request: Request) -> dict[str, Any]:
         """The parameters of a request, with the call's loss as default of a parameter `loss`."""
@@ -201,15 +191,12 @@ class Session:
 
     def most_passes(self, request: Request) -> dict[Hashable, float] | None:
         """Upper bounds of the passes over the data by part, empty for a measure that is refused; None if not known."""
-        measure, batch = request.measure, self.batch
-        lacks = ("data" in measure.needs and not batch.has_samples) or (
-            "labels" in measure.needs and not batch.has_labels
-        )
-        if lacks or self.why_not(measure) is not None:
+        measure = request.measure
+        if self._lacks_data(measure) or self.why_not(measure) is not None:
             return {}
         try:
             with computing(), torch.inference_mode(False):
-                return measure.most_passes(request.label, self.network, batch, self.parameters(request))
+                return measure.most_passes(request.label, self.network, self.batch, self.parameters(request))
         except (NotDefinedError, TypeError, ValueError):  # which the measure raises, too
             return {}
 
@@ -219,6 +206,28 @@ class Session:
         if reason is not None:
             reason += ". Measure fewer samples, or allow it more."
             raise NotDefinedError(f"The measure {measure.name!r} {reason}", reason=reason)
+
+
+def _subject(model: Any, initial_state: Any, classes: Any) -> Subject:
+    """The model with what the call says of it."""
+    subject = resolve(model)
+    subject = replace(subject, module=measurable(subject.module))
+    if initial_state is not None:
+        subject = replace(subject, initial_state=checked_initial_state(initial_state, subject.module))
+    return subject if classes is None else with_classes(subject, classes)
+
+
+def _check_lengths(X: Any, y: Any) -> None:
+    """Raise unless X and y have one entry for each of the same samples."""
+    if X is None and y is not None:
+        raise ValueError("`X` must be given together with `y`, got only `y`.")
+    refuse_containers(X, "measured")
+    for name, data in (("X", X), ("y", y)):
+        refuse_hollow(name, data)
+        if data is not None and (not hasattr(data, "__len__") or getattr(data, "shape", None) == ()):
+            raise ValueError(f"`{name}` must have one entry per sample, got {data!r}.")
+    if X is not None and y is not None and _length("X", X) != _length("y", y):
+        raise ValueError(f"`X` and `y` must have the same length, got {_length('X', X)} and {_length('y', y)}.")
 
 
 def _length(name: str, data: Any) -> int:

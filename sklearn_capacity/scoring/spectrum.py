@@ -10,7 +10,7 @@ import torch
 from .._validation import NotDefinedError, check_integer, check_option
 from ..derivatives.fisher_matrix import LOSSES
 from ..measures.fisher_eigenvalues import fisher_eigenvalues
-from ..measures.hessian import hessian_quadrature as _quadrature
+from ..measures.hessian_estimates import hessian_quadrature as _quadrature
 from ..process_state import computing, keeps_modes
 from .measurement import Session
 

@@ -14,7 +14,7 @@ from sklearn_capacity.derivatives.loss_hessian import LossHessian
 from sklearn_capacity.derivatives.parameter_vector import raw_parameter_vector
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import Batch
-from sklearn_capacity.measures.hessian import loss_hessian
+from sklearn_capacity.measures.hessian_estimates import loss_hessian
 
 
 class Gated(nn.Module):

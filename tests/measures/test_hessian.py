@@ -14,7 +14,7 @@ from reference_hessian import dense_hessian
 from sklearn_capacity import CapacityWarning, NotDefinedError, capacity_report, measure_capacity
 from sklearn_capacity.derivatives.loss_hessian import LossHessian
 from sklearn_capacity.graph import Network
-from sklearn_capacity.measures import MEASURES, Batch, hessian
+from sklearn_capacity.measures import MEASURES, Batch, hessian_estimates
 
 NAMES = ["hessian_max_eigenvalue", "hessian_min_eigenvalue", "hessian_trace"]
 
@@ -66,7 +66,7 @@ def test_the_ends_are_found_without_room_for_all_vectors(vectors, monkeypatch):
     """As with 25 million parameters."""
     module, X, y = wide()
     values = torch.linalg.eigvalsh(dense_hessian(module, X, y))
-    monkeypatch.setattr(hessian, "BASIS", 8 * vectors * sum(p.numel() for p in module.parameters()))
+    monkeypatch.setattr(hessian_estimates, "BASIS", 8 * vectors * sum(p.numel() for p in module.parameters()))
     for name, true in (("hessian_max_eigenvalue", values[-1]), ("hessian_min_eigenvalue", values[0])):
         result = measured(name, module, X, y)
         assert abs(float(true) - result.value) <= result.info["error"] <= 1.01e-5 * float(values.abs().max())
@@ -76,7 +76,7 @@ def test_the_ends_are_found_without_room_for_all_vectors(vectors, monkeypatch):
 def test_a_trace_with_room_for_few_vectors_is_within_its_error(columns, monkeypatch):
     module, X, y = wide()
     true = float(dense_hessian(module, X, y).trace())
-    monkeypatch.setattr(hessian, "SKETCH", 32 * columns * sum(p.numel() for p in module.parameters()))
+    monkeypatch.setattr(hessian_estimates, "SKETCH", 32 * columns * sum(p.numel() for p in module.parameters()))
     for seed in range(5):
         result = measured("hessian_trace", module, X, y, seed=seed)
         assert abs(result.value - true) <= 4 * result.standard_error
@@ -85,7 +85,7 @@ def test_a_trace_with_room_for_few_vectors_is_within_its_error(columns, monkeypa
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_definite_hessian_has_no_eigenvalue_of_zero(sign, monkeypatch):
     """One product determines a multiple of the identity; no vector of zeros may be taken for an eigenvector."""
-    monkeypatch.setattr(hessian, "SMALL", 0)
+    monkeypatch.setattr(hessian_estimates, "SMALL", 0)
     X, y = torch.eye(4, dtype=torch.float64), torch.zeros(4, 1, dtype=torch.float64)
     name = "hessian_max_eigenvalue" if sign > 0 else "hessian_min_eigenvalue"
     result = measured(name, nn.Linear(4, 1, bias=False).double(), X, y, loss="squared")
@@ -216,7 +216,7 @@ def test_the_gradient_of_all_samples_is_formed_once(monkeypatch):
     passes = []
     module.register_forward_hook(lambda *_: passes.append(1))
     network = Network(module, tuple(X.shape[1:]))
-    derivative: LossHessian = hessian.loss_hessian(network, Batch(network, X, y, loss="cross_entropy"))
+    derivative: LossHessian = hessian_estimates.loss_hessian(network, Batch(network, X, y, loss="cross_entropy"))
     derivative.product(torch.ones(derivative.size))
     passes.clear()
     derivative.product(torch.ones(derivative.size))

@@ -16,7 +16,7 @@ from reference_sharpness import layers_of, mean_loss, perceptron, sharpness_by_d
 from sklearn_capacity import CapacityWarning, NotDefinedError, measure_capacity
 from sklearn_capacity.derivatives.parameter_groups import parameter_groups
 from sklearn_capacity.graph import Network
-from sklearn_capacity.measures import MEASURES, Batch, losses, sharpness
+from sklearn_capacity.measures import MEASURES, Batch, losses, moved_weights, sharpness
 
 
 def batch_of(module, X, y, loss="cross_entropy", **options):
@@ -331,7 +331,7 @@ def test_out_of_memory_halves_the_chunk(name, monkeypatch):
 
     original = losses.sample_losses
     monkeypatch.setattr(losses, "sample_losses", scarce)
-    monkeypatch.setattr(sharpness, "sample_losses", scarce)
+    monkeypatch.setattr(moved_weights, "sample_losses", scarce)
     assert measured(name, module, X, y, alpha=0.1, **SHORT[name]).value == pytest.approx(expected)
     assert max(sizes) == 7 and sizes.count(7) == 1  # the chunk stays halved
 

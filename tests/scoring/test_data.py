@@ -66,7 +66,7 @@ def test_bad_data_and_options(model, iris):
             (VotingClassifier([("a", GaussianNB())]).fit(X, y), X, y),
             {},
             TypeError,
-            "The models in it are no networks either",
+            "Its models are not networks either",
         ),
         ((selected.fit(X, y == "setosa"), X, y), {}, TypeError, "got RFE. Measure its `estimator_`."),
         ((model, {"X": X}, y), {}, TypeError, "got a dict: networks with several inputs"),

@@ -193,5 +193,5 @@ def test_ensembles_are_refused_with_what_can_be_measured(iris):
     ):
         measure_capacity(bagged, X, y)
     assert measure_capacity(bagged.estimators_[0], X, bagged.estimators_[0].classes_[[0] * len(X)], "margin")
-    with pytest.raises(TypeError, match="The models in it are no networks either"):
+    with pytest.raises(TypeError, match="Its models are not networks either"):
         measure_capacity(RandomForestClassifier(2).fit(X, y), X, y)
