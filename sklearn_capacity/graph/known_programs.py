@@ -1,7 +1,7 @@
 """The programs of this process by structure, so that equal networks are exported once.
 
 Two modules have one structure if everything is equal that an export fixes: classes and their code, settings, hooks,
-shapes, and the values that the code reads from closures and globals. Weights are no part of it. Packages count by their
+shapes, and the values that the code reads from closures and globals. Weights do not count. Packages count by their
 version, too, instead of what they read from the environment. A module with other code that may read more, such as a
 file, has no structure and is exported each time.
 """

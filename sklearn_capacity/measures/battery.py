@@ -350,8 +350,23 @@ def _limits(network: Network, batch: Batch, *, margin_percentile: float | None =
     return {"logits": 0 if margin_percentile is None else 1}
 
 
-def _norm_record(name: str, equation: int, description: str, **fixed: Any) -> Measure:
-    over_margin = fixed["over_margin"]
+#: The measures that are `log_of_norms`: name, equation, norm, total, and whether the margin is included.
+_LOGS_OF_NORMS = (
+    ("log_prod_of_spec", 32, "spectral", "product", False),
+    ("log_prod_of_spec_over_margin", 31, "spectral", "product", True),
+    ("log_sum_of_spec", 35, "spectral", "sum", False),
+    ("log_sum_of_spec_over_margin", 34, "spectral", "sum", True),
+    ("log_prod_of_fro", 37, "frobenius", "product", False),
+    ("log_prod_of_fro_over_margin", 36, "frobenius", "product", True),
+    ("log_sum_of_fro", 39, "frobenius", "sum", False),
+    ("log_sum_of_fro_over_margin", 38, "frobenius", "sum", True),
+)
+
+
+def _log_of_norms_record(name: str, equation: int, norm: str, total: str, over_margin: bool) -> Measure:
+    fixed = {"norm": norm, "total": total, "over_margin": over_margin}
+    of_layers = "the product" if total == "product" else "d times the geometric mean"
+    norms = f"squared {'Frobenius' if norm == 'frobenius' else norm} norms{', over the squared margin' * over_margin}"
     return Measure(
         name,
         log_of_norms,
@@ -363,32 +378,17 @@ def _norm_record(name: str, equation: int, description: str, **fixed: Any) -> Me
         invariances=_PER_LAYER,
         signed=True,
         fixed=fixed if over_margin else {**fixed, "margin_percentile": 10.0},
-        description=description,
-        memory=_SPECTRA if fixed["norm"] == "spectral" else Peak(layers=3, outputs=3),
+        description=f"Logarithm of {of_layers} of the layers' {norms}.",
+        memory=_SPECTRA if norm == "spectral" else Peak(layers=3, outputs=3),
         limits=LOGITS if over_margin else NO_PASSES,
     )
 
 
-def _norm_records() -> list[Measure]:
-    records = []
-    equations = {"spectral": (32, 31, 35, 34), "frobenius": (37, 36, 39, 38)}
-    for norm, short in (("spectral", "spec"), ("frobenius", "fro")):
-        numbers = iter(equations[norm])
-        for total, words in (("product", "product"), ("sum", "d times the geometric mean")):
-            for over_margin in (False, True):
-                name = f"log_{'prod' if total == 'product' else 'sum'}_of_{short}" + "_over_margin" * over_margin
-                text = f"Logarithm of the {words} of the layers' squared {norm.capitalize()} norms"
-                text = text.replace("Spectral", "spectral") + ", over the squared margin" * over_margin + "."
-                fixed = {"norm": norm, "total": total, "over_margin": over_margin}
-                records.append(_norm_record(name, next(numbers), text, **fixed))
-    return records
-
-
 _SUM: dict[str, Any] = {"family": "battery", "memory": _DIFFERENCES, "limits": _limits}
-_WAY = frozenset({"layers", "initial_state"})
+_DISTANCE = frozenset({"layers", "initial_state"})
 
 MEASURES = (
-    *_norm_records(),
+    *(_log_of_norms_record(*row) for row in _LOGS_OF_NORMS),
     Measure(
         "fro_over_spec",
         fro_over_spec,
@@ -417,7 +417,7 @@ MEASURES = (
         "fro_dist",
         sum_of_squares,
         source=f"{_JIANG}40",
-        needs=_WAY,
+        needs=_DISTANCE,
         fixed={"norm": "frobenius", "center": "init"},
         description="Sum over the layers of the squared Frobenius distance from the weights before training.",
         **_SUM,
@@ -426,7 +426,7 @@ MEASURES = (
         "dist_spec_init",
         sum_of_squares,
         source=f"{_JIANG}41",
-        needs=_WAY,
+        needs=_DISTANCE,
         fixed={"norm": "spectral", "center": "init"},
         description="Sum over the layers of the squared spectral distance from the weights before training.",
         **_SUM,
