@@ -34,6 +34,13 @@ Keep = Callable[[Node, Tensor, Any], "bool | None"]
 LARGEST_TILE = 16
 #: operators whose cotangents are views of the incoming ones
 ALIASES = ("view", "permute")
+#: Bytes of the largest tensor in a stack. With 3 MB an exact penalty on ResNet-20 took 10.5 to 12.3 plain steps, with
+#: 1.5 MB 9.0 to 10.3, with 1 MB 10.2 to 11.6; for an MLP and a small convolutional network it hardly matters.
+STACK_BYTES = 3 << 19
+#: The same without gradients, where nothing else is kept. With 3 MB the rows took 2 to 9 % less time than with 1.5 MB.
+ROWS_BYTES = 3 << 20
+#: Divisor of a GPU's memory that gives the budget of one stack; two sweeps hold their values at once.
+GPU_SHARE = 16
 
 
 def chain_refusal(graph: NetworkGraph) -> str | None:
@@ -300,12 +307,3 @@ def jacobian_rows(graph: NetworkGraph, X: Tensor, vectors: Tensor | None = None)
                 pulled = pull(tape, v.flatten(0, 1)).reshape(v.shape[0], v.shape[1], -1)  # (k, n, D)
                 rows[samples, first : first + k] = pulled.transpose(0, 1)
     return rows
-
-
-#: Bytes of the largest tensor in a stack. With 3 MB an exact penalty on ResNet-20 took 10.5 to 12.3 plain steps, with
-#: 1.5 MB 9.0 to 10.3, with 1 MB 10.2 to 11.6; for an MLP and a small convolutional network it hardly matters.
-STACK_BYTES = 3 << 19
-#: The same without gradients, where nothing else is kept. With 3 MB the rows took 2 to 9 % less time than with 1.5 MB.
-ROWS_BYTES = 3 << 20
-#: Divisor of a GPU's memory that gives the budget of one stack; two sweeps hold their values at once.
-GPU_SHARE = 16
