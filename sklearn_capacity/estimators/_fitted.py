@@ -18,12 +18,13 @@ from sklearn_capacity.estimators._attributes import ATTRIBUTES, IMAGES_LAST, Che
 from sklearn_capacity.estimators._data import check_data
 from sklearn_capacity.estimators._outcome import within_range
 from sklearn_capacity.estimators._parameters import NetworkParameters
+from sklearn_capacity.graph import is_known
 from sklearn_capacity.process_state import keeps_modes
 from sklearn_capacity.training import PenalizedNet, TensorData
 
 __all__ = ["FittedNetwork"]
 
-_PREDICTION_CHUNK = 512
+_PREDICTION_CHUNK = 1024
 
 
 class FittedNetwork(NetworkParameters):
@@ -74,19 +75,25 @@ class FittedNetwork(NetworkParameters):
     @keeps_modes
     def _outputs(self, X: Any) -> np.ndarray:
         """The module's outputs in eval mode, shape (n, n_outputs)."""
-        check_is_fitted(self)
+        if not self.__sklearn_is_fitted__():
+            check_is_fitted(self)  # which takes a while
         X = check_data(self, X, reset=False)
-        device = torch.device(self.net_.device)
         self.net_._set_training(False)
         with torch.no_grad():
-            chunks = [self.net_.infer(chunk) for chunk in _chunks(X, device, max(self.batch_size, _PREDICTION_CHUNK))]
-        outputs = torch.cat(chunks)
+            chunks = [self.net_.infer(chunk) for chunk in self._chunks(X)]
+        outputs = torch.cat(chunks) if len(chunks) > 1 else chunks[0]
         if not within_range(outputs).item():
             raise ValueError(
                 f"X must have finite outputs in the network's {self._dtype}, got samples whose outputs are infinite, "
                 "nan or close to overflow. Scale X as in `fit`."
             )
         return outputs.cpu().numpy()
+
+    def _chunks(self, X: np.ndarray) -> Iterator[Tensor]:
+        """X in parts; clones if the module may work in place, since a CPU tensor may share the user's memory."""
+        device, size = torch.device(self.net_.device), max(self.batch_size, _PREDICTION_CHUNK)
+        chunks = (TensorData(X[start : start + size], device=device).X for start in range(0, len(X), size))
+        return chunks if _keeps_input(self.net_.module_) else (chunk.clone() for chunk in chunks)
 
     # ---- files and pickles ------------------------------------------------------------------
 
@@ -109,6 +116,9 @@ class FittedNetwork(NetworkParameters):
         super().__setstate__(cloudpickle.loads(state["by_value"]))
 
 
-def _chunks(X: np.ndarray, device: torch.device, size: int) -> Iterator[Tensor]:
-    # clones, since a module may work in place and a CPU tensor may share its memory with the user's array
-    return (TensorData(X[start : start + size], device=device).X.clone() for start in range(0, len(X), size))
+def _keeps_input(module: nn.Module) -> bool:
+    """Whether a module begins with a linear layer of torch or of this package, which cannot write to its input."""
+    if not is_known(module):
+        return False
+    plain = (p for p in module.modules() if type(p).forward not in (nn.Sequential.forward, nn.Flatten.forward))
+    return isinstance(next(plain, None), nn.Linear | nn.Conv2d)

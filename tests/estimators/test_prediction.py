@@ -1,0 +1,148 @@
+"""Predictions skip scikit-learn's checks of X only where these would return it as it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.utils.validation import validate_data
+from torch import nn
+
+from sklearn_capacity import NetworkClassifier, NetworkRegressor
+from sklearn_capacity.estimators import _data
+
+rng = np.random.default_rng(0)
+X, y = rng.normal(size=(40, 6)), np.arange(40) % 3
+
+
+@pytest.fixture
+def checks(monkeypatch):
+    """The arrays that scikit-learn checks."""
+    seen = []
+    monkeypatch.setattr(
+        _data, "validate_data", lambda *args, **options: seen.append(args[1]) or validate_data(*args, **options)
+    )
+    return seen
+
+
+def by_hand(model, X):
+    """The logits of a fitted MLP, from its weights in float64."""
+    hidden, last = (layer for layer in model.module_ if isinstance(layer, nn.Linear))
+    weights = [t.detach().double().numpy() for layer in (hidden, last) for t in (layer.weight, layer.bias)]
+    return np.maximum(X @ weights[0].T + weights[1], 0) @ weights[2].T + weights[3]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sound_arrays_pass(checks, dtype):
+    model = NetworkClassifier((5,), max_epochs=2, random_state=0).fit(X.astype(dtype), y)
+    checks.clear()
+    logits = model.decision_function(X.astype(dtype))
+    assert not checks
+    np.testing.assert_allclose(logits, by_hand(model, X), rtol=1e-3, atol=1e-4)
+    assert (model.predict(X.astype(dtype)) == logits.argmax(axis=1)).all()
+
+
+def test_images_pass_in_both_shapes(checks):
+    module = nn.Sequential(nn.Conv2d(1, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+    model = NetworkClassifier(module=module, input_shape=(1, 2, 3), max_epochs=2, random_state=0).fit(X, y)
+    checks.clear()
+    as_images = model.predict_proba(X.reshape(-1, 1, 2, 3))
+    np.testing.assert_array_equal(as_images, model.predict_proba(X))
+    assert not checks
+    with pytest.raises(ValueError, match=r"X must contain samples of shape \(1, 2, 3\), got \(1, 3, 2\)"):
+        model.predict(X.reshape(-1, 1, 3, 2))
+
+
+def changed(value, dtype=None):
+    array = X.astype(dtype or X.dtype)
+    array[3, 2] = value
+    return array
+
+
+def read_only():
+    array = X.copy()
+    array.flags.writeable = False
+    return array
+
+
+OTHERS = {
+    "another precision": X.astype(np.float32),
+    "integers": np.round(X).astype(int),
+    "another byte order": X.astype(">f8"),
+    "columns first": np.asfortranarray(X),
+    "every second row": X[::2],
+    "read-only": read_only(),
+    "a matrix of objects": X.astype(object),
+    "a list": X.tolist(),
+    "a sum that overflows": np.where(np.arange(6) == 0, 1e308, X),
+}
+
+
+@pytest.mark.parametrize("array", OTHERS.values(), ids=OTHERS)
+def test_other_arrays_are_checked(checks, array):
+    model = NetworkRegressor((5,), max_epochs=2, random_state=0).fit(X, X[:, 0])
+    with torch.no_grad():
+        model.module_[1].weight[:, 0] = 0  # so that outputs are finite where X is huge
+    checks.clear()
+    values = model.predict(array)
+    assert len(checks) == 1
+    expected = by_hand(model, np.asarray(array, np.float64))[:, 0]
+    np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-8)
+
+
+BAD = {
+    "nan": (changed(np.nan), "Input X contains NaN"),
+    "infinite": (changed(np.inf), "Input X contains infinity"),
+    "both infinities": (np.where(np.arange(6) < 2, [[np.inf, -np.inf] * 3], X), "Input X contains infinity"),
+    "a column too few": (X[:, :5], "X has 5 features, but .* is expecting 6 features"),
+    "no row": (X[:0], "Found array with 0 sample"),
+    "one row alone": (X[0], "Expected 2D array, got 1D array"),
+    "complex": (X + 0j, "Complex data not supported"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # from scikit-learn's sum
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "predict_log_proba", "decision_function"])
+def test_scikit_learns_errors_stay(name, method):
+    model = NetworkClassifier((5,), max_epochs=2, random_state=0).fit(X, y)
+    array, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        getattr(model, method)(array)
+
+
+def test_a_model_of_named_columns_still_warns():
+    frame = pd.DataFrame(X, columns=list("abcdef"))
+    model = NetworkClassifier((5,), max_epochs=2, random_state=0).fit(frame, y)
+    with pytest.warns(UserWarning, match="X does not have valid feature names"):
+        values = model.predict_proba(X)
+    np.testing.assert_array_equal(values, model.predict_proba(frame))
+
+
+def zeroed(module, args):
+    args[0].zero_()
+
+
+class Clipping(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.clamp_(-0.5, 0.5))
+
+
+MODULES = {
+    "an operation in place": lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 3)),
+    "after a view": lambda: nn.Sequential(nn.Flatten(), nn.Sequential(nn.Hardtanh(inplace=True)), nn.Linear(6, 3)),
+    "a layer of the user": lambda: nn.Sequential(Clipping(6, 3)),
+    "a linear layer": lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(inplace=True), nn.Linear(4, 3)),
+}
+
+
+@pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
+def test_the_users_array_is_left_alone(module):
+    data = X.copy()
+    model = NetworkClassifier(module=module, max_epochs=1, random_state=0).fit(data, y)
+    model.predict(data)
+    np.testing.assert_array_equal(data, X)
+    model.module_[0].register_forward_pre_hook(zeroed)
+    model.predict(data)
+    np.testing.assert_array_equal(data, X)
