@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import numbers
 import operator as operators
@@ -20,7 +21,9 @@ from .matrix import MatrixOperator, in_range
 from .operator_norm import OperatorNorm, Product, operator_norm
 from .padding import PADDING_MODES, pad, pad_adjoint, per_axis, source_index
 from .pixel_products import pixel_products
+from .single_precision import FEWEST, norm_by_single_precision
 from .torus_bound import convolution_bound
+from .window_products import window_products
 
 __all__ = ["ConvOperator", "conv_norm_lower", "conv_norm_upper"]
 
@@ -235,6 +238,8 @@ def conv_norm_lower(operator: ConvOperator, tol: float = 1e-7, *, random_state: 
 
     A kernel of one pixel has the norm of its matrix of channels, and on images smaller than the kernel, the
     convolution's own matrix has fewer entries; the norm is then that of `MatrixOperator`, unless there are `options`.
+    On a CPU, most products with long vectors are computed in single precision; the value and its error hold in double
+    precision (see `single_precision`).
 
     Parameters
     ----------
@@ -263,6 +268,9 @@ def conv_norm_lower(operator: ConvOperator, tol: float = 1e-7, *, random_state: 
         norm = MatrixOperator(matrix).norm_lower(tol, random_state=random_state)
         return replace(norm, value=norm.value * factor)
     operator = _with_fewest_channels(operator)
+    by_single_precision = None if options else _by_single_precision(operator, tol, random_state)
+    if by_single_precision is not None:
+        return replace(by_single_precision, value=by_single_precision.value * factor)
     forward, adjoint = _fastest_products(operator)
     norm = operator_norm(
         forward,
@@ -333,6 +341,38 @@ def _with_fewest_channels(operator: ConvOperator) -> ConvOperator:
         return operator
     channels = operator.groups * blocks.shape[1 if operator.transposed else 2]
     return replace(operator, weight=blocks.flatten(0, 1), input_shape=(channels, *operator.input_shape[1:]))
+
+
+def _by_single_precision(operator: ConvOperator, tol: float, random_state: int) -> OperatorNorm | None:
+    """The norm where vectors are long, on a CPU; None elsewhere, or if single precision does not suffice."""
+    size = min(math.prod(operator.domain), math.prod(operator.image))
+    largest = float(operator.weight.abs().max())
+    if size < FEWEST or largest == 0 or operator.weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return None
+    factor = 2.0 ** math.frexp(largest)[1]  # a power of two, so that nothing is rounded
+    weight = operator.weight / factor
+    if weight.dim() == 4:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    double = replace(operator, weight=weight)
+    short = copy.copy(double)
+    object.__setattr__(short, "weight", weight.float())
+    products = window_products(short) or (short.forward, short.adjoint)
+    grams = _gram(short, *products), _gram(double, double.forward, double.adjoint)
+    norm = norm_by_single_precision(*grams, size, tol=tol, random_state=random_state)
+    return None if norm is None else replace(norm, value=norm.value * factor)
+
+
+def _gram(operator: ConvOperator, forward: Product, adjoint: Product) -> Product:
+    """The smaller Gram matrix times vectors (k, side), whose channels are last, as in the fastest products."""
+    shape = operator.input_shape
+    if math.prod(operator.output_shape) < math.prod(shape):
+        shape, forward, adjoint = operator.output_shape, adjoint, forward
+
+    def gram(x: Tensor) -> Tensor:
+        images = x.reshape(-1, *shape[1:], shape[0]).movedim(-1, 1)  # (k, *shape)
+        return adjoint(forward(images)).movedim(1, -1).reshape(x.shape)
+
+    return gram
 
 
 def _fastest_products(operator: ConvOperator) -> tuple[Product, Product]:

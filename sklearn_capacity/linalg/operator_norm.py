@@ -24,7 +24,7 @@ from sklearn_capacity._validation import NotDefinedError, check_integer, check_i
 
 from .lanczos_process import BREAKDOWN, error_bound
 
-__all__ = ["OperatorNorm", "Product", "operator_norm"]
+__all__ = ["OperatorNorm", "Product", "operator_norm", "pause"]
 
 Product = Callable[[Tensor], Tensor]
 
@@ -133,7 +133,7 @@ def operator_norm(
                 value, residual, error = process.ritz()
                 if error <= tol:
                     break
-                due, last = step + _pause(last, (step, error), tol, check_every), (step, error)
+                due, last = step + pause(last, (step, error), tol, check_every), (step, error)
                 if step < process.size < due:
                     due = process.size  # where the space is exhausted
     if error > tol:
@@ -144,7 +144,7 @@ def operator_norm(
     return OperatorNorm(value, residual, step, error + torch.finfo(dtype).eps * math.sqrt(start.numel()))
 
 
-def _pause(before: tuple[int, float], now: tuple[int, float], tol: float, shortest: int) -> int:
+def pause(before: tuple[int, float], now: tuple[int, float], tol: float, shortest: int) -> int:
     """Number of steps until the next check, from the steps and errors of the last two.
 
     Half of the steps that are left if the error falls at the same rate, since it falls faster towards the end; and at

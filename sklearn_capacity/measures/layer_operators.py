@@ -12,6 +12,7 @@ from .._validation import check_option, warn
 from ..graph import Network, NetworkGraph, Node, UnsupportedLayerError, operator_of
 from ..graph.weight_layers import Operator
 from ..linalg import OperatorNorm
+from ..linalg.single_precision import basis_bytes
 from ..linalg.torus_bound import CHUNK, DENSE_PRODUCTS, DENSE_SIDE
 
 __all__ = [
@@ -189,6 +190,7 @@ def _norm_bytes(node: Node) -> float:
         numbers += 6 * (math.prod(node.params["input_shape"]) + math.prod(node.shape))
     if node.op in ("conv", "conv_transpose"):
         numbers += 4 * node.weight.numel() + node.weight[0].numel() * math.prod(node.shape[1:])
+        numbers += basis_bytes(min(math.prod(node.params["input_shape"]), math.prod(node.shape))) / 8
     return 8 * numbers
 
 
