@@ -32,7 +32,7 @@ from torch import Tensor
 
 from sklearn_capacity._validation import NotDefinedError
 
-__all__ = ["BREAKDOWN", "LanczosProcess", "error_bound"]
+__all__ = ["BREAKDOWN", "MISS", "LanczosProcess", "error_bound"]
 
 #: The probability, over the random start vector, that the true error exceeds the stated one.
 MISS = 1e-6

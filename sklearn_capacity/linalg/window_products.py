@@ -31,7 +31,7 @@ def window_products(operator: ConvOperator) -> tuple[Product, Product] | None:
     if not few or operator.groups > 1 or len(operator.kernel) != 2 or operator.padding_mode != "zeros":
         return None
     matrix = operator.weight.flatten(1)  # (image channels, domain channels * taps)
-    sizes = [n + a + b for n, (a, b) in zip(operator.domain[1:], operator.pads, strict=True)]  # with the padding
+    sizes = tuple(n + a + b for n, (a, b) in zip(operator.domain[1:], operator.pads, strict=True))  # with the padding
     crop = tuple((-a, -b) for a, b in operator.pads)
     steps = {"dilation": operator.dilation, "stride": operator.stride}
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._validation import check_interval
-from ..graph import LINEAR_RULES, Network, Node, activation_of, apply_linear, operator_of
+from ..graph import LINEAR_RULES, Network, Node, activation_of, apply_linear, channels_last, operator_of
 from ..graph.evaluate import along_axes
 from ..graph.functions import function_of
 from ..graph.nodes import WEIGHT_OPS, interpret
@@ -95,7 +95,8 @@ def path_rules(network: Network, p: float, purpose: str) -> dict[str, Callable[.
             shape = network.unrolled_graph[node.inputs[0]].shape
             values = power_product(operator_of(node, weight, shape), p, values)  # type: ignore[arg-type]
         else:
-            values = apply_linear(node, values, weight.square_() if p == 2 else weight.abs_().pow_(p), None)
+            weight = channels_last(weight.square_() if p == 2 else weight.abs_().pow_(p))
+            values = apply_linear(node, values, weight, None)
         return _scaled(values, log_scale + p * math.log(top))
 
     def reduce(node: Node, paths: Paths) -> Paths:
