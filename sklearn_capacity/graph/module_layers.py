@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -41,10 +42,17 @@ def module_layers(module: nn.Module, X: Tensor, *, shown: Callable[[str], str] =
     X : Tensor of shape (n, ...)
     shown : callable, default=str
         Gives the name of a submodule or parameter as the user knows it.
+
+    Raises
+    ------
+    UnsupportedLayerError
+        If the number of samples decides which submodules are called, and how often.
     """
     nodes: list[Node] = []
     left_out: list[str] = []
-    for call, layers in _traced_parts(_recorded(module, X), len(X)):
+    network = _recorded(module, X)
+    _check_calls(network, _recorded(module, torch.cat([X, X[:1]])), shown)
+    for call, layers in _traced_parts(network, len(X)):
         name = shown(call.name)
         if layers is None:
             if any(p.dim() > 1 for p in call.module.parameters(recurse=False)):
@@ -90,6 +98,23 @@ def _recorded(module: nn.Module, X: Tensor) -> Call:
         for handle in handles:
             handle.remove()
     return top
+
+
+def _check_calls(few: Call, more: Call, shown: Callable[[str], str]) -> None:
+    """Raise if a submodule is called another number of times with more samples: each call would count as a layer."""
+    counts = [Counter(call.name for call in _calls(top)) for top in (few, more)]
+    for name in counts[1]:
+        if counts[0][name] != counts[1][name]:
+            raise UnsupportedLayerError(
+                f"The forward pass calls `{shown(name)}` another number of times for each number of samples, so its "
+                "layers cannot be counted. Pass all samples to it at once, not one by one."
+            )
+
+
+def _calls(call: Call) -> Iterator[Call]:
+    yield call
+    for part in call.parts:
+        yield from _calls(part)
 
 
 def _traced_parts(call: Call, n_samples: int) -> Iterator[tuple[Call, WeightLayers | None]]:

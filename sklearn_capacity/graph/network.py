@@ -47,6 +47,10 @@ class _Results(TorchDispatchMode):
         return result
 
 
+def _rows(outputs: Tensor, n_samples: int) -> Tensor:
+    return outputs.reshape(n_samples, -1) if outputs.dim() != 2 else outputs
+
+
 class Network:
     """The network that a measure receives: logits, weights and the graph of a private copy in eval mode.
 
@@ -111,15 +115,15 @@ class Network:
         state : mapping of str to Tensor, default=None
             Parameters and buffers that replace those of the same names.
         """
-        logits = self._outputs(X, state)
-        return logits.reshape(len(X), -1) if logits.dim() != 2 else logits
+        return _rows(self._outputs(X, state), len(X))
 
-    def output_shape(self, X: Tensor) -> tuple[int, ...]:
-        """Shape of the module's output for one sample, before it is flattened to a vector."""
-        shape = tuple(self._outputs(X).shape)
+    def forward_and_shape(self, X: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """Logits (n, C), and the shape of the module's output for one sample before it is flattened to a vector."""
+        outputs = self._outputs(X)
+        shape = tuple(outputs.shape)
         if shape[:1] != (len(X),):
             raise ValueError(f"its forward pass must return one row of outputs for each sample, got shape {shape}.")
-        return shape[1:] or (1,)
+        return _rows(outputs, len(X)), shape[1:] or (1,)
 
     def _outputs(self, X: Tensor, state: Mapping[str, Tensor] | None = None) -> Tensor:
         if not self.takes_channels_last:
@@ -228,7 +232,7 @@ class Network:
         Raises
         ------
         UnsupportedLayerError
-            If neither the module nor a submodule with weights can be traced.
+            If neither the module nor a submodule with weights can be traced, or layers are called sample by sample.
         """
         with torch.no_grad():
             try:
@@ -245,7 +249,7 @@ class Network:
             try:
                 X = inputs.to(device=self.device, dtype=self.dtype)
                 layers = module_layers(self.module, X, shown=lambda name: self.shown(f"{name}.").removesuffix("."))
-            except torch.OutOfMemoryError:
+            except (torch.OutOfMemoryError, UnsupportedLayerError):
                 raise
             except (RuntimeError, IndexError, TypeError, ValueError):  # inputs that the module does not take
                 continue

@@ -19,9 +19,13 @@ from ..training import embedding_cure
 
 __all__ = ["is_hollow", "measurable", "probe", "torch_refusals"]
 
-#: Number of samples of the probe, and the allowed difference of two passes relative to the largest logit: far above
-#: rounding, far below the effect of other random numbers or of another batch.
-SAMPLES, TOLERANCE = 3, 1e-3
+#: Allowed difference of two passes relative to the largest logit: far above rounding, far below the effect of other
+#: random numbers or of another batch.
+TOLERANCE = 1e-3
+#: Number of samples of the probe, and the two groups in which they pass once more. Each is in another order, as a
+#: network may reverse, shift or sort its samples; no sample is in both, since an extreme value of the batch would be
+#: that of both; and of three numbers of samples one is even and two are odd.
+SAMPLES, GROUPS = 5, ([3, 0], [4, 2, 1])
 #: Parts of torch's messages for what cannot be differentiated, or not twice.
 REFUSALS = (
     "derivative for",
@@ -99,14 +103,14 @@ def probe(network: Network, X: Any, task: str | None) -> None:
     NotDefinedError
         If a classifier does not return a vector of logits.
     UnsupportedLayerError
-        If two passes over the same samples differ, or the outputs of a sample depend on the others.
+        If two passes over the same samples differ, or the outputs of a sample depend on its batch.
     """
     samples = _samples(network, X)
     numbers = RandomNumbers(network.device)
     try:
         numbers.enter()
-        shape, first, again, fewer = _forward_passes(network, samples)
-        if not _equal(first, again):
+        shape, first, apart, repeatable = _forward_passes(network, samples)
+        if not repeatable:
             raise UnsupportedLayerError(
                 "The network draws random numbers in eval mode: two passes over the same samples differ. Make it "
                 "deterministic in eval mode; for example, `torch.nn.functional.dropout` needs `training=self.training`."
@@ -125,24 +129,18 @@ def probe(network: Network, X: Any, task: str | None) -> None:
             f"The network returns an array of shape {shape} for one sample, but a classifier must return one vector of "
             "logits. Pool or flatten it in the forward pass."
         )
-    if not _equal(first[::2], fewer):
-        raise UnsupportedLayerError(
-            "The network mixes its samples in eval mode: the outputs of one depend on the others in its batch, so it "
-            "is not a function of one input. Build batch normalisation with `track_running_stats=True`."
-        )
+    if not apart:
+        raise UnsupportedLayerError(f"The network mixes its samples in eval mode: {_mixing(network, samples, first)}")
     if task == "classification" and first.dim() == 2 and first.shape[1] > 1:
         _check_meaning(network, samples)
 
 
 @torch.no_grad()
-def _forward_passes(network: Network, samples: Tensor) -> tuple[tuple[int, ...], Tensor, Tensor, Tensor]:
-    """The shape of one output, and the outputs for the samples, for the same again, and without the second.
-
-    The second is between the others, so that these show a recurrent layer that runs along the samples.
-    """
+def _forward_passes(network: Network, samples: Tensor) -> tuple[tuple[int, ...], Tensor, bool, bool]:
+    """The shape of one output, all outputs, whether those of the groups are the same, and those of another pass."""
     before = set(network.tensors())
     try:
-        shape, first = network.output_shape(samples), network.forward(samples)
+        first, shape = network.forward_and_shape(samples)
         if first.layout != torch.strided or not first.is_floating_point():
             raise NotDefinedError(f"The network must return dense floats, got {first.layout}, {first.dtype}.")
         created = sorted(map(network.shown, set(network.tensors()) - before))
@@ -151,7 +149,8 @@ def _forward_passes(network: Network, samples: Tensor) -> tuple[tuple[int, ...],
                 f"The forward pass creates {', '.join(f'`{name}`' for name in created)}, with values that nobody has "
                 "trained. Run a batch through the module first."
             )
-        return shape, first, network.forward(samples), network.forward(samples[::2])
+        apart = all(_equal(first[group], network.forward(samples[group])) for group in GROUPS)
+        return shape, first, apart, apart or _equal(first, network.forward(samples))
     except (torch.OutOfMemoryError, MemoryError, NotDefinedError):
         raise
     except Exception as error:  # the user's code may raise anything
@@ -159,6 +158,27 @@ def _forward_passes(network: Network, samples: Tensor) -> tuple[tuple[int, ...],
         cure = embedding_cure(network.module, "measure")
         cure = f".{cure}" if cure else ""
         raise ValueError(f"The network failed on samples of shape {shown}, those of `X`: {error}{cure}") from error
+
+
+@torch.no_grad()
+def _mixing(network: Network, samples: Tensor, first: Tensor) -> str:
+    """What the outputs of a sample depend on, and the cure."""
+    n = len(samples)
+    alone = torch.cat([network.forward(samples[[i] * n])[[i]] for i in range(n)])  # (n, C), each among its copies
+    if _equal(alone, first):
+        return (
+            "the outputs of one depend on its place in the batch or on the number of samples there, so it is not a "
+            "function of one input. Leave `len(x)`, and what differs along the first axis, out of the forward pass."
+        )
+    if all(any(_equal(row, other) for other in alone) for row in first):
+        return (
+            "it returns the outputs of other samples in the place of a sample's, as after `flip`, `roll` or `sort` "
+            "along the first axis. Keep the order of the samples."
+        )
+    return (
+        "the outputs of one depend on the others in its batch, so it is not a function of one input. Build batch "
+        "normalisation with `track_running_stats=True`, and attention and recurrent layers with `batch_first=True`."
+    )
 
 
 @torch.no_grad()
@@ -207,12 +227,13 @@ def _samples(network: Network, X: Any) -> Tensor:
     if X is None:
         generator = torch.Generator().manual_seed(0)
         samples = torch.randn(SAMPLES, *network.input_shape, generator=generator, dtype=torch.float64, device="cpu")
-    else:
-        samples = X[:SAMPLES] if isinstance(X, Tensor) else torch.from_numpy(np.array(X[:SAMPLES]))
-        # Missing samples are multiples of the first, so that they differ; 0 is a valid index too.
-        missing = [samples[:1] * factor for factor in (0, 0.5)][: SAMPLES - len(samples)]
-        samples = torch.cat([samples, *missing])
-    return samples.to(device=network.device, dtype=network.dtype)
+        return samples.to(device=network.device, dtype=network.dtype)
+    rows = np.linspace(0, len(X) - 1, SAMPLES).astype(int)
+    samples = X[rows.tolist()] if isinstance(X, Tensor) else torch.from_numpy(np.array(X[rows]))
+    samples = samples.to(device=network.device, dtype=network.dtype).unique(dim=0)
+    # Missing samples are multiples of the last, so that they differ; a part of a token's index is an index, too.
+    missing = [samples[-1:] * factor for factor in (0, 0.5, 0.25, 0.75)][: SAMPLES - len(samples)]
+    return torch.cat([samples, *missing])[[1, 3, 0, 4, 2]]  # not in order, so that a sort shows
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

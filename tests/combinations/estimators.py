@@ -66,8 +66,7 @@ def run_case(case: Case) -> None:
     estimator = case.call("constructor", kind, **params)
     given = params.get("module")
     before = state_of(given)
-    if params.get("checkpoint_dir") is not None:
-        case.refusals = (*REFUSALS, OSError)  # of a folder that cannot be
+    _allow_errors_of_folders(case, params)
     X, y, weights = pick_X(case), pick_y(case), pick_weights(case)
     if case.happens(0.3):
         _ask(case, estimator)
@@ -85,6 +84,11 @@ def run_case(case: Case) -> None:
         _ask(case, estimator)
         return
     _use(case, estimator, X, y)
+
+
+def _allow_errors_of_folders(case: Case, params: dict[str, Any]) -> None:
+    if params.get("checkpoint_dir") is not None:
+        case.refusals = (*REFUSALS, OSError)  # of a folder that cannot be
 
 
 def _partial_fit(case: Case, estimator: Any, X: Any, y: Any, *classes: Any) -> Any:
@@ -181,7 +185,9 @@ def _again(case: Case, estimator: Any, X: Any, y: Any) -> None:
     """Change a parameter of a fitted estimator, and fit again."""
     names = sorted(set(estimator._get_param_names()) - {"module", *SIZES})
     name = case.pick(names)
-    case.call("set_params", estimator.set_params, **{name: case.pick(parameters()[name], f"then {name}")})
+    changed = {name: case.pick(parameters()[name], f"then {name}")}
+    _allow_errors_of_folders(case, changed)
+    case.call("set_params", estimator.set_params, **changed)
     if case.happens(0.5):
         estimator.warm_start = True
     fitted = case.call("fit again", estimator.fit, X, y) if case.happens(0.7) else _partial_fit(case, estimator, X, y)

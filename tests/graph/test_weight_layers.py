@@ -434,6 +434,28 @@ def test_a_network_that_cannot_be_traced_has_the_layers_of_its_parts(name, dtype
     assert reports[0]["layer"].tolist() == reports[1]["layer"].tolist()
 
 
+@pytest.mark.parametrize(
+    ("loop", "seen"),
+    [
+        (lambda net, x: torch.stack([net(row) for row in x]), True),
+        (lambda net, x: torch.cat([net(part) for part in x.split(1)]), True),
+        (lambda net, x: torch.cat([net(x[:1]), *(net(part) for part in x[1:].split(1))]), True),
+        (lambda net, x: torch.cat([net(part) for part in x.split(100)]), False),
+        (lambda net, x: net(x) if len(x) < 2 else net(x.clone()), False),
+    ],
+)
+def test_calls_for_each_sample_are_not_counted_as_layers(loop, seen):
+    module = Of(lambda parts, x: loop(parts.net, x), net=nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)))
+    X, names = torch.randn(6, 3), ["frobenius_norm", "spectral_norm", "param_norm"]
+    expected = measure_capacity(module.net, X, measures=names)
+    if not seen:
+        assert measure_capacity(module, X, measures=names) == pytest.approx(expected, rel=1e-6)
+        return
+    report = capacity_report(module, X, measures=[*names, "parameter_count"])
+    assert report["value"].isna().tolist() == [True, True, True, False]
+    assert report["reason"][:3].str.contains("calls `net` another number of times for each number of samples").all()
+
+
 def test_matrices_of_what_cannot_be_traced_are_left_out():
     module, X, y = make(
         lambda: Branching(

@@ -284,6 +284,98 @@ def test_dropout_that_is_always_on_is_refused_and_global_random_numbers_stay():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def _recurrent(net, x):
+    h, rows = torch.zeros(6, dtype=x.dtype), []
+    for row in net[0](x):
+        h = (row + 0.5 * h).tanh()
+        rows.append(h)
+    return net[2](torch.stack(rows))
+
+
+OTHERS = "the outputs of one depend on the others in its batch.*`track_running_stats=True`.*`batch_first=True`"
+ORDER = "it returns the outputs of other samples in the place of a sample's, as after `flip`, `roll` or `sort`"
+PLACE = "the outputs of one depend on its place in the batch or on the number of samples there"
+MIXING = {
+    "flip": (lambda net, x: net(x.flip(0)), ORDER),
+    "flip at the end": (lambda net, x: net(x).flip(0), ORDER),
+    "roll": (lambda net, x: net(x.roll(1, 0)), ORDER),
+    "roll back": (lambda net, x: net(x.roll(-1, 0)), ORDER),
+    "roll by two": (lambda net, x: net(x.roll(2, 0)), ORDER),
+    "halves": (lambda net, x: net(x.roll(len(x) // 2, 0)), ORDER),
+    "ends": (lambda net, x: net(torch.cat([x[-1:], x[1:-1], x[:1]])), ORDER),
+    "first two": (lambda net, x: net(torch.cat([x[1:2], x[:1], x[2:]])), ORDER),
+    "even, then odd": (lambda net, x: net(torch.cat([x[::2], x[1::2]])), ORDER),
+    "sort": (lambda net, x: net(x[x[:, 0].argsort()]), ORDER),
+    "sort in descending order": (lambda net, x: net(x[x[:, 0].argsort(descending=True)]), ORDER),
+    "one for all": (lambda net, x: net(x[:1].expand_as(x)), ORDER),
+    "last for all": (lambda net, x: net(x[-1:].expand_as(x)), ORDER),
+    "sort columns": (lambda net, x: net(x.sort(0).values), OTHERS),
+    "batch norm": (lambda net, x: net(F.batch_norm(x, None, None, training=True)), OTHERS),
+    "hidden batch norm": (lambda net, x: net[2](F.batch_norm(net[0](x), None, None, training=True)), OTHERS),
+    "centred": (lambda net, x: net(x - x.mean(0)), OTHERS),
+    "minus the first": (lambda net, x: net(x - x[:1]), OTHERS),
+    "minus the last": (lambda net, x: net(x - x[-1:]), OTHERS),
+    "over the maximum": (lambda net, x: net(x / x.abs().amax()), OTHERS),
+    "minus the largest of one feature": (lambda net, x: net(x - x[:, :1].amax(0)), OTHERS),
+    "minus the smallest of one feature": (lambda net, x: net(x - x[:, 3:].amin(0)), OTHERS),
+    "minus the median": (lambda net, x: net(x - x.median(0).values), OTHERS),
+    "sum": (lambda net, x: net(x + x.sum(0)), OTHERS),
+    "cumulative sum": (lambda net, x: net(x.cumsum(0)), OTHERS),
+    "neighbours": (lambda net, x: net(x + 0.1 * x.roll(1, 0)), OTHERS),
+    "attention": (lambda net, x: net((x @ x.T).softmax(1) @ x), OTHERS),
+    "softmax over the batch": (lambda net, x: net(x).softmax(0), OTHERS),
+    "recurrent": (_recurrent, OTHERS),
+    "number of samples": (lambda net, x: net(x / len(x)), PLACE),
+    "odd number of samples": (lambda net, x: net(x) * (1 + len(x) % 2), PLACE),
+    "large batches": (lambda net, x: net(x) * (1 + (len(x) > 3)), PLACE),
+    "place": (lambda net, x: net(x + torch.arange(len(x), dtype=x.dtype)[:, None]), PLACE),
+}
+DATA = {
+    "six samples": X,
+    "one sample": X[:1],
+    "two samples": X[:2],
+    "copies at the start": torch.cat([X[:1].expand(5, -1), X]),
+    "sorted": X[X[:, 0].argsort()],
+    "none": None,
+}
+
+
+def _labels(data):
+    return None if data is None else torch.arange(len(data)) % 3
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("kind", MIXING)
+def test_networks_that_mix_their_samples_are_refused(kind, data):
+    function, message = MIXING[kind]
+    seen = f": {message}" if data == "six samples" else ""
+    with pytest.raises(UnsupportedLayerError, match=f"The network mixes its samples in eval mode{seen}"):
+        measure_capacity(Function(function), DATA[data], _labels(DATA[data]), "param_norm")
+
+
+ALONE = {
+    "flip of the features": lambda net, x: net(x.flip(1)),
+    "sort of the features": lambda net, x: net(x.sort(1).values),
+    "layer norm": lambda net, x: net(F.layer_norm(x, (4,))),
+    "instance norm": lambda net, x: net(F.instance_norm(x[:, None])[:, 0]),
+    "batch norm": lambda net, x: net(F.batch_norm(x, torch.ones(4).to(x), torch.ones(4).to(x))),
+    "largest feature": lambda net, x: net(x / x.abs().amax(1, keepdim=True).clamp_min(1e-3)),
+    "attention": lambda net, x: net((x[:, :, None] @ x[:, None]).softmax(2).sum(1)),
+    "there and back": lambda net, x: net(x.flip(0)).flip(0),
+    "sample by sample": lambda net, x: torch.stack([net(row) for row in x]),
+    "in pairs": lambda net, x: torch.cat([net(part) for part in x.split(2)]),
+    "zeros": lambda net, x: net(x + torch.zeros(len(x), 4, dtype=x.dtype)),
+    "constant": lambda net, x: torch.ones(len(x), 3, dtype=x.dtype) + 0 * net(x),
+}
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("kind", ALONE)
+def test_networks_whose_samples_pass_alone_are_measured(kind, data):
+    measured = measure_capacity(Function(ALONE[kind]), DATA[data], _labels(DATA[data]), "parameter_count")
+    assert measured == {"parameter_count": 51}
+
+
 def _draws_in_vain(net, x):
     torch.rand(3)
     return net(x)

@@ -82,7 +82,7 @@ def watch(**params):
         (lambda: layers.insert_generalization_layer(MODULE, input_shape=(5,)), [],
          r"`module` must take samples of `input_shape` \(5,\), and failed on zeros: RuntimeError"),
         (lambda: measure_capacity(nn.Sequential(MODULE, nn.Flatten(0)), X), [],
-         r"its forward pass must return one row of outputs for each sample, got shape \(6,\)"),
+         r"its forward pass must return one row of outputs for each sample, got shape \(10,\)"),
         (architectures.MLP, [None, 2], "`n_features` must be an integer"),
         (architectures.MLP, [2, 0], "`n_outputs` must be at least 1"),
         (architectures.MLP, [0, 2], "`n_features` must be at least 1"),
