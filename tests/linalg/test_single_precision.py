@@ -135,3 +135,11 @@ def test_same_seed_same_bits_and_global_generator_untouched():
     state = torch.get_rng_state()
     assert norm_of(spectrum(1.0), random_state=3) == norm_of(spectrum(1.0), random_state=3)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_close_pairs_of_large_images_are_proven_in_single_precision(monkeypatch):
+    weight = torch.nn.init.kaiming_uniform_(torch.empty(64, 32, 3, 3), generator=torch.Generator().manual_seed(0))
+    operator = ConvOperator(weight, (32, 24, 24), padding=1)
+    expected = operator_norm(operator.forward, operator.adjoint, operator.input_shape).value
+    monkeypatch.setattr("sklearn_capacity.linalg.conv.operator_norm", None)
+    assert conv_norm_lower(operator).value == pytest.approx(expected, rel=1e-9)
