@@ -66,8 +66,7 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
         row, args = activation_of(node)
         y = channels_last(row.value(z, *args))  # (n, *node.shape), like z
         with torch.no_grad():
-            # The rectifier's slope is its output's sign: one pass over data in the cache.
-            tape.slopes[node.name] = y.sign() if node.params["kind"] == "relu" else row.derivative(z, *args)
+            tape.slopes[node.name] = row.slope(z, y, *args)
         if not row.piecewise_linear:
             tape.smooth[node.name] = z
         if node.weight is not None and row.slope_mask is not None:

@@ -15,6 +15,8 @@ from .nodes import Node
 
 __all__ = ["ACTIVATIONS", "Activation", "activation_of"]
 
+aten = torch.ops.aten
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -36,6 +38,10 @@ class Activation:
         1 where the derivative is a trained slope, else 0: the derivative of f' with respect to the slope and,
         multiplied by z, that of f. The slope is the node's weight and the last of `args`, shaped to broadcast against a
         batch.
+    derivative_at_value : callable(Tensor, Tensor, *args) -> Tensor, or None
+        The derivative from z and the value f(z), where this takes less.
+    second_derivative : callable(Tensor, *args) -> Tensor, or None
+        In closed form, where this takes less than to differentiate `derivative`.
     """
 
     value: Callable[..., Tensor]
@@ -45,6 +51,23 @@ class Activation:
     piecewise_linear: bool = False
     slope_mask: Callable[[Tensor], Tensor] | None = None
     steepest_at_ends: Callable[..., bool] = lambda *args: False
+    derivative_at_value: Callable[..., Tensor] | None = None
+    second_derivative: Callable[..., Tensor] | None = None
+
+    def slope(self, z: Tensor, value: Tensor, *args: Any) -> Tensor:
+        """The derivative at z, where the value is known."""
+        if self.derivative_at_value is None:
+            return self.derivative(z, *args)
+        return self.derivative_at_value(z, value, *args)
+
+    def curvature(self, z: Tensor, *args: Any) -> Tensor:
+        """The second derivative at z, without a gradient."""
+        if self.second_derivative is not None:
+            return self.second_derivative(z.detach(), *args)
+        with torch.enable_grad():
+            z = z.detach().requires_grad_(True)
+            (second,) = torch.autograd.grad(self.derivative(z, *args).sum(), z)  # like z
+        return second
 
     def within(self, limit: float, *args: Any) -> tuple[float, float]:
         """Bounds of the absolute values of the function and of its derivative between -limit and limit."""
@@ -57,7 +80,7 @@ class Activation:
 
 
 def _leaky_slope(z: Tensor, slope: float = 0.01) -> Tensor:
-    return torch.where(z > 0, torch.ones_like(z), torch.full_like(z, slope))
+    return aten.leaky_relu_backward(torch.ones_like(z), z, slope, False)
 
 
 def _hardtanh_slope(z: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
@@ -65,11 +88,33 @@ def _hardtanh_slope(z: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
 
 
 def _gelu_slope(z: Tensor, approximate: str = "none") -> Tensor:
+    return aten.gelu_backward(torch.ones_like(z), z, approximate=approximate)
+
+
+def _gelu_curvature(z: Tensor, approximate: str = "none") -> Tensor:
     if approximate == "tanh":
-        c = math.sqrt(2 / math.pi)
-        t = torch.tanh(c * (z + 0.044715 * z**3))
-        return 0.5 * (1 + t) + 0.5 * z * (1 - t**2) * c * (1 + 3 * 0.044715 * z**2)
-    return 0.5 * (1 + torch.erf(z / math.sqrt(2))) + z * torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+        c, a = math.sqrt(2 / math.pi), 0.044715
+        t = torch.tanh(c * (z + a * z**3))
+        inner, inner_slope = c * (1 + 3 * a * z**2), 6 * a * c * z  # the derivatives of the tanh's argument
+        return (1 - t**2) * (inner + z * (inner_slope / 2 - t * inner**2))
+    squares = z.square()
+    density = squares.mul(-0.5).exp_()  # up to its constant
+    return density.mul_(squares.neg_().add_(2)).mul_(1 / math.sqrt(2 * math.pi))  # (2 - z^2) times the density
+
+
+def _tanh_curvature(z: Tensor) -> Tensor:
+    t = torch.tanh(z)
+    return t.square().sub_(1).mul_(t).mul_(2)
+
+
+def _sigmoid_curvature(z: Tensor) -> Tensor:
+    s, rest = torch.sigmoid(z), torch.sigmoid(-z)
+    return (rest - s).mul_(s).mul_(rest)
+
+
+def _silu_curvature(z: Tensor) -> Tensor:
+    s, rest = torch.sigmoid(z), torch.sigmoid(-z)
+    return (rest - s).mul_(z).add_(2).mul_(s).mul_(rest)
 
 
 def _silu_slope(z: Tensor) -> Tensor:
@@ -86,13 +131,12 @@ def _mish_slope(z: Tensor) -> Tensor:
     return t + z * (1 - t**2) * torch.sigmoid(z)
 
 
-def _elu(z: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
-    return scale * torch.where(z > 0, z, alpha * torch.expm1(input_scale * z.clamp(max=0)))
-
-
 def _elu_slope(z: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
-    below = scale * alpha * input_scale * torch.exp(input_scale * z.clamp(max=0))
-    return torch.where(z > 0, torch.full_like(z, scale), below)
+    return aten.elu_backward(torch.ones_like(z), alpha, scale, input_scale, False, z)
+
+
+def _elu_curvature(z: Tensor, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Tensor:
+    return _elu_slope(z, alpha, scale, input_scale).mul_(z < 0).mul_(input_scale)  # at 0 as autograd
 
 
 def _elu_lipschitz(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> float:
@@ -118,7 +162,14 @@ def _power_slope(z: Tensor, exponent: float) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "relu": Activation(torch.relu, lambda z: (z > 0).to(z.dtype), lambda: 1.0, True, True),
+    "relu": Activation(
+        torch.relu,
+        lambda z: (z > 0).to(z.dtype),
+        lambda: 1.0,
+        homogeneous=True,
+        piecewise_linear=True,
+        derivative_at_value=lambda z, value: value.sign(),  # one pass over data in the cache
+    ),
     "leaky_relu": Activation(F.leaky_relu, _leaky_slope, lambda slope=0.01: max(1.0, abs(slope)), True, True),
     "prelu": Activation(
         lambda z, slope: torch.where(z > 0, z, slope * z),
@@ -150,13 +201,26 @@ ACTIVATIONS: dict[str, Activation] = {
     "atan": Activation(torch.atan, lambda z: 1 / (1 + z**2), lambda: 1.0),
     "huber": Activation(_huber, lambda z, delta: z.clamp(-delta, delta), lambda delta: delta),
     "hardtanh": Activation(F.hardtanh, _hardtanh_slope, lambda low=-1.0, high=1.0: 1.0, False, True),
-    "tanh": Activation(torch.tanh, lambda z: 1 - torch.tanh(z) ** 2, lambda: 1.0),
-    "sigmoid": Activation(torch.sigmoid, lambda z: torch.sigmoid(z) * torch.sigmoid(-z), lambda: 0.25),
+    "tanh": Activation(
+        torch.tanh,
+        lambda z: 1 - torch.tanh(z) ** 2,
+        lambda: 1.0,
+        derivative_at_value=lambda z, value: 1 - value.square(),
+        second_derivative=_tanh_curvature,
+    ),
+    "sigmoid": Activation(
+        torch.sigmoid,
+        lambda z: torch.sigmoid(z) * torch.sigmoid(-z),
+        lambda: 0.25,
+        derivative_at_value=lambda z, value: value * torch.sigmoid(-z),
+        second_derivative=_sigmoid_curvature,
+    ),
     "softplus": Activation(
         F.softplus,
         lambda z, beta=1.0, threshold=20.0: torch.sigmoid(beta * z),
         # torch uses the identity beyond the threshold: a jump, which for a threshold of 20 is as small as rounding
         lambda beta=1.0, threshold=20.0: 1.0 if threshold >= 20 else math.inf,
+        second_derivative=lambda z, beta=1.0, threshold=20.0: beta * torch.sigmoid(beta * z) * torch.sigmoid(-beta * z),
     ),
     # Extrema of the derivatives, at zeros of the second derivative: GELU at z = sqrt(2), SiLU at z = 2.3994;
     # rounded up in the last digit, so that they are bounds.
@@ -164,9 +228,10 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda z, approximate="none": F.gelu(z, approximate=approximate),
         _gelu_slope,
         lambda approximate="none": 1.1289042 if approximate == "none" else 1.1289931,
+        second_derivative=_gelu_curvature,
     ),
-    "silu": Activation(F.silu, _silu_slope, lambda: 1.0998394),
-    "elu": Activation(_elu, _elu_slope, _elu_lipschitz),
+    "silu": Activation(F.silu, _silu_slope, lambda: 1.0998394, second_derivative=_silu_curvature),
+    "elu": Activation(aten.elu.default, _elu_slope, _elu_lipschitz, second_derivative=_elu_curvature),
     "hardsigmoid": Activation(
         # torch's hardsigmoid has no second derivative
         lambda z: F.hardtanh(z + 3, 0.0, 6.0) / 6,

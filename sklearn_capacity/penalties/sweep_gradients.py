@@ -226,9 +226,9 @@ class _Walk:
             assert weight is not None
             self.sums.add(weight, self._slope_gradient(node, t, g))
         else:
-            both = (g * t).unflatten(0, (-1, len(self.scale))).sum(0)  # (n, ...)
-            gradient = both * self.curvatures[node.name]
-            self.sums.add(self.tape.smooth[node.name], gradient)
+            both = (g * t).unflatten(0, (-1, len(self.scale)))  # (k, n, ...)
+            summed = both[0] if len(both) == 1 else both.sum(0)  # (n, ...)
+            self.sums.add(self.tape.smooth[node.name], summed.mul_(self.curvatures[node.name]))
 
     def _pull_curvature(self, node: Node, ts: tuple[Tensor, ...], g: Tensor) -> None:
         """Add the gradient of ``<g, Df(x) t>`` with respect to the points x of a function f."""
@@ -257,10 +257,7 @@ class _Walk:
 def curvature(node: Node, z: Tensor) -> Tensor:
     """Second derivative of an element-wise activation."""
     row, args = activation_of(node)
-    with torch.enable_grad():
-        z = z.detach().requires_grad_(True)
-        (second,) = torch.autograd.grad(row.derivative(z, *args).sum(), z)  # s''(z), like z
-    return second
+    return row.curvature(z, *args)
 
 
 def _through_softmax(p: Tensor, u: Tensor, t: Tensor) -> Tensor:
