@@ -84,7 +84,7 @@ def client():
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     with (
         distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
-        distributed.Client(cluster) as client,
+        distributed.Client(cluster, set_as_default=False) as client,  # without a current one the backend is refused
     ):
         yield client
 
@@ -116,7 +116,7 @@ def test_scores_equal_the_serial_ones_and_data_travel_once(client, serial, monke
     monkeypatch.setattr(client, "scatter", noted_data)
     pids = client.run(os.getpid)
     assert len(set(pids.values()) | {os.getpid()}) == 3
-    with parallel_config(backend="dask", scatter=[X, y]):
+    with client.as_current(), parallel_config(backend="dask", scatter=[X, y]):
         assert_equal_scores(clone(search()).fit(X, y).cv_results_, serial)
     assert len(sizes) > 1 and max(sizes) < X.nbytes / 2  # tasks name the data and do not hold them
     assert sent == [True]  # which went to every worker at once, and never again
