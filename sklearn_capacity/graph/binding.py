@@ -249,6 +249,8 @@ class Binder:
 
     def _as_signals(self, operation: fx.Node, arguments: Any) -> Any:
         """The arguments with nodes for what is the same for all samples."""
+        if not any(isinstance(self.values[node.name], Repeated | list | tuple) for node in operation.all_input_nodes):
+            return arguments
         return tree_map_only(
             Repeated,
             lambda constant: self._signal_of(constant, f"{operation.name}.constant{len(self.nodes)}"),
