@@ -18,8 +18,6 @@ from sklearn_capacity.architectures import ARCHITECTURES, ConvNet, make_network
 from sklearn_capacity.architectures.blocks import convolution, linear
 from sklearn_capacity.layers import SkipLayer, generalization_layers, generalization_parameters
 
-pytestmark = pytest.mark.usefixtures("seeded")
-
 IMAGE, DIGIT, POINT = (3, 32, 32), (1, 8, 8), (1,)
 
 #: name -> (shape and outputs of the paper, trainable parameters, shape for the quick tests)

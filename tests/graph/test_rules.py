@@ -277,6 +277,27 @@ ALL = {
 }
 
 
+def _without_second_derivative(operator):
+    """Whether this torch lacks a derivative that the references need (of a grid's or an extremum's gradient)."""
+    h = torch.rand(2, 4, requires_grad=True)
+    try:
+        (first,) = torch.autograd.grad(operator(h).square().sum(), h, create_graph=True)
+        torch.autograd.grad(first.sum(), h)
+    except RuntimeError as error:
+        if "is not implemented" not in str(error):
+            raise
+        return True
+    return False
+
+
+def _named(cases):
+    """The names of cases for tests by autograd; older releases of torch do not differentiate three of them."""
+    reason = f"torch {torch.__version__} has no second derivative of it, which the reference needs"
+    late = {"nearest pixels", "grid_sample", "both extrema"}
+    lacking = {name for name in late if _without_second_derivative(ALL[name][0])}
+    return [pytest.param(name, marks=[pytest.mark.skip(reason)] if name in lacking else []) for name in cases]
+
+
 def case(name):
     operator, outputs = ALL[name]
     module, X, y = make(lambda: Between(operator, outputs), (3,), classes=2)
@@ -286,7 +307,7 @@ def case(name):
     return module, X, y
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", _named(ALL))
 def test_every_interpretation_agrees_with_autograd(name):
     module, X, _ = case(name)
     graph = Network(module, (3,)).graph
@@ -302,7 +323,7 @@ def test_every_interpretation_agrees_with_autograd(name):
 
 @pytest.mark.parametrize("penalty", [frobenius_penalty, spectral_penalty])
 @pytest.mark.parametrize("output", ["logits", "softmax"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", _named(ALL))
 def test_penalties_and_their_gradients_are_those_of_autograd(name, output, penalty):
     module, X, _ = case(name)
     got = penalty(module, X, output=output)
@@ -410,7 +431,7 @@ def test_a_bilinear_layer_is_linear_in_products(places):
         measure_capacity(unbounded, X, measures="lipschitz_l2", loss="squared")
 
 
-@pytest.mark.parametrize("name", MAXIMA)
+@pytest.mark.parametrize("name", _named(MAXIMA))
 def test_maxima_stretch_no_more_than_their_bound_and_count_all_paths(name):
     module, X, y = case(name)
     values = measure_capacity(module, X, y, ["lipschitz_l2", "lipschitz_linf", "l1_path_norm"])
@@ -515,7 +536,7 @@ AT_THE_START = {
 }
 
 
-@pytest.mark.parametrize("name", AT_THE_START)
+@pytest.mark.parametrize("name", _named(AT_THE_START))
 def test_trained_numbers_of_a_selection_or_a_linear_map_have_gradients(name):
     module, X, _ = make(lambda: WithTrained(*AT_THE_START[name]), (3,))
     parameters = list(module.parameters())

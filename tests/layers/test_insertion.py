@@ -18,8 +18,6 @@ from sklearn_capacity.layers import (
     insert_generalization_layer,
 )
 
-pytestmark = pytest.mark.usefixtures("seeded")
-
 
 def draw(*shape):
     return torch.randn(*shape, dtype=torch.float64)

@@ -28,8 +28,6 @@ from sklearn_capacity.layers import (
 )
 from sklearn_capacity.layers.initialization import scale_branches
 
-pytestmark = pytest.mark.usefixtures("seeded")
-
 
 def draw(*shape):
     return torch.randn(*shape, dtype=torch.float64)
