@@ -127,7 +127,9 @@ def check_data(estimator: FittedNetwork, X: Any, y: Any = "no_validation", *, re
 
 def _passes(estimator: FittedNetwork, X: Any) -> bool:
     """Whether scikit-learn would return X as it is; its checks take as long as the forward pass of a small network."""
-    if type(X) is not np.ndarray or X.dtype != estimator._dtype or not (X.flags.carray and len(X)):
+    if type(X) is not np.ndarray or X.dtype != estimator._dtype or not (X.ndim and len(X) and X.flags.carray):
+        return False
+    if min(X.strides) < 0:  # of an axis of length 1; torch refuses it
         return False
     if hasattr(estimator, "feature_names_in_"):  # a warning is due
         return False

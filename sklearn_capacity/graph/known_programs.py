@@ -2,8 +2,8 @@
 
 Two modules have one structure if everything is equal that an export fixes: classes and their code, settings, hooks,
 shapes, and the values that the code reads from closures and globals. Weights do not count. Packages count by their
-version, too, instead of what they read from the environment. A module with other code that may read more, such as a
-file, has no structure and is exported each time.
+version, too, instead of what they read from files. A module with other code that may read more has no structure and is
+exported each time.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..process_state import FORWARD_HOOKS, has_process_hooks
 from ..storage import complete_fingerprint
@@ -22,6 +23,9 @@ __all__ = ["Programs", "structure_of"]
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 #: types whose text tells the value
 _PLAIN = frozenset({bool, int, float, str, type(None)})
+
+#: where torch's functions are defined, and the decorators of some
+_OF_TORCH = ("torch", "typing", "contextlib", "functools", "warnings")
 
 
 class Programs:
@@ -91,6 +95,7 @@ def structure_of(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.d
             classes=[[cls, _code_of(cls.forward)] for cls in classes],
             tensor_classes=[type(tensor) for _, tensor in _named_tensors(module)],
             rest=[part for part in rest if part[1] or part[2]],
+            replaced=_replaced(classes),
         )
     except (TypeError, ValueError, RuntimeError, RecursionError):  # something has no content to be hashed
         return None
@@ -112,6 +117,18 @@ def _hooks(part: nn.Module) -> list[tuple[str, list[Any]]]:
 
 def _code_of(forward: Any) -> Any:
     return forward.__code__ if isinstance(forward, types.FunctionType) else forward
+
+
+def _replaced(classes: list[type]) -> list[tuple[str, Any]]:
+    """Functions and methods of torch that another library or the user has replaced."""
+    bases = dict.fromkeys(base for cls in classes for base in cls.__mro__ if base.__module__.startswith("torch."))
+    homes: tuple[Any, ...] = (torch, functional, Tensor, *bases)
+    return [
+        (f"{home.__name__}.{name}", item)
+        for home in homes
+        for name, item in list(vars(home).items())
+        if type(item) is types.FunctionType and not item.__globals__.get("__name__", "").startswith(_OF_TORCH)
+    ]
 
 
 def _named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:

@@ -34,6 +34,7 @@ from sklearn_capacity.storage.references import (
     named_in,
     names_in,
     parts_of_module,
+    texts_in,
 )
 
 __all__ = ["complete_fingerprint", "fingerprint"]
@@ -85,8 +86,9 @@ def fingerprint(**values: Any) -> str:
 def complete_fingerprint(**values: Any) -> str:
     """Like `fingerprint`, but everything counts that the code of functions can read, also what may change meanwhile.
 
-    Of an installed package that is not known by name, its version counts, and the code and the global values that
-    the other code may reach: functions that are named there, and methods of its classes whose names occur.
+    Of an installed package that is not known by name, its version counts, and the code, the global values and the
+    environment that the other code may reach: functions that are named there, and parts of its classes whose names
+    occur.
 
     Raises
     ------
@@ -152,7 +154,7 @@ class _Digest:
 
     def refer_to_methods(self) -> bool:
         """Refer to what the code so far may call and read of packages' classes; whether there is anything new."""
-        for cls, done in self.package_classes.items():
+        for cls, done in list(self.package_classes.items()):
             for name, item in sorted(vars(cls).items()):
                 is_implied = name.startswith("__") and isinstance(item, types.FunctionType)
                 if name not in done and (name in self.names or is_implied) and name not in _NEVER_READ:
@@ -275,7 +277,7 @@ def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
         inner([value.__qualname__, value.__code__, value.__defaults__, value.__kwdefaults__, cells], "function")
         inner(vars(value), "attributes")
         if digest.complete:
-            digest.names |= names_in(value)
+            digest.names |= names_in(value) | texts_in(value)
             if digest.in_package:
                 inner(name_and_version(value), "package")
             for label, item in all_named_in(value):
@@ -292,8 +294,7 @@ def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
         inner([f"{value.__module__}.{value.__qualname__}", value.__bases__], "class")
         if digest.complete and is_of_package(value):
             inner(name_and_version(value), "package")
-            if not digest.in_package:
-                digest.package_classes[value] = set()
+            digest.package_classes[value] = set()
         else:
             for label, item in _attributes(value):
                 digest.refer(item, label)
@@ -305,8 +306,8 @@ def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
         inner([value.fget, value.fset, value.fdel], "property")
     elif isinstance(value, staticmethod | classmethod):
         inner(value.__func__, "method")
-    elif digest.lenient and isinstance(value, contextvars.ContextVar):
-        inner(value.get(), "value")
+    elif (digest.lenient or digest.complete) and isinstance(value, contextvars.ContextVar):
+        inner(_present(value), "value")
     elif isinstance(value, torch.jit.ScriptFunction):
         inner(value.code, "code")
     else:
@@ -407,6 +408,13 @@ def _attributes_of(value: Any) -> dict[str, Any]:
 
 def _slots(value: Any) -> list[str]:
     return list(copyreg._slotnames(type(value)))  # type: ignore[attr-defined]
+
+
+def _present(variable: contextvars.ContextVar) -> Any:
+    try:
+        return variable.get()
+    except LookupError:  # neither set nor with a default
+        return None
 
 
 def _content(cell: types.CellType) -> Any:

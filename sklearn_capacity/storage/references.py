@@ -6,6 +6,7 @@ import dis
 import functools
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import sysconfig
@@ -25,6 +26,7 @@ __all__ = [
     "named_in",
     "names_in",
     "parts_of_module",
+    "texts_in",
 ]
 
 LIBRARIES = frozenset({"torch", "skorch", "sklearn", "numpy", "scipy", "sklearn_capacity"}) | (
@@ -42,6 +44,10 @@ _UNSTEADY = frozenset(
 )
 #: the same for global names only: `self.modules()` are the parts of a module
 _UNSTEADY_GLOBALS = frozenset({"modules"})
+#: names by which a package reads the environment
+_ENVIRONMENT = frozenset({"environ", "getenv"})
+#: what counts of a steady module if somebody has put it there
+_NAMED = (types.FunctionType, type, types.ModuleType)
 #: folders of packages of a user, a distribution or another environment
 _PACKAGES = re.compile(r"[/\\](site|dist)-packages[/\\]")
 _GLOBAL_STEPS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
@@ -125,7 +131,7 @@ def _defining_module(code: _Code) -> str:
         name = code.__globals__.get("__name__")
     else:
         name = code.__name__ if isinstance(code, types.ModuleType) else code.__module__
-    return name if isinstance(name, str) else "builtins"  # Cython's classes have no string there
+    return name if isinstance(name, str) else "builtins"  # Cython's classes and some functions have no string there
 
 
 def _is_installed_file(file: str) -> bool:
@@ -159,6 +165,12 @@ def home_of(function: types.FunctionType) -> types.ModuleType | None:
 def names_in(function: types.FunctionType) -> set[str]:
     """All names in a function's code, of globals and of attributes."""
     return {name for code in _codes_of(function) for name in code.co_names}
+
+
+def texts_in(function: types.FunctionType) -> set[str]:
+    """The texts in a function's code that may be names, for `getattr`."""
+    constants = {c for code in _codes_of(function) for c in code.co_consts if isinstance(c, str)}
+    return {text for text in constants if text.isidentifier()}
 
 
 def _codes_of(function: types.FunctionType) -> list[types.CodeType]:
@@ -227,15 +239,15 @@ def _loaded(name: str) -> types.ModuleType | None:
 def all_named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
     """All global values that a function's code can read, except steady modules and what they define.
 
-    A function of an installed package is taken at the package's version: of the code that it names, only functions
-    count, and what it reads from elsewhere does not.
+    A function of an installed package is taken at the package's version: what it may read from files, a clock or
+    random numbers does not count.
 
     Raises
     ------
     TypeError
         If that cannot be known.
     """
-    names, of_package = names_in(function), is_of_package(function)
+    names, of_package = names_in(function) | texts_in(function), is_of_package(function)
     if not of_package:
         unsteady = (names & _UNSTEADY) | (_globals_in(function) & _UNSTEADY_GLOBALS)
         unsteady |= {name for name in _imported_in(function) if not _is_steady(name)}
@@ -243,22 +255,40 @@ def all_named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
             raise TypeError(f"`{function.__qualname__}` may read what cannot be hashed: {', '.join(sorted(unsteady))}.")
     items, modules = list[tuple[str, Any]](), list[types.ModuleType]()
     queue = [(name, function.__globals__[name]) for name in sorted(_globals_in(function) & function.__globals__.keys())]
+    if of_package:
+        queue += _loaded_imports(function)
+        if names & _ENVIRONMENT:
+            items.append(("environ", repr(sorted(os.environ.items()))))
     while queue:
         label, item = queue.pop()
         if not isinstance(item, (types.FunctionType, types.BuiltinFunctionType, type, types.ModuleType)):
             items.append((label, item))
-        elif _is_steady(item.__name__ if isinstance(item, types.ModuleType) else item.__module__ or "builtins"):
-            continue
+        elif _is_steady(_defining_module(item)):
+            if isinstance(item, types.ModuleType) and not any(item is module for module in modules):
+                modules.append(item)
+                queue += [(f"{label}.{name}", part) for name, part in _parts(item, names) if isinstance(part, _NAMED)]
         elif isinstance(item, types.BuiltinFunctionType) or (is_installed(item) and not is_of_package(item)):
             if not of_package:
                 raise TypeError(f"`{function.__qualname__}` uses `{label}`, whose code may read anything.")
         elif not isinstance(item, types.ModuleType):
-            if not (of_package and isinstance(item, type) and is_of_package(item)):
-                items.append((label, item))
+            items.append((label, item))
         elif not any(item is module for module in modules):  # modules may import each other
             modules.append(item)
-            queue += [(f"{label}.{name}", vars(item)[name]) for name in sorted(names & vars(item).keys())]
+            queue += [(f"{label}.{name}", part) for name, part in _parts(item, names | {"__getattr__"})]
     return items
+
+
+def _parts(module: types.ModuleType, names: set[str]) -> list[tuple[str, Any]]:
+    """The values in a module that have one of the names."""
+    return [(name, vars(module)[name]) for name in sorted(names & vars(module).keys())]
+
+
+def _loaded_imports(function: types.FunctionType) -> list[tuple[str, types.ModuleType]]:
+    """The modules that a function's code itself imports, as far as they are loaded."""
+    package = function.__globals__.get("__package__") or ""
+    names = sorted(_imported_in(function))
+    full = dict.fromkeys(name for part in names for name in (part, f"{package}.{part}") if name in sys.modules)
+    return [(name, sys.modules[name]) for name in full]
 
 
 def _is_steady(module: str) -> bool:

@@ -54,6 +54,13 @@ def test_images_pass_in_both_shapes(checks):
         model.predict(X.reshape(-1, 1, 3, 2))
 
 
+def test_an_axis_of_length_1_may_run_backwards():
+    images = X.reshape(-1, 1, 2, 3)
+    model = NetworkClassifier((5,), max_epochs=2, random_state=0).fit(images, y)
+    np.testing.assert_array_equal(model.predict_proba(images[:, ::-1]), model.predict_proba(images))
+    np.testing.assert_array_equal(model.predict_proba(images[:1][::-1]), model.predict_proba(images[:1]))
+
+
 def changed(value, dtype=None):
     array = X.astype(dtype or X.dtype)
     array[3, 2] = value
@@ -98,6 +105,7 @@ BAD = {
     "a column too few": (X[:, :5], "X has 5 features, but .* is expecting 6 features"),
     "no row": (X[:0], "Found array with 0 sample"),
     "one row alone": (X[0], "Expected 2D array, got 1D array"),
+    "one number": (np.ones(()), "Expected 2D array, got scalar array"),
     "complex": (X + 0j, "Complex data not supported"),
 }
 

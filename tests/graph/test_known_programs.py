@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import random
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from sklearn_capacity import measure_capacity
 from sklearn_capacity.graph import Network, UnsupportedLayerError, evaluate
 from sklearn_capacity.graph.known_programs import Programs, structure_of
 from sklearn_capacity.penalties import frobenius_penalty
@@ -326,9 +328,10 @@ def test_programs_are_bounded():
 
 
 PACKAGE = """
-import functools, os, random, types
+import contextvars, functools, os, random, types
 import torch
 from torch import nn
+from torch.nn import functional as F
 from . import steps
 
 SCALE, ACTIVATIONS, NAMES = 1.0, {"relu": torch.relu}, []
@@ -341,6 +344,32 @@ def grouped(function):
 
 def shifted(x):
     return x + steps.OFFSET
+
+class Scales:
+    of_class = 1.0
+
+    @property
+    def property(self):
+        return 1.0
+
+    @classmethod
+    def of_all(cls):
+        return cls.of_class
+
+    def of_object(self):
+        return 1.0
+
+SCALES, CONTEXT = Scales(), contextvars.ContextVar("scale", default=1.0)
+
+def scaled(x):
+    from . import steps
+    from .steps import FACTOR
+
+    x = x * Scales.of_all() * SCALES.of_object() * SCALES.property * CONTEXT.get() * FACTOR * steps.OTHER
+    return F.softsign(x) * float(os.environ.get("SCALE_OF_BLOCKS", 1)) * getattr(SCALES, "named", 1.0) * steps.DYNAMIC
+
+def steep(x):
+    return x + Scales.of_class * 1e-5 * torch.tanh(1e6 * x)
 
 class Block(nn.Module):
     gain = 1.0
@@ -355,10 +384,21 @@ class Block(nn.Module):
         return self.extra(ACTIVATIONS["relu"](self.layer(x)) * self.k * SCALE * self.gain)
 
     def extra(self, x):
-        return shifted(x)
+        return scaled(shifted(x))
 
     def unused(self, x):
         return random.random() * x
+"""
+
+STEPS = """
+import blocks_of_a_package as blocks
+
+OFFSET, steps, FACTOR, OTHER, HIDDEN = 0.0, blocks, 1.0, 1.0, 1.0
+
+def __getattr__(name):
+    if name == "DYNAMIC":
+        return HIDDEN
+    raise AttributeError(name)
 """
 
 
@@ -368,7 +408,7 @@ def package(tmp_path, monkeypatch):
     folder = tmp_path / "site-packages" / "blocks_of_a_package"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text(PACKAGE)
-    (folder / "steps.py").write_text("import blocks_of_a_package as blocks\nOFFSET, steps = 0.0, blocks\n")
+    (folder / "steps.py").write_text(STEPS)
     monkeypatch.syspath_prepend(str(folder.parent))
     yield importlib.import_module("blocks_of_a_package")
     for name in ("blocks_of_a_package", "blocks_of_a_package.steps"):
@@ -404,6 +444,13 @@ PACKAGE_CHANGES = {
     "a replaced forward pass": lambda package, block: setattr(package.Block, "forward", lambda self, x: self.layer(x)),
     "an attribute of the class": lambda package, block: setattr(package.Block, "gain", 2.0),
     "an attribute of the object": lambda package, block: setattr(block, "gain", 2.0),
+    "an attribute of a class that is no module": lambda package, block: setattr(package.Scales, "of_class", 2.0),
+    "a method of an object's class": lambda package, block: setattr(package.Scales, "of_object", lambda scales: 2.0),
+    "a property": lambda package, block: setattr(package.Scales, "property", property(lambda scales: 2.0)),
+    "what only a text names": lambda package, block: setattr(package.Scales, "named", 2.0),
+    "what is imported inside": lambda package, block: setattr(package.steps, "FACTOR", 2.0),
+    "a global of a module that is imported inside": lambda package, block: setattr(package.steps, "OTHER", 2.0),
+    "what a module computes": lambda package, block: setattr(package.steps, "HIDDEN", 2.0),
     "a hook": lambda package, block: block.register_forward_hook(lambda _, args, output: 2 * output),
 }
 
@@ -417,6 +464,61 @@ def test_changes_in_a_package_are_seen(change, exports, package):
     assert structure_of(module, (4,), torch.float32, training=False) not in (None, before)
     graph_and_module_agree(module)
     assert len(exports) == 2
+
+
+REPLACED = {
+    "the environment": lambda patch, scale: patch.setenv("SCALE_OF_BLOCKS", str(scale)),
+    "a function of torch": lambda patch, scale: patch.setattr(nn.functional, "softsign", lambda x: scale * x.tanh()),
+    "one that a layer of torch calls": lambda patch, scale: patch.setattr(
+        nn.functional, "linear", functools.wraps(nn.functional.softsign)(lambda x, w, b: scale * (x @ w.t() + b))
+    ),
+    "a method of a layer of torch": lambda patch, scale: patch.setattr(
+        nn.Linear, "forward", lambda self, x: scale * (x @ self.weight.t() + self.bias)
+    ),
+    "a method of tensors": lambda patch, scale: patch.setattr(
+        torch.Tensor, "__mul__", lambda x, y: torch.mul(x, y) + scale
+    ),
+}
+
+
+@pytest.mark.parametrize("replace", REPLACED.values(), ids=REPLACED)
+@pytest.mark.parametrize("users", [False, True])
+def test_what_others_replace_is_seen(replace, users, package, monkeypatch):
+    module = Softsigned() if users else nn.Sequential(package.Block(), nn.Linear(4, 3))
+    structures = [structure_of(module, (4,), torch.float32, training=False)]
+    for scale in (2.0, 3.0):  # equal code with other values in its closure
+        replace(monkeypatch, scale)
+        structures.append(structure_of(module, (4,), torch.float32, training=False))
+    assert None not in structures
+    assert len(set(structures)) == (1 if users and replace is REPLACED["the environment"] else 3)
+
+
+class Softsigned(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 4)
+
+    def forward(self, x):
+        return nn.functional.softsign(super().forward(x) * 2.0)
+
+
+def test_a_context_variable_is_seen(package):
+    module = nn.Sequential(package.Block(), nn.Linear(4, 3))
+    before = structure_of(module, (4,), torch.float32, training=False)
+    token = package.CONTEXT.set(2.0)
+    assert structure_of(module, (4,), torch.float32, training=False) not in (None, before)
+    package.CONTEXT.reset(token)
+    assert structure_of(module, (4,), torch.float32, training=False) == before
+
+
+def test_a_changed_lipschitz_constant_is_seen_where_the_outputs_hardly_change(package):
+    """The comparison with the module at a few samples would not see it."""
+    values = []
+    package.scaled = package.steep
+    for package.Scales.of_class in (1.0, 2.0):
+        torch.manual_seed(0)
+        module = nn.Sequential(package.Block(), nn.Linear(4, 3))
+        values.append(measure_capacity(module, torch.zeros(1, 4), measures="lipschitz_l2")["lipschitz_l2"])
+    assert values[1] > 1.5 * values[0]
 
 
 def test_a_users_function_in_a_package_is_followed(package, globals_restored):
