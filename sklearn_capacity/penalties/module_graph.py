@@ -63,7 +63,7 @@ class ModuleTrace:
     ----------
     owner : weak reference to the module
     key : tuple
-        Shape, precision and device of a sample, and the settings that the trace fixes.
+        Shape, precision and device of a sample, and what the trace fixes: shapes and ties of tensors, and settings.
     program : Program or None
         None if it cannot be traced.
     refusal : str or None
@@ -151,7 +151,8 @@ def trace_of(module: nn.Module, X: Tensor, parts: Parts) -> ModuleTrace:
     """The trace for samples like X, renewed if something that it fixes has changed; `parts` are the module's."""
     entry = _TRACES.get(id(module))
     entry = entry if entry is not None and entry.owner() is module else None
-    key = (tuple(X.shape[1:]), X.dtype, X.device, _settings(parts, entry.volatile if entry else frozenset()))
+    settings = _settings(parts, entry.volatile if entry else frozenset())
+    key = (tuple(X.shape[1:]), X.dtype, X.device, _layout(parts), settings)
     if entry is not None and entry.key == key:
         return entry
     number = id(module)
@@ -162,15 +163,15 @@ def trace_of(module: nn.Module, X: Tensor, parts: Parts) -> ModuleTrace:
     new = ModuleTrace(owner, key, program, refusal, writes, traces)
     if entry is not None:
         new.volatile = entry.volatile | _without_effect(entry, new)
-        new.key = (*key[:3], {name: value for name, value in key[3].items() if name not in new.volatile})
+        new.key = (*key[:-1], {name: value for name, value in settings.items() if name not in new.volatile})
     _TRACES[number] = new
     return new
 
 
 def _without_effect(old: ModuleTrace, new: ModuleTrace) -> frozenset[tuple[str, str]]:
     """Attributes that changed without an effect on the trace, such as counters."""
-    before, now = old.key[3], new.key[3]
-    if old.key[:3] != new.key[:3] or old.program is None or new.program is None:
+    before, now = old.key[-1], new.key[-1]
+    if old.key[:-1] != new.key[:-1] or old.program is None or new.program is None:
         return frozenset()
     if not _same(old.program, new.program):
         return frozenset()
@@ -248,6 +249,12 @@ def tensors_of(parts: Parts) -> list[Tensor]:
     """All parameters and buffers; one that submodules share stands in the list for each of them."""
     tables = (table for _, part in parts for table in (part._parameters, part._buffers))
     return [t for table in tables for t in table.values() if t is not None]
+
+
+def _layout(parts: Parts) -> list[tuple[int, torch.Size]]:
+    """The shapes of all parameters and buffers, and which of them are one tensor."""
+    numbers: dict[int, int] = {}
+    return [(numbers.setdefault(id(t), len(numbers)), t.shape) for t in tensors_of(parts)]
 
 
 def _state(value: Any) -> Any:

@@ -203,6 +203,31 @@ def test_a_changed_attribute_is_traced_again():
     assert not chained(module, X)
 
 
+class _Tied(nn.Module):
+    """Multiplies by two matrices, of any width, that may be one."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.second = nn.Parameter(torch.randn(4, 4, dtype=torch.float64))
+
+    def forward(self, x):
+        return torch.tanh(torch.tanh(x @ self.first) @ self.second)
+
+
+def test_other_ties_and_shapes_of_parameters_are_traced_again():
+    torch.manual_seed(0)
+    module, X = _Tied(), torch.randn(3, 4, dtype=torch.float64)
+    changes = [(4, True), (4, False), (6, False), (4, True)]
+    for width, tied in changes:
+        module.first = nn.Parameter(torch.randn(4, width, dtype=torch.float64))
+        module.second = module.first if tied else nn.Parameter(torch.randn(width, 4, dtype=torch.float64))
+        parameters = list(module.parameters())
+        jacobians = torch.stack([torch.autograd.functional.jacobian(module, x, create_graph=True) for x in X])
+        expected, value = jacobians.square().sum() / len(X), frobenius_penalty(module, X)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(torch.autograd.grad(value, parameters), torch.autograd.grad(expected, parameters))
+
+
 class _Scaled(nn.Module):
     """A factor that is a tensor but no buffer, one in a list, and notes of the forward pass."""
 
