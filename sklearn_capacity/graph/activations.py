@@ -16,6 +16,8 @@ from .nodes import Node
 __all__ = ["ACTIVATIONS", "Activation", "activation_of"]
 
 aten = torch.ops.aten
+#: GELU is 0 or the identity there, in double precision, too.
+_GELU_END = 40.0
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,12 @@ def _hardtanh_slope(z: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
 
 
 def _gelu_slope(z: Tensor, approximate: str = "none") -> Tensor:
+    z = z.clamp(-_GELU_END, _GELU_END)  # beyond, powers overflow
     return aten.gelu_backward(torch.ones_like(z), z, approximate=approximate)
 
 
 def _gelu_curvature(z: Tensor, approximate: str = "none") -> Tensor:
+    z = z.clamp(-_GELU_END, _GELU_END)
     if approximate == "tanh":
         c, a = math.sqrt(2 / math.pi), 0.044715
         t = torch.tanh(c * (z + a * z**3))
@@ -151,6 +155,16 @@ def _huber(z: Tensor, delta: float) -> Tensor:
 def _sinc_slope(z: Tensor) -> Tensor:
     safe = torch.where(z == 0, torch.ones_like(z), z)
     return torch.where(z == 0, torch.zeros_like(z), (torch.cos(math.pi * safe) - torch.sinc(safe)) / safe)
+
+
+def _softplus_slope(z: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    slope = torch.sigmoid(beta * z)
+    return slope.masked_fill(beta * z > threshold, 1)  # torch's softplus is the identity there
+
+
+def _softplus_curvature(z: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    curvature = beta * torch.sigmoid(beta * z) * torch.sigmoid(-beta * z)
+    return curvature.masked_fill(beta * z > threshold, 0)
 
 
 def _power(z: Tensor, exponent: float) -> Tensor:
@@ -217,10 +231,10 @@ ACTIVATIONS: dict[str, Activation] = {
     ),
     "softplus": Activation(
         F.softplus,
-        lambda z, beta=1.0, threshold=20.0: torch.sigmoid(beta * z),
+        _softplus_slope,
         # torch uses the identity beyond the threshold: a jump, which for a threshold of 20 is as small as rounding
         lambda beta=1.0, threshold=20.0: 1.0 if threshold >= 20 else math.inf,
-        second_derivative=lambda z, beta=1.0, threshold=20.0: beta * torch.sigmoid(beta * z) * torch.sigmoid(-beta * z),
+        second_derivative=_softplus_curvature,
     ),
     # Extrema of the derivatives, at zeros of the second derivative: GELU at z = sqrt(2), SiLU at z = 2.3994;
     # rounded up in the last digit, so that they are bounds.
