@@ -91,9 +91,15 @@ class Rebinder:
 
     def _kept(self, binder: Binder) -> _Bound | None:
         """What the next binding needs of this one; None if nodes hold tensors in their settings, too."""
-        renewed = tuple(operation for operation in self.program.nodes if self._is_computed(binder, operation))
-        names = {operation.name for operation in renewed}
-        nodes = frozenset(name for name in binder.nodes if name.partition(".")[0] in names)  # "add.0" is part of "add"
+        parts: dict[str, list[Node]] = {}
+        for name, node in binder.nodes.items():
+            parts.setdefault(name.partition(".")[0], []).append(node)  # "add.0" is part of "add"
+        renewed = tuple(
+            operation
+            for operation in self.program.nodes
+            if self._is_computed(binder, operation, parts.get(operation.name, []))
+        )
+        nodes = frozenset(node.name for operation in renewed for node in parts.get(operation.name, []))
         kept = binder.copy()
         for operation in renewed:
             if not isinstance(kept.values[operation.name], Ref):
@@ -105,18 +111,18 @@ class Rebinder:
             kept.nodes[name] = replace(node, weight=None, bias=None)
         return _Bound(kept, renewed, nodes)
 
-    def _is_computed(self, binder: Binder, operation: fx.Node) -> bool:
-        """Whether an operation reads tensors and does something else with them than to hold them in its node."""
+    def _is_computed(self, binder: Binder, operation: fx.Node, nodes: list[Node]) -> bool:
+        """Whether an operation reads tensors and does something else with them than to hold them in its nodes."""
         if operation.op == "placeholder" or operation.name not in binder.values:
             return False
         values = [binder.values[source.name] for source in operation.all_input_nodes]
         leaves = tree_leaves(values, is_leaf=lambda value: isinstance(value, Ref | Weight | Repeated))
         read = [leaf.weight if isinstance(leaf, Repeated) else leaf for leaf in leaves]
         weights = [weight.tensor for weight in read if isinstance(weight, Weight) and weight.sources]
-        node = binder.nodes.get(operation.name)
-        if node is None or not self._holds_only_tensors(node):
+        if not all(map(self._holds_only_tensors, nodes)):
             return bool(weights)
-        return any(tensor is not node.weight and tensor is not node.bias for tensor in weights)
+        held = {id(tensor) for node in nodes for tensor in (node.weight, node.bias)}
+        return any(id(tensor) not in held for tensor in weights)
 
 
 def _is_weight(value: Any) -> bool:

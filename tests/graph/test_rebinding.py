@@ -41,6 +41,19 @@ class _Opaque(nn.Module):
         return torch.fmod(self.linear(x), self.scale.exp())
 
 
+class _Clamped(nn.Module):
+    """One operator as several nodes, of which the last holds a buffer as it is, and others what is computed from it."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(5, 4)
+        self.register_buffer("low", -torch.rand(4))
+        self.register_buffer("high", torch.rand(4))
+
+    def forward(self, x):
+        return torch.maximum(torch.clamp(self.linear(x), max=self.high), self.low)
+
+
 def _norms():
     layers = nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.BatchNorm1d(6), nn.GELU(), nn.Linear(6, 3)
     return nn.Sequential(*layers)
@@ -53,6 +66,7 @@ MODULES = {
     "slices": _Sliced,
     "sorted": _Sorted,
     "opaque": _Opaque,
+    "clamped": _Clamped,
 }
 
 
