@@ -8,6 +8,7 @@ exported each time.
 
 from __future__ import annotations
 
+import functools
 import types
 from typing import Any
 
@@ -127,8 +128,20 @@ def _replaced(classes: list[type]) -> list[tuple[str, Any]]:
         (f"{home.__name__}.{name}", item)
         for home in homes
         for name, item in list(vars(home).items())
-        if type(item) is types.FunctionType and not item.__globals__.get("__name__", "").startswith(_OF_TORCH)
+        if _is_replaced(name, item)
     ]
+
+
+def _is_replaced(name: str, item: Any) -> bool:
+    """Whether a function in one of torch's modules or classes may be another's, or one of torch's of another name."""
+    kind = type(item)
+    if kind is types.FunctionType:
+        return not item.__globals__.get("__name__", "").startswith(_OF_TORCH)
+    if kind is types.BuiltinFunctionType:
+        return item.__name__ != name
+    if kind is functools.partial:
+        return True
+    return callable(item) and not isinstance(item, type) and not kind.__module__.startswith((*_OF_TORCH, "builtins"))
 
 
 def _named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:

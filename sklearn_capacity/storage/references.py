@@ -255,6 +255,7 @@ def all_named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
             raise TypeError(f"`{function.__qualname__}` may read what cannot be hashed: {', '.join(sorted(unsteady))}.")
     items, modules = list[tuple[str, Any]](), list[types.ModuleType]()
     queue = [(name, function.__globals__[name]) for name in sorted(_globals_in(function) & function.__globals__.keys())]
+    queue += _modules_in_closure(function)
     if of_package:
         queue += _loaded_imports(function)
         if names & _ENVIRONMENT:
@@ -281,6 +282,18 @@ def all_named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
 def _parts(module: types.ModuleType, names: set[str]) -> list[tuple[str, Any]]:
     """The values in a module that have one of the names."""
     return [(name, vars(module)[name]) for name in sorted(names & vars(module).keys())]
+
+
+def _modules_in_closure(function: types.FunctionType) -> list[tuple[str, types.ModuleType]]:
+    modules = []
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            value = cell.cell_contents
+        except ValueError:  # not bound yet
+            continue
+        if isinstance(value, types.ModuleType):
+            modules.append((name, value))
+    return modules
 
 
 def _loaded_imports(function: types.FunctionType) -> list[tuple[str, types.ModuleType]]:

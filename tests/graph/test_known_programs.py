@@ -466,6 +466,14 @@ def test_changes_in_a_package_are_seen(change, exports, package):
     assert len(exports) == 2
 
 
+class Multiplied:
+    def __init__(self, scale):
+        self.scale = scale
+
+    def __call__(self, x):
+        return self.scale * x
+
+
 REPLACED = {
     "the environment": lambda patch, scale: patch.setenv("SCALE_OF_BLOCKS", str(scale)),
     "a function of torch": lambda patch, scale: patch.setattr(nn.functional, "softsign", lambda x: scale * x.tanh()),
@@ -475,6 +483,13 @@ REPLACED = {
     "a method of a layer of torch": lambda patch, scale: patch.setattr(
         nn.Linear, "forward", lambda self, x: scale * (x @ self.weight.t() + self.bias)
     ),
+    "another function of torch": lambda patch, scale: patch.setattr(
+        nn.functional, "softsign", torch.tanh if scale == 2.0 else torch.sigmoid
+    ),
+    "a partial function": lambda patch, scale: patch.setattr(
+        nn.functional, "softsign", functools.partial(torch.mul, other=scale)
+    ),
+    "an object": lambda patch, scale: patch.setattr(nn.functional, "softsign", Multiplied(scale)),
     "a method of tensors": lambda patch, scale: patch.setattr(
         torch.Tensor, "__mul__", lambda x, y: torch.mul(x, y) + scale
     ),
@@ -499,6 +514,15 @@ class Softsigned(nn.Linear):
 
     def forward(self, x):
         return nn.functional.softsign(super().forward(x) * 2.0)
+
+
+def test_a_module_in_a_closure_is_read_by_its_names(package):
+    module = Written(lambda x: x * package.Scales.of_class)
+    before = structure_of(module, (4,), torch.float32, training=False)
+    package.Scales.of_class = 2.0
+    assert structure_of(module, (4,), torch.float32, training=False) not in (None, before)
+    clock = time
+    assert structure_of(Written(lambda x: x * clock.time()), (4,), torch.float32, training=False) is None
 
 
 def test_a_context_variable_is_seen(package):
