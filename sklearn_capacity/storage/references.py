@@ -169,8 +169,12 @@ def names_in(function: types.FunctionType) -> set[str]:
 
 def texts_in(function: types.FunctionType) -> set[str]:
     """The texts in a function's code that may be names, for `getattr`."""
-    constants = {c for code in _codes_of(function) for c in code.co_consts if isinstance(c, str)}
-    return {text for text in constants if text.isidentifier()}
+    return _union(_texts_of(code) for code in _codes_of(function))
+
+
+@functools.lru_cache(maxsize=4096)
+def _texts_of(code: types.CodeType) -> frozenset[str]:
+    return frozenset(text for text in code.co_consts if isinstance(text, str) and text.isidentifier())
 
 
 def _codes_of(function: types.FunctionType) -> list[types.CodeType]:
