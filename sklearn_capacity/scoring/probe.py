@@ -105,11 +105,11 @@ def probe(network: Network, X: Any, task: str | None) -> None:
     UnsupportedLayerError
         If two passes over the same samples differ, or the outputs of a sample depend on its batch.
     """
-    samples = _samples(network, X)
+    choices = _samples(network, X)
     numbers = RandomNumbers(network.device)
     try:
         numbers.enter()
-        shape, first, apart, repeatable = _forward_passes(network, samples)
+        samples, (shape, first, apart, repeatable) = _passes_of_one(network, choices)
         if not repeatable:
             raise UnsupportedLayerError(
                 "The network draws random numbers in eval mode: two passes over the same samples differ. Make it "
@@ -133,6 +133,20 @@ def probe(network: Network, X: Any, task: str | None) -> None:
         raise UnsupportedLayerError(f"The network mixes its samples in eval mode: {_mixing(network, samples, first)}")
     if task == "classification" and first.dim() == 2 and first.shape[1] > 1:
         _check_meaning(network, samples)
+
+
+def _passes_of_one(
+    network: Network, choices: list[Tensor]
+) -> tuple[Tensor, tuple[tuple[int, ...], Tensor, bool, bool]]:
+    """The first of the choices that the network takes, and its forward passes."""
+    for samples in choices[:-1]:
+        try:
+            return samples, _forward_passes(network, samples)
+        except NotDefinedError:
+            raise
+        except ValueError:  # of the user's code, which may check its samples
+            continue
+    return choices[-1], _forward_passes(network, choices[-1])
 
 
 @torch.no_grad()
@@ -223,17 +237,20 @@ class _Draws(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _samples(network: Network, X: Any) -> Tensor:
+def _samples(network: Network, X: Any) -> list[Tensor]:
+    """The probe's samples; if X has too few that differ, also copies of these alone, which a network cannot refuse."""
     if X is None:
         generator = torch.Generator().manual_seed(0)
         samples = torch.randn(SAMPLES, *network.input_shape, generator=generator, dtype=torch.float64, device="cpu")
-        return samples.to(device=network.device, dtype=network.dtype)
+        return [samples.to(device=network.device, dtype=network.dtype)]
     rows = np.linspace(0, len(X) - 1, SAMPLES).astype(int)
     samples = X[rows.tolist()] if isinstance(X, Tensor) else torch.from_numpy(np.array(X[rows]))
     samples = samples.to(device=network.device, dtype=network.dtype).unique(dim=0)
     # Missing samples are multiples of the last, so that they differ; a part of a token's index is an index, too.
     missing = [samples[-1:] * factor for factor in (0, 0.5, 0.25, 0.75)][: SAMPLES - len(samples)]
-    return torch.cat([samples, *missing])[[1, 3, 0, 4, 2]]  # not in order, so that a sort shows
+    order = [1, 3, 0, 4, 2]  # so that a sort shows
+    copies = [samples[[i % len(samples) for i in order]]] if missing else []
+    return [torch.cat([samples, *missing])[order], *copies]
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

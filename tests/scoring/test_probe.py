@@ -376,6 +376,22 @@ def test_networks_whose_samples_pass_alone_are_measured(kind, data):
     assert measured == {"parameter_count": 51}
 
 
+def _checks_its_samples(net, x):
+    ends = (x == 1).sum(1)
+    if not bool((x == x.round()).all() and (ends == ends[0]).all()):
+        raise ValueError("all tokens must be whole, with as many ends in each sample.")
+    return net(x)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 6])
+def test_few_samples_are_enough_for_a_network_that_checks_them(n):
+    tokens = torch.cat([torch.arange(2, 3.0 * n + 2).reshape(n, 3), torch.ones(n, 1)], 1)
+    labels = torch.arange(n) % 3
+    assert measure_capacity(Function(_checks_its_samples), tokens, labels, "parameter_count") == {"parameter_count": 51}
+    with pytest.raises(ValueError, match=r"failed on samples of shape \(4,\), those of `X`: all tokens must be whole"):
+        measure_capacity(Function(_checks_its_samples), tokens + 0.5, labels, "parameter_count")
+
+
 def _draws_in_vain(net, x):
     torch.rand(3)
     return net(x)
