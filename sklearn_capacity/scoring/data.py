@@ -50,7 +50,8 @@ def checked_X(subject: Subject, X: Any) -> Any:
     else:
         try:
             X = check_array(X, allow_nd=True, dtype="numeric", input_name="X")
-            X = X.astype(np.float64) if X.dtype.kind not in "f" else X
+            torch_has_it = X.dtype.kind == "f" and X.dtype.itemsize <= 8
+            X = X.astype(X.dtype.newbyteorder("=") if torch_has_it else np.float64, copy=False)
         except OverflowError as error:
             raise _beyond_floats(error) from error
     if subject.input_shape is not None:

@@ -138,3 +138,10 @@ def test_data_without_an_array_of_values_are_refused_before_any_is_taken(name, k
 def test_what_has_a_length_but_no_entries_is_no_data(X):
     with pytest.raises(ValueError, match="must have one entry per sample, got"):
         subsample(X, None, 1, 0)
+
+
+@pytest.mark.parametrize("dtype", [">f2", ">f4", ">f8", ">i4", np.longdouble])
+def test_numbers_that_torch_does_not_have_are_converted(dtype):
+    module, X, y = nn.Linear(4, 3), np.arange(24).reshape(6, 4) % 7, np.arange(6) % 3
+    expected = measure_capacity(module, X, y, "margin")
+    assert measure_capacity(module, X.astype(dtype), y, "margin") == pytest.approx(expected, rel=1e-6)
