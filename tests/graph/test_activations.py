@@ -1,5 +1,6 @@
 """The table of element-wise functions against autograd."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -59,3 +60,15 @@ def test_derivatives_are_finite_in_single_precision(kind, arguments):
         assert bool(result.isfinite().all())
     if not row.piecewise_linear:
         assert bool(row.curvature(z, *arguments).isfinite().all())
+
+
+def test_sinc_has_its_derivatives_near_zero():
+    row = ACTIVATIONS["sinc"]
+    z = torch.tensor([0.0, 1e-30, -1e-8, 1e-4, 0.099, -0.1, 0.101], dtype=torch.float64)
+    nodes, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(30))
+    t = (nodes + 1) / 2 * np.pi  # sinc(z) is the mean of cos(t z) over t from 0 to pi
+    angles = z[:, None] * t
+    slope = (-t * angles.sin()) @ weights / 2
+    curvature = (-(t**2) * angles.cos()) @ weights / 2
+    torch.testing.assert_close(row.derivative(z), slope, rtol=1e-11, atol=1e-14)
+    torch.testing.assert_close(row.curvature(z), curvature, rtol=1e-11, atol=1e-14)
