@@ -163,7 +163,7 @@ def _forward_passes(network: Network, samples: Tensor) -> tuple[tuple[int, ...],
                 f"The forward pass creates {', '.join(f'`{name}`' for name in created)}, with values that nobody has "
                 "trained. Run a batch through the module first."
             )
-        apart = all(_equal(first[group], network.forward(samples[group])) for group in GROUPS)
+        apart = all(_equal(_rows(first, group), network.forward(_rows(samples, group))) for group in GROUPS)
         return shape, first, apart, apart or _equal(first, network.forward(samples))
     except (torch.OutOfMemoryError, MemoryError, NotDefinedError):
         raise
@@ -178,7 +178,7 @@ def _forward_passes(network: Network, samples: Tensor) -> tuple[tuple[int, ...],
 def _mixing(network: Network, samples: Tensor, first: Tensor) -> str:
     """What the outputs of a sample depend on, and the cure."""
     n = len(samples)
-    alone = torch.cat([network.forward(samples[[i] * n])[[i]] for i in range(n)])  # (n, C), each among its copies
+    alone = torch.cat([network.forward(_rows(samples, [i] * n))[i : i + 1] for i in range(n)])  # (n, C)
     if _equal(alone, first):
         return (
             "the outputs of one depend on its place in the batch or on the number of samples there, so it is not a "
@@ -244,13 +244,18 @@ def _samples(network: Network, X: Any) -> list[Tensor]:
         samples = torch.randn(SAMPLES, *network.input_shape, generator=generator, dtype=torch.float64, device="cpu")
         return [samples.to(device=network.device, dtype=network.dtype)]
     rows = np.linspace(0, len(X) - 1, SAMPLES).astype(int)
-    samples = X[rows.tolist()] if isinstance(X, Tensor) else torch.from_numpy(np.array(X[rows]))
+    samples = _rows(X, rows.tolist()) if isinstance(X, Tensor) else torch.from_numpy(np.array(X[rows]))
     samples = samples.to(device=network.device, dtype=network.dtype).unique(dim=0)
     # Missing samples are multiples of the last, so that they differ; a part of a token's index is an index, too.
     missing = [samples[-1:] * factor for factor in (0, 0.5, 0.25, 0.75)][: SAMPLES - len(samples)]
     order = [1, 3, 0, 4, 2]  # so that a sort shows
-    copies = [samples[[i % len(samples) for i in order]]] if missing else []
-    return [torch.cat([samples, *missing])[order], *copies]
+    copies = [_rows(samples, [i % len(samples) for i in order])] if missing else []
+    return [_rows(torch.cat([samples, *missing]), order), *copies]
+
+
+def _rows(samples: Tensor, places: list[int]) -> Tensor:
+    """The samples at some places, without an index on another device than theirs."""
+    return torch.stack([samples[i] for i in places])
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
