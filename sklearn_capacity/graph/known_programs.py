@@ -9,6 +9,7 @@ exported each time.
 from __future__ import annotations
 
 import functools
+import operator
 import types
 from typing import Any
 
@@ -27,6 +28,8 @@ _PLAIN = frozenset({bool, int, float, str, type(None)})
 
 #: where torch's functions are defined, and the decorators of some
 _OF_TORCH = ("torch", "typing", "contextlib", "functools", "warnings")
+#: names, objects and what has been replaced, of torch's large modules and classes when they were read last
+_scans: dict[Any, tuple[list[str], list[Any], list[tuple[str, Any]]]] = {}
 
 
 class Programs:
@@ -123,13 +126,21 @@ def _code_of(forward: Any) -> Any:
 def _replaced(classes: list[type]) -> list[tuple[str, Any]]:
     """Functions and methods of torch that another library or the user has replaced."""
     bases = dict.fromkeys(base for cls in classes for base in cls.__mro__ if base.__module__.startswith("torch."))
-    homes: tuple[Any, ...] = (torch, functional, Tensor, *bases)
-    return [
-        (f"{home.__name__}.{name}", item)
-        for home in homes
-        for name, item in list(vars(home).items())
-        if _is_replaced(name, item)
-    ]
+    scans = [*map(_last_scan, (torch, functional, Tensor)), *map(_scan, bases)]
+    return [replaced for scan in scans for replaced in scan]
+
+
+def _last_scan(home: Any) -> list[tuple[str, Any]]:
+    """What has been replaced in a large module or class; the last scan holds while all its objects are the same."""
+    names, items = [*vars(home)], [*vars(home).values()]
+    known = _scans.get(home)
+    if known is None or known[0] != names or not all(map(operator.is_, known[1], items)):
+        known = _scans[home] = (names, items, _scan(home))
+    return known[2]
+
+
+def _scan(home: Any) -> list[tuple[str, Any]]:
+    return [(f"{home.__name__}.{name}", item) for name, item in [*vars(home).items()] if _is_replaced(name, item)]
 
 
 def _is_replaced(name: str, item: Any) -> bool:
