@@ -138,7 +138,7 @@ def _leading_vectors(short: Product, start: Tensor) -> tuple[Tensor | None, int]
         inner = image @ basis[near].T  # (k, k or 2 k)
         columns, below = torch.linalg.qr((image - inner @ basis[near]).T)  # (size, k), (k, k)
         block = columns.T
-        matrix[now, now] = inner[:, -k:]
+        matrix[now, now] = inner[:, -k:].numpy()
         if step == due or step == most:
             if not bool(below.isfinite().all()):
                 return None, step
@@ -150,7 +150,7 @@ def _leading_vectors(short: Product, start: Tensor) -> tuple[Tensor | None, int]
                 return useful.T @ basis[:filled], step
             due, last = step + pause(last, (step, residual), CONVERGED, CHECK_EVERY), (step, residual)
         if step < most:
-            matrix[filled : filled + k, now] = below
+            matrix[filled : filled + k, now] = below.numpy()
     return None, most
 
 
