@@ -87,17 +87,18 @@ def structure_of(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.d
     parts = list(module.named_modules(remove_duplicate=False))
     classes = list(dict.fromkeys(type(part) for _, part in parts))
     numbers = {cls: number for number, cls in enumerate(classes)}
+    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     text = [
         [list(input_shape), str(dtype), str(torch.get_default_dtype()), str(torch.get_default_device())],
         [[path, numbers[type(part)], _settings(part, plain=True), training and part.training] for path, part in parts],
-        _tensors(module),
+        _layouts(tensors),
     ]
     rest = [(path, _settings(part, plain=False), _hooks(part)) for path, part in parts]
     try:
         return complete_fingerprint(
             text=repr(text),
             classes=[[cls, _code_of(cls.forward)] for cls in classes],
-            tensor_classes=[type(tensor) for _, tensor in _named_tensors(module)],
+            tensor_classes=[type(tensor) for _, tensor in tensors],
             rest=[part for part in rest if part[1] or part[2]],
             replaced=_replaced(classes),
         )
@@ -155,11 +156,7 @@ def _is_replaced(name: str, item: Any) -> bool:
     return callable(item) and not isinstance(item, type) and not kind.__module__.startswith((*_OF_TORCH, "builtins"))
 
 
-def _named_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-
-
-def _tensors(module: nn.Module) -> list[Any]:
+def _layouts(tensors: list[tuple[str, Tensor]]) -> list[Any]:
     """Names, ties, shapes and kinds of parameters and buffers."""
     first_names: dict[int, str] = {}
     return [
@@ -167,5 +164,5 @@ def _tensors(module: nn.Module) -> list[Any]:
             *(name, first_names.setdefault(id(tensor), name), tuple(tensor.shape), str(tensor.dtype)),
             *(str(tensor.layout), tensor.requires_grad, tensor.stride()),
         ]
-        for name, tensor in _named_tensors(module)
+        for name, tensor in tensors
     ]

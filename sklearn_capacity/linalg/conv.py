@@ -346,15 +346,15 @@ def _with_fewest_channels(operator: ConvOperator) -> ConvOperator:
 def _by_single_precision(operator: ConvOperator, tol: float, random_state: int) -> OperatorNorm | None:
     """The norm where vectors are long, on a CPU; None elsewhere, or if single precision does not suffice."""
     size = min(math.prod(operator.domain), math.prod(operator.image))
-    largest = float(operator.weight.abs().max())
-    if size < FEWEST or largest == 0 or operator.weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    if size < FEWEST or operator.weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return None
-    factor = 2.0 ** math.frexp(largest)[1]  # a power of two, so that nothing is rounded
-    weight = operator.weight / factor
+    weight, factor = in_range(operator.weight, limit=1.0)
+    if not bool(weight.any()):
+        return None
     if weight.dim() == 4:
         weight = weight.contiguous(memory_format=torch.channels_last)
     double = replace(operator, weight=weight)
-    short = copy.copy(double)
+    short = copy.copy(double)  # `replace` would convert the weight to double precision
     object.__setattr__(short, "weight", weight.float())
     products = window_products(short) or (short.forward, short.adjoint)
     grams = _gram(short, *products), _gram(double, double.forward, double.adjoint)

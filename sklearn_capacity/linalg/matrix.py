@@ -24,8 +24,10 @@ DIRECT_SIDE = 192
 ELONGATED = 4
 
 
-def in_range(weight: Tensor) -> tuple[Tensor, float]:
+def in_range(weight: Tensor, limit: float = 1e100) -> tuple[Tensor, float]:
     """`weight` divided by a power of two, so that squares of entries neither overflow nor underflow, and that power.
+
+    It is 1 where the largest entry is between 1 / limit and limit.
 
     Examples
     --------
@@ -37,7 +39,7 @@ def in_range(weight: Tensor) -> tuple[Tensor, float]:
     largest = float(weight.abs().max()) if weight.numel() else 0.0
     if not math.isfinite(largest):
         raise NotDefinedError("`weight` must be finite. Check it for NaN and infinity.")
-    if largest == 0 or 1e-100 < largest < 1e100:
+    if largest == 0 or 1 / limit < largest < limit:
         return weight, 1.0
     factor = 2.0 ** math.frexp(largest)[1]  # a power of two, so the division is exact
     return weight / factor, factor
