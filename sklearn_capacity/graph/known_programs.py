@@ -9,9 +9,11 @@ exported each time.
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 import types
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from torch.nn import functional
 
 from ..process_state import FORWARD_HOOKS, has_process_hooks
 from ..storage import complete_fingerprint
+from .recording import is_known
 
 __all__ = ["Programs", "structure_of"]
 
@@ -28,8 +31,22 @@ _PLAIN = frozenset({bool, int, float, str, type(None)})
 
 #: where torch's functions are defined, and the decorators of some
 _OF_TORCH = ("torch", "typing", "contextlib", "functools", "warnings")
-#: names, objects and what has been replaced, of torch's large modules and classes when they were read last
-_scans: dict[Any, tuple[list[str], list[Any], list[tuple[str, Any]]]] = {}
+
+
+class _Scan(NamedTuple):
+    """What one of torch's modules or classes held when it was read last; each scan has another number.
+
+    `replaced` are the functions and methods that another library or the user has put there.
+    """
+
+    number: int
+    names: list[str]
+    items: list[Any]
+    replaced: list[tuple[str, Any]]
+
+
+_scans: dict[Any, _Scan] = {}
+_numbers = itertools.count()
 
 
 class Programs:
@@ -40,19 +57,19 @@ class Programs:
 
     def __init__(self, most: int, largest_cost: int):
         self.most, self.largest_cost = most, largest_cost
-        self._kept: dict[str, Any] = {}
+        self._kept: dict[Hashable, Any] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def get(self, key: str) -> Any:
+    def get(self, key: Hashable) -> Any:
         """The value, or None."""
         value = self._kept.pop(key, None)
         if value is not None:
             self._kept[key] = value  # as the last
         return value
 
-    def keep(self, key: str, value: Any, cost: int) -> None:
+    def keep(self, key: Hashable, value: Any, cost: int) -> None:
         """Keep a value in place of those used longest ago, unless it alone costs too much."""
         if cost > self.largest_cost:
             return
@@ -60,7 +77,7 @@ class Programs:
         while len(self._kept) > self.most:
             self.forget(next(iter(list(self._kept)), key))
 
-    def forget(self, key: str) -> None:
+    def forget(self, key: Hashable) -> None:
         """Remove a value, if it is there."""
         self._kept.pop(key, None)
 
@@ -69,8 +86,8 @@ class Programs:
         self._kept.clear()
 
 
-def structure_of(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype, *, training: bool) -> str | None:
-    """A hash of everything that an export of the module fixes; None if that cannot be determined.
+def structure_of(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype, *, training: bool) -> Hashable:
+    """Everything that an export of the module fixes, or a hash of it; None if that cannot be determined.
 
     Parameters
     ----------
@@ -94,13 +111,21 @@ def structure_of(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.d
         _layouts(tensors),
     ]
     rest = [(path, _settings(part, plain=False), _hooks(part)) for path, part in parts]
+    rest = [part for part in rest if part[1] or part[2]]
+    tensor_classes = [type(tensor) for _, tensor in tensors]
+    scans = _scanned(classes)
+    replaced = [function for scan in scans for function in scan.replaced]
+    if not rest and all(isinstance(f, types.BuiltinFunctionType) for _, f in replaced) and is_known(module):
+        # No user's code that may be edited, so the objects tell enough, and take a third of the hash's time.
+        forwards = (cls.forward for cls in classes)
+        return repr(text), *tensor_classes, *classes, *forwards, *(scan.number for scan in scans)
     try:
         return complete_fingerprint(
             text=repr(text),
             classes=[[cls, _code_of(cls.forward)] for cls in classes],
-            tensor_classes=[type(tensor) for _, tensor in tensors],
-            rest=[part for part in rest if part[1] or part[2]],
-            replaced=_replaced(classes),
+            tensor_classes=tensor_classes,
+            rest=rest,
+            replaced=replaced,
         )
     except (TypeError, ValueError, RuntimeError, RecursionError):  # something has no content to be hashed
         return None
@@ -124,24 +149,21 @@ def _code_of(forward: Any) -> Any:
     return forward.__code__ if isinstance(forward, types.FunctionType) else forward
 
 
-def _replaced(classes: list[type]) -> list[tuple[str, Any]]:
-    """Functions and methods of torch that another library or the user has replaced."""
+def _scanned(classes: list[type]) -> list[_Scan]:
+    """Torch's large modules and classes, and the bases of a module, as they are now."""
     bases = dict.fromkeys(base for cls in classes for base in cls.__mro__ if base.__module__.startswith("torch."))
-    scans = [*map(_last_scan, (torch, functional, Tensor)), *map(_scan, bases)]
-    return [replaced for scan in scans for replaced in scan]
+    return [_scan(home) for home in (torch, functional, Tensor, *bases)]
 
 
-def _last_scan(home: Any) -> list[tuple[str, Any]]:
-    """What has been replaced in a large module or class; the last scan holds while all its objects are the same."""
+def _scan(home: Any) -> _Scan:
+    """The last scan, while all its objects are the same."""
     names, items = [*vars(home)], [*vars(home).values()]
     known = _scans.get(home)
-    if known is None or known[0] != names or not all(map(operator.is_, known[1], items)):
-        known = _scans[home] = (names, items, _scan(home))
-    return known[2]
-
-
-def _scan(home: Any) -> list[tuple[str, Any]]:
-    return [(f"{home.__name__}.{name}", item) for name, item in [*vars(home).items()] if _is_replaced(name, item)]
+    if known is None or known.names != names or not all(map(operator.is_, known.items, items)):
+        pairs = zip(names, items, strict=True)
+        replaced = [(f"{home.__name__}.{name}", item) for name, item in pairs if _is_replaced(name, item)]
+        known = _scans[home] = _Scan(next(_numbers), names, items, replaced)
+    return known
 
 
 def _is_replaced(name: str, item: Any) -> bool:

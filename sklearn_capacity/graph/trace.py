@@ -6,7 +6,7 @@ import copy
 import functools
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -79,7 +79,8 @@ class Program:
     `bind` returns the graph for one set of tensors, as a differentiable function of them, so a training loop traces
     once and binds at every step. `batch` is the size of the first axis: a symbol, or a number if the forward pass fixed
     it (by calling `len(x)`, for example). `inside` is the dotted path, with a final dot, of the user's module in the
-    traced one. `reused` tells that another module of equal structure was traced.
+    traced one. `reused` tells that another module of equal structure was traced, `confirmed` on which devices one of
+    them was found to give the program's outputs.
     """
 
     nodes: tuple[torch.fx.Node, ...]
@@ -91,6 +92,7 @@ class Program:
     output_name: str
     inside: str = ""
     reused: bool = False
+    confirmed: set[torch.device] = field(default_factory=set, repr=False, compare=False)
 
     @property
     def cost(self) -> int:
@@ -161,13 +163,6 @@ def trace(
     """
     floats = [t.dtype for t in named_tensors(module).values() if t.is_floating_point()]
     dtype = dtype or (floats[0] if floats else torch.get_default_dtype())
-    if is_known(module):
-        record = recorded(_copy_to("meta", module, training), tuple(input_shape), dtype)
-        if record is not None:
-            names = record.input_name, record.output_name
-            return Program(
-                record.nodes, record.tensor_names, {}, names[0], tuple(input_shape), record.batch, names[1], inside
-            )
     key = structure_of(module, tuple(input_shape), dtype, training=training)
     known = None if key is None or anew else _PROGRAMS.get(key)
     if isinstance(known, Program):
@@ -175,7 +170,7 @@ def trace(
     if known is not None:
         raise UnsupportedLayerError(known)
     try:
-        program = _from_export(_copy_to("cpu", module, training), tuple(input_shape), dtype, inside)
+        program = _new_program(module, tuple(input_shape), dtype, training, inside)
     except UnsupportedLayerError as error:
         if key is not None and not isinstance(error.__cause__, MemoryError | torch.OutOfMemoryError):
             _PROGRAMS.keep(key, str(error), len(str(error)))
@@ -183,6 +178,17 @@ def trace(
     if key is not None:
         _PROGRAMS.keep(key, replace(program, reused=True), program.cost)
     return program
+
+
+def _new_program(
+    module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype, training: bool, inside: str
+) -> Program:
+    """The program of a known module from the calls of its layers, of any other from an export."""
+    record = recorded(_copy_to("meta", module, training), input_shape, dtype) if is_known(module) else None
+    if record is None:
+        return _from_export(_copy_to("cpu", module, training), input_shape, dtype, inside)
+    nodes, names = record.nodes, record.tensor_names
+    return Program(nodes, names, {}, record.input_name, input_shape, record.batch, record.output_name, inside)
 
 
 def _copy_to(device: str, module: nn.Module, training: bool) -> nn.Module:

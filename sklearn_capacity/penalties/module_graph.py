@@ -158,9 +158,7 @@ def trace_of(module: nn.Module, X: Tensor, parts: Parts) -> ModuleTrace:
     number = id(module)
     owner = weakref.ref(module, lambda _: _TRACES.pop(number, None))
     traces = 1 if entry is None else entry.traces + 1
-    often = f"its attributes change at every step, {traces} times so far."
-    program, refusal, writes = (None, often, False) if traces > MANY_TRACES else _program(module, X)
-    new = ModuleTrace(owner, key, program, refusal, writes, traces)
+    new = _new_trace(owner, key, traces, module, parts, X)
     if entry is not None:
         new.volatile = entry.volatile | _without_effect(entry, new)
         new.key = (*key[:-1], {name: value for name, value in settings.items() if name not in new.volatile})
@@ -178,39 +176,57 @@ def _without_effect(old: ModuleTrace, new: ModuleTrace) -> frozenset[tuple[str, 
     return frozenset(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 
-def _program(module: nn.Module, X: Tensor) -> tuple[Program | None, str | None, bool]:
-    """The traced program, if it reproduces the module at X; why there is none, or no chain; whether the module writes.
+def _new_trace(owner: weakref.ref, key: tuple, traces: int, module: nn.Module, parts: Parts, X: Tensor) -> ModuleTrace:
+    """The trace, with its program if that reproduces the module at X, or with why there is none, or no chain.
 
     Even if a module cannot be traced, the loop of double backward passes may still work for it.
     """
+    new = ModuleTrace(owner, key, None, traces=traces)
+    if traces > MANY_TRACES:
+        new.refusal = f"its attributes change at every step, {traces} times so far."
+        return new
     try:
-        program, graph, refusal, writes = _compared(module, X[:COMPARED])
-        if refusal is not None and program.reused:  # that of an equal module does not fit this one
-            program, graph, refusal, writes = _compared(module, X[:COMPARED], anew=True)
+        graph, new.refusal = _bound_graph(new, module, parts, X[:COMPARED])
+        if new.refusal is not None and new.program is not None and new.program.reused:
+            # that of an equal module does not fit this one
+            graph, new.refusal = _bound_graph(new, module, parts, X[:COMPARED], anew=True)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        return None, str(error), False
-    return (program, chain_refusal(graph), writes) if refusal is None else (None, refusal, False)
+        graph, new.refusal, new.writes = None, str(error), False
+    if graph is None or new.refusal is not None:
+        new.program = None
+    else:
+        new.refusal = chain_refusal(graph)
+    return new
 
 
-def _compared(module: nn.Module, X: Tensor, *, anew: bool = False) -> tuple[Program, NetworkGraph, str | None, bool]:
-    """Program and graph, why they do not reproduce the module at X, and whether the module writes."""
-    program = trace(module, tuple(X.shape[1:]), dtype=X.dtype, anew=anew)
-    # Side effects of a forward pass stay in the copy; layers of torch and of this package have none in eval mode.
-    called = module if is_known(module) else private_copy(module)
+def _bound_graph(
+    entry: ModuleTrace, module: nn.Module, parts: Parts, X: Tensor, *, anew: bool = False
+) -> tuple[NetworkGraph, str | None]:
+    """The graph of a new program of the entry, and why it does not reproduce the module at X.
+
+    A module of torch's or this package's layers is compared once per structure: equal ones share their program.
+    """
+    entry.program = trace(module, tuple(X.shape[1:]), dtype=X.dtype, anew=anew)
+    graph = _rebinder(entry, entry.program, module, parts).graph()
+    known = is_known(module)
+    if known and X.device in entry.program.confirmed:
+        return graph, None
+    # Side effects of a forward pass stay in the copy; known layers have none in eval mode.
+    called = module if known else private_copy(module)
     with torch.no_grad(), evaluating(called):
         before = _contents(called)
-        graph = program.bind(named_tensors(module))
         expected, got = called(X), evaluate(graph, X)
-        writes = before != _contents(called)
+        entry.writes = before != _contents(called)
     if not isinstance(expected, Tensor) or expected.shape != got.shape:
-        return program, graph, "it returns something else than the operators of its graph.", writes
+        return graph, "it returns something else than the operators of its graph."
     scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
     difference = float((got - expected).abs().max() / scale)
     if difference >= 1e3 * torch.finfo(expected.dtype).eps ** 0.8:
-        return program, graph, f"the operators of its graph differ from it by {difference:.1e}.", writes
-    return program, graph, None, writes
+        return graph, f"the operators of its graph differ from it by {difference:.1e}."
+    entry.program.confirmed.add(X.device)
+    return graph, None
 
 
 def _contents(module: nn.Module) -> tuple:

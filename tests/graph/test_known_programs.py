@@ -117,6 +117,71 @@ def test_a_module_that_initialises_its_parts_is_exported_once(exports):
     assert len(exports) == 1
 
 
+@pytest.fixture
+def recordings(monkeypatch):
+    """The known modules whose calls are recorded."""
+    calls, record = [], TRACE.recorded
+    monkeypatch.setattr(TRACE, "recorded", lambda *args: calls.append(args) or record(*args))
+    monkeypatch.setattr(TRACE, "_PROGRAMS", Programs(most=100, largest_cost=2**20))
+    return calls
+
+
+def stack(activation=nn.ReLU):
+    return nn.Sequential(nn.Linear(4, 5), activation(), nn.Linear(5, 3))
+
+
+def test_equal_stacks_of_known_layers_are_recorded_once(recordings):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        graph_and_module_agree(stack())
+        frobenius_penalty(stack(), torch.randn(5, 4)).backward()
+    assert len(recordings) == 1
+    for other in (stack(nn.Tanh), stack(lambda: nn.LeakyReLU(0.3)), stack().double(), stack(nn.Identity)):
+        graph_and_module_agree(other.float())
+        frobenius_penalty(other, torch.randn(5, 4)).backward()
+
+
+@pytest.mark.parametrize(
+    ("home", "name", "other"),
+    [
+        (torch.nn.functional, "relu", torch.nn.functional.silu),
+        (torch.nn.functional, "relu", torch.nn.functional.elu),
+        (torch.nn.functional, "relu", lambda x, inplace=False: 2 * x),
+        (nn.ReLU, "forward", nn.Tanh.forward),
+        (nn.ReLU, "forward", lambda self, x: x.sigmoid()),
+    ],
+)
+def test_a_replaced_function_is_seen_in_stacks_of_known_layers(recordings, monkeypatch, home, name, other):
+    def penalty():
+        torch.manual_seed(0)
+        return frobenius_penalty(stack(), torch.randn(5, 4))
+
+    graph_and_module_agree(stack())
+    before = penalty()
+    with monkeypatch.context() as patch:
+        patch.setattr(home, name, other)
+        graph_and_module_agree(stack())
+        torch.manual_seed(0)
+        module, X = stack(), torch.randn(5, 4)
+        jacobian = torch.func.vmap(torch.func.jacrev(module))(X)
+        torch.testing.assert_close(penalty(), jacobian.square().sum() / len(X))
+        assert penalty() != before
+    torch.testing.assert_close(penalty(), before)
+
+
+def test_a_program_that_did_not_fit_a_known_module_is_compared_again(recordings, monkeypatch):
+    """Only agreement is remembered."""
+    compared, wrong = [], importlib.import_module("sklearn_capacity.penalties.module_graph")
+    monkeypatch.setattr(wrong, "evaluate", lambda graph, X: compared.append(graph) or torch.zeros(len(X), 3))
+    for _ in range(2):
+        assert frobenius_penalty(stack(), torch.randn(5, 4)) > 0  # by the loop over autograd
+    assert len(compared) == 3  # the second time with the program at hand and with a new one
+    monkeypatch.setattr(wrong, "evaluate", lambda graph, X: compared.append(graph) or evaluate(graph, X))
+    for _ in range(3):
+        frobenius_penalty(stack(), torch.randn(5, 4))
+    assert len(compared) == 4
+
+
 class Named(nn.Module):
     """Has a submodule with the name of a global."""
 
