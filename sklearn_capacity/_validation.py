@@ -37,6 +37,7 @@ __all__ = [
     "refuse_containers",
     "shape_text",
     "shown",
+    "shown_with_kind",
     "warn",
 ]
 
@@ -204,6 +205,13 @@ def shown(value: Any) -> str:
         return repr(value)
     except Exception:
         return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
+
+
+def shown_with_kind(value: Any) -> str:
+    """What a user's function returned, for a message: a value and its type, or the kind of an array."""
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return f"{type(value).__name__} of shape {tuple(value.shape)} and {value.dtype}"
+    return f"{shown(value)} of type {type(value).__name__}"
 
 
 def check_instance(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> Any:

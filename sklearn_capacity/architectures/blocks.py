@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from sklearn_capacity._validation import as_list, check_boolean, check_integer
+from sklearn_capacity._validation import as_list, check_boolean, check_integer, shown
 from sklearn_capacity.architectures.mlp import RowNormalizedLinear
 from sklearn_capacity.architectures.row_norm import RowNormalizedConv2d
 
@@ -63,7 +63,7 @@ def check_image(input_shape: Sequence[int] | Any, smallest: int) -> tuple[int, i
     shape = tuple(as_list("input_shape", input_shape))
     if len(shape) != 3:
         raise ValueError(
-            f"`input_shape` must be (channels, height, width) for this architecture, got {shape}. "
+            f"`input_shape` must be (channels, height, width) for this architecture, got {shown(shape)}. "
             "For vectors use 'mlp' or 'residual_mlp'."
         )
     channels, height, width = (check_integer("input_shape", size) for size in shape)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._validation import as_list, check_instance, closest
+from .._validation import as_list, check_instance, closest, shown
 from ..model_selection import capacity_table
 from .panels import is_wide, plot_direction, several_axes, unit_text
 from .sources import results_of
@@ -155,7 +155,7 @@ class CapacityPathDisplay:
     def _column(self, name: str) -> str:
         if name not in self.table.columns:
             hint = f"{closest(name, self.table.columns)} It has: {', '.join(map(str, self.table.columns))}.".lstrip()
-            raise ValueError(f"The table has no column {name!r}. {hint}")
+            raise ValueError(f"The table has no column {shown(name)}. {hint}")
         return name
 
 

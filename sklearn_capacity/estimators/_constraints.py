@@ -77,7 +77,7 @@ def dtype(name: str, value: Any) -> torch.dtype | None:
     else:
         try:
             key = np.dtype(value).name
-        except TypeError:
+        except Exception:  # NumPy's message shows the value, which may fail
             key = value
     return DTYPES[check_option(name, key, [*DTYPES])]
 
@@ -116,7 +116,7 @@ def skorch_callbacks(name: str, value: Any) -> Any:
             or isinstance(callback, Callback)
             or (isinstance(callback, type) and issubclass(callback, Callback))
         ):
-            raise TypeError(f"`{name}` must contain skorch callbacks, got {callback!r}.")
+            raise TypeError(f"`{name}` must contain skorch callbacks, got {shown(callback)}.")
     return value
 
 

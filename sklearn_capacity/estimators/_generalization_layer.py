@@ -9,6 +9,7 @@ import torch
 from skorch.callbacks import Callback
 from torch import nn
 
+from sklearn_capacity._validation import shown
 from sklearn_capacity.estimators import _constraints
 from sklearn_capacity.estimators._base import CALLBACK_PARAMETERS
 from sklearn_capacity.estimators._classifier import NetworkClassifier
@@ -31,7 +32,7 @@ __all__ = ["GeneralizationLayerClassifier", "GeneralizationLayerRegressor"]
 
 def _position(name: str, value: Any) -> Any:
     if not (value is None or isinstance(value, str | int)) or isinstance(value, bool):
-        raise TypeError(f"`{name}` must be None, an index or the name of a submodule, got {value!r}.")
+        raise TypeError(f"`{name}` must be None, an index or the name of a submodule, got {shown(value)}.")
     return value
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sklearn_capacity import architectures
-from sklearn_capacity._validation import check_option, copied_module
+from sklearn_capacity._validation import check_option, copied_module, shown
 from sklearn_capacity.training import embedding_cure
 
 __all__ = ["check_batch_norm", "check_output", "make_module"]
@@ -30,7 +30,8 @@ def make_module(module: Any, module_params: Mapping[str, Any] | None, input_shap
     if isinstance(module, nn.Module):
         if params:
             raise ValueError(
-                f"`module_params` must be None when `module` is an instance, got {params!r}. Give the class instead."
+                f"`module_params` must be None when `module` is an instance, got {shown(params)}. "
+                "Give the class instead."
             )
         hollow = next((name for name, tensor in module.named_parameters() if tensor.is_meta), None)
         if hollow is not None:
@@ -39,11 +40,11 @@ def make_module(module: Any, module_params: Mapping[str, Any] | None, input_shap
     if not callable(module):
         raise TypeError(
             "`module` must be None, the name of an architecture, an nn.Module class or instance, "
-            f"or a callable that returns one, got {module!r}."
+            f"or a callable that returns one, got {shown(module)}."
         )
     result = _call(module, params, input_shape, n_outputs)
     if not isinstance(result, nn.Module):
-        raise TypeError(f"`module` must return an nn.Module, got {result!r}.")
+        raise TypeError(f"`module` must return an nn.Module, got {shown(result)}.")
     return result
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 from sklearn.base import BaseEstimator
 from skorch.callbacks import Callback
 
+from sklearn_capacity._validation import shown
 from sklearn_capacity.estimators import _constraints
 from sklearn_capacity.estimators._callbacks import check_callbacks, named_callbacks, replaced
 
@@ -117,7 +118,7 @@ class NetworkParameters(BaseEstimator):
             if nested and owner in ("module", "optimizer"):  # as in skorch
                 raise ValueError(
                     f"`{key}` must be an entry of `{owner}_params`, got a separate parameter. Set "
-                    f"{owner}_params={{{name!r}: {value!r}}}."
+                    f"{owner}_params={{{name!r}: {shown(value)}}}."
                 )
         return super().set_params(**params)
 
@@ -126,8 +127,8 @@ class NetworkParameters(BaseEstimator):
         _, name, parameter = (*key.split("__", 2), "")[:3]
         named = dict(named_callbacks(self.callbacks))
         if not isinstance(named.get(name), Callback) and (parameter or name not in named):
-            shown = ", ".join(repr(other) for other, callback in named.items() if callback is not None) or "none"
-            raise ValueError(f"`{key}` must name one of `callbacks`, got {name!r}. Available: {shown}.")
+            listed = ", ".join(repr(other) for other, callback in named.items() if callback is not None) or "none"
+            raise ValueError(f"`{key}` must name one of `callbacks`, got {name!r}. Available: {listed}.")
         if parameter:
             named[name].set_params(**{parameter: value})
         else:
@@ -140,22 +141,22 @@ class NetworkParameters(BaseEstimator):
         check_callbacks(self.callbacks, validates=self.early_stopping, resumable=self.checkpoint_dir is not None)
         if self.module is None:
             if self.module_params is not None:
-                raise ValueError(f"`module_params` must be None without `module`, got {self.module_params!r}.")
+                raise ValueError(f"`module_params` must be None without `module`, got {shown(self.module_params)}.")
             return
         defaults = inspect.signature(type(self).__init__).parameters
         for name in MLP_PARAMETERS:
             value = getattr(self, name)
             if value is not defaults[name].default and value != defaults[name].default:
                 raise ValueError(
-                    f"`{name}` must keep its default when `module` is given, got {value!r}: it belongs to the built-in "
-                    "MLP. Use `module_params` for arguments of your module."
+                    f"`{name}` must keep its default when `module` is given, got {shown(value)}: it belongs to the "
+                    "built-in MLP. Use `module_params` for arguments of your module."
                 )
 
     def _check_partial(self) -> None:
         self._check_parameters()
         if self.checkpoint_dir is not None:
             raise ValueError(
-                f"`checkpoint_dir` must be None for `partial_fit`, got {self.checkpoint_dir!r}. "
+                f"`checkpoint_dir` must be None for `partial_fit`, got {shown(self.checkpoint_dir)}. "
                 "Save the estimator between the calls."
             )
 
@@ -165,7 +166,7 @@ class NetworkParameters(BaseEstimator):
             return
         if not isinstance(self.random_state, numbers.Integral):
             raise ValueError(
-                f"`random_state` must be an integer when `checkpoint_dir` is given, got {self.random_state!r}: "
+                f"`random_state` must be an integer when `checkpoint_dir` is given, got {shown(self.random_state)}: "
                 "only then can another run continue this one."
             )
         if self.warm_start:

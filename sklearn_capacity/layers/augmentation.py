@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from sklearn_capacity._validation import check_instance, check_integer, closest
+from sklearn_capacity._validation import check_instance, check_integer, closest, shown
 
 __all__ = ["AUGMENTATIONS", "crop_flip", "random_crop", "random_flip", "resolve_augmentation"]
 
@@ -160,7 +160,7 @@ def resolve_augmentation(augmentation: str | Augmentation | None) -> Augmentatio
     if augmentation is None or (callable(augmentation) and not isinstance(augmentation, str)):
         return augmentation
     names = ", ".join(repr(name) for name in AUGMENTATIONS)
-    message = f"`augmentation` must be None, one of {names} or a callable, got {augmentation!r}."
+    message = f"`augmentation` must be None, one of {names} or a callable, got {shown(augmentation)}."
     if not isinstance(augmentation, str):
         raise TypeError(message)
     if augmentation not in AUGMENTATIONS:

@@ -18,6 +18,7 @@ from sklearn_capacity._validation import (
     closest,
     copied_module,
     failure_text,
+    shown,
 )
 from sklearn_capacity.layers.dropout import ConvGeneralizationDropout, GeneralizationDropout
 from sklearn_capacity.layers.generalization import (
@@ -261,11 +262,13 @@ def _find(module: nn.Module, position: str | int, flow: _Flow | None) -> tuple[s
     if isinstance(position, str):
         if position not in by_name or not position:
             hint = closest(position, by_name) or "See `module.named_modules()`."
-            raise ValueError(f"`position` must be 'head', an index or a submodule's name, got {position!r}. {hint}")
+            raise ValueError(
+                f"`position` must be 'head', an index or a submodule's name, got {shown(position)}. {hint}"
+            )
         return position, by_name[position]
     children = [name for name, child in module._modules.items() if child is not None]  # with repetitions
     if not children:
-        raise ValueError(f"`position` must be 'head' for a module without submodules, got {position!r}.")
+        raise ValueError(f"`position` must be 'head' for a module without submodules, got {shown(position)}.")
     check_integer("position", position, -len(children), len(children) - 1)
     return children[position], by_name[children[position]]
 

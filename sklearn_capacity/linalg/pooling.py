@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sklearn_capacity._validation import check_integer
+from sklearn_capacity._validation import check_integer, shown
 from sklearn_capacity.process_state import computed_once
 
 from .matrix import MatrixOperator
@@ -177,7 +177,7 @@ def adaptive_average_pool(
     outputs = list(output_size) if isinstance(output_size, Sequence) else [output_size] * len(sizes)
     if len(outputs) != len(sizes):
         raise ValueError(
-            f"`output_size` must be an integer or a sequence of {len(sizes)} integers, got {output_size!r}."
+            f"`output_size` must be an integer or a sequence of {len(sizes)} integers, got {shown(output_size)}."
         )
     axes = []
     for n, m in zip(sizes, outputs, strict=True):

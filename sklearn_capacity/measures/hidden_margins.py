@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._validation import NotDefinedError, check_instance, check_option, closest
+from .._validation import NotDefinedError, check_instance, check_option, closest, shown
 from ..graph import Network, Node, evaluate
 from ..graph.recurrent import is_recurrent
 from .batch import Batch
@@ -85,7 +85,7 @@ def hidden_margin(network: Network, batch: Batch, *, statistic: str = "median", 
         check_instance("layer", layer, str, "the name of a weight layer or None")
         if layer not in margins:
             hint = closest(layer, margins)
-            raise ValueError(f"`layer` must be the name of a weight layer, got {layer!r}.{hint and ' ' + hint}")
+            raise ValueError(f"`layer` must be the name of a weight layer, got {shown(layer)}.{hint and ' ' + hint}")
         margins = {layer: margins[layer]}
     rows = [{"layer": label, "value": _statistic(values, statistic)} for label, values in margins.items()]
     return Measured(float(np.mean([row["value"] for row in rows])), per_layer=rows)

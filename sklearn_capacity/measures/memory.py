@@ -145,7 +145,7 @@ def parse_bytes(max_memory: Any) -> int:
     match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-z]*)\s*", max_memory.lower())
     size = float(match[1]) * units[match[2]] if match is not None and match[2] in units else 0.0
     if not 1 <= size <= LARGEST:
-        raise ValueError(f"`max_memory` must be {what}, got {max_memory!r}.")
+        raise ValueError(f"`max_memory` must be {what}, got {shown(max_memory)}.")
     return int(size)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import check_interval, warn
+from .._validation import check_interval, shown, warn
 from ..graph import Network, Node
 from ..linalg import induced_norm as operator_induced_norm
 from ..linalg.entry_norms import stable_norm
@@ -354,7 +354,7 @@ def check_exponents(exponents: Sequence[float] | None, n_layers: int) -> list[fl
     if exponents is None:
         return [2.0] * (n_layers + 1)
     if isinstance(exponents, str | numbers.Number) or not hasattr(exponents, "__len__") or np.ndim(exponents) != 1:
-        raise TypeError(f"`exponents` must be a sequence of {n_layers + 1} numbers, got {exponents!r}.")
+        raise TypeError(f"`exponents` must be a sequence of {n_layers + 1} numbers, got {shown(exponents)}.")
     if len(exponents) != n_layers + 1:
         raise ValueError(
             f"`exponents` must hold {n_layers + 1} numbers for {n_layers} weight layers, got {len(exponents)}."
@@ -386,10 +386,10 @@ def warn_of_zeros(network: Network, rows: Sequence[Mapping[str, Any]]) -> None:
     """Warn of layers whose norm is 0, by their names."""
     zero = [f"`{row['layer']}`" for row in rows if row["value"] == 0]
     if zero:
-        shown = ", ".join(zero[:3]) + (f" and {len(zero) - 3} more" if len(zero) > 3 else "")
+        listed = ", ".join(zero[:3]) + (f" and {len(zero) - 3} more" if len(zero) > 3 else "")
         message = (
-            f"The weights of {len(zero)} of {len(rows)} layers are zero ({shown}), such as gains that a network starts "
-            "from: products over all layers are 0, whatever the other layers are. `capacity_report(..., "
+            f"The weights of {len(zero)} of {len(rows)} layers are zero ({listed}), such as gains that a network "
+            "starts from: products over all layers are 0, whatever the other layers are. `capacity_report(..., "
             "per_layer=True)` shows each."
         )
         network.once(("zeros", *zero), lambda: warn(message))

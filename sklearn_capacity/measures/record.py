@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .._validation import NotDefinedError, as_list, check_instance, check_option
+from .._validation import NotDefinedError, as_list, check_instance, check_option, shown, shown_with_kind
 from .memory import Peak
 from .pass_limits import UNSHARED, Limits
 
@@ -233,7 +233,7 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 def _check_function(name: str, function: Any) -> None:
     """Refuse functions that cannot be called as ``f(network, batch)`` or ``f(module, X, y)``."""
     if not callable(function) or isinstance(function, type):
-        raise TypeError(f"The measure {name!r} must be a function, got {function!r}.")
+        raise TypeError(f"The measure {name!r} must be a function, got {shown(function)}.")
     try:
         parameters = inspect.signature(function).parameters.values()
     except ValueError:  # written in C, without a signature
@@ -241,7 +241,7 @@ def _check_function(name: str, function: Any) -> None:
     several = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
     if not several and len([p for p in parameters if p.kind in _POSITIONAL]) < 2:
         raise TypeError(
-            f"The measure {name!r} must be a function f(network, batch) or f(module, X, y), got {function!r}."
+            f"The measure {name!r} must be a function f(network, batch) or f(module, X, y), got {shown(function)}."
         )
 
 
@@ -286,14 +286,9 @@ def _as_number(name: str, returned: Any) -> float:
         with contextlib.suppress(RuntimeError):  # on the meta device there is no number
             value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"The measure {name!r} must return one real number or a `Measured`, got {_shown(returned)}.")
+        got = shown_with_kind(returned)
+        raise TypeError(f"The measure {name!r} must return one real number or a `Measured`, got {got}.")
     try:
         return float(value)
     except OverflowError as error:
         raise ValueError(f"The measure {name!r} must return a number that a float can hold: {error}.") from error
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, Tensor | np.ndarray):
-        return f"{type(value).__name__} of shape {tuple(value.shape)} and {value.dtype}"
-    return f"{value!r} of type {type(value).__name__}"

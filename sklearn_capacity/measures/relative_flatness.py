@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._validation import check_instance, closest
+from .._validation import check_instance, closest, shown
 from ..derivatives.double_backward import twice_differentiable
 from ..graph import Network
 from ..graph.fold import HEAD
@@ -140,7 +140,7 @@ def _linear_layer(network: Network, wanted: str | None) -> tuple[str, nn.Linear]
         check_instance("layer", wanted, str, "the name of a linear layer or None")
         if wanted not in modules:
             hint = closest(wanted, modules)
-            raise ValueError(f"`layer` must be the name of a submodule, got {wanted!r}.{hint and ' ' + hint}")
+            raise ValueError(f"`layer` must be the name of a submodule, got {shown(wanted)}.{hint and ' ' + hint}")
     ended = _ended(network, modules)
     if not ended:
         raise NotDefinedError("The relative flatness needs a linear layer, but the network has no weights.")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._validation import NotDefinedError, check_instance, check_integer, closest
+from .._validation import NotDefinedError, check_instance, check_integer, closest, shown
 from ..graph import Network, Node, evaluate
 from .batch import Batch
 from .hidden_margins import layer_inputs
@@ -114,7 +114,7 @@ def _representation(network: Network, layer: str | None) -> tuple[str, str]:
     names = {label: name for name, label in readers.items()}
     if layer not in names:
         hint = closest(layer, names)
-        raise ValueError(f"`layer` must be the name of a weight layer, got {layer!r}.{hint and ' ' + hint}")
+        raise ValueError(f"`layer` must be the name of a weight layer, got {shown(layer)}.{hint and ' ' + hint}")
     return names[layer], layer
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .._validation import check_integer, check_interval, check_option, warn
+from .._validation import check_integer, check_interval, check_option, shown, warn
 from ..derivatives.parameter_vector import parameter_vector
 from ..derivatives.perturbation import FlatParameters, ProjectedAscent, displacements
 from ..graph import Network
@@ -48,7 +48,7 @@ def noise_scale(weights: Tensor, alpha: float, noise: str, sigma: float | None) 
         return check_interval("sigma", sigma, 0, math.inf, closed="neither")
     if sigma is not None:
         raise ValueError(
-            f'`sigma` must be None with noise="magnitude", got {sigma!r}. Set `alpha`, or noise="spherical".'
+            f'`sigma` must be None with noise="magnitude", got {shown(sigma)}. Set `alpha`, or noise="spherical".'
         )
     check_interval("alpha", alpha, 0, math.inf, closed="neither")
     return weights.abs().mul_(10).add_(1).mul_(alpha)

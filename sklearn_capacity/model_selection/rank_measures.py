@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._validation import as_list, check_instance, check_integer, check_interval, closest
+from .._validation import as_list, check_instance, check_integer, check_interval, closest, shown
 from ..measures import MEASURES, Measure
 from ..scoring.requests import directions, label_of
 from .conditional_information import competition_score, least_conditional_information, settings_of
@@ -247,7 +247,7 @@ def generalization_gap(table: pd.DataFrame, gap: str | tuple[str, str] | None) -
         return _numbers(table, _checked(table, gap)), {gap}
     pair = as_list("gap", gap)
     if len(pair) != 2:
-        raise ValueError(f"`gap` must be a column, or a training and a test score, got {gap!r}.")
+        raise ValueError(f"`gap` must be a column, or a training and a test score, got {shown(gap)}.")
     train, test = (_checked(table, name) for name in pair)
     return _numbers(table, train) - _numbers(table, test), {train, test}
 
@@ -261,7 +261,7 @@ def hyperparameters(table: pd.DataFrame) -> list[str]:
 
 def _checked(table: pd.DataFrame, name: str) -> str:
     if name not in table.columns:
-        raise ValueError(f"The table has no column {name!r}. {closest(name, table.columns)}".rstrip())
+        raise ValueError(f"The table has no column {shown(name)}. {closest(name, table.columns)}".rstrip())
     return name
 
 

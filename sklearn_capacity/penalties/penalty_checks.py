@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sklearn_capacity._validation import check_dense, check_instance, check_integer
+from sklearn_capacity._validation import check_dense, check_instance, check_integer, shown, shown_with_kind
 from sklearn_capacity.derivatives.modes import evaluating
 from sklearn_capacity.penalties.evaluation import naming_function
 from sklearn_capacity.penalties.shared_pass import forward_pass
@@ -71,19 +71,13 @@ def check_value(value: Any, *, read: bool) -> None:
     """Refuse values that cannot be minimised; with `read`, also non-finite ones, which synchronises a GPU."""
     if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():
         raise TypeError(
-            f"`penalty` must return a real tensor of shape (), got {_described(value)}. Compute it with torch from "
-            "the module, and end with a sum or a mean."
+            f"`penalty` must return a real tensor of shape (), got {shown_with_kind(value)}. Compute it with torch "
+            "from the module, and end with a sum or a mean."
         )
     if torch.is_grad_enabled() and not value.requires_grad:
         raise ValueError(WITHOUT_GRADIENT)
     if read and not value.isfinite():
         raise ValueError(f"`penalty` must return a finite number, got {value.item()}.")
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
-    return f"{value!r} of type {type(value).__name__}"
 
 
 def check_penalty(
@@ -146,7 +140,7 @@ def check_penalty(
     network. Compute it from the module that it receives, without `detach`, `item` and `no_grad`.
     """
     if not callable(penalty) or isinstance(penalty, type):
-        raise TypeError(f"`penalty` must be a callable (module, X, sample_weight=None), got {penalty!r}.")
+        raise TypeError(f"`penalty` must be a callable (module, X, sample_weight=None), got {shown(penalty)}.")
     check_instance("module", module, nn.Module, "a torch.nn.Module")
     check_dense("X", check_instance("X", X, Tensor, "a tensor of shape (n, ...)"))
     check_integer("random_state", random_state, 0, 2**63 - 1)

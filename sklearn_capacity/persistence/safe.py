@@ -17,7 +17,7 @@ from sklearn.exceptions import NotFittedError
 from torch import nn
 
 from .. import estimators
-from .._validation import warn
+from .._validation import shown, warn
 from .._version import __version__
 from ..process_state import keeps_modes
 from ..storage import FileError, Stored, decode, encode, read_file, write_file
@@ -218,7 +218,7 @@ def load(path: str | os.PathLike[str], *, module: nn.Module | Callable[..., nn.M
             f"{path} needs the network's class, {owner}, which a file does not contain: `load(path, module=...)`."
         )
     if owner is None and module is not None:
-        raise ValueError(f"`module` must be None for {path}, which has a built-in network, got {module!r}.")
+        raise ValueError(f"`module` must be None for {path}, which has a built-in network, got {shown(module)}.")
     try:
         estimator = _restored(cls, stored, module)
     except FileError:

@@ -11,7 +11,7 @@ import torch
 from sklearn.utils import check_array, check_random_state
 from torch import Tensor
 
-from .._validation import NotDefinedError, check_dense, check_integer, check_option, plain_array
+from .._validation import NotDefinedError, check_dense, check_integer, check_option, plain_array, shown
 from ..losses import CLASSIFICATION, REGRESSION, is_classification
 from .find_network import Subject
 
@@ -155,9 +155,9 @@ def _encode_labels(subject: Subject, y: np.ndarray, n_outputs: int) -> np.ndarra
     index = order[place]
     unseen = classes[index] != y
     if unseen.any():
-        shown = ", ".join(repr(v) for v in np.unique(y[unseen])[:3].tolist())
+        listed = ", ".join(repr(v) for v in np.unique(y[unseen])[:3].tolist())
         raise ValueError(
-            f"`y` contains labels that the model does not know: {shown}. The model knows {classes.tolist()[:10]}"
+            f"`y` contains labels that the model does not know: {listed}. The model knows {classes.tolist()[:10]}"
             + (" (class indices, since a plain module has no labels)." if subject.classes is None else ".")
         )
     return index.astype(np.int64)
@@ -173,11 +173,13 @@ def with_classes(subject: Subject, classes: Any) -> Subject:
     """
     labels = np.asarray(classes)
     if labels.ndim != 1 or len(labels) < 2 or len(np.unique(labels)) != len(labels):
-        raise ValueError(f"`classes` must be distinct labels, one for each output of the network, got {classes!r}.")
+        raise ValueError(
+            f"`classes` must be distinct labels, one for each output of the network, got {shown(classes)}."
+        )
     known = subject.classes
     if known is not None and not np.array_equal(np.asarray(known), labels):
         labels_known = np.asarray(known).tolist()
-        raise ValueError(f"`classes` must be None or the labels of the model, {labels_known}, got {classes!r}.")
+        raise ValueError(f"`classes` must be None or the labels of the model, {labels_known}, got {shown(classes)}.")
     return replace(subject, classes=labels, loss=subject.loss or "cross_entropy")
 
 

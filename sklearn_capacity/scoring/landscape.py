@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .._validation import NotDefinedError, as_list, check_integer, check_interval, closest
+from .._validation import NotDefinedError, as_list, check_integer, check_interval, closest, shown
 from ..graph import private_copy
 from ..process_state import keeps_modes
 from .find_network import resolve
@@ -122,7 +122,7 @@ def _chosen(parameters: Mapping[str, Tensor], weights: Sequence[Place] | None) -
     if weights is not None:
         weights = as_list("weights", weights)
         if len(weights) != 2 or not all(isinstance(place, Sequence) and len(place) == 2 for place in weights):
-            raise ValueError(f"`weights` must be two pairs (name of a parameter, index), got {weights!r}.")
+            raise ValueError(f"`weights` must be two pairs (name of a parameter, index), got {shown(weights)}.")
         return weights
     matrices = [(name, parameter) for name, parameter in parameters.items() if parameter.dim() > 1]
     if not matrices or sum(parameter.numel() for _, parameter in matrices) < 2:

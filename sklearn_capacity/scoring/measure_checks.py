@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._validation import NotDefinedError
+from .._validation import NotDefinedError, shown
 from ..graph import Network
 from ..measures import Batch, Measure, Measured
 from ..process_state import keeps_random_numbers
@@ -256,7 +256,7 @@ def _check_result(request: Request, measured: Measured, where: str, declared: bo
         raise ValueError(f"`{label}` must have a standard error of at least 0, got {measured.standard_error}.")
     for row in measured.per_layer:
         if not isinstance(row, Mapping) or not {"layer", "value"} <= set(row):
-            raise ValueError(f'`{label}` must have rows with "layer" and "value" in `per_layer`, got {row!r}.')
+            raise ValueError(f'`{label}` must have rows with "layer" and "value" in `per_layer`, got {shown(row)}.')
 
 
 def _check_same(

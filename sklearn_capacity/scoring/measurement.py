@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .._validation import NotDefinedError, check_integer, refuse_containers
+from .._validation import NotDefinedError, check_integer, refuse_containers, shown
 from ..graph import Network
 from ..measures import MEASURES, Batch, Measure, Measured
 from ..measures.memory import Budget, parse_bytes
@@ -71,7 +71,9 @@ class Session:
         self.named_loss = loss
         self.loss, self.task = resolve_loss(loss, self.subject, y)
         if classes is not None and self.task == "regression":
-            raise ValueError(f"`classes` must be None for regression (the loss is {self.loss!r}), got {classes!r}.")
+            raise ValueError(
+                f"`classes` must be None for regression (the loss is {self.loss!r}), got {shown(classes)}."
+            )
         #: A hint for messages where the loss was inferred from the dtype of y.
         self._loss_from_y = ""
         if loss is None and self.subject.loss is None and self.loss == "squared":
@@ -225,7 +227,7 @@ def _check_lengths(X: Any, y: Any) -> None:
     for name, data in (("X", X), ("y", y)):
         refuse_hollow(name, data)
         if data is not None and (not hasattr(data, "__len__") or getattr(data, "shape", None) == ()):
-            raise ValueError(f"`{name}` must have one entry per sample, got {data!r}.")
+            raise ValueError(f"`{name}` must have one entry per sample, got {shown(data)}.")
     if X is not None and y is not None and _length("X", X) != _length("y", y):
         raise ValueError(f"`X` and `y` must have the same length, got {_length('X', X)} and {_length('y', y)}.")
 

@@ -69,8 +69,11 @@ def measurable(module: nn.Module) -> nn.Module:
         else:
             break
     name = type(module).__name__
-    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
-        raise NotDefinedError(f"`{name}` is compiled to TorchScript. Pass the original module.")
+    for part in module.modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise NotDefinedError(f"`{name}` is compiled to TorchScript. Pass the original module.")
+        if not part._parameters and torch.ScriptObject in map(type, vars(part).values()):  # packed weights
+            raise NotDefinedError(f"`{name}` is quantized: it has no derivatives. Pass the module before quantization.")
     for key, tensor in (*module.named_parameters(), *module.named_buffers()):
         if is_lazy(tensor):
             raise NotDefinedError(f"`{key}` of `{name}` has no values yet. Run a batch through the lazy module first.")

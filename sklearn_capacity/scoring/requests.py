@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import get_scorer_names
 
-from .._validation import closest
+from .._validation import closest, shown
 from ..measures import ESSENTIAL, MEASURES, Measure, measure_named
 
 __all__ = ["GROUPS", "Request", "directions", "in_order", "is_group", "label_of", "parse_measures", "parse_with_scores"]
@@ -61,7 +61,7 @@ def parse_measures(measures: Any) -> tuple[list[Request], bool]:
     elif isinstance(measures, list | tuple):
         items = [(label, *_named(label, entry)) for entry in measures for label in [label_of(entry)]]
     else:
-        raise TypeError(f"`measures` must be {_FORMS}, got {measures!r}.")
+        raise TypeError(f"`measures` must be {_FORMS}, got {shown(measures)}.")
     if not items:
         raise ValueError('`measures` must name at least one measure, got none. Use "essential" for the default set.')
     labels = [label for label, _, _ in items]
@@ -109,7 +109,7 @@ def label_of(entry: Any) -> str:
     if isinstance(entry, str):
         return entry
     cure = "Use a dict to give it a label." if callable(entry) else "Use a dict to give parameters."
-    raise TypeError(f"`measures` must contain names and `Measure` objects if it is a list, got {entry!r}. {cure}")
+    raise TypeError(f"`measures` must contain names and `Measure` objects if it is a list, got {shown(entry)}. {cure}")
 
 
 def _is_score(entry: Any) -> bool:
@@ -118,7 +118,7 @@ def _is_score(entry: Any) -> bool:
 
 def _named(label: Any, entry: Any) -> tuple[Measure, Mapping[str, Any]]:
     if not isinstance(label, str):
-        raise TypeError(f"The labels of `measures` must be strings, got {label!r}.")
+        raise TypeError(f"The labels of `measures` must be strings, got {shown(label)}.")
     params: Any = {}
     if isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[1], Mapping):
         entry, params = entry
@@ -129,7 +129,8 @@ def _named(label: Any, entry: Any) -> tuple[Measure, Mapping[str, Any]]:
     if callable(entry):
         return Measure(label, entry), params
     raise TypeError(
-        f"An entry of `measures` must be a name, a `Measure`, a function, or (one of these, params), got {entry!r}."
+        "An entry of `measures` must be a name, a `Measure`, a function, or (one of these, params), "
+        f"got {shown(entry)}."
     )
 
 
@@ -143,5 +144,5 @@ def _request(label: str, measure: Measure, params: Mapping[str, Any]) -> Request
                 f"Measure {measure.name!r} has no parameter {key!r}. {hint + ' ' if hint else ''}It has: {names}."
             )
         if isinstance(known.get(key), bool) and not isinstance(params[key], bool | np.bool_):
-            raise TypeError(f"`{key}` must be True or False, got {params[key]!r}.")
+            raise TypeError(f"`{key}` must be True or False, got {shown(params[key])}.")
     return Request(label, measure, params)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sklearn_capacity._validation import shown
 from sklearn_capacity.process_state import HOOKS
 from sklearn_capacity.storage.encoding import encode
 from sklearn_capacity.storage.references import (
@@ -367,7 +368,7 @@ def _update_object(digest: _Digest, value: Any, name: str, inner: Any) -> None:
             inner(parts, "parts")
         elif not _of_library(type(value)):
             if not hasattr(value, "__dict__") and not _slots(value) and not digest.lenient:
-                raise TypeError(f"`{name}` is {value!r}, which cannot be hashed.") from error
+                raise TypeError(f"`{name}` is {shown(value)}, which cannot be hashed.") from error
         elif hasattr(value, "__dict__"):
             attributes = _attributes_of(value)
             if digest.lenient:
@@ -376,7 +377,7 @@ def _update_object(digest: _Digest, value: Any, name: str, inner: Any) -> None:
         elif digest.lenient:  # such as struct.Struct
             inner(_members(value), "members")
         else:
-            raise TypeError(f"`{name}` is {value!r}, which cannot be hashed.") from error
+            raise TypeError(f"`{name}` is {shown(value)}, which cannot be hashed.") from error
 
 
 def _reduced(digest: _Digest, value: Any) -> list[Any] | None:

@@ -214,8 +214,8 @@ def learning_rate_map(
     descent = _Descent(momentum, steps, size)
     try:
         device = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f'`device` must be a device of torch such as "cpu", got {device!r}.') from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f'`device` must be a device of torch such as "cpu", got {shown(device)}.') from error
     rho = input_correlation(inputs) if check_boolean("correlated_inputs", correlated_inputs) else 0.0
     base: dict[str, Any] = {"depth": depth, "width": width, "sigma_w2": sigma_w2, "sigma_b2": sigma_b2}
     rows = [_Ensemble(activation, output, **{**base, vary: _as_given(vary, value)}) for value in grid]

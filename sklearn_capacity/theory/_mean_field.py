@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sklearn_capacity._validation import check_integer, check_interval, check_option, plain_array, warn
+from sklearn_capacity._validation import check_integer, check_interval, check_option, plain_array, shown, warn
 from sklearn_capacity.theory._integrals import (
     CLOSED_FORMS,
     QUADRATURE_PAIRS,
@@ -195,7 +195,8 @@ def _check_activation(name: str, spec: Any) -> Spec:
     if isinstance(spec, str):
         return check_option(name, spec, ACTIVATIONS)
     raise TypeError(
-        f"`{name}` must be one of {', '.join(map(repr, ACTIVATIONS))} or a tuple (function, derivative), got {spec!r}."
+        f"`{name}` must be one of {', '.join(map(repr, ACTIVATIONS))} or a tuple (function, derivative), "
+        f"got {shown(spec)}."
     )
 
 

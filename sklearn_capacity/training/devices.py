@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from sklearn_capacity._validation import shown
+
 __all__ = ["resolve_device", "worker_number"]
 
 
@@ -45,8 +47,8 @@ def resolve_device(device: Any) -> torch.device:
         return torch.device("cuda", worker_number() % n_gpus) if n_gpus else torch.device("cpu")
     try:
         resolved = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f'`device` must be "auto" or a device of torch such as "cpu", got {device!r}.') from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f'`device` must be "auto" or a device of torch such as "cpu", got {shown(device)}.') from error
     if resolved.type == "cpu" and resolved.index:  # torch computes on it, but cannot load its tensors from a file
         raise ValueError(f'`device` must be "cpu", got {device!r}: there is only one CPU.')
     if resolved.type == "cuda" and (resolved.index or 0) >= n_gpus:

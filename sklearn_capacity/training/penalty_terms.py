@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sklearn_capacity._validation import shown
 from sklearn_capacity.penalties import SharedPass
 from sklearn_capacity.penalties.penalty_checks import check_value, keywords_of
 
@@ -64,7 +65,7 @@ def penalty_terms(pairs: Iterable[tuple[Any, float]]) -> list[PenaltyTerm]:
     pairs = list(pairs)
     for penalty, _ in pairs:
         if penalty is not None and not callable(penalty):
-            raise TypeError(f"`penalty` must be a function of the module and X, or None, got {penalty!r}.")
+            raise TypeError(f"`penalty` must be a function of the module and X, or None, got {shown(penalty)}.")
     return [
         PenaltyTerm(f"penalty_{number}" if number > 1 else "penalty", penalty, strength, keywords_of(penalty))
         for number, (penalty, strength) in enumerate(pairs, start=1)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sklearn_capacity._validation import check_boolean, check_interval, check_parameters
+from sklearn_capacity._validation import check_boolean, check_interval, check_parameters, shown
 from sklearn_capacity.training.unobserved_step import unobserved_step
 
 __all__ = ["SAM"]
@@ -193,15 +193,15 @@ def _checked_base(
     """The base optimiser, if its step needs only gradients."""
     if not callable(base):
         raise TypeError(
-            f"`base` must be an optimiser class or a callable (params, lr=...), got {base!r}. Names are only accepted "
-            "in the `optimizer_params` of an estimator."
+            f"`base` must be an optimiser class or a callable (params, lr=...), got {shown(base)}. Names are only "
+            "accepted in the `optimizer_params` of an estimator."
         )
     try:
         optimizer = base(check_parameters(params), lr=lr, **settings)
     except RuntimeError as error:  # as of a comparison with a tensor of several numbers
         raise ValueError(f"`base` does not accept its settings, {settings}: {error}.") from error
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"`base` must return a torch.optim.Optimizer, got {optimizer!r}.")
+        raise TypeError(f"`base` must return a torch.optim.Optimizer, got {shown(optimizer)}.")
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     evaluates = closure is not None and closure.default is closure.empty
     if evaluates or isinstance(optimizer, SAM) or hasattr(optimizer, "attach"):

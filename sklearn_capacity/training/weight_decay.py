@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sklearn_capacity._validation import check_interval, closest
+from sklearn_capacity._validation import check_interval, closest, shown
 
 __all__ = ["check_weight_decay", "decay_groups", "decay_of", "largest_decay"]
 
@@ -17,7 +17,9 @@ def check_weight_decay(name: str, value: Any) -> float | Mapping[str, float]:
         return check_interval(name, value, 0, closed="left")
     for pattern, decay in value.items():
         if not isinstance(pattern, str):
-            raise TypeError(f'`{name}` must have patterns of parameter names as keys ("*.weight"), got {pattern!r}.')
+            raise TypeError(
+                f'`{name}` must have patterns of parameter names as keys ("*.weight"), got {shown(pattern)}.'
+            )
         check_interval(f"{name}[{pattern!r}]", decay, 0, closed="left")
     return value
 
@@ -36,10 +38,10 @@ def decay_groups(decay: float | Mapping[str, float], names: Sequence[str]) -> li
         return []
     for pattern in decay:
         if not any(fnmatch.fnmatch(name, pattern) for name in names):
-            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            listed = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
             hint = closest(pattern, names)
             raise ValueError(
-                f"`weight_decay` must name parameters of the module, got {pattern!r}, which matches none of {shown}."
+                f"`weight_decay` must name parameters of the module, got {pattern!r}, which matches none of {listed}."
                 f"{' ' * bool(hint)}{hint}"
             )
     return [(pattern, {"weight_decay": value}) for pattern, value in decay.items()]

@@ -159,6 +159,18 @@ def test_scripts_are_refused_with_the_cure():
         measure_capacity(torch.jit.trace(perceptron(), torch.zeros(2, 4)), X, Y, "margin")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", [nn.Linear, nn.LSTM])
+def test_quantized_networks_are_refused_with_the_cure(kind):
+    module = nn.Sequential(nn.LSTM(4, 3) if kind is nn.LSTM else nn.Linear(4, 3))
+    quantized = torch.ao.quantization.quantize_dynamic(module, {kind})
+    for given in (quantized, nn.Sequential(nn.Linear(4, 4), *quantized)):  # some of the layers
+        for measure in ("margin", "spectral_norm"):
+            with pytest.raises(NotDefinedError, match="is quantized: .* Pass the module before quantization"):
+                measure_capacity(given, X, Y, measure)
+
+
 def test_what_torch_cannot_differentiate_is_left_out_with_its_reason():
     def overwrites(net, x):
         h = torch.sigmoid(net[0](x))

@@ -12,6 +12,7 @@ from torch import nn
 from sklearn_capacity import (
     CapacityCallback,
     CapacityScorer,
+    GeneralizationLayerClassifier,
     Measure,
     NetworkClassifier,
     architectures,
@@ -33,6 +34,7 @@ from sklearn_capacity.training import KFAC, SAM, PathSGD, PenalizedClassifier, m
 
 MODULE = nn.Linear(1, 2)
 X, y = [[0.0], [1.0], [2.0], [3.0]], [0, 1, 0, 1]
+TABLE = pd.DataFrame({"jacobian_penalty": [0.1, 1.0], "accuracy": [0.5, 0.6], "margin": [1.0, 2.0]})
 
 
 class Branching(nn.Module):
@@ -118,9 +120,8 @@ def test_an_ensemble_that_is_not_fitted_is_no_data():
     for given in ((forest, y), (X, forest)):
         with pytest.raises(TypeError, match="must be an array or tensor, got a RandomForestClassifier"):
             measure_capacity(MODULE, *given)
-    table = pd.DataFrame({"jacobian_penalty": [0.1, 1.0], "accuracy": [0.5, 0.6], "margin": [1.0, 2.0]})
     with pytest.raises(TypeError, match="`capacities` must be a sequence, got RandomForestClassifier"):
-        displays.CapacityPathDisplay(table, capacities=forest).plot()
+        displays.CapacityPathDisplay(TABLE, capacities=forest).plot()
     with pytest.raises(TypeError, match="`return_clean` must be True or False, got RandomForestClassifier"):
         make_noisy_quadratic(return_clean=forest)
     with pytest.raises(TypeError, match="`per_class` must be True or False, got RandomForestClassifier"):
@@ -128,7 +129,7 @@ def test_an_ensemble_that_is_not_fitted_is_no_data():
     with pytest.raises(TypeError, match="`learning_rate_schedule` must be a sequence, got RandomForestClassifier"):
         make_schedule(forest, 3)
     with pytest.raises(TypeError, match="`measures` must be a sequence, got RandomForestClassifier"):
-        selection.rank_measures(table, "accuracy", measures=forest)
+        selection.rank_measures(TABLE, "accuracy", measures=forest)
 
 
 class Nameless:
@@ -153,6 +154,24 @@ class Nameless:
         (lambda value: SAM([value], 0.1), "params"),
         (lambda value: NetworkClassifier(input_shape=value).fit(X, y), "input_shape"),
         (lambda value: NetworkClassifier(class_weight=value).fit(X, y), "class_weight"),
+        (lambda value: NetworkClassifier(augmentation=value).fit(X, y), "augmentation"),
+        (lambda value: NetworkClassifier(device=value).fit(X, y), "device"),
+        (lambda value: NetworkClassifier(dtype=value).fit(X, y), "dtype"),
+        (lambda value: NetworkClassifier(module=value).fit(X, y), "module"),
+        (lambda value: NetworkClassifier(module_params={"a": value}).fit(X, y), "module_params"),
+        (lambda value: NetworkClassifier(weight_decay={value: 1.0}).fit(X, y), "weight_decay"),
+        (lambda value: NetworkClassifier(module=MODULE, hidden_layer_sizes=value).fit(X, y), "hidden_layer_sizes"),
+        (lambda value: GeneralizationLayerClassifier(position=[value]).fit(X, y), "position"),
+        (lambda value: measure_capacity(MODULE, value, y), "X"),
+        (lambda value: measure_capacity(MODULE, X, value), "y"),
+        (lambda value: measure_capacity(MODULE, X, y, value), "measures"),
+        (lambda value: measure_capacity(MODULE, X, y, [[value]]), "measures"),
+        (lambda value: measure_capacity(MODULE, X, y, {"label": [value]}), "measures"),
+        (lambda value: measure_capacity(MODULE, X, y, classes=[value]), "classes"),
+        (lambda value: selection.rank_measures(TABLE, gap=[value]), "gap"),
+        (lambda value: penalties.check_penalty([value], MODULE, torch.tensor(X)), "penalty"),
+        (lambda value: architectures.make_network("conv", [value], 2), "input_shape"),
+        (lambda value: layers.insert_generalization_layer(MODULE, [value]), "position"),
     ],
 )
 def test_what_cannot_be_shown_is_refused_by_name(call, name, value):

@@ -208,7 +208,7 @@ def test_checkpoints_distinguish_penalties(tmp_path):
 WRONG = {
     "float": (lambda module, X: 1.0, TypeError, r"`penalty` must return a real tensor of shape \(\), got 1.0 of type"),
     "none": (lambda module, X: None, TypeError, "got None of type NoneType"),
-    "vector": (lambda module, X: module(X).sum(1), TypeError, r"got a tensor of shape \(40,\) and torch.float64"),
+    "vector": (lambda module, X: module(X).sum(1), TypeError, r"got Tensor of shape \(40,\) and torch.float64"),
     "one": (lambda module, X: module(X).sum()[None], TypeError, r"shape \(1,\)"),
     "complex": (lambda module, X: module(X).sum() + 0j, TypeError, "complex128"),
     "detached": (lambda module, X: module(X).sum().detach(), ValueError, "depends on no trained parameter"),
