@@ -1,7 +1,8 @@
-"""The battery of Jiang et al. (2020) and Dziugaite et al. (2020): norms and margins; `battery_flatness` is the rest.
+"""The battery of Jiang et al. (2020) and Dziugaite et al. (2020): norms and margins.
 
-The formulas are those of appendix C of Jiang et al., with the signs printed there, under the names of both papers. The
-docs have a table of all names (`battery.rst`); measures of other families are not repeated here.
+Distances are in `battery_distances`, flatness in `battery_flatness`. The formulas are those of appendix C of Jiang et
+al., with the signs printed there, under the names of both papers. The docs have a table of all names (`battery.rst`);
+measures of other families are not repeated here.
 """
 
 from __future__ import annotations
@@ -9,32 +10,33 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-
 from .._validation import check_option
-from ..graph import Network, Node, operator_of
-from ..graph.weight_layers import weight_layers as weight_layers_of
-from ..linalg.entry_norms import stable_norm
+from ..graph import Network, Node
 from .batch import Batch
 from .capacities import separating_margin
-from .layer_operators import kernel_matrix, layer_rows, layer_weight, left_out, norm_bytes, operator_norm, weight_layers
+from .layer_operators import layer_rows, left_out, norm_bytes, operator_norm, weight_layers
 from .memory import Peak
 from .norms import layer_group_norm
 from .pass_limits import LOGITS, NO_PASSES, Parts
 from .record import Measure, Measured, NotDefinedError, logarithm
 
 __all__ = [
+    "JIANG",
     "MEASURES",
-    "check_initial_state",
+    "NORMS",
+    "PER_LAYER",
     "fro_over_spec",
     "inverse_margin",
+    "layer_norms",
     "log_of_norms",
-    "log_spec_main",
-    "sum_of_squares",
+    "log_squared_margin",
+    "margin_limits",
+    "norm_layers",
+    "squared_ratios",
+    "summed",
 ]
 
 NORMS = ("spectral", "frobenius")
-CENTERS = ("init", "orig")
 
 
 def log_of_norms(
@@ -94,9 +96,9 @@ def log_of_norms(
     """
     check_option("norm", norm, NORMS)
     check_option("total", total, ("product", "sum"))
-    log_margin = _log_squared_margin(batch, margin_percentile) if over_margin else 0.0
-    layers = _layers(network)
-    logs = [2 * logarithm(value) for value in _norms(network, norm)]
+    log_margin = log_squared_margin(batch, margin_percentile) if over_margin else 0.0
+    layers = norm_layers(network)
+    logs = [2 * logarithm(value) for value in layer_norms(network, norm)]
     rows = layer_rows(layers, logs)
     value = -math.inf if -math.inf in logs else math.fsum(logs)
     value = math.inf if log_margin == -math.inf else value - log_margin
@@ -138,112 +140,7 @@ def fro_over_spec(network: Network, batch: Batch) -> Measured:
     >>> round(measure_capacity(net, measures="fro_over_spec")["fro_over_spec"], 6)
     1.25
     """
-    return _summed(network, _ratios(network, _norms(network, "frobenius")))
-
-
-def log_spec_main(network: Network, batch: Batch, *, center: str = "init", margin_percentile: float = 10.0) -> Measured:
-    r"""Logarithm of the main term of the spectrally normalised margin bound.
-
-    .. math::
-        \ln \prod_{l=1}^d \|W_l\|_2^2 + \ln \sum_{l=1}^d \frac{\|W_l - W_l^0\|_F^2}{\|W_l\|_2^2} - 2 \ln \gamma
-
-    :math:`W_l^0` are the weights before training, or zero (``center="orig"``). Norms and margin are those of
-    `log_of_norms`. Smaller values suggest better generalisation. The value is infinite, with a warning, if the margin
-    is not positive. Biases are ignored; batch norm is folded, before training with the statistics it had then.
-
-    Parameters
-    ----------
-    center : "init" or "orig", default="init"
-    margin_percentile : float in [0, 100], default=10
-        As for `log_of_norms`.
-
-    Raises
-    ------
-    NotDefinedError
-        If the weights before training are needed and not known.
-
-    Notes
-    -----
-    Weights only, and a shared forward pass for the margin.
-
-    References
-    ----------
-    Jiang, Neyshabur, Mobahi, Krishnan, Bengio (2020), Fantastic generalization measures and where to find them,
-    appendix C, eqs. 29 and 30.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from torch import nn
-    >>> from sklearn_capacity import measure_capacity
-    >>> net = nn.Linear(2, 2, bias=False)
-    >>> _ = net.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
-    >>> X, y = torch.tensor([[1.0, 0.0]]), torch.tensor([0])  # a margin of 3
-    >>> round(measure_capacity(net, X, y, "log_spec_orig_main")["log_spec_orig_main"], 4)  # ln (16 * 25 / 16 / 9)
-    1.0217
-    """
-    check_option("center", center, CENTERS)
-    log_margin = _log_squared_margin(batch, margin_percentile)
-    spectral = _norms(network, "spectral")
-    lengths = _norms(network, "frobenius") if center == "orig" else [norm for _, norm in _changes(network, "frobenius")]
-    if log_margin == -math.inf:
-        return Measured(math.inf)
-    if 0.0 in spectral:
-        return Measured(-math.inf)
-    total = math.fsum(_ratios(network, lengths))
-    return Measured(2 * math.fsum(math.log(norm) for norm in spectral) + logarithm(total) - log_margin)
-
-
-def sum_of_squares(network: Network, batch: Batch, *, norm: str = "frobenius", center: str = "init") -> Measured:
-    r"""Sum over the layers of the squared norms of their weights, or of the differences from those before training.
-
-    .. math:: \sum_{l=1}^d \|W_l - W_l^0\|^2
-
-    :math:`W_l^0` are the weights before training, or zero (``center="orig"``). The Frobenius norm is that of matrices
-    and kernels, the spectral norm that of convolutions as linear operators. Smaller values suggest better
-    generalisation. Biases are ignored; batch norm is folded, with its initial statistics for the weights before
-    training, whereas `distance_from_initialization` leaves it out.
-
-    Parameters
-    ----------
-    norm : "frobenius" or "spectral", default="frobenius"
-    center : "init" or "orig", default="init"
-
-    Returns
-    -------
-    Measured
-        With one row per weight layer.
-
-    Raises
-    ------
-    NotDefinedError
-        If the weights before training are needed and not known.
-
-    Notes
-    -----
-    Uses the weights only.
-
-    References
-    ----------
-    Jiang, Neyshabur, Mobahi, Krishnan, Bengio (2020), Fantastic generalization measures and where to find them,
-    appendix C, eqs. 40 to 42.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from torch import nn
-    >>> from sklearn_capacity import measure_capacity
-    >>> net = nn.Linear(2, 2, bias=False)
-    >>> before = {"weight": torch.eye(2)}
-    >>> _ = net.weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 4.0]]))
-    >>> values = measure_capacity(net, measures=["fro_dist", "dist_spec_init", "param_norm"], initial_state=before)
-    >>> [round(value, 6) for value in values.values()]  # 4 + 9, 9, 9 + 16
-    [13.0, 9.0, 25.0]
-    """
-    check_option("norm", norm, NORMS)
-    check_option("center", center, CENTERS)
-    lengths = _norms(network, norm) if center == "orig" else [length for _, length in _changes(network, norm)]
-    return _summed(network, [length**2 for length in lengths])
+    return summed(network, squared_ratios(network, layer_norms(network, "frobenius")))
 
 
 def inverse_margin(network: Network, batch: Batch, *, margin_percentile: float = 10.0) -> Measured:
@@ -276,77 +173,51 @@ def inverse_margin(network: Network, batch: Batch, *, margin_percentile: float =
     >>> measure_capacity(nn.Identity(), X, torch.tensor([0]), "inverse_margin")
     {'inverse_margin': 0.25}
     """
-    return Measured.from_log(-_log_squared_margin(batch, margin_percentile))
+    return Measured.from_log(-log_squared_margin(batch, margin_percentile))
 
 
-def _layers(network: Network) -> tuple[Node, ...]:
+def norm_layers(network: Network) -> tuple[Node, ...]:
+    """The weight layers, at least one."""
     layers = weight_layers(network)
     if not layers:
         raise NotDefinedError("A norm of the layers needs a weight layer, but the network has none.")
     return layers
 
 
-def _norms(network: Network, norm: str) -> list[float]:
+def layer_norms(network: Network, norm: str) -> list[float]:
     """Norms of every layer: spectral norm of the operator, or Frobenius norm of the kernel."""
-    layers = _layers(network)
+    layers = norm_layers(network)
     if norm == "spectral":
         return [operator_norm(network, node).value for node in layers]
     return [layer_group_norm(network, node, 2, 2, "kernel") for node in layers]
 
 
-def _changes(network: Network, norm: str) -> list[tuple[Node, float]]:
-    """Every layer with the norm of its difference from the weights before training, both with batch norm folded."""
-    check_initial_state(network)
-    layers = _layers(network)
-
-    def compute() -> list[tuple[Node, float]]:
-        with torch.no_grad():
-            before = weight_layers_of(network.program.bind(network.initial_tensors()), shown=network.shown).nodes
-        changes = []
-        for node, start in zip(layers, before, strict=True):
-            if norm == "spectral":
-                change = layer_weight(node) - layer_weight(start)
-                length = operator_of(node, change, node.params["input_shape"]).norm_lower().value
-            else:
-                length = float(stable_norm((kernel_matrix(node) - kernel_matrix(start)).flatten(), 2))
-            changes.append((node, length))
-        return changes
-
-    return network.once(("folded_changes", norm), compute)
-
-
-def check_initial_state(network: Network) -> None:
-    """Raise if the weights before training are not known."""
-    if network.initial_state is None:
-        reason = "needs the weights before training: pass the untrained module or its state dict as `initial_state`."
-        raise NotDefinedError(f"This measure {reason}", reason=reason)
-
-
-def _ratios(network: Network, lengths: list[float]) -> list[float]:
+def squared_ratios(network: Network, lengths: list[float]) -> list[float]:
     """Squares over the squared spectral norms; 0 for a layer of zeros."""
-    pairs = zip(lengths, _norms(network, "spectral"), strict=True)
+    pairs = zip(lengths, layer_norms(network, "spectral"), strict=True)
     return [(length / norm) ** 2 if norm > 0 else 0.0 for length, norm in pairs]
 
 
-def _summed(network: Network, values: list[float]) -> Measured:
-    return Measured(math.fsum(values), per_layer=layer_rows(_layers(network), values), info=left_out(network))
+def summed(network: Network, values: list[float]) -> Measured:
+    """The sum of the layers' values, with a row for each layer."""
+    return Measured(math.fsum(values), per_layer=layer_rows(norm_layers(network), values), info=left_out(network))
 
 
-def _log_squared_margin(batch: Batch, percentile: float) -> float:
+def log_squared_margin(batch: Batch, percentile: float) -> float:
     """2 ln of the margin; -inf, with a warning, where it is not positive."""
     margin = separating_margin(batch, percentile)
     return 2 * math.log(margin) if margin > 0 else -math.inf
 
 
-_PER_LAYER = frozenset({"permutation", "layer_rescaling"})
-_FUNCTION = _PER_LAYER | {"node_rescaling"}
-#: Norms of the operators, then of the differences from a folded copy of the weights before training.
+#: Invariances of what each layer contributes alone.
+PER_LAYER = frozenset({"permutation", "layer_rescaling"})
+_FUNCTION = PER_LAYER | {"node_rescaling"}
 _SPECTRA = Peak(layers=3, outputs=3, more=norm_bytes)
-_DIFFERENCES = Peak(vectors=1, layers=3, outputs=3, more=norm_bytes)
-_JIANG = "Jiang et al. (2020), eq. "
+JIANG = "Jiang et al. (2020), eq. "
 
 
-def _limits(network: Network, batch: Batch, *, margin_percentile: float | None = None, **params: Any) -> Parts:
+def margin_limits(network: Network, batch: Batch, *, margin_percentile: float | None = None, **params: Any) -> Parts:
+    """One pass for the logits if the measure has a margin."""
     return {"logits": 0 if margin_percentile is None else 1}
 
 
@@ -371,11 +242,11 @@ def _log_of_norms_record(name: str, equation: int, norm: str, total: str, over_m
         name,
         log_of_norms,
         family="battery",
-        source=f"{_JIANG}{equation}",
+        source=f"{JIANG}{equation}",
         needs=frozenset({"layers", "data", "labels"} if over_margin else {"layers"}),
         cost="forward" if over_margin else "weights",
         tasks=("classification",) if over_margin else ("classification", "regression"),
-        invariances=_PER_LAYER,
+        invariances=PER_LAYER,
         signed=True,
         fixed=fixed if over_margin else {**fixed, "margin_percentile": 10.0},
         description=f"Logarithm of {of_layers} of the layers' {norms}.",
@@ -384,71 +255,26 @@ def _log_of_norms_record(name: str, equation: int, norm: str, total: str, over_m
     )
 
 
-_SUM: dict[str, Any] = {"family": "battery", "memory": _DIFFERENCES, "limits": _limits}
-_DISTANCE = frozenset({"layers", "initial_state"})
+_RECORD: dict[str, Any] = {"family": "battery", "memory": _SPECTRA, "limits": margin_limits}
 
 MEASURES = (
     *(_log_of_norms_record(*row) for row in _LOGS_OF_NORMS),
     Measure(
         "fro_over_spec",
         fro_over_spec,
-        source=f"{_JIANG}33",
+        source=f"{JIANG}33",
         needs=frozenset({"layers"}),
-        invariances=_PER_LAYER,
-        **_SUM,
-    ),
-    *(
-        Measure(
-            f"log_spec_{center}_main",
-            log_spec_main,
-            source=f"{_JIANG}{equation}",
-            needs=frozenset({"layers", "data", "labels"} | ({"initial_state"} if center == "init" else set())),
-            cost="forward",
-            tasks=("classification",),
-            invariances=_PER_LAYER if center == "orig" else frozenset(),
-            signed=True,
-            fixed={"center": center},
-            description=f"Logarithm of the main term of the spectral margin bound, with distances from {start}.",
-            **_SUM,
-        )
-        for center, equation, start in (("init", 29, "the weights before training"), ("orig", 30, "zero"))
-    ),
-    Measure(
-        "fro_dist",
-        sum_of_squares,
-        source=f"{_JIANG}40",
-        needs=_DISTANCE,
-        fixed={"norm": "frobenius", "center": "init"},
-        description="Sum over the layers of the squared Frobenius distance from the weights before training.",
-        **_SUM,
-    ),
-    Measure(
-        "dist_spec_init",
-        sum_of_squares,
-        source=f"{_JIANG}41",
-        needs=_DISTANCE,
-        fixed={"norm": "spectral", "center": "init"},
-        description="Sum over the layers of the squared spectral distance from the weights before training.",
-        **_SUM,
-    ),
-    Measure(
-        "param_norm",
-        sum_of_squares,
-        source=f"{_JIANG}42",
-        needs=frozenset({"layers"}),
-        invariances=frozenset({"permutation"}),
-        fixed={"norm": "frobenius", "center": "orig"},
-        description="Sum over the layers of the squared Frobenius norm.",
-        **_SUM,
+        invariances=PER_LAYER,
+        **_RECORD,
     ),
     Measure(
         "inverse_margin",
         inverse_margin,
-        source=f"{_JIANG}22",
+        source=f"{JIANG}22",
         needs=frozenset({"data", "labels"}),
         cost="forward",
         tasks=("classification",),
         invariances=_FUNCTION,
-        **_SUM,
+        **_RECORD,
     ),
 )

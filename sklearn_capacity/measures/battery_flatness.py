@@ -13,7 +13,7 @@ from .._validation import check_integer, check_interval, check_option
 from ..derivatives.parameter_vector import parameter_vector
 from ..graph import Network
 from .batch import Batch
-from .battery import check_initial_state
+from .battery_distances import check_initial_state
 from .memory import Peak
 from .pass_limits import Parts
 from .record import Measure, Measured
@@ -76,7 +76,7 @@ def pacbayes(
     ------
     NotDefinedError
         If no noise raises L this far, or all noise does; if the weights before training are needed but unknown (also
-        for orig with `magnitude` too.
+        for orig with `magnitude`).
 
     Notes
     -----
@@ -178,7 +178,7 @@ def sharpness_bound(
     ------
     NotDefinedError
         If no box raises L this far, or all do; if the weights before training are needed but unknown (also for
-        orig with `magnitude` too.
+        orig with `magnitude`).
 
     Notes
     -----

@@ -18,9 +18,10 @@ from ..graph import Network
 from ..linalg import dual_exponent
 from ..linalg.entry_norms import stable_norm
 from .batch import Batch
+from .induced_norms import chain_norm, check_exponents, check_pair, induced_norm
 from .layer_operators import norm_bytes
 from .memory import Peak
-from .norms import chain_norm, check_exponents, check_pair, group_norm, induced_norm, spectral_norm
+from .norms import group_norm, spectral_norm
 from .pass_limits import at_most
 from .paths import path_norm
 from .record import Measure, Measured

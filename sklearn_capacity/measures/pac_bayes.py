@@ -10,18 +10,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .._validation import check_integer, check_interval, check_numbers, check_option
+from .._validation import check_integer, check_interval, check_numbers, check_option, shown
 from ..derivatives.parameter_vector import parameter_vector
 from ..derivatives.perturbation import FlatParameters, displacements
-from ..graph import Network, UnsupportedLayerError
+from ..graph import Network
 from .batch import Batch
+from .confidence_limits import kl_inverse, upper_limit
+from .learned_parts import check_learned_parts
 from .losses import mean_error
 from .memory import Peak
 from .pass_limits import NO_PASSES, UNSHARED, Parts
 from .record import Measure, Measured, NotDefinedError
 from .sharpness import check_tolerance, noise_scale
 
-__all__ = ["FORMS", "MEASURES", "PRIORS", "SIGMAS", "kl_divergence", "kl_inverse", "pac_bayes_bound", "upper_limit"]
+__all__ = ["FORMS", "MEASURES", "PRIORS", "SIGMAS", "kl_divergence", "pac_bayes_bound"]
 
 FORMS = ("sqrt", "implicit", "kl")
 PRIORS = ("zero", "initial")
@@ -174,7 +176,7 @@ def pac_bayes_bound(
     check_integer("n_draws", n_draws)
     check_tolerance(tolerance)
     _check_noise(noise)
-    grid = _check_sigmas(sigmas)
+    grid = check_numbers("sigmas", sigmas, 0, math.inf, closed="neither")
     if batch.n_samples < 2:
         raise NotDefinedError(f"A PAC-Bayes bound needs at least 2 samples, got {batch.n_samples}.")
     distance = _squared_distance(network, prior)
@@ -209,14 +211,10 @@ def _looks(n_draws: int, tolerance: float | None) -> list[int]:
 def _check_noise(noise: str) -> None:
     if not (isinstance(noise, str) and noise == "spherical"):
         raise ValueError(
-            f"`noise` must be 'spherical' in a PAC-Bayes bound, got {noise!r}. The scale of magnitude noise, and with "
-            "it the prior, depends on the learned weights, but a prior must not depend on the data. Use "
+            f"`noise` must be 'spherical' in a PAC-Bayes bound, got {shown(noise)}. The scale of magnitude noise, and "
+            "with it the prior, depends on the learned weights, but a prior must not depend on the data. Use "
             "`kl_divergence` and `expected_sharpness` to describe magnitude noise."
         )
-
-
-def _check_sigmas(sigmas: Sequence[float]) -> list[float]:
-    return check_numbers("sigmas", sigmas, 0, math.inf, closed="neither")
 
 
 def _squared_distance(network: Network, prior: str) -> float:
@@ -227,65 +225,10 @@ def _squared_distance(network: Network, prior: str) -> float:
             "`prior='initial'` needs the weights before training: pass the untrained module or its state dict as "
             "`initial_state`, or use prior='zero'."
         )
-    _check_learned_parts(network, prior)
+    check_learned_parts(network, prior)
     start = vector.initial() if prior == "initial" else [torch.zeros((), device=network.device)] * len(vector.tensors)
     pairs = zip(vector.tensors, start, strict=True)
     return math.fsum(float((w.detach().double() - w_0.double()).square().sum()) for w, w_0 in pairs)
-
-
-def _check_learned_parts(network: Network, prior: str) -> None:
-    """Raise if a tensor without noise was learned: no posterior on it has a finite divergence from the prior."""
-    statistics = _folded_statistics(network)
-    try:
-        graph = network.graph
-    except UnsupportedLayerError:  # in this case the raw parameters carry the noise
-        if prior == "initial":
-            _check_frozen_tensors(network)
-        return
-    before = graph
-    if prior == "initial":
-        with torch.no_grad():
-            before = network.program.bind(network.initial_tensors())
-    for node, start in zip(graph.nodes, before.nodes, strict=True):
-        initial = start.tensors()
-        for part, bound in node.tensors().items():
-            moved = bound.sources & statistics or not torch.equal(bound.tensor, initial[part].tensor)
-            if moved and not bound.trainable:
-                raise node.refuse(
-                    "A PAC-Bayes bound",
-                    "it contains values learned from the data (statistics, or weights that are now frozen) that "
-                    "are not trained parameters, so they carry no noise.",
-                )
-
-
-def _folded_statistics(network: Network) -> set[str]:
-    """Names of the running statistics that folding moves into weights and biases.
-
-    A batch norm without scale and shift leaves its running mean in a bias that is not trained. Other layers with
-    running statistics (instance norm) are not folded and are refused.
-    """
-    statistics = set()
-    for name, module in network.module.named_modules():
-        if isinstance(module, torch.nn.modules.batchnorm._NormBase) and module.running_mean is not None:
-            if not isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                raise _learned(network.shown(f"{name}.running_mean"))
-            statistics |= {f"{name}.running_mean", f"{name}.running_var"}
-    return statistics
-
-
-def _check_frozen_tensors(network: Network) -> None:
-    """Raise if a tensor that is not trained differs from its value before training."""
-    initial = network.initial_tensors()
-    for name, tensor in network.tensors().items():
-        if not tensor.requires_grad and not torch.equal(tensor, initial[name]):
-            raise _learned(network.shown(name)) from None
-
-
-def _learned(name: str) -> UnsupportedLayerError:
-    return UnsupportedLayerError(
-        f"A PAC-Bayes bound is not defined for this network: `{name}` was learned from the data but is not a trained "
-        "parameter, so it carries no noise."
-    )
 
 
 class _NoisyErrors:
@@ -330,45 +273,6 @@ def _bound(form: str, error: float, kl: float, m: int, delta: float) -> float:
         k = 2 * (kl + math.log(2 * m / delta)) / (m - 1)
         return error + math.sqrt(error * k) + k
     return kl_inverse(error, (kl + math.log(2 * math.sqrt(m) / delta)) / m)
-
-
-def upper_limit(errors: Tensor, delta: float) -> float:
-    """An upper limit of the expectation of draws in [0, 1], exceeded with probability at most delta.
-
-    The smaller of two limits, each at delta / 2: Chernoff's kl(mean, p) <= ln(1 / delta) / n, which is tight near 0,
-    and the empirical Bernstein bound, which is tight if the draws hardly differ (Maurer and Pontil 2009, theorem 4).
-    """
-    n, mean = len(errors), float(errors.mean())
-    limit = kl_inverse(mean, math.log(2 / delta) / n)
-    if n > 1:
-        log = math.log(4 / delta)
-        limit = min(limit, mean + math.sqrt(2 * float(errors.var()) * log / n) + 7 * log / (3 * (n - 1)))
-    return limit
-
-
-def kl_inverse(q: float, budget: float) -> float:
-    """The largest p with kl(q, p) <= budget, rounded up; kl is the divergence of Bernoulli distributions.
-
-    Examples
-    --------
-    >>> round(kl_inverse(0.0, 0.1), 6)  # 1 - exp(-0.1)
-    0.095163
-    """
-    low, high = q, 1.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        if _binary_kl(q, middle) > budget:
-            high = middle
-        else:
-            low = middle
-    return high
-
-
-def _binary_kl(q: float, p: float) -> float:
-    if p >= 1:
-        return 0.0 if q >= 1 else math.inf
-    first = q * math.log(q / p) if q > 0 else 0.0
-    return first + ((1 - q) * math.log((1 - q) / (1 - p)) if q < 1 else 0.0)
 
 
 def _limits(network: Network, batch: Batch, *, n_draws: int, sigmas: Sequence[float], **params: Any) -> Parts:

@@ -8,6 +8,7 @@ from .._validation import closest
 from . import (
     adaptive_sharpness,
     battery,
+    battery_distances,
     battery_flatness,
     capacities,
     curvature,
@@ -17,6 +18,7 @@ from . import (
     function_space,
     hessian,
     hidden_margins,
+    induced_norms,
     interaction,
     jacobians,
     lipschitz,
@@ -43,6 +45,7 @@ __all__ = ["ESSENTIAL", "FAMILIES", "MEASURES", "measure_named"]
 FAMILIES = (
     size,
     norms,
+    induced_norms,
     spectral_shape,
     power_law_tails,
     paths,
@@ -66,6 +69,7 @@ FAMILIES = (
     interaction,
     pac_bayes,
     battery,
+    battery_distances,
     battery_flatness,
     steps_to_loss,
     separability,

@@ -12,7 +12,7 @@ from .._validation import check_integer, check_interval, check_option, warn
 from ..derivatives.parameter_vector import raw_parameter_vector
 from ..graph import Network
 from .batch import Batch
-from .battery import check_initial_state
+from .battery_distances import check_initial_state
 from .losses import mean_loss
 from .memory import Peak
 from .moved_weights import MovedWeights

@@ -13,11 +13,10 @@ from torch import nn
 import reference
 from networks import NETWORKS, make
 from sklearn_capacity import CapacityWarning, NotDefinedError, measure_capacity
-from sklearn_capacity.measures import MEASURES
-from sklearn_capacity.measures.battery import MEASURES as BATTERY
+from sklearn_capacity.measures import MEASURES, battery, battery_distances
 
 CASES = ["mlp", "mlp_batch_norm", "conv_batch_norm", "conv_strided_grouped", "residual", "concatenated"]
-NAMES = [measure.name for measure in BATTERY]
+NAMES = [measure.name for measure in (*battery.MEASURES, *battery_distances.MEASURES)]
 
 
 def before_training(name):

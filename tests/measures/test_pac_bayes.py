@@ -14,7 +14,8 @@ from reference_sharpness import kl, layers_of, perceptron
 from sklearn_capacity import NetworkClassifier, NotDefinedError, UnsupportedLayerError, measure_capacity
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch
-from sklearn_capacity.measures.pac_bayes import SIGMAS, kl_inverse, upper_limit
+from sklearn_capacity.measures.confidence_limits import kl_inverse, upper_limit
+from sklearn_capacity.measures.pac_bayes import SIGMAS
 
 
 def measured(module, X, y, *, seed=0, initial=None, **params):
