@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {"SA01", "ES01", "PR04", "PR07", "PR03", "SS05", "PR08", "RT04"}
 # The fields of a record that functions return are attributes, and the functions have the examples.
 ALLOWED_IN_RECORDS = {"PR01", "EX01"}
-# The one file that looks up modules by name: those that a user's code imports, to hash them.
-FOLLOWS_IMPORTS = {"sklearn_capacity/storage/references.py"}
+# What looks up modules by name: those that a user's code imports, to hash them.
+FOLLOWS_IMPORTS = {"sklearn_capacity/storage/origins.py", "sklearn_capacity/storage/references.py"}
 
 
 def source_files(*folders: str) -> list[Path]:
@@ -251,6 +251,8 @@ TESTED_IN = {
     "scoring/from_sklearn": "scoring/test_find_network",
     "scoring/landscape": "displays/test_norm_displays",
     "scoring/spectrum": "measures/test_fisher_spectrum",
+    "storage/contents": "storage/test_fingerprint",
+    "storage/origins": "storage/test_references",
     "storage": "persistence/test_safe_files",
     "theory": "theory/test_mean_field",
     "theory/_covering": "measures/test_robustness",

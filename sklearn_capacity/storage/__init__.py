@@ -1,8 +1,8 @@
 """Files that contain only numbers and text: reading them runs no code.
 
 `files` writes and reads one safetensors file with a document and a digest; `encoding` turns values into JSON and back;
-`fingerprint` hashes parameters, data and code, and `references` lists what code refers to. Saved estimators and
-checkpoints are built on it. Read `files` first.
+`fingerprint` hashes parameters, data and code, by what objects consist of (`contents`), where code comes from
+(`origins`) and what it refers to (`references`). Saved estimators and checkpoints are built on it. Read `files` first.
 
 Data flow: values -> encode -> write_file -> read_file -> decode -> values.
 """

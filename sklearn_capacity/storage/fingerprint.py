@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import collections
 import contextvars
-import copyreg
 import enum
 import functools
 import hashlib
-import inspect
 import json
-import operator
 import types
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,42 +19,44 @@ from torch import Tensor, nn
 
 from sklearn_capacity._validation import shown
 from sklearn_capacity.process_state import HOOKS
+from sklearn_capacity.storage.contents import (
+    ATOMS,
+    OF_EVERY_CLASS,
+    REDUCERS,
+    attributes_of,
+    bytes_of,
+    class_attributes,
+    content_of_cell,
+    members_of,
+    reduced,
+    slots_of,
+    targets_of,
+    value_of_variable,
+)
 from sklearn_capacity.storage.encoding import encode
-from sklearn_capacity.storage.references import (
-    LIBRARIES,
-    all_named_in,
+from sklearn_capacity.storage.origins import (
     home_of,
     is_installed,
     is_library_function,
+    is_of_library,
     is_of_package,
     is_of_user,
     name_and_version,
-    named_in,
-    names_in,
-    parts_of_module,
-    texts_in,
 )
+from sklearn_capacity.storage.references import all_named_in, named_in, names_in, parts_of_module, texts_in
 
 __all__ = ["complete_fingerprint", "fingerprint"]
 
 _MAX_DEPTH = 30
 _PLAIN = (types.FunctionType, int, float, str, bool, tuple, type(None))
 _CODE = (types.FunctionType, type, types.ModuleType)
-#: values that count by content only; of all others, it also counts which of them are one object
-_ATOMS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, np.dtype, np.generic)
 _SIMPLE = frozenset({bool, int, str, type(None)})
 #: what is hashed of an object of a library: its settings and the user's code that it calls
 _SETTINGS = (*_PLAIN, types.MethodType, type, functools.partial, np.ndarray, Tensor)
 _WEAK = (weakref.ReferenceType, weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-_OF_EVERY_CLASS = frozenset(vars(type("Empty", (nn.Module,), {}))) | {
-    *("__dict__", "__weakref__"),
-    *("__annotations__", "__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__"),
-    *("__static_attributes__", "__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__slots__"),
-}
-_REDUCERS = ("__reduce__", "__reduce_ex__", "__getstate__")
 #: of the names in packages' classes, those that a forward pass does not read: they create, copy, print and describe
-_NEVER_READ = {*_OF_EVERY_CLASS, *_REDUCERS, "__init__", "__new__", "__repr__", "__str__", "__setstate__", "__module__"}
+_NEVER_READ = {*OF_EVERY_CLASS, *REDUCERS, "__init__", "__new__", "__repr__", "__str__", "__setstate__", "__module__"}
 
 
 def fingerprint(**values: Any) -> str:
@@ -144,7 +143,7 @@ class _Digest:
 
     def refer(self, value: Any, name: str) -> None:
         """Hash a value without parts; of others, hash now which of the references it is, and its content later."""
-        if type(value) in _ATOMS or isinstance(value, np.generic):
+        if type(value) in ATOMS or isinstance(value, np.generic):
             _update(self, value, name, ())
             return
         if id(value) not in self._seen:
@@ -170,7 +169,7 @@ def _update(digest: _Digest, value: Any, name: str, above: tuple[int, ...]) -> N
     if type(value) in _SIMPLE and len(above) < _MAX_DEPTH:  # most values are: the same bytes as below, in one step
         digest.update(f"\0{name}\1{_kind(value)}\2{json.dumps(value)}\3".encode())
         return
-    is_users = not _of_library(type(value))
+    is_users = not is_of_library(type(value))
     by_reference = above and (digest.lenient or digest.complete)
     if by_reference and (is_users or isinstance(value, _CODE)):  # these refer to each other in any way
         digest.refer(value, name)
@@ -191,7 +190,7 @@ def _update(digest: _Digest, value: Any, name: str, above: tuple[int, ...]) -> N
             digest.refer(type(value), "class")
         _update_content(digest, value, name, inner)
         if is_users and not isinstance(value, type | nn.Module | enum.Enum) and _reduced(digest, value) is None:
-            inner(_attributes_of(value), "attributes")
+            inner(attributes_of(value), "attributes")
     except Exception:  # an object may raise any error
         if not digest.lenient:
             raise
@@ -208,17 +207,17 @@ def _update_content(digest: _Digest, value: Any, name: str, inner: Any) -> None:
         digest.update(f"{value.dtype.str}{value.shape}".encode())
         digest.update(np.ascontiguousarray(value).view(np.uint8).data if value.size else b"")
     elif isinstance(value, Tensor):
-        inner(_bytes(value), f"{value.dtype}{tuple(value.shape)}")
+        inner(bytes_of(value), f"{value.dtype}{tuple(value.shape)}")
     elif isinstance(value, bytes):
         digest.update(value)
     elif isinstance(value, _WEAK) or type(value) in weakref.ProxyTypes:
         digest.update(b"reference")  # a target counts where it is stored, such as an LSTM's weights
         if digest.lenient and not isinstance(value, weakref.WeakKeyDictionary):  # which is a cache as a rule
-            inner(_targets(value), "targets")
+            inner(targets_of(value), "targets")
     elif isinstance(value, Mapping):
         for key, item in value.items():
             inner(key, "key")
-            inner(item, str(key) if isinstance(key, _ATOMS) else "item")
+            inner(item, str(key) if isinstance(key, ATOMS) else "item")
         inner(getattr(value, "default_factory", None), "default")
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
@@ -228,15 +227,6 @@ def _update_content(digest: _Digest, value: Any, name: str, inner: Any) -> None:
             inner(item, "element")
     else:
         _update_other(digest, value, name, inner)
-
-
-def _targets(reference: Any) -> Any:
-    """What a weak reference or collection refers to, in a tuple, a dict or a set."""
-    if isinstance(reference, weakref.ReferenceType):
-        return (reference(),)
-    if type(reference) in weakref.ProxyTypes:
-        return (reference.__dir__.__self__,)
-    return set(reference) if isinstance(reference, weakref.WeakSet) else dict(reference.items())
 
 
 @functools.lru_cache(maxsize=4096)
@@ -250,15 +240,11 @@ def _of_code(code: types.CodeType) -> str:
 
 def _order(digest: _Digest, element: Any) -> str:
     """A key that sorts the elements of a set equally in every process."""
-    if isinstance(element, _ATOMS):
+    if isinstance(element, ATOMS):
         return repr(element)
     alone = _Digest(complete=digest.complete, lenient=digest.lenient)
     _update(alone, element, "element", ())
     return alone.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy()
 
 
 def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
@@ -274,7 +260,7 @@ def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
     elif digest.lenient and isinstance(value, _CODE) and is_installed(value):
         inner(name_and_version(value), "installed")
     elif isinstance(value, types.FunctionType):
-        cells = [_content(cell) for cell in value.__closure__ or ()]
+        cells = [content_of_cell(cell) for cell in value.__closure__ or ()]
         inner([value.__qualname__, value.__code__, value.__defaults__, value.__kwdefaults__, cells], "function")
         inner(vars(value), "attributes")
         if digest.complete:
@@ -297,7 +283,7 @@ def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
             inner(name_and_version(value), "package")
             digest.package_classes[value] = set()
         else:
-            for label, item in _attributes(value):
+            for label, item in class_attributes(value):
                 digest.refer(item, label)
     elif isinstance(value, nn.Module):
         _update_module(value, inner)
@@ -308,7 +294,7 @@ def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
     elif isinstance(value, staticmethod | classmethod):
         inner(value.__func__, "method")
     elif (digest.lenient or digest.complete) and isinstance(value, contextvars.ContextVar):
-        inner(_present(value), "value")
+        inner(value_of_variable(value), "value")
     elif isinstance(value, torch.jit.ScriptFunction):
         inner(value.code, "code")
     else:
@@ -317,8 +303,8 @@ def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
 
 #: for each module of a user, and each value that its code refers to: the value, the hash that it first had in this
 #: process, and the code and objects that it then had as parts
-_first_seen: weakref.WeakKeyDictionary[types.ModuleType, dict[str, tuple[Any, str, list[tuple[str, Any, bool]]]]]
-_first_seen = weakref.WeakKeyDictionary()
+_FirstSeen = dict[str, tuple[Any, str, list[tuple[str, Any, bool]]]]
+_first_seen: weakref.WeakKeyDictionary[types.ModuleType, _FirstSeen] = weakref.WeakKeyDictionary()
 
 
 def _update_globals(digest: _Digest, function: types.FunctionType) -> None:
@@ -326,7 +312,7 @@ def _update_globals(digest: _Digest, function: types.FunctionType) -> None:
     module = home_of(function)
     seen = {} if module is None else _first_seen.setdefault(module, {})
     for label, item in named_in(function):
-        if isinstance(item, (*_CODE, *_ATOMS)):
+        if isinstance(item, (*_CODE, *ATOMS)):
             digest.refer(item, label)
             continue
         if label not in seen or seen[label][0] is not item:
@@ -347,7 +333,7 @@ def _update_module(module: nn.Module, inner: Any) -> None:
     inner(dict(module.named_buffers()), "buffers")
     for path, part in module.named_modules(remove_duplicate=False):
         attributes = {key: item for key, item in vars(part).items() if key not in _OF_EVERY_MODULE}
-        if _of_library(type(part)):  # its attributes other than settings do not matter
+        if is_of_library(type(part)):  # its attributes other than settings do not matter
             attributes = {
                 key: item for key, item in attributes.items() if isinstance(item, (*_PLAIN, types.MethodType))
             }
@@ -366,73 +352,19 @@ def _update_object(digest: _Digest, value: Any, name: str, inner: Any) -> None:
             digest.update(repr(value).encode())
         elif (parts := _reduced(digest, value)) is not None:
             inner(parts, "parts")
-        elif not _of_library(type(value)):
-            if not hasattr(value, "__dict__") and not _slots(value) and not digest.lenient:
+        elif not is_of_library(type(value)):
+            if not hasattr(value, "__dict__") and not slots_of(value) and not digest.lenient:
                 raise TypeError(f"`{name}` is {shown(value)}, which cannot be hashed.") from error
         elif hasattr(value, "__dict__"):
-            attributes = _attributes_of(value)
+            attributes = attributes_of(value)
             if digest.lenient:
                 attributes = {key: item for key, item in attributes.items() if isinstance(item, _SETTINGS)}
             inner(attributes, "attributes")
         elif digest.lenient:  # such as struct.Struct
-            inner(_members(value), "members")
+            inner(members_of(value), "members")
         else:
             raise TypeError(f"`{name}` is {shown(value)}, which cannot be hashed.") from error
 
 
 def _reduced(digest: _Digest, value: Any) -> list[Any] | None:
-    """What pickle would store of an installed class's object, if the class itself defines that; only if lenient."""
-    cls = type(value)
-    by_class = any(getattr(cls, name) is not getattr(object, name) for name in _REDUCERS)
-    if not digest.lenient or not is_installed(cls) or not (by_class or cls in copyreg.dispatch_table):
-        return None
-    try:
-        parts = copyreg.dispatch_table.get(cls, operator.methodcaller("__reduce_ex__", 2))(value)
-    except TypeError:  # it cannot be pickled
-        return None
-    if isinstance(parts, str):  # the name of a function, of which a cached one has more in its attributes
-        return None if hasattr(value, "__dict__") else [parts]
-    return [list(part) if isinstance(part, Iterator) else part for part in parts]
-
-
-def _members(value: Any) -> dict[str, Any]:
-    """The public values of an object implemented in C."""
-    members = ((name, getattr(value, name)) for name, item in inspect.getmembers(type(value), inspect.isdatadescriptor))
-    return {name: item for name, item in members if not name.startswith("_") and isinstance(item, _ATOMS)}
-
-
-def _attributes_of(value: Any) -> dict[str, Any]:
-    """The attributes of an object, those in slots, too."""
-    slots = {name: getattr(value, name) for name in _slots(value) if hasattr(value, name)}
-    return dict(sorted({**getattr(value, "__dict__", {}), **slots}.items()))
-
-
-def _slots(value: Any) -> list[str]:
-    return list(copyreg._slotnames(type(value)))  # type: ignore[attr-defined]
-
-
-def _present(variable: contextvars.ContextVar) -> Any:
-    try:
-        return variable.get()
-    except LookupError:  # neither set nor with a default
-        return None
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not bound yet
-        return None
-
-
-def _of_library(code: type | types.FunctionType) -> bool:
-    """Whether a class or function is known by its name."""
-    module = code.__module__
-    return isinstance(module, str) and module.partition(".")[0] in LIBRARIES  # Cython's classes have no string there
-
-
-def _attributes(cls: type) -> list[tuple[str, Any]]:
-    """The attributes that a class itself defines; none for a library's class, which counts by name."""
-    if _of_library(cls):
-        return []
-    return [(name, item) for name, item in sorted(vars(cls).items()) if name not in _OF_EVERY_CLASS]
+    return reduced(value) if digest.lenient else None

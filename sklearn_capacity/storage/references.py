@@ -5,33 +5,23 @@ from __future__ import annotations
 import dis
 import functools
 import importlib.util
-import inspect
 import os
-import re
 import sys
-import sysconfig
 import types
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from sklearn_capacity.storage.contents import content_of_cell
+from sklearn_capacity.storage.origins import LIBRARIES, defining_module, is_installed, is_installed_file, is_of_package
+
 __all__ = [
-    "LIBRARIES",
     "all_named_in",
-    "home_of",
-    "is_installed",
-    "is_library_function",
-    "is_of_package",
-    "is_of_user",
-    "name_and_version",
     "named_in",
     "names_in",
     "parts_of_module",
     "texts_in",
 ]
 
-LIBRARIES = frozenset({"torch", "skorch", "sklearn", "numpy", "scipy", "sklearn_capacity"}) | (
-    sys.stdlib_module_names - {"__main__"}
-)
 #: modules whose functions depend on their arguments only, as far as a forward pass uses them
 _STEADY = frozenset(
     "torch torchvision numpy sklearn_capacity builtins _operator __future__ math cmath functools itertools collections "
@@ -48,16 +38,11 @@ _UNSTEADY_GLOBALS = frozenset({"modules"})
 _ENVIRONMENT = frozenset({"environ", "getenv"})
 #: what counts of a steady module if somebody has put it there
 _NAMED = (types.FunctionType, type, types.ModuleType)
-#: folders of packages of a user, a distribution or another environment
-_PACKAGES = re.compile(r"[/\\](site|dist)-packages[/\\]")
 _GLOBAL_STEPS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 _OF_EVERY_PYTHON_MODULE = frozenset(vars(types.ModuleType("empty"))) | {
     *("__file__", "__cached__", "__builtins__", "__path__", "__annotations__", "__annotate__"),
     *("__warningregistry__", "__conditional_annotations__", "__annotations_cache__"),
 }
-
-
-_Code = type | types.FunctionType | types.ModuleType | types.BuiltinFunctionType
 
 
 def named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
@@ -87,79 +72,6 @@ def parts_of_module(module: types.ModuleType) -> list[tuple[str, Any]]:
     if is_installed(module):
         return []
     return [(name, part) for name, part in sorted(vars(module).items()) if name not in _OF_EVERY_PYTHON_MODULE]
-
-
-def is_installed(code: type | types.FunctionType | types.ModuleType) -> bool:
-    """Whether code was installed, so that it counts by its package's name.
-
-    A function with a closure is not: a library's decorator returns one that calls the user's function.
-    """
-    if isinstance(code, types.FunctionType) and code.__closure__:
-        return False
-    module = code.__name__ if isinstance(code, types.ModuleType) else code.__module__ or "builtins"
-    if not isinstance(module, str) or module.partition(".")[0] in LIBRARIES:  # Cython's classes have no string there
-        return True
-    try:
-        return _is_installed_file(inspect.getfile(code))
-    except (TypeError, OSError, AttributeError):  # interactive or generated code
-        return False
-
-
-def is_library_function(method: types.MethodType) -> bool:
-    """Whether a bound method is a function of a library's module, such as random.randint, and counts by name."""
-    module = method.__module__ or ""
-    is_function = getattr(sys.modules.get(module), method.__name__, None) == method
-    return is_function and module.partition(".")[0] in LIBRARIES
-
-
-def is_of_package(code: _Code) -> bool:
-    """Whether code was installed with a package other than `LIBRARIES`; a decorator's function is the decorator's."""
-    name = _defining_module(code)
-    if name.partition(".")[0] in LIBRARIES:
-        return False
-    file = getattr(sys.modules.get(name), "__file__", None)
-    return file is not None and _is_installed_file(file)
-
-
-def is_of_user(code: _Code) -> bool:
-    """Whether code belongs to no library or package."""
-    return _defining_module(code).partition(".")[0] not in LIBRARIES and not is_of_package(code)
-
-
-def _defining_module(code: _Code) -> str:
-    if isinstance(code, types.FunctionType):
-        name = code.__globals__.get("__name__")
-    else:
-        name = code.__name__ if isinstance(code, types.ModuleType) else code.__module__
-    return name if isinstance(name, str) else "builtins"  # Cython's classes and some functions have no string there
-
-
-def _is_installed_file(file: str) -> bool:
-    return file.startswith(_installed()) or bool(_PACKAGES.search(file))
-
-
-@functools.cache
-def _installed() -> tuple[str, ...]:
-    """The folders of installed packages."""
-    return tuple(sysconfig.get_paths()[kind] for kind in ("purelib", "platlib"))
-
-
-def name_and_version(code: type | types.FunctionType | types.ModuleType) -> str:
-    """The name of installed code, and the version of its package."""
-    if isinstance(code, types.ModuleType):
-        home = name = code.__name__
-    else:
-        home, name = code.__module__ or "builtins", f"{code.__module__}.{code.__qualname__}"
-    return f"{name} {getattr(sys.modules.get(home.partition('.')[0]), '__version__', '')}"
-
-
-def home_of(function: types.FunctionType) -> types.ModuleType | None:
-    """The module whose names are the function's globals, or None where there is none, such as for executed text."""
-    module = sys.modules.get(function.__globals__.get("__name__", ""))
-    return module if module is not None and vars(module) is function.__globals__ else None
-
-
-# ---- code --------------------------------------------------------------------------------------
 
 
 def names_in(function: types.FunctionType) -> set[str]:
@@ -230,7 +142,7 @@ def _loaded(name: str) -> types.ModuleType | None:
     try:
         spec = importlib.util.find_spec(name)
         places = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or ())]
-        if not any(places) or any(_is_installed_file(place) for place in places if place):
+        if not any(places) or any(is_installed_file(place) for place in places if place):
             return None
         return importlib.import_module(name)
     except Exception:  # the import statement will raise it, where it is reached
@@ -268,7 +180,7 @@ def all_named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
         label, item = queue.pop()
         if not isinstance(item, (types.FunctionType, types.BuiltinFunctionType, type, types.ModuleType)):
             items.append((label, item))
-        elif _is_steady(_defining_module(item)):
+        elif _is_steady(defining_module(item)):
             if isinstance(item, types.ModuleType) and not any(item is module for module in modules):
                 modules.append(item)
                 queue += [(f"{label}.{name}", part) for name, part in _parts(item, names) if isinstance(part, _NAMED)]
@@ -289,15 +201,9 @@ def _parts(module: types.ModuleType, names: set[str]) -> list[tuple[str, Any]]:
 
 
 def _modules_in_closure(function: types.FunctionType) -> list[tuple[str, types.ModuleType]]:
-    modules = []
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            value = cell.cell_contents
-        except ValueError:  # not bound yet
-            continue
-        if isinstance(value, types.ModuleType):
-            modules.append((name, value))
-    return modules
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    values = [(name, content_of_cell(cell)) for name, cell in cells]
+    return [(name, value) for name, value in values if isinstance(value, types.ModuleType)]
 
 
 def _loaded_imports(function: types.FunctionType) -> list[tuple[str, types.ModuleType]]:
