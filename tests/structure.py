@@ -203,6 +203,7 @@ TESTED_IN = {
     "displays/weight_histogram": "displays/test_norm_displays",
     "estimators": "estimators/test_estimators",
     "estimators/_generalization_layer": "estimators/test_generalization_layer_estimators",
+    "estimators/_layer_hooks": "estimators/test_generalization_layer_estimators",
     "graph": "graph/test_network",
     "graph/linear_maps": "graph/test_weight_layers",
     "graph/module_layers": "graph/test_weight_layers",
