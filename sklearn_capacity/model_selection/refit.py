@@ -59,7 +59,7 @@ class capacity_refit:
     """
 
     def __init__(self, score: str = "accuracy", capacity: str = "neg_fisher_rao_norm", rule: str | float = RULE):
-        self.score = score
+        self.score = check_instance("score", score, str, "a key; `refit` takes an object, `capacity_refit(...)`")
         self.capacity = capacity
         self.rule = rule
 
@@ -99,8 +99,8 @@ def column(cv_results: Mapping[str, Any], key: str) -> np.ndarray:
     """A column of `cv_results_` as floats, or an error that suggests the closest key."""
     if key not in cv_results:
         means = [name for name in cv_results if str(name).startswith("mean_")]
-        hint = f"{closest(key, means)} It has: {', '.join(means)}.".lstrip()
-        raise ValueError(f"`cv_results_` has no column {key!r}. {hint}")
+        hint = closest(key, means) or "Let the scorer of the search measure it, or name another."
+        raise ValueError(f"`cv_results_` has no column {key!r}. {hint} It has: {', '.join(means)}.")
     return float_array(f"cv_results_[{key!r}]", cv_results[key])
 
 

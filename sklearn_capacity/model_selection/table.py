@@ -59,7 +59,7 @@ def capacity_table(cv_results: Mapping[str, Any], measures: Any = None) -> pd.Da
        jacobian_penalty  test_accuracy  test_accuracy_se  path_norm
     0               0.0            0.9               0.0        2.0
     """
-    check_instance("cv_results", cv_results, Mapping, "the `cv_results_` of a fitted search")
+    check_instance("cv_results", cv_results, Mapping, "the `cv_results_` of a fitted search, not the search")
     if not all(isinstance(name, str) for name in cv_results) or "params" not in cv_results:
         raise ValueError(
             f"`cv_results` must be the `cv_results_` of a fitted search, got the keys {list(cv_results)[:5]}."
