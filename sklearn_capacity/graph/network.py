@@ -210,6 +210,11 @@ class Network:
                 self._check(graph)
         return graph
 
+    @property
+    def has_graph(self) -> bool:
+        """Whether the graph is known already."""
+        return "graph" in vars(self)
+
     @computed_once
     def unrolled_graph(self) -> NetworkGraph:
         """The graph with recurrent layers as their steps, for measures that compose along it; checked as well."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from .._validation import NotDefinedError
 from ..derivatives import input_sweeps as chain
 from ..derivatives.fisher_matrix import cotangents, factor_product, transposed_factor_product
-from ..derivatives.input_jacobian import gram_product, jacobian_products
+from ..derivatives.input_jacobian import gram_product, jacobian_products, pullback
 from ..graph import Network, NetworkGraph, UnsupportedLayerError, evaluate
 from ..graph.recording import is_known
 from ..linalg import lanczos
@@ -40,6 +40,7 @@ __all__ = [
     "metric_gram",
     "output_function",
     "piece_size",
+    "pullbacks",
     "range_basis",
     "rank_of",
 ]
@@ -52,6 +53,9 @@ TOLERANCE = 1e-6
 # Size of the largest layer's output above which tracing the network saves more than it costs: by torch's export, or by
 # a recording, which suffices for known modules.
 EXPORT_PAYS, RECORDING_PAYS = 2**21, 2**16
+# Bytes of the largest tensor in a stack of vectors that are pulled back at once: for ResNet-18 on 16 images of 64 x 64,
+# three of them took 15 % less time each than one alone.
+STACK_BYTES = 2**24
 # Memory for the rows of J held at once.
 ROW_BYTES = 2**25
 # Vectors of Lanczos that are held at once, and how many of them a sample has, with its products.
@@ -70,9 +74,9 @@ class FoldedLogits:
 
 
 def logits_function(network: Network, batch: Batch) -> Callable[[Tensor], Tensor]:
-    """The logits as a function to differentiate: from the folded graph if there is enough work to justify tracing."""
+    """The logits as a function to differentiate: from the folded graph if it is known or worth tracing."""
     enough = RECORDING_PAYS if is_known(network.module) else EXPORT_PAYS
-    if batch.n_samples * network.activation_size < enough:
+    if not network.has_graph and batch.n_samples * network.activation_size < enough:
         return network.forward
     try:
         return FoldedLogits(network.graph)
@@ -94,6 +98,27 @@ def jacobian_rows(function: Callable[[Tensor], Tensor], X: Tensor, vectors: Tens
     if isinstance(function, FoldedLogits) and function.walkable:
         return chain.jacobian_rows(function.graph, X, vectors)
     return torch.stack([row.flatten(1) for row in jacobian_products(function, X, vectors)], dim=1)  # (n, r, D)
+
+
+def pullbacks(function: Callable[[Tensor], Tensor], X: Tensor) -> tuple[Tensor, Callable[[Tensor], Iterator[Tensor]]]:
+    """The logits, (n, C), and the map from k vectors for each sample, (k, n, C), to k rows v^T J(x), (n, ...) each.
+
+    Along the graph where possible, which pulls several vectors back at once.
+    """
+    if not (isinstance(function, FoldedLogits) and function.walkable):
+        logits, row = pullback(function, X)
+        return logits, lambda vectors: map(row, vectors)
+    with torch.no_grad():
+        tape = chain.linearize(function.graph, X)
+    _, at_once = chain.stacks(function.graph, len(X), X, STACK_BYTES)
+
+    def pulled(vectors: Tensor) -> Iterator[Tensor]:
+        for part in vectors.split(at_once):
+            with torch.no_grad():
+                rows = chain.pull(tape, part.flatten(0, 1))  # (k n, ...)
+            yield from rows.unflatten(0, part.shape[:2])
+
+    return tape.logits, pulled
 
 
 def range_basis(network: Network) -> Tensor | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..derivatives.input_jacobian import jacobian_products, pullback
+from ..derivatives.input_jacobian import jacobian_products
 from ..graph import Network
 from .batch import Batch
 from .output_gram import (
@@ -20,6 +20,7 @@ from .output_gram import (
     holds_grams,
     logits_function,
     metric_gram,
+    pullbacks,
     range_basis,
     rank_of,
 )
@@ -33,6 +34,8 @@ EXACT_RANK = 100
 STEP = 1e-3
 #: Fewest squares of all samples together from which a standard error is estimated.
 FEWEST_SQUARES = 48
+#: The part of the free memory that images of signs may take, for another metric of the same call.
+KEPT = 16
 #: In forward passes: a backward pass through J takes 1.5, and a quarter of the draws another pass.
 TRACE_PASSES = (lambda known: 1.5 * n if (n := known["n_outputs"]) <= EXACT_RANK else 2.0 * min(n, known["n_draws"]),)
 
@@ -65,7 +68,8 @@ def trace_limits(
     if reduction == "max" or rank <= max(n_draws, EXACT_RANK):
         return {("traces", metric): 1 + (rank if metric == "logits" else network.n_outputs)}
     n_sketch, n_squares = _numbers_of_draws(n_draws, batch.n_samples)
-    return {("traces", metric, n_draws): 1 + 3 * n_sketch + n_squares}  # a forward pass for each image
+    images = 2 * n_sketch  # a backward and a forward pass each
+    return {("traces", metric, n_draws): 1 + n_sketch + n_squares, _images_key(n_sketch): images}
 
 
 def _numbers_of_draws(n_draws: int, n_samples: int) -> tuple[int, int]:
@@ -88,35 +92,50 @@ def _exact(network: Network, batch: Batch, metric: str) -> Tensor:
     return batch.cat(squares)
 
 
+def _images_key(n_sketch: int) -> tuple[str, int]:
+    return "images of random signs", n_sketch
+
+
 def _estimates(network: Network, batch: Batch, metric: str, n_draws: int) -> Traces:
     """Hutch++ (see `linalg.trace_estimate`) for B^T J J^T B of every sample, with other random signs for each.
 
-    A sample's signs do not depend on the chunk in which it is.
+    The directions of large eigenvalues are looked for in B^T J J^T g, with the same random signs g for all metrics. A
+    sample's signs do not depend on the chunk in which it is.
     """
     function = logits_function(network, batch)
     n_sketch, n_squares = _numbers_of_draws(n_draws, batch.n_samples)
     eps = torch.finfo(batch.X.dtype).eps
     seeds = torch.randint(2**62, (batch.n_samples,), generator=batch.generator(), device="cpu")  # (n,)
+    key, size = _images_key(n_sketch), network.n_outputs * n_sketch
+    known = batch.once(key, Tensor) if key in batch.known else None  # (n, C, s)
+    kept = known is None and 8 * batch.n_samples * size <= batch.room / KEPT
 
-    def estimates(X: Tensor, seeds: Tensor) -> Tensor:
+    def estimates(X: Tensor, seeds: Tensor, images: Tensor | None = None) -> Tensor:
         drawn = [_signs(int(seed), n_sketch + n_squares, network.n_outputs) for seed in seeds]
         signs = torch.stack(drawn, dim=1).to(X.device, torch.float64)  # (k, n, C)
-        logits, pulled = pullback(function, X)
+        logits, pulled = pullbacks(function, X)
         p = logits.double().softmax(1)  # (n, C)
 
-        def row(v: Tensor) -> Tensor:
-            return pulled(apply_metric(p, v, metric).to(logits.dtype))  # v^T B^T J, (n, ...)
+        def squares(vectors: Tensor) -> Tensor:  # |v^T B^T J|^2 of vectors (k, n, C)
+            rows = pulled(torch.stack([apply_metric(p, v, metric) for v in vectors]).to(logits.dtype))
+            return torch.stack([_squared_lengths(row) for row in rows])  # (k, n)
 
-        images = [_image(function, X, logits, row(g)) for g in signs[:n_sketch]]
+        if images is None:
+            rows = pulled(signs[:n_sketch].to(logits.dtype))
+            images = torch.stack([_image(function, X, logits, row) for row in rows], dim=2)  # (n, C, s)
         # Orthonormal bases of directions with large eigenvalues of B^T J J^T B, (n, C, s)
-        Q = torch.linalg.qr(torch.stack([apply_metric_transposed(p, t, metric) for t in images], dim=2)).Q
-        rest = (g - (Q @ (Q.mT @ g[:, :, None]))[:, :, 0] for g in signs[n_sketch:])  # (n, C) each
-        inside = sum(_squared_lengths(row(q)) for q in Q.unbind(2))  # the trace on their span is exact
-        outside = torch.stack([_squared_lengths(row(g)) for g in rest])  # (k, n)
+        Q = torch.linalg.qr(torch.stack([apply_metric_transposed(p, t, metric) for t in images.unbind(2)], dim=2)).Q
+        g = signs[n_sketch:].permute(1, 2, 0)  # (n, C, k)
+        inside = squares(Q.permute(2, 0, 1)).sum(0)  # the trace on their span is exact
+        outside = squares((g - Q @ (Q.mT @ g)).permute(2, 0, 1))  # (k, n)
         value = inside + outside.mean(0)  # (n,)
-        return torch.stack([value, outside.var(0) / n_squares + (eps * value).square()], dim=1)  # (n, 2)
+        stats = torch.stack([value, outside.var(0) / n_squares + (eps * value).square()], dim=1)  # (n, 2)
+        return torch.cat([stats, images.flatten(1)], dim=1) if kept else stats
 
-    return Traces(*batch.cat(estimates, seeds).unbind(1))
+    results = batch.cat(estimates, seeds, *([] if known is None else [known]))
+    if kept:
+        batch.once(key, lambda: results[:, 2:].unflatten(1, (-1, n_sketch)))
+    return Traces(results[:, 0], results[:, 1])
 
 
 def _image(function: Callable[[Tensor], Tensor], X: Tensor, logits: Tensor, t: Tensor) -> Tensor:

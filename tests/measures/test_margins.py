@@ -280,6 +280,32 @@ def test_estimated_traces_do_not_depend_on_chunks_and_follow_the_seed():
     assert other != pytest.approx(at_once, rel=1e-6)
 
 
+def test_traces_of_a_call_share_images_and_have_the_values_of_calls_of_their_own():
+    module, X, y = many_outputs(width=110, n_outputs=120)
+    alone = {name: value(module, X, y, name) for name in ("pullback_trace", "jacobian_frobenius")}
+    shared = Batch(Network(module, (130,)), X, y, loss="cross_entropy")
+    together = {name: MEASURES[name](shared.network, shared).value for name in alone}
+    assert together == pytest.approx(alone, rel=1e-12)
+    assert ("images of random signs", 3) in shared.known
+
+
+class Branching(nn.Module):
+    """A network that cannot be traced, since its forward pass depends on the data."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        return self.module(x) if x.abs().max() < 1e9 else self.module(-x)
+
+
+@pytest.mark.parametrize("name", ["jacobian_frobenius", "pullback_trace"])
+def test_estimates_are_the_same_without_a_graph(name):
+    module, X, y = many_outputs(width=130, n_outputs=120)
+    assert value(Branching(module), X, y, name) == pytest.approx(value(module, X, y, name), rel=1e-9)
+
+
 def test_the_largest_of_many_traces_is_exact():
     module, X, y = many_outputs(width=110, n_outputs=120)
     expected = max(np.trace(gram) for gram in dense_grams(module, X, "fisher"))
