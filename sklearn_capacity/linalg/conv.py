@@ -182,16 +182,31 @@ class ConvOperator:
 
     def _convolve(self, x: Tensor) -> Tensor:
         convolution = CONVOLUTIONS[len(self.kernel)]
+        if self._borders is not None:
+            return convolution(x, self.weight, None, self.stride, self._borders[0], self.dilation, self.groups)
         x = pad(x, self.pads, self.padding_mode)  # (n, channels, *padded)
         return convolution(x, self.weight, None, self.stride, 0, self.dilation, self.groups)  # (n, *image)
 
     def _convolve_transposed(self, y: Tensor) -> Tensor:
         transposed = TRANSPOSED[len(self.kernel)]
+        if self._borders is not None:
+            padding, unread = self._borders
+            return transposed(y, self.weight, None, self.stride, padding, unread, self.groups, self.dilation)
         y = transposed(y, self.weight, None, self.stride, 0, 0, self.groups, self.dilation)  # (n, channels, *covered)
         if self.padding_mode == "zeros":  # the transpose of adding zeros is cropping
             return pad(y, self._uncovered, "zeros")  # (n, *domain)
         y = pad(y, self._unread, "zeros")  # (n, channels, *padded)
         return pad_adjoint(y, self.domain[1:], self.pads, self.padding_mode)  # (n, *domain)
+
+    @computed_once
+    def _borders(self) -> tuple[list[int], list[int]] | None:
+        """Padding and output padding by which torch convolves both ways without a padded copy; None if it cannot."""
+        unread = [after for _, after in self._unread]
+        steps = map(max, self.stride, self.dilation)
+        plain = self.padding_mode == "zeros" and all(a == b >= 0 for a, b in self.pads)
+        if not plain or not all(0 <= after < step for after, step in zip(unread, steps, strict=True)):
+            return None
+        return [a for a, _ in self.pads], unread
 
     @computed_once
     def _unread(self) -> tuple[tuple[int, int], ...]:
@@ -356,7 +371,7 @@ def _by_single_precision(operator: ConvOperator, tol: float, random_state: int) 
     double = replace(operator, weight=weight)
     short = copy.copy(double)  # `replace` would convert the weight to double precision
     object.__setattr__(short, "weight", weight.float())
-    products = window_products(short) or (short.forward, short.adjoint)
+    products = _by_pixels(short) or window_products(short) or (short.forward, short.adjoint)
     grams = _gram(short, *products), _gram(double, double.forward, double.adjoint)
     norm = norm_by_single_precision(*grams, size, tol=tol, random_state=random_state)
     return None if norm is None else replace(norm, value=norm.value * factor)
@@ -377,10 +392,18 @@ def _gram(operator: ConvOperator, forward: Product, adjoint: Product) -> Product
 
 def _fastest_products(operator: ConvOperator) -> tuple[Product, Product]:
     """Forward and adjoint of one array, by the pixels if these are very few."""
-    products = pixel_products(operator)
+    products = _by_pixels(operator)
     if products is None:
         operator = _channels_last_where_faster(operator)
         return operator.forward, operator.adjoint
+    return products
+
+
+def _by_pixels(operator: ConvOperator) -> tuple[Product, Product] | None:
+    """Forward and adjoint put together from products of single pixels, where that is faster."""
+    products = pixel_products(operator)
+    if products is None:
+        return None
     both = products.convolve, products.convolve_transposed
     return both[::-1] if operator.transposed else both
 
