@@ -8,8 +8,8 @@ Their parts: `requests` parses the requested measures; `find_network` finds the 
 `from_sklearn` for linear models and perceptrons; `data` creates tensors; `probe` runs the network on a few samples;
 `measurement` runs one measure, and `outcomes` those of one call, within its time limit; `pass_totals` bounds their
 passes over the data. `initial_state` stores the weights before training, `pickling` pickles a user's functions for
-other processes, `measure_checks` (`check_measure`) tests a measure on small networks. Read `capacity` first, then
-`measurement`.
+other processes, `measure_checks` (`check_measure`) and `measure_invariances` test a measure on small networks
+(`example_networks`). Read `capacity` first, then `measurement`.
 
 Data flow: model, X, y -> find_network, data -> probe -> measurement -> Measured values -> dict, frame or score.
 """

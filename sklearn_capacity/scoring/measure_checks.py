@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import math
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._validation import NotDefinedError, shown
 from ..graph import Network
 from ..measures import Batch, Measure, Measured
-from ..process_state import keeps_random_numbers
+from .example_networks import Example, examples
+from .measure_invariances import ROUNDING, check_invariances, close
 from .measurement import Session
 from .requests import Request, parse_measures
 
-__all__ = ["Example", "check_invariances", "check_measure", "check_on", "examples"]
+__all__ = ["check_measure", "check_on"]
 
-#: Accepted relative differences: between the same arithmetic in another order, between iterations from different start
-#: vectors, and between double and single precision.
-ROUNDING, START, SINGLE = 1e-9, 1e-6, 1e-4
+#: Accepted relative differences between iterations from different start vectors, and between double and single
+#: precision.
+START, SINGLE = 1e-6, 1e-4
 #: Python's global generator, as error messages name it.
 PYTHON = "the random numbers of Python, in the process"
-
-
-@dataclass(frozen=True)
-class Example:
-    """A small network in double precision with data, and its state before training."""
-
-    name: str
-    module: nn.Module
-    X: Tensor
-    y: Tensor
-    initial_state: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def check_measure(
@@ -126,7 +113,7 @@ def check_on(requests: Sequence[Request], example: Example, *, declared: bool = 
     list of str or None
         For each measure, why it is not defined for this network.
     """
-    session = _session(example)
+    session = example.session()
     results: list[Measured | str] = []
     for request in requests:
         try:
@@ -149,10 +136,6 @@ def check_on(requests: Sequence[Request], example: Example, *, declared: bool = 
             _check_same(batch, steady, values, ROUNDING, f"{what} on {example.name}")
     _check_same(_in_single(session), steady, values, SINGLE, f"in single precision on {example.name}")
     return [result if isinstance(result, str) else None for result in results]
-
-
-def _session(example: Example) -> Session:
-    return Session(example.module, example.X, example.y, initial_state=example.initial_state or None)
 
 
 def _with_batch(
@@ -250,7 +233,7 @@ def _check_result(request: Request, measured: Measured, where: str, declared: bo
     if declared and value < 0 and not request.measure.signed:
         raise ValueError(f"`{label}` must not be negative, got {value:g} on {where}. Or declare signed=True.")
     logged = measured.log_value is not None and math.isfinite(value)
-    if logged and not _close(value, math.exp(measured.log()), ROUNDING):
+    if logged and not close(value, math.exp(measured.log()), ROUNDING):
         raise ValueError(f"`{label}` must have the logarithm of its value, got {measured.log_value:g} for {value:g}.")
     if measured.standard_error is not None and not measured.standard_error >= 0:
         raise ValueError(f"`{label}` must have a standard error of at least 0, got {measured.standard_error}.")
@@ -268,123 +251,5 @@ def _check_same(
             got = session.measured(request).value
         except NotDefinedError as error:
             raise ValueError(f"`{request.label}` must also be defined {when}, but raised: {error}") from error
-        if not _close(got, expected, tolerance):
+        if not close(got, expected, tolerance):
             raise ValueError(f"`{request.label}` must be the same {when}, got {expected:.9g} and {got:.9g}.")
-
-
-def _close(a: float, b: float, tolerance: float) -> bool:
-    return a == b or abs(a - b) <= max(tolerance * abs(b), 1e-12 * bool(tolerance))
-
-
-# -- invariances -------------------------------------------------------------------------------------------------------
-
-
-def check_invariances(requests: Sequence[Request]) -> None:
-    """Raise if a measure lacks a declared invariance, or has one that it does not declare."""
-    tried = set()
-    for example in examples()[:2]:
-        changed = {change: _session_of(example, function(example.module)) for change, function in CHANGES.items()}
-        session = _session(example)
-        for request in requests:
-            if request.measure.stochastic or request.label in tried:
-                continue
-            try:
-                before = session.measured(request).value
-            except NotDefinedError:
-                continue
-            if math.isinf(before):  # the measure is uninformative here
-                continue
-            tried.add(request.label)
-            for change, other in changed.items():
-                _check_invariance(request, change, before, other.measured(request).value, example.name)
-    for request in requests:
-        if request.measure.invariances and request.label not in tried and not request.measure.stochastic:
-            raise ValueError(
-                f"`{request.label}` must be defined and finite for {examples()[0].name} or {examples()[1].name}, where "
-                "declared invariances are checked."
-            )
-
-
-def _session_of(example: Example, module: nn.Module) -> Session:
-    return Session(module, example.X, example.y, initial_state=example.initial_state)
-
-
-def _check_invariance(request: Request, change: str, before: float, after: float, example: str) -> None:
-    same, declared = _close(after, before, ROUNDING), change in request.measure.invariances
-    if declared and not same:
-        raise ValueError(
-            f"`{request.label}` must not change under its declared invariance {change!r}, got {before:.9g} "
-            f"before and {after:.9g} after."
-        )
-    if same and not declared:
-        raise ValueError(
-            f"`{request.label}` must declare the invariance {change!r}, which it has: {before:.9g} before and after "
-            f"this change of the weights of {example}."
-        )
-
-
-def _rescaled(module: nn.Module, order: Sequence[int], factors: Sequence[float]) -> nn.Module:
-    """The same function: hidden units permuted, incoming weights scaled up and outgoing weights scaled down."""
-    changed: Any = copy.deepcopy(module)
-    scale = torch.tensor(factors, dtype=torch.float64, device="cpu")
-    changed[0].weight.data = module[0].weight.data[list(order)] * scale[:, None]  # type: ignore[index]
-    changed[2].weight.data = module[2].weight.data[:, list(order)] / scale  # type: ignore[index]
-    return changed
-
-
-#: Changes of weights that preserve the function of a rectifier network with one hidden layer of six units; so large
-#: that a coarse measure, such as a share of small weights, does not seem to be invariant.
-CHANGES: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "permutation": lambda module: _rescaled(module, [3, 0, 5, 1, 4, 2], [1.0] * 6),
-    "layer_rescaling": lambda module: _rescaled(module, range(6), [128.0] * 6),
-    "node_rescaling": lambda module: _rescaled(module, range(6), [128.0, 0.5, 1.0, 0.01, 0.25, 20.0]),
-}
-
-
-# -- networks ----------------------------------------------------------------------------------------------------------
-
-
-def _drawn(module: nn.Module, seed: int) -> nn.Module:
-    """The module with weights and statistics drawn from a seed, independent of torch's initialisation."""
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    module = module.to(device="cpu", dtype=torch.float64)
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if tensor.is_floating_point():
-            values = torch.randn(tensor.shape, generator=generator, dtype=torch.float64, device="cpu")
-            positive = name.endswith("running_var") or (tensor.dim() == 1 and name.endswith("weight"))
-            tensor.data.copy_(values.abs() + 0.5 if positive else values)
-    return module
-
-
-def _example(
-    name: str, make: Callable[[], nn.Module], shape: Sequence[int], seed: int, *, regression: bool = False
-) -> Example:
-    with keeps_random_numbers():
-        module, before = _drawn(make(), seed), _drawn(make(), seed + 1)
-    generator = torch.Generator(device="cpu").manual_seed(seed + 2)
-    X = torch.randn(40, *shape, generator=generator, dtype=torch.float64, device="cpu")
-    with torch.no_grad():
-        outputs = module.eval()(X)
-    decided = (outputs != 0).any(1)  # if all units are off, all classes tie
-    y = outputs + 1.0 if regression else outputs.argmax(1)  # classes are separated, so that margins are positive
-    return Example(name, module.train(), X[decided], y[decided], before.state_dict())
-
-
-def _chain(n_outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, n_outputs, bias=False))
-
-
-def _convolutional() -> nn.Module:
-    layers = (nn.Conv2d(2, 3, 3, stride=2), nn.BatchNorm2d(3), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten())
-    return nn.Sequential(*layers, nn.Linear(3, 3))
-
-
-@functools.cache
-def examples() -> tuple[Example, ...]:
-    """The networks on which every measure is checked; the first two have one hidden layer of six rectifiers."""
-    return (
-        _example("a rectifier network without biases", lambda: _chain(3), (4,), 5),
-        _example("a regression by a rectifier network", lambda: _chain(1), (4,), 6, regression=True),
-        _example("a convolutional network with batch norm", _convolutional, (2, 7, 7), 7),
-        _example("a tanh network", lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), (4,), 8),
-    )

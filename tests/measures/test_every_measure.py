@@ -18,7 +18,8 @@ from measuring import SHORT, separated, values_of
 from networks import NETWORKS
 from sklearn_capacity import CapacityWarning, NetworkClassifier, NotDefinedError, check_measure, measure_capacity
 from sklearn_capacity.measures import MEASURES
-from sklearn_capacity.scoring.measure_checks import Example, check_on
+from sklearn_capacity.scoring.example_networks import Example
+from sklearn_capacity.scoring.measure_checks import check_on
 from sklearn_capacity.scoring.requests import parse_measures
 
 CASES = ["mlp", "mlp_no_bias", "mlp_tanh", "conv_batch_norm", "conv_strided_grouped", "residual", "conv_max_pool"]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from sklearn_capacity import Measure, Measured, NotDefinedError, check_measure
-from sklearn_capacity.scoring import measure_checks as checks
+from sklearn_capacity.scoring.example_networks import examples
 
 
 def matrices(network):
@@ -166,12 +166,12 @@ def test_a_network_of_the_user_is_tried_too():
 def test_examples_are_the_same_for_every_seed_of_the_process():
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    checks.examples.cache_clear()
-    first = checks.examples()
+    examples.cache_clear()
+    first = examples()
     assert torch.equal(state, torch.get_rng_state())
-    checks.examples.cache_clear()
+    examples.cache_clear()
     torch.manual_seed(2)
-    for one, other in zip(first, checks.examples(), strict=True):
+    for one, other in zip(first, examples(), strict=True):
         assert torch.equal(one.X, other.X) and torch.equal(one.y, other.y) and len(one.X) > 20
         for a, b in zip(one.module.state_dict().values(), other.module.state_dict().values(), strict=True):
             assert torch.equal(a, b)
