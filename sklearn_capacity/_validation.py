@@ -33,6 +33,7 @@ __all__ = [
     "copied_module",
     "failure_text",
     "float_array",
+    "has_packed_weights",
     "plain_array",
     "refuse_containers",
     "shape_text",
@@ -259,6 +260,11 @@ def copied_module(module: torch.nn.Module, cure: str) -> torch.nn.Module:
         return copy.deepcopy(module)
     except RuntimeError as error:
         raise ValueError(f"`module` cannot be copied: {str(error).rstrip('.')}. {cure}") from error
+
+
+def has_packed_weights(part: torch.nn.Module) -> bool:
+    """Whether a module itself, without its parts, is quantized: its weights are no tensors and have no derivatives."""
+    return not part._parameters and torch.ScriptObject in map(type, vars(part).values())
 
 
 def float_array(name: str, values: Any) -> np.ndarray:

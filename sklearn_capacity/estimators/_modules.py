@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sklearn_capacity import architectures
-from sklearn_capacity._validation import check_option, copied_module, shown
+from sklearn_capacity._validation import check_option, copied_module, has_packed_weights, shown
 from sklearn_capacity.training import embedding_cure
 
 __all__ = ["check_batch_norm", "check_output", "make_module"]
@@ -36,6 +36,8 @@ def make_module(module: Any, module_params: Mapping[str, Any] | None, input_shap
         hollow = next((name for name, tensor in module.named_parameters() if tensor.is_meta), None)
         if hollow is not None:
             raise ValueError(f"`module` must have values, got {hollow!r} on the meta device. Give the class instead.")
+        if any(map(has_packed_weights, module.modules())):
+            raise ValueError("`module` must not be quantized, since it cannot be trained. Give it as it was before.")
         return copied_module(module, "Give its class, or a function that makes it.")
     if not callable(module):
         raise TypeError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .._validation import NotDefinedError, warn
+from .._validation import NotDefinedError, has_packed_weights, warn
 from ..graph import Network, UnsupportedLayerError
 from ..process_state import RandomNumbers, restored_at_the_end, surely
 from ..training import embedding_cure
@@ -72,7 +72,7 @@ def measurable(module: nn.Module) -> nn.Module:
     for part in module.modules():
         if isinstance(part, torch.jit.ScriptModule):
             raise NotDefinedError(f"`{name}` is compiled to TorchScript. Pass the original module.")
-        if not part._parameters and torch.ScriptObject in map(type, vars(part).values()):  # packed weights
+        if has_packed_weights(part):
             raise NotDefinedError(f"`{name}` is quantized: it has no derivatives. Pass the module before quantization.")
     for key, tensor in (*module.named_parameters(), *module.named_buffers()):
         if is_lazy(tensor):

@@ -15,6 +15,7 @@ from torch import nn
 from sklearn_capacity import (
     CapacityScorer,
     CapacityWarning,
+    NetworkClassifier,
     NotDefinedError,
     UnsupportedLayerError,
     capacity_report,
@@ -169,6 +170,8 @@ def test_quantized_networks_are_refused_with_the_cure(kind):
         for measure in ("margin", "spectral_norm"):
             with pytest.raises(NotDefinedError, match="is quantized: .* Pass the module before quantization"):
                 measure_capacity(given, X, Y, measure)
+        with pytest.raises(ValueError, match="`module` must not be quantized"):
+            NetworkClassifier(module=given).fit(X, Y)
 
 
 def test_what_torch_cannot_differentiate_is_left_out_with_its_reason():
