@@ -22,6 +22,7 @@ __all__ = [
     "as_list",
     "check_axes",
     "check_boolean",
+    "check_column",
     "check_dense",
     "check_instance",
     "check_integer",
@@ -198,6 +199,15 @@ def check_option(name: str, value: Any, options: Iterable[Any]) -> Any:
         offered = ", ".join(repr(option) for option in options)
         raise ValueError(f"`{name}` must be one of {offered}, got {shown(value)}.{_tail(closest(value, options))}")
     return value
+
+
+def check_column(name: Any, columns: Iterable[Any]) -> Any:
+    """Return `name` if a table has such a column, or raise and name the closest one, or all."""
+    columns = list(columns)
+    if name not in columns:
+        hint = closest(name, columns) or f"It has: {', '.join(map(str, columns))}."
+        raise ValueError(f"The table has no column {shown(name)}. {hint}")
+    return name
 
 
 def shown(value: Any) -> str:

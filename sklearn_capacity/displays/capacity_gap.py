@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._validation import check_instance, closest
+from .._validation import check_column, check_instance
 from ..model_selection import capacity_table
 from ..model_selection.rank_measures import generalization_gap, rank_measures
 from ..scoring import compare_capacity
@@ -170,10 +170,7 @@ class CapacityGapDisplay:
         """A number per model, and the value for each number."""
         if self.color is None:
             return None, []
-        if self.color not in self.table.columns:
-            hint = closest(self.color, self.table.columns)
-            raise ValueError(f"The table has no column {self.color!r}. {hint}".rstrip())
-        column = self.table[self.color]
+        column = self.table[check_column(self.color, self.table.columns)]
         try:
             codes, values = pd.factorize(column, sort=True)
         except TypeError:  # values that cannot be ordered or hashed, such as lists

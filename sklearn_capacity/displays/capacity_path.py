@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._validation import as_list, check_instance, closest, shown
+from .._validation import as_list, check_column, check_instance
 from ..model_selection import capacity_table
 from .panels import is_wide, plot_direction, several_axes, unit_text
 from .sources import results_of
@@ -153,10 +153,7 @@ class CapacityPathDisplay:
         return columns[max(scores, default=0) + 1 :]
 
     def _column(self, name: str) -> str:
-        if name not in self.table.columns:
-            hint = f"{closest(name, self.table.columns)} It has: {', '.join(map(str, self.table.columns))}.".lstrip()
-            raise ValueError(f"The table has no column {shown(name)}. {hint}")
-        return name
+        return check_column(name, self.table.columns)
 
 
 def _scale_strength(ax: Any, x: np.ndarray) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._validation import as_list, check_instance, check_integer, check_interval, closest, shown
+from .._validation import as_list, check_column, check_instance, check_integer, check_interval, shown
 from ..measures import MEASURES, Measure
 from ..scoring.requests import directions, label_of
 from .conditional_information import competition_score, least_conditional_information, settings_of
@@ -126,9 +126,10 @@ def rank_measures(
     gaps, used = generalization_gap(table, gap)
     parts = _parts(table, tasks, np.isfinite(gaps))
     used = used if tasks is None else {*used, tasks}
-    by = hyperparameters(table) if by is None else [_checked(table, name) for name in as_list("by", by)]
+    columns = table.columns
+    by = hyperparameters(table) if by is None else [check_column(name, columns) for name in as_list("by", by)]
     by = [name for name in by if name not in used]
-    names = _measures(table, {*used, *by}) if measures is None else [_checked(table, name) for name in measures]
+    names = _measures(table, {*used, *by}) if measures is None else [check_column(name, columns) for name in measures]
     if not names:
         raise ValueError("`table` must have columns of measures besides the gap and the hyper-parameters, got none.")
     generator = np.random.default_rng(check_integer("random_state", random_state, 0))
@@ -216,7 +217,7 @@ def _parts(table: pd.DataFrame, tasks: str | None, known: np.ndarray) -> list[np
     if tasks is None:
         codes = np.zeros(len(table), dtype=np.intp)
     else:
-        codes = pd.factorize(table[_checked(table, tasks)].map(repr))[0]
+        codes = pd.factorize(table[check_column(tasks, table.columns)].map(repr))[0]
     parts = [np.flatnonzero(known & (codes == code)) for code in range(max(1, codes.max(initial=0) + 1))]
     smallest = min(map(len, parts))
     if smallest < 2:
@@ -244,11 +245,11 @@ def generalization_gap(table: pd.DataFrame, gap: str | tuple[str, str] | None) -
             )
         gap = (f"train_{scores[0]}", f"test_{scores[0]}")
     if isinstance(gap, str):
-        return _numbers(table, _checked(table, gap)), {gap}
+        return _numbers(table, check_column(gap, table.columns)), {gap}
     pair = as_list("gap", gap)
     if len(pair) != 2:
         raise ValueError(f"`gap` must be a column, or a training and a test score, got {shown(gap)}.")
-    train, test = (_checked(table, name) for name in pair)
+    train, test = (check_column(name, table.columns) for name in pair)
     return _numbers(table, train) - _numbers(table, test), {train, test}
 
 
@@ -257,12 +258,6 @@ def hyperparameters(table: pd.DataFrame) -> list[str]:
     columns = list(table.columns)
     first = next((i for i, name in enumerate(columns) if str(name).startswith(SCORES)), 0)
     return columns[:first]
-
-
-def _checked(table: pd.DataFrame, name: str) -> str:
-    if name not in table.columns:
-        raise ValueError(f"The table has no column {shown(name)}. {closest(name, table.columns)}".rstrip())
-    return name
 
 
 def _numbers(table: pd.DataFrame, name: str) -> np.ndarray:
