@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .._validation import all_finite
 from ..derivatives.loss_hessian import LossHessian
 from ..derivatives.parameter_vector import raw_parameter_vector
 from ..graph import Network
@@ -142,7 +143,7 @@ def _matrix(hessian: LossHessian, batch: Batch) -> Tensor:
 
 def finite(numbers: Tensor, what: str) -> Tensor:
     """The numbers; raises if one is not finite."""
-    if not bool(torch.isfinite(numbers).all()):
+    if not all_finite(numbers):
         raise NotDefinedError(
             f"The {what} of the loss is not finite: the weights or X are too large, or training has diverged."
         )

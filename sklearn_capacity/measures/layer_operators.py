@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .._validation import check_option, warn
+from .._validation import all_finite, check_option, warn
 from ..graph import Network, NetworkGraph, Node, UnsupportedLayerError, operator_of
 from ..graph.weight_layers import Operator
 from ..linalg import OperatorNorm
@@ -87,7 +87,7 @@ def graph_layers(network: Network, purpose: str) -> tuple[Node, ...]:
 def check_finite(nodes: Iterable[Node], purpose: str) -> None:
     """Raise if a weight is not finite."""
     for node in nodes:
-        if node.weight is not None and not bool(node.weight.isfinite().all()):
+        if node.weight is not None and not all_finite(node.weight):
             raise node.refuse(purpose, "its weights are not finite.", "The network has diverged.")
 
 

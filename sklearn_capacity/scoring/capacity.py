@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._validation import NotDefinedError, check_boolean, warn
+from .._validation import NotDefinedError, all_finite, check_boolean, warn
 from ..measures import Measured
 from ..measures.margins import sample_margins
 from ..process_state import keeps_modes
@@ -186,7 +186,7 @@ def _scored(session: Session, model: Any, X: Any, y: Any, scores: Mapping[str, s
 def _warn_of_nonfinite_weights(session: Session) -> None:
     """Warn of weights that are not finite, since "cheap" and "all" then omit nearly every measure."""
     for name, parameter in session.network.parameters.items():
-        if not bool(parameter.isfinite().all()):
+        if not all_finite(parameter):
             warn(f"`{name}` of the network is not finite: few measures are defined. Has its training diverged?")
             return
 

@@ -11,7 +11,7 @@ import torch
 from sklearn.utils import check_array, check_random_state
 from torch import Tensor
 
-from .._validation import NotDefinedError, check_dense, check_integer, check_option, plain_array, shown
+from .._validation import NotDefinedError, all_finite, check_dense, check_integer, check_option, plain_array, shown
 from ..losses import CLASSIFICATION, REGRESSION, is_classification
 from .find_network import Subject
 
@@ -45,7 +45,7 @@ def checked_X(subject: Subject, X: Any) -> Any:
             raise ValueError(f"`X` must have shape (n_samples, ...) with at least one sample, got {tuple(X.shape)}.")
         if not X.is_floating_point():
             X = X.to(torch.get_default_dtype())
-        if not bool(X.isfinite().all()):
+        if not all_finite(X):
             raise ValueError("`X` contains NaN or infinity. Impute or remove these samples first.")
     else:
         try:

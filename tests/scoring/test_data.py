@@ -21,9 +21,25 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sklearn_capacity import CapacityScorer, NetworkClassifier, NotDefinedError, measure_capacity
+from sklearn_capacity._validation import all_finite
 from sklearn_capacity.scoring.data import subsample
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_finite_numbers_are_told_from_others_also_where_their_sum_overflows(dtype):
+    largest = torch.finfo(dtype).max
+    for numbers in ([], [0.0], [largest] * 3, [largest, -largest]):
+        assert all_finite(torch.tensor(numbers, dtype=dtype))
+    for odd in (
+        [torch.nan],
+        [torch.inf, 1.0],
+        [torch.inf, -torch.inf],
+        [largest, largest, -torch.inf],
+        [torch.nan] * 2,
+    ):
+        assert not all_finite(torch.tensor(odd, dtype=dtype))
 
 
 @pytest.mark.parametrize(
