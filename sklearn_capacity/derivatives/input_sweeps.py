@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..graph.activations import activation_of
-from ..graph.evaluate import EVALUATE, apply_linear, pool_indices
+from ..graph.evaluate import EVALUATE, apply_linear, pool_indices, slice_index
+from ..graph.functions import function_of
 from ..graph.memory_layout import channels_last
 from ..graph.nodes import NetworkGraph, Node, interpret
 from ..linalg.product import LARGE, affine
@@ -58,13 +59,15 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
     The result is differentiable: logits and smooth pre-activations carry a graph if gradients are enabled and the
     weights require them; slopes and selections are constants.
     """
-    X = channels_last(X)
+    images = graph.images
+    X = channels_last(X) if graph.input.name in images else X
     tape = Tape(graph, X)
     readers = graph.consumers()
 
     def activation(node: Node, z: Tensor) -> Tensor:
         row, args = activation_of(node)
-        y = channels_last(row.value(z, *args))  # (n, *node.shape), like z
+        y = row.value(z, *args)  # (n, *node.shape), like z
+        y = channels_last(y) if node.name in images else y
         with torch.no_grad():
             tape.slopes[node.name] = row.slope(z, y, *args)
         if not row.piecewise_linear:
@@ -95,8 +98,12 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
         return affine(x, node.weight, node.bias)
 
     def function(node: Node, *xs: Tensor) -> Tensor:
+        row, args = function_of(node)
+        y = row.value(xs, *args)  # (n, *node.shape)
         tape.points[node.name] = xs
-        return EVALUATE["function"](node, *xs)
+        with torch.no_grad():
+            tape.kept[node.name] = row.kept(xs, y, *args)
+        return y
 
     recording = {
         "activation": activation, "max_pool": max_pool, "conv": conv, "linear": linear, "function": function
@@ -184,6 +191,7 @@ class _BackwardSweep:
         self, tape: Tape, vectors: Tensor, keep: Keep | None, start: str | None = None, omitted: Collection[str] = ()
     ) -> None:
         self.tape, self.keep, self.curved, self.omitted = tape, keep, tape.curved, omitted
+        self.images = tape.graph.images
         self.cotangents: dict[str, Tensor] = {start or tape.graph.output: vectors}
         self.exclusive: set[str] = set() if start is None else {start}
 
@@ -198,6 +206,9 @@ class _BackwardSweep:
             assert self.keep is not None
             self.keep(node, g, None)
             return
+        if node.op == "slice":
+            self._add_slice(node, g)
+            return
         parts, exclusive = self._contributions(node, g)
         if self.keep is not None and (node.weight is not None or node.name in self.curved):
             exclusive = not self.keep(node, g, parts[0]) and exclusive
@@ -210,8 +221,27 @@ class _BackwardSweep:
         given_up = node.name in self.exclusive
         if node.op == "activation" and given_up and node.name not in self.tape.smooth and node.weight is None:
             return (times_slope(self.tape, node, g, in_place=True),), True
-        parts = tuple(channels_last(part) for part in ADJOINT[node.op](self.tape, node, g))
+        parts = self._laid_out(node, ADJOINT[node.op](self.tape, node, g))
         return parts, node.op in FRESH or (node.op in ALIASES and given_up)
+
+    def _laid_out(self, node: Node, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The cotangents of a node's inputs, those of images with channels last."""
+        if self.images.isdisjoint(node.inputs):
+            return parts
+        pairs = zip(node.inputs, parts, strict=True)
+        return tuple(channels_last(part) if name in self.images else part for name, part in pairs)
+
+    def _add_slice(self, node: Node, g: Tensor) -> None:
+        """Add to a part of the input's cotangent, so that slices of one tensor share its zeros."""
+        (name,) = node.inputs
+        total = self.cotangents.get(name)
+        if total is None:
+            (self.cotangents[name],) = self._laid_out(node, ADJOINT["slice"](self.tape, node, g))
+        else:
+            total = total if name in self.exclusive else total.clone()
+            total[slice_index(node)] += g
+            self.cotangents[name] = total
+        self.exclusive.add(name)
 
     def _add(self, name: str, part: Tensor, exclusive: bool) -> None:
         total = self.cotangents.get(name)
@@ -251,7 +281,8 @@ def push(
         if node.op == "activation" and graph[node.inputs[0]].op in FRESH and readers[node.inputs[0]] == 1:
             values[node.name] = times_slope(tape, node, inputs[0], in_place=True)
         else:
-            values[node.name] = channels_last(TANGENT[node.op](tape, node, *inputs))
+            value = TANGENT[node.op](tape, node, *inputs)
+            values[node.name] = channels_last(value) if node.name in graph.images else value
         for name in node.inputs:
             remaining[name] -= 1
             if not remaining[name]:

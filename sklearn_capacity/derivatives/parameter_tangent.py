@@ -133,7 +133,7 @@ def function_tangent(node: Node, xs: Sequence[Tensor], dxs: Sequence[Tensor | fl
     if all(isinstance(dx, float) and dx == 0 for dx in dxs):
         return 0.0
     row, args = function_of(node)
-    return row.tangent(tuple(xs), tuple(map(_tensor, xs, dxs)), *args)
+    return row.tangent_at(tuple(xs), tuple(map(_tensor, xs, dxs)), *args)
 
 
 def opaque_tangent(node: Node, xs: Sequence[Any], dxs: Sequence[Any]) -> Any:

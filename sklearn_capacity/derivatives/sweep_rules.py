@@ -23,6 +23,7 @@ from ..graph.evaluate import (
     pad_input,
     pick,
     plain_padding,
+    slice_index,
 )
 from ..graph.functions import function_of
 from ..graph.memory_layout import channels_last, memory_format_of
@@ -85,7 +86,7 @@ def _blocks(tape: Tape, node: Node, stacked: Tensor) -> Tensor:
 def _tangent_function(tape: Tape, node: Node, *ts: Tensor) -> Tensor:
     row, args = function_of(node)
     along = tuple(_blocks(tape, node, t) for t in ts)  # (k, n, *shape) each
-    return row.tangent(tape.points[node.name], along, *args).flatten(0, 1)
+    return row.tangent(tape.kept[node.name], along, *args).flatten(0, 1)
 
 
 def _linear(rule: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -260,9 +261,7 @@ def _adjoint_permute(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
 def _adjoint_slice(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
     shape = (len(g), *tape.input_shape(node))
     out = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=memory_format_of(g)).zero_()  # (k n, *input)
-    index: list[Any] = [slice(None)] * out.dim()
-    index[node.params["dim"]] = node.params["index"]
-    out[tuple(index)] = g
+    out[slice_index(node)] = g
     return (out,)
 
 
@@ -288,7 +287,7 @@ def _adjoint_separable(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
 
 def _adjoint_function(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
     row, args = function_of(node)
-    parts = row.adjoint(tape.points[node.name], _blocks(tape, node, g), *args)  # (k, n, *input) each
+    parts = row.adjoint(tape.kept[node.name], _blocks(tape, node, g), *args)  # (k, n, *input) each
     return tuple(part.flatten(0, 1) for part in parts)  # (k n, *input) each
 
 

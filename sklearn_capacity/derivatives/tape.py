@@ -46,6 +46,8 @@ class Tape:
         1 where the derivative of an activation is its trained slope, else 0.
     points : dict of node name to tuple of Tensor of shape (n, ...)
         Inputs of functions of several entries, at which they were differentiated.
+    kept : dict of node name to tuple of Tensor of shape (n, ...)
+        What the derivatives of these functions need.
     """
 
     graph: NetworkGraph
@@ -55,6 +57,7 @@ class Tape:
     smooth: dict[str, Tensor] = field(default_factory=dict)
     slope_masks: dict[str, Tensor] = field(default_factory=dict)
     points: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    kept: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
     @property
     def curved(self) -> dict[str, tuple[Tensor, ...]]:
@@ -81,10 +84,11 @@ class Tape:
         smooth = {name: z[samples] for name, z in self.smooth.items()}
         masks = {name: mask[samples] for name, mask in self.slope_masks.items()}
         points = {name: tuple(x[samples] for x in xs) for name, xs in self.points.items()}
-        return Tape(self.graph, self.logits[samples], slopes, selections, smooth, masks, points)
+        kept = {name: tuple(x[samples] for x in xs) for name, xs in self.kept.items()}
+        return Tape(self.graph, self.logits[samples], slopes, selections, smooth, masks, points, kept)
 
     def rounded(self, dtype: torch.dtype) -> Tape:
-        """The tape for sweeps in another precision, whose weights, slopes and points are constants."""
+        """The tape for sweeps in another precision, whose weights and slopes are constants."""
 
         def cast(t: Tensor | None) -> Tensor | None:
             return None if t is None else t.detach().to(dtype)
@@ -95,9 +99,11 @@ class Tape:
             name: replace(chosen, masks=[(place, mask.to(dtype)) for place, mask in chosen.masks])
             for name, chosen in self.selections.items()
         }
-        points = {name: tuple(x.detach().to(dtype) for x in xs) for name, xs in self.points.items()}
+        kept = {
+            name: tuple(x.to(dtype) if x.is_floating_point() else x for x in xs) for name, xs in self.kept.items()
+        }
         graph = NetworkGraph(nodes, self.graph.output)
-        return Tape(graph, self.logits, slopes, selections, self.smooth, self.slope_masks, points)
+        return Tape(graph, self.logits, slopes, selections, self.smooth, self.slope_masks, self.points, kept)
 
     def input_shape(self, node: Node) -> tuple[int, ...]:
         """Shape of one sample of the node's (first) input."""

@@ -26,6 +26,7 @@ __all__ = [
     "pick",
     "plain_padding",
     "pool_indices",
+    "slice_index",
 ]
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -142,10 +143,13 @@ def _reduce(node: Node, x: Tensor) -> Tensor:
     return x.sum(node.params["dims"], keepdim=node.params["keepdim"]) * node.params["factor"]
 
 
+def slice_index(node: Node) -> tuple[Any, ...]:
+    """The index with which a slice reads its input."""
+    return (*(slice(None),) * node.params["dim"], node.params["index"])
+
+
 def _slice(node: Node, x: Tensor) -> Tensor:
-    index: list[Any] = [slice(None)] * x.dim()
-    index[node.params["dim"]] = node.params["index"]
-    return x[tuple(index)]
+    return x[slice_index(node)]
 
 
 def _pick(node: Node, x: Tensor) -> Tensor:

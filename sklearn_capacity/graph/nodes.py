@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,9 @@ __all__ = ["WEIGHT_OPS", "NetworkGraph", "Node", "Place", "UnsupportedLayerError
 
 #: Operators that may carry a weight. A "diagonal" carries one only if it is a separate layer.
 WEIGHT_OPS = ("linear", "conv", "conv_transpose", "diagonal")
+#: Operators on images, if their values have three axes, and those that leave images what they are.
+_OF_IMAGES = ("conv", "conv_transpose", "max_pool", "avg_pool")
+_KEEP_IMAGES = ("activation", "add", "cat", "center", "diagonal", "pad", "reduce", "separable", "slice")
 
 
 class UnsupportedLayerError(NotDefinedError):
@@ -195,11 +199,24 @@ class NetworkGraph:
     def __getitem__(self, name: str) -> Node:
         return self._by_name[name]
 
-    @property
+    @functools.cached_property
     def _by_name(self) -> dict[str, Node]:
-        if "_index" not in self.__dict__:
-            object.__setattr__(self, "_index", {node.name: node for node in self.nodes})
-        return self.__dict__["_index"]
+        return {node.name: node for node in self.nodes}
+
+    @functools.cached_property
+    def images(self) -> frozenset[str]:
+        """Nodes whose values (channels, height, width) a convolution or a pooling makes or reads.
+
+        Heads of attention have three axes, too, but no channels.
+        """
+        found, size = set[str](), -1
+        while size < len(found):
+            size = len(found)
+            for node in (*self.nodes, *reversed(self.nodes)):
+                keeps = node.op in _KEEP_IMAGES and not found.isdisjoint((node.name, *node.inputs))
+                if node.op in _OF_IMAGES or keeps:
+                    found.update(name for name in (node.name, *node.inputs) if len(self[name].shape) == 3)
+        return frozenset(found)
 
     def live(self) -> NetworkGraph:
         """The graph without nodes that its output does not need."""

@@ -28,6 +28,7 @@ from sklearn_capacity.graph import (
     private_copy,
     trace,
 )
+from sklearn_capacity.graph.joined_norms import joined_norms
 from sklearn_capacity.process_state import has_own_hooks, has_process_hooks
 
 __all__ = [
@@ -113,7 +114,7 @@ def chain_of(trace: ModuleTrace, module: nn.Module, parts: Parts, *, folded: boo
     """The same from the module's present trace."""
     if trace.program is None or trace.refusal is not None:
         return None
-    return _rebinder(trace, trace.program, module, parts).graph(folded=folded)
+    return joined_norms(_rebinder(trace, trace.program, module, parts).graph(folded=folded))
 
 
 def whole_graph(

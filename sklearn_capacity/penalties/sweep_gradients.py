@@ -233,11 +233,14 @@ class _Walk:
     def _pull_curvature(self, node: Node, ts: tuple[Tensor, ...], g: Tensor) -> None:
         """Add the gradient of ``<g, Df(x) t>`` with respect to the points x of a function f."""
         row, args = function_of(node)
-        n = len(self.scale)
         points = self.tape.points[node.name]
-        with torch.enable_grad():
-            at = [x.detach().requires_grad_(True) for x in points]  # (n, ...) each
-            inner = (g.unflatten(0, (-1, n)) * row.tangent(at, [t.unflatten(0, (-1, n)) for t in ts], *args)).sum()
+        g, *ts = (x.unflatten(0, (-1, len(self.scale))) for x in (g, *ts))  # (k, n, ...) each
+        if row.curvature is not None:
+            derivatives = row.curvature(self.tape.kept[node.name], ts, g, *args)
+        else:
+            with torch.enable_grad():
+                at = [x.detach().requires_grad_(True) for x in points]  # (n, ...) each
+                inner = (g * row.tangent_at(at, ts, *args)).sum()
             if not inner.requires_grad:  # piecewise linear, like sorting
                 return
             derivatives = torch.autograd.grad(inner, at, allow_unused=True)

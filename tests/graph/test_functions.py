@@ -263,7 +263,7 @@ def test_normalisation_is_steepest_as_computed(size):
 def test_the_length_of_nothing_has_the_slope_0():
     x = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
     row = FUNCTIONS["length"]
-    slope = row.tangent((x,), (torch.ones_like(x),), (-1,))
+    slope = row.tangent_at((x,), (torch.ones_like(x),), (-1,))
     assert not slope.any() and not torch.autograd.grad(slope.sum(), x)[0].any()
 
 
