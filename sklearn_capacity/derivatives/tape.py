@@ -99,9 +99,7 @@ class Tape:
             name: replace(chosen, masks=[(place, mask.to(dtype)) for place, mask in chosen.masks])
             for name, chosen in self.selections.items()
         }
-        kept = {
-            name: tuple(x.to(dtype) if x.is_floating_point() else x for x in xs) for name, xs in self.kept.items()
-        }
+        kept = {name: tuple(x.to(dtype) if x.is_floating_point() else x for x in xs) for name, xs in self.kept.items()}
         graph = NetworkGraph(nodes, self.graph.output)
         return Tape(graph, self.logits, slopes, selections, self.smooth, self.slope_masks, self.points, kept)
 

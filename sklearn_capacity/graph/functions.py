@@ -220,9 +220,7 @@ def _chosen(indices: Callable[..., Tensor]) -> Function:
 _PRODUCT = "it multiplies two signals, so a path would count the input twice."
 
 FUNCTIONS: dict[str, Function] = {
-    "product": Function(
-        lambda xs: xs[0] * xs[1], _mul_tangent, _mul_adjoint, _PRODUCT, curvature=_mul_curvature
-    ),
+    "product": Function(lambda xs: xs[0] * xs[1], _mul_tangent, _mul_adjoint, _PRODUCT, curvature=_mul_curvature),
     "matmul": Function(
         lambda xs: xs[0] @ xs[1],
         _matmul_tangent,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import OutputKind
+from torch.nn.modules.dropout import _DropoutNd
 
 from ..process_state import undisturbed, without_torch_warnings
 from .binding import Binder
@@ -25,7 +26,7 @@ from .layouts import Sizes
 from .nodes import NetworkGraph, UnsupportedLayerError
 from .recording import is_known, recorded
 
-__all__ = ["Program", "named_tensors", "private_copy", "trace"]
+__all__ = ["Program", "is_idle", "named_tensors", "private_copy", "trace"]
 
 # Number of samples for tracing; a single one would be specialised away.
 SAMPLES = 2
@@ -196,8 +197,13 @@ def _copy_to(device: str, module: nn.Module, training: bool) -> nn.Module:
     private = private_copy(module, device)
     if training:
         for copied, original in zip(private.modules(), module.modules(), strict=True):
-            copied.training = original.training
+            copied.training = original.training and not is_idle(original)
     return private
+
+
+def is_idle(module: nn.Module) -> bool:
+    """Whether it is a dropout that drops nothing."""
+    return isinstance(module, _DropoutNd) and module.p == 0
 
 
 def _from_export(private: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype, inside: str) -> Program:

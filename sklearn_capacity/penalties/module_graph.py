@@ -29,6 +29,7 @@ from sklearn_capacity.graph import (
     trace,
 )
 from sklearn_capacity.graph.joined_norms import joined_norms
+from sklearn_capacity.graph.trace import is_idle
 from sklearn_capacity.process_state import has_own_hooks, has_process_hooks
 
 __all__ = [
@@ -305,7 +306,7 @@ def acts_alike_in_training(trace: ModuleTrace, module: nn.Module, parts: Parts, 
 
 
 def _same_traced(module: nn.Module, parts: Parts, program: Program, dtype: torch.dtype) -> bool:
-    training = [part for _, part in parts if part.training]
+    training = [part for _, part in parts if part.training and not is_idle(part)]
     if any(isinstance(m, _MODAL) for m in training):
         return False
     if is_known(module) and all(type(m).forward in _MODELESS for m in training):

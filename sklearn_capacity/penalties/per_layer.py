@@ -153,20 +153,21 @@ def _by_chain(
     trained = {name for name, layer in layers.items() if wants(layer.node.weight)}
     sums, totals = Gradients(), []
     n, _ = stacks(batch.graph, len(values), values)
-    for samples, tape in batch.parts(n):
-        weights = None if sample_weight is None else scale[samples]
+    with torch.no_grad():  # g is constant
+        for samples, tape in batch.parts(n):
+            weights = None if sample_weight is None else scale[samples]
 
-        def keep(node: Node, g: Tensor, part: Tensor, weights: Tensor | None = weights) -> bool:
-            # g (n, out) and part = g W (n, in) for a linear layer; (n, channels, ...) for a convolution
-            if node.op not in LAYER_OPERATORS:
-                return False
-            weighted = part if weights is None else part * weights.reshape(-1, *(1,) * (part.dim() - 1))
-            totals.append(torch.linalg.vector_norm(part).square() if weights is None else (part * weighted).sum())
-            if node.name in trained:
-                _add_gradient(sums, layers[node.name], weighted, g)
-            return weighted is part and node.op == "linear"  # its gradient stays in factored form
+            def keep(node: Node, g: Tensor, part: Tensor, weights: Tensor | None = weights) -> bool:
+                # g (n, out) and part = g W (n, in) for a linear layer; (n, channels, ...) for a convolution
+                if node.op not in LAYER_OPERATORS:
+                    return False
+                weighted = part if weights is None else part * weights.reshape(-1, *(1,) * (part.dim() - 1))
+                squares = torch.linalg.vector_norm(part).square() if weights is None else (part * weighted).sum()
+                totals.append(squares)
+                if node.name in trained:
+                    _add_gradient(sums, layers[node.name], weighted, g)
+                return weighted is part and node.op == "linear"  # its gradient stays in factored form
 
-        with torch.no_grad():
             v = vectors[samples]  # (n', C) for the n' samples of this part
             v = softmax_jacobian(tape.logits.softmax(1), v) if output == "softmax" else v
             pull(tape, v, keep)

@@ -226,7 +226,7 @@ class _Walk:
             assert weight is not None
             self.sums.add(weight, self._slope_gradient(node, t, g))
         else:
-            both = (g * t).unflatten(0, (-1, len(self.scale)))  # (k, n, ...)
+            both = self._blocks(g * t)  # (k, n, ...)
             summed = both[0] if len(both) == 1 else both.sum(0)  # (n, ...)
             self.sums.add(self.tape.smooth[node.name], summed.mul_(self.curvatures[node.name]))
 
@@ -234,12 +234,12 @@ class _Walk:
         """Add the gradient of ``<g, Df(x) t>`` with respect to the points x of a function f."""
         row, args = function_of(node)
         points = self.tape.points[node.name]
-        g, *ts = (x.unflatten(0, (-1, len(self.scale))) for x in (g, *ts))  # (k, n, ...) each
+        g, ts = self._blocks(g), tuple(map(self._blocks, ts))
         if row.curvature is not None:
             derivatives = row.curvature(self.tape.kept[node.name], ts, g, *args)
         else:
             with torch.enable_grad():
-                at = [x.detach().requires_grad_(True) for x in points]  # (n, ...) each
+                at = tuple(x.detach().requires_grad_(True) for x in points)  # (n, ...) each
                 inner = (g * row.tangent_at(at, ts, *args)).sum()
             if not inner.requires_grad:  # piecewise linear, like sorting
                 return
@@ -248,11 +248,15 @@ class _Walk:
             if x.requires_grad and gradient is not None:
                 self.sums.add(x, gradient)
 
+    def _blocks(self, x: Tensor) -> Tensor:
+        """(k n, ...) as (k, n, ...)."""
+        return x.unflatten(0, (-1, len(self.scale)))
+
     def _slope_gradient(self, node: Node, t: Tensor, g: Tensor) -> Tensor:
         """Gradient of ``<g, slope(z) t>`` with respect to the trained slope of an activation."""
         _, args = activation_of(node)
         assert node.weight is not None
-        summed = (g * t).unflatten(0, (-1, len(self.scale))).sum(0)  # (n, ...)
+        summed = self._blocks(g * t).sum(0)  # (n, ...)
         masked = summed * self.tape.slope_masks[node.name]  # (n, ...), 0 where the derivative is not the trained slope
         return masked.sum_to_size(args[-1].shape).reshape(node.weight.shape)
 

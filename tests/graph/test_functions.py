@@ -18,6 +18,7 @@ from sklearn_capacity.derivatives.parameter_tangent import parameter_tangent
 from sklearn_capacity.graph import Network, evaluate
 from sklearn_capacity.graph.functions import FUNCTIONS
 from sklearn_capacity.penalties import frobenius_penalty, spectral_penalty
+from sklearn_capacity.penalties.module_graph import graph_of
 
 
 class Between(nn.Module):
@@ -125,6 +126,7 @@ BOUNDED = {
     "running maximum": (lambda h: h.cummax(2)[0], 12),
     "running minimum, negated": (lambda h: -h.cummin(1)[0], 12),
     "product of sorted bounds": (lambda h: h.tanh().sort(2)[0] * h.flip(1).tanh().cummin(2)[0], 12),
+    "overlapping slices": (lambda h: torch.cat([h[..., :4], h[..., 2:], h[..., ::2]], 2).tanh(), 22),
     "running sum": (lambda h: h.cumsum(2), 12),
     "larger of two, softly": (lambda h: torch.logaddexp(h, h.flip(1)), 12),
     "length in the 3-norm": (lambda h: h.norm(p=3, dim=2), 2),
@@ -217,6 +219,57 @@ def test_penalties_and_their_gradients_are_those_of_autograd(name, output, penal
     parameters = list(module.parameters())
     for a, b in zip(gradients(got, parameters), gradients(expected, parameters), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["layer norm of two axes", "layer norm without scale", "group norm", "instance norm"])
+def test_penalties_take_a_normalisation_for_one_function(name):
+    module, X, _ = case(name)
+    kinds = [node.params.get("kind") for node in graph_of(module, X).nodes]
+    assert "standardization" in kinds and "center" not in kinds and "normalization" not in kinds
+
+
+@pytest.mark.parametrize("name", [name for name, row in FUNCTIONS.items() if row.curvature is not None])
+def test_second_derivatives_in_closed_form_are_those_of_autograd(name):
+    row, generator = FUNCTIONS[name], torch.Generator().manual_seed(3)
+    shapes = {"product": [(5, 4), (5, 4)], "matmul": [(5, 4), (4, 2)]}.get(name, [(5, 4)])
+    args = {"softmax": (-2,), "normalization": ((-1,), 0.2), "standardization": ((-2, -1), 0.2)}.get(name, ())
+
+    def drawn(*sizes):
+        return torch.randn(*sizes, generator=generator, dtype=torch.float64)
+
+    xs = tuple(drawn(3, *shape).requires_grad_(True) for shape in shapes)  # 3 samples, 2 directions
+    ts = tuple(drawn(2, 3, *shape) for shape in shapes)
+    at, along = tuple(x.detach() for x in xs), tuple(t[0] for t in ts)
+    value, tangents = torch.autograd.functional.jvp(lambda *xs: row.value(xs, *args), at, along)
+    kept = row.kept(at, value, *args)
+    torch.testing.assert_close(row.tangent(kept, ts, *args)[0], tangents)
+    g = drawn(2, *value.shape)
+    expected = torch.zeros(())
+    for along, direction in zip(zip(*ts, strict=True), g, strict=True):
+        # <g, J t> = <J^T g, t>, by torch's own gradient
+        pulled = torch.autograd.grad(row.value(xs, *args), xs, direction, create_graph=True)
+        expected = expected + sum((p * t).sum() for p, t in zip(pulled, along, strict=True))
+    for got, wanted in zip(row.curvature(kept, ts, g, *args), torch.autograd.grad(expected, xs), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_images_are_what_convolutions_and_poolings_touch():
+    """Heads (heads, T, T) have three axes, too, but are no images, whose channels would be moved to the end."""
+
+    class Patches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.norm = nn.Conv2d(1, 6, 2, stride=2), nn.GroupNorm(2, 6)
+            self.heads, self.head = Heads(), nn.Linear(24, 2)
+
+        def forward(self, x):
+            h = torch.relu(self.norm(self.patches(x)) + 1).flatten(2).transpose(1, 2)
+            return self.head(self.heads(h).flatten(1))
+
+    graph = Network(Patches().double(), (1, 4, 4)).graph
+    images = {node.op for node in graph.nodes if node.name in graph.images}
+    assert {"input", "conv"} <= images <= {"input", "conv", "diagonal", "view", "activation"}
+    assert not any(node.op == "function" for node in graph.nodes if node.name in graph.images)
 
 
 @pytest.mark.parametrize("name", BOUNDED)

@@ -52,6 +52,28 @@ def test_sharing_the_forward_pass_changes_nothing(name, norm, output):
     assert_same(results[1][1], results[0][1])
 
 
+def test_a_dropout_that_drops_nothing_does_not_prevent_sharing():
+    class Encoder(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x).mean(1)
+
+    def module(p):
+        torch.manual_seed(1)
+        layer = nn.TransformerEncoderLayer(6, 2, 8, p, batch_first=True)
+        return Encoder(layer, nn.Linear(6, 3)).double().train()
+
+    X = torch.randn(4, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert forward_pass(module(0.1), X).tape is None
+    shared = forward_pass(module(0.0), X)
+    assert shared.tape is not None
+    torch.testing.assert_close(shared.logits, shared.module(X))
+    value, expected = (
+        frobenius_penalty(shared.module, X, shared=shared),
+        frobenius_penalty(lambda x: shared.module(x), X),
+    )
+    assert_same(gradients(value, shared.module), gradients(expected, shared.module))
+
+
 def test_a_shared_pass_is_linearized_once(monkeypatch):
     module, X = built("mlp")
     runs = []
