@@ -62,7 +62,7 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
     images = graph.images
     X = channels_last(X) if graph.input.name in images else X
     tape = Tape(graph, X)
-    readers = graph.consumers()
+    readers = graph.n_readers
 
     def activation(node: Node, z: Tensor) -> Tensor:
         row, args = activation_of(node)
@@ -81,7 +81,7 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
         before = node.inputs[0]
         # If only the pooling reads a rectifier, the pooling's masks include its slopes, which saves one product.
         constant = before in tape.slopes and before not in tape.smooth and graph[before].weight is None
-        joined = constant and len(readers[before]) == 1
+        joined = constant and readers[before] == 1
         masks = _masks(node, x, indices, tape.slopes[before] if joined else None)
         if joined and masks:
             tape.slopes[before] = None
@@ -93,7 +93,7 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
 
     def linear(node: Node, x: Tensor) -> Tensor:
         assert node.weight is not None
-        if len(x) * node.weight.numel() >= LARGE:
+        if x.shape[0] * node.weight.numel() >= LARGE:
             keep_freed_memory()
         return affine(x, node.weight, node.bias)
 
@@ -268,8 +268,7 @@ def push(
         Name of a node behind which all others lie, whose output's tangents t are.
     """
     graph = tape.graph
-    readers = {name: len(nodes) for name, nodes in graph.consumers().items()}
-    remaining = dict(readers)
+    readers, remaining = graph.n_readers, graph.n_readers.copy()
     before = _until(graph, start or graph.input.name)
     values, curved = {before[-1].name: tangents}, tape.curved  # node -> tangent of its output, (k n, *node.shape)
     for node in graph.nodes[len(before) :]:
@@ -296,7 +295,7 @@ def stacks(graph: NetworkGraph, n_samples: int, like: Tensor, n_bytes: int | Non
     On a CPU, the largest tensor should stay in the cache, where element-wise operators are cheap: it has at most
     `n_bytes`, by default `STACK_BYTES`. On a GPU, all tensors together may take a share of its memory.
     """
-    sizes = [math.prod(node.shape) * like.element_size() for node in graph.nodes]
+    sizes = [size * like.element_size() for size in graph.sizes]
     if like.device.type == "cuda":
         total = torch.cuda.get_device_properties(like.device).total_memory
         rows = total // GPU_SHARE // max(sum(sizes), 1)

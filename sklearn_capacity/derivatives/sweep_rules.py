@@ -40,8 +40,8 @@ FRESH = ("linear", "conv", "conv_transpose")
 
 def times(stacked: Tensor, factor: Tensor, *, in_place: bool = False) -> Tensor:
     """(k n, ...) times (n, ...), the same factor for every block."""
-    n = len(factor)
-    blocks = stacked if len(stacked) == n else stacked.unflatten(0, (-1, n))  # (k, n, ...)
+    n = factor.shape[0]
+    blocks = stacked if stacked.shape[0] == n else stacked.unflatten(0, (-1, n))  # (k, n, ...)
     if in_place:
         blocks.mul_(factor)
         return stacked
@@ -57,6 +57,8 @@ def _tangent_affine(tape: Tape, node: Node, t: Tensor) -> Tensor:
 
 def _rowwise(x: Tensor, matrix: Tensor) -> Tensor:
     """``x @ matrix`` for x (..., m) with any number of axes before the last."""
+    if x.dim() == 2:
+        return product(x, matrix)
     return product(x.flatten(0, -2), matrix).unflatten(0, x.shape[:-1])
 
 

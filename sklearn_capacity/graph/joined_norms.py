@@ -5,6 +5,7 @@ Measures need the two steps, of which the first is linear; a sweep through both 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from .nodes import NetworkGraph, Node
@@ -24,7 +25,7 @@ def joined_norms(graph: NetworkGraph) -> NetworkGraph:
     return NetworkGraph(tuple(nodes), graph.output)
 
 
-def _joins(node: Node, readers: list[Node]) -> bool:
+def _joins(node: Node, readers: Sequence[Node]) -> bool:
     """Whether the one reader divides by the deviation over the axes that the node centres, the last ones."""
     if len(readers) != 1 or readers[0].params.get("kind") != "normalization":
         return False

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -227,13 +228,27 @@ class NetworkGraph:
         kept = (node for node in self.nodes if node.name in needed or node.op == "input")
         return NetworkGraph(tuple(kept), self.output)
 
-    def consumers(self) -> dict[str, list[Node]]:
+    def consumers(self) -> Mapping[str, Sequence[Node]]:
         """For every node, the nodes that read it (twice if read twice)."""
+        return self._readers
+
+    @functools.cached_property
+    def _readers(self) -> dict[str, list[Node]]:
         table: dict[str, list[Node]] = {node.name: [] for node in self.nodes}
         for node in self.nodes:
             for name in node.inputs:
                 table[name].append(node)
         return table
+
+    @functools.cached_property
+    def n_readers(self) -> dict[str, int]:
+        """For every node, how often it is read."""
+        return {name: len(readers) for name, readers in self._readers.items()}
+
+    @functools.cached_property
+    def sizes(self) -> list[int]:
+        """Entries of every node's value for one sample."""
+        return [math.prod(node.shape) for node in self.nodes]
 
 
 def interpret(
@@ -263,7 +278,7 @@ def interpret(
     object
         The value at the output. Values are freed after their last use.
     """
-    remaining = {name: len(readers) for name, readers in graph.consumers().items()}
+    remaining = graph.n_readers.copy()
     remaining[graph.output] += 1
     values: dict[str, Any] = {}
     for node in graph.nodes:

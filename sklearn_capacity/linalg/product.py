@@ -74,7 +74,7 @@ def _multiplied(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _by_onednn(a: Tensor, b: Tensor) -> bool:
     """Whether oneDNN can multiply these, and they are large enough for it."""
-    if a.dim() != 2 or b.dim() != 2 or len(a) * b.numel() < LARGE:
+    if a.dim() != 2 or b.dim() != 2 or a.shape[0] * b.numel() < LARGE:
         return False
     single = all(t.is_cpu and t.dtype == torch.float32 and t.layout == torch.strided for t in (a, b))
     return single and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -185,10 +185,9 @@ class LastLayer:
         else:
             assert self.before is not None and self.before.weight is not None and self.slope is not None
             V = self.before.weight.detach()
-            total = torch.zeros_like(V)
+            total = sums.total(self.before.weight)
             for row, w, block in zip(rows[outputs], W.detach()[outputs], blocks, strict=True):
                 outer = product(self.slope.t(), block)  # M_c, (h, m)
                 total.addcmul_(outer, w[:, None])
                 torch.sum(outer.mul_(V), 1, out=row)
-            sums.add(self.before.weight, total)
         sums.add(W, rows)

@@ -83,6 +83,13 @@ class Gradients:
         entry = self._sum_of(tensor)
         entry.total = gradient if entry.total is None else entry.total.add_(gradient)
 
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum for the tensor so far, to be added to in place."""
+        entry = self._sum_of(tensor)
+        if entry.total is None:
+            entry.total = torch.zeros_like(tensor, requires_grad=False)
+        return entry.total
+
     def add_weight(self, weight: Tensor, node: Node, t: Tensor, g: Tensor) -> None:
         """Add the gradient of <g, W t> for the weight W, which the node has in the precision of t and g.
 

@@ -124,6 +124,8 @@ def _own_layers(folded: NetworkGraph, plain: NetworkGraph) -> dict[str, _Layer] 
     With a batch norm folded into the layer before, ``W' = s W`` and ``g = s g'``: so ``W^T g = W'^T g'``, and a sweep
     through the folded graph gives the penalty of the module's own layers.
     """
+    if plain is folded:
+        return {node.name: _Layer(node, None) for node in plain.nodes if node.op in LAYER_OPERATORS}
     mine, theirs = ({n.name: n for n in graph.nodes if n.op in LAYER_OPERATORS} for graph in (plain, folded))
     if mine.keys() != theirs.keys():
         return None
@@ -149,13 +151,14 @@ def _by_chain(
     sample_weight: Tensor | None,
 ) -> Tensor:
     values = batch.outputs
-    vectors, scale = _drawn(values, generator), sample_scale(values, sample_weight)  # (n, C), (n,)
+    n_samples, vectors = len(values), _drawn(values, generator)  # (n, C)
+    scale = None if sample_weight is None else sample_scale(values, sample_weight)  # (n,)
     trained = {name for name, layer in layers.items() if wants(layer.node.weight)}
     sums, totals = Gradients(), []
-    n, _ = stacks(batch.graph, len(values), values)
+    n, _ = stacks(batch.graph, n_samples, values)
     with torch.no_grad():  # g is constant
         for samples, tape in batch.parts(n):
-            weights = None if sample_weight is None else scale[samples]
+            weights = None if scale is None else scale[samples]
 
             def keep(node: Node, g: Tensor, part: Tensor, weights: Tensor | None = weights) -> bool:
                 # g (n, out) and part = g W (n, in) for a linear layer; (n, channels, ...) for a convolution
@@ -172,7 +175,7 @@ def _by_chain(
             v = softmax_jacobian(tape.logits.softmax(1), v) if output == "softmax" else v
             pull(tape, v, keep)
     _check_layers(totals)
-    factor = 1 / len(values) if sample_weight is None else 1.0
+    factor = 1 / n_samples if scale is None else 1.0
     return sums.attach(torch.stack(totals).sum() * factor, 2 * factor)
 
 
