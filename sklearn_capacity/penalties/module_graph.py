@@ -26,6 +26,7 @@ from sklearn_capacity.graph import (
     is_known,
     named_tensors,
     private_copy,
+    takes_channels_last,
     trace,
 )
 from sklearn_capacity.graph.joined_norms import joined_norms
@@ -41,6 +42,7 @@ __all__ = [
     "has_folded_layers",
     "has_hooks",
     "parts_of",
+    "takes_images_last",
     "tensors_of",
     "trace_of",
     "whole_graph",
@@ -78,6 +80,8 @@ class ModuleTrace:
         Attributes that changed without an effect on the trace; they are not settings.
     modes, mode_free
         Training flags of the submodules, and whether the forward pass in these modes equals that in eval mode.
+    images_last : bool or None
+        Whether the module may receive channels-last images; None if that was never asked.
     bound_to, rebinder
         Parameters and buffers (by id, with their ``requires_grad``), and what binds them.
     """
@@ -91,6 +95,7 @@ class ModuleTrace:
     volatile: frozenset[tuple[str, str]] = frozenset()
     modes: tuple[bool, ...] = ()
     mode_free: bool = False
+    images_last: bool | None = None
     bound_to: tuple = ()
     rebinder: Rebinder | None = field(default=None, repr=False)
 
@@ -108,10 +113,10 @@ def graph_of(module: Any, X: Tensor, *, folded: bool = True) -> NetworkGraph | N
     if not isinstance(module, nn.Module) or not X.is_floating_point():
         return None
     parts = parts_of(module)
-    return chain_of(trace_of(module, X, parts), module, parts, folded=folded)
+    return chain_of(trace_of(module, X, parts), parts, module, folded=folded)
 
 
-def chain_of(trace: ModuleTrace, module: nn.Module, parts: Parts, *, folded: bool = True) -> NetworkGraph | None:
+def chain_of(trace: ModuleTrace, parts: Parts, module: nn.Module, *, folded: bool = True) -> NetworkGraph | None:
     """The same from the module's present trace."""
     if trace.program is None or trace.refusal is not None:
         return None
@@ -294,7 +299,7 @@ def has_folded_layers(module: nn.Module) -> bool:
     return program is not None and program.may_fold
 
 
-def acts_alike_in_training(trace: ModuleTrace, module: nn.Module, parts: Parts, X: Tensor) -> bool:
+def acts_alike_in_training(trace: ModuleTrace, parts: Parts, module: nn.Module, X: Tensor) -> bool:
     """Whether the forward pass is the same in training mode as in eval mode, by comparing the two traces."""
     modes = tuple([part.training for _, part in parts])
     if trace.modes != modes:
@@ -303,6 +308,16 @@ def acts_alike_in_training(trace: ModuleTrace, module: nn.Module, parts: Parts, 
             trace.program is not None and _same_traced(module, parts, trace.program, X.dtype)
         )
     return trace.mode_free
+
+
+def takes_images_last(trace: ModuleTrace, module: nn.Module, X: Tensor) -> bool:
+    """Whether the module's own pass computes the same from channels-last images, which is faster."""
+    if trace.images_last is None:
+        with torch.random.fork_rng(devices=[]):
+            trace.images_last = (
+                X.is_cpu and X.dim() == 4 and takes_channels_last(module, tuple(X.shape[1:]), training=True)
+            )
+    return trace.images_last
 
 
 def _same_traced(module: nn.Module, parts: Parts, program: Program, dtype: torch.dtype) -> bool:

@@ -21,7 +21,7 @@ from sklearn_capacity._validation import check_instance
 from sklearn_capacity.derivatives.input_sweeps import linearize
 from sklearn_capacity.derivatives.modes import autocasts
 from sklearn_capacity.derivatives.tape import Tape
-from sklearn_capacity.graph import NetworkGraph, Node, activation_of
+from sklearn_capacity.graph import NetworkGraph, Node, activation_of, channels_last
 from sklearn_capacity.penalties.evaluation import naming_function
 from sklearn_capacity.penalties.module_graph import (
     ModuleTrace,
@@ -31,6 +31,7 @@ from sklearn_capacity.penalties.module_graph import (
     graph_of,
     has_hooks,
     parts_of,
+    takes_images_last,
     tensors_of,
     trace_of,
 )
@@ -124,25 +125,34 @@ def forward_pass(module: Any, X: Tensor, forward: Callable[[Tensor], Tensor] | N
     if X.is_nested:
         raise ValueError("`X` must be a tensor of shape (n, ...), got a nested one. Pad its parts to one shape.")
     with naming_function(module, X):
-        present = _unchanged_in_training(module, X)
-        graph = None if present is None else chain_of(present[0], module, present[1])
+        present = _unobserved(module, X)
+        graph = None
+        if present is not None and acts_alike_in_training(*present, module, X):
+            graph = chain_of(*present, module)
         if present is None or graph is None:
-            return SharedPass(module, X, (module if forward is None else forward)(X))
+            return SharedPass(module, X, _own_pass(module, X, forward, present))
         tape = linearize(graph, X.detach())  # logits (n, C) and what their Jacobian needs
         return SharedPass(module, X, tape.logits, tape, _state(*present, X, tape.logits))
 
 
-def _unchanged_in_training(module: Any, X: Tensor) -> tuple[ModuleTrace, Parts] | None:
-    """The module's trace and parts, if its pass in training is that of its graph and nobody listens; else None."""
+def _own_pass(
+    module: Any, X: Tensor, forward: Callable[[Tensor], Tensor] | None, present: tuple[ModuleTrace, Parts] | None
+) -> Tensor:
+    """The module's own forward pass, on channels-last images where that gives the same."""
+    if forward is not None:
+        return forward(X)
+    return module(channels_last(X) if present is not None and takes_images_last(present[0], module, X) else X)
+
+
+def _unobserved(module: Any, X: Tensor) -> tuple[ModuleTrace, Parts] | None:
+    """The module's trace and parts, if it leaves itself as it is and nobody listens; else None."""
     if not torch.is_grad_enabled() or autocasts(X) or X.requires_grad:
         return None
     if not isinstance(module, nn.Module) or not X.is_floating_point():
         return None
     parts = parts_of(module)
     trace = trace_of(module, X, parts)
-    if trace.writes or not acts_alike_in_training(trace, module, parts, X) or has_hooks(parts):
-        return None
-    return trace, parts
+    return None if trace.writes or has_hooks(parts) else (trace, parts)
 
 
 def _state(trace: ModuleTrace, parts: Parts, X: Tensor, logits: Tensor) -> tuple:

@@ -74,6 +74,34 @@ def test_a_dropout_that_drops_nothing_does_not_prevent_sharing():
     assert_same(gradients(value, shared.module), gradients(expected, shared.module))
 
 
+@pytest.mark.parametrize(("flatten", "last"), [(lambda h: h.flatten(1), True), (lambda h: h.view(len(h), -1), False)])
+def test_a_pass_that_is_not_shared_takes_channels_last_images_where_it_can(flatten, last):
+    layouts = []
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+            self.drop, self.head = nn.Dropout(0.3), nn.Linear(4 * 25, 3)
+
+        def forward(self, x):
+            layouts.append(x.is_contiguous(memory_format=torch.channels_last))
+            return self.head(self.drop(flatten(torch.relu(self.norm(self.conv(x))))))
+
+    X = torch.randn(6, 3, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    module = Net().double().train()
+    twin = copy.deepcopy(module)
+    random = torch.get_rng_state()
+    shared = forward_pass(module, X)
+    assert shared.tape is None and shared.X is X and layouts[-1] == last
+    torch.set_rng_state(random)  # of the dropout; the question about the layout has drawn nothing
+    expected = twin(X)
+    assert_same(shared.logits.detach(), expected.detach())
+    assert_same(gradients(shared.logits.square().sum(), module), gradients(expected.square().sum(), twin))
+    assert_same(module.norm.running_var, twin.norm.running_var)
+
+
 def test_a_shared_pass_is_linearized_once(monkeypatch):
     module, X = built("mlp")
     runs = []
