@@ -125,7 +125,11 @@ def _largest_singular_value(weight: Tensor) -> float:
 
 def _smaller_gram(weight: Tensor) -> Tensor:
     """A A^T or A^T A, (shorter side, shorter side)."""
-    return weight @ weight.mT if weight.shape[0] <= weight.shape[1] else weight.mT @ weight
+    short = weight if weight.shape[0] <= weight.shape[1] else weight.mT
+    if short.device.type != "cpu":
+        return short @ short.mT
+    array = short.numpy()
+    return torch.from_numpy(array @ array.T)  # NumPy sees the symmetry, which halves the time
 
 
 @dataclass(frozen=True, eq=False)
