@@ -50,6 +50,15 @@ __all__ = ["complete_fingerprint", "fingerprint"]
 _MAX_DEPTH = 30
 _PLAIN = (types.FunctionType, int, float, str, bool, tuple, type(None))
 _CODE = (types.FunctionType, type, types.ModuleType)
+_KINDS_OF_CODE = (
+    *_CODE,
+    types.MethodType,
+    types.CodeType,
+    types.BuiltinFunctionType,
+    property,
+    staticmethod,
+    classmethod,
+)
 _SIMPLE = frozenset({bool, int, str, type(None)})
 #: what is hashed of an object of a library: its settings and the user's code that it calls
 _SETTINGS = (*_PLAIN, types.MethodType, type, functools.partial, np.ndarray, Tensor)
@@ -252,7 +261,20 @@ def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
         inner([value.func, value.args, value.keywords], "partial")
     elif isinstance(value, enum.Enum):
         inner([f"{type(value).__module__}.{type(value).__qualname__}", value.name, value.value], "member")
-    elif isinstance(value, types.MethodType):
+    elif isinstance(value, _KINDS_OF_CODE):
+        _update_code(digest, value, inner)
+    elif isinstance(value, nn.Module):
+        _update_module(value, inner)
+    elif (digest.lenient or digest.complete) and isinstance(value, contextvars.ContextVar):
+        inner(value_of_variable(value), "value")
+    elif isinstance(value, torch.jit.ScriptFunction):
+        inner(value.code, "code")
+    else:
+        _update_object(digest, value, name, inner)
+
+
+def _update_code(digest: _Digest, value: Any, inner: Any) -> None:
+    if isinstance(value, types.MethodType):
         if is_library_function(value):
             digest.update(f"{value.__module__}.{value.__name__}".encode())
         else:
@@ -260,17 +282,7 @@ def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
     elif digest.lenient and isinstance(value, _CODE) and is_installed(value):
         inner(name_and_version(value), "installed")
     elif isinstance(value, types.FunctionType):
-        cells = [content_of_cell(cell) for cell in value.__closure__ or ()]
-        inner([value.__qualname__, value.__code__, value.__defaults__, value.__kwdefaults__, cells], "function")
-        inner(vars(value), "attributes")
-        if digest.complete:
-            digest.names |= names_in(value) | texts_in(value)
-            if digest.in_package:
-                inner(name_and_version(value), "package")
-            for label, item in all_named_in(value):
-                digest.refer(item, label)
-        else:
-            _update_globals(digest, value)
+        _update_function(digest, value, inner)
     elif isinstance(value, types.ModuleType):
         digest.update(value.__name__.encode())
         for label, item in parts_of_module(value):
@@ -285,20 +297,26 @@ def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
         else:
             for label, item in class_attributes(value):
                 digest.refer(item, label)
-    elif isinstance(value, nn.Module):
-        _update_module(value, inner)
     elif isinstance(value, types.BuiltinFunctionType):
         digest.update(f"{value.__module__}.{value.__qualname__}".encode())
     elif isinstance(value, property):
         inner([value.fget, value.fset, value.fdel], "property")
-    elif isinstance(value, staticmethod | classmethod):
+    else:  # a static method or a class method
         inner(value.__func__, "method")
-    elif (digest.lenient or digest.complete) and isinstance(value, contextvars.ContextVar):
-        inner(value_of_variable(value), "value")
-    elif isinstance(value, torch.jit.ScriptFunction):
-        inner(value.code, "code")
-    else:
-        _update_object(digest, value, name, inner)
+
+
+def _update_function(digest: _Digest, value: types.FunctionType, inner: Any) -> None:
+    cells = [content_of_cell(cell) for cell in value.__closure__ or ()]
+    inner([value.__qualname__, value.__code__, value.__defaults__, value.__kwdefaults__, cells], "function")
+    inner(vars(value), "attributes")
+    if not digest.complete:
+        _update_globals(digest, value)
+        return
+    digest.names |= names_in(value) | texts_in(value)
+    if digest.in_package:
+        inner(name_and_version(value), "package")
+    for label, item in all_named_in(value):
+        digest.refer(item, label)
 
 
 #: for each module of a user, and each value that its code refers to: the value, the hash that it first had in this
