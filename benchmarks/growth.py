@@ -192,8 +192,8 @@ def row(task: str, name: str, axis: Axis, points: Sequence[Point]) -> dict[str, 
         if slope > expected + TOLERANCE
     ]
     cells = (
-        task, name, sizes[0], sizes[-1], f"{1000 * seconds[-1]:.1f}", f"{slopes[0]:.2f}", f"{axis.time:g}",
-        f"{megabytes[-1]:.1f}", f"{slopes[1]:.2f}", f"{axis.memory:g}",
+        task, name, sizes[0], sizes[-1], f"{1000 * seconds[-1]:.1f}", f"{slopes[0]:z.2f}", f"{axis.time:g}",
+        f"{megabytes[-1]:.1f}", f"{slopes[1]:z.2f}", f"{axis.memory:g}",
         f"{' and '.join(faster)} above" if faster else "ok",
     )  # fmt: skip
     return dict(zip(COLUMNS, cells, strict=True))
