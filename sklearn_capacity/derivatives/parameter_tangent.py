@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_unflatten
 
 from ..graph.activations import activation_of
 from ..graph.evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast, in_rows, pick, pool_indices
 from ..graph.functions import function_of
-from ..graph.nodes import WEIGHT_OPS, NetworkGraph, Node, interpret
+from ..graph.nodes import WEIGHT_OPS, NetworkGraph, Node, Place, interpret
 from .double_backward import pushed_forward, twice_differentiable
 
 __all__ = [
@@ -163,10 +164,26 @@ def _directional(value: Any, points: list[Tensor], along: list[Tensor]) -> Tenso
 
 
 def _opaque(node: Node, *pairs: Pair) -> Pair:
-    if node.params["trained"]:
-        raise node.refuse("A parameter tangent", "it has parameters, but there is no rule for it.")
     xs, dxs = [x for x, _ in pairs], [dx for _, dx in pairs]
-    return EVALUATE["opaque"](node, *xs), opaque_tangent(node, xs, dxs)
+    if not node.params["trained"]:
+        return EVALUATE["opaque"](node, *xs), opaque_tangent(node, xs, dxs)
+    if node.params["function"] is not torch.ops.aten.embedding.default or not isinstance(
+        node.params["leaves"][1], Place
+    ):
+        raise node.refuse("A parameter tangent", "it has parameters, but there is no rule for it.")
+    return _embedding(node, *xs)
+
+
+def _embedding(node: Node, indices: Tensor) -> Pair:
+    """Rows of a trained table, whose tangents are these rows; that of the padding does not move."""
+    args, options = tree_unflatten(node.params["leaves"], node.params["spec"])
+    padding = args[2] if len(args) > 2 else options.get("padding_idx", -1)
+    rows = EVALUATE["opaque"](node, indices)
+    if padding < 0:
+        return rows, 1.0
+    moving = args[0].tensor.detach().clone()
+    moving[padding] = 0
+    return rows, EVALUATE["opaque"](node.with_tensors({0: moving}), indices)
 
 
 def _function(node: Node, *pairs: Pair) -> Pair:

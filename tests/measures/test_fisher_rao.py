@@ -127,6 +127,45 @@ def test_networks_without_a_tangent_rule_take_two_reverse_sweeps(parameters):
     assert measure_capacity(net, X, y, request, batch_size=4)["fr"] ** 2 == pytest.approx(expected, rel=1e-9)
 
 
+class Tokens(nn.Module):
+    """A table of tokens, which the last layer may read as well."""
+
+    def __init__(self, padding, tied):
+        super().__init__()
+        self.table, self.hidden, self.last = nn.Embedding(7, 4, padding), nn.Linear(12, 4), nn.Linear(4, 7)
+        nn.init.normal_(self.table.weight)  # the row of the padding, too
+        if tied:
+            self.last.weight = self.table.weight
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.hidden(self.table(x.long()).flatten(1))))
+
+
+@pytest.mark.parametrize("parameters", ["all", "weights"])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("padding", [None, 0, 3])
+def test_tables_of_tokens_take_one_sweep(padding, tied, parameters, monkeypatch):
+    monkeypatch.setattr(fisher_rao, "AutogradJacobian", mock.Mock(side_effect=AssertionError))
+    module = Tokens(padding, tied).double().eval()
+    X = torch.randint(7, (9, 3), generator=torch.Generator().manual_seed(0)).double()
+    y = torch.arange(9) % 7
+    theta = dict(module.named_parameters())
+    J = torch.autograd.functional.jacobian(
+        lambda *values: torch.func.functional_call(module, dict(zip(theta, values, strict=True)), (X,)),
+        tuple(p.detach() for p in theta.values()),
+    )
+    counted = [parameters == "all" or p.dim() == 2 for p in theta.values()]
+    u = sum(
+        counts * (j * p.detach()).flatten(2).sum(2) for j, p, counts in zip(J, theta.values(), counted, strict=True)
+    )
+    residual = module(X).detach().softmax(1) - torch.nn.functional.one_hot(y, 7)
+    expected = (residual * u).sum(1).square().mean().sqrt().item()
+    got = MEASURES["fisher_rao_norm"](
+        network := Network(module, (3,), samples=X), Batch(network, X, y, loss="cross_entropy"), parameters=parameters
+    )
+    assert got.value == pytest.approx(expected, rel=1e-10)
+
+
 def test_runs_on_an_accelerator():
     module, X, y = NETWORKS["conv_max_pool"]()
     expected = measure_capacity(module, X, y, "fisher_rao_norm")
