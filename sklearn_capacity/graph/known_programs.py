@@ -110,7 +110,8 @@ def structure_of(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.d
         [[path, numbers[type(part)], _settings(part, plain=True), training and part.training] for path, part in parts],
         _layouts(tensors),
     ]
-    rest = [(path, _settings(part, plain=False), _hooks(part)) for path, part in parts]
+    names = {id(tensor): name for name, tensor in tensors}
+    rest = [(path, _by_name(_settings(part, plain=False), names), _hooks(part)) for path, part in parts]
     rest = [part for part in rest if part[1] or part[2]]
     tensor_classes = [type(tensor) for _, tensor in tensors]
     scans = _scanned(classes)
@@ -139,6 +140,13 @@ def _settings(part: nn.Module, *, plain: bool) -> list[tuple[str, Any]]:
 
 def _is_plain(value: Any) -> bool:
     return type(value) in _PLAIN or (type(value) is tuple and all(map(_is_plain, value)))
+
+
+def _by_name(value: Any, names: dict[int, str]) -> Any:
+    """A setting with the module's own tensors by their names, as in a recurrent layer's list: they are no constants."""
+    if isinstance(value, Tensor):
+        return ("tensor", names[id(value)]) if id(value) in names else value
+    return type(value)(_by_name(item, names) for item in value) if type(value) in (list, tuple) else value
 
 
 def _hooks(part: nn.Module) -> list[tuple[str, list[Any]]]:

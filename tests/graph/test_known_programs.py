@@ -182,6 +182,28 @@ def test_a_program_that_did_not_fit_a_known_module_is_compared_again(recordings,
     assert len(compared) == 4
 
 
+class Recurrent(nn.Module):
+    """Whose layer keeps its parameters in a list, too."""
+
+    def __init__(self, kind, constant=None):
+        super().__init__()
+        self.layer, self.head, self.constants = kind(4, 5, batch_first=True), nn.Linear(5, 3), [constant]
+
+    def forward(self, x):
+        x = self.head(self.layer(x)[0][:, -1])
+        return x if self.constants[0] is None else x * self.constants[0]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_of_equal_structure_are_exported_once(kind, exports):
+    X = torch.randn(6, 7, 4)
+    for constant in (None, None, torch.ones(3), torch.ones(3), 2 * torch.ones(3)):
+        module = Recurrent(kind, constant)
+        with torch.no_grad():
+            torch.testing.assert_close(evaluate(Network(module, (7, 4)).graph, X), module.eval()(X))
+    assert len(exports) == 3  # a tensor that is no parameter counts by its values
+
+
 class Named(nn.Module):
     """Has a submodule with the name of a global."""
 
