@@ -7,6 +7,7 @@ parameters and buffers. A `Ref` depends on the network's input and names the nod
 from __future__ import annotations
 
 import copy
+import itertools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -65,10 +66,14 @@ class Binder:
         """
         for operation in self.program.nodes:
             if operation.op == "placeholder":
-                self.values[operation.name] = self._placeholder(operation)
+                self.enter_tensor(operation)
             elif operation.users or operation.name == self.program.output_name:  # no assertions of the trace
                 self.bind(operation)
         return self.network()
+
+    def enter_tensor(self, placeholder: fx.Node) -> None:
+        """Enter the value of the input, a parameter or buffer, or a tensor constant."""
+        self.values[placeholder.name] = self._placeholder(placeholder)
 
     def bind(self, operation: fx.Node) -> Any:
         """The value of an operation whose inputs have values; entered into the binder, with its nodes."""
@@ -251,9 +256,10 @@ class Binder:
         """The arguments with nodes for what is the same for all samples."""
         if not any(isinstance(self.values[node.name], Repeated | list | tuple) for node in operation.all_input_nodes):
             return arguments
+        number = itertools.count()
         return tree_map_only(
             Repeated,
-            lambda constant: self._signal_of(constant, f"{operation.name}.constant{len(self.nodes)}"),
+            lambda constant: self._signal_of(constant, f"{operation.name}.constant{next(number)}"),
             arguments,
             is_leaf=_is_repeated,
         )

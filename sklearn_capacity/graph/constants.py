@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def _opaque_rows(source: Ref, source_sizes: Sizes, row: Tensor) -> Draft:
     leaves, spec = tree_flatten(((Place(0),), {}))
     params = {
         "target": "expand",
-        "function": lambda x: row.expand(len(x), *row.shape[1:]),
+        "function": functools.partial(_for_each, row),
         "leaves": leaves,
         "spec": spec,
         "trained": False,
@@ -55,6 +56,10 @@ def _opaque_rows(source: Ref, source_sizes: Sizes, row: Tensor) -> Draft:
         "stack_trace": None,
     }
     return Draft("opaque", (source,), params=params, shape=tuple(row.shape[1:]))
+
+
+def _for_each(row: Tensor, x: Tensor) -> Tensor:
+    return row.expand(len(x), *row.shape[1:])
 
 
 def without_content(

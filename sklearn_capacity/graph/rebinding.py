@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from .binding import Binder
 from .fold import fold
 from .rules import Ref, Weight
-from .rules.rows import Repeated
+from .templates import computed_operations, holds_only, nodes_by_operation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,7 +50,6 @@ class Rebinder:
 
     def __init__(self, program: Program, tensors: Mapping[str, Tensor]) -> None:
         self.program, self.tensors = program, tensors
-        self._live = {id(tensor) for tensor in tensors.values()}
         self._bound: _Bound | None = None
         self._constant: NetworkGraph | None = None  # the folded graph, if nothing in it is computed
 
@@ -59,14 +58,11 @@ class Rebinder:
         if folded and self._constant is not None:
             return self._constant
         graph = fold(self._unfolded(), norms=folded)
-        computes = self._bound is None or self._bound.renewed or not all(map(self._holds_only_tensors, graph.nodes))
-        if folded and not computes:
+        bound = self._bound
+        constant = bound is not None and not bound.renewed
+        if folded and constant and all(holds_only(bound.binder.first_names, node) for node in graph.nodes):
             self._constant = graph
         return graph
-
-    def _holds_only_tensors(self, node: Node) -> bool:
-        """Whether what a node holds is among the tensors, or constant."""
-        return all(id(held.tensor) in self._live or not held.sources for held in node.tensors().values())
 
     def _unfolded(self) -> NetworkGraph:
         renewed = None if self._bound is None else self._renewed(self._bound)
@@ -91,14 +87,8 @@ class Rebinder:
 
     def _kept(self, binder: Binder) -> _Bound | None:
         """What the next binding needs of this one; None if nodes hold tensors in their settings, too."""
-        parts: dict[str, list[Node]] = {}
-        for name, node in binder.nodes.items():
-            parts.setdefault(name.partition(".")[0], []).append(node)  # "add.0" is part of "add"
-        renewed = tuple(
-            operation
-            for operation in self.program.nodes
-            if self._is_computed(binder, operation, parts.get(operation.name, []))
-        )
+        parts = nodes_by_operation(binder)
+        renewed = tuple(computed_operations(binder, parts))
         nodes = frozenset(node.name for operation in renewed for node in parts.get(operation.name, []))
         kept = binder.copy()
         for operation in renewed:
@@ -110,19 +100,6 @@ class Rebinder:
                 return None
             kept.nodes[name] = replace(node, weight=None, bias=None)
         return _Bound(kept, renewed, nodes)
-
-    def _is_computed(self, binder: Binder, operation: fx.Node, nodes: list[Node]) -> bool:
-        """Whether an operation reads tensors and does something else with them than to hold them in its nodes."""
-        if operation.op == "placeholder" or operation.name not in binder.values:
-            return False
-        values = [binder.values[source.name] for source in operation.all_input_nodes]
-        leaves = tree_leaves(values, is_leaf=lambda value: isinstance(value, Ref | Weight | Repeated))
-        read = [leaf.weight if isinstance(leaf, Repeated) else leaf for leaf in leaves]
-        weights = [weight.tensor for weight in read if isinstance(weight, Weight) and weight.sources]
-        if not all(map(self._holds_only_tensors, nodes)):
-            return bool(weights)
-        held = {id(tensor) for node in nodes for tensor in (node.weight, node.bias)}
-        return any(id(tensor) not in held for tensor in weights)
 
 
 def _is_weight(value: Any) -> bool:

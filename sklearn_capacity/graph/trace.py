@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import operator
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from .known_programs import Programs, structure_of
 from .layouts import Sizes
 from .nodes import NetworkGraph, UnsupportedLayerError
 from .recording import is_known, recorded
+from .templates import Template, kinds_of
 
 __all__ = ["Program", "is_idle", "named_tensors", "private_copy", "trace"]
 
@@ -35,6 +37,9 @@ _PROGRAMS = Programs(most=100, largest_cost=2**20)
 #: What binding reads of a node's `meta`; the rest would hold other graphs.
 _META = ("val", "nn_module_stack", "stack_trace")
 
+
+#: Kinds of a module's tables, such as those of its hooks.
+_TABLES = (dict, OrderedDict)
 
 #: Operators that are folded into adjacent layers.
 _FOLDED = {
@@ -61,8 +66,11 @@ def private_copy(module: nn.Module, device: torch.device | str | None = None) ->
         memo[id(tensor)] = nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
     for submodule in module.modules():
         for value in vars(submodule).values():
-            if isinstance(value, Tensor) and id(value) not in memo and not value.is_leaf:
-                memo[id(value)] = value.detach().clone()
+            if isinstance(value, Tensor):
+                if id(value) not in memo and not value.is_leaf:
+                    memo[id(value)] = value.detach().clone()
+            elif type(value) in _TABLES and not value:  # a module has a dozen; a deep copy would take most of its time
+                memo[id(value)] = type(value)()
     try:
         copied = copy.deepcopy(module, memo)
     except torch.OutOfMemoryError:
@@ -94,6 +102,8 @@ class Program:
     inside: str = ""
     reused: bool = False
     confirmed: set[torch.device] = field(default_factory=set, repr=False, compare=False)
+    #: Of the tensors bound before, by their kinds.
+    _templates: Programs = field(default_factory=lambda: Programs(4, 2**20), init=False, repr=False, compare=False)
 
     @property
     def cost(self) -> int:
@@ -126,7 +136,23 @@ class Program:
         folded : bool, default=True
             False keeps batch norm, padding by another layer, and the fixed head of a one-logit model as separate nodes.
         """
-        return fold(Binder(self, tensors).graph(), norms=folded)
+        return fold(self._unfolded(tensors), norms=folded)
+
+    def _unfolded(self, tensors: Mapping[str, Tensor]) -> NetworkGraph:
+        """The graph as traced; of a program that several networks share, by the template of an earlier one."""
+        if not self.reused:
+            return Binder(self, tensors).graph()
+        kinds = kinds_of(tensors)
+        template = self._templates.get(kinds)
+        graph = None if template is None else template.graph(tensors)
+        if graph is not None:
+            return graph
+        binder = Binder(self, tensors)
+        graph = binder.graph()
+        if template is None:
+            template = Template(binder)
+            self._templates.keep(kinds, template, template.cost)
+        return graph
 
 
 def trace(
@@ -137,6 +163,7 @@ def trace(
     training: bool = False,
     inside: str = "",
     anew: bool = False,
+    structure: Hashable = None,
 ) -> Program:
     """Trace a module's forward pass, in eval mode unless `training`, on a private copy.
 
@@ -156,6 +183,8 @@ def trace(
         Path of the user's module in `module`, with a final dot, if `module` is a wrapper.
     anew : bool, default=False
         Whether to forget the program of an equal module.
+    structure : hashable, default=None
+        What `structure_of` says of the module, if that is known.
 
     Raises
     ------
@@ -164,7 +193,7 @@ def trace(
     """
     floats = [t.dtype for t in named_tensors(module).values() if t.is_floating_point()]
     dtype = dtype or (floats[0] if floats else torch.get_default_dtype())
-    key = structure_of(module, tuple(input_shape), dtype, training=training)
+    key = structure or structure_of(module, tuple(input_shape), dtype, training=training)
     known = None if key is None or anew else _PROGRAMS.get(key)
     if isinstance(known, Program):
         return known if known.inside == inside else replace(known, inside=inside)  # itself, since it knows its sizes
