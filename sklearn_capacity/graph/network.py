@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..process_state import computed_once
 from .evaluate import evaluate
+from .known_programs import Programs, structure_of
 from .memory_layout import channels_first, takes_channels_last
 from .module_layers import module_layers
 from .nodes import NetworkGraph, UnsupportedLayerError
@@ -27,24 +27,53 @@ __all__ = ["Network"]
 #: Allowed difference of graph and module, relative to the largest logit.
 _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3}
 LARGEST_TOLERANCE = 5e-2
+#: Whether modules take images with their channels last, by structure.
+_LAYOUTS = Programs(most=1000, largest_cost=1)
 
 
 class _Results(TorchDispatchMode):
-    """Records the floating dtypes of all results, and how many numbers the new ones contain."""
+    """Records the floating dtypes of all results, and how many numbers the new ones and the largest contain."""
 
     def __init__(self) -> None:
         super().__init__()
         self.dtypes: set[torch.dtype] = set()
-        self.numbers = 0
+        self.numbers = self.largest = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        leaves = torch.utils._pytree.tree_leaves(result)
+        leaves = (result,) if isinstance(result, Tensor) else torch.utils._pytree.tree_leaves(result)
         floats = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
         self.dtypes |= {leaf.dtype for leaf in floats}
         if not func.is_view:
-            self.numbers += sum(leaf.numel() for leaf in floats)
+            sizes = [leaf.numel() for leaf in floats]
+            self.numbers += sum(sizes)
+            self.largest = max(self.largest, *sizes, 0)
         return result
+
+    def per_sample(self, X: Tensor) -> dict[str, int]:
+        """What one sample of X makes, by the names of the network's properties."""
+        size = max(X[0].numel(), self.largest // len(X))
+        return {"activation_size": size, "activation_total": max(1, self.numbers // len(X))}
+
+
+def _refuse_others(outputs: Any) -> Tensor:
+    """The outputs, if they are a tensor."""
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"its forward pass must return a tensor, got {type(outputs).__name__}. Wrap it in a module that returns "
+            "the logits."
+        )
+    return outputs
+
+
+def _placed(module: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The module with its tensors on a device and its floats in one dtype.
+
+    `to` takes long for many submodules. On a GPU it also joins the weights of recurrent layers, so there it is called.
+    """
+    tensors = named_tensors(module).values()
+    there = all(t.device == device and (t.dtype == dtype or not t.is_floating_point()) for t in tensors)
+    return module if there and device.type == "cpu" else module.to(dtype=dtype, device=device)
 
 
 def _rows(outputs: Tensor, n_samples: int) -> Tensor:
@@ -87,10 +116,11 @@ class Network:
         tensors = named_tensors(copied)
         floats = [t for t in tensors.values() if t.is_floating_point()]
         self.dtype = dtype or (floats[0].dtype if floats else torch.get_default_dtype())
-        of_module = floats[0].device if floats else "cpu"
-        self.device = torch.device(of_module if device is None else device)
+        self.device = torch.device(device or (floats[0].device if floats else "cpu"))
         #: Trainable raw parameters by name, before any head was added.
-        self.parameters = {name: p for name, p in copied.to(dtype=self.dtype).named_parameters() if p.requires_grad}
+        self.parameters = {
+            name: p for name, p in _placed(copied, self.dtype, self.device).named_parameters() if p.requires_grad
+        }
         self.parameter_count = sum(p.numel() for p in self.parameters.values())
         sizes = [tensor.numel() for tensor in {id(t): t for t in tensors.values()}.values()]
         #: Numbers in all parameters and buffers, a tied one once, and in the largest of them.
@@ -98,8 +128,7 @@ class Network:
         self.input_shape = tuple(input_shape)
         self._samples = samples
         self.output = output
-        self.module = as_logits(copied, output).to(dtype=self.dtype, device=self.device)
-        self.module.eval()
+        self.module = _placed(as_logits(copied, output), self.dtype, self.device)
         self.initial_state = initial_state
         self._memo: dict[Any, Any] = {}
         #: The trace, or the reason why there is none, once known; this list is shared with renewed networks.
@@ -117,31 +146,53 @@ class Network:
         """
         return _rows(self._outputs(X, state), len(X))
 
-    def forward_and_shape(self, X: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """Logits (n, C), and the shape of the module's output for one sample before it is flattened to a vector."""
-        outputs = self._outputs(X)
-        shape = tuple(outputs.shape)
+    def explored(self, X: Tensor) -> tuple[Tensor, tuple[int, ...], Tensor]:
+        """Logits (n, C), the shape of the module's output for one sample, and the output before any conversion.
+
+        What this object tells of a forward pass is noted, since each of its properties would take another one.
+        """
+        X, returned = X.clone(), list[Any]()
+        before = X._version  # torch's counter for a tensor and all its views
+        hook = self.users_module.register_forward_hook(lambda module, args, result: returned.append(result))
+        try:
+            with _Results() as seen:
+                outputs = first_output(self.module(X))
+        finally:
+            hook.remove()
+        vars(self)["_overwrites_input"] = X._version != before
+        shape = tuple(_refuse_others(outputs).shape)
         if shape[:1] != (len(X),):
             raise ValueError(f"its forward pass must return one row of outputs for each sample, got shape {shape}.")
-        return _rows(outputs, len(X)), shape[1:] or (1,)
+        rows = _rows(outputs, len(X))
+        vars(self).update(seen.per_sample(X), n_outputs=rows.shape[1])
+        return rows, shape[1:] or (1,), first_output(returned[-1])
 
     def _outputs(self, X: Tensor, state: Mapping[str, Tensor] | None = None) -> Tensor:
         if not self.takes_channels_last:
             X, state = channels_first(X), {name: channels_first(t) for name, t in (state or {}).items()}
         X = X.clone() if self._overwrites_input else X
         outputs = functional_call(self.module, dict(state), (X,)) if state else self.module(X)
-        outputs = first_output(outputs)
-        if not isinstance(outputs, Tensor):
-            raise TypeError(
-                f"its forward pass must return a tensor, got {type(outputs).__name__}. Wrap it in a module that "
-                "returns the logits."
-            )
-        return outputs
+        return _refuse_others(first_output(outputs))
 
     @computed_once
     def takes_channels_last(self) -> bool:
-        """Whether the module supports channels-last images and kernels."""
-        return takes_channels_last(self.module, self.input_shape)
+        """Whether the module supports channels-last images and kernels; one of the same structure may have shown it.
+
+        The probe compares passes in both layouts, since weights of zero can hide a difference from that one.
+        """
+        if not any(parameter.dim() == 4 for parameter in self.module.parameters()):
+            return False
+        known = None if self._structure is None else _LAYOUTS.get(self._structure)
+        if known is None:
+            known = takes_channels_last(self.module, self.input_shape)
+            if self._structure is not None:
+                _LAYOUTS.keep(self._structure, known, 1)
+        return known
+
+    @computed_once
+    def _structure(self) -> Hashable:
+        """What `structure_of` says of the module."""
+        return structure_of(self.module, self.input_shape, self.dtype, training=False)
 
     @computed_once
     def _overwrites_input(self) -> bool:
@@ -151,10 +202,6 @@ class Network:
             before = X._version  # torch's counter for a tensor and all its views
             self.module(X)
             return X._version != before
-
-    def returned(self, X: Tensor) -> Tensor:
-        """The output of the user's module, before it is converted to logits."""
-        return first_output(self.users_module(X.clone()))
 
     @property
     def users_module(self) -> nn.Module:
@@ -172,7 +219,8 @@ class Network:
         """
         if not self._traced:
             try:
-                self._traced.append(trace(self.module, self.input_shape, dtype=self.dtype, inside=self._inside))
+                options: dict[str, Any] = {"inside": self._inside, "structure": self._structure}
+                self._traced.append(trace(self.module, self.input_shape, dtype=self.dtype, **options))
             except UnsupportedLayerError as error:
                 self._traced.append(error)
                 raise
@@ -302,27 +350,18 @@ class Network:
     @computed_once
     def activation_size(self) -> int:
         """Number of entries in the largest tensor of the forward pass for one sample."""
-        sizes = [math.prod(self.input_shape)]
-
-        def note(module: nn.Module, args: tuple, output: object) -> None:
-            if isinstance(output, Tensor):
-                sizes.append(output.numel() // 2)
-
-        hooks = [submodule.register_forward_hook(note) for submodule in self.module.modules()]
-        try:
-            with torch.no_grad():
-                self.forward(torch.zeros(2, *self.input_shape, dtype=self.dtype, device=self.device))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return max(sizes)
+        return self._of_a_pass()["activation_size"]
 
     @computed_once
     def activation_total(self) -> int:
         """Numbers in all the tensors that one sample makes, which a backward pass needs."""
+        return self._of_a_pass()["activation_total"]
+
+    def _of_a_pass(self) -> dict[str, int]:
+        X = torch.zeros(2, *self.input_shape, dtype=self.dtype, device=self.device)
         with torch.no_grad(), _Results() as seen:
-            self.forward(torch.zeros(2, *self.input_shape, dtype=self.dtype, device=self.device))
-        return max(1, seen.numbers // 2)
+            self.forward(X)
+        return seen.per_sample(X)
 
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
         """The value of `compute`, cached with the network, for example operator norms that several measures share."""

@@ -53,10 +53,11 @@ def normalizing_call(module: nn.Module, x: Tensor) -> tuple[Any, str | None]:
 
 
 class Wrapper(nn.Module):
-    """A wrapper around the user's module, which is its attribute `module`."""
+    """A wrapper around the user's module, which is its attribute `module`; in the mode of this module."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
+        self.training = module.training
         self.module = module
 
 

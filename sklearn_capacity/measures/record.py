@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 import math
 import numbers
+import types
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -227,6 +229,7 @@ class Measure:
 
 # -- calling a function, and checking what it returns ------------------------------------------------------------------
 
+_PACKAGE = f"{__name__.partition('.')[0]}."
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -255,12 +258,25 @@ def _takes_module(function: Callable[..., Any]) -> bool:
 
 
 def _positional(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    return [p for p in inspect.signature(function).parameters.values() if p.kind in _POSITIONAL]
+    return [p for p in _parameters(function) if p.kind in _POSITIONAL]
+
+
+def _parameters(function: Callable[..., Any]) -> Sequence[inspect.Parameter]:
+    own = isinstance(function, types.FunctionType) and function.__module__.startswith(_PACKAGE)
+    return _parameters_of_own(function) if own else _read_parameters(function)
+
+
+def _read_parameters(function: Callable[..., Any]) -> Sequence[inspect.Parameter]:
+    return tuple(inspect.signature(function).parameters.values())
+
+
+#: Of this package's functions, which nobody changes: a call with a few measures asks for them dozens of times.
+_parameters_of_own = functools.lru_cache(maxsize=1024)(_read_parameters)
 
 
 def _settable(function: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
     """Names and defaults of the parameters other than the data, and whether the function has ``**params``."""
-    parameters = inspect.signature(function).parameters.values()
+    parameters = _parameters(function)
     first = {p.name for p in _positional(function)[: 3 if _takes_module(function) else 2]}
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     named = {p.name: p.default for p in parameters if p.kind in kinds and p.name not in first}

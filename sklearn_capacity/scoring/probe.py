@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .._validation import NotDefinedError, has_packed_weights, warn
-from ..graph import Network, UnsupportedLayerError
+from ..graph import Network, UnsupportedLayerError, channels_last
 from ..process_state import RandomNumbers, restored_at_the_end, surely
 from ..training import embedding_cure
 
@@ -112,7 +112,7 @@ def probe(network: Network, X: Any, task: str | None) -> None:
     numbers = RandomNumbers(network.device)
     try:
         numbers.enter()
-        samples, (shape, first, apart, repeatable) = _passes_of_one(network, choices)
+        samples, (first, shape, returned, apart, repeatable) = _passes_of_one(network, choices)
         if not repeatable:
             raise UnsupportedLayerError(
                 "The network draws random numbers in eval mode: two passes over the same samples differ. Make it "
@@ -135,12 +135,14 @@ def probe(network: Network, X: Any, task: str | None) -> None:
     if not apart:
         raise UnsupportedLayerError(f"The network mixes its samples in eval mode: {_mixing(network, samples, first)}")
     if task == "classification" and first.dim() == 2 and first.shape[1] > 1:
-        _check_meaning(network, samples)
+        _check_meaning(network, returned)
 
 
-def _passes_of_one(
-    network: Network, choices: list[Tensor]
-) -> tuple[Tensor, tuple[tuple[int, ...], Tensor, bool, bool]]:
+#: What the forward passes return: see `_forward_passes`.
+_Passes = tuple[Tensor, tuple[int, ...], Tensor, bool, bool]
+
+
+def _passes_of_one(network: Network, choices: list[Tensor]) -> tuple[Tensor, _Passes]:
     """The first of the choices that the network takes, and its forward passes."""
     for samples in choices[:-1]:
         try:
@@ -153,11 +155,11 @@ def _passes_of_one(
 
 
 @torch.no_grad()
-def _forward_passes(network: Network, samples: Tensor) -> tuple[tuple[int, ...], Tensor, bool, bool]:
-    """The shape of one output, all outputs, whether those of the groups are the same, and those of another pass."""
+def _forward_passes(network: Network, samples: Tensor) -> _Passes:
+    """Logits, the shape of one output, the outputs, whether the groups have the same logits, and another pass has."""
     before = set(network.tensors())
     try:
-        first, shape = network.forward_and_shape(samples)
+        first, shape, returned = network.explored(samples)
         if first.layout != torch.strided or not first.is_floating_point():
             raise NotDefinedError(f"The network must return dense floats, got {first.layout}, {first.dtype}.")
         created = sorted(map(network.shown, set(network.tensors()) - before))
@@ -166,8 +168,8 @@ def _forward_passes(network: Network, samples: Tensor) -> tuple[tuple[int, ...],
                 f"The forward pass creates {', '.join(f'`{name}`' for name in created)}, with values that nobody has "
                 "trained. Run a batch through the module first."
             )
-        apart = all(_equal(_rows(first, group), network.forward(_rows(samples, group))) for group in GROUPS)
-        return shape, first, apart, apart or _equal(first, network.forward(samples))
+        apart = _are_apart(network, samples, first)
+        return first, shape, returned, apart, apart or _equal(first, network.forward(samples))
     except (torch.OutOfMemoryError, MemoryError, NotDefinedError):
         raise
     except Exception as error:  # the user's code may raise anything
@@ -175,6 +177,29 @@ def _forward_passes(network: Network, samples: Tensor) -> tuple[tuple[int, ...],
         cure = embedding_cure(network.module, "measure")
         cure = f".{cure}" if cure else ""
         raise ValueError(f"The network failed on samples of shape {shown}, those of `X`: {error}{cure}") from error
+
+
+def _are_apart(network: Network, samples: Tensor, first: Tensor) -> bool:
+    """Whether the samples of every group have the same logits as before; their images have another layout if possible.
+
+    A network whose logits depend on the layout gets images in torch's default one from here on.
+    """
+    if not network.takes_channels_last:
+        return _same_in_groups(network, samples, first, lambda X: X)
+    try:
+        if _same_in_groups(network, samples, first, channels_last):
+            return True
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception:  # the user's code may raise anything
+        pass
+    vars(network)["takes_channels_last"] = False
+    return _same_in_groups(network, samples, first, lambda X: X)
+
+
+def _same_in_groups(network: Network, samples: Tensor, first: Tensor, laid_out: Callable[[Tensor], Tensor]) -> bool:
+    passes = (network.forward(laid_out(_rows(samples, group))) for group in GROUPS)
+    return all(_equal(_rows(first, group), logits) for group, logits in zip(GROUPS, passes, strict=True))
 
 
 @torch.no_grad()
@@ -198,10 +223,8 @@ def _mixing(network: Network, samples: Tensor, first: Tensor) -> str:
     )
 
 
-@torch.no_grad()
-def _check_meaning(network: Network, samples: Tensor) -> None:
+def _check_meaning(network: Network, returned: Tensor) -> None:
     """Warn if probabilities are interpreted as logits, or logits as probabilities: the values would be wrong."""
-    returned = network.returned(samples)
     if not bool(returned.isfinite().all()):
         return
     sum_to_one = bool(((returned.sum(-1) - 1).abs() <= TOLERANCE).all())

@@ -118,3 +118,31 @@ def test_fits_and_predictions_do_not_depend_on_it_either(estimator, channels):
     assert [fit.net_.images_last_ for fit in fits] == [True, False]
     logits = [fit.decision_function(X[:, :channels]) for fit in fits]
     np.testing.assert_allclose(*logits, rtol=1e-3, atol=1e-4)
+
+
+class InMemoryOrder(nn.Module):
+    """Reads a convolution's output as it lies in memory."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(64, 3)
+        nn.init.constant_(self.conv.bias, 0.0)
+        if not weight:
+            nn.init.zeros_(self.conv.weight)
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.fc(y.as_strided((len(y), 64), (64, 1)))
+
+
+def test_a_layout_that_weights_of_zero_hide_is_seen_in_the_next_network():
+    images = torch.tensor(X, dtype=torch.float64)
+    for weight in (0.0, 1.0, 0.0, 2.0):
+        module = InMemoryOrder(weight).double().eval()
+        logits = module(images).detach()
+        labels = (logits.argmax(1) + 1) % 3
+        expected = torch.tensor(
+            [z[k] - z[[j for j in range(3) if j != k]].max() for z, k in zip(logits, labels, strict=True)]
+        )
+        got = measure_capacity(module, images, labels, {"m": ("margin", {"percentile": 0.0})})["m"]
+        assert got == pytest.approx(expected.min().item(), rel=1e-9)

@@ -24,6 +24,7 @@ from sklearn_capacity import (
     measure_capacity,
 )
 from sklearn_capacity.displays import MarginDisplay
+from sklearn_capacity.graph import Network
 from sklearn_capacity.penalties import check_penalty
 
 X = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -451,3 +452,15 @@ def test_numbers_that_another_thread_draws_stay_drawn():
     expected.set_state(before)
     torch.rand(3, generator=expected)
     assert torch.equal(torch.get_rng_state(), expected.get_state())
+
+
+def test_a_call_passes_few_samples_through_the_network_four_times(monkeypatch):
+    """Once for what the samples make, twice in other batches, and once beside the graph; then come the data."""
+    passes: list[int] = []
+    for name in ("explored", "forward"):
+        whole = getattr(Network, name)
+        monkeypatch.setattr(
+            Network, name, lambda self, X, *rest, whole=whole: passes.append(len(X)) or whole(self, X, *rest)
+        )
+    measure_capacity(perceptron(), X, Y, ["parameter_count", "l2_path_norm", "fisher_rao_norm", "margin"])
+    assert passes == [5, 2, 3, 3, 6]
