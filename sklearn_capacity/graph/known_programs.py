@@ -9,6 +9,7 @@ exported each time.
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import operator
 import types
@@ -170,7 +171,10 @@ def _scan(home: Any) -> _Scan:
     if known is None or known.names != names or not all(map(operator.is_, known.items, items)):
         pairs = zip(names, items, strict=True)
         replaced = [(f"{home.__name__}.{name}", item) for name, item in pairs if _is_replaced(name, item)]
-        known = _scans[home] = _Scan(next(_numbers), names, items, replaced)
+        known = _Scan(next(_numbers), names, items, replaced)
+        is_shared = not isinstance(home, type) or getattr(inspect.getmodule(home), home.__name__, None) is home
+        if is_shared:  # the class of one object, such as a parametrised layer's, would keep it alive
+            _scans[home] = known
     return known
 
 

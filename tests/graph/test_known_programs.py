@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import os
 import random
 import sys
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from sklearn_capacity import measure_capacity
 from sklearn_capacity.graph import Network, UnsupportedLayerError, evaluate
@@ -202,6 +205,16 @@ def test_recurrent_layers_of_equal_structure_are_exported_once(kind, exports):
         with torch.no_grad():
             torch.testing.assert_close(evaluate(Network(module, (7, 4)).graph, X), module.eval()(X))
     assert len(exports) == 3  # a tensor that is no parameter counts by its values
+
+
+def test_a_structure_keeps_no_layer_alive():
+    """A parametrised layer has a class of its own, which refers to it."""
+    module = nn.Sequential(weight_norm(nn.Linear(4, 3)))
+    structure_of(module, (4,), torch.float32, training=False)
+    bias = weakref.ref(module[0].bias)
+    del module
+    gc.collect()
+    assert bias() is None
 
 
 class Named(nn.Module):
