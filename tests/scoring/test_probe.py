@@ -175,6 +175,17 @@ def test_quantized_networks_are_refused_with_the_cure(kind):
             NetworkClassifier(module=given).fit(X, Y)
 
 
+def test_a_network_that_refuses_zeros_is_measured_at_its_data():
+    def refuses_zeros(net, x):
+        if not bool(x.any()):
+            raise ValueError("nothing but zeros")
+        return net(x)
+
+    names = ["parameter_count", "frobenius_norm", "margin", "jacobian_frobenius", "expected_sharpness"]
+    expected = measure_capacity(perceptron(), X, Y, names)
+    assert measure_capacity(Function(refuses_zeros), X, Y, names) == pytest.approx(expected, rel=1e-9)
+
+
 def test_what_torch_cannot_differentiate_is_left_out_with_its_reason():
     def overwrites(net, x):
         h = torch.sigmoid(net[0](x))
