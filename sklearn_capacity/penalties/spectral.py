@@ -13,6 +13,7 @@ from sklearn_capacity.derivatives.input_jacobian import OUTPUTS, jacobian_produc
 from sklearn_capacity.derivatives.modes import evaluating
 from sklearn_capacity.derivatives.tape import Tape
 from sklearn_capacity.linalg.product import product
+from sklearn_capacity.linalg.squarings import leading_eigenvectors
 from sklearn_capacity.penalties.end_layers import FirstLayer
 from sklearn_capacity.penalties.evaluation import checked_penalty
 from sklearn_capacity.penalties.frobenius import sample_scale, weighted_mean
@@ -102,37 +103,38 @@ def _top_directions(tape: Tape, output: str, first: FirstLayer | None) -> Tensor
     The latter is left out with a first layer W: then J = A W for the rows A that the sweeps return.
     """
     logits = tape.logits.detach()
-    rows = unit_rows(tape, first)  # J or A, (n, C, D) or (n, C, h)
-    if output == "softmax":  # its Jacobian S is symmetric: the rows of S J
-        p = logits.double().softmax(1)[:, None, :]  # (n, 1, C); in double, as 1 - p may be tiny
-        rows = softmax_jacobian(p, rows.double().transpose(1, 2)).transpose(1, 2)  # (n, C, D)
+    rows = unit_rows(tape, first)  # those of the logits: J or A, (n, C, D) or (n, C, h)
+    # In double, as 1 - p may be tiny, (n, 1, C).
+    p = logits.double().softmax(1)[:, None, :] if output == "softmax" else None
     if first is not None:
-        gram = first.gram.to(rows.dtype)
-        return _top_eigenvectors(product(rows.flatten(0, 1), gram).view_as(rows) @ rows.mT).to(logits.dtype)
-    u = _top_left_vectors(rows)  # (1, n, C)
-    products = (u.transpose(0, 1) @ rows).reshape(1, len(logits), *tape.graph.input.shape)  # (1, n, ...)
-    return u.to(logits.dtype), products.to(logits.dtype)
+        u = _top_left_vectors(rows, p, product(rows.flatten(0, 1), first.gram).view_as(rows))
+        return u[None].to(logits.dtype)
+    u = _top_left_vectors(rows, p)  # (n, C)
+    v = u[:, None, :] if p is None else softmax_jacobian(p, u[:, None, :])  # (n, 1, C)
+    products = (v.to(rows.dtype) @ rows).reshape(1, len(logits), *tape.graph.input.shape)  # (1, n, ...)
+    return u[None].to(logits.dtype), products
 
 
-def _top_eigenvectors(gram: Tensor) -> Tensor:
-    """Of each symmetric matrix (n, C, C), the eigenvector of the largest eigenvalue, (1, n, C)."""
-    return torch.linalg.eigh(gram.double()).eigenvectors[:, :, -1][None].to(gram.dtype)
+def _top_left_vectors(rows: Tensor, p: Tensor | None = None, images: Tensor | None = None) -> Tensor:
+    """For each matrix A (n, C, D), or S A with the softmax's Jacobian at p (n, 1, C), the leading left vector, (n, C).
 
-
-def _top_left_vectors(rows: Tensor) -> Tensor:
-    """For each matrix A (n, C, D), the unit vector u with the largest ``|u^T A|``: (1, n, C), a direction per sample.
-
-    From the smaller Gram matrix, as a network may have many more classes than inputs, or the other way round.
+    From the smaller Gram matrix, as a network may have many more classes than inputs, or the other way round; that of
+    another inner product if its `images` of the rows, (n, C, D), are given.
     """
     n_outputs, n_inputs = rows.shape[1:]
-    if n_outputs <= n_inputs:
-        return _top_eigenvectors(rows @ rows.mT)  # of A A^T, (n, C, C)
-    gram = (rows.transpose(1, 2) @ rows).double()  # A^T A, (n, D, D)
-    right = torch.linalg.eigh(gram).eigenvectors[:, :, -1:].to(rows.dtype)  # (n, D, 1)
-    left = (rows @ right).squeeze(2)  # A v, along u: (n, C)
+    dtype = rows.dtype
+    if p is not None:
+        rows = rows.double()
+    if n_outputs <= n_inputs or images is not None:
+        gram = rows @ (rows if images is None else images.to(rows.dtype)).mT  # (n, C, C)
+        gram = gram if p is None else softmax_jacobian(p, softmax_jacobian(p, gram).mT)  # S A A^T S, as S is symmetric
+        return leading_eigenvectors(gram, dtype)
+    rows = rows if p is None else softmax_jacobian(p, rows.mT).mT
+    right = leading_eigenvectors(rows.mT @ rows, dtype)[:, :, None]  # (n, D, 1)
+    left = (rows @ right).squeeze(2)  # along u: (n, C)
     length = torch.linalg.vector_norm(left, dim=1, keepdim=True)  # (n, 1)
     any_direction = torch.eye(1, n_outputs, dtype=left.dtype, device=left.device)  # where A is 0, (1, C)
-    return torch.where(length > 0, left / length, any_direction)[None]
+    return torch.where(length > 0, left / length, any_direction)
 
 
 def _by_loop(function: Callable[[Tensor], Tensor], X: Tensor, output: str, sample_weight: Tensor | None) -> Tensor:
@@ -140,6 +142,6 @@ def _by_loop(function: Callable[[Tensor], Tensor], X: Tensor, output: str, sampl
     with evaluating(function):
         # (n, C, D)
         rows = torch.stack([row.flatten(1) for row in jacobian_products(function, X, output=output)], dim=1)
-        u = _top_left_vectors(rows)  # (1, n, C)
+        u = _top_left_vectors(rows)[None]  # (1, n, C)
         (product,) = jacobian_products(function, X, u, output=output, create_graph=True)  # u^T J, (n, ...)
     return weighted_mean(product.flatten(1).square().sum(1), sample_weight)

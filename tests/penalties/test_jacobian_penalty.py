@@ -194,7 +194,7 @@ class Opaque(nn.Module):
 
 @pytest.mark.parametrize("output", ["logits", "softmax"])
 @pytest.mark.parametrize("wrap", [nn.Sequential, Opaque])
-@pytest.mark.parametrize(("n_inputs", "n_outputs"), [(3, 11), (11, 3), (1, 2), (4, 4)])
+@pytest.mark.parametrize(("n_inputs", "n_outputs"), [(3, 11), (11, 3), (1, 2), (4, 4), (21, 19), (17, 30)])
 def test_spectral_penalty_of_more_outputs_than_inputs_and_of_fewer(n_inputs, n_outputs, wrap, output):
     """Against singular values of dense Jacobians, with the gradient of a distinct largest one."""
     torch.manual_seed(1)
