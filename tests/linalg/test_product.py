@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sklearn_capacity.linalg.product import LARGE, affine, product
+from sklearn_capacity.linalg.product import LARGE, affine, fits_onednn, product
 
 
 def matrices(n: int, m: int, p: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,6 +44,18 @@ def test_a_product_that_needs_a_gradient_has_one():
     torch.testing.assert_close(gradient, b.sum(1).expand_as(a), rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         assert not product(a, b).requires_grad
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
+@pytest.mark.parametrize(("capability", "transposed"), [("AVX512", True), ("AVX2", False)])
+def test_onednn_takes_whole_matrices_and_their_transposes_where_it_is_fast(capability, transposed, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    a, b = matrices(160, 170, 180)
+    assert fits_onednn(a, b)
+    assert fits_onednn(a, b.t().contiguous().t())
+    assert fits_onednn(a.t().contiguous().t(), b) is transposed
+    assert not fits_onednn(torch.cat([a, a], 1)[:, :170], b)
+    assert not fits_onednn(a, torch.cat([b, b], 1)[:, :180])
 
 
 def test_without_onednn(monkeypatch):
