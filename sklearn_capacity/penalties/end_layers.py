@@ -17,7 +17,7 @@ from sklearn_capacity.graph import NetworkGraph, Node
 from sklearn_capacity.linalg.product import LARGE, product
 from sklearn_capacity.penalties.gradient_sums import Gradients, wants
 
-__all__ = ["FirstLayer", "LastLayer", "first_linear", "last_linear"]
+__all__ = ["GRAM_SHARE", "FirstLayer", "LastLayer", "first_linear", "last_linear"]
 
 #: The products of a layer's Gram matrix are preferred if they take this share of the multiplications, or less.
 GRAM_SHARE = 0.85

@@ -101,6 +101,27 @@ def test_per_layer_penalty_weighs_its_samples(name):
     assert_same(gradients(value, module), gradients(expected, module))
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", ["mlp", "tanh", "weight_norm", "normalised", "one layer", "images"])
+def test_per_layer_penalty_leaves_out_products_of_a_first_layer(name, weighted, monkeypatch):
+    """Few samples or many, narrow layers or wide: the same number."""
+    monkeypatch.setattr("sklearn_capacity.penalties.per_layer.GRAM_SHARE", 1e9)
+    if name in CASES:
+        module, X = built(name)
+    else:
+        layers = (nn.Linear(5, 3),) if name == "one layer" else (nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+        module, X = nn.Sequential(nn.Flatten(), *layers).double(), torch.randn(4, 1, 5).double()
+    weights = torch.tensor([0.5, 2.0, 1.0, 0.5], dtype=torch.float64) if weighted else None
+    indices = torch.randint(3, (4, 1), generator=torch.Generator().manual_seed(5)).flatten().tolist()
+    terms = torch.stack([per_layer(module.eval(), x, index) for x, index in zip(X, indices, strict=True)])
+    expected = (terms if weights is None else weights * terms).mean()
+    with monkeypatch.context() as patched:  # its products are not formed
+        patched.setattr("sklearn_capacity.penalties.per_layer.pull", None)
+        value = per_layer_penalty(module, X, sample_weight=weights, generator=torch.Generator().manual_seed(5))
+    assert_same(value.detach(), expected.detach())
+    assert_same(gradients(value, module), gradients(expected, module))
+
+
 def test_per_layer_penalty_of_a_matrix_is_2_g_g_w():
     """[JR] below eq. 52, by matrices, for two layers."""
     module, X = built("mlp")
