@@ -18,7 +18,7 @@ def keep_freed_memory() -> None:
 
     glibc returns memory at the top of the heap as soon as twice the largest block that was ever freed is free there,
     and the next step pays a page fault for each 4 kB of its gradients and cotangents: an eighth to a fifth of a step
-    with a penalty on layers of 784 x 784. After a block of 32 MB was freed, which is not touched here, it keeps twice
-    that.
+    with a penalty on layers of 784 x 784, a tenth on small convolutional networks. After a block of 32 MB was freed,
+    which is not touched here, it keeps twice that.
     """
     torch.empty(BLOCK_BYTES, dtype=torch.uint8, device="cpu")

@@ -89,12 +89,12 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
         return y
 
     def conv(node: Node, x: Tensor) -> Tensor:
+        _keep_memory(node, x.shape[0] * math.prod(node.shape[1:]))
         return apply_linear(node, channels_last(x), tape.weight(node), node.bias)
 
     def linear(node: Node, x: Tensor) -> Tensor:
+        _keep_memory(node, x.shape[:-1].numel())
         assert node.weight is not None
-        if x.shape[0] * node.weight.numel() >= LARGE:
-            keep_freed_memory()
         return affine(x, node.weight, node.bias)
 
     def function(node: Node, *xs: Tensor) -> Tensor:
@@ -110,6 +110,13 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
     }  # fmt: skip
     tape.logits = interpret(graph, {**EVALUATE, **recording, **(rules or {})}, X)
     return tape
+
+
+def _keep_memory(node: Node, positions: int) -> None:
+    """Let the process keep what it frees, if a layer that reads its weight at so many positions takes long."""
+    assert node.weight is not None
+    if positions * node.weight.numel() >= LARGE:
+        keep_freed_memory()
 
 
 def _masks(node: Node, x: Tensor, indices: Tensor, slope: Tensor | None) -> list[tuple[tuple[slice, ...], Tensor]]:
