@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy.special import log_softmax, softmax
+import torch
 from sklearn.base import ClassifierMixin
 from sklearn.utils import compute_class_weight, compute_sample_weight
 from sklearn.utils.metaestimators import available_if
@@ -207,7 +207,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         -------
         ndarray of shape (n_samples, n_classes)
         """
-        return softmax(self._outputs(X), axis=1)
+        return torch.from_numpy(np.ascontiguousarray(self._outputs(X))).softmax(1).numpy()
 
     @available_if(_has_probabilities)
     def predict_log_proba(self, X: Any) -> np.ndarray:
@@ -221,7 +221,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         -------
         ndarray of shape (n_samples, n_classes)
         """
-        return log_softmax(self._outputs(X), axis=1)
+        return torch.from_numpy(np.ascontiguousarray(self._outputs(X))).log_softmax(1).numpy()
 
     def decision_function(self, X: Any) -> np.ndarray:
         """The logits; with two classes the second minus the first.
@@ -234,7 +234,7 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         -------
         ndarray of shape (n_samples, n_classes), or (n_samples,) with two classes
         """
-        logits = self._outputs(X)
+        logits = np.ascontiguousarray(self._outputs(X))
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:

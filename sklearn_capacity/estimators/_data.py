@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from sklearn.model_selection import train_test_split
 from sklearn.utils.validation import validate_data
 
@@ -16,7 +14,7 @@ from sklearn_capacity.estimators import _constraints
 if TYPE_CHECKING:
     from sklearn_capacity.estimators._fitted import FittedNetwork
 
-__all__ = ["Samples", "check_data", "flatten_samples", "resolve_input_shape", "weighted_samples"]
+__all__ = ["Samples", "check_data", "flatten_samples", "resolve_input_shape", "sound_samples", "weighted_samples"]
 
 
 class Samples(NamedTuple):
@@ -97,8 +95,6 @@ def resolve_input_shape(
 def check_data(estimator: FittedNetwork, X: Any, y: Any = "no_validation", *, reset: bool, **options: Any) -> Any:
     """X as an array of shape (n, *input_shape_), and y if given; with `reset`, the estimator learns shape and dtype."""
     alone = isinstance(y, str) and y == "no_validation"
-    if alone and not reset and _passes(estimator, X):
-        return X.reshape(len(X), *estimator.input_shape_)
     if isinstance(y, str | bytes) and not alone:
         raise ValueError(f"y must have one entry per sample, got {y!r}.")
     refuse_containers(X, "trained")
@@ -125,15 +121,28 @@ def check_data(estimator: FittedNetwork, X: Any, y: Any = "no_validation", *, re
     return X if alone else (X, y)
 
 
-def _passes(estimator: FittedNetwork, X: Any) -> bool:
-    """Whether scikit-learn would return X as it is; its checks take as long as the forward pass of a small network."""
-    if type(X) is not np.ndarray or X.dtype != estimator._dtype or not (X.ndim and len(X) and X.flags.carray):
-        return False
-    if min(X.strides) < 0:  # of an axis of length 1; torch refuses it
-        return False
-    if hasattr(estimator, "feature_names_in_"):  # a warning is due
-        return False
+def sound_samples(estimator: FittedNetwork, X: Any) -> np.ndarray | None:
+    """X as samples to predict, or None where scikit-learn's checks have more to say than whether values are finite.
+
+    Those checks take as long as the forward pass of a small network; of a DataFrame, as several of them.
+    """
+    if type(X) is not np.ndarray:
+        X = _known_columns(estimator, X)
+    elif hasattr(estimator, "feature_names_in_"):  # a warning is due
+        return None
+    if X is None or X.dtype.kind not in "fiub" or not (X.ndim and len(X)):
+        return None
     shape = X.shape[1:]
     if shape != (estimator.n_features_in_,) and (X.ndim == 2 or shape != estimator.input_shape_):
-        return False
-    return math.isfinite(torch.from_numpy(X).sum())  # which may overflow, but is not finite if an entry is not
+        return None
+    return X.reshape(len(X), *estimator.input_shape_)
+
+
+def _known_columns(estimator: FittedNetwork, X: Any) -> np.ndarray | None:
+    """The values of a DataFrame of pandas with the columns of `fit`, if NumPy's own types hold them."""
+    names = getattr(estimator, "feature_names_in_", None)
+    if names is None or type(X).__name__ != "DataFrame" or type(X).__module__.partition(".")[0] != "pandas":
+        return None
+    if not np.array_equal(np.asarray(X.columns, dtype=object), names):
+        return None
+    return X.to_numpy() if all(isinstance(dtype, np.dtype) for dtype in X.dtypes) else None

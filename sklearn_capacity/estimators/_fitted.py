@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import cloudpickle
@@ -15,16 +14,17 @@ from torch import Tensor, nn
 
 from sklearn_capacity._validation import failure_text
 from sklearn_capacity.estimators._attributes import ATTRIBUTES, IMAGES_LAST, Check
-from sklearn_capacity.estimators._data import check_data
-from sklearn_capacity.estimators._outcome import within_range
+from sklearn_capacity.estimators._data import check_data, sound_samples
 from sklearn_capacity.estimators._parameters import NetworkParameters
-from sklearn_capacity.graph import is_known
-from sklearn_capacity.process_state import keeps_modes
-from sklearn_capacity.training import PenalizedNet, TensorData
+from sklearn_capacity.graph import channels_last
+from sklearn_capacity.process_state import computing, keeps_modes
+from sklearn_capacity.training import DirectPass, PenalizedNet, direct_pass, to_tensor
 
 __all__ = ["FittedNetwork"]
 
-_PREDICTION_CHUNK = 1024
+_FEW = 1 << 14  # values of X up to which a forward pass takes no longer than looking for a faster one
+_ROWS = 1024  # samples at once of which the size between two layers is not known
+_CACHED = 1 << 18  # values that each thread may hold between two layers
 
 
 class FittedNetwork(NetworkParameters):
@@ -74,26 +74,54 @@ class FittedNetwork(NetworkParameters):
 
     @keeps_modes
     def _outputs(self, X: Any) -> np.ndarray:
-        """The module's outputs in eval mode, shape (n, n_outputs)."""
+        """The module's outputs in eval mode, shape (n, n_outputs), in any order of memory."""
         if not self.__sklearn_is_fitted__():
             check_is_fitted(self)  # which takes a while
-        X = check_data(self, X, reset=False)
         self.net_._set_training(False)
-        with torch.no_grad():
-            chunks = [self.net_.infer(chunk) for chunk in self._chunks(X)]
-        outputs = torch.cat(chunks) if len(chunks) > 1 else chunks[0]
-        if not within_range(outputs).item():
+        torch.set_grad_enabled(False)  # `keeps_modes` restores it
+        samples = sound_samples(self, X)
+        parts = [] if samples is None else self._evaluated(samples, checked=False)
+        if not parts:
+            parts = self._evaluated(check_data(self, X, reset=False), checked=True)
+        outputs = (torch.cat(parts) if len(parts) > 1 else parts[0]).cpu()
+        lowest, highest = (bound.item() for bound in outputs.aminmax())  # nan, if one is
+        most = torch.finfo(outputs.dtype).max / 2  # differences are finite, too
+        if not (-most <= lowest and highest <= most):
             raise ValueError(
                 f"X must have finite outputs in the network's {self._dtype}, got samples whose outputs are infinite, "
                 "nan or close to overflow. Scale X as in `fit`."
             )
-        return outputs.cpu().numpy()
+        return outputs.numpy()
 
-    def _chunks(self, X: np.ndarray) -> Iterator[Tensor]:
-        """X in parts; clones if the module may work in place, since a CPU tensor may share the user's memory."""
-        device, size = torch.device(self.net_.device), max(self.batch_size, _PREDICTION_CHUNK)
-        chunks = (TensorData(X[start : start + size], device=device).X for start in range(0, len(X), size))
-        return chunks if _keeps_input(self.net_.module_) else (chunk.clone() for chunk in chunks)
+    def _evaluated(self, X: np.ndarray, *, checked: bool) -> list[Tensor]:
+        """The module's outputs, in parts; none if X has not been checked and a value may not be finite."""
+        net, device = self.net_, torch.device(self.net_.device)
+        forward, n_rows = DirectPass((net.module_,)), _ROWS
+        if X.size > _FEW:
+            forward = direct_pass(net.module_, X.ndim)
+            n_rows = self._rows_at_once(X, forward.width, device)
+        outputs = []
+        for start in range(0, len(X), n_rows):
+            chunk = X[start : start + n_rows]
+            if chunk.dtype != self._dtype:
+                with np.errstate(over="ignore"):  # the sum is not finite then
+                    chunk = chunk.astype(self._dtype)
+            x = to_tensor(chunk, device)
+            if not (checked or math.isfinite(x.sum())):  # which may overflow, but is not finite if a value is not
+                return []
+            x = x if forward.keeps_input else x.clone()  # a CPU tensor may share the user's memory
+            with computing():
+                outputs.append(forward(channels_last(x) if net.images_last_ else x))
+        return outputs
+
+    def _rows_at_once(self, X: np.ndarray, width: int, device: torch.device) -> int:
+        """So many samples that the values between two layers stay in a processor's cache; a guess for other layers."""
+        if device.type != "cpu":
+            return max(self.batch_size, _ROWS)
+        cached = _CACHED * torch.get_num_threads()
+        if width:
+            return max(_ROWS // 4, cached // width)
+        return max(self.batch_size, min(_ROWS, cached // 2 // X[0].size))
 
     # ---- files and pickles ------------------------------------------------------------------
 
@@ -114,11 +142,3 @@ class FittedNetwork(NetworkParameters):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(cloudpickle.loads(state["by_value"]))
-
-
-def _keeps_input(module: nn.Module) -> bool:
-    """Whether a module begins with a linear layer of torch or of this package, which cannot write to its input."""
-    if not is_known(module):
-        return False
-    plain = (p for p in module.modules() if type(p).forward not in (nn.Sequential.forward, nn.Flatten.forward))
-    return isinstance(next(plain, None), nn.Linear | nn.Conv2d)

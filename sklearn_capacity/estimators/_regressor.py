@@ -68,7 +68,7 @@ class NetworkRegressor(RegressorMixin, BaseNetwork):
         ndarray of shape (n_samples,) or (n_samples, n_outputs), like y
         """
         outputs = self._outputs(X)
-        return outputs[:, 0] if self._one_column else outputs
+        return np.ascontiguousarray(outputs[:, 0] if self._one_column else outputs)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The coefficient of determination R² of the predictions, in float64.

@@ -13,9 +13,11 @@ HOOKS = (*FORWARD_HOOKS, "_backward_pre_hooks", "_backward_hooks")
 
 def has_own_hooks(module: nn.Module) -> bool:
     """Whether a module has hooks itself; those of its parts do not count."""
-    return any(getattr(module, table, None) for table in HOOKS)
+    state = vars(module)
+    return any([state.get(table) for table in HOOKS])  # a list is faster here than a generator
 
 
 def has_process_hooks(tables: tuple[str, ...] = HOOKS) -> bool:
     """Whether there are hooks on all modules of the process."""
-    return any(getattr(nn.modules.module, f"_global{table}", None) for table in tables)
+    state = vars(nn.modules.module)
+    return any([state.get(f"_global{table}") for table in tables])

@@ -11,10 +11,11 @@ choose the device and the random numbers. Read `net` first, then `batches`.
 Data flow: X, y -> TensorData -> batches -> net.train_step -> loss + penalties -> optimiser -> history.
 """
 
-from sklearn_capacity.training.batches import TensorBatch, TensorBatches, TensorData, embedding_cure
+from sklearn_capacity.training.batches import TensorBatch, TensorBatches, TensorData, embedding_cure, to_tensor
 from sklearn_capacity.training.callbacks import DivergenceCheck, EpochProgress, StopAtError, StopBelow
 from sklearn_capacity.training.checkpoints import CheckpointFolder, CheckpointWriter, resumable_fit
 from sklearn_capacity.training.devices import resolve_device
+from sklearn_capacity.training.direct_pass import DirectPass, direct_pass
 from sklearn_capacity.training.kfac import KFAC
 from sklearn_capacity.training.net import PenalizedClassifier, PenalizedNet, PenalizedRegressor
 from sklearn_capacity.training.optimizers import OPTIMIZERS, resolve_optimizer
@@ -31,6 +32,7 @@ __all__ = [
     "SAM",
     "CheckpointFolder",
     "CheckpointWriter",
+    "DirectPass",
     "DivergenceCheck",
     "EpochProgress",
     "LearningRateSchedule",
@@ -49,6 +51,7 @@ __all__ = [
     "embedding_cure",
     "decay_groups",
     "decay_of",
+    "direct_pass",
     "largest_decay",
     "make_schedule",
     "resolve_device",
@@ -56,4 +59,5 @@ __all__ = [
     "resumable_fit",
     "seeded",
     "set_learning_rates",
+    "to_tensor",
 ]

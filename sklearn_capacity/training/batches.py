@@ -33,9 +33,10 @@ class TensorBatch(tuple):
 def to_tensor(array: Any, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Tensor:
     """An array as a tensor on the device; floating point arrays get `dtype`, others keep theirs."""
     if not isinstance(array, Tensor):
-        array = np.ascontiguousarray(array)
+        array = np.ascontiguousarray(array)  # in which an axis of length 1 may still run backwards: torch refuses it
         # torch warns about memory maps that joblib opened read-only, and might write into them
-        array = torch.from_numpy(array if array.flags.writeable else array.copy())
+        shared = array.flags.writeable and min(array.strides, default=0) >= 0
+        array = torch.from_numpy(array if shared else array.copy())
     return array.to(device=device, dtype=dtype if array.is_floating_point() else None)
 
 

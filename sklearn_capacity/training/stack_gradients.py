@@ -5,7 +5,7 @@ The operators are those that autograd would run, in the same order, so the numbe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,27 +14,19 @@ from torch.nn import functional as F
 
 from sklearn_capacity.derivatives.modes import autocasts
 from sklearn_capacity.losses import CrossEntropyLoss, SquaredLoss
-from sklearn_capacity.process_state import has_own_hooks, has_process_hooks
+from sklearn_capacity.process_state import has_process_hooks
 from sklearn_capacity.training.batches import TensorData
+from sklearn_capacity.training.plain_modules import (
+    ACTIVATIONS,
+    Activation,
+    is_unhooked,
+    parts_in_turn,
+)
 
 __all__ = ["Layer", "StackGradients", "stack_gradients"]
 
 aten = torch.ops.aten
 _MEAN, _IGNORED = 1, -100  # the operators' codes for the reduction, and the label that the loss leaves out
-
-
-class Activation(NamedTuple):
-    """An activation that works in place, and its pullback (gradient, output) -> gradient."""
-
-    apply: Callable[[Tensor], Tensor]
-    pull_back: Callable[[Tensor, Tensor], Tensor]
-
-
-ACTIVATIONS: dict[type[nn.Module], Activation] = {
-    nn.ReLU: Activation(torch.relu_, lambda gradient, output: aten.threshold_backward.default(gradient, output, 0)),
-    nn.Sigmoid: Activation(torch.sigmoid_, aten.sigmoid_backward.default),
-    nn.Tanh: Activation(torch.tanh_, aten.tanh_backward.default),
-}
 
 
 class Layer(NamedTuple):
@@ -114,9 +106,6 @@ LOSSES: dict[type[nn.Module], Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]
     nn.MSELoss: squared_error,
 }
 
-_KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Flatten, nn.Identity, nn.Sequential, *ACTIVATIONS, *LOSSES)
-_CALL, _FORWARDS = nn.Module.__call__, {kind: kind.forward for kind in _KINDS}
-
 
 def stack_gradients(module: nn.Module, criterion: nn.Module, data: TensorData) -> StackGradients | None:
     """The gradients of a module on some data, or None where only autograd serves.
@@ -155,7 +144,7 @@ def _loss_on(
 ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
     """The loss with its gradient, if it is a plain mean over targets of the usual form."""
     y, kind = data.y, type(criterion)
-    if y is None or data.sample_weight is not None or kind not in LOSSES or not _is_unhooked(criterion):
+    if y is None or data.sample_weight is not None or kind not in LOSSES or not is_unhooked(criterion):
         return None
     if criterion.reduction != "mean":
         return None
@@ -169,9 +158,9 @@ def _stack(module: nn.Module) -> tuple[list[Layer], bool] | None:
     """The layers, and whether a flattening precedes them, if a module is nothing else."""
     layers: list[Layer] = []
     flattens = False
-    for part in _parts(module):
+    for part in parts_in_turn(module):
         kind = type(part)
-        if kind not in _FORWARDS or not _is_unhooked(part):
+        if not is_unhooked(part):
             return None
         if kind is nn.Linear:
             layers.append(Layer(part.weight, part.bias, None))
@@ -182,29 +171,6 @@ def _stack(module: nn.Module) -> tuple[list[Layer], bool] | None:
         elif kind is not nn.Identity:
             return None
     return (layers, flattens) if layers else None
-
-
-def _parts(module: Any) -> Iterator[Any]:
-    """The modules that a sequence calls in turn; other modules as they are."""
-    is_sequence = isinstance(module, nn.Sequential) and type(module).forward is _FORWARDS[nn.Sequential]
-    if is_sequence and _is_unhooked(module):
-        for part in module:
-            yield from _parts(part)
-    else:
-        yield module
-
-
-def _is_unhooked(module: nn.Module) -> bool:
-    """Whether calling the module is calling the `forward` of its class, which nobody has replaced."""
-    replaced: dict[str, Any] = vars(module)
-    kind = type(module)
-    return (
-        not has_own_hooks(module)
-        and "forward" not in replaced
-        and replaced.get("_compiled_call_impl") is None
-        and kind.__call__ is _CALL
-        and kind.forward is _FORWARDS.get(kind, kind.forward)
-    )
 
 
 def _is_plain(parameter: Any, X: Tensor) -> bool:

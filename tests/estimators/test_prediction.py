@@ -73,29 +73,99 @@ def read_only():
     return array
 
 
-OTHERS = {
+CONVERTED = {
     "another precision": X.astype(np.float32),
     "integers": np.round(X).astype(int),
+    "truth values": X > 0,
     "another byte order": X.astype(">f8"),
     "columns first": np.asfortranarray(X),
     "every second row": X[::2],
+    "backwards": X[::-1, ::-1],
     "read-only": read_only(),
+    "more digits": X.astype(np.longdouble),
+}
+CHECKED = {
     "a matrix of objects": X.astype(object),
     "a list": X.tolist(),
     "a sum that overflows": np.where(np.arange(6) == 0, 1e308, X),
 }
 
 
-@pytest.mark.parametrize("array", OTHERS.values(), ids=OTHERS)
-def test_other_arrays_are_checked(checks, array):
+@pytest.mark.parametrize("array", [*CONVERTED.values(), *CHECKED.values()], ids=[*CONVERTED, *CHECKED])
+def test_other_arrays(checks, array):
     model = NetworkRegressor((5,), max_epochs=2, random_state=0).fit(X, X[:, 0])
     with torch.no_grad():
         model.module_[1].weight[:, 0] = 0  # so that outputs are finite where X is huge
     checks.clear()
+    before = np.array(array)
     values = model.predict(array)
-    assert len(checks) == 1
+    assert len(checks) == any(array is other for other in CHECKED.values())
     expected = by_hand(model, np.asarray(array, np.float64))[:, 0]
     np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-8)
+    np.testing.assert_array_equal(array, before)
+    assert values.flags.c_contiguous
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")  # from scikit-learn
+def test_a_value_too_large_for_the_network_is_refused():
+    model = NetworkClassifier((5,), max_epochs=2, random_state=0).fit(X.astype(np.float32), y)
+    with pytest.raises(ValueError, match="Input X contains infinity or a value too large for dtype"):
+        model.predict(changed(1e300))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_large_data_are_predicted_in_parts(dtype):
+    """Each part is checked, and the parts come together in order."""
+    many = rng.normal(size=(20_001, 6)).astype(dtype)
+    model = NetworkClassifier((5,), max_epochs=2, random_state=0).fit(X.astype(dtype), y)
+    for data in (many, np.asfortranarray(many)):
+        logits = model.decision_function(data)
+        np.testing.assert_allclose(logits, by_hand(model, many.astype(float)), rtol=1e-3, atol=1e-4)
+        np.testing.assert_array_equal(model.predict(data), logits.argmax(axis=1))
+        assert logits.flags.c_contiguous
+        p = np.exp(logits.astype(float))
+        np.testing.assert_allclose(model.predict_proba(data), p / p.sum(axis=1, keepdims=True), rtol=1e-5)
+        np.testing.assert_allclose(np.exp(model.predict_log_proba(data)), model.predict_proba(data), rtol=1e-5)
+    many[-1, 2] = np.nan
+    with pytest.raises(ValueError, match="Input X contains NaN"):
+        model.predict(many)
+
+
+FRAMES = {
+    "one block": lambda X: pd.DataFrame(X, columns=list("abcdef")),
+    "two types": lambda X: pd.DataFrame(X, columns=list("abcdef")).astype({"b": np.float32, "d": np.float64}),
+    "whole numbers": lambda X: pd.DataFrame(X, columns=list("abcdef")).round().astype({"a": int, "c": np.int8}),
+}
+OTHER_FRAMES = {
+    "nullable": lambda X: pd.DataFrame(X, columns=list("abcdef")).astype({"b": "Float64"}),
+    "objects": lambda X: pd.DataFrame(X, columns=list("abcdef")).astype({"b": object}),
+    "sparse": lambda X: pd.DataFrame(X, columns=list("abcdef")).astype({"b": pd.SparseDtype(float, 0.0)}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:pandas.DataFrame with sparse columns found:UserWarning")
+@pytest.mark.parametrize("name", [*FRAMES, *OTHER_FRAMES])
+def test_frames_with_the_columns_of_the_fit(name, checks):
+    frame = {**FRAMES, **OTHER_FRAMES}[name](X)
+    model = NetworkRegressor((5,), max_epochs=2, random_state=0).fit(frame, X[:, 0])
+    checks.clear()
+    values = model.predict(frame)
+    assert bool(checks) == (name in OTHER_FRAMES)
+    np.testing.assert_allclose(values, by_hand(model, frame.to_numpy(float))[:, 0], rtol=1e-6)
+
+
+def test_frames_with_other_columns_or_values_are_refused():
+    frame = FRAMES["one block"](X)
+    model = NetworkRegressor((5,), max_epochs=2, random_state=0).fit(frame, X[:, 0])
+    with pytest.raises(ValueError, match="feature names should match"):
+        model.predict(frame[list("abcdfe")])
+    with pytest.raises(ValueError, match="feature names should match"):
+        model.predict(frame.rename(columns={"a": "z"}))
+    with pytest.raises(ValueError, match="Input X contains NaN"):
+        model.predict(frame.mask(frame > 2))
+    unnamed = NetworkRegressor((5,), max_epochs=2, random_state=0).fit(X, X[:, 0])
+    with pytest.warns(UserWarning, match="X has feature names, but"):
+        unnamed.predict(frame)
 
 
 BAD = {

@@ -1,0 +1,65 @@
+"""The modules that a sequence calls in turn, and whether calling one does only what its class says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sklearn_capacity.losses import CrossEntropyLoss, SquaredLoss
+from sklearn_capacity.process_state import has_own_hooks
+
+__all__ = ["ACTIVATIONS", "Activation", "is_unhooked", "parts_in_turn"]
+
+aten = torch.ops.aten
+
+
+class Activation(NamedTuple):
+    """An activation that works in place, and its pullback (gradient, output) -> gradient."""
+
+    apply: Callable[[Tensor], Tensor]
+    pull_back: Callable[[Tensor, Tensor], Tensor]
+
+
+ACTIVATIONS: dict[type[nn.Module], Activation] = {
+    nn.ReLU: Activation(torch.relu_, lambda gradient, output: aten.threshold_backward.default(gradient, output, 0)),
+    nn.Sigmoid: Activation(torch.sigmoid_, aten.sigmoid_backward.default),
+    nn.Tanh: Activation(torch.tanh_, aten.tanh_backward.default),
+}
+
+#: Modules whose `forward` others of this package compute by themselves.
+_KINDS: tuple[type[nn.Module], ...] = (
+    *(nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.Flatten, nn.Identity, nn.Dropout, nn.Sequential),
+    *(CrossEntropyLoss, nn.CrossEntropyLoss, SquaredLoss, nn.MSELoss),
+    *ACTIVATIONS,
+)
+_CALL, _FORWARDS = nn.Module.__call__, {kind: kind.forward for kind in _KINDS}
+
+
+def is_unhooked(module: nn.Module) -> bool:
+    """Whether calling the module is calling the `forward` of its class, which nobody has replaced."""
+    replaced: dict[str, Any] = vars(module)
+    kind = type(module)
+    return (
+        not has_own_hooks(module)
+        and "forward" not in replaced
+        and replaced.get("_compiled_call_impl") is None
+        and kind.__call__ is _CALL
+        and kind.forward is _FORWARDS.get(kind, kind.forward)
+    )
+
+
+def parts_in_turn(module: Any) -> list[Any]:
+    """The modules that a sequence calls in turn; other modules as they are."""
+    is_sequence = isinstance(module, nn.Sequential) and type(module).forward is _FORWARDS[nn.Sequential]
+    if not (is_sequence and is_unhooked(module)):
+        return [module]
+    parts: list[Any] = []
+    for part in module:
+        if isinstance(part, nn.Sequential):
+            parts += parts_in_turn(part)
+        else:
+            parts.append(part)
+    return parts

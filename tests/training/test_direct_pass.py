@@ -1,0 +1,138 @@
+"""A direct pass computes what the module does, writes into nobody's tensors, and leaves hooks to the module."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sklearn_capacity.architectures import MLP, make_network
+from sklearn_capacity.training import direct_pass
+from sklearn_capacity.training.direct_pass import affine_of_few
+
+rng = np.random.default_rng(0)
+X = torch.from_numpy(rng.normal(size=(300, 6)))
+images = X.reshape(300, 1, 2, 3)
+
+
+class Kept(nn.Linear):
+    """Remembers its output, which nobody may change."""
+
+    def forward(self, x):
+        self.output = super().forward(x)
+        self.copy = self.output.clone()
+        return self.output
+
+
+class Residual(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+STACKS = {
+    "linear": lambda: nn.Sequential(nn.Linear(6, 3)),
+    "no bias": lambda: nn.Sequential(nn.Linear(6, 3, bias=False), nn.ReLU()),
+    "activations": lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Tanh(), nn.Linear(5, 5), nn.Sigmoid()),
+    "nested": lambda: nn.Sequential(nn.Sequential(nn.Linear(6, 5), nn.Identity()), nn.ReLU(), nn.Linear(5, 3)),
+    "MLP": lambda: MLP(6, 30, hidden_layer_sizes=(5, 4), dropout=0.5),
+    "MLP of few outputs": lambda: MLP(6, 2, hidden_layer_sizes=(40,), activation="leaky_relu"),
+    "batch norm": lambda: MLP(6, 3, hidden_layer_sizes=(5,), batch_norm=True, activation="tanh"),
+    "row norm": lambda: MLP(6, 3, hidden_layer_sizes=(5,), weight_norm=True),
+    "flattening in between": lambda: nn.Sequential(nn.Linear(6, 4), nn.Unflatten(1, (2, 2)), nn.Flatten(), nn.ReLU()),
+    "activation first": lambda: nn.Sequential(nn.ReLU(), nn.Linear(6, 3)),
+    "residual": lambda: nn.Sequential(Residual(nn.Linear(6, 6), nn.ReLU()), nn.ReLU()),
+    "layer that keeps its output": lambda: nn.Sequential(Kept(6, 3), nn.ReLU()),
+    "one layer": lambda: nn.Linear(6, 3),
+    "nothing": nn.Sequential,
+}
+
+
+def compared(module, x):
+    """The direct pass of a module in eval mode, after a comparison with the module's own."""
+    module = module.double().eval()
+    with torch.no_grad():
+        expected, before = module(x.clone()), x.clone()
+        steps = direct_pass(module, x.dim())
+        torch.testing.assert_close(steps(x if steps.keeps_input else x.clone()), expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(x, before)
+    return steps
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_it_computes_what_the_module_does(name):
+    torch.manual_seed(0)
+    module = STACKS[name]()
+    unsure = ("row norm", "activation first", "residual", "layer that keeps its output", "nothing")
+    assert compared(module, X).keeps_input == (name not in unsure)
+    if name == "layer that keeps its output":
+        assert torch.equal(module[0].output, module[0].copy)
+
+
+@pytest.mark.parametrize("name", ["conv", "resnet20", "mlp"])
+def test_networks_of_images(name):
+    torch.manual_seed(0)
+    shape = (1, 16, 16)
+    compared(make_network(name, shape, 3), torch.from_numpy(rng.normal(size=(4, *shape))))
+
+
+def test_images_are_flattened_first():
+    torch.manual_seed(0)
+    module = MLP(6, 3)
+    assert len(compared(module, images).functions) == 1 + len(compared(module, X).functions)
+    assert compared(nn.Sequential(nn.Flatten(2), nn.Flatten(), nn.Linear(6, 3)), images).keeps_input
+
+
+def test_the_width_is_that_of_known_layers():
+    assert direct_pass(MLP(6, 3, hidden_layer_sizes=(9, 4), batch_norm=True, activation="gelu")).width == 9
+    assert direct_pass(nn.Sequential(nn.Linear(6, 3), Residual())).width == 0
+    assert direct_pass(nn.Sequential(nn.Conv2d(1, 9, 1), nn.Flatten(), nn.Linear(54, 3))).width == 0
+
+
+def test_dropout_in_training_mode_stays():
+    module = MLP(6, 3, dropout=0.9).double()
+    with torch.no_grad():
+        torch.manual_seed(0)
+        expected = module(X)
+        torch.manual_seed(0)
+        torch.testing.assert_close(direct_pass(module)(X), expected)
+
+
+def doubled(module, args, output):
+    module.seen = output
+    return 2 * output
+
+
+@pytest.mark.parametrize("place", ["layer", "activation", "whole", "process"])
+def test_hooks_are_called(place):
+    torch.manual_seed(0)
+    module = MLP(6, 3).double()
+    target = {"layer": module[1], "activation": module[2], "whole": module}.get(place)
+    register = nn.modules.module.register_module_forward_hook if target is None else target.register_forward_hook
+    handle = register(doubled)
+    try:
+        compared(module, X)
+    finally:
+        handle.remove()
+    if place == "layer":
+        assert module[1].seen.min() < 0  # the rectifier behind it has not worked in place
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, nn.ReLU, nn.Flatten, nn.Sequential])
+def test_a_forward_that_is_replaced_is_called(kind, monkeypatch):
+    torch.manual_seed(0)
+    module, forward = MLP(6, 3), kind.forward
+    monkeypatch.setattr(kind, "forward", lambda *args: 2 * forward(*args))
+    compared(module, images)
+    monkeypatch.undo()
+    module[1].forward = lambda x: torch.zeros(len(x), 100, dtype=x.dtype)
+    compared(module, X)
+
+
+@pytest.mark.parametrize("n", [1, 255, 256, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_of_few_outputs(n, dtype):
+    x, weight, bias = (rng.normal(size=shape) for shape in ((n, 30), (5, 30), 5))
+    result = affine_of_few(*(torch.from_numpy(a).to(dtype) for a in (x, weight, bias)))
+    expected = np.einsum("ni,oi->no", x, weight) + bias
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4 if dtype == torch.float32 else 1e-12)
