@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from sklearn.datasets import fetch_openml, load_digits
 from sklearn.utils import Bunch
 
 from sklearn_capacity._validation import check_boolean, check_option
@@ -38,6 +37,8 @@ def load_digit_images(*, return_X_y: bool = False) -> Any:
     >>> X.shape, X.dtype.name, float(X.max())
     ((1797, 1, 8, 8), 'float32', 1.0)
     """
+    from sklearn.datasets import load_digits  # takes a tenth of the time of importing this package
+
     check_boolean("return_X_y", return_X_y)
     digits = load_digits()
     X = (digits.images[:, np.newaxis] / 16.0).astype(np.float32)
@@ -134,6 +135,8 @@ def fetch_cifar10(*, return_X_y: bool = False, data_home: Any = None) -> Any:
 
 
 def _fetch(function: str, data_id: int, data_home: Any) -> Bunch:
+    from sklearn.datasets import fetch_openml
+
     try:
         return fetch_openml(data_id=data_id, as_frame=False, parser="auto", data_home=data_home)
     except OSError as error:  # URLError, timeouts and refused connections are all of this kind

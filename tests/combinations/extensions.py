@@ -359,7 +359,7 @@ def _fetch(case: Case) -> None:
     case.refusals = (*REFUSALS, OSError)
     function = case.pick([datasets.fetch_mnist, datasets.fetch_cifar10])
     case.choices.append(function.__name__)
-    with mock.patch.object(datasets.images, "fetch_openml", _downloaded(case)):
+    with mock.patch("sklearn.datasets.fetch_openml", _downloaded(case)):
         given = {
             "data_home": case.pick([None, "folder", 3, b"folder", "\0"], "data_home"),
             "return_X_y": case.happens(0.5),

@@ -10,7 +10,6 @@ import pytest
 import torch
 from sklearn.utils import Bunch
 
-from sklearn_capacity import datasets
 from sklearn_capacity.datasets import (
     fetch_cifar10,
     fetch_mnist,
@@ -137,10 +136,10 @@ def _fake_openml(n, n_pixels):
 
 
 def test_fetchers_give_images_in_the_unit_interval(monkeypatch):
-    monkeypatch.setattr(datasets.images, "fetch_openml", _fake_openml(60_002, 784))
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", _fake_openml(60_002, 784))
     X, y = fetch_mnist(subset="test", return_X_y=True, data_home="somewhere")
     assert X.shape == (2, 1, 28, 28) and X.dtype == np.float32 and y.tolist() == [0, 1] and y.dtype == np.int64
-    monkeypatch.setattr(datasets.images, "fetch_openml", _fake_openml(12, 3072))
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", _fake_openml(12, 3072))
     bunch = fetch_cifar10(data_home="somewhere")
     assert bunch.data.shape == (12, 3, 32, 32) and 0 <= bunch.data.min() and bunch.data.max() == 1
     assert bunch.data[0, 1, 0, 0] == np.float32(1024 % 256) / 255 and bunch.target_names[3] == "cat"
@@ -151,7 +150,7 @@ def test_no_network_is_a_clear_error(monkeypatch, fetch):
     def fetch_openml(**kwargs):
         raise URLError("no route")
 
-    monkeypatch.setattr(datasets.images, "fetch_openml", fetch_openml)
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", fetch_openml)
     with pytest.raises(ConnectionError, match="could not reach OpenML .* Call it once with network access, or pass"):
         fetch()
 
