@@ -2,7 +2,8 @@
 
 `net` is the skorch net, on the base of `interruptible_net`, which says where Ctrl-C ended a training; `penalty_terms`
 calls its penalties, `objectives` supports optimisers that evaluate a batch more than once, `batches` supplies the data.
-Small steps are mostly bookkeeping: `stack_gradients` and `unobserved_step` leave it out where nobody could notice.
+Small steps are mostly bookkeeping: `stack_gradients` and `unobserved_step` leave it out where nobody could notice, and
+`direct_pass` does for predictions; `plain_modules` says where that is.
 Optimisers: `optimizers` by name, `kfac` with `kronecker`, `path_sgd`, `sam`; `weight_decay` on chosen parameters.
 Callbacks: `callbacks`, `schedules` (learning rates), `regime` (generalization layers). Checkpoints: `checkpoints`,
 `run_state` (all that the next epoch depends on), `behaviour` (detects changed definitions). `devices` and `seeding`
