@@ -162,7 +162,7 @@ class PenalizedNet(InterruptibleNet):
     def train_step_single(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         self._set_training(True)
         if self._gradients_ is not None:
-            loss, prediction = self._gradients_(*batch)
+            loss, prediction = self._gradients_(batch[0], batch[1], batch.sample_weight)
             return {"loss": loss, "y_pred": prediction}
         X = batch[0].to(self.device)
         version = X._version

@@ -26,7 +26,10 @@ from sklearn_capacity.training.plain_modules import (
 __all__ = ["Layer", "StackGradients", "stack_gradients"]
 
 aten = torch.ops.aten
-_MEAN, _IGNORED = 1, -100  # the operators' codes for the reduction, and the label that the loss leaves out
+_NONE, _MEAN, _IGNORED = 0, 1, -100  # the operators' codes for the reduction, and the label that the loss leaves out
+
+
+LossGradient = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 class Layer(NamedTuple):
@@ -44,26 +47,24 @@ class StackGradients:
     ----------
     layers : list of Layer
     loss : callable
-        ``loss(outputs, y)`` returns the value and its gradient with respect to the outputs.
+        ``loss(outputs, y, weight)`` returns the value and its gradient with respect to the outputs.
     flattens : bool
         Whether the stack begins with a flattening.
     """
 
-    def __init__(
-        self, layers: list[Layer], loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], flattens: bool
-    ) -> None:
+    def __init__(self, layers: list[Layer], loss: LossGradient, flattens: bool) -> None:
         self.layers = layers
         self.loss = loss
         self.flattens = flattens
 
     @torch.no_grad()
-    def __call__(self, X: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, X: Tensor, y: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         inputs = [X.flatten(1) if self.flattens else X]  # of each layer, (n, width), and the outputs
-        for weight, bias, activation in self.layers:
-            output = F.linear(inputs[-1], weight, bias)
-            inputs.append(output if activation is None else activation.apply(output))
+        for layer in self.layers:
+            output = F.linear(inputs[-1], layer.weight, layer.bias)
+            inputs.append(output if layer.activation is None else layer.activation.apply(output))
         outputs = inputs[-1]
-        loss, gradient = self.loss(outputs, y)
+        loss, gradient = self.loss(outputs, y, weight)
         for layer in reversed(self.layers):
             output = inputs.pop()
             if layer.activation is not None:
@@ -84,22 +85,31 @@ def add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
         parameter.grad += gradient
 
 
-def cross_entropy(outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def cross_entropy(outputs: Tensor, y: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """The mean cross-entropy and its gradient."""
     log_p = torch.log_softmax(outputs, 1)  # (n, C)
-    loss, total = aten.nll_loss_forward.default(log_p, y, None, _MEAN, _IGNORED)
-    one = torch.ones_like(loss)
-    gradient = aten.nll_loss_backward.default(one, log_p, y, None, _MEAN, _IGNORED, total)
+    reduction = _MEAN if weight is None else _NONE
+    loss, total = aten.nll_loss_forward.default(log_p, y, None, reduction, _IGNORED)  # of each sample, if weighted
+    if weight is None:
+        factor = torch.ones_like(loss)
+    else:
+        loss, factor = (loss * weight).mean(), weight * (1 / len(weight))
+    gradient = aten.nll_loss_backward.default(factor, log_p, y, None, reduction, _IGNORED, total)
     return loss, aten._log_softmax_backward_data.default(gradient, log_p, 1, outputs.dtype)
 
 
-def squared_error(outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def squared_error(outputs: Tensor, y: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """The mean squared error and its gradient."""
+    if weight is not None:
+        difference = outputs - y
+        loss = (difference.square().mean(1) * weight).mean()
+        factor = weight * (1 / len(weight)) / y.shape[1]  # (n,)
+        return loss, factor[:, None] * (2 * difference)
     loss = F.mse_loss(outputs, y)
     return loss, aten.mse_loss_backward.default(torch.ones_like(loss), outputs, y, _MEAN)
 
 
-LOSSES: dict[type[nn.Module], Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+LOSSES: dict[type[nn.Module], LossGradient] = {
     CrossEntropyLoss: cross_entropy,
     nn.CrossEntropyLoss: cross_entropy,
     SquaredLoss: squared_error,
@@ -139,12 +149,12 @@ def _is_watched() -> bool:
     )
 
 
-def _loss_on(
-    criterion: Any, data: TensorData, n_outputs: int
-) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+def _loss_on(criterion: Any, data: TensorData, n_outputs: int) -> LossGradient | None:
     """The loss with its gradient, if it is a plain mean over targets of the usual form."""
     y, kind = data.y, type(criterion)
-    if y is None or data.sample_weight is not None or kind not in LOSSES or not is_unhooked(criterion):
+    if y is None or kind not in LOSSES or not is_unhooked(criterion):
+        return None
+    if data.sample_weight is not None and kind not in (CrossEntropyLoss, SquaredLoss):  # torch's ignore them
         return None
     if criterion.reduction != "mean":
         return None

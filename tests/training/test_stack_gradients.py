@@ -68,6 +68,22 @@ def test_loss_outputs_and_gradients_are_those_of_autograd(name, criterion):
     assert torch.equal(samples.X, before) and torch.is_grad_enabled()
 
 
+@pytest.mark.parametrize("criterion", [CrossEntropyLoss, SquaredLoss])
+def test_weighted_losses_are_those_of_autograd(criterion):
+    module, loss_of = STACKS["tanh"](), criterion()
+    samples = data("class" if criterion is CrossEntropyLoss else "real")
+    samples.sample_weight = weight = torch.from_numpy(rng.uniform(0, 3, size=90))
+    loss = loss_of(module(samples.X), samples.y, weight)
+    expected = torch.autograd.grad(loss, list(module.parameters()))
+    value, _ = stack_gradients(module, loss_of, samples)(samples.X, samples.y, weight)
+    torch.testing.assert_close(value, loss.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close([p.grad for p in module.parameters()], list(expected), rtol=1e-10, atol=1e-12)
+    assert (
+        stack_gradients(module, {CrossEntropyLoss: nn.CrossEntropyLoss, SquaredLoss: nn.MSELoss}[criterion](), samples)
+        is None
+    )
+
+
 def test_labels_that_the_loss_ignores_have_no_gradient():
     module, samples = STACKS["relu"](), data()
     samples.y[::2] = -100
@@ -150,7 +166,6 @@ def test_another_module_is_left_to_autograd(name):
 
 
 SAMPLES = {
-    "weights": lambda: TensorData(X, y, np.ones(90)),
     "no targets": lambda: TensorData(X),
     "probabilities": lambda: TensorData(X, np.full((90, 3), 1 / 3)),
     "sequences": lambda: TensorData(X.reshape(90, 1, 6), y),
@@ -205,9 +220,9 @@ def calls(monkeypatch) -> list[int]:
     """The batches of which a stack computed the gradients."""
     sizes: list[int] = []
 
-    def counted(self, X, y, call=StackGradients.__call__):
+    def counted(self, X, y, weight=None, call=StackGradients.__call__):
         sizes.append(len(X))
-        return call(self, X, y)
+        return call(self, X, y, weight)
 
     monkeypatch.setattr(StackGradients, "__call__", counted)
     return sizes
@@ -223,6 +238,18 @@ def test_a_fit_is_that_of_autograd(estimator, optimizer, calls, monkeypatch):
     monkeypatch.setattr(net_module, "stack_gradients", lambda *_: None)
     other = estimator(optimizer=optimizer, **options).fit(X, y)
     assert not calls
+    for a, b in zip(model.module_.parameters(), other.module_.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(model.history_[:, "train_loss"], other.history_[:, "train_loss"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("estimator", [NetworkClassifier, NetworkRegressor])
+def test_a_weighted_fit_is_that_of_autograd(estimator, calls, monkeypatch):
+    model = estimator((7,), max_epochs=3, batch_size=40, random_state=0).fit(X, y, np.arange(1, 91))
+    assert len(calls) == 9
+    monkeypatch.setattr(net_module, "stack_gradients", lambda *_: None)
+    other = estimator((7,), max_epochs=3, batch_size=40, random_state=0).fit(X, y, np.arange(1, 91))
+    assert len(calls) == 9
     for a, b in zip(model.module_.parameters(), other.module_.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(model.history_[:, "train_loss"], other.history_[:, "train_loss"], rtol=1e-9)
@@ -282,7 +309,6 @@ class OwnStep(PenalizedClassifier):
 
 def test_callbacks_and_subclasses_that_see_a_step_get_the_graph(calls):
     NetworkClassifier((7,), max_epochs=1, callbacks=[Listener]).fit(X, y)
-    NetworkClassifier((7,), max_epochs=1).fit(X, y, np.arange(1, 91))
     options = {"max_epochs": 1, "verbose": 0, "callbacks__valid_acc": None, "callbacks__print_log": None}
     OwnStep(STACKS["relu"](), **options).fit(X, y)
     assert not calls
