@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
@@ -19,9 +19,6 @@ from .binding import Binder
 from .nodes import NetworkGraph, Node
 from .rules import Ref, Weight
 from .rules.rows import Repeated
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Template", "computed_operations", "holds_only", "kinds_of", "nodes_by_operation"]
 
