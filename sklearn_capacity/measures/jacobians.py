@@ -61,8 +61,8 @@ def jacobian_frobenius(network: Network, batch: Batch, *, output: str = "logits"
     pull-back measures. Above 100 of them, the value is an unbiased estimate by Hutch++ for every sample: a quarter of
     `n_draws` vectors find the directions of large derivatives, on which a quarter give the exact value, and half of
     them, random signs, estimate the rest. Each is a backward pass, those of the first quarter also a forward pass;
-    `pullback_trace` shares these. Two standard errors cover 90 to 95 % of the estimates; below 8 samples, more signs
-    are drawn for each.
+    `pullback_trace` shares these. On eight networks two standard errors covered 88 to 97 % of 100 or 200 seeds; below 8
+    samples, more signs are drawn for each.
 
     References
     ----------
