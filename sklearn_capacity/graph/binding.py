@@ -55,6 +55,7 @@ class Binder:
         self.signals: dict[str, Signal] = {}  # by node name; the subsets that rules use follow
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.whole_numbers: dict[str, int] = {}  # for two samples
+        self.readers: set[str] = set()  # operations whose rules may have read entries of tensors that nodes only hold
 
     def graph(self) -> NetworkGraph:
         """The graph, without nodes that its output does not need, such as sizes of views and unused statistics.
@@ -240,17 +241,27 @@ class Binder:
             device=self.device,
             dtype=self.dtype,
             whole_numbers=self.whole_numbers,
-            producer=lambda ref: self.nodes[ref.name],
+            producer=lambda ref: self._producer(operation, ref),
             is_real=lambda ref: self.signals[ref.name].is_real,
             traced=signal.for_one,
             traced_rank=len(next(iter(tensors.values())).for_one),
         )
+
+        if isinstance(named.get("attn_mask"), Weight):
+            self.readers.add(operation.name)  # which keys it leaves out
 
         def view(ref: Ref, shape: tuple[int, ...], layout: Layout) -> Ref:
             reshaped = replace(self.signals[ref.name], shape=(-1, *shape), layout=layout)
             return self._enter(f"{operation.name}.{ref.name}", *_origin(operation), as_view(ref, shape), reshaped)
 
         return on_rows(call, CONVERSIONS[operation.target], layouts, signal.layout, view)
+
+    def _producer(self, operation: fx.Node, ref: Ref) -> Node:
+        """The node of a value, for a rule that may read untrained factors and shifts, such as a slope."""
+        node = self.nodes[ref.name]
+        if node.op == "diagonal" and any(held.sources and not held.trainable for held in node.tensors().values()):
+            self.readers.add(operation.name)
+        return node
 
     def _as_signals(self, operation: fx.Node, arguments: Any) -> Any:
         """The arguments with nodes for what is the same for all samples."""

@@ -100,13 +100,13 @@ def nodes_by_operation(binder: Binder) -> dict[str, list[Node]]:
 
 
 def computed_operations(binder: Binder, parts: Mapping[str, list[Node]]) -> Iterable[fx.Node]:
-    """The operations that read tensors and do something else with them than to hold them in their nodes."""
+    """The operations that do something else with tensors than to hold them in their nodes."""
     return (
         operation
         for operation in binder.program.nodes
         if operation.op != "placeholder"
         and operation.name in binder.values
-        and _is_computed(binder, operation, parts.get(operation.name, []))
+        and (operation.name in binder.readers or _is_computed(binder, operation, parts.get(operation.name, [])))
     )
 
 

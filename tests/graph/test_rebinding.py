@@ -54,6 +54,21 @@ class _Clamped(nn.Module):
         return torch.maximum(torch.clamp(self.linear(x), max=self.high), self.low)
 
 
+class _Slope(nn.Module):
+    """A number in a buffer that an operator only holds, and another one reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(5, 4)
+        self.register_buffer("slope", torch.rand(()))
+        self.register_buffer("eps", torch.rand(()))
+
+    def forward(self, x):
+        x = self.linear(x)
+        x = torch.where(x > 0, x, self.slope * x)
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+
+
 def _norms():
     layers = nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.BatchNorm1d(6), nn.GELU(), nn.Linear(6, 3)
     return nn.Sequential(*layers)
@@ -67,6 +82,7 @@ MODULES = {
     "sorted": _Sorted,
     "opaque": _Opaque,
     "clamped": _Clamped,
+    "numbers in buffers": _Slope,
 }
 
 

@@ -125,6 +125,27 @@ def test_most_operators_are_converted_once_for_all_networks_of_a_structure(monke
     assert counts[2] == counts[3] == 2  # the batch norms
 
 
+class _Masked(nn.Module):
+    def __init__(self, mask):
+        super().__init__()
+        self.linear = nn.Linear(5, 6)
+        self.register_buffer("mask", mask)
+
+    def forward(self, x):
+        q, k, v = self.linear(x).reshape(-1, 3, 2, 1).unbind(1)
+        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.mask).flatten(1)
+
+
+def test_a_mask_that_leaves_keys_out_is_not_one_that_only_adds():
+    added, left_out = torch.eye(2), torch.full((2, 2), -torch.inf).triu(1)
+    for mask in (added, added, added, left_out, added):
+        module = _Masked(mask)
+        nodes = trace(module, (5,)).bind(named_tensors(module)).nodes
+        (softmax,) = (node for node in nodes if node.params.get("kind") == "softmax")
+        assert len(softmax.params["args"]) == 1 + (mask is left_out)
+        assert all(node.bias is None or bool(node.bias.isfinite().all()) for node in nodes)
+
+
 def test_other_kinds_of_tensors_have_their_own_template():
     module = _made(MODULES["plain"], 0)
     trace(module, (5,))
