@@ -5,10 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.torch_version import TorchVersion
 
 from .trace import private_copy
 
 __all__ = ["channels_first", "channels_last", "memory_format_of", "takes_channels_last"]
+
+#: Torch reads memory that is not there for the gradient of a group norm's weight at channels-last images that require
+#: none, for example behind layers that are frozen in mid-training.
+_GROUP_NORM_CRASHES = TorchVersion(torch.__version__) < "2.14"
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -30,7 +35,8 @@ def channels_first(x: Tensor) -> Tensor:
 def takes_channels_last(module: nn.Module, input_shape: tuple[int, ...], *, training: bool = False) -> bool:
     """Whether a module computes the same values with channels-last images and kernels.
 
-    A module that calls ``x.view(len(x), -1)`` on a convolution's output fails. Without kernels the result is False.
+    A module that calls ``x.view(len(x), -1)`` on a convolution's output fails. Without kernels the result is False, and
+    with group norms before torch 2.14, where a backward pass could end the process.
 
     Parameters
     ----------
@@ -42,7 +48,7 @@ def takes_channels_last(module: nn.Module, input_shape: tuple[int, ...], *, trai
         Whether it must also run in training mode; that may draw random numbers.
     """
     kernel = next((p for p in module.parameters() if p.dim() == 4), None)
-    if kernel is None:
+    if kernel is None or (_GROUP_NORM_CRASHES and any(map(_is_trained_group_norm, module.modules()))):
         return False
     X = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0), device="cpu").to(kernel)
     try:
@@ -58,6 +64,10 @@ def takes_channels_last(module: nn.Module, input_shape: tuple[int, ...], *, trai
         raise
     except Exception:  # an error of a user's module on random samples either recurs in use or is harmless
         return False
+
+
+def _is_trained_group_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.GroupNorm) and module.weight is not None
 
 
 def _laid_out(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from sklearn_capacity import JacobianRegularizedClassifier, NetworkClassifier, m
 from sklearn_capacity.architectures import make_network
 from sklearn_capacity.graph import channels_first, channels_last, takes_channels_last
 from sklearn_capacity.measures import MEASURES
+from sklearn_capacity.penalties import forward_pass
 
 rng = np.random.default_rng(0)
 X, y = rng.normal(size=(30, 3, 6, 6)).astype(np.float32), np.arange(30) % 3
@@ -146,3 +147,16 @@ def test_a_layout_that_weights_of_zero_hide_is_seen_in_the_next_network():
         )
         got = measure_capacity(module, images, labels, {"m": ("margin", {"percentile": 0.0})})["m"]
         assert got == pytest.approx(expected.min().item(), rel=1e-9)
+
+
+def test_the_gradient_of_a_group_norm_is_safe_where_its_input_has_none():
+    # torch < 2.14 ends the process at channels-last images
+    torch.manual_seed(0)
+    layers = (nn.GroupNorm(1, 3), nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten())
+    module = nn.Sequential(*layers, nn.Linear(64, 3))
+    model = NetworkClassifier(module=module, max_epochs=1, random_state=0).fit(X, y)
+    assert len(model.history_) == 1
+    frozen = module.train().requires_grad_(False)
+    frozen[2].requires_grad_(True)
+    logits = forward_pass(frozen, torch.from_numpy(X)).logits
+    assert all(g.isfinite().all() for g in torch.autograd.grad(logits.sum(), list(frozen[2].parameters())))
