@@ -52,12 +52,12 @@ def test_scorer_runs_on_the_device():
 
 
 def test_transfers_do_not_grow_with_the_batches():
-    module, X, y = NETWORKS["mlp"]()
     counts = []
     names = ["margin", "fisher_rao_norm", "jacobian_frobenius"]
-    for batch_size in (7, 1):
+    for batch_size in (7, 7, 1, 3):
+        module, X, y = NETWORKS["mlp"]()
         with pretend_device() as pretend:
             measure_capacity(module.to(pretend.device), X, y, names, batch_size=batch_size)
             counts.append(pretend.n_transfers)
-        module = NETWORKS["mlp"]()[0]
-    assert counts[0] == counts[1]
+    first, *later = counts  # the first network of a structure is bound from nothing, which compares its tensors
+    assert later[0] == later[1] == later[2] <= first
