@@ -1,6 +1,6 @@
 """Look at every page of the built site in a headless browser: `python docs/check_site.py [FOLDER]`.
 
-At a wide and a narrow window, no page and no table scrolls sideways, no image is missing, and every formula is
+At a narrow and a wide window, no page and no table scrolls sideways, no image is missing, and every formula is
 rendered; every internal link and its anchor exist. What newcomers search for leads to the page that answers it. Needs
 the package playwright and a Chromium of the system.
 """
@@ -14,7 +14,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 from playwright.sync_api import Page, sync_playwright
 
-WIDTHS = (1280, 400)
+# A page is loaded at the first, where `tables.js` takes its decisions, and widened to the second.
+WIDTHS = (400, 1280)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Run in the page: its width, what exceeds it, tables that scroll, images without pixels, TeX that is still TeX, anchors
 # and links.
@@ -92,12 +93,16 @@ SEARCHED = r"() => document.querySelector('#search-results .search-summary')?.in
 RENDERED = "() => !window.MathJax || !MathJax.startup || MathJax.startup.promise.then(() => true)"
 
 
-def look(page: Page, path: Path, width: int) -> dict:
-    """What `INSPECT` finds on a page."""
-    page.set_viewport_size({"width": width, "height": 900})
+def look(page: Page, path: Path) -> dict[int, dict]:
+    """What `INSPECT` finds on a page at each width."""
+    found = {}
+    page.set_viewport_size({"width": WIDTHS[0], "height": 900})
     page.goto(path.as_uri())
     page.wait_for_function(RENDERED)
-    return page.evaluate(INSPECT)
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        found[width] = page.evaluate(INSPECT)
+    return found
 
 
 def complaints(layout: dict, path: str, width: int) -> list[str]:
@@ -154,9 +159,10 @@ def main(folder: Path) -> None:
         browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         page = browser.new_page()
         for number, path in enumerate(paths, 1):
-            for width in WIDTHS:
-                pages[path] = look(page, path, width)
-                wrong += complaints(pages[path], str(path.relative_to(folder.resolve())), width)
+            found = look(page, path)
+            for width, layout in found.items():
+                wrong += complaints(layout, str(path.relative_to(folder.resolve())), width)
+            pages[path] = found[WIDTHS[0]]
             if number % 50 == 0:
                 print(f"{number} of {len(paths)} pages", flush=True)
         wrong += failed_searches(page, folder.resolve())
