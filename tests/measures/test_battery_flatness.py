@@ -61,7 +61,7 @@ def test_noise_on_a_linear_model(form):
     sigma = math.sqrt((RISE - floor) / spread)
     expected = bounds(w, w0, sigma, len(X), extra=1.0, mag_extra=1.0)[form]
     before = torch.from_numpy(w0)[None]
-    result = measured(f"pacbayes_{form}", net, X, y, before=before, rise=RISE, n_draws=2000)
+    result = measured(f"pacbayes_{form}", net, X, y, before=before, rise=RISE, n_draws=500)
     assert abs(result.value - expected) < 4 * result.standard_error + 2e-3 * abs(expected)
     assert result.standard_error < 0.1 * abs(expected)
 
@@ -90,7 +90,7 @@ def test_standard_errors_cover():
     truth = float((X**2).mean(0).sum()) / RISE
     hits = 0
     for seed in range(100):
-        result = measured("pacbayes_flatness", net, X, y, rise=RISE, n_draws=100, seed=seed)
+        result = measured("pacbayes_flatness", net, X, y, rise=RISE, n_draws=40, seed=seed)
         hits += abs(result.value - truth) <= 2 * result.standard_error
     assert hits >= 90
 
@@ -102,7 +102,7 @@ def test_the_rise_at_the_scale_is_the_requested_one(criterion, magnitude):
     module, X, _ = NETWORKS["mlp"]()
     y = module(X).argmax(1)
     name = "pacbayes_mag_flatness" if magnitude else "pacbayes_flatness"
-    result = measured(name, module, X, y, loss="cross_entropy", rise=0.2, criterion=criterion, n_draws=2000)
+    result = measured(name, module, X, y, loss="cross_entropy", rise=0.2, criterion=criterion, n_draws=500)
     sigma, layers, rng = result.info["sigma"], layers_of(module), np.random.default_rng(0)
 
     def value(layers):
@@ -112,7 +112,7 @@ def test_the_rise_at_the_scale_is_the_requested_one(criterion, magnitude):
         )
 
     rises = []
-    for _ in range(2000):
+    for _ in range(500):
         moved = [
             tuple(
                 w + (np.sqrt(sigma**2 * w**2 + 1e-6) if magnitude else sigma) * rng.standard_normal(w.shape)
