@@ -1,8 +1,9 @@
 """Run the tests as they would run on other processors: `python -m tests.kernels`, with pytest's arguments if wanted.
 
 The libraries below the package choose their kernels by the processor's instruction set, and share a sum between
-threads; each choice rounds otherwise. Here they are held to one set after the other, as far as this processor has
-them, and to two threads under the newest. No test may hang on which it was.
+threads; each choice rounds otherwise. Here they are held to one set after the other, older than this processor's
+newest, and to two threads under the newest; one thread under the newest is what `make test` runs. No test may hang on
+which it was.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def environment(name: str, threads: int) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("OPENBLAS_", "MKL_", "NPY_"))}
     refused = [f for f in __cpu_dispatch__ if __cpu_features__[f] and f.startswith(denied)]
     counts = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    return kept | dict(zip(VARIABLES, values, strict=True)) | counts | {"NPY_DISABLE_CPU_FEATURES": " ".join(refused)}
+    # A thread that waits for its share of a product leaves the core to the other process.
+    more = {"OMP_WAIT_POLICY": "PASSIVE", "NPY_DISABLE_CPU_FEATURES": " ".join(refused)}
+    return kept | dict(zip(VARIABLES, values, strict=True)) | counts | more
 
 
 def capability(variables: dict[str, str]) -> str:
@@ -50,8 +53,7 @@ def run(name: str, threads: int, arguments: list[str]) -> bool:
     took = capability(variables)
     if took != name:
         raise SystemExit(f"torch was set to use the instruction set {name} and uses {took}.")
-    processes = (os.cpu_count() or 1) // threads
-    command = [sys.executable, "-m", "pytest", "-q", "-n", str(processes if processes > 1 else 0), *arguments]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", str(os.cpu_count() or 1), *arguments]
     print(f"{name}, {threads} thread(s)", flush=True)
     start = time.monotonic()
     passed = subprocess.run(command, cwd=ROOT, env=variables | {"SCIPY_ARRAY_API": "1"}, check=False).returncode == 0
@@ -66,7 +68,7 @@ def main(arguments: list[str]) -> None:
     best = capability({key: value for key, value in os.environ.items() if key != "ATEN_CPU_CAPABILITY"})
     names = list(SETS)[: list(SETS).index(best) + 1] if best in SETS else ["DEFAULT"]
     print(f"torch {torch.__version__}; this processor has {', '.join(names)}", flush=True)
-    combinations = [*((name, 1) for name in names), (names[-1], 2)]
+    combinations = [*((name, 1) for name in names[:-1]), (names[-1], 2)]
     failed = [f"{name} with {n} thread(s)" for name, n in combinations if not run(name, n, arguments)]
     if failed:
         raise SystemExit("Tests hang on the processor, or fail anyway: " + ", ".join(failed))
