@@ -2,12 +2,13 @@
 
 On the input-output Jacobian: `frobenius` (and projections), `spectral`, `per_layer`, one penalty per file;
 `jacobian_penalty` names them for estimators and loops. On the parameters: `weight_norms`, `gradient_norm`,
-`fisher_rao`; `parameter_penalties` names them. `module_graph` traces a module once per training, `shared_pass` runs
-the forward pass that loss and Jacobian penalties share, `output_basis` leaves out outputs that the others determine,
-`sweep_gradients` computes value and gradient by sweeps through the graph, `end_layers` leaves out products at its ends,
-`one_hidden_layer` is a closed form without sweeps, and `gradient_sums` hands gradients to autograd. A module without a
-graph is differentiated twice by autograd, which is slower and gives the same result. `evaluation` checks the arguments
-of penalties, `penalty_checks` supports user-defined ones. Read `frobenius` first.
+`fisher_rao`; `parameter_penalties` names them. `module_graph` traces a module once per training and again when
+`surroundings` finds something changed that its code reads, `shared_pass` runs the forward pass that loss and Jacobian
+penalties share, `output_basis` leaves out outputs that the others determine, `sweep_gradients` computes value and
+gradient by sweeps through the graph, `end_layers` leaves out products at its ends, `one_hidden_layer` is a closed form
+without sweeps, and `gradient_sums` hands gradients to autograd. A module without a graph is differentiated twice by
+autograd, which is slower and gives the same result. `evaluation` checks the arguments of penalties, `penalty_checks`
+supports user-defined ones. Read `frobenius` first.
 
 Data flow: module, X -> forward_pass -> SharedPass -> penalty -> scalar with a gradient.
 """

@@ -31,7 +31,8 @@ from sklearn_capacity.graph import (
 )
 from sklearn_capacity.graph.joined_norms import joined_norms
 from sklearn_capacity.graph.trace import is_idle
-from sklearn_capacity.process_state import has_own_hooks, has_process_hooks
+from sklearn_capacity.penalties.surroundings import SCALARS, Surroundings, token
+from sklearn_capacity.process_state import FORWARD_HOOKS, has_own_hooks, has_process_hooks
 
 __all__ = [
     "ModuleTrace",
@@ -48,14 +49,12 @@ __all__ = [
     "whole_graph",
 ]
 
-#: A module whose attributes change more often than this is handled by the loop.
+#: A module that changes more often than this, and more often than once in so many uses, is handled by the loop.
 MANY_TRACES = 20
-#: Longer lists and dicts are not considered settings of a forward pass, and are not read at every step.
-MANY_ENTRIES = 100
+USES_PER_TRACE = 100
 #: Samples of the batch on which a graph is compared with its module.
 COMPARED = 16
 
-_SCALARS = (int, float, bool, str, bytes, complex, type(None))
 _OF_TORCH = frozenset(vars(nn.Module()))
 
 
@@ -67,17 +66,23 @@ class ModuleTrace:
     ----------
     owner : weak reference to the module
     key : tuple
-        Shape, precision and device of a sample, and what the trace fixes: shapes and ties of tensors, and settings.
+        Shape, precision and device of a sample, and what the trace fixes: shapes and ties of tensors, settings, and
+        what the code reads elsewhere.
+    surroundings : Surroundings
+        The places that the code reads.
     program : Program or None
         None if it cannot be traced.
     refusal : str or None
         The reason why it cannot be traced or its graph has no chain.
     writes : bool
         Whether a forward pass changes the module's buffers or attributes.
-    traces : int
-        Number of times that the module was traced.
+    written : frozenset of (submodule, attribute)
+        What it changes of attributes, and of the places that the code reads.
+    uses, traces : int
+        Numbers of times that the trace was asked for, and that the module was traced.
     volatile : frozenset of (submodule, attribute)
-        Attributes that changed without an effect on the trace; they are not settings.
+        Attributes that changed without an effect on the trace, and are written by the forward pass itself or named
+        nowhere in its code; they are not settings.
     modes, mode_free
         Training flags of the submodules, and whether the forward pass in these modes equals that in eval mode.
     images_last : bool or None
@@ -88,9 +93,12 @@ class ModuleTrace:
 
     owner: weakref.ref
     key: tuple
-    program: Program | None
+    surroundings: Surroundings
+    program: Program | None = None
     refusal: str | None = None
     writes: bool = False
+    written: frozenset[tuple[str, str]] = frozenset()
+    uses: int = 0
     traces: int = 1
     volatile: frozenset[tuple[str, str]] = frozenset()
     modes: tuple[bool, ...] = ()
@@ -158,40 +166,49 @@ def trace_of(module: nn.Module, X: Tensor, parts: Parts) -> ModuleTrace:
     """The trace for samples like X, renewed if something that it fixes has changed; `parts` are the module's."""
     entry = _TRACES.get(id(module))
     entry = entry if entry is not None and entry.owner() is module else None
-    settings = _settings(parts, entry.volatile if entry else frozenset())
-    key = (tuple(X.shape[1:]), X.dtype, X.device, _layout(parts), settings)
-    if entry is not None and entry.key == key:
-        return entry
-    number = id(module)
-    owner = weakref.ref(module, lambda _: _TRACES.pop(number, None))
-    traces = 1 if entry is None else entry.traces + 1
-    new = _new_trace(owner, key, traces, module, parts, X)
+    layout = (tuple(X.shape[1:]), X.dtype, X.device, _layout(parts))
     if entry is not None:
-        new.volatile = entry.volatile | _without_effect(entry, new)
-        new.key = (*key[:-1], {name: value for name, value in settings.items() if name not in new.volatile})
+        entry.uses += 1
+        if entry.key == (*layout, _settings(parts, entry.surroundings, entry.volatile)):
+            return entry
+    number, surroundings = id(module), Surroundings(parts)
+    owner = weakref.ref(module, lambda _: _TRACES.pop(number, None))
+    new = ModuleTrace(owner, (*layout, _settings(parts, surroundings, ())), surroundings)
+    if entry is not None:
+        new.uses, new.traces = entry.uses, entry.traces + 1
+    _find_program(new, module, parts, X)
+    if entry is not None:
+        new.volatile = entry.volatile | _without_effect(entry, new, parts)
+        new.key = (*layout, {name: value for name, value in new.key[-1].items() if name not in new.volatile})
     _TRACES[number] = new
     return new
 
 
-def _without_effect(old: ModuleTrace, new: ModuleTrace) -> frozenset[tuple[str, str]]:
-    """Attributes that changed without an effect on the trace, such as counters."""
+def _without_effect(old: ModuleTrace, new: ModuleTrace, parts: Parts) -> frozenset[tuple[str, str]]:
+    """What changed without an effect on the trace, and will have none later, such as counters."""
     before, now = old.key[-1], new.key[-1]
     if old.key[:-1] != new.key[:-1] or old.program is None or new.program is None:
         return frozenset()
     if not _same(old.program, new.program):
         return frozenset()
-    return frozenset(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    unread = {
+        (name, attribute)
+        for name, part in parts
+        for attribute in vars(part).keys() - _OF_TORCH
+        if not new.surroundings.names_attribute(attribute)
+    }
+    candidates = (old.written & new.written) | unread
+    return frozenset(name for name in candidates if before.get(name) != now.get(name))
 
 
-def _new_trace(owner: weakref.ref, key: tuple, traces: int, module: nn.Module, parts: Parts, X: Tensor) -> ModuleTrace:
-    """The trace, with its program if that reproduces the module at X, or with why there is none, or no chain.
+def _find_program(new: ModuleTrace, module: nn.Module, parts: Parts, X: Tensor) -> None:
+    """Set the program if it reproduces the module at X, or why there is none, or no chain.
 
     Even if a module cannot be traced, the loop of double backward passes may still work for it.
     """
-    new = ModuleTrace(owner, key, None, traces=traces)
-    if traces > MANY_TRACES:
-        new.refusal = f"its attributes change at every step, {traces} times so far."
-        return new
+    if new.traces > MANY_TRACES and (new.traces - 1) * USES_PER_TRACE > new.uses:
+        new.refusal = f"its attributes change at every step, {new.traces} times so far."
+        return
     try:
         graph, new.refusal = _bound_graph(new, module, parts, X[:COMPARED])
         if new.refusal is not None and new.program is not None and new.program.reused:
@@ -205,7 +222,6 @@ def _new_trace(owner: weakref.ref, key: tuple, traces: int, module: nn.Module, p
         new.program = None
     else:
         new.refusal = chain_refusal(graph)
-    return new
 
 
 def _bound_graph(
@@ -223,9 +239,14 @@ def _bound_graph(
     # Side effects of a forward pass stay in the copy; known layers have none in eval mode.
     called = module if known else private_copy(module)
     with torch.no_grad(), evaluating(called):
-        before = _contents(called)
+        copied = parts_of(called)
+        before, versions = _settings(copied, entry.surroundings, ()), _versions(copied)
         expected, got = called(X), evaluate(graph, X)
-        entry.writes = before != _contents(called)
+        copied = parts_of(called)
+        after = _settings(copied, entry.surroundings, ())
+        entry.written = frozenset(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+        own = {name for name, _ in copied}
+        entry.writes = any(name in own for name, _ in entry.written) or versions != _versions(copied)
     if not isinstance(expected, Tensor) or expected.shape != got.shape:
         return graph, "it returns something else than the operators of its graph."
     scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
@@ -236,20 +257,25 @@ def _bound_graph(
     return graph, None
 
 
-def _contents(module: nn.Module) -> tuple:
-    """What a forward pass may have written: attributes, parameters and buffers of all submodules."""
-    parts = parts_of(module)
-    return _settings(parts, ()), [(id(t), t._version) for t in tensors_of(parts)]
+def _versions(parts: Parts) -> list[tuple[int, int]]:
+    """What changes with the parameters and buffers."""
+    return [(id(t), t._version) for t in tensors_of(parts)]
 
 
-def _settings(parts: Parts, volatile: Collection[tuple[str, str]]) -> dict[tuple[str, str], Any]:
-    """What a trace fixes: types and attributes of all submodules, without their mode."""
-    settings: dict[tuple[str, str], Any] = {}
+def _settings(
+    parts: Parts, surroundings: Surroundings, volatile: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], Any]:
+    """What a trace fixes: types, hooks and attributes of all submodules, without their mode, and the surroundings."""
+    settings = surroundings.state()
     for name, submodule in parts:
         settings[name, ""] = type(submodule)
         for attribute, value in vars(submodule).items():
-            if attribute not in _OF_TORCH and (name, attribute) not in volatile:
-                settings[name, attribute] = value if isinstance(value, _SCALARS) else _state(value)
+            if attribute not in _OF_TORCH:
+                settings[name, attribute] = value if isinstance(value, SCALARS) else token(value)
+            elif value and attribute in FORWARD_HOOKS:
+                settings[name, attribute] = token(value)
+    for place in volatile:
+        settings.pop(place, None)
     return settings
 
 
@@ -278,19 +304,6 @@ def _layout(parts: Parts) -> list[tuple[int, torch.Size]]:
     """The shapes of all parameters and buffers, and which of them are one tensor."""
     numbers: dict[int, int] = {}
     return [(numbers.setdefault(id(t), len(numbers)), t.shape) for t in tensors_of(parts)]
-
-
-def _state(value: Any) -> Any:
-    """A token that changes with the value, for scalars, tensors and containers of these."""
-    if isinstance(value, _SCALARS):
-        return value
-    if isinstance(value, Tensor):
-        return id(value), value._version
-    if isinstance(value, (dict, list, tuple)) and len(value) <= MANY_ENTRIES:
-        return tuple(
-            (key, _state(part)) for key, part in (value.items() if isinstance(value, dict) else enumerate(value))
-        )
-    return id(value)
 
 
 def has_folded_layers(module: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from sklearn_capacity.storage.origins import LIBRARIES, defining_module, is_inst
 
 __all__ = [
     "all_named_in",
+    "globals_in",
     "named_in",
     "names_in",
     "parts_of_module",
@@ -48,7 +49,7 @@ _OF_EVERY_PYTHON_MODULE = frozenset(vars(types.ModuleType("empty"))) | {
 def named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
     """The values that a function's global names and imports refer to; of a user's module, the parts that it names."""
     names, items = names_in(function), list[tuple[str, Any]]()
-    for name in sorted(_globals_in(function)):
+    for name in sorted(globals_in(function)):
         if name in function.__globals__:
             items += _narrowed(name, function.__globals__[name], names)
     imported = [(name, module) for name in sorted(_imported_in(function)) for module in _imported(name, function)]
@@ -97,7 +98,7 @@ def _codes_of(function: types.FunctionType) -> list[types.CodeType]:
     return codes
 
 
-def _globals_in(function: types.FunctionType) -> set[str]:
+def globals_in(function: types.FunctionType) -> set[str]:
     """The global names that a function's code reads."""
     return _union(_read_by(code)[0] for code in _codes_of(function))
 
@@ -165,12 +166,12 @@ def all_named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
     """
     names, of_package = names_in(function) | texts_in(function), is_of_package(function)
     if not of_package:
-        unsteady = (names & _UNSTEADY) | (_globals_in(function) & _UNSTEADY_GLOBALS)
+        unsteady = (names & _UNSTEADY) | (globals_in(function) & _UNSTEADY_GLOBALS)
         unsteady |= {name for name in _imported_in(function) if not _is_steady(name)}
         if unsteady:
             raise TypeError(f"`{function.__qualname__}` may read what cannot be hashed: {', '.join(sorted(unsteady))}.")
     items, modules = list[tuple[str, Any]](), list[types.ModuleType]()
-    queue = [(name, function.__globals__[name]) for name in sorted(_globals_in(function) & function.__globals__.keys())]
+    queue = [(name, function.__globals__[name]) for name in sorted(globals_in(function) & function.__globals__.keys())]
     queue += _modules_in_closure(function)
     if of_package:
         queue += _loaded_imports(function)
