@@ -124,22 +124,26 @@ def _standardized(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensors:
 
 
 def _kept_standardized(xs: Tensors, value: Tensor, dims: tuple[int, ...], eps: float) -> Tensors:
-    _, mean, r = _standardized(xs[0], dims, eps)
-    return xs[0], mean, r, value
+    r = _standardized(xs[0], dims, eps)[2]
+    return (
+        value / r,
+        r,
+        value,
+    )  # x less its mean, of which x and a mean in bfloat16 have lost digits if the mean is large
 
 
 def _standardized_tangent(kept: Tensors, t: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     sizes = t.shape[: min(dims)]
-    x, mean, r = (part.expand(*sizes, *part.shape[min(dims) :]) for part in kept[:3])
+    centred, r = (part.expand(*sizes, *part.shape[min(dims) :]).contiguous() for part in kept[:2])
     wants = [True, False, False]
     # the Jacobian is symmetric, so its transpose, a layer norm's gradient, is also its product with a tangent
     return torch.ops.aten.native_layer_norm_backward(
-        t.contiguous(), x.contiguous(), t.shape[min(dims) :], mean.contiguous(), r.contiguous(), None, None, wants
+        t.contiguous(), centred, t.shape[min(dims) :], torch.zeros_like(r), r, None, None, wants
     )[0]
 
 
 def _standardized_curvature(kept: Tensors, ts: Tensors, g: Tensor, dims: tuple[int, ...], eps: float) -> Tensors:
-    _, _, r, y = kept
+    _, r, y = kept
     g, t = (part - part.mean(dims, keepdim=True) for part in (g, ts[0]))  # their means do not matter
     return _normalized_curvature((y, r), (t,), g, dims, eps)
 

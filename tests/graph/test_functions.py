@@ -332,3 +332,20 @@ def test_norms_look_through_functions():
     module, X, y = case("GLU")
     logs = sum(math.log(float(torch.linalg.matrix_norm(m.weight.detach()))) for m in (module.first, module.last))
     assert measure_capacity(module, X, y, "frobenius_norm")["frobenius_norm"] == pytest.approx(math.exp(logs))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 6e-3), (torch.float32, 3e-6)])
+@pytest.mark.parametrize("offset", [0.0, 30.0, 100.0])
+def test_a_large_mean_costs_a_standardization_no_digits(dtype, tolerance, offset):
+    """Against the formula in float64, at the rounded input."""
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(20, 48, dtype=torch.float64, generator=generator) + offset).to(dtype)
+    t = torch.randn(4, 20, 48, dtype=torch.float64, generator=generator).to(dtype)
+    row, args = FUNCTIONS["standardization"], ((-1,), 1e-5)
+    kept = row.kept((x,), row.value((x,), *args), *args)
+    centred, direction = x.double() - x.double().mean(-1, keepdim=True), t.double()
+    variance = centred.square().mean(-1, keepdim=True) + 1e-5
+    along = centred * (centred * direction).mean(-1, keepdim=True) / variance
+    expected = (direction - direction.mean(-1, keepdim=True) - along) / variance.sqrt()
+    for got in (row.tangent(kept, (t,), *args), row.adjoint(kept, t, *args)[0]):
+        assert (got.double() - expected).norm() < tolerance * expected.norm()
