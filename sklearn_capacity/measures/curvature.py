@@ -64,7 +64,7 @@ def pullback_curvature(network: Network, batch: Batch, *, reduction: str = "mean
     return Measured(reduce_samples(largest_eigenvalues(network, batch, _metric(batch)), reduction))
 
 
-def pullback_trace(network: Network, batch: Batch, *, reduction: str = "mean", n_draws: int = 12) -> Measured:
+def pullback_trace(network: Network, batch: Batch, *, reduction: str = "mean", n_draws: int = 8) -> Measured:
     r"""Trace of the output's Fisher metric pulled back to the input.
 
     .. math:: \mathrm{tr}(\zeta(x)), \quad \zeta(x) = J(x)^\top F_\psi(f(x)) \, J(x)
@@ -76,7 +76,7 @@ def pullback_trace(network: Network, batch: Batch, *, reduction: str = "mean", n
     ----------
     reduction : "mean" or "max", default="mean"
         Reduction over the samples.
-    n_draws : int >= 6, default=12
+    n_draws : int >= 6, default=8
         Number of vectors for each sample, above 100 outputs, as in `jacobian_frobenius`. The largest trace is
         exact for any number.
 

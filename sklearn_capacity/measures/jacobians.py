@@ -35,7 +35,7 @@ def reduced_traces(network: Network, batch: Batch, metric: str, reduction: str, 
     return Measured(value, standard_error=float(variances.sum().sqrt()) / len(variances), info=info)
 
 
-def jacobian_frobenius(network: Network, batch: Batch, *, output: str = "logits", n_draws: int = 12) -> Measured:
+def jacobian_frobenius(network: Network, batch: Batch, *, output: str = "logits", n_draws: int = 8) -> Measured:
     r"""Mean over the data of the squared Frobenius norm of the input-output Jacobian.
 
     .. math:: \frac{1}{m} \sum_i \|J(x_i)\|_F^2
@@ -46,7 +46,7 @@ def jacobian_frobenius(network: Network, batch: Batch, *, output: str = "logits"
     ----------
     output : "logits" or "softmax", default="logits"
         The outputs whose Jacobian is taken; [JR] differentiates through the softmax.
-    n_draws : int >= 6, default=12
+    n_draws : int >= 6, default=8
         Number of vectors for each sample, above 100 outputs; the value is exact if `n_draws` is at least the
         number of outputs, or of inputs of a last linear layer that has fewer.
 
@@ -61,7 +61,7 @@ def jacobian_frobenius(network: Network, batch: Batch, *, output: str = "logits"
     pull-back measures. Above 100 of them, the value is an unbiased estimate by Hutch++ for every sample: a quarter of
     `n_draws` vectors find the directions of large derivatives, on which a quarter give the exact value, and half of
     them, random signs, estimate the rest. Each is a backward pass, those of the first quarter also a forward pass;
-    `pullback_trace` shares these. On eight networks two standard errors covered 88 to 97 % of 100 or 200 seeds; below 8
+    `pullback_trace` shares these. On four networks two standard errors covered 88 to 97 % of 100 seeds; below 12
     samples, more signs are drawn for each.
 
     References

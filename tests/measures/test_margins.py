@@ -248,11 +248,13 @@ def test_traces_of_more_than_100_outputs_are_estimates(metric):
     expected = np.mean([np.trace(gram) for gram in grams])
     # Without a sketch, the variance of g^T G g for random signs g is 2 sum_{i != j} G_ij^2.
     plain = sum(2 * ((gram**2).sum() - (gram.diagonal() ** 2).sum()) for gram in grams) / len(X) ** 2
-    scores = []
+    scores, errors = [], []
     for seed in range(30):
         row = capacity_report(module, X, y, {"t": (name, params)}, random_state=seed).iloc[0]
-        assert 0 < row["standard_error"] < 1.5 * np.sqrt(plain / 10) and row["computed"] == "method=Hutch++, draws=12"
+        assert row["standard_error"] > 0 and row["computed"] == "method=Hutch++, draws=8"
+        errors.append(row["standard_error"])
         scores.append((row["value"] - expected) / row["standard_error"])
+    assert np.median(errors) < np.sqrt(plain / 10)  # of the ten random signs for each of five samples
     assert abs(np.mean(scores)) < 0.7 and 0.6 < np.sqrt(np.mean(np.square(scores))) < 1.6
     # Exact where the draws are as many as the inputs of the last layer, which are fewer than its outputs.
     exact = capacity_report(module, X, y, {"t": (name, {"n_draws": 110, **params})}).iloc[0]
@@ -286,7 +288,7 @@ def test_traces_of_a_call_share_images_and_have_the_values_of_calls_of_their_own
     shared = Batch(Network(module, (130,)), X, y, loss="cross_entropy")
     together = {name: MEASURES[name](shared.network, shared).value for name in alone}
     assert together == pytest.approx(alone, rel=1e-12)
-    assert ("images of random signs", 3) in shared.known
+    assert ("images of random signs", 2) in shared.known
 
 
 class Branching(nn.Module):
