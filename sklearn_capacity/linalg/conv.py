@@ -19,11 +19,11 @@ from sklearn_capacity.process_state import computed_once
 from .entry_norms import Taps, dense_blocks, described, entry_norms, stable_norm
 from .matrix import MatrixOperator, in_range
 from .operator_norm import OperatorNorm, Product, operator_norm
+from .packed_products import packed_products
 from .padding import PADDING_MODES, pad, pad_adjoint, per_axis, source_index
 from .pixel_products import pixel_products
 from .single_precision import FEWEST, norm_by_single_precision
 from .torus_bound import convolution_bound
-from .window_products import window_products
 
 __all__ = ["ConvOperator", "conv_norm_lower", "conv_norm_upper"]
 
@@ -182,15 +182,15 @@ class ConvOperator:
 
     def _convolve(self, x: Tensor) -> Tensor:
         convolution = CONVOLUTIONS[len(self.kernel)]
-        if self._borders is not None:
-            return convolution(x, self.weight, None, self.stride, self._borders[0], self.dilation, self.groups)
+        if self.borders is not None:
+            return convolution(x, self.weight, None, self.stride, self.borders[0], self.dilation, self.groups)
         x = pad(x, self.pads, self.padding_mode)  # (n, channels, *padded)
         return convolution(x, self.weight, None, self.stride, 0, self.dilation, self.groups)  # (n, *image)
 
     def _convolve_transposed(self, y: Tensor) -> Tensor:
         transposed = TRANSPOSED[len(self.kernel)]
-        if self._borders is not None:
-            padding, unread = self._borders
+        if self.borders is not None:
+            padding, unread = self.borders
             return transposed(y, self.weight, None, self.stride, padding, unread, self.groups, self.dilation)
         y = transposed(y, self.weight, None, self.stride, 0, 0, self.groups, self.dilation)  # (n, channels, *covered)
         if self.padding_mode == "zeros":  # the transpose of adding zeros is cropping
@@ -199,7 +199,7 @@ class ConvOperator:
         return pad_adjoint(y, self.domain[1:], self.pads, self.padding_mode)  # (n, *domain)
 
     @computed_once
-    def _borders(self) -> tuple[list[int], list[int]] | None:
+    def borders(self) -> tuple[list[int], list[int]] | None:
         """Padding and output padding by which torch convolves both ways without a padded copy; None if it cannot."""
         unread = [after for _, after in self._unread]
         steps = map(max, self.stride, self.dilation)
@@ -371,7 +371,7 @@ def _by_single_precision(operator: ConvOperator, tol: float, random_state: int) 
     double = replace(operator, weight=weight)
     short = copy.copy(double)  # `replace` would convert the weight to double precision
     object.__setattr__(short, "weight", weight.float())
-    products = _by_pixels(short) or window_products(short) or (short.forward, short.adjoint)
+    products = packed_products(short) or (short.forward, short.adjoint)
     grams = _gram(short, *products), _gram(double, double.forward, double.adjoint)
     norm = norm_by_single_precision(*grams, size, tol=tol, random_state=random_state)
     return None if norm is None else replace(norm, value=norm.value * factor)
