@@ -205,6 +205,7 @@ TESTED_IN = {
     "estimators/_generalization_layer": "estimators/test_generalization_layer_estimators",
     "estimators/_layer_hooks": "estimators/test_generalization_layer_estimators",
     "graph": "graph/test_network",
+    "graph/end_layers": "penalties/test_end_layers",
     "graph/linear_maps": "graph/test_weight_layers",
     "graph/module_layers": "graph/test_weight_layers",
     "layers": "layers/test_layers",

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from ..graph.activations import activation_of
+from ..graph.end_layers import last_linear
 from ..graph.evaluate import EVALUATE, apply_linear, pool_indices, slice_index
 from ..graph.functions import function_of
 from ..graph.memory_layout import channels_last
 from ..graph.nodes import NetworkGraph, Node, interpret
-from ..linalg.product import LARGE, affine
+from ..linalg.product import LARGE, affine, product
 from .freed_memory import keep_freed_memory
 from .sweep_rules import ADJOINT, FRESH, TANGENT, times_slope
 from .tape import Selection, Tape
@@ -137,7 +138,9 @@ def _masks(node: Node, x: Tensor, indices: Tensor, slope: Tensor | None) -> list
     return out
 
 
-def pull(tape: Tape, vectors: Tensor, keep: Keep | None = None, start: str | None = None) -> Tensor:
+def pull(
+    tape: Tape, vectors: Tensor, keep: Keep | None = None, start: str | None = None, stop: str | None = None
+) -> Tensor:
     """``v^T J`` for stacked directions.
 
     Parameters
@@ -151,14 +154,17 @@ def pull(tape: Tape, vectors: Tensor, keep: Keep | None = None, start: str | Non
         call, unless it returns True.
     start : str, default=None
         Name of a node on all paths to the output whose cotangents `vectors` (k n, ...) are; they may change.
+    stop : str, default=None
+        Name of a node on all paths from the input whose cotangents are returned; None stands for the input.
 
     Returns
     -------
     Tensor of shape (k n, ...)
     """
     sweep = _BackwardSweep(tape, vectors, keep, start)
-    sweep.run(_until(tape.graph, start)[1:])
-    return sweep.cotangents[tape.graph.input.name]
+    stop = stop or tape.graph.input.name
+    sweep.run(_until(tape.graph, start)[len(_until(tape.graph, stop)) :])
+    return sweep.cotangents[stop]
 
 
 def pull_to_layers(tape: Tape, vectors: Tensor, keep: Keep, start: str | None = None) -> None:
@@ -313,7 +319,9 @@ def stacks(graph: NetworkGraph, n_samples: int, like: Tensor, n_bytes: int | Non
     return math.ceil(n_samples / math.ceil(n_samples / max(rows, 1))), 1
 
 
-def jacobian_rows(graph: NetworkGraph, X: Tensor, vectors: Tensor | None = None) -> Tensor:
+def jacobian_rows(
+    graph: NetworkGraph, X: Tensor, vectors: Tensor | None = None, first: tuple[Node, Tensor] | None = None
+) -> Tensor:
     """Rows ``v^T J(x)`` of the input-output Jacobian, without gradients.
 
     Parameters
@@ -322,24 +330,41 @@ def jacobian_rows(graph: NetworkGraph, X: Tensor, vectors: Tensor | None = None)
     X : Tensor of shape (n, ...)
     vectors : Tensor of shape (k, C) or (k, n, C), default=None
         None stands for the C unit vectors.
+    first : (Node, Tensor of shape (h, D)), default=None
+        The first linear map, and a matrix that takes the place of its weight, whatever its number of columns D is.
 
     Returns
     -------
     Tensor of shape (n, k, D)
-        D is the number of features of a sample.
+        D is the number of features of a sample, or of columns of the matrix in `first`.
     """
-    if vectors is None:
+    start, vectors = _from_last_layer(graph, X, vectors)
+    stop, columns = (None, X[0].numel()) if first is None else (first[0].name, first[1].shape[1])
+    n, k = stacks(graph, len(X), X, ROWS_BYTES)
+    rows = torch.empty(len(X), len(vectors), columns, dtype=X.dtype, device=X.device)  # (n, k, D)
+    with torch.no_grad():
+        for begin in range(0, len(X), n):
+            samples = slice(begin, begin + n)
+            tape = linearize(graph, X[samples])
+            for one in range(0, len(vectors), k):
+                v = vectors[one : one + k, samples]  # (k, n, C or h) of this stack
+                pulled = pull(tape, v.flatten(0, 1).contiguous(), start=start, stop=stop)  # (k n, ...)
+                pulled = pulled if first is None else product(pulled, first[1])
+                rows[samples, one : one + k] = pulled.reshape(v.shape[0], v.shape[1], -1).transpose(0, 1)
+    return rows
+
+
+def _from_last_layer(graph: NetworkGraph, X: Tensor, vectors: Tensor | None) -> tuple[str | None, Tensor]:
+    """Cotangents for each sample, (k, n, ...), and the node whose they are: the last linear layer's input if possible.
+
+    The products of vectors that all samples share with a last layer are done once.
+    """
+    last = None if vectors is not None and vectors.dim() == 3 else last_linear(graph)
+    if last is not None and last.weight is not None:
+        weight = last.weight.detach()  # (C, h)
+        vectors = weight if vectors is None else product(vectors, weight)
+    elif vectors is None:
         vectors = torch.eye(graph[graph.output].shape[0], dtype=X.dtype, device=X.device)  # (C, C)
     if vectors.dim() == 2:
-        vectors = vectors[:, None, :].expand(-1, len(X), -1)  # (k, n, C), a view
-    n, k = stacks(graph, len(X), X, ROWS_BYTES)
-    rows = torch.empty(len(X), len(vectors), X[0].numel(), dtype=X.dtype, device=X.device)  # (n, k, D)
-    with torch.no_grad():
-        for start in range(0, len(X), n):
-            samples = slice(start, start + n)
-            tape = linearize(graph, X[samples])
-            for first in range(0, len(vectors), k):
-                v = vectors[first : first + k, samples]  # (k, n, C) of this stack
-                pulled = pull(tape, v.flatten(0, 1)).reshape(v.shape[0], v.shape[1], -1)  # (k, n, D)
-                rows[samples, first : first + k] = pulled.transpose(0, 1)
-    return rows
+        vectors = vectors[:, None, :].expand(-1, len(X), -1)  # (k, n, C or h), a view
+    return None if last is None else last.inputs[0], vectors

@@ -18,7 +18,8 @@ from .._validation import NotDefinedError
 from ..derivatives import input_sweeps as chain
 from ..derivatives.fisher_matrix import cotangents, factor_product, transposed_factor_product
 from ..derivatives.input_jacobian import gram_product, jacobian_products, pullback
-from ..graph import Network, NetworkGraph, UnsupportedLayerError, evaluate
+from ..graph import Network, NetworkGraph, Node, UnsupportedLayerError, evaluate
+from ..graph.end_layers import first_linear
 from ..graph.recording import is_known
 from ..linalg import lanczos
 from .batch import Batch
@@ -56,6 +57,9 @@ EXPORT_PAYS, RECORDING_PAYS = 2**21, 2**16
 # Bytes of the largest tensor in a stack of vectors that are pulled back at once: for ResNet-18 on 16 images of 64 x 64,
 # three of them took 15 % less time each than one alone.
 STACK_BYTES = 2**24
+# Inputs for each unit of the first layer, and rows for each of its units, from which an orthonormal basis of its range
+# costs less than it saves.
+SHORT_ROWS = 2
 # Memory for the rows of J held at once.
 ROW_BYTES = 2**25
 # Vectors of Lanczos that are held at once, and how many of them a sample has, with its products.
@@ -90,13 +94,19 @@ def output_function(network: Network, batch: Batch, output: str) -> Callable[[Te
     return logits if output == "logits" else lambda X: logits(X).softmax(1)
 
 
-def jacobian_rows(function: Callable[[Tensor], Tensor], X: Tensor, vectors: Tensor | None = None) -> Tensor:
+def jacobian_rows(
+    function: Callable[[Tensor], Tensor],
+    X: Tensor,
+    vectors: Tensor | None = None,
+    first: tuple[Node, Tensor] | None = None,
+) -> Tensor:
     """v^T J(x) of every sample for r vectors, (r, C), by default all C classes: (n, r, D).
 
-    One backward pass for each of them, along the graph where possible.
+    One backward pass for each of them, along the graph where possible, where another matrix may take the place of the
+    `first` layer's weight.
     """
     if isinstance(function, FoldedLogits) and function.walkable:
-        return chain.jacobian_rows(function.graph, X, vectors)
+        return chain.jacobian_rows(function.graph, X, vectors, first)
     return torch.stack([row.flatten(1) for row in jacobian_products(function, X, vectors)], dim=1)  # (n, r, D)
 
 
@@ -150,12 +160,28 @@ def _jacobian_gram(network: Network, batch: Batch) -> Tensor:
     """U^T J J^T U of every sample, (n, r, r), float64; cached for the call."""
     function, basis = logits_function(network, batch), range_basis(network)
     vectors = None if basis is None else basis.T.to(batch.X.dtype)  # (r, C)
+    first = _square_root(function, batch.n_samples * rank_of(network))
 
     def gram(X: Tensor) -> Tensor:
-        rows = jacobian_rows(function, X, vectors).double()  # (n, r, D)
+        rows = jacobian_rows(function, X, vectors, first).double()  # (n, r, D), or (n, r, h)
         return rows @ rows.transpose(1, 2)  # (n, r, r)
 
     return batch.once("jacobian_gram", lambda: batch.cat(lambda X: in_pieces(gram, X, rank_of(network))))
+
+
+def _square_root(function: Callable[[Tensor], Tensor], n_rows: int) -> tuple[Node, Tensor] | None:
+    """The first layer W (h, D) and R (h, h) with R R^T = W W^T, if that saves work for so many rows of Jacobians.
+
+    J J^T is the same for both, and rows with R in place of W have h entries.
+    """
+    node = first_linear(function.graph) if isinstance(function, FoldedLogits) and function.walkable else None
+    if node is None or node.weight is None or node.name == function.graph.output:  # type: ignore[attr-defined]
+        return None
+    h, D = node.weight.shape
+    if SHORT_ROWS * h > D or n_rows < SHORT_ROWS * h:
+        return None
+    weight = node.weight.detach().double()
+    return node, torch.linalg.qr(weight.T, mode="r").R.T.to(node.weight.dtype).contiguous()
 
 
 def in_pieces(function: Callable[[Tensor], Tensor], X: Tensor, n_outputs: int) -> Tensor:

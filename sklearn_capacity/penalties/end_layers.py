@@ -14,39 +14,16 @@ from torch import Tensor
 
 from sklearn_capacity.derivatives.tape import Tape
 from sklearn_capacity.graph import NetworkGraph, Node
+from sklearn_capacity.graph.end_layers import first_linear, is_matrix, last_linear
 from sklearn_capacity.linalg.product import LARGE, product
 from sklearn_capacity.penalties.gradient_sums import Gradients, wants
 
-__all__ = ["GRAM_SHARE", "FirstLayer", "LastLayer", "first_linear", "last_linear"]
+__all__ = ["GRAM_SHARE", "FirstLayer", "LastLayer"]
 
 #: The products of a layer's Gram matrix are preferred if they take this share of the multiplications, or less.
 GRAM_SHARE = 0.85
 #: Samples from which the products of `LastLayer.outer` pay for their passes over matrices.
 MANY_SAMPLES = 32
-
-
-def first_linear(graph: NetworkGraph) -> Node | None:
-    """The linear map that alone reads the input, seen as vectors; None if there is none."""
-    readers = graph.consumers()
-    node = graph.input
-    while len(readers[node.name]) == 1:
-        (node,) = readers[node.name]
-        if _is_matrix(graph, node):
-            return node
-        if node.op != "view":
-            break
-    return None
-
-
-def last_linear(graph: NetworkGraph) -> Node | None:
-    """The linear map at the end; None if there is none."""
-    node = graph[graph.output]
-    return node if _is_matrix(graph, node) else None
-
-
-def _is_matrix(graph: NetworkGraph, node: Node) -> bool:
-    vectors = len(node.shape) == 1 and len(graph[node.inputs[0]].shape) == 1 if node.inputs else False
-    return node.op == "linear" and node.weight is not None and vectors
 
 
 @dataclass
@@ -155,7 +132,7 @@ class LastLayer:
             return cls(node, n)
         before = tape.graph[activation.inputs[0]]
         alone = all(len(tape.graph.consumers()[name]) == 1 for name in (before.name, activation.name))
-        if not (alone and _is_matrix(tape.graph, before) and {node.name, before.name} <= set(trained)):
+        if not (alone and is_matrix(tape.graph, before) and {node.name, before.name} <= set(trained)):
             return cls(node, n)
         many = before.weight is not None and n >= MANY_SAMPLES and n * before.weight.numel() >= LARGE
         return cls(node, n, before, slope) if many else cls(node, n)

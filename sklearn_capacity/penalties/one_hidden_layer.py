@@ -7,8 +7,8 @@ from torch import Tensor
 
 from sklearn_capacity.derivatives.tape import Tape
 from sklearn_capacity.graph import Node
+from sklearn_capacity.graph.end_layers import one_hidden_layer as layers_of
 from sklearn_capacity.linalg.product import product
-from sklearn_capacity.penalties.end_layers import first_linear, last_linear
 from sklearn_capacity.penalties.gradient_sums import Gradients, wants
 from sklearn_capacity.penalties.shared_pass import LinearizedBatch
 from sklearn_capacity.penalties.sweep_gradients import curvature
@@ -43,18 +43,16 @@ def one_hidden_layer(batch: LinearizedBatch, scale: Tensor) -> Tensor | None:
 
 
 def _layers(batch: LinearizedBatch, n: int) -> tuple[Node, Node, Node] | None:
-    """The two linear maps and the activation between them."""
-    graph = batch.graph
-    first, last = first_linear(graph), last_linear(graph)
-    if first is None or last is None or first.weight is None or last.weight is None:
+    """The two linear maps and the activation between them, if the closed form takes less than sweeps."""
+    layers = layers_of(batch.graph)
+    if layers is None:
         return None
-    activation = graph[last.inputs[0]]
-    if activation.op != "activation" or activation.weight is not None or activation.inputs[0] != first.name:
-        return None
-    (h, D), C = first.weight.shape, len(last.weight)
+    W, V = layers[0].weight, layers[2].weight
+    assert W is not None and V is not None
+    (h, D), C = W.shape, len(V)
     closed, swept = h * (2 * D + 2 * C + n), n * C * 3 * D  # multiplications, over h
     small = h <= D + C + n  # the Gram matrices take no more memory than a step, up to a factor
-    return (first, activation, last) if small and closed <= SHARE * swept else None
+    return layers if small and closed <= SHARE * swept else None
 
 
 def _closed_form(tape: Tape, first: Node, activation: Node, last: Node, scale: Tensor) -> Tensor:

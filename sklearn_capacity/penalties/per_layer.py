@@ -16,8 +16,9 @@ from sklearn_capacity.derivatives.input_sweeps import pull, pull_to_layers, stac
 from sklearn_capacity.derivatives.modes import evaluating
 from sklearn_capacity.derivatives.sweep_rules import weight_gradient
 from sklearn_capacity.graph import NetworkGraph, Node
+from sklearn_capacity.graph.end_layers import first_linear
 from sklearn_capacity.linalg.product import product
-from sklearn_capacity.penalties.end_layers import GRAM_SHARE, first_linear
+from sklearn_capacity.penalties.end_layers import GRAM_SHARE
 from sklearn_capacity.penalties.evaluation import checked_penalty
 from sklearn_capacity.penalties.frobenius import sample_scale
 from sklearn_capacity.penalties.gradient_sums import Gradients, wants

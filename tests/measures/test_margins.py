@@ -192,6 +192,15 @@ def many_outputs(width=90, n_outputs=100):
     return module, X, torch.arange(5)
 
 
+def two_hidden_layers(width=110, n_outputs=120):
+    """The same, of a depth for which the trace of J^T J has no closed form."""
+    module, X, y = many_outputs(width, n_outputs)
+    first = nn.Linear(130, 130, dtype=torch.float64)
+    weight = torch.randn(130, 130, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    first.weight.data.copy_(weight / 6)
+    return nn.Sequential(first, nn.Tanh(), *module), X, y
+
+
 @pytest.mark.parametrize("width", [40, 90], ids=["through a narrow layer", "by Lanczos"])
 @pytest.mark.parametrize("output", ["logits", "softmax"])
 def test_norms_of_many_outputs(output, width):
@@ -243,7 +252,7 @@ def dense_grams(module, X, metric):
 @pytest.mark.parametrize("metric", TRACES)
 def test_traces_of_more_than_100_outputs_are_estimates(metric):
     name, params = TRACES[metric]
-    module, X, y = many_outputs(width=110, n_outputs=120)
+    module, X, y = two_hidden_layers()
     grams = list(dense_grams(module, X, metric))
     expected = np.mean([np.trace(gram) for gram in grams])
     # Without a sketch, the variance of g^T G g for random signs g is 2 sum_{i != j} G_ij^2.
@@ -263,9 +272,9 @@ def test_traces_of_more_than_100_outputs_are_estimates(metric):
 
 def test_estimates_capture_what_few_directions_carry():
     """The sketch finds the directions of a Jacobian of low rank, so that nothing is left to chance."""
-    module, X, y = many_outputs(width=110, n_outputs=120)
-    u, s, v = torch.linalg.svd(module[2].weight.data, full_matrices=False)
-    module[2].weight.data = (u[:, :2] * s[:2]) @ v[:2]
+    module, X, y = two_hidden_layers()
+    u, s, v = torch.linalg.svd(module[4].weight.data, full_matrices=False)
+    module[4].weight.data = (u[:, :2] * s[:2]) @ v[:2]
     expected = np.mean([np.trace(gram) for gram in dense_grams(module, X, "logits")])
     row = capacity_report(module, X, y, "jacobian_frobenius").iloc[0]
     assert row["value"] == pytest.approx(expected, rel=1e-9)
@@ -273,7 +282,7 @@ def test_estimates_capture_what_few_directions_carry():
 
 
 def test_estimated_traces_do_not_depend_on_chunks_and_follow_the_seed():
-    module, X, y = many_outputs(width=110, n_outputs=120)
+    module, X, y = two_hidden_layers()
     at_once = value(module, X, y, "jacobian_frobenius")
     assert measure_capacity(module, X, y, "jacobian_frobenius", batch_size=2)["jacobian_frobenius"] == pytest.approx(
         at_once, rel=1e-12
@@ -283,7 +292,7 @@ def test_estimated_traces_do_not_depend_on_chunks_and_follow_the_seed():
 
 
 def test_traces_of_a_call_share_images_and_have_the_values_of_calls_of_their_own():
-    module, X, y = many_outputs(width=110, n_outputs=120)
+    module, X, y = two_hidden_layers()
     alone = {name: value(module, X, y, name) for name in ("pullback_trace", "jacobian_frobenius")}
     shared = Batch(Network(module, (130,)), X, y, loss="cross_entropy")
     together = {name: MEASURES[name](shared.network, shared).value for name in alone}
@@ -304,15 +313,55 @@ class Branching(nn.Module):
 
 @pytest.mark.parametrize("name", ["jacobian_frobenius", "pullback_trace"])
 def test_estimates_are_the_same_without_a_graph(name):
-    module, X, y = many_outputs(width=130, n_outputs=120)
+    module, X, y = two_hidden_layers(width=130)
     assert value(Branching(module), X, y, name) == pytest.approx(value(module, X, y, name), rel=1e-9)
 
 
 def test_the_largest_of_many_traces_is_exact():
-    module, X, y = many_outputs(width=110, n_outputs=120)
+    module, X, y = two_hidden_layers()
     expected = max(np.trace(gram) for gram in dense_grams(module, X, "fisher"))
     row = capacity_report(module, X, y, {"t": ("pullback_trace", {"reduction": "max"})}).iloc[0]
     assert row["value"] == pytest.approx(expected, rel=1e-9) and np.isnan(row["standard_error"])
+
+
+ACTIVATIONS = (nn.ReLU(), nn.Tanh(), nn.GELU(), nn.LeakyReLU(0.2), nn.Identity())
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda activation: type(activation).__name__)
+@pytest.mark.parametrize("sizes", [(9, 7, 12), (30, 5, 4), (6, 40, 110), (40, 6, 130)], ids=str)
+def test_one_hidden_layer_has_exact_traces_of_any_number_of_outputs(sizes, activation):
+    """By the closed form or by rows, alone or beside a measure that needs the rows."""
+    D, h, C = sizes
+    generator = torch.Generator().manual_seed(D)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(D, h), activation, nn.Linear(h, C)).double()
+    for parameter in module.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    X, y = torch.randn(40, D, generator=generator, dtype=torch.float64), torch.arange(40) % C
+    jacobians = [reference.jacobian(module, x) for x in X]
+    expected = np.mean([(J**2).sum() for J in jacobians])
+    spectral = {"s": "jacobian_spectral"}
+    asked = {"t": "jacobian_frobenius"}
+    for measures in (asked, asked | spectral, spectral | asked):
+        row = capacity_report(module, X, y, measures, batch_size=15).set_index("measure").loc["t"]
+        assert row["value"] == pytest.approx(expected, rel=1e-10) and np.isnan(row["standard_error"])
+    largest = max(reference.norm_l2(J) for J in jacobians)
+    assert value(module, X, y, "jacobian_spectral") == pytest.approx(largest, rel=1e-6)
+
+
+def test_the_closed_form_is_chosen_by_its_cost(monkeypatch):
+    from sklearn_capacity.measures import output_traces
+
+    calls = []
+    closed_form = output_traces._closed_form
+    monkeypatch.setattr(output_traces, "_closed_form", lambda *args: calls.append(args) or closed_form(*args))
+    for n, h, C in ((300, 20, 30), (3, 300, 30), (300, 400, 3)):
+        module = nn.Sequential(nn.Linear(200, h), nn.ReLU(), nn.Linear(h, C)).double()
+        with torch.random.fork_rng(devices=[]):
+            X = torch.randn(n, 200, dtype=torch.float64)
+        network = Network(module, (200,))
+        assert network.graph is not None
+        output_traces.traces(network, Batch(network, X, None), "logits")
+    assert [args[0].n_outputs for args in calls] == [30]
 
 
 def test_number_of_draws_is_checked():
