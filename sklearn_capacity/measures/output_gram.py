@@ -29,6 +29,7 @@ from .pass_limits import Parts
 __all__ = [
     "GRAM",
     "LARGEST_PASSES",
+    "FoldedLogits",
     "apply_metric",
     "apply_metric_transposed",
     "each_column",
