@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..graph.activations import activation_of
 from ..graph.evaluate import EVALUATE, LINEAR_RULES, apply_linear, pick, pool_indices
+from ..graph.functions import function_of
 from ..graph.nodes import WEIGHT_OPS, NetworkGraph, Node, interpret
-from .parameter_tangent import activation_tangent, function_tangent, opaque_tangent, shaped_bias, slope_tangent
+from .parameter_tangent import function_tangent, opaque_tangent, relu_tangent, shaped_bias, slope_tangent
 
 __all__ = ["Linearization"]
 
@@ -41,7 +42,7 @@ class Linearization:
         self._read: dict[str, tuple[Any, ...]] = {}
         self._outputs: dict[str, Tensor] = {}
         self._leaves: dict[Place, Tensor] = {}
-        self._local: dict[str, Tensor] = {}
+        self._local: dict[str, Any] = {}
         rules = {op: self._recorded(rule) for op, rule in EVALUATE.items()}
         with torch.enable_grad():
             self._logits = interpret(graph, rules, X.detach(), purpose="The Jacobian of the parameters")
@@ -121,7 +122,7 @@ class Linearization:
 
     def _activation(self, node: Node, x: Tensor, dx: Tensor) -> Tensor:
         if node.params["kind"] == "relu":
-            return activation_tangent(node, x, dx)
+            return relu_tangent(x, dx)
         row, args = activation_of(node)
         return dx * self._kept(node, lambda: row.derivative(x, *args))
 
@@ -135,13 +136,18 @@ class Linearization:
             return None if isinstance(moved, float) else moved
 
         def function(node: Node, *dxs: Tensor | None) -> Tensor | None:
-            moved = function_tangent(node, self._read[node.name], [0.0 if dx is None else dx for dx in dxs])
+            xs, (row, args) = self._read[node.name], function_of(node)
+
+            def kept() -> tuple[Tensor, ...]:
+                return self._kept(node, lambda: row.kept(xs, row.value(xs, *args), *args))
+
+            moved = function_tangent(node, xs, [0.0 if dx is None else dx for dx in dxs], kept)
             return None if isinstance(moved, float) else moved
 
         structural = {op: self._structural(rule) for op, rule in LINEAR_RULES.items()}
         return {**structural, "max_pool": max_pool, "function": function, "opaque": opaque}
 
-    def _kept(self, node: Node, compute: Callable[[], Tensor]) -> Tensor:
+    def _kept(self, node: Node, compute: Callable[[], Any]) -> Any:
         if node.name not in self._local:
             self._local[node.name] = compute()
         return self._local[node.name]

@@ -18,10 +18,10 @@ from ..graph.nodes import WEIGHT_OPS, NetworkGraph, Node, Place, interpret
 from .double_backward import pushed_forward, twice_differentiable
 
 __all__ = [
-    "activation_tangent",
     "function_tangent",
     "opaque_tangent",
     "parameter_tangent",
+    "relu_tangent",
     "shaped_bias",
     "slope_tangent",
 ]
@@ -97,12 +97,9 @@ def _linear(rule: Callable[..., Tensor]) -> Callable[..., Pair]:
     return both
 
 
-def activation_tangent(node: Node, x: Tensor, dx: Tensor) -> Tensor:
-    """Derivative of an activation at x along dx."""
-    if node.params["kind"] == "relu":  # one fused pass instead of three
-        return torch.ops.aten.threshold_backward(dx, x, 0)
-    activation, args = activation_of(node)
-    return activation.derivative(x, *args) * dx
+def relu_tangent(x: Tensor, dx: Tensor) -> Tensor:
+    """Derivative of a ReLU at x along dx: one fused pass instead of three."""
+    return torch.ops.aten.threshold_backward(dx, x, 0)
 
 
 def slope_tangent(node: Node, x: Tensor, along: Tensor) -> Tensor:
@@ -118,7 +115,8 @@ def _activation(node: Node, pair: Pair) -> Pair:
     y = activation.value(x, *args)
     if isinstance(dx, float) and (dx == 0 or activation.homogeneous):
         return y, dx
-    return y, activation_tangent(node, x, _tensor(x, dx))
+    dx = _tensor(x, dx)
+    return y, relu_tangent(x, dx) if node.params["kind"] == "relu" else activation.slope(x, y, *args) * dx
 
 
 def _max_pool(node: Node, pair: Pair) -> Pair:
@@ -129,12 +127,17 @@ def _max_pool(node: Node, pair: Pair) -> Pair:
     return y, pick(where, dx)
 
 
-def function_tangent(node: Node, xs: Sequence[Tensor], dxs: Sequence[Tensor | float]) -> Tensor | float:
-    """Derivative of a function of several numbers; a number c stands for c times the value."""
+def function_tangent(
+    node: Node, xs: Sequence[Tensor], dxs: Sequence[Tensor | float], kept: Callable[[], tuple[Tensor, ...]]
+) -> Tensor | float:
+    """Derivative of a function of several numbers; a number c stands for c times the value.
+
+    `kept` returns what the derivative needs (see `graph.functions`), if it is needed.
+    """
     if all(isinstance(dx, float) and dx == 0 for dx in dxs):
         return 0.0
     row, args = function_of(node)
-    return row.tangent_at(tuple(xs), tuple(map(_tensor, xs, dxs)), *args)
+    return row.tangent(kept(), tuple(map(_tensor, xs, dxs)), *args)
 
 
 def opaque_tangent(node: Node, xs: Sequence[Any], dxs: Sequence[Any]) -> Any:
@@ -188,7 +191,9 @@ def _embedding(node: Node, indices: Tensor) -> Pair:
 
 def _function(node: Node, *pairs: Pair) -> Pair:
     xs, dxs = [x for x, _ in pairs], [dx for _, dx in pairs]
-    return EVALUATE["function"](node, *xs), function_tangent(node, xs, dxs)
+    row, args = function_of(node)
+    value = row.value(tuple(xs), *args)
+    return value, function_tangent(node, xs, dxs, lambda: row.kept(tuple(xs), value, *args))
 
 
 _TANGENT: dict[str, Callable[..., Pair]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -14,7 +15,10 @@ import reference_fisher as reference
 from networks import CHAINS, NETWORKS
 from pretend_device import pretend_device
 from sklearn_capacity import NotDefinedError, UnsupportedLayerError, measure_capacity
+from sklearn_capacity.derivatives.parameter_tangent import parameter_tangent
 from sklearn_capacity.graph import Network
+from sklearn_capacity.graph.activations import ACTIVATIONS
+from sklearn_capacity.graph.functions import FUNCTIONS
 from sklearn_capacity.measures import MEASURES, Batch, fisher_rao
 
 CASES = ["mlp", "mlp_no_bias", "mlp_tanh", "mlp_batch_norm", "tied", "conv_batch_norm", "conv_max_pool", "residual"]
@@ -164,6 +168,43 @@ def test_tables_of_tokens_take_one_sweep(padding, tied, parameters, monkeypatch)
         network := Network(module, (3,), samples=X), Batch(network, X, y, loss="cross_entropy"), parameters=parameters
     )
     assert got.value == pytest.approx(expected, rel=1e-10)
+
+
+class Attention(nn.Module):
+    """Every kind of step whose tangent needs its value: products of signals, a softmax, a norm, smooth activations."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.qkv, self.last = nn.LayerNorm(6), nn.Linear(6, 18), nn.Linear(6, 4)
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        attended = torch.softmax(q @ k.transpose(1, 2), -1) @ v
+        return self.last(torch.tanh(attended).mul(torch.sigmoid(v)).mean(1))
+
+
+def test_a_sweep_computes_each_value_once(monkeypatch):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        module, X = Attention().double(), torch.randn(9, 5, 6, dtype=torch.float64)
+    net = Network(module, (5, 6))
+    theta = {name: p.detach() for name, p in module.named_parameters()}
+    f, u = torch.func.jvp(lambda point: torch.func.functional_call(module, point, (X,)), (theta,), (theta,))
+    values, graph = [], net.graph
+    for table in (FUNCTIONS, ACTIVATIONS):
+        for kind, row in table.items():
+
+            def counted(*args, kind=kind, value=row.value):
+                values.append(kind)
+                return value(*args)
+
+            monkeypatch.setitem(table, kind, replace(row, value=counted))
+    with torch.no_grad():
+        got = parameter_tangent(graph, X)
+    torch.testing.assert_close(got, (f.detach(), u.detach()), rtol=1e-10, atol=1e-12)
+    kinds = [node.params["kind"] for node in graph.nodes if node.op in ("function", "activation")]
+    assert {"matmul", "softmax", "product", "tanh", "sigmoid"} < set(kinds)
+    assert sorted(values) == sorted(kinds)
 
 
 def test_runs_on_an_accelerator():
