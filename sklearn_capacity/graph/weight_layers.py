@@ -15,7 +15,7 @@ from .fold import fold, fold_scales
 from .linear_maps import linear_maps
 from .nodes import NetworkGraph, Node
 
-__all__ = ["Operator", "WeightLayers", "operator_of", "weight_layers"]
+__all__ = ["Operator", "WeightLayers", "labelled", "operator_of", "weight_layers"]
 
 Operator = MatrixOperator | DiagonalOperator | ConvOperator
 
@@ -51,7 +51,7 @@ def weight_layers(graph: NetworkGraph, *, folded: bool = True, shown: Callable[[
     described, left_out = _described(graph)
     if folded:
         described = fold_scales(fold(described))
-    layers = _labelled([_with_shape(described, node) for node in described.nodes if node.is_layer], shown)
+    layers = labelled([_with_shape(described, node) for node in described.nodes if node.is_layer], shown)
     return WeightLayers(tuple(layers), tuple(dict.fromkeys(node.place for node in left_out)))
 
 
@@ -80,17 +80,17 @@ def _with_shape(graph: NetworkGraph, node: Node) -> Node:
     return replace(node, params={**node.params, "input_shape": graph[node.inputs[0]].shape})
 
 
-def _labelled(layers: list[Node], shown: Callable[[str], str]) -> list[Node]:
+def labelled(layers: list[Node], shown: Callable[[str], str]) -> list[Node]:
     """The layers, labelled by parameter if their submodule has several or is the entire network."""
     count = Counter(node.scope for node in layers)
 
-    def labelled(node: Node) -> Node:
+    def with_label(node: Node) -> Node:
         if len(node.sources[0]) != 1 or (node.scope and count[node.scope] == 1):
             return node
         (source,) = node.sources[0]
         return replace(node, scope=shown(source).removesuffix(".weight"), module="")
 
-    return [labelled(node) for node in layers]
+    return [with_label(node) for node in layers]
 
 
 def operator_of(node: Node, weight: Tensor, input_shape: tuple[int, ...]) -> Operator:

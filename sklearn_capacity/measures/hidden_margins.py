@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from .._validation import NotDefinedError, check_instance, check_option, closest, shown
 from ..graph import Network, Node, evaluate
 from ..graph.recurrent import is_recurrent
+from ..graph.weight_layers import labelled
 from .batch import Batch
 from .memory import Peak
 from .record import Measure, Measured
@@ -41,7 +43,8 @@ def hidden_margin(network: Network, batch: Batch, *, statistic: str = "median", 
     statistic : "lower_fence", "lower_quartile", "median", "upper_quartile" or "upper_fence", default="median"
         Percentiles are linear between samples.
     layer : str, default=None
-        Name of the weight layer whose input is used, as in the rows. None uses the mean over all.
+        Name of the weight layer whose input is used, as in the rows; the second use of a layer ends in " (2)". None
+        uses the mean over all.
 
     Returns
     -------
@@ -137,13 +140,20 @@ def _margins(network: Network, batch: Batch) -> dict[str, np.ndarray]:
 
 
 def layer_inputs(network: Network) -> dict[str, str]:
-    """The input nodes of weight layers, with the label of the first such layer."""
-    readers: dict[str, str] = {}
-    for node in network.graph.nodes:
-        if node.is_layer or is_recurrent(node):
-            readers.setdefault(node.inputs[0], node.label)
-    if not readers:
+    """The input nodes of weight layers, with the label of the first such layer; no two labels are equal.
+
+    A layer that is used again has the labels `layer`, `layer (2)`, and so on.
+    """
+    layers = [node for node in network.graph.nodes if node.is_layer or is_recurrent(node)]
+    if not layers:
         raise NotDefinedError("The margins inside the network need a weight layer, and it has none.")
+    readers: dict[str, str] = {}
+    uses = Counter[str]()
+    for node in labelled(layers, network.shown):
+        if node.inputs[0] not in readers:
+            uses[node.label] += 1
+            use = uses[node.label]
+            readers[node.inputs[0]] = node.label if use == 1 else f"{node.label} ({use})"
     return readers
 
 

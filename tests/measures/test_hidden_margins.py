@@ -88,6 +88,71 @@ def test_attention_and_gates():
         assert result[name] == pytest.approx(expected[name], rel=1e-7)
 
 
+class UsedAgain(nn.Module):
+    """One layer three times, and a last one; `inputs` lists what the four uses receive."""
+
+    def __init__(self):
+        super().__init__()
+        self.again, self.head = nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def inputs(self, x):
+        h = [x]
+        for _ in range(3):
+            h.append(torch.tanh(self.again(h[-1])))
+        return h
+
+    def forward(self, x):
+        return self.head(self.inputs(x)[-1])
+
+
+class TwoProjections(nn.Module):
+    """Attention of three tokens in one of torch's modules; `inputs` computes it by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.mixed, self.head = nn.MultiheadAttention(4, 2, batch_first=True), nn.Linear(12, 4)
+
+    def inputs(self, x):
+        tokens = x.view(-1, 3, 4)
+        packed = nn.functional.linear(tokens, self.mixed.in_proj_weight, self.mixed.in_proj_bias)
+        q, k, v = (part.view(-1, 3, 2, 2).transpose(1, 2) for part in packed.chunk(3, dim=2))
+        heads = (q @ k.transpose(2, 3) / math.sqrt(2)).softmax(3) @ v
+        joined = heads.transpose(1, 2).flatten(2)
+        return [x, joined, self.mixed.out_proj(joined).flatten(1)]
+
+    def forward(self, x):
+        tokens = x.view(-1, 3, 4)
+        return self.head(self.mixed(tokens, tokens, tokens, need_weights=False)[0].flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "labels"),
+    [
+        (UsedAgain, 6, ["again", "again (2)", "again (3)", "head"]),
+        (TwoProjections, 12, ["mixed.in_proj_weight", "mixed.out_proj", "head"]),
+    ],
+)
+def test_each_use_of_a_layer_and_each_matrix_of_a_module_counts(network, size, labels):
+    module, X, y = make(network, (size,))
+    inputs = module.inputs(X.clone().requires_grad_(True))
+    logits = module.head(inputs[-1])
+    others = logits.detach().scatter(1, y[:, None], -torch.inf).argmax(1)
+    rows = torch.arange(len(y))
+    gaps = logits[rows, y] - logits[rows, others]
+    expected = {}
+    for label, h in zip(labels, inputs, strict=True):
+        (slopes,) = torch.autograd.grad(gaps.sum(), h, retain_graph=True)
+        spread = (h - h.mean(0)).square().flatten(1).sum(1).mean().sqrt()
+        expected[label] = (gaps / (slopes.flatten(1).norm(dim=1) * spread)).detach().numpy()
+    result = hidden_margins(module, X, y)
+    assert list(result) == labels
+    for label, values in expected.items():
+        assert result[label] == pytest.approx(values, rel=1e-7)
+    medians = [float(np.median(values)) for values in expected.values()]
+    measured = measure_capacity(module, X, y, "hidden_margin_median")
+    assert measured["hidden_margin_median"] == pytest.approx(np.mean(medians), rel=1e-7)
+
+
 def test_a_thousand_classes_in_chunks():
     module, X, _ = make(lambda: nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1000)), (3,))
     y = torch.arange(7) * 140
