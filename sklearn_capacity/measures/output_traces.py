@@ -107,6 +107,12 @@ def _closed_form(network: Network, batch: Batch) -> Tensor:
     layers = one_hidden_layer(graph)
     assert layers is not None
     W, V = (layers[k].weight.detach().double() for k in (0, 2))  # type: ignore[union-attr]
+    # Each unit's factor moves to V, and then that of all V outside, so that squares of large weights are finite.
+    tiny = torch.finfo(W.dtype).tiny
+    factors = W.abs().amax(1).clamp_min(tiny)  # (h,)
+    W, V = W / factors[:, None], V * factors
+    scale = V.abs().max().clamp_min(tiny)
+    V = V / scale
     products = (W @ W.T).mul_(V.T @ V)  # (h, h)
 
     def squares(X: Tensor) -> Tensor:
@@ -114,7 +120,7 @@ def _closed_form(network: Network, batch: Batch) -> Tensor:
             slopes = linearize(graph, X).slopes[layers[1].name]
         assert slopes is not None
         slopes = slopes.double()  # (n, h)
-        return (slopes @ products).mul_(slopes).sum(1).clamp_min(0)  # (n,)
+        return (slopes @ products).mul_(slopes).sum(1).clamp_min(0) * scale * scale  # (n,)
 
     return batch.cat(squares)
 

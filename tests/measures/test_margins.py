@@ -348,6 +348,21 @@ def test_one_hidden_layer_has_exact_traces_of_any_number_of_outputs(sizes, activ
     assert value(module, X, y, "jacobian_spectral") == pytest.approx(largest, rel=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-160, 1e160])
+def test_the_closed_form_is_finite_where_squares_of_weights_are_not(scale):
+    """Units whose incoming weights are huge or tiny, with outgoing weights that undo it."""
+    generator = torch.Generator().manual_seed(2)
+    module = nn.Sequential(nn.Linear(20, 8, bias=False), nn.ReLU(), nn.Linear(8, 30)).double()
+    for parameter in module.parameters():
+        parameter.data.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    X, y = torch.randn(40, 20, generator=generator, dtype=torch.float64), torch.arange(40) % 30
+    expected = np.mean([(reference.jacobian(module, x) ** 2).sum() for x in X])
+    factors = torch.tensor([scale, 1 / scale] * 4, dtype=torch.float64)  # (8,)
+    module[0].weight.data *= factors[:, None]
+    module[2].weight.data /= factors
+    assert value(module, X, y, "jacobian_frobenius") == pytest.approx(expected, rel=1e-10)
+
+
 def test_the_closed_form_is_chosen_by_its_cost(monkeypatch):
     from sklearn_capacity.measures import output_traces
 
