@@ -348,7 +348,8 @@ def jacobian_rows(
             tape = linearize(graph, X[samples])
             for one in range(0, len(vectors), k):
                 v = vectors[one : one + k, samples]  # (k, n, C or h) of this stack
-                pulled = pull(tape, v.flatten(0, 1).contiguous(), start=start, stop=stop)  # (k n, ...)
+                copied = v.clone(memory_format=torch.contiguous_format)  # never a view of a weight, since it may change
+                pulled = pull(tape, copied.flatten(0, 1), start=start, stop=stop)  # (k n, ...)
                 pulled = pulled if first is None else product(pulled, first[1])
                 rows[samples, one : one + k] = pulled.reshape(v.shape[0], v.shape[1], -1).transpose(0, 1)
     return rows

@@ -13,6 +13,7 @@ from torch import nn
 import reference_margins as reference
 from networks import CHAINS, NETWORKS
 from sklearn_capacity import CapacityWarning, NotDefinedError, capacity_report, measure_capacity
+from sklearn_capacity.derivatives import input_sweeps
 from sklearn_capacity.graph import Network
 from sklearn_capacity.measures import MEASURES, Batch
 from sklearn_capacity.measures.normalized_margins import normalized
@@ -346,6 +347,19 @@ def test_one_hidden_layer_has_exact_traces_of_any_number_of_outputs(sizes, activ
         assert row["value"] == pytest.approx(expected, rel=1e-10) and np.isnan(row["standard_error"])
     largest = max(reference.norm_l2(J) for J in jacobians)
     assert value(module, X, y, "jacobian_spectral") == pytest.approx(largest, rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_rows_of_jacobians_leave_the_weights_as_they_are(n):
+    """One sample's cotangents at the last layer's input have the shape of its weight."""
+    module = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    X = torch.randn(n, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    network = Network(module, (5,))
+    expected = torch.stack([torch.from_numpy(reference.jacobian(module, x)) for x in X])
+    before = [node.weight.clone() for node in network.graph.nodes if node.weight is not None]
+    assert torch.allclose(input_sweeps.jacobian_rows(network.graph, X), expected, rtol=1e-12, atol=1e-14)
+    after = [node.weight for node in network.graph.nodes if node.weight is not None]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize("scale", [1e-160, 1e160])
