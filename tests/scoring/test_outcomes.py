@@ -188,7 +188,7 @@ def test_estimates_follow_the_parameters():
     assert draws.estimated_passes(*shape, {"n_draws": 20}) * 50 == draws.estimated_passes(*shape, {"n_draws": 1000})
     frobenius = MEASURES["jacobian_frobenius"]
     assert frobenius.estimated_passes(*shape, {}) == 4.5
-    assert frobenius.estimated_passes(1000, 20, {}) * 10 == frobenius.estimated_passes(1000, 20, {"n_draws": 120})
+    assert frobenius.estimated_passes(1000, 20, {}) * 10 == frobenius.estimated_passes(1000, 20, {"n_draws": 80})
     assert MEASURES["frobenius_norm"].estimated_passes(*shape, {}) == 0
     for name in ("effective_rank", "power_law_alpha", "alpha_weighted", "log_alpha_norm"):  # of the weights alone
         assert MEASURES[name].estimated_passes(1000, 100, {}) == MEASURES[name].estimated_passes(2, 100, {}) <= 10
