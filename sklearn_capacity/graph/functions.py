@@ -125,11 +125,8 @@ def _standardized(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensors:
 
 def _kept_standardized(xs: Tensors, value: Tensor, dims: tuple[int, ...], eps: float) -> Tensors:
     r = _standardized(xs[0], dims, eps)[2]
-    return (
-        value / r,
-        r,
-        value,
-    )  # x less its mean, of which x and a mean in bfloat16 have lost digits if the mean is large
+    # value / r is x less its mean, of which x and a mean in bfloat16 have lost digits if the mean is large
+    return value / r, r, value
 
 
 def _standardized_tangent(kept: Tensors, t: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:

@@ -29,7 +29,6 @@ from .pass_limits import Parts
 __all__ = [
     "GRAM",
     "LARGEST_PASSES",
-    "FoldedLogits",
     "apply_metric",
     "apply_metric_transposed",
     "each_column",
@@ -45,6 +44,7 @@ __all__ = [
     "pullbacks",
     "range_basis",
     "rank_of",
+    "walkable_graph",
 ]
 
 
@@ -78,6 +78,11 @@ class FoldedLogits:
         return evaluate(self.graph, X).reshape(len(X), -1)  # (n, C)
 
 
+def walkable_graph(function: Callable[[Tensor], Tensor]) -> NetworkGraph | None:
+    """The graph of logits through which sweeps can go, or None."""
+    return function.graph if isinstance(function, FoldedLogits) and function.walkable else None
+
+
 def logits_function(network: Network, batch: Batch) -> Callable[[Tensor], Tensor]:
     """The logits as a function to differentiate: from the folded graph if it is known or worth tracing."""
     enough = RECORDING_PAYS if is_known(network.module) else EXPORT_PAYS
@@ -106,8 +111,9 @@ def jacobian_rows(
     One backward pass for each of them, along the graph where possible, where another matrix may take the place of the
     `first` layer's weight.
     """
-    if isinstance(function, FoldedLogits) and function.walkable:
-        return chain.jacobian_rows(function.graph, X, vectors, first)
+    graph = walkable_graph(function)
+    if graph is not None:
+        return chain.jacobian_rows(graph, X, vectors, first)
     return torch.stack([row.flatten(1) for row in jacobian_products(function, X, vectors)], dim=1)  # (n, r, D)
 
 
@@ -116,12 +122,13 @@ def pullbacks(function: Callable[[Tensor], Tensor], X: Tensor) -> tuple[Tensor, 
 
     Along the graph where possible, which pulls several vectors back at once.
     """
-    if not (isinstance(function, FoldedLogits) and function.walkable):
+    graph = walkable_graph(function)
+    if graph is None:
         logits, row = pullback(function, X)
         return logits, lambda vectors: map(row, vectors)
     with torch.no_grad():
-        tape = chain.linearize(function.graph, X)
-    _, at_once = chain.stacks(function.graph, len(X), X, STACK_BYTES)
+        tape = chain.linearize(graph, X)
+    _, at_once = chain.stacks(graph, len(X), X, STACK_BYTES)
 
     def pulled(vectors: Tensor) -> Iterator[Tensor]:
         for part in vectors.split(at_once):
@@ -159,24 +166,28 @@ def rank_of(network: Network) -> int:
 
 def _jacobian_gram(network: Network, batch: Batch) -> Tensor:
     """U^T J J^T U of every sample, (n, r, r), float64; cached for the call."""
-    function, basis = logits_function(network, batch), range_basis(network)
-    vectors = None if basis is None else basis.T.to(batch.X.dtype)  # (r, C)
-    first = _square_root(function, batch.n_samples * rank_of(network))
 
-    def gram(X: Tensor) -> Tensor:
-        rows = jacobian_rows(function, X, vectors, first).double()  # (n, r, D), or (n, r, h)
-        return rows @ rows.transpose(1, 2)  # (n, r, r)
+    def compute() -> Tensor:
+        function, basis, rank = logits_function(network, batch), range_basis(network), rank_of(network)
+        vectors = None if basis is None else basis.T.to(batch.X.dtype)  # (r, C)
+        first = _square_root(walkable_graph(function), batch.n_samples * rank)
 
-    return batch.once("jacobian_gram", lambda: batch.cat(lambda X: in_pieces(gram, X, rank_of(network))))
+        def gram(X: Tensor) -> Tensor:
+            rows = jacobian_rows(function, X, vectors, first).double()  # (n, r, D), or (n, r, h)
+            return rows @ rows.transpose(1, 2)  # (n, r, r)
+
+        return batch.cat(lambda X: in_pieces(gram, X, rank))
+
+    return batch.once("jacobian_gram", compute)
 
 
-def _square_root(function: Callable[[Tensor], Tensor], n_rows: int) -> tuple[Node, Tensor] | None:
+def _square_root(graph: NetworkGraph | None, n_rows: int) -> tuple[Node, Tensor] | None:
     """The first layer W (h, D) and R (h, h) with R R^T = W W^T, if that saves work for so many rows of Jacobians.
 
     J J^T is the same for both, and rows with R in place of W have h entries.
     """
-    node = first_linear(function.graph) if isinstance(function, FoldedLogits) and function.walkable else None
-    if node is None or node.weight is None or node.name == function.graph.output:  # type: ignore[attr-defined]
+    node = None if graph is None else first_linear(graph)
+    if graph is None or node is None or node.weight is None or node.name == graph.output:
         return None
     h, D = node.weight.shape
     if SHORT_ROWS * h > D or n_rows < SHORT_ROWS * h:

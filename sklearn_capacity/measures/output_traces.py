@@ -16,7 +16,6 @@ from ..graph import Network
 from ..graph.end_layers import one_hidden_layer
 from .batch import Batch
 from .output_gram import (
-    FoldedLogits,
     apply_metric,
     apply_metric_transposed,
     each_column,
@@ -26,6 +25,7 @@ from .output_gram import (
     pullbacks,
     range_basis,
     rank_of,
+    walkable_graph,
 )
 from .pass_limits import Parts
 
@@ -87,8 +87,8 @@ def _numbers_of_draws(n_draws: int, n_samples: int) -> tuple[int, int]:
 
 def _has_closed_form(network: Network, batch: Batch) -> bool:
     """Whether one hidden layer's traces take fewer multiplications by their closed form than by rows of Jacobians."""
-    function = logits_function(network, batch)
-    layers = one_hidden_layer(function.graph) if isinstance(function, FoldedLogits) and function.walkable else None
+    graph = walkable_graph(logits_function(network, batch))
+    layers = None if graph is None else one_hidden_layer(graph)
     if layers is None:
         return False
     W, V = layers[0].weight, layers[2].weight
