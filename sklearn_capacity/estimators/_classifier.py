@@ -192,8 +192,10 @@ class NetworkClassifier(ClassifierMixin, BaseNetwork):
         -------
         ndarray of shape (n_samples,)
         """
-        best = self._outputs(X).argmax(axis=1)
-        return self.classes_[best]
+        logits = self._outputs(X)
+        if logits.shape[1] == 2:
+            return self.classes_.take(logits[:, 1] > logits[:, 0])  # several times as fast as `argmax`
+        return self.classes_[logits.argmax(axis=1)]
 
     @available_if(_has_probabilities)
     def predict_proba(self, X: Any) -> np.ndarray:

@@ -84,7 +84,8 @@ class FittedNetwork(NetworkParameters):
         if not parts:
             parts = self._evaluated(check_data(self, X, reset=False), checked=True)
         outputs = (torch.cat(parts) if len(parts) > 1 else parts[0]).cpu()
-        lowest, highest = (bound.item() for bound in outputs.aminmax())  # nan, if one is
+        in_order = outputs if outputs.is_contiguous() else outputs.permute(*range(outputs.dim())[::-1])
+        lowest, highest = (bound.item() for bound in in_order.aminmax())  # nan, if one is; a copy if not in order
         most = torch.finfo(outputs.dtype).max / 2  # differences are finite, too
         if not (-most <= lowest and highest <= most):
             raise ValueError(
@@ -120,7 +121,8 @@ class FittedNetwork(NetworkParameters):
             return max(self.batch_size, _ROWS)
         cached = _CACHED * torch.get_num_threads()
         if width:
-            return max(_ROWS // 4, cached // width)
+            n_parts = max(1, round(len(X) * width / cached))  # equal parts: a small one would cost as much as its calls
+            return max(_ROWS // 4, -(-len(X) // n_parts))
         return max(self.batch_size, min(_ROWS, cached // 2 // X[0].size))
 
     # ---- files and pickles ------------------------------------------------------------------

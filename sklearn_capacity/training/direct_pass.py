@@ -1,7 +1,7 @@
 """A forward pass without gradients that leaves out what `nn.Module.__call__` does for hooks, and reuses memory.
 
 Calling the five modules of a small perceptron takes longer than its products; and of a larger one, the activations that
-are written to new memory, page by page.
+are written to new memory, page by page. The products are faster with the samples of a feature side by side in memory.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ __all__ = ["DirectPass", "direct_pass"]
 
 #: Modules whose outputs are new tensors, in which an activation may work in place.
 _MAKERS = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d)
+
+#: Modules that take samples side by side in memory as fast as one after the other. Others may call `view`, which fails.
+_ANY_ORDER = (nn.Identity, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Softplus, *ACTIVATIONS)
+
+_MANY = 256  # samples from which the order in memory matters
 
 
 class DirectPass(NamedTuple):
@@ -73,9 +78,10 @@ def direct_pass(module: nn.Module, n_dims: int = 0) -> DirectPass:
     width, is_plain = 0, True
     keeps_input: bool | None = None  # decided by the first function that is no view
     owns = False  # whether the last result is in new memory, which nobody else reads
-    for part in parts_in_turn(module):
-        kind: Any = type(part) if is_unhooked(part) else None
-        if kind is nn.Identity or (kind is nn.Dropout and not part.training):
+    parts = parts_in_turn(module)
+    kinds = [_plain_kind(part) for part in parts]
+    for i, (part, kind) in enumerate(zip(parts, kinds, strict=True)):
+        if kind is nn.Identity:
             continue
         if kind is nn.Flatten:
             if functions or n_dims != 2 or part.start_dim != 1:
@@ -84,7 +90,7 @@ def direct_pass(module: nn.Module, n_dims: int = 0) -> DirectPass:
         makes = kind in _MAKERS
         keeps_input = makes if keeps_input is None else keeps_input
         if kind is nn.Linear:
-            function = affine_of_few if 1 < part.out_features < 24 and part.bias is not None else F.linear
+            function = affine_side_by_side if _takes_any_order(kinds[i + 1 :]) else F.linear
             functions.append(functools.partial(function, weight=part.weight, bias=part.bias))
             width = max(width, part.in_features, part.out_features)
         elif kind in ACTIVATIONS and owns:
@@ -97,19 +103,38 @@ def direct_pass(module: nn.Module, n_dims: int = 0) -> DirectPass:
     return DirectPass(tuple(functions), bool(keeps_input), width if is_plain else 0)
 
 
-def affine_of_few(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``x weight^T + bias`` for a few outputs.
+def _plain_kind(part: nn.Module) -> Any:
+    """The module's class, if calling it is calling the `forward` of its class; else None."""
+    if not is_unhooked(part):
+        return None
+    return nn.Identity if type(part) is nn.Dropout and not part.training else type(part)
 
-    BLAS computes several neighbours in memory at once. With ten outputs these fill its registers badly, so of many
-    samples the product is computed with the samples side by side, which takes half the time.
+
+def _takes_any_order(kinds: list[Any]) -> bool:
+    """Whether what comes before the next linear layer is as fast, and the same, for samples side by side in memory."""
+    for kind in kinds:
+        if kind is nn.Linear:
+            return True
+        if kind not in _ANY_ORDER:
+            return False
+    return True
+
+
+def affine_side_by_side(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x weight^T + bias``, of many samples with those of each output side by side in memory.
+
+    BLAS computes several neighbours in memory at once. There are as many as it likes if these are samples, where ten
+    outputs, or a hundred, fill its registers badly.
 
     Examples
     --------
     >>> import torch
-    >>> affine_of_few(torch.ones(2, 3), torch.ones(2, 3), torch.zeros(2))
-    tensor([[3., 3.],
-            [3., 3.]])
+    >>> y = affine_side_by_side(torch.ones(256, 3), torch.ones(2, 3), torch.zeros(2))
+    >>> y[0], y.stride()
+    (tensor([3., 3.]), (1, 256))
     """
-    if x.dim() != 2 or len(x) < 256 or not x.is_cpu:
+    if x.dim() != 2 or len(x) < _MANY or not x.is_cpu:
         return F.linear(x, weight, bias)
+    if bias is None:
+        return torch.mm(weight, x.t()).t()
     return torch.addmm(bias[:, None], weight, x.t()).t()  # (n, n_outputs), column by column

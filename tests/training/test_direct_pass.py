@@ -9,7 +9,7 @@ from torch import nn
 
 from sklearn_capacity.architectures import MLP, make_network
 from sklearn_capacity.training import direct_pass
-from sklearn_capacity.training.direct_pass import affine_of_few
+from sklearn_capacity.training.direct_pass import affine_side_by_side
 
 rng = np.random.default_rng(0)
 X = torch.from_numpy(rng.normal(size=(300, 6)))
@@ -30,6 +30,13 @@ class Residual(nn.Sequential):
         return x + super().forward(x)
 
 
+class Merged(nn.Module):
+    """Views the rows as one, which samples side by side in memory do not allow."""
+
+    def forward(self, x):
+        return x.view(-1).view(x.shape)
+
+
 STACKS = {
     "linear": lambda: nn.Sequential(nn.Linear(6, 3)),
     "no bias": lambda: nn.Sequential(nn.Linear(6, 3, bias=False), nn.ReLU()),
@@ -43,6 +50,9 @@ STACKS = {
     "activation first": lambda: nn.Sequential(nn.ReLU(), nn.Linear(6, 3)),
     "residual": lambda: nn.Sequential(Residual(nn.Linear(6, 6), nn.ReLU()), nn.ReLU()),
     "layer that keeps its output": lambda: nn.Sequential(Kept(6, 3), nn.ReLU()),
+    "rows merged by a view": lambda: nn.Sequential(nn.Linear(6, 4), nn.Identity(), Merged(), nn.Linear(4, 3)),
+    "rows merged after an activation": lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU(), Merged(), nn.Linear(4, 3)),
+    "no bias between": lambda: nn.Sequential(nn.Linear(6, 5, bias=False), nn.GELU(), nn.Dropout(), nn.Linear(5, 3)),
     "one layer": lambda: nn.Linear(6, 3),
     "nothing": nn.Sequential,
 }
@@ -131,8 +141,9 @@ def test_a_forward_that_is_replaced_is_called(kind, monkeypatch):
 
 @pytest.mark.parametrize("n", [1, 255, 256, 1000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_products_of_few_outputs(n, dtype):
-    x, weight, bias = (rng.normal(size=shape) for shape in ((n, 30), (5, 30), 5))
-    result = affine_of_few(*(torch.from_numpy(a).to(dtype) for a in (x, weight, bias)))
-    expected = np.einsum("ni,oi->no", x, weight) + bias
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_products_of_samples_side_by_side(n, dtype, has_bias):
+    x, weight, bias = (torch.from_numpy(rng.normal(size=shape)) for shape in ((n, 30), (5, 30), 5))
+    result = affine_side_by_side(x.to(dtype), weight.to(dtype), bias.to(dtype) if has_bias else None)
+    expected = np.einsum("ni,oi->no", x, weight) + (bias.numpy() if has_bias else 0)
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4 if dtype == torch.float32 else 1e-12)
