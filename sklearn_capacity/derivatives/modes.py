@@ -12,13 +12,25 @@ from torch import Tensor, nn
 
 from ..process_state import keeps_modes, math_attention, surely
 
-__all__ = ["autocasts", "evaluating", "in_full_precision"]
+__all__ = ["autocasts", "evaluating", "has_parts_in_training", "in_full_precision"]
 
 
 def autocasts(X: Tensor) -> bool:
     """Whether operators on this tensor's device run in mixed precision."""
     device = X.device.type
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def has_parts_in_training(module: nn.Module) -> bool:
+    """Whether the module or a submodule is in training mode; faster than with the generators of `modules`."""
+    pending: list[nn.Module | None] = [module]
+    while pending:
+        part = pending.pop()
+        if part is not None:
+            if part.training:
+                return True
+            pending.extend(part._modules.values())
+    return False
 
 
 def in_full_precision(penalty: Callable[..., Tensor]) -> Callable[..., Tensor]:

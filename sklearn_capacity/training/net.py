@@ -13,6 +13,7 @@ from skorch.callbacks import Callback, Checkpoint, LoadInitState, PassthroughSco
 from skorch.utils import TeeGenerator, is_dataset
 from torch import Tensor
 
+from sklearn_capacity.derivatives.modes import has_parts_in_training
 from sklearn_capacity.graph import channels_last
 from sklearn_capacity.losses import CrossEntropyLoss, SquaredLoss
 from sklearn_capacity.penalties import SharedPass, forward_pass
@@ -140,9 +141,13 @@ class PenalizedNet(InterruptibleNet):
 
     def _set_training(self, training: bool = True) -> None:
         # not for every batch, which is slow and would unfreeze what a callback has frozen
-        if self._mode_ is not training:
+        if self._mode_ is not training or self._was_switched():
             super()._set_training(training)
             self._mode_ = training
+
+    def _was_switched(self) -> bool:
+        """Whether a user or a callback has switched the whole module since, or a part of it to training."""
+        return not self.module_.training if self._mode_ else has_parts_in_training(self.module_)
 
     def infer(self, x: Any, **fit_params: Any) -> Any:
         with computing():

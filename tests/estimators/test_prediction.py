@@ -61,6 +61,17 @@ def test_an_axis_of_length_1_may_run_backwards():
     np.testing.assert_array_equal(model.predict_proba(images[:1][::-1]), model.predict_proba(images[:1]))
 
 
+@pytest.mark.parametrize("kinds", [nn.Module, nn.Dropout])
+def test_a_module_that_the_user_has_switched_to_training_predicts_in_eval_mode(kinds):
+    model = NetworkClassifier((5,), dropout=0.5, batch_norm=True, max_epochs=2, random_state=0).fit(X, y)
+    expected = model.predict_proba(X)
+    statistics = [buffer.clone() for buffer in model.module_.buffers()]
+    for layer in model.module_.modules():
+        layer.training = isinstance(layer, kinds)
+    np.testing.assert_array_equal(model.predict_proba(X), expected)
+    assert all(map(torch.equal, model.module_.buffers(), statistics))
+
+
 def changed(value, dtype=None):
     array = X.astype(dtype or X.dtype)
     array[3, 2] = value

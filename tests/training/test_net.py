@@ -157,6 +157,16 @@ def test_mode_changes_only_when_needed_so_frozen_parts_stay_frozen():
     assert model.module_[1].num_batches_tracked.item() == 1
 
 
+def test_a_callback_that_evaluates_the_module_does_not_end_its_training():
+    class Evaluate(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            net.module_.eval()
+
+    module = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    model = NetworkClassifier(module=module, callbacks=[Evaluate()], max_epochs=3, batch_size=len(X)).fit(X, y)
+    assert model.module_[1].num_batches_tracked.item() == 3
+
+
 # ---- callbacks --------------------------------------------------------------------------------
 
 
