@@ -105,7 +105,8 @@ def direct_pass(module: nn.Module, n_dims: int = 0) -> DirectPass:
 
 def _plain_kind(part: nn.Module) -> Any:
     """The module's class, if calling it is calling the `forward` of its class; else None."""
-    if not is_unhooked(part):
+    defines_operators = isinstance(part, nn.Linear) and type(part.weight) is not nn.Parameter  # maybe `linear` only
+    if defines_operators or not is_unhooked(part):
         return None
     return nn.Identity if type(part) is nn.Dropout and not part.training else type(part)
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sklearn_capacity.losses import CrossEntropyLoss, SquaredLoss
 from sklearn_capacity.process_state import has_own_hooks
@@ -36,18 +37,29 @@ _KINDS: tuple[type[nn.Module], ...] = (
     *ACTIVATIONS,
 )
 _CALL, _FORWARDS = nn.Module.__call__, {kind: kind.forward for kind in _KINDS}
+#: The function of torch that their `forward` calls, with its name and where it stands, if others compute it.
+_CALLED: dict[type[nn.Module], tuple[Any, str, Any]] = {
+    nn.Linear: (F, "linear", F.linear),
+    nn.ReLU: (F, "relu", F.relu),
+    nn.Sigmoid: (torch, "sigmoid", torch.sigmoid),
+    nn.Tanh: (torch, "tanh", torch.tanh),
+    **dict.fromkeys((CrossEntropyLoss, nn.CrossEntropyLoss), (F, "cross_entropy", F.cross_entropy)),
+    **dict.fromkeys((SquaredLoss, nn.MSELoss), (F, "mse_loss", F.mse_loss)),
+}
 
 
 def is_unhooked(module: nn.Module) -> bool:
-    """Whether calling the module is calling the `forward` of its class, which nobody has replaced."""
+    """Whether calling the module is calling the `forward` of its class, and nobody has replaced what that calls."""
     replaced: dict[str, Any] = vars(module)
     kind = type(module)
+    called = _CALLED.get(kind)
     return (
         not has_own_hooks(module)
         and "forward" not in replaced
         and replaced.get("_compiled_call_impl") is None
         and kind.__call__ is _CALL
         and kind.forward is _FORWARDS.get(kind, kind.forward)
+        and (called is None or getattr(*called[:2]) is called[2])
     )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from sklearn_capacity.architectures import MLP, make_network
 from sklearn_capacity.training import direct_pass
@@ -106,6 +107,32 @@ def test_dropout_in_training_mode_stays():
         expected = module(X)
         torch.manual_seed(0)
         torch.testing.assert_close(direct_pass(module)(X), expected)
+
+
+FUNCTIONS = {"linear": (F, nn.ReLU), "relu": (F, nn.ReLU), "tanh": (torch, nn.Tanh), "sigmoid": (torch, nn.Sigmoid)}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_of_torch_that_somebody_has_replaced_are_called(name, monkeypatch):
+    home, activation = FUNCTIONS[name]
+    original = getattr(home, name)
+    module = nn.Sequential(nn.Linear(6, 5), activation(), nn.Linear(5, 3))
+    unchanged = module.double()(X)
+    monkeypatch.setattr(home, name, lambda *args, **options: 2 * original(*args, **options))
+    compared(module, X)
+    assert not torch.equal(module(X), unchanged)
+
+
+def test_a_class_of_weights_that_defines_its_own_linear_map():
+    class Doubled(nn.Parameter):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            result = super().__torch_function__(func, types, args, kwargs or {})
+            return 2 * result.as_subclass(torch.Tensor) if func is F.linear else result
+
+    module = nn.Linear(6, 3).double()
+    module.weight = Doubled(module.weight.detach())
+    compared(module, X)
 
 
 def doubled(module, args, output):

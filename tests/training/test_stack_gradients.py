@@ -165,6 +165,14 @@ def test_another_module_is_left_to_autograd(name):
     assert stack_gradients(changed(MODULES[name]), CrossEntropyLoss(), data()) is None
 
 
+@pytest.mark.parametrize("name", ["linear", "relu", "cross_entropy"])
+def test_functions_of_torch_that_somebody_has_replaced_are_left_to_autograd(name, monkeypatch):
+    assert stack_gradients(STACKS["relu"](), CrossEntropyLoss(), data()) is not None
+    original = getattr(nn.functional, name)
+    monkeypatch.setattr(nn.functional, name, lambda *args, **options: 2 * original(*args, **options))
+    assert stack_gradients(STACKS["relu"](), CrossEntropyLoss(), data()) is None
+
+
 SAMPLES = {
     "no targets": lambda: TensorData(X),
     "probabilities": lambda: TensorData(X, np.full((90, 3), 1 / 3)),
