@@ -5,8 +5,8 @@ Eigenvalues: `lanczos` (the largest, of one operator or a batch, with an error b
 sum. Norms: `operator_norm` from below, by the same iteration on a Gram matrix, and `single_precision` mostly in short
 numbers; `singular_vector` computes its maximiser; `induced_norm` for other exponents; `certificate`, `torus_bound` and
 `banded_certificate` prove upper ends. `conv`, `matrix` and `pooling` hold the operators; `entry_norms`, `padding`,
-`packed_products`, `pixel_products` and `power_product` serve them. `power_law` fits the tail of a spectrum, and
-`product` multiplies matrices. Read `matrix` first, then `conv` and `operator_norm`.
+`packed_products`, `pixel_blocks`, `pixel_products` and `power_product` serve them. `power_law` fits the tail of a
+spectrum, and `product` multiplies matrices. Read `matrix` first, then `conv` and `operator_norm`.
 
 `MatrixOperator`, `DiagonalOperator`, `ConvOperator` and `PoolOperator` share one interface: ``input_shape``,
 ``output_shape``, ``forward`` and ``adjoint`` on batches, ``norm_lower()``, ``norm_upper(lower)``, ``row_norms(p)``,

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from .operator_norm import Product
+from .pixel_blocks import pixel_blocks
 
 if TYPE_CHECKING:
     from .conv import ConvOperator
@@ -38,27 +38,34 @@ def packed_products(operator: ConvOperator) -> tuple[Product, Product] | None:
     True
     """
     weight, borders = operator.weight, operator.borders
-    onednn = torch.ops.mkldnn
     if borders is None or not (weight.is_cpu and weight.dtype == torch.float32 and weight.dim() == 4):
         return None
-    if not (torch.backends.mkldnn.is_available() and all(hasattr(onednn, name) for name in _ENTRIES)):
+    if not (torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in _ENTRIES)):
         return None
     padding, unread = borders
     stride, dilation, groups = operator.stride, operator.dilation, operator.groups
     images = [(1, *shape) for shape in (operator.domain, operator.image)]
-    packed = onednn._reorder_convolution_weight(weight, padding, stride, dilation, groups, images[0])
-    transposed = onednn._reorder_convolution_transpose_weight(
-        weight, padding, unread, stride, dilation, groups, images[1]
-    )
-
-    def convolve(x: Tensor) -> Tensor:
-        """(k, *domain) -> (k, *image)."""
-        return onednn._convolution_pointwise(x, packed, None, padding, stride, dilation, groups, "none", [], "")
-
-    def convolve_transposed(y: Tensor) -> Tensor:
-        """(k, *image) -> (k, *domain)."""
-        return onednn._convolution_transpose_pointwise(
-            y, transposed, None, padding, unread, stride, dilation, groups, "none", [], ""
-        )
-
+    convolve = _convolution(weight, padding, stride, dilation, groups, images[0])
+    sides, grid = operator.domain[1:], operator.image[1:]
+    blocks = None if groups > 1 else pixel_blocks(weight, sides, grid, stride, padding, dilation)
+    if blocks is None:
+        convolve_transposed = _transposed(weight, padding, unread, stride, dilation, groups, images[1])
+    else:
+        to_blocks = _convolution(blocks.weight, blocks.padding, blocks.stride, [1, 1], 1, images[1])
+        convolve_transposed = lambda y: blocks.image(to_blocks(y))  # noqa: E731
     return (convolve_transposed, convolve) if operator.transposed else (convolve, convolve_transposed)
+
+
+def _convolution(weight, padding, stride, dilation, groups, shape) -> Product:
+    """A convolution of images like those of the shape, with packed weights."""
+    onednn = torch.ops.mkldnn
+    packed = onednn._reorder_convolution_weight(weight, padding, stride, dilation, groups, shape)
+    return lambda x: onednn._convolution_pointwise(x, packed, None, padding, stride, dilation, groups, "none", [], "")
+
+
+def _transposed(weight, padding, unread, stride, dilation, groups, shape) -> Product:
+    """The same for a transposed convolution."""
+    onednn = torch.ops.mkldnn
+    settings = padding, unread, stride, dilation, groups
+    packed = onednn._reorder_convolution_transpose_weight(weight, *settings, shape)
+    return lambda y: onednn._convolution_transpose_pointwise(y, packed, None, *settings, "none", [], "")
