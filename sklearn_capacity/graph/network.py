@@ -229,7 +229,7 @@ class Network:
             raise UnsupportedLayerError(str(program)) from program
         return program
 
-    @property
+    @computed_once
     def _inside(self) -> str:
         """Path of the user's module within the wrappers around it."""
         return "module." * sum(isinstance(module, Wrapper) for module in self.module.modules())

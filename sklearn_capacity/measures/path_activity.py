@@ -51,7 +51,7 @@ def path_activity(network: Network, batch: Batch, *, p: float = 1.0) -> Measured
 
     Notes
     -----
-    The cost is that of two forward passes, in float64, with a running logarithm of the scale.
+    The cost is that of two forward passes, with a running logarithm of the scale.
 
     References
     ----------
@@ -72,15 +72,16 @@ def path_activity(network: Network, batch: Batch, *, p: float = 1.0) -> Measured
     """
     p = check_interval("p", p, 0, math.inf, closed="neither")
     graph_layers(network, PURPOSE)  # all finite
-    rules = _rules(network, p)
+    dtype = torch.promote_types(network.dtype, torch.float32)  # of sums, whose terms are not negative
+    rules = _rules(network, p, dtype)
     refuse_unknown(network.unrolled_graph, rules, PURPOSE)
 
     def on_chunk(X: Tensor) -> tuple[float, float]:
         """The sum over samples and paths, and the logarithm of its scale."""
         with torch.no_grad():
-            ones = torch.ones(X.shape, dtype=torch.float64, device=X.device)  # (n, *input_shape)
+            ones = torch.ones(X.shape, dtype=dtype, device=X.device)  # (n, *input_shape)
             _, (total, log_scale) = interpret(network.unrolled_graph, rules, (X, (ones, 0.0)), purpose=PURPOSE)
-        return float(total.sum()), log_scale
+        return float(total.double().sum()), log_scale
 
     parts = batch.map(on_chunk)
     top = max(log_scale for _, log_scale in parts)
@@ -88,14 +89,14 @@ def path_activity(network: Network, batch: Batch, *, p: float = 1.0) -> Measured
     return Measured.from_log((logarithm(total) + top - math.log(batch.n_samples)) / p)
 
 
-def _rules(network: Network, p: float) -> dict[str, Callable[..., Pair]]:
+def _rules(network: Network, p: float, dtype: torch.dtype) -> dict[str, Callable[..., Pair]]:
     """The rules of the path norm with the nodes' values, which determine the active units and pooled entries."""
-    over_paths = {**path_rules(network, p, PURPOSE), "activation": None, "max_pool": None}
+    over_paths = {**path_rules(network, p, PURPOSE, dtype), "activation": None, "max_pool": None}
 
     def activation(node: Node, pair: Pair) -> Pair:
         z, (values, log_scale) = pair
         function, args = activation_of(node)
-        slope = function.derivative(z, *args).double().abs()
+        slope = function.derivative(z, *args).abs().to(dtype)
         return function.value(z, *args), (values * slope.pow(p), log_scale)
 
     def max_pool(node: Node, pair: Pair) -> Pair:

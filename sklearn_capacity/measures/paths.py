@@ -81,8 +81,10 @@ def path_norm(network: Network, batch: Batch, *, p: float = 2.0) -> Measured:
     return Measured.from_log(network.once(("log_path_norm", p), log_norm))
 
 
-def path_rules(network: Network, p: float, purpose: str) -> dict[str, Callable[..., Paths]]:
-    """What every operator does to sums over paths."""
+def path_rules(
+    network: Network, p: float, purpose: str, dtype: torch.dtype = torch.float64
+) -> dict[str, Callable[..., Paths]]:
+    """What every operator does to sums over paths, in a precision."""
 
     def affine(node: Node, paths: Paths) -> Paths:
         values, log_scale = paths
@@ -90,10 +92,11 @@ def path_rules(network: Network, p: float, purpose: str) -> dict[str, Callable[.
             return values.expand(len(values), *node.shape), log_scale
         # Divided by its largest entry, so that powers of weights do not overflow.
         top = max(abs(float(end)) for end in node.weight.aminmax()) or 1.0
-        weight = node.weight.detach().to(torch.float64, copy=True).div_(top)
+        weight = node.weight.detach().to(dtype, copy=True).div_(top)
         if node.op == "conv" and node.params["padding_mode"] != "zeros":
             shape = network.unrolled_graph[node.inputs[0]].shape
-            values = power_product(operator_of(node, weight, shape), p, values)  # type: ignore[arg-type]
+            operator = operator_of(node, weight, shape)
+            values = power_product(operator, p, values.double()).to(dtype)  # type: ignore[arg-type]
         else:
             weight = channels_last(weight.square_() if p == 2 else weight.abs_().pow_(p))
             values = apply_linear(node, values, weight, None)

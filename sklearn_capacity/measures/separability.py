@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._validation import NotDefinedError, check_instance, check_integer, closest, shown
-from ..graph import Network, Node, evaluate
+from ..graph import Network, NetworkGraph, evaluate
 from .batch import Batch
 from .hidden_margins import layer_inputs
 from .memory import Peak
@@ -79,18 +79,13 @@ def davies_bouldin(network: Network, batch: Batch, *, layer: str | None = None) 
         raise NotDefinedError(f"The Davies-Bouldin index needs at least two classes, but y has {len(present)}.")
     counts = torch.bincount(index).double()  # (K,)
 
+    part = NetworkGraph(network.graph.nodes, name).live()
+
     def features(X: Tensor) -> Tensor:
-        kept: list[Tensor] = []
-
-        def keep(node: Node, value: Tensor) -> None:
-            if node.name == name:
-                kept.append(value)
-
         with torch.no_grad():
-            evaluate(network.graph, X, keep)
-        return kept[0].flatten(1).double()  # (n, D)
+            return evaluate(part, X).flatten(1).double()  # (n, D)
 
-    centers = counts.new_zeros(len(present), math.prod(network.graph[name].shape))  # (K, D)
+    centers = counts.new_zeros(len(present), math.prod(part[name].shape))  # (K, D)
     batch.map(lambda X, index: centers.index_add_(0, index, features(X)), index)
     centers /= counts[:, None]
     # (n,)

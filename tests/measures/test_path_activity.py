@@ -94,3 +94,23 @@ def test_operators_without_a_rule_are_named():
         measure_capacity(net, torch.zeros(3, 4), measures="path_activity")
     with pytest.raises(ValueError, match="`p` must lie in"):
         measure_module(net, torch.zeros(3, 4), "path_activity", p=0.0)
+
+
+@pytest.mark.parametrize("p", [0.5, 1.0, 3.0])
+def test_single_precision_loses_no_digits(p):
+    """Of a deep network with unequal scales, whose units are all on in either precision."""
+    torch.manual_seed(11)
+    layers = [nn.Conv2d(2, 7, 3, padding=1, padding_mode="circular"), nn.ReLU(), nn.AvgPool2d(2, padding=1)]
+    for k in range(24):
+        layers += [nn.Conv2d(7, 7, 3, padding=1), nn.ReLU()]
+        layers[-2].weight.data.abs_().mul_(30.0 if k % 2 else 0.02)
+        layers[-2].bias.data.abs_()
+    layers[0].weight.data.abs_()
+    layers[0].bias.data.abs_()
+    module = nn.Sequential(*layers, nn.Flatten(), nn.Linear(7 * 25, 3)).eval()
+    X = torch.rand(4, 2, 8, 8)
+    single, double = (
+        MEASURES["path_activity"](network, Batch(network, X.to(network.dtype)), p=p).log_value
+        for network in (Network(module, (2, 8, 8), dtype=dtype) for dtype in (torch.float32, torch.float64))
+    )
+    assert single == pytest.approx(double, abs=2e-5)
