@@ -129,11 +129,14 @@ def _masks(node: Node, x: Tensor, indices: Tensor, slope: Tensor | None) -> list
     if not plain or p["kernel"] != p["stride"] or math.prod(p["kernel"]) > LARGEST_TILE:
         return []
     places = torch.arange(x.shape[2:].numel(), device=x.device).reshape(x.shape[2:])  # (*side), as counted by `indices`
+    strides = places.stride()
+    firsts = places[tuple(slice(0, k * m, k) for k, m in zip(p["kernel"], indices.shape[2:], strict=True))]  # (*windows)
+    within = indices - firsts  # (n, channels, *windows), counted from a window's first position
     out = []
     for offset in itertools.product(*(range(k) for k in p["kernel"])):
         parts = zip(offset, p["kernel"], indices.shape[2:], strict=True)
         place = (slice(None), slice(None), *(slice(o, o + k * m - o, k) for o, k, m in parts))
-        taken = indices == places[place[2:]]  # (n, channels, *windows)
+        taken = within == sum(o * step for o, step in zip(offset, strides, strict=True))
         out.append((place, taken.to(x.dtype) if slope is None else slope[place] * taken))
     return out
 
