@@ -130,7 +130,8 @@ def _masks(node: Node, x: Tensor, indices: Tensor, slope: Tensor | None) -> list
         return []
     places = torch.arange(x.shape[2:].numel(), device=x.device).reshape(x.shape[2:])  # (*side), as counted by `indices`
     strides = places.stride()
-    firsts = places[tuple(slice(0, k * m, k) for k, m in zip(p["kernel"], indices.shape[2:], strict=True))]  # (*windows)
+    starts = tuple(slice(0, k * m, k) for k, m in zip(p["kernel"], indices.shape[2:], strict=True))
+    firsts = places[starts]  # (*windows)
     within = indices - firsts  # (n, channels, *windows), counted from a window's first position
     out = []
     for offset in itertools.product(*(range(k) for k in p["kernel"])):

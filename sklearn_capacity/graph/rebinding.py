@@ -51,6 +51,7 @@ class Rebinder:
     def __init__(self, program: Program, tensors: Mapping[str, Tensor]) -> None:
         self.program, self.tensors = program, tensors
         self._bound: _Bound | None = None
+        self._held: NetworkGraph | None = None  # the unfolded graph, if its nodes only hold tensors
         self._constant: NetworkGraph | None = None  # the folded graph, if nothing in it is computed
 
     def graph(self, *, folded: bool = True) -> NetworkGraph:
@@ -58,13 +59,18 @@ class Rebinder:
         if folded and self._constant is not None:
             return self._constant
         graph = fold(self._unfolded(), norms=folded)
-        bound = self._bound
-        constant = bound is not None and not bound.renewed
-        if folded and constant and all(holds_only(bound.binder.first_names, node) for node in graph.nodes):
-            self._constant = graph
+        constant = self._held is not None or (self._bound is not None and not self._bound.renewed)
+        if folded and constant:
+            given = {id(tensor) for tensor in self.tensors.values()}
+            self._constant = graph if all(holds_only(given, node) for node in graph.nodes) else None
         return graph
 
     def _unfolded(self) -> NetworkGraph:
+        if self._bound is None and self._held is None:
+            template = self.program.template(self.tensors)
+            self._held = template.graph(self.tensors) if template is not None and not template.computed else None
+        if self._held is not None:
+            return self._held
         renewed = None if self._bound is None else self._renewed(self._bound)
         if renewed is not None:
             return renewed

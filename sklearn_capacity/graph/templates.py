@@ -8,7 +8,7 @@ a slice of a weight. These operators are converted again.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -121,7 +121,7 @@ def _is_computed(binder: Binder, operation: fx.Node, nodes: list[Node]) -> bool:
     return any(id(tensor) not in held for tensor in weights)
 
 
-def holds_only(tensors: Mapping[int, str], node: Node) -> bool:
+def holds_only(tensors: Container[int], node: Node) -> bool:
     """Whether what a node holds is among the tensors, which are given by identity, or constant."""
     return all(id(held.tensor) in tensors or not held.sources for held in node.tensors().values())
 

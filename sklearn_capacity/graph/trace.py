@@ -140,19 +140,22 @@ class Program:
 
     def _unfolded(self, tensors: Mapping[str, Tensor]) -> NetworkGraph:
         """The graph as traced; of a program that several networks share, by the template of an earlier one."""
+        template = self.template(tensors)
+        graph = None if template is None else template.graph(tensors)
+        return Binder(self, tensors).graph() if graph is None else graph
+
+    def template(self, tensors: Mapping[str, Tensor]) -> Template | None:
+        """The graph without tensors, for all tensors of these kinds; None if no other network shares the program."""
         if not self.reused:
-            return Binder(self, tensors).graph()
+            return None
         kinds = kinds_of(tensors)
         template = self._templates.get(kinds)
-        graph = None if template is None else template.graph(tensors)
-        if graph is not None:
-            return graph
-        binder = Binder(self, tensors)
-        graph = binder.graph()
         if template is None:
+            binder = Binder(self, tensors)
+            binder.graph()
             template = Template(binder)
             self._templates.keep(kinds, template, template.cost)
-        return graph
+        return template
 
 
 def trace(

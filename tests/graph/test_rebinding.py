@@ -104,8 +104,13 @@ def _change(module):
 
 
 @pytest.mark.parametrize("folded", [True, False])
+@pytest.mark.parametrize("n_others", [0, 2])
 @pytest.mark.parametrize("name", MODULES)
-def test_a_graph_has_the_present_values_and_gradients(name, folded):
+def test_a_graph_has_the_present_values_and_gradients(name, n_others, folded):
+    for _ in range(n_others):  # of equal structure, from which the program may have a template
+        other, program = _made(name)
+        program.bind(named_tensors(other))
+        _change(other)
     module, program = _made(name)
     rebinder, X = Rebinder(program, named_tensors(module)), torch.randn(7, 5, dtype=torch.float64)
     for _ in range(4):
