@@ -83,7 +83,7 @@ def kl_divergence(
         return torch.dot(ratios, ratios)
 
     parts = (part for t in parameter_vector(network).tensors for part in t.detach().flatten().split(IN_CACHE))
-    return Measured(math.fsum(torch.stack([squares(part) for part in parts]).tolist()) / 2)
+    return Measured(float(torch.stack([squares(part) for part in parts]).sum()) / 2)
 
 
 def pac_bayes_bound(
