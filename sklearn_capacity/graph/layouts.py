@@ -174,6 +174,8 @@ def at_samples(size: int | torch.SymInt, n: int) -> int:
     if isinstance(size, int):
         return size
     expression = size.node.expr
+    if expression.is_Symbol:  # the number of samples itself; a substitution takes a hundred times as long
+        return n
     return int(expression.subs(dict.fromkeys(expression.free_symbols, n)))
 
 
