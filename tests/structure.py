@@ -55,6 +55,22 @@ def generator_faults(source: str, module: str) -> list[str]:
     ]
 
 
+CONSTRUCTORS = {"arange", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "tensor", "zeros"}
+
+
+def placement_faults(source: str, module: str) -> list[str]:
+    """New tensors that would be on whatever the default device is."""
+    return [
+        f"{module}:{node.lineno}: `{ast.unparse(node.func)}` needs a device"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and ast.unparse(node.func.value) == "torch"
+        and node.func.attr in CONSTRUCTORS
+        and {"device", None}.isdisjoint(keyword.arg for keyword in node.keywords)  # or keywords in a dict
+    ]
+
+
 def file_length(path: Path, limit: int = 400) -> str | None:
     """A remark on a file that is too long to hold one idea: a habit, not a wall."""
     n_lines = len(path.read_text().splitlines())

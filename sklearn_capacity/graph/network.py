@@ -374,7 +374,7 @@ class Network:
         generator = torch.Generator().manual_seed(0)
         yield torch.randn(n, *self.input_shape, dtype=torch.float64, device="cpu", generator=generator)
         if self._samples is not None and len(self._samples):
-            yield self._samples[torch.arange(n) % len(self._samples)]
+            yield self._samples[[i % len(self._samples) for i in range(n)]]
 
     @property
     def kept(self) -> Mapping[Any, Any]:

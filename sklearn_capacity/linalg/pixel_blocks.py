@@ -91,7 +91,7 @@ def pixel_blocks(
     if not block:
         return None
     places = [_places(block, *axis, m, n) for axis, m, n in zip(axes, sides, grid, strict=True)]
-    rows, columns = (place.taps for place in places)
+    rows, columns = (torch.tensor(place.taps, device="cpu") for place in places)
     taps = F.pad(weight, (0, 1, 0, 1))  # one more tap of zeros along each axis
     taps = taps[:, :, rows[:, None, :, None], columns[None, :, None, :]]  # (o, c, B, B, *window)
     return PixelBlocks(
@@ -107,7 +107,7 @@ def pixel_blocks(
 class _Places(NamedTuple):
     """One axis of the convolution to blocks."""
 
-    taps: Tensor  # (B, window): the tap for each pixel and window position; the size of the kernel where none is
+    taps: list[list[int]]  # of each pixel (B) at each window position, the tap; the size of the kernel where none is
     stride: int
     padding: int
     kept: slice  # the outputs that are blocks of the image
@@ -120,10 +120,14 @@ def _places(block: int, kernel: int, stride: int, padding: int, dilation: int, s
     after = step * (n_blocks - 1) + first + window - n_outputs
     # torch pads both ends equally: by whole steps more, whose outputs come first.
     skipped = max(0, -((-first - after) // step))
-    taps = torch.arange(block)[:, None] + padding - stride * (first + torch.arange(window))  # (B, window), dilated
+    pixels, positions = (torch.arange(n, device="cpu") for n in (block, window))
+    taps = pixels[:, None] + padding - stride * (first + positions)  # (B, window), dilated
     taken = (taps >= 0) & (taps < kernel * dilation) & (taps % dilation == 0)
     return _Places(
-        torch.where(taken, taps // dilation, kernel), step, skipped * step - first, slice(skipped, skipped + n_blocks)
+        torch.where(taken, taps // dilation, kernel).tolist(),  # not as a tensor, which could be one of inference mode
+        step,
+        skipped * step - first,
+        slice(skipped, skipped + n_blocks),
     )
 
 

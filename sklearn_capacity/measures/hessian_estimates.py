@@ -109,7 +109,7 @@ def estimated_trace(hessian: LossHessian, batch: Batch, n_products: int, generat
             precision=hessian.dtype,
             memory=min(SKETCH, batch.room / 2),
         )
-    value = float(finite(torch.tensor(estimate.value), "Hessian"))
+    value = float(finite(torch.tensor(estimate.value, device="cpu"), "Hessian"))
     info = {"method": "Hutch++", "size": size, "products": estimate.n_products}
     return {"value": value, "standard_error": estimate.standard_error, **info}
 

@@ -325,7 +325,7 @@ class PenalizedNet(InterruptibleNet):
             self._gradients_ = None
         self.history.record(f"{prefix}_batch_count", len(sizes))
         for key, values in losses.items():
-            weights = torch.tensor(sizes, dtype=values[0].dtype).to(values[0].device)
+            weights = torch.tensor(sizes, dtype=values[0].dtype, device=values[0].device)
             self.history.record(f"{prefix}_{key}", (torch.stack(values) @ weights).item() / sum(sizes))
         self._record_best(f"{prefix}_loss")
 

@@ -79,6 +79,18 @@ def test_the_transpose_has_the_gradient_of_the_weight():
     torch.testing.assert_close(blocked, exact.float(), rtol=1e-4, atol=1e-4)
 
 
+@needs_onednn
+def test_neither_inference_mode_nor_the_default_device_leaves_a_trace():
+    """The taps are kept between calls."""
+    weight, y = drawn(4, 1, 3, 2).float().requires_grad_(), drawn(2, 4, 5, 6).float()
+    shape = ((5, 5), (5, 6), (1, 1), (1, 1), (1, 1))
+    with torch.inference_mode(), torch.device("meta"):
+        inside = pixel_blocks(weight, *shape)
+    blocks = pixel_blocks(weight, *shape)
+    blocks(y).sum().backward()
+    assert torch.equal(inside.weight, blocks.weight)
+
+
 def test_other_convolutions_have_none():
     shape = ((8, 8), (8, 8), (1, 1), (1, 1), (1, 1))
     assert pixel_blocks(drawn(4, 1, 3, 3), *shape) is None  # in double precision

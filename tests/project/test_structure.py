@@ -86,6 +86,11 @@ def test_random_numbers_come_from_the_cpu(path):
 
 
 @pytest.mark.parametrize("path", PACKAGE_FILES, ids=id_of)
+def test_new_tensors_have_a_device(path):
+    assert structure.placement_faults(path.read_text(), id_of(path)) == []
+
+
+@pytest.mark.parametrize("path", PACKAGE_FILES, ids=id_of)
 def test_nothing_is_a_stub(path):
     assert structure.stub_faults(path.read_text(), id_of(path)) == []
 
@@ -216,6 +221,11 @@ def test_generator_check_sees_planted_faults():
         (fault,) = structure.generator_faults(f"x = {call}.to(device)", "m")
         assert 'needs device="cpu"' in fault
     assert structure.generator_faults('torch.rand(3, generator=g, device="cpu"); crop(X, generator=g)', "m") == []
+
+
+def test_placement_check_sees_planted_faults():
+    assert structure.placement_faults("x = torch.arange(3).to(device)", "m") == ["m:1: `torch.arange` needs a device"]
+    assert structure.placement_faults("torch.ones(3, device=X.device); torch.eye(3, **like); np.ones(3)", "m") == []
 
 
 @pytest.mark.parametrize(
