@@ -105,7 +105,7 @@ def squared_error(outputs: Tensor, y: Tensor, weight: Tensor | None) -> tuple[Te
         loss = (difference.square().mean(1) * weight).mean()
         factor = weight * (1 / len(weight)) / y.shape[1]  # (n,)
         return loss, factor[:, None] * (2 * difference)
-    loss = F.mse_loss(outputs, y)
+    loss = aten.mse_loss.default(outputs, y, _MEAN)
     return loss, aten.mse_loss_backward.default(torch.ones_like(loss), outputs, y, _MEAN)
 
 
