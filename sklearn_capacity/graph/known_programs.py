@@ -9,9 +9,6 @@ exported each time.
 from __future__ import annotations
 
 import functools
-import inspect
-import itertools
-import operator
 import types
 from collections.abc import Hashable
 from typing import Any, NamedTuple
@@ -21,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..process_state import FORWARD_HOOKS, has_process_hooks
-from ..storage import complete_fingerprint
+from ..storage import complete_fingerprint, is_shared, snapshot
 from .recording import is_known
 
 __all__ = ["Programs", "structure_of"]
@@ -35,19 +32,14 @@ _OF_TORCH = ("torch", "typing", "contextlib", "functools", "warnings")
 
 
 class _Scan(NamedTuple):
-    """What one of torch's modules or classes held when it was read last; each scan has another number.
-
-    `replaced` are the functions and methods that another library or the user has put there.
-    """
+    """The number of a snapshot, and the functions and methods in it that another library or the user has put there."""
 
     number: int
-    names: list[str]
-    items: list[Any]
     replaced: list[tuple[str, Any]]
 
 
+#: of torch's modules and classes
 _scans: dict[Any, _Scan] = {}
-_numbers = itertools.count()
 
 
 class Programs:
@@ -166,14 +158,13 @@ def _scanned(classes: list[type]) -> list[_Scan]:
 
 def _scan(home: Any) -> _Scan:
     """The last scan, while all its objects are the same."""
-    names, items = [*vars(home)], [*vars(home).values()]
+    now = snapshot(home)
     known = _scans.get(home)
-    if known is None or known.names != names or not all(map(operator.is_, known.items, items)):
-        pairs = zip(names, items, strict=True)
+    if known is None or known.number != now.number:
+        pairs = zip(now.names, now.items, strict=True)
         replaced = [(f"{home.__name__}.{name}", item) for name, item in pairs if _is_replaced(name, item)]
-        known = _Scan(next(_numbers), names, items, replaced)
-        is_shared = not isinstance(home, type) or getattr(inspect.getmodule(home), home.__name__, None) is home
-        if is_shared:  # the class of one object, such as a parametrised layer's, would keep it alive
+        known = _Scan(now.number, replaced)
+        if is_shared(home):
             _scans[home] = known
     return known
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import types
 import weakref
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -190,7 +190,7 @@ class Surroundings:
             self._enter_named(content_of_cell(cell), names)
         self._enter((function.__defaults__, function.__kwdefaults__))
 
-    def _enter_named(self, value: Any, names: set[str]) -> None:
+    def _enter_named(self, value: Any, names: Set[str]) -> None:
         """A value that code names; of a namespace, such as `nn.functional`, what occurs in the code."""
         if isinstance(value, types.ModuleType | type):
             read = sorted(names & vars(value).keys())

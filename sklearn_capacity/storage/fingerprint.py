@@ -10,7 +10,7 @@ import hashlib
 import json
 import types
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,15 @@ from sklearn_capacity.storage.contents import (
     value_of_variable,
 )
 from sklearn_capacity.storage.encoding import encode
+from sklearn_capacity.storage.known_functions import (
+    KnownFunction,
+    Numbers,
+    Step,
+    known_function,
+    number_of,
+    parts_of,
+    remember,
+)
 from sklearn_capacity.storage.origins import (
     home_of,
     is_installed,
@@ -123,9 +132,13 @@ def _hexdigest(digest: _Digest, values: Mapping[str, Any]) -> str:
     digest.lenient = not digest.complete
     while digest.references or digest.refer_to_methods():  # each once and not nested, so that they may be cyclic
         name, value, of_package = digest.references.popleft()
-        digest.in_package = of_package or (isinstance(value, types.FunctionType) and is_of_package(value))
+        is_function = isinstance(value, types.FunctionType)
+        digest.in_package = of_package or (is_function and is_of_package(value))
         try:
-            _update(digest, value, name, ())
+            if digest.complete and is_function and not is_of_user(value):
+                _update_installed_function(digest, value)
+            else:
+                _update(digest, value, name, ())
         except Exception:  # an object may raise any error
             if not digest.in_package:
                 raise
@@ -143,18 +156,25 @@ class _Digest:
     def __init__(self, *, complete: bool = False, lenient: bool = False) -> None:
         self.complete, self.lenient = complete, lenient
         self._sha = hashlib.sha256()
-        self.update, self.hexdigest = self._sha.update, self._sha.hexdigest
+        self.update: Callable[[bytes | memoryview], Any] = self._sha.update
+        self.hexdigest = self._sha.hexdigest
         self.references: collections.deque[tuple[str, Any, bool]] = collections.deque()
         self._seen: dict[int, tuple[int, Any]] = {}  # keeps the objects alive, and thus their ids valid
         self.in_package = False
+        self.homes: list[types.ModuleType] = []  # in which names were looked up
+        self.numbers: Numbers = {}
         self.names = {"forward"}  # that occur in the code so far
-        self.package_classes: dict[type, set[str]] = {}  # with the names of the methods that are referred to
+        #: each with the attributes that have not been referred to, and the names of methods that are called implicitly
+        self.package_classes: dict[type, tuple[dict[str, Any], set[str]]] = {}
 
     def refer(self, value: Any, name: str) -> None:
         """Hash a value without parts; of others, hash now which of the references it is, and its content later."""
         if type(value) in ATOMS or isinstance(value, np.generic):
             _update(self, value, name, ())
-            return
+        else:
+            self._refer(value, name)
+
+    def _refer(self, value: Any, name: str) -> None:
         if id(value) not in self._seen:
             self._seen[id(value)] = len(self._seen), value
             of_package = self.in_package and not (isinstance(value, _CODE) and is_of_user(value))
@@ -163,14 +183,43 @@ class _Digest:
 
     def refer_to_methods(self) -> bool:
         """Refer to what the code so far may call and read of packages' classes; whether there is anything new."""
-        for cls, done in list(self.package_classes.items()):
-            for name, item in sorted(vars(cls).items()):
-                is_implied = name.startswith("__") and isinstance(item, types.FunctionType)
-                if name not in done and (name in self.names or is_implied) and name not in _NEVER_READ:
-                    done.add(name)
-                    self.in_package = True
-                    self.refer(item, f"{cls.__qualname__}.{name}")
+        self.in_package = True
+        for cls, (unread, implied) in list(self.package_classes.items()):
+            for name in sorted((unread.keys() & self.names) | implied):
+                self.refer(unread.pop(name), f"{cls.__qualname__}.{name}")
+            implied.clear()
         return bool(self.references)
+
+
+class _Recorder(_Digest):
+    """What an installed function adds to a digest."""
+
+    def __init__(self, in_package: bool) -> None:
+        super().__init__(complete=True)
+        self.in_package, self.names = in_package, set()
+        self.steps: list[Step] = []
+        self.last = bytearray()  # what comes after the last step
+        self.update = self.last.extend
+
+    def _refer(self, value: Any, name: str) -> None:
+        self.steps.append((bytes(self.last), value, name))
+        self.last.clear()
+
+
+def _update_installed_function(digest: _Digest, function: types.FunctionType) -> None:
+    """Hash an installed function, which is read again only if it has changed."""
+    known = known_function(function, digest.in_package, digest.numbers)
+    if known is None:
+        new, parts = _Recorder(digest.in_package), parts_of(function)
+        _update(new, function, function.__qualname__, ())
+        homes = [(home, number_of(home, digest.numbers)) for home in (*new.homes, home_of(function)) if home]
+        known = KnownFunction(parts, homes, new.steps, bytes(new.last), frozenset(new.names))
+        remember(function, digest.in_package, known)
+    digest.names |= known.names
+    for before, value, name in known.steps:
+        digest.update(before)
+        digest.refer(value, name)
+    digest.update(known.last)
 
 
 def _update(digest: _Digest, value: Any, name: str, above: tuple[int, ...]) -> None:
@@ -212,7 +261,9 @@ def _kind(value: Any) -> str:
 
 
 def _update_content(digest: _Digest, value: Any, name: str, inner: Any) -> None:
-    if isinstance(value, np.ndarray) and value.dtype.kind != "O":
+    if isinstance(value, _KINDS_OF_CODE):
+        _update_code(digest, value, inner)
+    elif isinstance(value, np.ndarray) and value.dtype.kind != "O":
         digest.update(f"{value.dtype.str}{value.shape}".encode())
         digest.update(np.ascontiguousarray(value).view(np.uint8).data if value.size else b"")
     elif isinstance(value, Tensor):
@@ -251,6 +302,8 @@ def _order(digest: _Digest, element: Any) -> str:
     """A key that sorts the elements of a set equally in every process."""
     if isinstance(element, ATOMS):
         return repr(element)
+    if digest.complete and isinstance(element, type):
+        return f"{element.__module__}.{element.__qualname__}"
     alone = _Digest(complete=digest.complete, lenient=digest.lenient)
     _update(alone, element, "element", ())
     return alone.hexdigest()
@@ -261,8 +314,6 @@ def _update_other(digest: _Digest, value: Any, name: str, inner: Any) -> None:
         inner([value.func, value.args, value.keywords], "partial")
     elif isinstance(value, enum.Enum):
         inner([f"{type(value).__module__}.{type(value).__qualname__}", value.name, value.value], "member")
-    elif isinstance(value, _KINDS_OF_CODE):
-        _update_code(digest, value, inner)
     elif isinstance(value, nn.Module):
         _update_module(value, inner)
     elif (digest.lenient or digest.complete) and isinstance(value, contextvars.ContextVar):
@@ -293,7 +344,9 @@ def _update_code(digest: _Digest, value: Any, inner: Any) -> None:
         inner([f"{value.__module__}.{value.__qualname__}", value.__bases__], "class")
         if digest.complete and is_of_package(value):
             inner(name_and_version(value), "package")
-            digest.package_classes[value] = set()
+            unread = {name: item for name, item in vars(value).items() if name not in _NEVER_READ}
+            implied = {name for name, item in unread.items() if name[:2] == "__" and type(item) is types.FunctionType}
+            digest.package_classes[value] = unread, implied
         else:
             for label, item in class_attributes(value):
                 digest.refer(item, label)
@@ -315,7 +368,9 @@ def _update_function(digest: _Digest, value: types.FunctionType, inner: Any) -> 
     digest.names |= names_in(value) | texts_in(value)
     if digest.in_package:
         inner(name_and_version(value), "package")
-    for label, item in all_named_in(value):
+    items, homes = all_named_in(value)
+    digest.homes += homes
+    for label, item in items:
         digest.refer(item, label)
 
 

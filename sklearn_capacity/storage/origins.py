@@ -8,6 +8,7 @@ import re
 import sys
 import sysconfig
 import types
+from typing import Any
 
 __all__ = [
     "LIBRARIES",
@@ -16,10 +17,12 @@ __all__ = [
     "is_installed",
     "is_installed_file",
     "is_library_function",
+    "is_loaded",
     "is_of_library",
     "is_of_package",
     "is_of_user",
     "name_and_version",
+    "version_of",
 ]
 
 LIBRARIES = frozenset({"torch", "skorch", "sklearn", "numpy", "scipy", "sklearn_capacity"}) | (
@@ -83,6 +86,7 @@ def defining_module(code: _Code) -> str:
     return name if isinstance(name, str) else "builtins"  # Cython's classes and some functions have no string there
 
 
+@functools.lru_cache(maxsize=4096)
 def is_installed_file(file: str) -> bool:
     """Whether a file belongs to an installed package."""
     return file.startswith(_installed()) or bool(_PACKAGES.search(file))
@@ -100,7 +104,17 @@ def name_and_version(code: type | types.FunctionType | types.ModuleType) -> str:
         home = name = code.__name__
     else:
         home, name = code.__module__ or "builtins", f"{code.__module__}.{code.__qualname__}"
-    return f"{name} {getattr(sys.modules.get(home.partition('.')[0]), '__version__', '')}"
+    return f"{name} {version_of(home)}"
+
+
+def version_of(module: str | None) -> Any:
+    """The version of the package to which a module of this name belongs."""
+    return getattr(sys.modules.get((module or "builtins").partition(".")[0]), "__version__", "")
+
+
+def is_loaded(module: types.ModuleType) -> bool:
+    """Whether an import of the module's name returns it."""
+    return sys.modules.get(module.__name__) is module
 
 
 def home_of(function: types.FunctionType) -> types.ModuleType | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dis
 import functools
 import importlib.util
+import itertools
 import os
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 from sklearn_capacity.storage.contents import content_of_cell
@@ -17,9 +18,11 @@ from sklearn_capacity.storage.origins import LIBRARIES, defining_module, is_inst
 __all__ = [
     "all_named_in",
     "globals_in",
+    "imported_now",
     "named_in",
     "names_in",
     "parts_of_module",
+    "reads_environment",
     "texts_in",
 ]
 
@@ -58,7 +61,7 @@ def named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
     return items
 
 
-def _narrowed(label: str, item: Any, names: set[str], above: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
+def _narrowed(label: str, item: Any, names: Set[str], above: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
     """The item, or, if it is a user's module, those of its parts that are in `names`."""
     if not isinstance(item, types.ModuleType) or is_installed(item):
         yield label, item
@@ -75,48 +78,45 @@ def parts_of_module(module: types.ModuleType) -> list[tuple[str, Any]]:
     return [(name, part) for name, part in sorted(vars(module).items()) if name not in _OF_EVERY_PYTHON_MODULE]
 
 
-def names_in(function: types.FunctionType) -> set[str]:
+def names_in(function: types.FunctionType) -> frozenset[str]:
     """All names in a function's code, of globals and of attributes."""
-    return {name for code in _codes_of(function) for name in code.co_names}
+    return frozenset(name for code in _codes_of(function.__code__) for name in code.co_names)
 
 
-def texts_in(function: types.FunctionType) -> set[str]:
+def texts_in(function: types.FunctionType) -> frozenset[str]:
     """The texts in a function's code that may be names, for `getattr`."""
-    return _union(_texts_of(code) for code in _codes_of(function))
+    return _texts_of(function.__code__)
 
 
 @functools.lru_cache(maxsize=4096)
 def _texts_of(code: types.CodeType) -> frozenset[str]:
-    return frozenset(text for text in code.co_consts if isinstance(text, str) and text.isidentifier())
+    texts = (text for part in _codes_of(code) for text in part.co_consts if isinstance(text, str))
+    return frozenset(text for text in texts if text.isidentifier())
 
 
-def _codes_of(function: types.FunctionType) -> list[types.CodeType]:
+def _codes_of(code: types.CodeType) -> list[types.CodeType]:
     """A function's code, and that of the functions defined in it."""
-    codes = [function.__code__]
-    for code in codes:
-        codes += [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    codes = [code]
+    for part in codes:
+        codes += [constant for constant in part.co_consts if isinstance(constant, types.CodeType)]
     return codes
 
 
-def globals_in(function: types.FunctionType) -> set[str]:
+def globals_in(function: types.FunctionType) -> frozenset[str]:
     """The global names that a function's code reads."""
-    return _union(_read_by(code)[0] for code in _codes_of(function))
+    return _read_by(function.__code__)[0]
 
 
-def _imported_in(function: types.FunctionType) -> set[str]:
+def _imported_in(function: types.FunctionType) -> frozenset[str]:
     """The modules that a function's code itself imports."""
-    return _union(_read_by(code)[1] for code in _codes_of(function))
+    return _read_by(function.__code__)[1]
 
 
-def _union(sets: Iterable[frozenset[str]]) -> set[str]:
-    return set().union(*sets)
-
-
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=4096)
 def _read_by(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
     """The global names that code reads; the modules that it imports, with all that may be a module of a package."""
     names, modules, source = set(), set(), ""
-    for step in dis.get_instructions(code):
+    for step in itertools.chain.from_iterable(map(dis.get_instructions, _codes_of(code))):
         if step.opname in _GLOBAL_STEPS:
             names.add(str(step.argval))
         elif step.opname == "IMPORT_NAME":
@@ -153,8 +153,10 @@ def _loaded(name: str) -> types.ModuleType | None:
 # ---- everything that code can read -------------------------------------------------------------
 
 
-def all_named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
+def all_named_in(function: types.FunctionType) -> tuple[list[tuple[str, Any]], list[types.ModuleType]]:
     """All global values that a function's code can read, except steady modules and what they define.
+
+    Also the modules in which they were looked up, apart from the function's own.
 
     A function of an installed package is taken at the package's version: what it may read from files, a clock or
     random numbers does not count.
@@ -175,7 +177,7 @@ def all_named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
     queue += _modules_in_closure(function)
     if of_package:
         queue += _loaded_imports(function)
-        if names & _ENVIRONMENT:
+        if reads_environment(function):
             items.append(("environ", repr(sorted(os.environ.items()))))
     while queue:
         label, item = queue.pop()
@@ -193,10 +195,10 @@ def all_named_in(function: types.FunctionType) -> list[tuple[str, Any]]:
         elif not any(item is module for module in modules):  # modules may import each other
             modules.append(item)
             queue += [(f"{label}.{name}", part) for name, part in _parts(item, names | {"__getattr__"})]
-    return items
+    return items, modules
 
 
-def _parts(module: types.ModuleType, names: set[str]) -> list[tuple[str, Any]]:
+def _parts(module: types.ModuleType, names: Set[str]) -> list[tuple[str, Any]]:
     """The values in a module that have one of the names."""
     return [(name, vars(module)[name]) for name in sorted(names & vars(module).keys())]
 
@@ -209,10 +211,22 @@ def _modules_in_closure(function: types.FunctionType) -> list[tuple[str, types.M
 
 def _loaded_imports(function: types.FunctionType) -> list[tuple[str, types.ModuleType]]:
     """The modules that a function's code itself imports, as far as they are loaded."""
-    package = function.__globals__.get("__package__") or ""
-    names = sorted(_imported_in(function))
-    full = dict.fromkeys(name for part in names for name in (part, f"{package}.{part}") if name in sys.modules)
-    return [(name, sys.modules[name]) for name in full]
+    return [(module.__name__, module) for module in imported_now(function) if module is not None]
+
+
+def imported_now(function: types.FunctionType) -> list[types.ModuleType | None]:
+    """The modules that a function's code itself may import, absolutely or from its package; None if not loaded."""
+    return list(map(sys.modules.get, _importable(function.__code__, function.__globals__.get("__package__") or "")))
+
+
+@functools.lru_cache(maxsize=4096)
+def _importable(code: types.CodeType, package: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for part in sorted(_read_by(code)[1]) for name in (part, f"{package}.{part}")))
+
+
+def reads_environment(function: types.FunctionType) -> bool:
+    """Whether a package's function may read the environment."""
+    return not _ENVIRONMENT.isdisjoint(names_in(function) | texts_in(function))
 
 
 def _is_steady(module: str) -> bool:

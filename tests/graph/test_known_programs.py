@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import importlib
@@ -9,6 +10,7 @@ import os
 import random
 import sys
 import time
+import types
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,6 +26,7 @@ from sklearn_capacity.graph.known_programs import Programs, structure_of
 from sklearn_capacity.penalties import frobenius_penalty
 from tests.training.test_behaviour import EDITS, SOURCE, defined
 
+FINGERPRINT = importlib.import_module("sklearn_capacity.storage.fingerprint")  # and so is `storage.fingerprint`
 TRACE = importlib.import_module("sklearn_capacity.graph.trace")  # `graph.trace` is the function
 LISTED, NAMED, ARRAY, TENSOR, NUMBER = [1.0], {"k": [1.0]}, np.ones(3), torch.ones(3), 1.0
 
@@ -442,8 +445,8 @@ def grouped(function):
         return function(*args)
     return wrapper
 
-def shifted(x):
-    return x + steps.OFFSET
+def shifted(x, by=0.0, *, times=1.0):
+    return (x + steps.OFFSET + by) * times
 
 class Scales:
     of_class = 1.0
@@ -540,6 +543,14 @@ PACKAGE_CHANGES = {
     "a function of a user in a table": lambda package, block: package.ACTIVATIONS.update(relu=lambda x: LISTED[0] * x),
     "a global that a function of the package reads": lambda package, block: setattr(package.steps, "OFFSET", 1.0),
     "a replaced function": lambda package, block: setattr(package, "shifted", lambda x: x + 1.0),
+    "the code of a function": lambda package, block: setattr(package.shifted, "__code__", (lambda x: x + 1.0).__code__),
+    "a default value": lambda package, block: setattr(package.shifted, "__defaults__", (1.0,)),
+    "a default value by name": lambda package, block: package.shifted.__kwdefaults__.update(times=2.0),
+    "what a closure holds": lambda package, block: setattr(
+        package.Block.forward.__closure__[0], "cell_contents", lambda block, x: block.layer(x)
+    ),
+    "an attribute of a function": lambda package, block: setattr(package.shifted, "gain", 2.0),
+    "the version": lambda package, block: setattr(package, "__version__", "2"),
     "a replaced method": lambda package, block: setattr(package.Block, "extra", lambda self, x: x + 1.0),
     "a replaced forward pass": lambda package, block: setattr(package.Block, "forward", lambda self, x: self.layer(x)),
     "an attribute of the class": lambda package, block: setattr(package.Block, "gain", 2.0),
@@ -564,6 +575,33 @@ def test_changes_in_a_package_are_seen(change, exports, package):
     assert structure_of(module, (4,), torch.float32, training=False) not in (None, before)
     graph_and_module_agree(module)
     assert len(exports) == 2
+
+
+def test_functions_of_packages_are_read_once(package, monkeypatch):
+    module, read = nn.Sequential(package.Block(), nn.Linear(4, 3)), []
+    names_in = FINGERPRINT.names_in
+    monkeypatch.setattr(FINGERPRINT, "names_in", lambda function: read.append(function) or names_in(function))
+    before = structure_of(module, (4,), torch.float32, training=False)
+    assert package.shifted in read
+    read.clear()
+    assert structure_of(copy.deepcopy(module), (4,), torch.float32, training=False) == before
+    assert package.shifted not in read
+    package.steps.OTHER = 2.0  # another name of the module in which it looks for its own
+    assert structure_of(module, (4,), torch.float32, training=False) != before
+    assert package.shifted in read
+
+
+def test_a_users_function_in_a_packages_closure_is_not_kept_alive(package):
+    def function(block, x):
+        return block.layer(x)
+
+    alive = weakref.ref(function)
+    module = nn.Sequential(package.Block())
+    module[0].forward = types.MethodType(package.grouped(function), module[0])
+    assert structure_of(module, (4,), torch.float32, training=False) is not None
+    del module, function
+    gc.collect()
+    assert alive() is None
 
 
 class Multiplied:
