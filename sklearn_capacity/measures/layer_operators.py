@@ -186,7 +186,9 @@ def certificate_bytes(network: Network, batch: Any = None, **params: Any) -> flo
 def _norm_bytes(node: Node) -> float:
     assert node.weight is not None
     numbers = 2.0 * node.weight.numel()
-    if node.op != "linear":  # vectors of an iteration, and the windows of a convolution
+    if node.op == "linear":
+        numbers += basis_bytes(min(node.weight.shape)) / 8
+    else:  # vectors of an iteration, and the windows of a convolution
         numbers += 6 * (math.prod(node.params["input_shape"]) + math.prod(node.shape))
     if node.op in ("conv", "conv_transpose"):
         numbers += 4 * node.weight.numel() + node.weight[0].numel() * math.prod(node.shape[1:])

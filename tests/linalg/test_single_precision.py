@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reference_linalg import drawn
-from sklearn_capacity.linalg import ConvOperator, conv_norm_lower, operator_norm
+from sklearn_capacity.linalg import ConvOperator, MatrixOperator, conv_norm_lower, operator_norm
 from sklearn_capacity.linalg import single_precision as module
 from sklearn_capacity.linalg.single_precision import norm_by_single_precision
 
@@ -150,3 +150,32 @@ def test_close_pairs_of_large_images_are_proven_in_single_precision(monkeypatch)
     expected = operator_norm(operator.forward, operator.adjoint, operator.input_shape).value
     monkeypatch.setattr("sklearn_capacity.linalg.conv.operator_norm", None)
     assert conv_norm_lower(operator).value == pytest.approx(expected, rel=1e-9)
+
+
+def matrix_of(singular_values, rows, columns):
+    """A matrix with these singular values and no unit vectors among its singular vectors."""
+    u, v = (torch.nn.functional.normalize(drawn(size), dim=0) for size in (rows, columns))
+    A = torch.zeros(rows, columns, dtype=torch.float64)
+    A.diagonal()[:] = singular_values
+    A = A - 2 * u[:, None] * (u @ A)
+    return A - 2 * (A @ v)[:, None] * v
+
+
+@pytest.mark.parametrize("shape", [(1100, 1100), (1100, 1700), (1700, 1100)])
+@pytest.mark.parametrize("second", [0.9, 1 - 1e-4, 1 - 1e-8, 1.0])
+def test_matrices_have_their_known_norm(shape, second):
+    values = torch.linspace(0.85, 0, 1100, dtype=torch.float64)
+    values[:2] = torch.tensor([1.0, second])
+    for scale in (1.0, 1e-30, 1e30, 1e200):
+        norm = MatrixOperator(scale * matrix_of(values, *shape)).norm_lower()
+        assert norm.value == pytest.approx(scale, rel=1e-9)
+        assert -1e-13 <= 1 - norm.value / scale <= norm.error <= 1e-7
+
+
+def test_matrices_that_single_precision_does_not_suffice_for_are_left_to_double():
+    zeros = torch.zeros(1030, 1030, dtype=torch.float64)
+    assert MatrixOperator(zeros).norm_lower().value == 0
+    flat = matrix_of(torch.ones(1030, dtype=torch.float64), 1030, 1030)  # all singular values are equal
+    assert MatrixOperator(flat).norm_lower().value == pytest.approx(1.0, rel=1e-9)
+    one = torch.full((1030, 2100), 3.0, dtype=torch.float64)  # of rank one, whose entries do not cancel
+    assert MatrixOperator(one).norm_lower().value == pytest.approx(3 * math.sqrt(1030 * 2100), rel=1e-9)
