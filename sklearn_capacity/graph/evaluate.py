@@ -187,7 +187,16 @@ def _opaque(node: Node, *values: Any) -> Any:
     )
     leaves = [_operand(leaf, values) for leaf in p["leaves"]]
     args, kwargs = torch.utils._pytree.tree_unflatten(leaves, p["spec"])
-    return in_rows(node, p["function"](*args, **kwargs))
+    function = _lstm if p["function"] is torch.ops.aten.lstm.input else p["function"]
+    return in_rows(node, function(*args, **kwargs))
+
+
+def _lstm(x: Tensor, states: Sequence[Tensor], *args: Any) -> Any:
+    """torch's operator, which writes outside of states that are for another number of samples instead of raising."""
+    n_samples = x.shape[0 if args[-1] else 1]  # the last argument tells which axis comes first
+    if any(state.shape[1] != n_samples for state in states):
+        raise ValueError(f"an LSTM's states are for {states[0].shape[1]} samples, its input has {n_samples}.")
+    return torch.ops.aten.lstm.input(x, states, *args)
 
 
 def in_rows(node: Node, result: Any) -> Any:

@@ -15,6 +15,7 @@ from measuring import values_of
 from sklearn_capacity import UnsupportedLayerError, measure_capacity
 from sklearn_capacity.graph import Network, evaluate
 from sklearn_capacity.measures.layer_operators import graph_layers
+from sklearn_capacity.penalties import frobenius_penalty
 from zoo import Of
 
 STEPS = 4
@@ -216,6 +217,23 @@ def test_a_recurrent_layer_is_a_hidden_layer():
         for a in range(3)
     ]
     assert values["davies_bouldin"] == pytest.approx(np.mean(ratios))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_states_for_a_fixed_number_of_samples_are_never_read_by_others(batch_first):
+    """`len(x)` is a number in a trace; torch's operator in single precision would write outside of the states."""
+
+    def forward(m, x):
+        steps = x.reshape(len(x), STEPS, 2)
+        return m.head(m.r(steps)[0][:, -1] if batch_first else m.r(steps.transpose(0, 1))[0][-1])
+
+    torch.manual_seed(0)
+    module = Of(forward, r=nn.LSTM(2, 3, batch_first=batch_first), head=nn.Linear(3, 3)).eval()
+    with pytest.raises(UnsupportedLayerError, match=r"states are for 2 samples, its input has 3"):
+        Network(module, (2 * STEPS,)).graph  # noqa: B018
+    X = torch.randn(12, 2 * STEPS)
+    slopes = torch.autograd.functional.jacobian(lambda x: module(x).sum(0), X)
+    torch.testing.assert_close(frobenius_penalty(module, X), slopes.square().sum() / 12)
 
 
 def test_steps_along_the_samples_are_refused():
