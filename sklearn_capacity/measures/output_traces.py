@@ -55,7 +55,7 @@ class Traces:
 
 def traces(network: Network, batch: Batch, metric: str, n_draws: int | None = None) -> Traces:
     """tr(J^T F J) of every sample; an estimate from `n_draws` vectors if the rank of J exceeds that many and 100."""
-    if metric == "logits" and "jacobian_gram" not in batch.known and _has_closed_form(network, batch):
+    if metric == "logits" and "jacobian_gram" not in batch.known and _passes_of_closed_form(network, batch):
         return batch.once("closed traces", lambda: Traces(_closed_form(network, batch)))
     if holds_grams(network, batch):
         gram = batch.once(("metric_gram", metric), lambda: metric_gram(network, batch, metric))  # (n, r, r)
@@ -69,6 +69,9 @@ def trace_limits(
     network: Network, batch: Batch, metric: str, *, n_draws: int, reduction: str = "mean", **params: Any
 ) -> Parts:
     """The largest numbers of passes that `traces` takes."""
+    closed = _passes_of_closed_form(network, batch) if metric == "logits" else None
+    if closed:
+        return {"closed traces": closed}
     if holds_grams(network, batch):
         return {"jacobian gram": 1 + rank_of(network), "logits": float(metric != "logits")}
     rank = rank_of(network)
@@ -85,17 +88,18 @@ def _numbers_of_draws(n_draws: int, n_samples: int) -> tuple[int, int]:
     return n_sketch, max(n_draws - 2 * n_sketch, math.ceil(FEWEST_SQUARES / n_samples))
 
 
-def _has_closed_form(network: Network, batch: Batch) -> bool:
-    """Whether one hidden layer's traces take fewer multiplications by their closed form than by rows of Jacobians."""
+def _passes_of_closed_form(network: Network, batch: Batch) -> float | None:
+    """The passes of one hidden layer's traces by their closed form; None if rows of Jacobians take fewer operations."""
     graph = walkable_graph(logits_function(network, batch))
     layers = None if graph is None else one_hidden_layer(graph)
     if layers is None:
-        return False
+        return None
     W, V = layers[0].weight, layers[2].weight
     assert W is not None and V is not None
     (h, D), C, n = W.shape, len(V), batch.n_samples
     small = h <= n + D + C and 8 * 4 * h * (h + D + C) <= batch.room  # the matrices in double precision
-    return small and DOUBLE * (n + D + C) * h <= n * C * D  # multiplications, over h
+    worth = DOUBLE * (n + D + C) * h <= n * C * D  # multiplications, over h
+    return 1 + h / n + h / (D + C) if small and worth else None
 
 
 def _closed_form(network: Network, batch: Batch) -> Tensor:

@@ -97,6 +97,10 @@ def chain(classes):
     return nn.Sequential(*layers[:-1])
 
 
+def one_hidden(classes):
+    return nn.Sequential(nn.Linear(19, 31), nn.Tanh(), nn.Linear(31, classes))
+
+
 def convolutional(classes):
     return nn.Sequential(
         nn.Conv2d(2, 11, 3, padding=1), nn.BatchNorm2d(11), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(11, 13, 3), nn.ReLU(),
@@ -112,6 +116,7 @@ CASES = {
     "no graph": (Untraceable, (19,), 5, 40),
     "many classes": (Residual, (19,), 113, 12),
     "many classes, convolution": (convolutional, (2, 8, 8), 113, 12),
+    "one hidden layer": (one_hidden, (19,), 43, 60),
     "a thousand classes": (chain, (19,), 1000, 2),
 }
 #: More than 512 rows of the dual matrix, so that the largest eigenvalue of the Fisher matrix comes from products.
@@ -213,9 +218,11 @@ def test_iterations_keep_their_limits_in_chunks(case, batch_size, counter):
         assert taken <= sum(session.most_passes(request).values()) + 30 / len(X), request.label
 
 
-def test_limits_are_not_far_from_what_is_taken(counter):
-    module, before, X, y = problem("residual")
-    names = ("margin", "jacobian_frobenius", "pullback_trace", "hessian_trace", "expected_sharpness", "path_activity")
+@pytest.mark.parametrize("case", ["residual", "one hidden layer"])
+def test_limits_are_not_far_from_what_is_taken(case, counter):
+    module, before, X, y = problem(case)
+    names = ["margin", "jacobian_frobenius", "hessian_trace", "expected_sharpness"]
+    names += ["pullback_trace", "path_activity"] if case == "residual" else []
     requests, _ = parse_measures({name: (name, SHORT.get(name, {})) for name in names})
     for request in requests:
         session = Session(module, X, y, initial_state=before)
