@@ -37,7 +37,7 @@ def in_range(weight: Tensor, limit: float = 1e100) -> tuple[Tensor, float]:
     >>> in_range(torch.tensor([2.0, 3.0]))
     (tensor([2., 3.]), 1.0)
     """
-    largest = max(map(abs, torch.stack(weight.aminmax()).tolist())) if weight.numel() else 0.0  # without a copy
+    largest = max(map(abs, torch.stack(weight.aminmax()).cpu().tolist())) if weight.numel() else 0.0
     if not math.isfinite(largest):
         raise NotDefinedError("`weight` must be finite. Check it for NaN and infinity.")
     if largest == 0 or 1 / limit < largest < limit:
