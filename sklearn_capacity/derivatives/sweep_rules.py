@@ -29,6 +29,7 @@ from ..graph.memory_layout import channels_last, memory_format_of
 from ..graph.nodes import WEIGHT_OPS, Node
 from ..linalg.pixel_blocks import PixelBlocks, pixel_blocks
 from ..linalg.product import product
+from .gathered_pixels import gathered_pixels
 from .pooling_tiles import spread_over_tiles, tile_of
 from .tape import Tape
 
@@ -149,6 +150,8 @@ def _adjoint_conv(tape: Tape, node: Node, g: Tensor) -> tuple[Tensor, ...]:
     blocks = _blocks_of_pixels(node, shape[2:])
     if blocks is not None:
         return (blocks(g),)
+    if plain_padding(node) and node.op == "conv" and len(shape) == 4 and shape[1] == 1 and g.is_cpu:
+        return (gathered_pixels(node, g, shape[2:]),)
     template = torch.empty(
         shape, dtype=g.dtype, device=g.device, memory_format=memory_format_of(g)
     )  # only its shape matters
