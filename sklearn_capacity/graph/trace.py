@@ -203,7 +203,8 @@ def trace(
     if known is not None:
         raise UnsupportedLayerError(known)
     try:
-        program = _new_program(module, tuple(input_shape), dtype, training, inside)
+        with torch.inference_mode(False):  # which forbids differentiation, and another caller may differentiate
+            program = _new_program(module, tuple(input_shape), dtype, training, inside)
     except UnsupportedLayerError as error:
         if key is not None and not isinstance(error.__cause__, MemoryError | torch.OutOfMemoryError):
             _PROGRAMS.keep(key, str(error), len(str(error)))

@@ -22,6 +22,8 @@ def checked_penalty(penalty: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(penalty)
     def checked(function: Any, X: Tensor, *args: Any, **options: Any) -> Tensor:
+        if torch.is_inference_mode_enabled() and options.get("shared") is None:
+            return _outside_of_inference_mode(checked, function, X, args, options)
         weight = options.get("sample_weight")
         _check_batch(X, weight)
         with naming_function(function, X):
@@ -31,6 +33,19 @@ def checked_penalty(penalty: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return _without_zeros(evaluate, function, X, args, options)
 
     return checked
+
+
+def _outside_of_inference_mode(
+    penalty: Callable[..., Tensor], function: Any, X: Tensor, args: tuple[Any, ...], options: dict[str, Any]
+) -> Tensor:
+    """The value of a penalty, whose derivatives at its inputs inference mode would forbid."""
+
+    def usual(value: Any) -> Any:
+        return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+    with torch.inference_mode(False):
+        options = {name: usual(value) for name, value in options.items()}
+        return penalty(function, usual(X), *map(usual, args), **options).detach()
 
 
 def _without_zeros(

@@ -13,6 +13,7 @@ from sklearn_capacity.penalties import (
     forward_pass,
     frobenius_penalty,
     gradient_norm_penalty,
+    module_graph,
     per_layer_penalty,
     projection_penalty,
     spectral_penalty,
@@ -52,6 +53,31 @@ def test_a_module_that_fails_is_named():
         forward_pass(nn.Module(), X)
     with pytest.raises(TypeError, match="`X` must be a tensor"):
         forward_pass(nn.Linear(4, 2), X.tolist())
+
+
+class Shifted(nn.Module):
+    """Exported, and not recorded."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.shift = nn.Linear(4, 3), torch.linspace(0, 1, 4)
+
+    def forward(self, x):
+        return self.linear(torch.tanh(x - self.shift))
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+def test_inference_mode_changes_no_value_and_no_later_one(penalty):
+    """As in the validation steps of some training loops."""
+    torch.manual_seed(0)
+    module, other = Shifted(), Shifted()
+    with torch.inference_mode():
+        inside = [penalty(module, x, sample_weight=x[:, 0].abs()) for x in (X, X.clone())]
+    assert module_graph.graph_of(other, X) is not None  # not the error of a trace inside
+    assert penalty(module, X, sample_weight=X[:, 0].abs()).requires_grad
+    if penalty in (frobenius_penalty, spectral_penalty):
+        outside = penalty(module, X, sample_weight=X[:, 0].abs())
+        assert all(torch.equal(value, outside) for value in inside)
 
 
 @pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
