@@ -18,13 +18,13 @@ from torch import Tensor
 
 from ..graph.activations import activation_of
 from ..graph.end_layers import last_linear
-from ..graph.evaluate import EVALUATE, apply_linear, pool_indices, slice_index
+from ..graph.evaluate import EVALUATE, pool_indices, slice_index
 from ..graph.functions import function_of
 from ..graph.memory_layout import channels_last
 from ..graph.nodes import NetworkGraph, Node, interpret
 from ..linalg.product import LARGE, affine, product
 from .freed_memory import keep_freed_memory
-from .sweep_rules import ADJOINT, FRESH, TANGENT, times_slope
+from .sweep_rules import ADJOINT, FRESH, TANGENT, convolution, times_slope
 from .tape import Selection, Tape
 
 __all__ = ["ROWS_BYTES", "chain_refusal", "jacobian_rows", "linearize", "pull", "pull_to_layers", "push", "stacks"]
@@ -91,7 +91,7 @@ def linearize(graph: NetworkGraph, X: Tensor, rules: Mapping[str, Callable[..., 
 
     def conv(node: Node, x: Tensor) -> Tensor:
         _keep_memory(node, x.shape[0] * math.prod(node.shape[1:]))
-        return apply_linear(node, channels_last(x), tape.weight(node), node.bias)
+        return convolution(tape, node, x, node.bias)
 
     def linear(node: Node, x: Tensor) -> Tensor:
         _keep_memory(node, x.shape[:-1].numel())
