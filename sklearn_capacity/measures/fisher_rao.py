@@ -124,8 +124,9 @@ def _tangents(network: Network, batch: Batch, biases: bool) -> tuple[Tensor, Ten
             return point.logits, point.push(along)
 
         pairs = batch.map(raw)
-    f, u = (torch.cat(parts).double() for parts in zip(*pairs, strict=True))  # (n, C) each
-    return f.flatten(1), u.flatten(1)
+    f, u = (torch.cat(parts).double().flatten(1) for parts in zip(*pairs, strict=True))  # (n, C) each
+    batch.keep_logits(f)
+    return f, u
 
 
 def tangent_limits(network: Network, batch: Batch, *, parameters: str = "all", **params: Any) -> Parts:

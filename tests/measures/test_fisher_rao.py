@@ -255,3 +255,22 @@ def test_weights_are_matrices_and_kernels_only(through_graph, monkeypatch):
         monkeypatch.setattr(fisher_rao, "parameter_tangent", mock.Mock(side_effect=refusal))
     got = measure_capacity(module, X, y, {"n": ("fisher_rao_norm", {"parameters": "weights"})})["n"]
     assert got == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mlp_tanh", "conv_batch_norm", "residual", "binary"])
+def test_its_logits_serve_other_measures_in_double_precision(name):
+    net, X, y, _ = network(name)
+    expected = Batch(net, X, y, loss="cross_entropy").logits
+    batch = Batch(net, X, y, loss="cross_entropy")
+    MEASURES["fisher_rao_norm"](net, batch)
+    with mock.patch.object(Network, "forward", side_effect=AssertionError):
+        torch.testing.assert_close(batch.logits, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_in_single_precision_the_logits_are_the_modules():
+    module, X, y = NETWORKS["conv_batch_norm"]()
+    net, X = Network(module, tuple(X.shape[1:]), dtype=torch.float32), X.float()
+    batch = Batch(net, X, y, loss="cross_entropy")
+    MEASURES["fisher_rao_norm"](net, batch)
+    with torch.no_grad():
+        assert torch.equal(batch.logits, net.forward(batch.X).double())
