@@ -130,8 +130,10 @@ class _LastCall(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        if func not in self.functions:
+            return result
         dim = kwargs.get("dim", args[1] if len(args) > 1 else None)  # None for a sigmoid or a single axis
-        if func in self.functions and dim in (None, -1, result.dim() - 1):
+        if dim in (None, -1, result.dim() - 1):
             self.function, self.argument, self.result = func, args[0] if args else kwargs["input"], result
             self.version = result._version
         return result

@@ -202,9 +202,10 @@ def _free_in_groups() -> Iterator[float]:
 
 def _free_in_group(group: Path, limit: str, usage: str, cache: str) -> float:
     try:
-        most, used = (group / limit).read_text().strip(), int((group / usage).read_text())
+        most = (group / limit).read_text().strip()
         if most == "max":
             return math.inf
+        used = int((group / usage).read_text())
         counts = dict(map(str.split, (group / "memory.stat").read_text().splitlines()))
         return max(0.0, int(most) - used + int(counts.get(cache, 0)))
     except (OSError, ValueError):  # no such group in this view of the file system, or no limit in it
