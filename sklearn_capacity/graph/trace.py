@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import operator
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
@@ -63,7 +64,10 @@ def private_copy(module: nn.Module, device: torch.device | str | None = None) ->
     for tensor in named_tensors(module).values():
         moved = tensor.detach()
         moved = moved.clone() if device is None else moved.to(device, copy=True)
-        memo[id(tensor)] = nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
+        if isinstance(tensor, nn.Parameter):  # also one of another tensor class, which `moved` keeps
+            kind = type(tensor) if issubclass(type(tensor), nn.Parameter) else nn.Parameter
+            moved = kind(moved, tensor.requires_grad)
+        memo[id(tensor)] = moved
     for submodule in module.modules():
         for value in vars(submodule).values():
             if isinstance(value, Tensor):
@@ -194,7 +198,9 @@ def trace(
     UnsupportedLayerError
         If the forward pass depends on the data in a way that a graph cannot represent.
     """
-    floats = [t.dtype for t in named_tensors(module).values() if t.is_floating_point()]
+    tensors = named_tensors(module)
+    _refuse_own_operators(tensors, inside)
+    floats = [t.dtype for t in tensors.values() if t.is_floating_point()]
     dtype = dtype or (floats[0] if floats else torch.get_default_dtype())
     key = structure or structure_of(module, tuple(input_shape), dtype, training=training)
     known = None if key is None or anew else _PROGRAMS.get(key)
@@ -232,6 +238,22 @@ def _copy_to(device: str, module: nn.Module, training: bool) -> nn.Module:
         for copied, original in zip(private.modules(), module.modules(), strict=True):
             copied.training = original.training and not is_idle(original)
     return private
+
+
+def _refuse_own_operators(tensors: Mapping[str, Tensor], inside: str) -> None:
+    """Raise for a weight of a class whose operators a graph would not know."""
+    for name, tensor in tensors.items():
+        if _defines_operators(type(tensor)):
+            raise UnsupportedLayerError(
+                f"`{name.removeprefix(inside)}` is a {type(tensor).__name__}, whose operators may differ from torch's, "
+                "so the forward pass has no graph; margins and Jacobians work without it."
+            )
+
+
+def _defines_operators(kind: type) -> bool:
+    """Whether a class of tensors may compute something else than torch's own."""
+    own = itertools.takewhile(lambda base: base not in (Tensor, nn.Parameter), kind.__mro__)
+    return any("__torch_function__" in vars(base) or "__torch_dispatch__" in vars(base) for base in own)
 
 
 def is_idle(module: nn.Module) -> bool:

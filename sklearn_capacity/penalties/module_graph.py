@@ -300,10 +300,10 @@ def tensors_of(parts: Parts) -> list[Tensor]:
     return [t for table in tables for t in table.values() if t is not None]
 
 
-def _layout(parts: Parts) -> list[tuple[int, torch.Size]]:
-    """The shapes of all parameters and buffers, and which of them are one tensor."""
+def _layout(parts: Parts) -> list[tuple[int, torch.Size, type]]:
+    """The shapes and classes of all parameters and buffers, and which of them are one tensor."""
     numbers: dict[int, int] = {}
-    return [(numbers.setdefault(id(t), len(numbers)), t.shape) for t in tensors_of(parts)]
+    return [(numbers.setdefault(id(t), len(numbers)), t.shape, type(t)) for t in tensors_of(parts)]
 
 
 def has_folded_layers(module: nn.Module) -> bool:

@@ -18,6 +18,7 @@ from sklearn_capacity.derivatives.parameter_groups import parameter_groups
 from sklearn_capacity.derivatives.parameter_jacobian import parameter_jacobian
 from sklearn_capacity.derivatives.parameter_tangent import parameter_tangent
 from sklearn_capacity.graph import Network, activation_of, evaluate, named_tensors, trace
+from sklearn_capacity.penalties import frobenius_penalty
 
 
 def network_of(module, X, **options):
@@ -279,6 +280,31 @@ def test_activations_have_their_values_and_slopes(activation):
     (slope,) = torch.autograd.grad(activation(z).sum(), z)
     torch.testing.assert_close(rule.derivative(z.detach(), *args), slope, rtol=1e-6, atol=1e-14)  # CELU's is single
     assert float(rule.derivative(z.detach(), *args).abs().max()) <= rule.lipschitz(*args)
+
+
+class Doubled(nn.Parameter):
+    """A weight that doubles linear maps."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        return 2 * result.as_subclass(torch.Tensor) if func is F.linear else result
+
+
+def test_weights_that_define_operators_are_measured_as_they_are_or_refused():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)).double()
+    X = torch.randn(6, 5, dtype=torch.float64)
+    plain = frobenius_penalty(module, X).detach()  # of the same module, before
+    module[0].weight, module[0].bias = Doubled(module[0].weight.detach()), None
+    slopes = torch.autograd.functional.jacobian(lambda x: module(x).sum(0), X)
+    expected = slopes.square().sum() / 6
+    assert abs(expected / plain - 1) > 0.1
+    torch.testing.assert_close(frobenius_penalty(module, X).detach(), expected)
+    value = measure_capacity(module, X, measures="jacobian_frobenius", loss="squared")["jacobian_frobenius"]
+    assert value == pytest.approx(float(expected), rel=1e-12)
+    with pytest.raises(UnsupportedLayerError, match=r"`0\.weight` is a Doubled, whose operators may differ"):
+        measure_capacity(module, X, measures="path_norm", loss="squared")
 
 
 def test_networks_that_overwrite_their_input_are_traced_and_leave_the_data_alone():
