@@ -22,7 +22,7 @@ from .operator_norm import OperatorNorm, Product, operator_norm
 from .packed_products import packed_products
 from .padding import PADDING_MODES, pad, pad_adjoint, per_axis, source_index
 from .pixel_products import pixel_products
-from .single_precision import FEWEST, norm_by_single_precision
+from .single_precision import norm_by_single_precision, serves
 from .torus_bound import convolution_bound
 
 __all__ = ["ConvOperator", "conv_norm_lower", "conv_norm_upper"]
@@ -361,7 +361,7 @@ def _with_fewest_channels(operator: ConvOperator) -> ConvOperator:
 def _by_single_precision(operator: ConvOperator, tol: float, random_state: int) -> OperatorNorm | None:
     """The norm where vectors are long, on a CPU; None elsewhere, or if single precision does not suffice."""
     size = min(math.prod(operator.domain), math.prod(operator.image))
-    if size < FEWEST or operator.weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    if not serves(size, operator.weight.device):
         return None
     weight, factor = in_range(operator.weight, limit=1.0)
     if not bool(weight.any()):

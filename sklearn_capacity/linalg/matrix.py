@@ -15,7 +15,7 @@ from sklearn_capacity._validation import NotDefinedError, check_interval
 from .certificate import ROUNDING, certified_norm
 from .entry_norms import described, stable_norm
 from .operator_norm import OperatorNorm, operator_norm
-from .single_precision import FEWEST, norm_by_single_precision
+from .single_precision import norm_by_single_precision, serves
 
 __all__ = ["DIRECT_SIDE", "DiagonalOperator", "MatrixOperator", "in_range"]
 
@@ -133,7 +133,7 @@ def _largest_singular_value(weight: Tensor) -> float:
 
 def _by_single_precision(weight: Tensor, tol: float, random_state: int) -> OperatorNorm | None:
     """The norm of a large matrix on a CPU; None elsewhere, or if single precision does not suffice."""
-    if min(weight.shape) < FEWEST or weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    if not serves(min(weight.shape), weight.device):
         return None
     weight, factor = in_range(weight, limit=1e6)  # far from the ends of short numbers, also in sums of squares
     short = weight if weight.shape[0] <= weight.shape[1] else weight.mT  # (shorter side, longer side)

@@ -33,7 +33,7 @@ from torch import Tensor
 from .lanczos_process import MISS
 from .operator_norm import OperatorNorm, Product, pause
 
-__all__ = ["FEWEST", "basis_bytes", "norm_by_single_precision"]
+__all__ = ["basis_bytes", "norm_by_single_precision", "serves"]
 
 #: Length of vectors from which the products take longer than all else.
 FEWEST = 1024
@@ -109,6 +109,11 @@ def norm_by_single_precision(
         error = excesses[gap] / (1 + math.sqrt(1 + excesses[gap])) + torch.finfo(torch.float64).eps * math.sqrt(size)
         norm, ceiling = OperatorNorm(math.sqrt(top), float(rho[0]) / top, 0, error), top * (1 - gap - ROUNDING)
     return None
+
+
+def serves(size: int, device: torch.device) -> bool:
+    """Whether vectors of this length are long enough, on a device and in a mode that keep single precision."""
+    return size >= FEWEST and device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
 def basis_bytes(size: int) -> float:
