@@ -65,8 +65,9 @@ def private_copy(module: nn.Module, device: torch.device | str | None = None) ->
         moved = tensor.detach()
         moved = moved.clone() if device is None else moved.to(device, copy=True)
         if isinstance(tensor, nn.Parameter):  # also one of another tensor class, which `moved` keeps
-            kind = type(tensor) if issubclass(type(tensor), nn.Parameter) else nn.Parameter
-            moved = kind(moved, tensor.requires_grad)
+            kind = type(tensor)
+            keeps_class = issubclass(kind, nn.Parameter) and _defines_operators(kind)
+            moved = (kind if keeps_class else nn.Parameter)(moved, tensor.requires_grad)
         memo[id(tensor)] = moved
     for submodule in module.modules():
         for value in vars(submodule).values():
