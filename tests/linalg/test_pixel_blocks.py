@@ -25,6 +25,14 @@ CASES = {
     "narrow": (1, (3, 3), (1, 1), (1, 1), (1, 1), (1, 2)),
     "much padding": (1, (5, 5), (2, 2), (4, 4), (1, 1), (6, 7)),
 }
+
+
+@pytest.fixture(autouse=True)
+def long_registers(monkeypatch):
+    """Blocks are chosen as with AVX-512 on every processor, where more convolutions have some."""
+    monkeypatch.setattr("sklearn_capacity.linalg.pixel_blocks._lanes", lambda: 16)
+
+
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
 
 
