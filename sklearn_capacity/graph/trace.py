@@ -65,9 +65,8 @@ def private_copy(module: nn.Module, device: torch.device | str | None = None) ->
         moved = tensor.detach()
         moved = moved.clone() if device is None else moved.to(device, copy=True)
         if isinstance(tensor, nn.Parameter):  # also one of another tensor class, which `moved` keeps
-            kind = type(tensor)
-            keeps_class = issubclass(kind, nn.Parameter) and _defines_operators(kind)
-            moved = (kind if keeps_class else nn.Parameter)(moved, tensor.requires_grad)
+            kind = type(tensor) if _defines_operators(type(tensor)) else nn.Parameter
+            moved = kind(moved, tensor.requires_grad)
         memo[id(tensor)] = moved
     for submodule in module.modules():
         for value in vars(submodule).values():
@@ -252,9 +251,9 @@ def _refuse_own_operators(tensors: Mapping[str, Tensor], inside: str) -> None:
 
 
 def _defines_operators(kind: type) -> bool:
-    """Whether a class of tensors may compute something else than torch's own."""
-    own = itertools.takewhile(lambda base: base not in (Tensor, nn.Parameter), kind.__mro__)
-    return any("__torch_function__" in vars(base) or "__torch_dispatch__" in vars(base) for base in own)
+    """Whether it is a class of parameters that may compute something else than torch's own."""
+    own = itertools.takewhile(lambda base: base is not nn.Parameter, kind.__mro__)
+    return issubclass(kind, nn.Parameter) and any("__torch_function__" in vars(base) for base in own)
 
 
 def is_idle(module: nn.Module) -> bool:
