@@ -40,6 +40,8 @@ _UNSTEADY = frozenset(
 _UNSTEADY_GLOBALS = frozenset({"modules"})
 #: names by which a package reads the environment
 _ENVIRONMENT = frozenset({"environ", "getenv"})
+#: what torch's first export sets, for its compiler
+_OF_COMPILER = "TORCHINDUCTOR_"
 #: what counts of a steady module if somebody has put it there
 _NAMED = (types.FunctionType, type, types.ModuleType)
 _GLOBAL_STEPS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
@@ -178,7 +180,8 @@ def all_named_in(function: types.FunctionType) -> tuple[list[tuple[str, Any]], l
     if of_package:
         queue += _loaded_imports(function)
         if reads_environment(function):
-            items.append(("environ", repr(sorted(os.environ.items()))))
+            read = sorted(item for item in os.environ.items() if not item[0].startswith(_OF_COMPILER))
+            items.append(("environ", repr(read)))
     while queue:
         label, item = queue.pop()
         if not isinstance(item, (types.FunctionType, types.BuiltinFunctionType, type, types.ModuleType)):
