@@ -42,15 +42,19 @@ def detour_faults(source: str, module: str) -> list[str]:
     ]
 
 
+def torch_calls(source: str) -> list[tuple[ast.Call, str]]:
+    """The calls of functions of ``torch`` itself, with their names."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    named = [(call, call.func) for call in calls if isinstance(call.func, ast.Attribute)]
+    return [(call, function.attr) for call, function in named if ast.unparse(function.value) == "torch"]
+
+
 def generator_faults(source: str, module: str) -> list[str]:
     """Random tensors drawn by a generator, all of which are on the CPU, on whatever the default device is."""
     return [
-        f'{module}:{node.lineno}: `torch.{node.func.attr}` with a generator needs device="cpu"'
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and ast.unparse(node.func.value) == "torch"
-        and {"generator"} <= {keyword.arg for keyword in node.keywords}
+        f'{module}:{node.lineno}: `torch.{name}` with a generator needs device="cpu"'
+        for node, name in torch_calls(source)
+        if {"generator"} <= {keyword.arg for keyword in node.keywords}
         and "'cpu'" not in {ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "device"}
     ]
 
@@ -61,12 +65,9 @@ CONSTRUCTORS = {"arange", "empty", "eye", "full", "linspace", "ones", "rand", "r
 def placement_faults(source: str, module: str) -> list[str]:
     """New tensors that would be on whatever the default device is."""
     return [
-        f"{module}:{node.lineno}: `{ast.unparse(node.func)}` needs a device"
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and ast.unparse(node.func.value) == "torch"
-        and node.func.attr in CONSTRUCTORS
+        f"{module}:{node.lineno}: `torch.{name}` needs a device"
+        for node, name in torch_calls(source)
+        if name in CONSTRUCTORS
         and {"device", None}.isdisjoint(keyword.arg for keyword in node.keywords)  # or keywords in a dict
     ]
 
