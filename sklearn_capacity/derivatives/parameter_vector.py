@@ -144,6 +144,7 @@ def _raw(network: Network, reason: UnsupportedLayerError) -> ParameterVector:
 
 def _unfolded(network: Network, theta: Mapping[str, Tensor]) -> ParameterVector:
     """Parameters of the module, by their names in it."""
+    network.refuse_replacing(theta)
 
     def bind(tensors: Sequence[Tensor]) -> Callable[[Tensor], Tensor]:
         state = dict(zip(theta, tensors, strict=True))

@@ -19,7 +19,7 @@ from .module_layers import module_layers
 from .nodes import NetworkGraph, UnsupportedLayerError
 from .outputs import Wrapper, as_logits, first_output
 from .recurrent import unrolled
-from .trace import Program, named_tensors, private_copy, trace
+from .trace import Program, named_tensors, private_copy, refuse_own_operators, trace
 from .weight_layers import WeightLayers, weight_layers
 
 __all__ = ["Network"]
@@ -145,6 +145,10 @@ class Network:
             Parameters and buffers that replace those of the same names.
         """
         return _rows(self._outputs(X, state), len(X))
+
+    def refuse_replacing(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raise if one of these tensors of `module` computes by its class what no other in its place would."""
+        refuse_own_operators(tensors, self._inside, "no other values can take its place")
 
     def explored(self, X: Tensor) -> tuple[Tensor, tuple[int, ...], Tensor]:
         """Logits (n, C), the shape of the module's output for one sample, and the output before any conversion.

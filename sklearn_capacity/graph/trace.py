@@ -29,7 +29,7 @@ from .nodes import NetworkGraph, UnsupportedLayerError
 from .recording import is_known, recorded
 from .templates import Template, kinds_of
 
-__all__ = ["Program", "is_idle", "named_tensors", "private_copy", "trace"]
+__all__ = ["Program", "is_idle", "named_tensors", "private_copy", "refuse_own_operators", "trace"]
 
 # Number of samples for tracing; a single one would be specialised away.
 SAMPLES = 2
@@ -199,7 +199,7 @@ def trace(
         If the forward pass depends on the data in a way that a graph cannot represent.
     """
     tensors = named_tensors(module)
-    _refuse_own_operators(tensors, inside)
+    refuse_own_operators(tensors, inside, "the forward pass has no graph")
     floats = [t.dtype for t in tensors.values() if t.is_floating_point()]
     dtype = dtype or (floats[0] if floats else torch.get_default_dtype())
     key = structure or structure_of(module, tuple(input_shape), dtype, training=training)
@@ -240,13 +240,13 @@ def _copy_to(device: str, module: nn.Module, training: bool) -> nn.Module:
     return private
 
 
-def _refuse_own_operators(tensors: Mapping[str, Tensor], inside: str) -> None:
-    """Raise for a weight of a class whose operators a graph would not know."""
+def refuse_own_operators(tensors: Mapping[str, Tensor], inside: str, consequence: str) -> None:
+    """Raise for a weight of a class whose operators neither a graph nor plain tensors in its place would have."""
     for name, tensor in tensors.items():
         if _defines_operators(type(tensor)):
             raise UnsupportedLayerError(
                 f"`{name.removeprefix(inside)}` is a {type(tensor).__name__}, whose operators may differ from torch's, "
-                "so the forward pass has no graph; margins and Jacobians work without it."
+                f"so {consequence}; margins and Jacobians work without."
             )
 
 

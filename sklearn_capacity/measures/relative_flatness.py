@@ -75,7 +75,9 @@ def relative_flatness(network: Network, batch: Batch, *, layer: str | None = Non
     {'relative_flatness': 72.0}
     """
     name, linear = _linear_layer(network, layer)
-    state = {key: p.detach() for key, p in network.module.named_parameters()}
+    parameters = dict(network.module.named_parameters())
+    network.refuse_replacing(parameters)
+    state = {key: p.detach() for key, p in parameters.items()}
 
     def on_chunk(X: Tensor, y: Tensor) -> Tensor:
         with twice_differentiable(), _shifted(linear, name, len(X)) as seen:

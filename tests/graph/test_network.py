@@ -307,6 +307,17 @@ def test_weights_that_define_operators_are_measured_as_they_are_or_refused():
         measure_capacity(module, X, measures="path_norm", loss="squared")
 
 
+@pytest.mark.parametrize(
+    "name", "expected_sharpness hessian_trace relative_flatness fisher_rao_norm kl_divergence steps_to_loss".split()
+)
+def test_values_in_the_place_of_weights_that_define_operators_are_refused(name):
+    module = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3)).double()
+    module[2].weight = Doubled(module[2].weight.detach())
+    X = torch.ones(6, 5, dtype=torch.float64)
+    with pytest.raises(UnsupportedLayerError, match=r"`2\.weight` is a Doubled, .*, so no other values can take"):
+        measure_capacity(module, X, torch.arange(6) % 3, name, initial_state=module.state_dict())
+
+
 def test_networks_that_overwrite_their_input_are_traced_and_leave_the_data_alone():
     module = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2)).double()
     X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
