@@ -190,13 +190,11 @@ def adaptive_average_pool(
 
 
 def _pooled_size(n: int, kernel: int, stride: int, padding: int, ceil_mode: bool) -> int:
-    free = n + 2 * padding - kernel
-    if free < 0:
-        raise ValueError(f"`kernel_size` must be at most {n + 2 * padding}, the padded size, got {kernel}.")
-    count = free // stride + 1
-    if ceil_mode and free % stride and count * stride < n + padding:  # a last window must start inside
-        count += 1
-    return count
+    largest = n + 2 * padding + (stride - 1 if ceil_mode else 0)  # `ceil_mode` admits windows that end further out
+    if kernel > largest:
+        raise ValueError(f"`kernel_size` must be at most {largest} at this size, got {kernel}.")
+    count = (largest - kernel) // stride + 1
+    return count - 1 if ceil_mode and (count - 1) * stride >= n + padding else count  # all must start inside
 
 
 def _windows(start: np.ndarray, stop: np.ndarray, divisor: np.ndarray, n: int, device) -> Tensor:

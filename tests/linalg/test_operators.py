@@ -98,6 +98,7 @@ def test_diagonal():
         (nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), (1, 8, 6)),
         (nn.AvgPool2d((2, 3), (3, 2), (0, 1), ceil_mode=True, divisor_override=5), (1, 7, 6)),
         (nn.AvgPool2d(2, 3, 1, ceil_mode=True), (1, 6, 4)),
+        (nn.AvgPool2d(2, ceil_mode=True), (2, 1, 3)),  # a window that ends outside
         (nn.AvgPool1d(3, 1), (2, 9)),
         (nn.AvgPool1d(2, 3, ceil_mode=True), (2, 9)),
         (nn.AvgPool3d(2, 1), (1, 3, 4, 3)),
