@@ -127,6 +127,15 @@ def complete_fingerprint(**values: Any) -> str:
 
 
 def _hexdigest(digest: _Digest, values: Mapping[str, Any]) -> str:
+    try:
+        _walk(digest, values)
+    finally:
+        remember(digest.read)
+    return digest.hexdigest()
+
+
+def _walk(digest: _Digest, values: Mapping[str, Any]) -> None:
+    """Hash the values, and then what they refer to."""
     for name in sorted(values):
         _update(digest, values[name], name, ())
     digest.lenient = not digest.complete
@@ -143,7 +152,6 @@ def _hexdigest(digest: _Digest, values: Mapping[str, Any]) -> str:
             if not digest.in_package:
                 raise
             digest.update(b"\6")
-    return digest.hexdigest()
 
 
 class _Digest:
@@ -163,6 +171,7 @@ class _Digest:
         self.in_package = False
         self.homes: list[types.ModuleType] = []  # in which names were looked up
         self.numbers: Numbers = {}
+        self.read: list[tuple[types.FunctionType, bool, KnownFunction]] = []  # installed functions, for the next walk
         self.names = {"forward"}  # that occur in the code so far
         #: each with the attributes that have not been referred to, and the names of methods that are called implicitly
         self.package_classes: dict[type, tuple[dict[str, Any], set[str]]] = {}
@@ -210,16 +219,24 @@ def _update_installed_function(digest: _Digest, function: types.FunctionType) ->
     """Hash an installed function, which is read again only if it has changed."""
     known = known_function(function, digest.in_package, digest.numbers)
     if known is None:
-        new, parts = _Recorder(digest.in_package), parts_of(function)
-        _update(new, function, function.__qualname__, ())
-        homes = [(home, number_of(home, digest.numbers)) for home in (*new.homes, home_of(function)) if home]
-        known = KnownFunction(parts, homes, new.steps, bytes(new.last), frozenset(new.names))
-        remember(function, digest.in_package, known)
+        known = _read(function, digest)
+        digest.read.append((function, digest.in_package, known))
     digest.names |= known.names
     for before, value, name in known.steps:
         digest.update(before)
         digest.refer(value, name)
     digest.update(known.last)
+
+
+def _read(function: types.FunctionType, digest: _Digest) -> KnownFunction:
+    """What an installed function adds, read after the snapshots of its modules: another thread may change these."""
+    while True:
+        n_snapshots = len(digest.numbers)
+        new, parts = _Recorder(digest.in_package), parts_of(function)
+        _update(new, function, function.__qualname__, ())
+        homes = [(home, number_of(home, digest.numbers)) for home in (*new.homes, home_of(function)) if home]
+        if len(digest.numbers) == n_snapshots:
+            return KnownFunction(parts, homes, new.steps, bytes(new.last), frozenset(new.names))
 
 
 def _update(digest: _Digest, value: Any, name: str, above: tuple[int, ...]) -> None:

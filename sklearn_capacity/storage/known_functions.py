@@ -59,18 +59,21 @@ def known_function(function: types.FunctionType, in_package: bool, numbers: Numb
     `in_package` says whether a package refers to it.
     """
     known = _known.get((function, in_package))
-    if known is None or not all(number_of(home, numbers) == number for home, number in known.homes):
+    if known is None or not _has_same_homes(known, numbers):
         return None
     return known if same_objects(parts_of(function), known.parts) else None
 
 
-def remember(function: types.FunctionType, in_package: bool, known: KnownFunction) -> None:
-    """Keep what an installed function adds, if it can be told whether it has changed."""
-    if home_of(function) is None or reads_environment(function) or not all(map(_is_unchanging, known.parts)):
-        return
-    if len(_known) >= _MOST:
-        _known.clear()
-    _known[function, in_package] = known
+def remember(read: list[tuple[types.FunctionType, bool, KnownFunction]]) -> None:
+    """Keep what installed functions add, if it can be told whether they have changed, and none has meanwhile."""
+    numbers: Numbers = {}
+    for function, in_package, known in read:
+        if home_of(function) is None or reads_environment(function) or not all(map(_is_unchanging, known.parts)):
+            continue
+        if _has_same_homes(known, numbers):
+            if len(_known) >= _MOST:
+                _known.clear()
+            _known[function, in_package] = known
 
 
 def parts_of(function: types.FunctionType) -> list[Any]:
@@ -89,6 +92,10 @@ def number_of(home: types.ModuleType, numbers: Numbers) -> int:
     if id(home) not in numbers:
         numbers[id(home)] = snapshot(home).number
     return numbers[id(home)]
+
+
+def _has_same_homes(known: KnownFunction, numbers: Numbers) -> bool:
+    return all(number_of(home, numbers) == number for home, number in known.homes)
 
 
 def _is_unchanging(value: Any) -> bool:

@@ -24,6 +24,7 @@ from sklearn_capacity import measure_capacity
 from sklearn_capacity.graph import Network, UnsupportedLayerError, evaluate
 from sklearn_capacity.graph.known_programs import Programs, structure_of
 from sklearn_capacity.penalties import frobenius_penalty
+from sklearn_capacity.storage import complete_fingerprint
 from tests.training.test_behaviour import EDITS, SOURCE, defined
 
 FINGERPRINT = importlib.import_module("sklearn_capacity.storage.fingerprint")  # and so is `storage.fingerprint`
@@ -589,6 +590,41 @@ def test_functions_of_packages_are_read_once(package, monkeypatch):
     package.steps.OTHER = 2.0  # another name of the module in which it looks for its own
     assert structure_of(module, (4,), torch.float32, training=False) != before
     assert package.shifted in read
+
+
+def test_what_another_thread_changes_while_it_is_read_is_not_remembered(package, monkeypatch):
+    read = FINGERPRINT.all_named_in
+
+    def then_changed(function):
+        found = read(function)
+        package.steps.OFFSET = 2.0
+        return found
+
+    monkeypatch.setattr(FINGERPRINT, "all_named_in", then_changed)
+    of_both = complete_fingerprint(code=[package.shifted])  # the first that refers to the module
+    monkeypatch.setattr(FINGERPRINT, "all_named_in", read)
+    of_new = complete_fingerprint(code=[package.shifted])
+    package.steps.OFFSET = 0.0
+    assert complete_fingerprint(code=[package.shifted]) != of_new
+    assert of_new == of_both
+
+
+def test_what_another_thread_undoes_after_a_walk_is_not_remembered(package, monkeypatch):
+    read, first = FINGERPRINT.all_named_in, package.steps.OFFSET
+
+    def changed(function):
+        package.steps.OFFSET = 2.0
+        return read(function)
+
+    module = nn.Sequential(package.Block(), nn.Linear(4, 3))
+    before = structure_of(module, (4,), torch.float32, training=False)
+    package.shifted.__defaults__ = (float("0"),)
+    monkeypatch.setattr(FINGERPRINT, "all_named_in", changed)
+    structure_of(module, (4,), torch.float32, training=False)
+    assert package.steps.OFFSET == 2.0
+    monkeypatch.setattr(FINGERPRINT, "all_named_in", read)
+    package.steps.OFFSET = first
+    assert structure_of(module, (4,), torch.float32, training=False) == before
 
 
 def test_a_users_function_in_a_packages_closure_is_not_kept_alive(package):
