@@ -306,7 +306,7 @@ def _windows_per_pixel(node: Node, shape: Sequence[int]) -> int:
         starts = np.arange(m) * p["stride"][axis] - p["padding"][axis]  # (windows,)
         pixels = starts[:, None] + np.arange(p["kernel"][axis]) * p["dilation"][axis]  # (windows, kernel)
         inside = pixels[(pixels >= 0) & (pixels < n)]
-        count *= int(np.bincount(inside).max())
+        count *= int(np.bincount(inside).max(initial=1))  # dilated windows may have only padding
     return count
 
 

@@ -98,6 +98,13 @@ def test_chains_against_dense_operators(name, kind):
     assert expected * (1 - 1e-7) <= bound(name, kind) <= expected * (1 + 2e-6)
 
 
+def test_windows_of_a_max_pooling_may_have_only_padding():
+    last = nn.Linear(1, 3)
+    network = Network(nn.Sequential(nn.MaxPool1d(2, 2, padding=1, dilation=2), nn.Flatten(), last), (1, 1))
+    norm = float(torch.linalg.vector_norm(last.weight))
+    assert math.exp(log_lipschitz(network, "l2")) == pytest.approx(norm, rel=1e-6)
+
+
 @pytest.mark.parametrize("name", [*NETWORKS, *CHAINS])
 def test_frobenius_composition_is_never_smaller(name):
     assert bound(name, "frobenius") >= bound(name, "l2") * (1 - 1e-8)
