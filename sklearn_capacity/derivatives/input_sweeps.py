@@ -18,8 +18,9 @@ from torch import Tensor
 
 from ..graph.activations import activation_of
 from ..graph.end_layers import last_linear
-from ..graph.evaluate import EVALUATE, pool_indices, slice_index
+from ..graph.evaluate import EVALUATE, slice_index
 from ..graph.functions import function_of
+from ..graph.max_pooling import pool_indices
 from ..graph.memory_layout import channels_last
 from ..graph.nodes import NetworkGraph, Node, interpret
 from ..linalg.product import LARGE, affine, product

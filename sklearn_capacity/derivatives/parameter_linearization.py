@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..graph.activations import activation_of
-from ..graph.evaluate import EVALUATE, LINEAR_RULES, apply_linear, pick, pool_indices
+from ..graph.evaluate import EVALUATE, LINEAR_RULES, apply_linear
 from ..graph.functions import function_of
+from ..graph.max_pooling import pick, pool_indices
 from ..graph.nodes import WEIGHT_OPS, NetworkGraph, Node, interpret
 from .parameter_tangent import function_tangent, opaque_tangent, relu_tangent, shaped_bias, slope_tangent
 

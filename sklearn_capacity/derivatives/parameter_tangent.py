@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
 from ..graph.activations import activation_of
-from ..graph.evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast, in_rows, pick, pool_indices
+from ..graph.evaluate import EVALUATE, LINEAR_RULES, apply_linear, broadcast, in_rows
 from ..graph.functions import function_of
+from ..graph.max_pooling import pick, pool_indices
 from ..graph.nodes import WEIGHT_OPS, NetworkGraph, Node, Place, interpret
 from .double_backward import pushed_forward, twice_differentiable
 

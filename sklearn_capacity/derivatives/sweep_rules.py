@@ -20,11 +20,11 @@ from ..graph.evaluate import (
     avg_pool,
     broadcast,
     pad_input,
-    pick,
     plain_padding,
     slice_index,
 )
 from ..graph.functions import function_of
+from ..graph.max_pooling import pick
 from ..graph.memory_layout import channels_first, channels_last, memory_format_of
 from ..graph.nodes import WEIGHT_OPS, Node
 from ..linalg.pixel_blocks import PixelBlocks, pixel_blocks

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .activations import activation_of
 from .functions import apply_function
+from .max_pooling import max_pool
 from .nodes import NetworkGraph, Node, Place, Weight, interpret
 
 __all__ = [
@@ -23,9 +24,7 @@ __all__ = [
     "evaluate",
     "in_rows",
     "pad_input",
-    "pick",
     "plain_padding",
-    "pool_indices",
     "slice_index",
 ]
 
@@ -36,12 +35,6 @@ _ADAPTIVE: dict[int, Callable[..., Tensor]] = {
     1: F.adaptive_avg_pool1d,
     2: F.adaptive_avg_pool2d,
     3: F.adaptive_avg_pool3d,
-}
-_MAX_POOL: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-_ADAPTIVE_MAX: dict[int, Callable[..., Any]] = {
-    1: F.adaptive_max_pool1d,
-    2: F.adaptive_max_pool2d,
-    3: F.adaptive_max_pool3d,
 }
 
 
@@ -98,32 +91,6 @@ def _affine(node: Node, x: Tensor) -> Tensor:
 def _activation(node: Node, x: Tensor) -> Tensor:
     activation, args = activation_of(node)
     return activation.value(x, *args)
-
-
-def _max_pool(node: Node, x: Tensor) -> Tensor:
-    p = node.params
-    if "adaptive" in p:
-        return _ADAPTIVE_MAX[p["nd"]](x, p["adaptive"])
-    return _MAX_POOL[p["nd"]](x, p["kernel"], p["stride"], p["padding"], p["dilation"], p["ceil_mode"])
-
-
-def pool_indices(node: Node, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Maxima over the windows, and their indices."""
-    p = node.params
-    if "adaptive" in p:
-        return _ADAPTIVE_MAX[p["nd"]](x, p["adaptive"], return_indices=True)
-    window = (p["kernel"], p["stride"], p["padding"], p["dilation"])
-    return _MAX_POOL[p["nd"]](x, *window, ceil_mode=p["ceil_mode"], return_indices=True)
-
-
-def pick(where: Tensor, dx: Tensor) -> Tensor:
-    """Entries of dx (n, c, ...) at the indices of its flattened trailing axes."""
-    if dx.dim() == 4 and dx.is_contiguous(memory_format=torch.channels_last):
-        n, c = dx.shape[:2]
-        rows = dx.permute(0, 2, 3, 1).reshape(n, -1, c)  # (n, pixels, c), a view; flattening per channel would copy
-        entries = rows.gather(1, where.permute(0, 2, 3, 1).reshape(n, -1, c))  # (n, places, c)
-        return entries.reshape(n, *where.shape[2:], c).permute(0, 3, 1, 2)
-    return dx.flatten(2).gather(2, where.flatten(2)).reshape(where.shape)  # (n, c, *places)
 
 
 def avg_pool(node: Node, x: Tensor) -> Tensor:
@@ -231,7 +198,7 @@ EVALUATE: dict[str, Callable[..., Any]] = {
     "conv_transpose": _affine,
     "diagonal": _affine,
     "activation": _activation,
-    "max_pool": _max_pool,
+    "max_pool": max_pool,
     "function": apply_function,
     "opaque": _opaque,
 }

@@ -27,6 +27,8 @@ __all__ = ["Network"]
 #: Allowed difference of graph and module, relative to the largest logit.
 _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3}
 LARGEST_TOLERANCE = 5e-2
+#: Samples that pass through a graph at once on a CPU: so many, or what its cache holds.
+CACHED_SAMPLES, CACHE_BYTES = 32, 2**20
 #: Whether modules take images with their channels last, by structure.
 _LAYOUTS = Programs(most=1000, largest_cost=1)
 
@@ -149,6 +151,23 @@ class Network:
     def refuse_replacing(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise if one of these tensors of `module` computes by its class what no other in its place would."""
         refuse_own_operators(tensors, self._inside, "no other values can take its place")
+
+    def logits(self, X: Tensor) -> Tensor:
+        """Logits (n, C) without a gradient, from the graph where it is known, gives the same digits, and is faster.
+
+        In single precision the folded weights give other digits.
+        """
+        with torch.no_grad():
+            if self.dtype == torch.float64 and X.is_cpu and self.has_graph and self._pools:
+                n_samples = max(CACHED_SAMPLES, CACHE_BYTES // (max(self.graph.sizes) * X.element_size()))
+                pieces = channels_first(X).split(n_samples)
+                return torch.cat([_rows(evaluate(self.graph, piece), len(piece)) for piece in pieces])
+            return self.forward(X)
+
+    @computed_once
+    def _pools(self) -> bool:
+        """Whether the graph has maxima over windows of images, which take a fifth of the time of torch's kernel."""
+        return any(node.op == "max_pool" and node.params["nd"] > 1 for node in self.graph.nodes)
 
     def explored(self, X: Tensor) -> tuple[Tensor, tuple[int, ...], Tensor]:
         """Logits (n, C), the shape of the module's output for one sample, and the output before any conversion.

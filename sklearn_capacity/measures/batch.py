@@ -176,12 +176,8 @@ class Batch:
             If some of them are infinite or NaN.
         """
 
-        def forward() -> Tensor:
-            with torch.no_grad():
-                return self.cat(lambda X: self.network.forward(X).double())
-
         def checked() -> Tensor:
-            logits = self.once("outputs", forward)
+            logits = self.once("outputs", lambda: self.cat(lambda X: self.network.logits(X).double()))
             missing = int((~logits.isfinite()).any(1).sum())
             if missing:
                 raise NotDefinedError(

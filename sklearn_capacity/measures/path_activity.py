@@ -11,7 +11,8 @@ from torch import Tensor
 from .._validation import check_interval
 from ..graph import Network, Node, interpret
 from ..graph.activations import activation_of
-from ..graph.evaluate import EVALUATE, pool_indices
+from ..graph.evaluate import EVALUATE
+from ..graph.max_pooling import pool_indices
 from .batch import Batch
 from .layer_operators import graph_layers, refuse_unknown
 from .memory import Peak
