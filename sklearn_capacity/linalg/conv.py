@@ -17,7 +17,7 @@ from sklearn_capacity._validation import check_integer, check_option
 from sklearn_capacity.process_state import computed_once
 
 from .entry_norms import Taps, dense_blocks, described, entry_norms, stable_norm
-from .matrix import MatrixOperator, in_range
+from .matrix import DIRECT_SIDE, MatrixOperator, in_range
 from .operator_norm import OperatorNorm, Product, operator_norm
 from .packed_products import packed_products
 from .padding import PADDING_MODES, pad, pad_adjoint, per_axis, source_index
@@ -29,6 +29,8 @@ __all__ = ["ConvOperator", "conv_norm_lower", "conv_norm_upper"]
 
 #: Pixels of the image up to which channels-last products in double precision are faster on a CPU.
 FEW_PIXELS = 64
+#: Multiplications up to which a short side has a direct norm, and the unit vectors that are convolved at once.
+MOST_MULTIPLICATIONS, UNITS = 15_000_000, 64
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
@@ -253,6 +255,7 @@ def conv_norm_lower(operator: ConvOperator, tol: float = 1e-7, *, random_state: 
 
     A kernel of one pixel has the norm of its matrix of channels, and on images smaller than the kernel, the
     convolution's own matrix has fewer entries; the norm is then that of `MatrixOperator`, unless there are `options`.
+    Where one side is short, all eigenvalues of the smaller Gram matrix are computed, and `steps` is 0.
     On a CPU, most products with long vectors are computed in single precision; the value and its error hold in double
     precision (see `single_precision`).
 
@@ -283,6 +286,9 @@ def conv_norm_lower(operator: ConvOperator, tol: float = 1e-7, *, random_state: 
         norm = MatrixOperator(matrix).norm_lower(tol, random_state=random_state)
         return replace(norm, value=norm.value * factor)
     operator = _with_fewest_channels(operator)
+    direct = None if options else _by_all_eigenvalues(operator)
+    if direct is not None:
+        return OperatorNorm(direct * factor, 0.0, 0)
     by_single_precision = None if options else _by_single_precision(operator, tol, random_state)
     if by_single_precision is not None:
         return replace(by_single_precision, value=by_single_precision.value * factor)
@@ -356,6 +362,17 @@ def _with_fewest_channels(operator: ConvOperator) -> ConvOperator:
         return operator
     channels = operator.groups * blocks.shape[1 if operator.transposed else 2]
     return replace(operator, weight=blocks.flatten(0, 1), input_shape=(channels, *operator.input_shape[1:]))
+
+
+def _by_all_eigenvalues(operator: ConvOperator) -> float | None:
+    """The norm where one side is so short that products of its unit vectors cost less than the steps of Lanczos."""
+    shorter, product = min(math.prod(operator.domain), math.prod(operator.image)), operator.blocks[0, 0].numel()
+    if shorter > DIRECT_SIDE or 2 * shorter * product * math.prod(operator.image) > MOST_MULTIPLICATIONS:
+        return None
+    gram = _gram(operator, operator.forward, operator.adjoint)
+    units = torch.eye(shorter, dtype=operator.weight.dtype, device=operator.weight.device)
+    images = torch.cat([gram(part) for part in units.split(UNITS)])  # the Gram matrix, (shorter, shorter)
+    return math.sqrt(max(float(torch.linalg.eigvalsh(images)[-1]), 0.0))
 
 
 def _by_single_precision(operator: ConvOperator, tol: float, random_state: int) -> OperatorNorm | None:

@@ -78,6 +78,9 @@ def test_operator_and_its_norms_are_those_of_the_matrix(case):
     true = norm(matrix)
     lower, upper = norm_ends(operator)
     assert true * (1 - 1e-9) <= lower <= true * (1 + 1e-12)
+    assert operator.norm_lower().steps == 0
+    by_lanczos = conv_norm_lower(operator, max_steps=500).value
+    assert true * (1 - 1e-9) <= by_lanczos <= true * (1 + 1e-12)
     assert true <= upper <= true * (1 + 1e-6)
     # The bound that large operators get holds here as well, however loose it is on such small images.
     assert torus_bound(operator, lower) >= true
@@ -137,6 +140,21 @@ def test_transposed_convolution_is_the_module_and_its_norms_those_of_the_matrix(
 
 def _renamed(options: dict) -> dict:
     return {key: value for key, value in options.items() if key != "kernel_size"}
+
+
+@pytest.mark.parametrize(
+    ("operator", "direct"),
+    [
+        (ConvOperator(drawn(6, 1, 3, 3), (1, 13, 14), padding=1), True),
+        (ConvOperator(drawn(4, 5, 3, 3), (4, 6, 6), 2, 1, output_padding=1, transposed=True), True),
+        (ConvOperator(drawn(6, 1, 3, 3), (1, 14, 14), padding=1), False),  # a side of 196
+        (ConvOperator(drawn(16, 1, 5, 5), (1, 13, 13), padding=2), False),  # costly products
+    ],
+)
+def test_short_sides_have_a_direct_norm(operator, direct):
+    lower = operator.norm_lower()
+    assert (lower.steps == 0) == direct
+    assert lower.value == pytest.approx(norm(_matrix_of(operator)), rel=1e-10)
 
 
 @pytest.mark.parametrize(("stride", "padding", "limit"), [(1, 1, 0.01), (2, 1, 0.02), (1, 0, 0.01), (2, 0, 0.02)])
