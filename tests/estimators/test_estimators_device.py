@@ -29,12 +29,12 @@ def test_training_and_prediction_equal_the_cpu(kind, params):
 @pytest.mark.parametrize("kind", KINDS)
 def test_transfers_to_the_host_do_not_grow_with_the_batches(kind):
     counts = []
-    for batch_size in (20, 8):
+    for batch_size in (20, 20, 8):  # the first fit of a structure also compares its program with the module
         with pretend_device() as pretend:
             # Untrained in both, as the check after a training reads more of one that has learnt nothing.
             fitted(kind, pretend.device, batch_size=batch_size, learning_rate=1e-9)
             counts.append(pretend.n_transfers)
-    assert counts[0] == counts[1] > 0
+    assert counts[1] == counts[2] > 0
 
 
 def test_the_pretend_device_notices_faults():
