@@ -82,19 +82,20 @@ class LearningRateMapDisplay:
         ----------
         ax : matplotlib Axes, default=None
             None creates a figure.
-        cmap : str, default="viridis"
+        cmap : str or matplotlib.colors.Colormap, default="viridis"
 
         Returns
         -------
         LearningRateMapDisplay
             The display itself, with the artists as attributes.
         """
-        import matplotlib
+        import matplotlib.colors
 
         ax = single_axes(ax)
         data = self.learning_rate_map
         losses = np.ma.masked_invalid(np.log10(np.maximum(data.mean_losses, 1e-12)))
-        colours = matplotlib.colormaps[cmap].with_extremes(bad="0.7")
+        check_instance("cmap", cmap, (str, matplotlib.colors.Colormap), "a colormap or the name of one")
+        colours = matplotlib.colormaps.get_cmap(cmap).with_extremes(bad="0.7")
         self.image_ = ax.pcolormesh(
             _edges(data.values), np.exp(_edges(np.log(data.learning_rates))), losses.T, cmap=colours, shading="flat"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,33 +11,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sklearn_capacity._validation import check_instance, failure_text, shape_text
+from sklearn_capacity._validation import check_instance, failure_text, shape_text, shown
 from sklearn_capacity.derivatives.modes import in_full_precision
 
-__all__ = ["checked_penalty", "naming_function"]
+__all__ = ["checked_penalty", "checked_targets", "naming_function"]
 
 
 def checked_penalty(penalty: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A penalty ``(function, X, ..., sample_weight=None)`` with its arguments checked."""
-    evaluate = in_full_precision(penalty)
+    """A penalty ``(function, X, ..., sample_weight=None)``, by position or by name, with its arguments checked."""
+    evaluate, names = in_full_precision(penalty), tuple(inspect.signature(penalty).parameters)[:2]
 
     @functools.wraps(penalty)
-    def checked(function: Any, X: Tensor, *args: Any, **options: Any) -> Tensor:
+    def checked(*args: Any, **options: Any) -> Tensor:
+        unset = names[len(args) :]
+        if not options.keys() >= {*unset}:
+            return penalty(*args, **options)  # raises Python's error
+        function, X, *more = *args, *(options.pop(name) for name in unset)
+        if not callable(function):
+            raise TypeError(f"`{names[0]}` must be a module or a function of `X`, got {shown(function)}.")
         if torch.is_inference_mode_enabled() and options.get("shared") is None:
-            return _outside_of_inference_mode(checked, function, X, args, options)
+            return _outside_of_inference_mode(checked, function, X, more, options)
         weight = options.get("sample_weight")
         _check_batch(X, weight)
         with naming_function(function, X):
             # A user's criterion counts samples in its own way, and weights that are learned need their derivatives.
             if weight is None or weight.requires_grad or options.get("criterion") is not None or bool(weight.all()):
-                return evaluate(function, X, *args, **options)
-            return _without_zeros(evaluate, function, X, args, options)
+                return evaluate(function, X, *more, **options)
+            return _without_zeros(evaluate, function, X, more, options)
 
     return checked
 
 
 def _outside_of_inference_mode(
-    penalty: Callable[..., Tensor], function: Any, X: Tensor, args: tuple[Any, ...], options: dict[str, Any]
+    penalty: Callable[..., Tensor], function: Any, X: Tensor, args: list[Any], options: dict[str, Any]
 ) -> Tensor:
     """The value of a penalty, whose derivatives at its inputs inference mode would forbid."""
 
@@ -49,7 +56,7 @@ def _outside_of_inference_mode(
 
 
 def _without_zeros(
-    evaluate: Callable[..., Tensor], function: Any, X: Tensor, args: tuple[Any, ...], options: dict[str, Any]
+    evaluate: Callable[..., Tensor], function: Any, X: Tensor, args: list[Any], options: dict[str, Any]
 ) -> Tensor:
     """The penalty at the samples whose weight is not 0: times 0, an overflow at another one would be nan."""
     kept = options["sample_weight"] != 0  # (n,)
@@ -98,3 +105,17 @@ def _check_batch(X: Any, sample_weight: Any) -> None:
     check_instance("sample_weight", sample_weight, Tensor, "None or a tensor of shape (n,)")
     if sample_weight.is_nested or sample_weight.shape != X.shape[:1]:
         raise ValueError(f"`sample_weight` must have shape ({len(X)},), got {shape_text(sample_weight)}.")
+
+
+def checked_targets(y: Any, outputs: Tensor, *, numbers: bool) -> Tensor:
+    """Targets with one row for each of the outputs; `numbers` have the outputs' shape, and one per sample is a row."""
+    check_instance("y", y, Tensor, "a tensor of targets")
+    if y.is_nested or y.dim() == 0 or len(y) != len(outputs):
+        raise ValueError(f"`y` must have one target per sample, {len(outputs)} in all, got shape {shape_text(y)}.")
+    if not numbers:
+        return y
+    if y.dim() == 1 and outputs.numel() == len(y):
+        y = y.reshape(outputs.shape)
+    if y.shape != outputs.shape:
+        raise ValueError(f"`y` must have the outputs' shape, {shape_text(outputs)}, got {shape_text(y)}.")
+    return y

@@ -8,13 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sklearn_capacity._validation import check_option
+from sklearn_capacity._validation import check_option, shape_text
 from sklearn_capacity.derivatives.double_backward import pushed_forward, twice_differentiable
 from sklearn_capacity.derivatives.output_fisher import DISTRIBUTIONS, fisher_form
 from sklearn_capacity.derivatives.parameter_tangent import parameter_tangent
 from sklearn_capacity.graph import NetworkGraph, UnsupportedLayerError, evaluate
 from sklearn_capacity.losses import HingeLoss
-from sklearn_capacity.penalties.evaluation import checked_penalty
+from sklearn_capacity.penalties.evaluation import checked_penalty, checked_targets
 from sklearn_capacity.penalties.frobenius import weighted_mean
 from sklearn_capacity.penalties.gradient_sums import Gradients
 from sklearn_capacity.penalties.module_graph import whole_graph
@@ -119,12 +119,24 @@ def _with_rules(graph: NetworkGraph) -> bool:
 def _mean_form(
     f: Tensor, u: Tensor, *, y: Tensor | None, loss: str, distribution: str, sample_weight: Tensor | None
 ) -> Tensor:
-    return weighted_mean(fisher_form(f.flatten(1), u.flatten(1), y, loss, distribution), sample_weight)
+    f, u = f.flatten(1), u.flatten(1)  # (n, C) each
+    if distribution == "empirical":
+        y = _targets(y, f, loss)
+    return weighted_mean(fisher_form(f, u, y, loss, distribution), sample_weight)
+
+
+def _targets(y: Tensor | None, f: Tensor, loss: str) -> Tensor:
+    """Labels (n,), or targets (n, C)."""
+    numbers = loss in ("squared", "absolute")
+    y = checked_targets(y.flatten(1) if isinstance(y, Tensor) and y.dim() > 2 else y, f, numbers=numbers)
+    if not numbers and (y.dim() != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool):
+        raise ValueError(f"`y` must hold an integer label for each sample, got shape {shape_text(y)} and {y.dtype}.")
+    return y
 
 
 def _loss_name(criterion: Callable[..., Tensor] | None, y: Tensor | None) -> str:
     if criterion is None:
-        return "squared" if y is not None and y.is_floating_point() else "cross_entropy"
+        return "squared" if isinstance(y, Tensor) and y.is_floating_point() else "cross_entropy"
     for kind, name in _LOSSES.items():
         if isinstance(criterion, kind):
             return name

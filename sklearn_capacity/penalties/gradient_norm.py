@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sklearn_capacity._validation import check_boolean, check_instance, shape_text
+from sklearn_capacity._validation import check_boolean, check_instance
 from sklearn_capacity.derivatives.double_backward import twice_differentiable
 from sklearn_capacity.derivatives.modes import evaluating
-from sklearn_capacity.penalties.evaluation import checked_penalty
+from sklearn_capacity.penalties.evaluation import checked_penalty, checked_targets
 
 __all__ = ["gradient_norm_penalty"]
 
@@ -79,7 +79,6 @@ def gradient_norm_penalty(
     """
     check_boolean("squared", squared)
     check_instance("module", module, nn.Module, "a torch.nn.Module")
-    check_instance("y", y, Tensor, "a tensor of targets")
     parameters = [p for p in module.parameters() if p.requires_grad]
     with evaluating(module), twice_differentiable():
         loss = _mean_loss(module(X), y, criterion, sample_weight)
@@ -94,8 +93,7 @@ def gradient_norm_penalty(
 def _mean_loss(
     outputs: Tensor, y: Tensor, criterion: Callable[..., Tensor] | None, sample_weight: Tensor | None
 ) -> Tensor:
-    if y.is_nested or y.dim() == 0 or len(y) != len(outputs):
-        raise ValueError(f"`y` must have one target per sample, {len(outputs)} in all, got shape {shape_text(y)}.")
+    y = checked_targets(y, outputs, numbers=criterion is None and isinstance(y, Tensor) and y.is_floating_point())
     if criterion is not None:
         function = criterion.forward if isinstance(criterion, nn.Module) else criterion
         weighs = sample_weight is not None and "sample_weight" in inspect.signature(function).parameters

@@ -37,6 +37,12 @@ def test_artists_show_the_data(data):
     plt.close(display.figure_)
 
 
+@pytest.mark.parametrize(("cmap", "message"), [("viridi", "'viridi' is not a valid value"), (0.5, "`cmap` must be")])
+def test_a_colormap_that_is_none(data, cmap, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        LearningRateMapDisplay(data).plot(cmap=cmap)
+
+
 def test_given_axes_are_used(data):
     import matplotlib.pyplot as plt
 

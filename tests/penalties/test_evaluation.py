@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from sklearn_capacity.penalties import (
     module_graph,
     per_layer_penalty,
     projection_penalty,
+    spectral_norm_penalty,
     spectral_penalty,
 )
 
@@ -53,6 +56,22 @@ def test_a_module_that_fails_is_named():
         forward_pass(nn.Module(), X)
     with pytest.raises(TypeError, match="`X` must be a tensor"):
         forward_pass(nn.Linear(4, 2), X.tolist())
+
+
+@pytest.mark.parametrize(
+    "penalty", [frobenius_penalty, gradient_norm_penalty, fisher_rao_penalty, spectral_norm_penalty]
+)
+def test_arguments_have_the_documented_names(penalty):
+    first, second, *third = list(inspect.signature(penalty).parameters)[:3]
+    module, y = nn.Linear(4, 3), torch.arange(5) % 3
+    targets = {"y": y} if third == ["y"] else {}
+    by_position = penalty(module, X, **targets)
+    torch.testing.assert_close(penalty(**{second: X, first: module}, **targets), by_position)
+    torch.testing.assert_close(penalty(module, **{second: X}, **targets), by_position)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'X'"):
+        penalty(module, **targets)
+    with pytest.raises(TypeError, match=f"`{first}` must be a module or a function of `X`, got 3"):
+        penalty(3, X, **targets)
 
 
 class Shifted(nn.Module):

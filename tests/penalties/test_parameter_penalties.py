@@ -389,10 +389,44 @@ def test_gradients_under_other_losses(criterion):
         check_penalty(penalty, module, X, targets, criterion=criterion)
 
 
+@pytest.mark.parametrize("distribution", ["empirical", "model"])
+def test_one_number_per_sample_is_a_column_of_targets(distribution):
+    linear, X, targets = nn.Linear(4, 1).double(), torch.randn(5, 4).double(), torch.randn(5).double()
+    theta = torch.cat([p.detach().flatten() for p in linear.parameters()])
+    residuals = (linear(X).squeeze(1) - targets).detach()
+    rows = torch.cat([X, torch.ones(5, 1)], 1).double()  # df/dtheta
+    u = rows @ theta
+    expected = ((residuals if distribution == "empirical" else 1) * u).square().mean()
+    slope = 2 * (residuals @ rows) / 5
+    for y in (targets, targets[:, None]):
+        value = fisher_rao_penalty(linear, X, y, distribution=distribution)
+        torch.testing.assert_close(value.detach(), expected)
+        torch.testing.assert_close(gradient_norm_penalty(linear, X, y).detach(), slope.norm())
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (torch.ones(3, 1), r"`y` must have the outputs' shape, \(3, 2\), got \(3, 1\)"),
+        (torch.ones(3), r"`y` must have the outputs' shape, \(3, 2\), got \(3,\)"),
+        (torch.ones(1, 2), "`y` must have one target per sample, 3 in all, got shape"),
+        (torch.tensor([1]), "`y` must have one target per sample, 3 in all, got shape"),
+    ],
+)
+def test_targets_are_not_spread_over_outputs_or_samples(targets, message):
+    linear, batch = nn.Linear(4, 2), torch.randn(3, 4)
+    for penalty in (partial(fisher_rao_penalty, distribution="empirical"), gradient_norm_penalty):
+        with pytest.raises(ValueError, match=message):
+            penalty(linear, batch, targets)
+
+
 def test_what_is_refused():
     linear, batch = nn.Linear(4, 2), torch.randn(3, 4)
     with pytest.raises(ValueError, match="`y` must be given with distribution='empirical', got None"):
         fisher_rao_penalty(linear, batch, distribution="empirical")
+    for labels in (torch.zeros(3, 1, dtype=torch.long), torch.ones(3, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="`y` must hold an integer label for each sample, got shape"):
+            fisher_rao_penalty(linear, batch, labels, distribution="empirical")
     with pytest.raises(ValueError, match="`distribution` must be one of"):
         fisher_rao_penalty(linear, batch, distribution="data")
     with pytest.raises(ValueError, match="`criterion` must be one of CrossEntropyLoss, HingeLoss, .* got Huber"):

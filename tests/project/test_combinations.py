@@ -26,6 +26,13 @@ def test_combinations(kind):
     assert not faults, f"{len(faults)} of {CASES} cases:\n{shown}"
 
 
+@pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - {"load"}))  # of a file that `save` has written
+def test_usual_arguments_are_answered(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    function, arguments = FUNCTIONS[name]
+    function(**arguments())
+
+
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_each_parameter_takes_or_refuses_every_object(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # `save` takes any name of a file
