@@ -31,6 +31,7 @@ __all__ = [
     "check_numbers",
     "check_option",
     "check_parameters",
+    "check_seed",
     "closest",
     "copied_module",
     "failure_text",
@@ -182,14 +183,25 @@ def check_boolean(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def check_integer(name: str, value: Any, low: int = 1, high: int | None = None, *, cure: str = "") -> int:
-    """Return `value` as an int of at least `low` (and at most `high`), or raise."""
+def check_integer(name: str, value: Any, low: int = 1, high: float | None = None, *, cure: str = "") -> int:
+    """Return `value` as an int from `low` to `high` (None: the largest size of an array), or raise."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"`{name}` must be an integer, got {shown(value)}.{_tail(cure)}")
     value = int(value)
+    if high is None and value >= 2**63:
+        raise ValueError(f"`{name}` must be less than 2**63, got {shown(value)}.{_tail(cure)}")
     if value < low or (high is not None and value > high):
-        where = f"at least {low}" if high is None else f"between {low} and {high}"
+        where = f"at least {low}" if high in (None, math.inf) else f"between {low} and {high}"
         raise ValueError(f"`{name}` must be {where}, got {shown(value)}.{_tail(cure)}")
+    return value
+
+
+def check_seed(name: str, value: Any) -> Any:
+    """Return `value` if scikit-learn draws random numbers from it, or raise."""
+    draws = value is None or value is np.random or isinstance(value, np.random.RandomState)
+    if not draws and not (isinstance(value, numbers.Integral) and 0 <= int(value) < 2**32):
+        kinds = "None, an integer from 0 to 2**32 - 1 or a numpy.random.RandomState"
+        raise ValueError(f"`{name}` must be {kinds}, got {shown(value)}.")
     return value
 
 

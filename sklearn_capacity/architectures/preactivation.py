@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from sklearn_capacity._validation import as_list, check_integer, check_interval, check_option
+from sklearn_capacity._validation import as_list, check_integer, check_interval, check_option, shown
 from sklearn_capacity.architectures.blocks import check_image, convolution, linear, normalization
 from sklearn_capacity.layers import he_initialize
 from sklearn_capacity.layers.initialization import scale_branches
@@ -206,7 +206,9 @@ def _stages(in_channels: int, widths: Sequence[int], n_blocks: int | Sequence[in
     check_interval("dropout", options["dropout"], 0.0, 1.0, closed="left")
     counts = [n_blocks] * len(widths) if isinstance(n_blocks, int | np.integer) else as_list("n_blocks", n_blocks)
     if len(counts) != len(widths):
-        raise ValueError(f"`n_blocks` must be one number or one for each of the {len(widths)} stages, got {n_blocks}.")
+        raise ValueError(
+            f"`n_blocks` must be one number or one for each of the {len(widths)} stages, got {shown(n_blocks)}."
+        )
     stages = []
     for index, (width, count) in enumerate(zip(widths, counts, strict=True)):
         blocks = []

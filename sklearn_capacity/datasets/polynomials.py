@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import check_random_state
 
-from sklearn_capacity._validation import as_list, check_boolean, check_integer, check_interval, shown
+from sklearn_capacity._validation import as_list, check_boolean, check_integer, check_interval, check_seed, shown
 
 __all__ = ["make_noisy_cubic", "make_noisy_quadratic", "make_piecewise_linear_curves"]
 
@@ -187,7 +187,7 @@ def make_piecewise_linear_curves(
     """
     n_samples, n_points = check_integer("n_samples", n_samples), check_integer("n_points", n_points)
     n_pieces = check_integer("n_pieces", n_pieces, 1, n_points)
-    rng = check_random_state(random_state)
+    rng = check_random_state(check_seed("random_state", random_state))
     kinks = np.argsort(rng.uniform(size=(n_samples, n_points)), axis=1)[:, :n_pieces]
     y = np.zeros((n_samples, n_points))
     np.put_along_axis(y, kinks, rng.uniform(-1.0, 1.0, size=(n_samples, n_pieces)), axis=1)
@@ -201,7 +201,7 @@ def _grid(n_samples: int, interval: tuple[float, float]) -> np.ndarray:
         raise ValueError(f"`interval` must have two ends, got {shown(interval)}.")
     low, high = ends
     if not (np.isfinite([low, high]).all() and low < high):
-        raise ValueError(f"`interval` must have finite ends in ascending order, got {interval}.")
+        raise ValueError(f"`interval` must have finite ends in ascending order, got {shown(interval)}.")
     return np.linspace(low, high, n_samples).reshape(-1, 1)
 
 
@@ -209,5 +209,5 @@ def _noisy(
     X: np.ndarray, clean: np.ndarray, noise: float, return_clean: bool, random_state: Any
 ) -> tuple[np.ndarray, ...]:
     noise = check_interval("noise", noise, 0.0, float("inf"), closed="left")
-    y = clean + noise * check_random_state(random_state).standard_normal(len(clean))
+    y = clean + noise * check_random_state(check_seed("random_state", random_state)).standard_normal(len(clean))
     return (X, y, clean) if check_boolean("return_clean", return_clean) else (X, y)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn.utils import check_random_state
 
-from sklearn_capacity._validation import check_integer, check_interval, plain_array, shown
+from sklearn_capacity._validation import check_integer, check_interval, check_seed, plain_array, shown
 
 __all__ = ["make_confusion_set", "randomize_labels"]
 
@@ -53,7 +53,7 @@ def randomize_labels(y: Any, fraction: float, random_state: Any = None) -> np.nd
     """
     labels, classes = _labels_and_classes(y)
     n_random = round(check_interval("fraction", fraction, 0.0, 1.0) * len(labels))
-    rng = check_random_state(random_state)
+    rng = check_random_state(check_seed("random_state", random_state))
     chosen = rng.permutation(len(labels))[:n_random]
     labels[chosen] = rng.choice(classes, size=n_random)
     return labels
@@ -129,7 +129,7 @@ def make_confusion_set(
     n_train, n_confusion = check_integer("n_train", n_train), check_integer("n_confusion", n_confusion, 0)
     if (both := n_train + n_confusion) > (n := len(labels)):
         raise ValueError(f"`n_train` + `n_confusion` must be at most {n}, the number of samples, got {shown(both)}.")
-    rng = check_random_state(random_state)
+    rng = check_random_state(check_seed("random_state", random_state))
     order = rng.permutation(len(labels))
     drawn = rng.choice(classes, size=len(labels))  # for all, so that the sets of different sizes are nested
     order = order[: n_train + n_confusion]

@@ -21,7 +21,7 @@ from skorch.helper import predefined_split
 from skorch.utils import noop
 from torch import Tensor, nn
 
-from sklearn_capacity._validation import plain_array
+from sklearn_capacity._validation import check_seed, plain_array
 from sklearn_capacity.architectures.mlp import MLP
 from sklearn_capacity.estimators._callbacks import copies
 from sklearn_capacity.estimators._checkpoints import newest_checkpoint
@@ -225,7 +225,8 @@ class BaseNetwork(FittedNetwork):
     def _next_seed(self, reset: bool) -> int:
         """An integer seed per run; a continued run has a new one, which an integer `random_state` determines."""
         if reset:
-            self._seed, self._n_runs = int(check_random_state(self.random_state).randint(2**31 - 1)), 0
+            random = check_random_state(check_seed("random_state", self.random_state))
+            self._seed, self._n_runs = int(random.randint(2**31 - 1)), 0
         else:
             self._n_runs += 1
         return int(np.random.SeedSequence([self._seed, self._n_runs]).generate_state(1)[0])

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from sklearn.utils import check_random_state
 from skorch.history import History
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from sklearn_capacity._validation import warn
+from sklearn_capacity._validation import check_seed, warn
 from sklearn_capacity.estimators._attributes import IMAGES_LAST, OPTIONAL
 from sklearn_capacity.process_state import uninterrupted
 from sklearn_capacity.training import resolve_device, seeded
@@ -47,7 +46,7 @@ def restore(
     ValueError
         If something is missing, does not match the parameters, or is not finite.
     """
-    check_random_state(estimator.random_state)
+    check_seed("random_state", estimator.random_state)
     images_last: bool | None = _restore_attributes(estimator, attributes)
     _check_history(history, estimator.n_iter_)
     device = _usable_device(estimator.device)

@@ -57,6 +57,7 @@ def random_crop(X: Tensor, generator: Generator, padding: int | None = None) -> 
     torch.Size([2, 1, 8, 8])
     """
     _check_images(X)
+    _check_generator(generator)
     n_samples, _, height, width = X.shape
     p = max(1, height // 8) if padding is None else check_integer("padding", padding, 0)
     shifts = torch.randint(0, 2 * p + 1, (2, n_samples), generator=generator, device="cpu").to(X.device)
@@ -93,6 +94,7 @@ def random_flip(X: Tensor, generator: Generator) -> Tensor:
     [2.0, 1.0, 0.0]
     """
     _check_images(X)
+    _check_generator(generator)
     mirrored = torch.randint(0, 2, (len(X),), generator=generator, device="cpu").to(X.device).bool()
     return torch.where(mirrored.reshape(-1, 1, 1, 1), X.flip(3), X)
 
@@ -166,6 +168,10 @@ def resolve_augmentation(augmentation: str | Augmentation | None) -> Augmentatio
     if augmentation not in AUGMENTATIONS:
         raise ValueError(f"{message} {closest(augmentation, AUGMENTATIONS)}".rstrip())
     return AUGMENTATIONS[augmentation]
+
+
+def _check_generator(generator: Generator | None) -> None:
+    check_instance("generator", generator, (Generator, type(None)), "a torch.Generator")
 
 
 def _check_images(X: Tensor) -> None:

@@ -60,7 +60,7 @@ class capacity_refit:
 
     def __init__(self, score: str = "accuracy", capacity: str = "neg_fisher_rao_norm", rule: str | float = RULE):
         self.score = check_instance("score", score, str, "a key; `refit` takes an object, `capacity_refit(...)`")
-        self.capacity = capacity
+        self.capacity = check_instance("capacity", capacity, str, "a key, such as 'neg_fisher_rao_norm'")
         self.rule = rule
 
     def __repr__(self) -> str:

@@ -168,7 +168,7 @@ def robustness_bound_from_covering(covering_number: float, m: int, delta: float 
 
 def _count(name: str, value: int) -> int:
     """A number of things, at least one."""
-    return check_integer(name, check_integer(name, value), high=LARGEST)
+    return check_integer(name, check_integer(name, value, high=math.inf), high=LARGEST)
 
 
 def _unit_ball(radius: float, dim: int) -> float:

@@ -198,8 +198,10 @@ def _checked_base(
         )
     try:
         optimizer = base(check_parameters(params), lr=lr, **settings)
-    except RuntimeError as error:  # as of a comparison with a tensor of several numbers
-        raise ValueError(f"`base` does not accept its settings, {settings}: {error}.") from error
+    except (RuntimeError, ArithmeticError, TypeError) as error:  # as of a comparison with a tensor of several numbers
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        given = shown({"lr": lr, **settings})
+        raise kind(f"`base` does not accept `lr` and its settings, {given}: {error}.") from error
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"`base` must return a torch.optim.Optimizer, got {shown(optimizer)}.")
     closure = inspect.signature(optimizer.step).parameters.get("closure")

@@ -228,6 +228,8 @@ def test_unknown_parameter_and_bad_number_of_outputs():
         make_network("mlp", POINT, 10, zzz=True)
     with pytest.raises(ValueError, match="`n_outputs` must be at least 1"):
         make_network("vgg", IMAGE, 0)
+    with pytest.raises(ValueError, match=r"`n_outputs` must be less than 2\*\*63, got an integer of 16610 bits"):
+        make_network("mlp", POINT, 10**5000)
 
 
 # structure

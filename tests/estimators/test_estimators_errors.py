@@ -61,7 +61,7 @@ BAD_PARAMETERS = [
     ({"input_shape": 6}, TypeError, "`input_shape` must be a tuple"),
     ({"module_params": {"a": 1}}, ValueError, "`module_params` must be None without `module`"),
     ({"batch_norm": True, "batch_size": 1}, ValueError, "Batch norm needs batches of at least 2 samples, got 1 sample"),
-    ({"random_state": "seed"}, ValueError, "cannot be used to seed"),
+    ({"random_state": "seed"}, ValueError, "`random_state` must be None, an integer from 0"),
 ]
 
 

@@ -75,5 +75,7 @@ def test_errors():
             function(torch.zeros(3, 64), generator())
         with pytest.raises(ValueError, match="to be augmented, got a nested tensor"):
             function(torch.nested.nested_tensor([torch.zeros(1, 4, 4), torch.zeros(1, 5, 5)]), generator())
+        with pytest.raises(TypeError, match="`generator` must be a torch.Generator, got int"):
+            function(torch.zeros(1, 1, 4, 4), 3)
     with pytest.raises(ValueError, match="`padding` must be at least 0"):
         random_crop(torch.zeros(1, 1, 4, 4), generator(), -1)

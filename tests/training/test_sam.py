@@ -385,6 +385,7 @@ def test_a_skorch_net_takes_it_as_any_optimiser():
         ({"rho": float("nan")}, ValueError, "`rho` must"),
         ({"adaptive": "yes"}, TypeError, "`adaptive` must"),
         ({"rhoo": 0.1}, TypeError, "rhoo"),
+        ({"momentum": "x"}, TypeError, "`base` does not accept `lr` and its settings, .*'momentum': 'x'"),
     ],
 )
 def test_what_it_refuses(params, error, text):
