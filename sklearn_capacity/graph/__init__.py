@@ -9,11 +9,12 @@ was computed from tensors once these have changed. `fold` folds batch norms and 
 `NetworkGraph` of `nodes`, which `evaluate` and every other interpreter traverse in order. Measures receive a `Network`
 (in `network`): a module with its program, its graph and its checks. `activations` is the table of element-wise
 functions, `functions` that of smooth functions of several entries, such as products and softmax, `max_pooling` takes
-maxima over windows, `joined_norms` joins the steps of normalisations, `outputs` finds a module's logits, `end_layers` the linear maps at the ends of a graph,
-`memory_layout` tests channels-last images, `export_cleanup` frees what a trace leaves behind, `inlining` writes out
-regions under autocast. `weight_layers` lists the weight layers of any graph and creates their linear operators:
-`linear_maps` finds those in operators without a rule, and `module_layers` traces the submodules of a module that cannot
-be traced. `recurrent` writes recurrent layers as their steps. Read `nodes` first, then `trace` and `binding`.
+maxima over windows, `joined_norms` joins the steps of normalisations, `outputs` finds a module's logits, `end_layers`
+the linear maps at the ends of a graph, `memory_layout` tests channels-last images, `export_cleanup` frees what a trace
+leaves behind, `inlining` writes out regions under autocast. `weight_layers` lists the weight layers of any graph and
+creates their linear operators: `linear_maps` finds those in operators without a rule, and `module_layers` traces the
+submodules of a module that cannot be traced. `recurrent` writes recurrent layers as their steps. Read `nodes` first,
+then `trace` and `binding`.
 
 Data flow: module -> trace -> Program.bind(tensors) -> fold -> NetworkGraph -> interpret(rules).
 """
