@@ -17,16 +17,19 @@ import torch
 
 from .._validation import check_integer, shown
 from ..graph import Network
+from ..process_state import computed_once
 
 if TYPE_CHECKING:
     from .batch import Batch
 
 __all__ = ["SKETCH", "Budget", "Peak", "free_memory", "held_bytes", "parse_bytes", "shown_bytes"]
 
-#: Of what is free when a call begins; the rest is left to everything else that runs.
+#: Of what is free when a call first asks; the rest is left to everything else that runs.
 SHARE_OF_FREE = 0.8
 #: Bytes for the vectors of Hutch++, if so many are free. Fixed, so that an estimate does not depend on what is free.
 SKETCH = 2**30
+#: Bytes for which a call does not ask what is free, since that takes as long as a pass of a small network.
+TRIFLE = 2**25
 #: No machine addresses more bytes.
 LARGEST = 2**63 - 1
 UNITS = {"": 1, "B": 1, **{f"{letter}B": 1000**k for k, letter in enumerate("kMGT", start=1)}}
@@ -84,12 +87,26 @@ class Budget:
 
     def __init__(self, max_memory: int | str | None, device: torch.device):
         self.given = max_memory is not None
-        self.limit = SHARE_OF_FREE * free_memory(device) if max_memory is None else float(parse_bytes(max_memory))
-        self._resident_limit = resident_memory() + self.limit / 4 if device.type == "cpu" else math.inf
+        self._max_memory, self._device = max_memory, device
+        self._resident_before = resident_memory() if device.type == "cpu" else math.inf
+
+    @computed_once
+    def limit(self) -> float:
+        """The number of bytes."""
+        if self._max_memory is None:
+            return SHARE_OF_FREE * free_memory(self._device)
+        return float(parse_bytes(self._max_memory))
+
+    @computed_once
+    def _resident_limit(self) -> float:
+        return self._resident_before + self.limit / 4
+
+    def _is_trifle(self, size: float) -> bool:
+        return not self.given and size <= TRIFLE
 
     def refusal(self, needed: float) -> str | None:
         """Why this many bytes are too many; None if they are not."""
-        if needed <= self.limit:
+        if self._is_trifle(needed) or needed <= self.limit:
             return None
         if self.given:
             return f"needs {shown_bytes(needed)}, and `max_memory` is {shown_bytes(self.limit)}"
@@ -102,7 +119,7 @@ class Budget:
         multiple of the memory in use.
         """
         before = resident_memory()
-        if before <= self._resident_limit:
+        if self._is_trifle(before - self._resident_before) or before <= self._resident_limit:
             return
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
         if trim is None:

@@ -98,7 +98,8 @@ class Session:
             return None, None
         network = self.network
         if not isinstance(X, torch.Tensor):
-            X = torch.from_numpy(np.array(X, order="C"))
+            dtype = np.float64 if network.dtype == torch.float64 else None  # one copy, not two
+            X = torch.from_numpy(np.array(X, dtype, order="C"))
         X = X.to(device=network.device, dtype=network.dtype)
         X = X.clone() if X.is_inference() else X
         if y is None:

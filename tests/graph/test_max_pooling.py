@@ -94,7 +94,7 @@ def test_logits_are_those_of_the_module(channels_last):
     network = Network(module, X.shape[1:], dtype=torch.float64)
     X = X.contiguous(memory_format=torch.channels_last) if channels_last else X
     assert torch.equal(network.logits(X), network.forward(X))
-    network.graph  # noqa: B018
+    assert network.graph and network.activation_size
     expected = torch.cat([module(x[None]) for x in X]).detach()
     network.module.register_forward_hook(lambda *_: pytest.fail("The module was called."))
     torch.testing.assert_close(network.logits(X), expected, rtol=1e-12, atol=1e-12)

@@ -19,6 +19,7 @@ from sklearn_capacity import (
     compare_capacity,
     measure_capacity,
 )
+from sklearn_capacity.measures import memory
 from sklearn_capacity.measures.memory import Budget, Peak, _free_in_group, free_memory, parse_bytes, shown_bytes
 
 SIZES = [(1, 1), (4096, 4096), ("1", 1), ("500MB", 5 * 10**8), ("1.5 GB", 15 * 10**8), (" 2gib ", 2**31)]
@@ -88,6 +89,16 @@ def test_without_a_budget_four_fifths_of_what_is_free_may_be_taken():
     assert budget.limit == pytest.approx(0.8 * free_memory(device), rel=0.5)  # other processes come and go
     assert budget.refusal(budget.limit) is None
     assert budget.refusal(2**60).startswith("needs 1.15e+06 TB, and at most ")
+
+
+def test_only_large_needs_ask_what_is_free(monkeypatch):
+    asked = []
+    monkeypatch.setattr(memory, "free_memory", lambda device: asked.append(device) or 2.0**30)
+    budget = Budget(None, torch.device("cpu"))
+    budget.tidy()
+    assert budget.refusal(1e6) is None and not asked
+    assert budget.refusal(1e9) is not None and budget.refusal(5e8) is None and len(asked) == 1
+    assert Budget("1kB", torch.device("cpu")).refusal(1e6) == "needs 1 MB, and `max_memory` is 1 kB"
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
