@@ -130,7 +130,7 @@ def _margins(network: Network, batch: Batch) -> dict[str, np.ndarray]:
     distances = batch.cat(on_chunk, batch.classes).nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)
     result = {}
     for label, spread, column in zip(readers.values(), spreads, distances.T, strict=True):
-        if not spread.total > 0:
+        if not spread.total > spread.rounding(network.dtype):
             raise NotDefinedError(
                 f"The margins inside the network need inputs of layer `{label}` that differ between the samples, and "
                 f"all {batch.n_samples} are the same."
@@ -172,6 +172,11 @@ class _Spread:
             total += self.n * len(rows) / (self.n + len(rows)) * float((mean - self.mean).square().sum())
             mean = self.mean + (mean - self.mean) * (len(rows) / (self.n + len(rows)))
         self.n, self.mean, self.total = self.n + len(rows), mean, self.total + total
+
+    def rounding(self, dtype: torch.dtype) -> float:
+        """The sum that equal rows may have from rounding in the last places."""
+        squares = 0.0 if self.mean is None else float(self.mean.square().sum())
+        return self.n * squares * (4 * torch.finfo(dtype).eps) ** 2
 
 
 def _statistic(values: np.ndarray, statistic: str) -> float:

@@ -206,6 +206,24 @@ def test_units_that_are_off_have_infinite_margins():
     assert math.isfinite(measure_module(net, X, "hidden_margin_lower_fence", y=y, layer="0").value)
 
 
+class Ratio(nn.Module):
+    """One, up to rounding."""
+
+    def forward(self, x):
+        return x.exp() * x.neg().exp()
+
+
+def test_inputs_that_differ_by_rounding_are_the_same():
+    torch.manual_seed(0)
+    X, y = torch.randn(50, 4).double(), torch.arange(50) % 3
+    assert len(Ratio()(X).unique()) > 1
+    with pytest.raises(NotDefinedError, match="need inputs of layer `1` that differ .* all 50 are the same"):
+        measure_module(nn.Sequential(Ratio(), nn.Linear(4, 3)).double(), X, "hidden_margin_median", y=y)
+    tiny = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+    tiny[0].weight.data *= 1e-13  # next to a bias of 0.3, still 300 times as much as rounding
+    assert math.isfinite(measure_module(tiny, X, "hidden_margin_median", y=y).value)
+
+
 def test_what_is_refused():
     module, X, y = NETWORKS["mlp"]()
     with pytest.raises(NotDefinedError, match="need inputs of layer `0` that differ .* all 1 are the same"):
