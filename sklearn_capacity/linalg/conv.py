@@ -280,6 +280,8 @@ def conv_norm_lower(operator: ConvOperator, tol: float = 1e-7, *, random_state: 
     1.0
     """
     weight, factor = in_range(operator.weight)
+    if not bool(weight.any()):  # the gain of a folded batch norm may start from 0
+        return OperatorNorm(0.0, 0.0, 0)
     operator = replace(operator, weight=weight)
     matrix = None if options else _matrix_of_equal_norm(operator)
     if matrix is not None:
@@ -381,8 +383,6 @@ def _by_single_precision(operator: ConvOperator, tol: float, random_state: int) 
     if not serves(size, operator.weight.device):
         return None
     weight, factor = in_range(operator.weight, limit=1.0)
-    if not bool(weight.any()):
-        return None
     if weight.dim() == 4:
         weight = weight.contiguous(memory_format=torch.channels_last)
     double = replace(operator, weight=weight)

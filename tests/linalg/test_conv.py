@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from reference_linalg import convolution_matrix, drawn, norm, norm_ends
-from sklearn_capacity.linalg import ConvOperator, conv_norm_lower, conv_norm_upper
+from sklearn_capacity.linalg import ConvOperator, OperatorNorm, conv_norm_lower, conv_norm_upper
 from sklearn_capacity.linalg.banded_certificate import is_upper_end
 from sklearn_capacity.linalg.conv import _with_fewest_channels
 from sklearn_capacity.linalg.torus_bound import torus_bound
@@ -318,3 +318,11 @@ def test_bad_numbers():
             function(operator)
     with pytest.raises(ValueError, match="`p` must lie in"):
         operator.row_norms(0)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 3, 3), (40, 40, 3, 3), (4, 4, 1, 1)])
+def test_a_weight_of_zeros_takes_no_products(shape, monkeypatch):
+    for name in ("forward", "adjoint"):
+        monkeypatch.delattr(ConvOperator, name)
+    operator = ConvOperator(torch.zeros(shape), (shape[1], 8, 8), padding=1)
+    assert conv_norm_lower(operator) == OperatorNorm(0.0, 0.0, 0)
