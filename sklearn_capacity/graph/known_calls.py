@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["CALLS", "RESHAPES", "VIEWS", "UnknownCallError", "result_of"]
+__all__ = ["CALLS", "IN_PLACE", "RESHAPES", "VIEWS", "WITHOUT_EFFECT", "UnknownCallError", "fits", "result_of"]
 
 aten = torch.ops.aten
 #: An operator, its arguments and its keyword arguments.
@@ -142,6 +142,10 @@ def _adaptive_avg_pool(nd: int) -> Rule:
 # ---- shapes ---------------------------------------------------------------------------------------------------------
 
 
+def _mean(x: Any, dim: Any, keepdim: bool = False) -> Translation:
+    return _call(aten.mean.dim, x, [dim] if isinstance(dim, int) else list(dim), keepdim)
+
+
 def _flatten(x: Any, start_dim: int = 0, end_dim: int = -1) -> Translation:
     return _call(aten.flatten.using_ints, x, start_dim, end_dim)
 
@@ -169,8 +173,10 @@ def _end(stop: int | None) -> int:
 
 
 RESHAPES = {aten.reshape.default, aten.view.default}
+#: Operators that change no value in eval mode, the only one that is recorded.
+WITHOUT_EFFECT = {aten.dropout.default, aten.feature_dropout.default}
 #: Operators whose result may be their argument, or a view of it.
-VIEWS = RESHAPES | {aten.flatten.using_ints, aten.slice.Tensor, aten.dropout.default, aten.feature_dropout.default}
+VIEWS = RESHAPES | WITHOUT_EFFECT | {aten.flatten.using_ints, aten.slice.Tensor}
 
 _ELEMENTWISE: dict[Any, Rule] = {
     F.relu: _same(aten.relu.default),
@@ -187,10 +193,13 @@ _ELEMENTWISE: dict[Any, Rule] = {
     F.softplus: _same(aten.softplus.default),
     F.logsigmoid: _same(aten.log_sigmoid.default),
     torch.prelu: _same(aten.prelu.default),
-    torch.tanh: _same(aten.tanh.default),
-    torch.sigmoid: _same(aten.sigmoid.default),
+    **dict.fromkeys((torch.relu, torch.relu_, Tensor.relu, Tensor.relu_), _same(aten.relu.default)),
+    **dict.fromkeys((torch.tanh, Tensor.tanh), _same(aten.tanh.default)),
+    **dict.fromkeys((torch.sigmoid, Tensor.sigmoid), _same(aten.sigmoid.default)),
     Tensor.neg: _same(aten.neg.default),
 }
+#: Calls that overwrite their first argument, beside those with `inplace`.
+IN_PLACE = {torch.relu_, Tensor.relu_, Tensor.add_, Tensor.sub_, Tensor.mul_, Tensor.div_}
 #: torch's functions and their rules.
 CALLS: dict[Any, Rule] = _ELEMENTWISE | {
     F.linear: _same(aten.linear.default),
@@ -220,10 +229,11 @@ CALLS: dict[Any, Rule] = _ELEMENTWISE | {
     Tensor.flatten: _flatten,
     Tensor.reshape: _reshape(aten.reshape.default),
     Tensor.view: _reshape(aten.view.default),
-    Tensor.add: _same(aten.add.Tensor),
-    Tensor.sub: _same(aten.sub.Tensor),
-    Tensor.mul: _same(aten.mul.Tensor),
-    Tensor.div: _same(aten.div.Tensor),
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.add_), _same(aten.add.Tensor)),
+    **dict.fromkeys((torch.sub, Tensor.sub, Tensor.sub_), _same(aten.sub.Tensor)),
+    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.mul_), _same(aten.mul.Tensor)),
+    **dict.fromkeys((torch.div, Tensor.div, Tensor.div_), _same(aten.div.Tensor)),
+    **dict.fromkeys((torch.mean, Tensor.mean), _mean),
     Tensor.__getitem__: _slices,
 }
 #: Operators whose result has the shape and the dtype of their first argument.
@@ -231,6 +241,14 @@ KEEP_SHAPE = {rule(None)[0] for rule in _ELEMENTWISE.values()} | {
     *(aten.batch_norm.default, aten.layer_norm.default, aten.group_norm.default, aten.clamp_min.default),
     *(aten.softmax.int, aten.log_softmax.int, aten.dropout.default, aten.feature_dropout.default),
 }
+
+
+def fits(target: Any, args: Sequence[Any], options: dict[str, Any]) -> bool:
+    """Whether an operator takes such arguments, which its function in torch may have in another order."""
+    schema = target._schema.arguments
+    positional = [argument.name for argument in schema if not argument.kwarg_only]
+    others = {argument.name for argument in schema} - set(positional[: len(args)])
+    return len(args) <= len(positional) and isinstance(args[0], Tensor) and options.keys() <= others
 
 
 # ---- results: for their shapes, torch would first import hundreds of modules ----------------------------------------
@@ -289,6 +307,14 @@ def _shape_of_adaptive_pooling(nd: int) -> Callable[..., Any]:
     return lambda x, sizes: (*x.shape[:2], *sizes) if x.dim() == nd + 2 and min(sizes) > 0 else None
 
 
+def _shape_of_mean(x: Tensor, dims: Shape, keepdim: bool) -> Shape | None:
+    if not dims or not x.is_floating_point() or not all(-x.dim() <= dim < x.dim() for dim in dims):
+        return None
+    gone = {dim % x.dim() for dim in dims}
+    sizes = [(1 if axis in gone else size) for axis, size in enumerate(x.shape) if keepdim or axis not in gone]
+    return sizes if len(gone) == len(dims) else None
+
+
 #: The shape of the result by operator, from its arguments; None where the rule does not apply.
 _SHAPES: dict[Any, Callable[..., Any]] = {
     aten.linear.default: _shape_of_linear,
@@ -296,5 +322,6 @@ _SHAPES: dict[Any, Callable[..., Any]] = {
     **{getattr(aten, f"max_pool{nd}d").default: _shape_of_pooling(nd, "max") for nd in (1, 2, 3)},
     **{getattr(aten, f"avg_pool{nd}d").default: _shape_of_pooling(nd, "avg") for nd in (2, 3)},
     **{getattr(aten, f"adaptive_avg_pool{nd}d").default: _shape_of_adaptive_pooling(nd) for nd in (2, 3)},
+    aten.mean.dim: _shape_of_mean,
     **{getattr(aten, name).Tensor: _shape_of_two for name in ("add", "sub", "mul", "div")},
 }

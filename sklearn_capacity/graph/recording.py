@@ -1,13 +1,21 @@
-"""Known modules as operators without an export, from the calls of their forward code on tensors without values.
+"""Modules as operators without an export, from the calls of their forward code on tensors without values.
 
-Known are torch's layers and this package's networks. Recording takes milliseconds where an export takes tens to
-thousands, and changes nothing outside the calling thread. A call that `known_calls` does not list ends it; the module
-is then exported.
+Recording takes milliseconds where an export takes hundreds, and imports hundreds of modules less. A call that
+`known_calls` does not list ends it; the module is then exported.
+
+Known are torch's layers and this package's networks. Other people's forward code may do anything with the number of
+samples, which a recording takes for one that stands for all: it is recorded for two samples, too, and exported if the
+calls differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+import linecache
+import os
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,19 +23,26 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..process_state import has_own_hooks, has_process_hooks
-from .known_calls import CALLS, RESHAPES, VIEWS, UnknownCallError, result_of
+from .known_calls import CALLS, IN_PLACE, RESHAPES, VIEWS, WITHOUT_EFFECT, UnknownCallError, fits, result_of
 
-__all__ = ["Recording", "is_known", "recorded"]
+__all__ = ["Recording", "is_known", "recorded", "recorded_twice"]
 
 #: Number of samples of the recorded pass. It is prime, so that every size that depends on it is a multiple of it.
 SAMPLES = 7919
+#: Number of samples of the pass that must agree with it.
+FEW_SAMPLES = 2
 
 _PACKAGE = __name__.partition(".")[0]
-#: What a forward pass may ask of a value; sizes are those of `SAMPLES` samples.
+#: What a forward pass may ask of a value; sizes are those of the recorded number of samples.
 _PROPERTIES = {
     *(Tensor.dim, Tensor.size, Tensor.numel, Tensor.is_floating_point),
-    *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "requires_grad", "_version")),
+    *(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype")),
 }
+#: The modules that record, and the files in which torch's functions pass a call on.
+_RECORDING = (__name__, UnknownCallError.__module__)
+_PASSING_ON = tuple(
+    path.replace("/", os.sep) for path in ("torch/overrides.py", "torch/_tensor.py", "torch/nn/functional.py")
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +67,12 @@ class Recording:
     output_name: str
     batch: str = str(SAMPLES)
 
+    @property
+    def calls(self) -> list[tuple[Any, ...]]:
+        """What does not depend on the number of samples, unless the forward pass computes something from it."""
+        calls = [(node.name, node.target, str(node.args), str(node.kwargs)) for node in self.nodes]
+        return [*calls, (self.input_name, self.output_name)]
+
 
 def is_known(module: nn.Module) -> bool:
     """Whether a module and its submodules are torch's or this package's, without hooks and replaced methods."""
@@ -71,8 +92,38 @@ def _is_known_alone(module: nn.Module) -> bool:
     return not has_own_hooks(module)
 
 
-def recorded(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype) -> Recording | None:
-    """The operators of a known module's forward pass; None if one of its calls is not listed, or fails.
+def recorded_twice(
+    meta_copy: Callable[[], nn.Module], input_shape: tuple[int, ...], dtype: torch.dtype
+) -> Recording | None:
+    """The operators of the forward pass of a module that is not known; None if `recorded` has none, or it is unclear.
+
+    Parameters
+    ----------
+    meta_copy : callable
+        A private copy on the meta device each time.
+    input_shape, dtype
+        As for `recorded`.
+    """
+    module = meta_copy()
+    if has_process_hooks() or not all(map(_runs_only_its_forward, module.modules())):
+        return None
+    record = recorded(module, input_shape, dtype)
+    again = None if record is None else recorded(meta_copy(), input_shape, dtype, samples=FEW_SAMPLES)
+    return record if record is not None and again is not None and record.calls == again.calls else None
+
+
+def _runs_only_its_forward(module: nn.Module) -> bool:
+    """Whether a call of it runs the forward code of its class, which torch has not written for a purpose of its own."""
+    kind = type(module)
+    own = kind.__module__.startswith("torch.") and not kind.__module__.startswith("torch.nn.modules.")
+    replaced = kind.__call__ is not nn.Module.__call__ or "forward" in vars(module)
+    return not (own or replaced or has_own_hooks(module))
+
+
+def recorded(
+    module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype, *, samples: int = SAMPLES
+) -> Recording | None:
+    """The operators of a module's forward pass; None if one of its calls is not listed, or fails.
 
     Parameters
     ----------
@@ -82,17 +133,19 @@ def recorded(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype
         Shape of one sample.
     dtype : torch.dtype
         Dtype of the sample.
+    samples : int, default=7919
+        Their number.
     """
-    tape = _Tape()
+    tape = _Tape(samples)
     try:
         tensor_names = tape.replace_tensors(module)
         tape.follow(module)
-        x = tape.placeholder("x", torch.empty(SAMPLES, *input_shape, dtype=dtype, device="meta"), of_samples=True)
+        x = tape.placeholder("x", torch.empty(samples, *input_shape, dtype=dtype, device="meta"), of_samples=True)
         input_name = x.node.name  # now, since a call in place gives it another node
         output = module(x)
     except Exception:  # the export that follows gives the better error
         return None
-    if not isinstance(output, _Value) or not output.of_samples:
+    if tape.failed or not isinstance(output, _Value) or not output.of_samples:
         return None
     return Recording(tuple(tape.graph.nodes), tensor_names, input_name, output.node.name)
 
@@ -116,30 +169,51 @@ class _Value(Tensor):
     shared: bool
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(cls, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _PROPERTIES:
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args)
+        try:
+            return cls._recorded(func, args, dict(kwargs or {}))
+        except Exception:  # which the forward code may catch
+            for value in _values((args, kwargs)):
+                value.tape.failed = True
+            raise
+
+    @staticmethod
+    def _recorded(func: Any, args: tuple, options: dict[str, Any]) -> _Value:
         translate = CALLS.get(func)
         if translate is None:
             raise UnknownCallError(str(func))
-        options = dict(kwargs or {})
-        in_place = options.pop("inplace", False)
+        in_place = options.pop("inplace", False) or func in IN_PLACE
         target, arguments, options = translate(*args, **options)
-        first = next(value for value in args if isinstance(value, _Value))
+        first = args[0]
+        if not fits(target, arguments, options):
+            raise UnknownCallError(f"{func} with other arguments than the operator's")
         result = first.tape.record(target, *arguments, **options)
-        if not in_place:
+        if not in_place or target in WITHOUT_EFFECT:
             return result
-        if first.shared or not first.of_samples:
+        if first.shared or not first.of_samples or result.shape != first.shape:
             raise UnknownCallError(f"{func} in place on a view")
         first.node = result.node
         return first
 
 
+def _values(tree: Any) -> Iterator[_Value]:
+    """The values in nested containers."""
+    if isinstance(tree, _Value):
+        yield tree
+    elif isinstance(tree, tuple | list | dict):
+        for item in tree.values() if isinstance(tree, dict) else tree:
+            yield from _values(item)
+
+
 class _Tape:
     """The graph that a forward pass writes, and the submodule that is running."""
 
-    def __init__(self) -> None:
+    def __init__(self, samples: int) -> None:
+        self.samples = samples
+        self.failed = False
         self.graph = fx.Graph()
         self.running: list[tuple[str, str]] = []  # path and class, from the outside in
 
@@ -160,12 +234,13 @@ class _Tape:
         return names
 
     def follow(self, module: nn.Module) -> None:
-        """Note which submodule of a private copy is running; each may run once, since the operators carry its name."""
+        """Note which submodule of a private copy is running; each with weights may run once, since it names them."""
         ran: set[nn.Module] = set()
 
         def enter(path: str) -> Callable[..., None]:
             def hook(part: nn.Module, _: Any) -> None:
-                if part in ran:
+                if part in ran and next(itertools.chain(part.parameters(), part.buffers()), None) is not None:
+                    self.failed = True
                     raise UnknownCallError(f"{path} twice")
                 ran.add(part)
                 self.running.append((path, type(part).__qualname__))
@@ -178,10 +253,13 @@ class _Tape:
 
     def record(self, target: Any, *args: Any, **options: Any) -> _Value:
         """The value of an operator, which becomes a node."""
+        if any(isinstance(value, Tensor) and not isinstance(value, _Value) for value in args):
+            raise UnknownCallError(f"{target} of a tensor that the forward pass makes")
         read = [value for value in args if isinstance(value, _Value)]
         of_samples = any(value.of_samples for value in read)
         result = result_of(target, [v.node.meta["val"] if isinstance(v, _Value) else v for v in args], options)
-        if of_samples and (result.shape[:1] != (SAMPLES,) or any(size % SAMPLES == 0 for size in result.shape[1:])):
+        mixed = self.samples == SAMPLES and any(size % SAMPLES == 0 for size in result.shape[1:])
+        if of_samples and (mixed or result.shape[:1] != (self.samples,)):
             raise UnknownCallError(f"{target} along the samples")
         if of_samples and target in RESHAPES:
             args = args[0], self._for_any_number(*args)
@@ -193,16 +271,17 @@ class _Tape:
 
     def _for_any_number(self, x: _Value, sizes: list[int]) -> list[Any]:
         """The sizes of a reshaped value, with the number of samples as a value instead of a number."""
-        if sizes[0] != SAMPLES:
+        if sizes[0] != self.samples:
             return sizes
         node = self._node(torch.ops.aten.sym_size.int, (x.node, 0), {})
-        node.meta["val"] = SAMPLES
+        node.meta["val"] = self.samples
         return [node, *sizes[1:]]
 
     def _node(self, target: Any, args: tuple, options: dict[str, Any]) -> fx.Node:
         name = target.__name__.split(".")[0]
         node = self.graph.create_node("call_function", target, args, options, name=name)
         node.meta["nn_module_stack"] = dict(enumerate(self.running))
+        node.meta["stack_trace"] = _calling_line()
         return node
 
     def _value(self, node: fx.Node, value: Tensor, of_samples: bool) -> _Value:
@@ -210,3 +289,16 @@ class _Tape:
         traced = value.as_subclass(_Value)
         traced.tape, traced.node, traced.of_samples, traced.shared = self, node, of_samples, False
         return traced
+
+
+def _calling_line() -> str:
+    """The line of the forward code that makes the present call, as in a traceback."""
+    frame = sys._getframe(1)
+    while frame.f_back and _passes_on(frame):
+        frame = frame.f_back
+    file, number = frame.f_code.co_filename, frame.f_lineno
+    return f'  File "{file}", line {number}, in {frame.f_code.co_name}\n    {linecache.getline(file, number).strip()}'
+
+
+def _passes_on(frame: types.FrameType) -> bool:
+    return frame.f_globals.get("__name__") in _RECORDING or frame.f_code.co_filename.endswith(_PASSING_ON)

@@ -26,7 +26,7 @@ from .inlining import inline_modes
 from .known_programs import Programs, structure_of
 from .layouts import Sizes
 from .nodes import NetworkGraph, UnsupportedLayerError
-from .recording import is_known, recorded
+from .recording import is_known, recorded, recorded_twice
 from .templates import Template, kinds_of
 
 __all__ = ["Program", "is_idle", "named_tensors", "private_copy", "refuse_own_operators", "trace"]
@@ -223,8 +223,12 @@ def trace(
 def _new_program(
     module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype, training: bool, inside: str
 ) -> Program:
-    """The program of a known module from the calls of its layers, of any other from an export."""
-    record = recorded(_copy_to("meta", module, training), input_shape, dtype) if is_known(module) else None
+    """The program of a module from the calls that it makes where these can be recorded, otherwise from an export."""
+    meta_copy = functools.partial(_copy_to, "meta", module, training)
+    if is_known(module):
+        record = recorded(meta_copy(), input_shape, dtype)
+    else:
+        record = without_torch_warnings(lambda: recorded_twice(meta_copy, input_shape, dtype))
     if record is None:
         return _from_export(_copy_to("cpu", module, training), input_shape, dtype, inside)
     nodes, names = record.nodes, record.tensor_names

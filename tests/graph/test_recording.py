@@ -1,22 +1,26 @@
-"""A recorded program is the exported one: the same nodes with the same tensors, for known modules and no others."""
+"""A recorded program is the exported one: the same nodes with the same tensors, for known modules and for users'."""
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
 
 from sklearn_capacity.architectures import ARCHITECTURES, make_network
 from sklearn_capacity.graph import Network, NetworkGraph, evaluate, named_tensors, trace
-from sklearn_capacity.graph.recording import is_known
+from sklearn_capacity.graph.recording import is_known, recorded_twice
+
+trace_module = importlib.import_module("sklearn_capacity.graph.trace")
 
 
 class Written(nn.Module):
-    """A module of a user around a known one: it is exported."""
+    """A module of a user around a known one."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -122,7 +126,13 @@ def both(module: nn.Module, shape: tuple[int, ...]) -> tuple[NetworkGraph, Netwo
     assert is_known(module)
     written = Written(module)
     assert not is_known(written)
-    return trace(module, shape).bind(named_tensors(module)), trace(written, shape).bind(named_tensors(written))
+    return trace(module, shape).bind(named_tensors(module)), exported(written, shape)
+
+
+def exported(module: nn.Module, shape: tuple[int, ...]) -> NetworkGraph:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace_module, "recorded_twice", lambda *_: None)
+        return trace(module, shape, anew=True).bind(named_tensors(module))
 
 
 @pytest.mark.parametrize(("build", "shape"), CASES, ids=IDS)
@@ -157,7 +167,9 @@ def test_outputs_of_every_kind(output):
     layers = [nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, classes), endings.get(output, nn.Identity())]
     torch.manual_seed(0)
     known = nn.Sequential(*layers)
-    graphs = [Network(module, (4,), output=output).graph for module in (known, Written(known))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace_module, "recorded_twice", lambda *_: None)
+        graphs = [Network(module, (4,), output=output).graph for module in (known, Written(known))]
     X = torch.randn(6, 4)
     torch.testing.assert_close(*(evaluate(graph, X) for graph in graphs))
     assert [node.op for node in graphs[0].nodes] == [node.op for node in graphs[1].nodes]
@@ -249,3 +261,186 @@ def test_every_architecture_is_known():
         shape = (4,) if "mlp" in name else (1, 32, 32)
         with torch.device("meta"):
             assert is_known(make_network(name, shape, 2)), name
+
+
+class Of(nn.Module):
+    """A user's forward code, with some layers."""
+
+    def __init__(self, forward: Callable[..., torch.Tensor], **layers: nn.Module):
+        super().__init__()
+        self.code = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x):
+        return self.code(self, x)
+
+
+class Residual(nn.Module):
+    """A block in the manner of torchvision: sums in place, one activation module for all."""
+
+    def __init__(self, width: int, stride: int = 1):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(2, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = nn.Sequential(nn.Conv2d(2, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x):
+        identity = self.downsample(x) if self.downsample is not None else x
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += identity
+        return self.relu(out)
+
+
+def pooled(module, x):
+    x = module.block(x)
+    return module.head(module.drop(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1)))
+
+
+def gated(module, x):
+    h = torch.relu(module.a(x))
+    h = h * torch.sigmoid(module.b(h))
+    h *= 0.5
+    return module.head((1.5 * h + x.tanh().flatten(1)).relu_() / 2)
+
+
+def own_slice(module, x):
+    return module.head(F.pad(x[:, : torch.tensor(7)], (0, 1)))
+
+
+def positional_in_place(module, x):
+    h = module.a(x)
+    F.relu(h, True)
+    return module.head(h)
+
+
+def by_size(module, x):
+    h = module.a(x).view(x.shape[0], 2, -1)
+    return module.head(torch.relu(h).reshape(h.size(0), -1))
+
+
+LAYERS = {"a": (8, 8), "b": (8, 8), "head": (8, 3)}
+
+
+def with_layers(code: Callable[..., torch.Tensor]) -> Callable[[], nn.Module]:
+    return lambda: Of(code, **{name: nn.Linear(*sizes) for name, sizes in LAYERS.items()})
+
+
+def tied() -> nn.Module:
+    module = with_layers(gated)()
+    module.b.weight = module.a.weight
+    return module
+
+
+USERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "residual": (
+        lambda: Of(pooled, block=Residual(6, 2), drop=nn.Dropout(0.2, inplace=True), head=nn.Linear(6, 3)),
+        (2, 9, 9),
+    ),
+    "mean over pixels": (lambda: Of(lambda m, x: m.conv(x).mean((2, 3)), conv=nn.Conv2d(2, 3, 3)), (2, 7, 7)),
+    "gates": (with_layers(gated), (8,)),
+    "sizes": (with_layers(by_size), (8,)),
+    "tied": (tied, (8,)),
+    "in place by position": (with_layers(positional_in_place), (8,)),
+    "without gradients": (with_layers(torch.no_grad()(gated)), (8,)),
+}
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("exported")
+
+
+@pytest.mark.parametrize(("build", "shape"), USERS.values(), ids=USERS)
+def test_users_modules_are_recorded_like_exported(build, shape, monkeypatch):
+    module = prepared(build)
+    expected = exported(module, shape)
+    monkeypatch.setattr(torch.export, "export", refuse)
+    recorded = trace(module, shape, anew=True).bind(named_tensors(module))
+    assert contents(recorded) == contents(expected)
+    for a, b in zip(recorded.nodes, expected.nodes, strict=True):
+        for mine, other in ((a.weight, b.weight), (a.bias, b.bias)):
+            assert (mine is None) == (other is None)
+            assert mine is None or torch.equal(mine, other)
+    X = torch.randn(5, *shape)
+    with torch.no_grad():
+        torch.testing.assert_close(evaluate(recorded, X).reshape(5, -1), module(X.clone()).reshape(5, -1))
+
+
+def scaled_by_number(module, x):
+    return module.head(x) * x.shape[0]
+
+
+def branches_on_number(module, x):
+    return module.head(x if x.shape[0] < 1000 else -x)
+
+
+def catches(module, x):
+    try:
+        factor = float(x.abs().max())
+    except Exception:
+        factor = 1.0
+    return module.head(x * factor)
+
+
+def own_constant(module, x):
+    return module.head(x * torch.linspace(0, 1, 8))
+
+
+def alias_in_place(module, x):
+    h = module.a(x)
+    view = h.flatten(1)
+    view += 1
+    return module.head(h)
+
+
+def device_dependent(module, x):
+    return module.head(x if x.device.type == "cpu" else -x)
+
+
+counted: list[int] = []
+
+
+def changes_what_it_reads(module, x):
+    counted.append(len(counted))
+    return module.head(x * counted[-1])
+
+
+def keyword_tensor(module, x):
+    return F.linear(x, weight=module.head.weight, bias=module.head.bias)
+
+
+UNCLEAR = [
+    *(scaled_by_number, branches_on_number, catches, own_constant, own_slice, alias_in_place),
+    *(device_dependent, changes_what_it_reads, keyword_tensor),
+]
+
+
+@pytest.mark.parametrize("code", UNCLEAR)
+def test_unclear_code_of_users_is_not_recorded(code):
+    module = prepared(with_layers(code))
+    assert recorded_twice(lambda: trace_module.private_copy(module, "meta"), (8,), torch.float32) is None
+
+
+@pytest.mark.parametrize("code", [own_constant, alias_in_place, device_dependent, keyword_tensor])
+def test_what_users_do_otherwise_is_exported(code):
+    module = prepared(with_layers(code))
+    graph = trace(module, (8,)).bind(named_tensors(module))
+    X = torch.randn(6, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(evaluate(graph, X), module(X))
+
+
+@pytest.mark.parametrize("change", [hooked, replaced, parametrized])
+def test_users_modules_with_more_than_their_forward_are_exported(change):
+    module = Written(change(nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3))))
+    assert recorded_twice(lambda: trace_module.private_copy(module, "meta"), (8,), torch.float32) is None
+
+
+def test_the_users_line_of_a_call_is_known():
+    """Messages show it, as they do after an export."""
+    module = prepared(USERS["gates"][0])
+    lines = {str(n.target): n.meta["stack_trace"].splitlines()[-1].strip() for n in trace(module, (8,)).nodes[7:]}
+    assert lines["aten.sigmoid.default"] == "h = h * torch.sigmoid(module.b(h))"
+    assert lines["aten.linear.default"].startswith("return F.linear(")  # of the layer
