@@ -1,7 +1,7 @@
 """The graph of a network: trace, fold, interpret.
 
-`trace` turns a module into a `Program`: `recording` runs known modules, with the calls in `known_calls`; torch exports
-others, whose programs `known_programs` keeps by structure; `expansion` writes out composed operators, and `in_place`
+`trace` turns a module into a `Program`: `recording` runs modules that make the calls in `known_calls`; torch exports
+others. `known_programs` keeps programs by structure; `expansion` writes out composed operators, and `in_place`
 replaces in-place ones. `binding` binds tensors to a program and converts its operators with the table in `rules`:
 `layouts` records where the samples of a value are, `constants` have none, and `selections` tells which entries of a
 parameter a tensor takes; `templates` bind the tensors of other networks of a structure, and `rebinding` repeats what

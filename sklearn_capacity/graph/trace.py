@@ -1,4 +1,4 @@
-"""From a module to a program: trace once with torch.export, bind tensors any number of times."""
+"""From a module to a program: trace once, by a recording or with torch.export, bind tensors any number of times."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def trace(
 ) -> Program:
     """Trace a module's forward pass, in eval mode unless `training`, on a private copy.
 
-    Of modules with equal structure only the first is exported; see `known_programs`.
+    Of modules with equal structure only the first is traced; see `known_programs`.
 
     Parameters
     ----------
