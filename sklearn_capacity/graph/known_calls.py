@@ -142,6 +142,14 @@ def _adaptive_avg_pool(nd: int) -> Rule:
 # ---- shapes ---------------------------------------------------------------------------------------------------------
 
 
+def _cat(tensors: Any, dim: int = 0) -> Translation:
+    return _call(aten.cat.default, list(tensors), dim)
+
+
+def _permute(x: Any, *dims: Any) -> Translation:
+    return _call(aten.permute.default, x, list(dims if isinstance(dims[0], int) else dims[0]))
+
+
 def _mean(x: Any, dim: Any, keepdim: bool = False) -> Translation:
     return _call(aten.mean.dim, x, [dim] if isinstance(dim, int) else list(dim), keepdim)
 
@@ -176,7 +184,8 @@ RESHAPES = {aten.reshape.default, aten.view.default}
 #: Operators that change no value in eval mode, the only one that is recorded.
 WITHOUT_EFFECT = {aten.dropout.default, aten.feature_dropout.default}
 #: Operators whose result may be their argument, or a view of it.
-VIEWS = RESHAPES | WITHOUT_EFFECT | {aten.flatten.using_ints, aten.slice.Tensor}
+VIEWS = RESHAPES | WITHOUT_EFFECT
+VIEWS |= {aten.flatten.using_ints, aten.slice.Tensor, aten.permute.default, aten.transpose.int}
 
 _ELEMENTWISE: dict[Any, Rule] = {
     F.relu: _same(aten.relu.default),
@@ -200,42 +209,50 @@ _ELEMENTWISE: dict[Any, Rule] = {
 }
 #: Calls that overwrite their first argument, beside those with `inplace`.
 IN_PLACE = {torch.relu_, Tensor.relu_, Tensor.add_, Tensor.sub_, Tensor.mul_, Tensor.div_}
-#: torch's functions and their rules.
-CALLS: dict[Any, Rule] = _ELEMENTWISE | {
-    F.linear: _same(aten.linear.default),
-    torch.conv1d: _convolution(1),
-    torch.conv2d: _convolution(2),
-    torch.conv3d: _convolution(3),
-    torch.conv_transpose1d: _same(aten.conv_transpose1d.default),
-    torch.conv_transpose2d: _same(aten.conv_transpose2d.input),
-    torch.conv_transpose3d: _same(aten.conv_transpose3d.input),
-    F.batch_norm: _batch_norm,
-    F.layer_norm: _layer_norm,
-    F.group_norm: _group_norm,
-    F.normalize: _normalize,
-    F.softmax: _softmax(aten.softmax.int),
-    F.log_softmax: _softmax(aten.log_softmax.int),
-    F.dropout: _dropout(aten.dropout.default),
-    F.dropout2d: _dropout(aten.feature_dropout.default),
-    F.max_pool1d: _max_pool(1),
-    F.max_pool2d: _max_pool(2),
-    F.max_pool3d: _max_pool(3),
-    F.avg_pool2d: _avg_pool(2),
-    F.avg_pool3d: _avg_pool(3),
-    F.adaptive_avg_pool2d: _adaptive_avg_pool(2),
-    F.adaptive_avg_pool3d: _adaptive_avg_pool(3),
-    F.pad: lambda x, pad, mode="constant", value=None: _call(aten.pad.default, x, list(pad), mode, value),
-    torch.flatten: _flatten,
-    Tensor.flatten: _flatten,
-    Tensor.reshape: _reshape(aten.reshape.default),
+_REARRANGEMENTS: dict[Any, Rule] = {
+    **dict.fromkeys((torch.flatten, Tensor.flatten), _flatten),
+    **dict.fromkeys((torch.reshape, Tensor.reshape), _reshape(aten.reshape.default)),
     Tensor.view: _reshape(aten.view.default),
-    **dict.fromkeys((torch.add, Tensor.add, Tensor.add_), _same(aten.add.Tensor)),
-    **dict.fromkeys((torch.sub, Tensor.sub, Tensor.sub_), _same(aten.sub.Tensor)),
-    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.mul_), _same(aten.mul.Tensor)),
-    **dict.fromkeys((torch.div, Tensor.div, Tensor.div_), _same(aten.div.Tensor)),
-    **dict.fromkeys((torch.mean, Tensor.mean), _mean),
+    **dict.fromkeys((torch.permute, Tensor.permute), _permute),
+    **dict.fromkeys((torch.transpose, Tensor.transpose), _same(aten.transpose.int)),
     Tensor.__getitem__: _slices,
+    torch.cat: _cat,
 }
+#: torch's functions and their rules.
+CALLS: dict[Any, Rule] = (
+    _ELEMENTWISE
+    | _REARRANGEMENTS
+    | {
+        F.linear: _same(aten.linear.default),
+        torch.conv1d: _convolution(1),
+        torch.conv2d: _convolution(2),
+        torch.conv3d: _convolution(3),
+        torch.conv_transpose1d: _same(aten.conv_transpose1d.default),
+        torch.conv_transpose2d: _same(aten.conv_transpose2d.input),
+        torch.conv_transpose3d: _same(aten.conv_transpose3d.input),
+        F.batch_norm: _batch_norm,
+        F.layer_norm: _layer_norm,
+        F.group_norm: _group_norm,
+        F.normalize: _normalize,
+        F.softmax: _softmax(aten.softmax.int),
+        F.log_softmax: _softmax(aten.log_softmax.int),
+        F.dropout: _dropout(aten.dropout.default),
+        F.dropout2d: _dropout(aten.feature_dropout.default),
+        F.max_pool1d: _max_pool(1),
+        F.max_pool2d: _max_pool(2),
+        F.max_pool3d: _max_pool(3),
+        F.avg_pool2d: _avg_pool(2),
+        F.avg_pool3d: _avg_pool(3),
+        F.adaptive_avg_pool2d: _adaptive_avg_pool(2),
+        F.adaptive_avg_pool3d: _adaptive_avg_pool(3),
+        F.pad: lambda x, pad, mode="constant", value=None: _call(aten.pad.default, x, list(pad), mode, value),
+        **dict.fromkeys((torch.add, Tensor.add, Tensor.add_), _same(aten.add.Tensor)),
+        **dict.fromkeys((torch.sub, Tensor.sub, Tensor.sub_), _same(aten.sub.Tensor)),
+        **dict.fromkeys((torch.mul, Tensor.mul, Tensor.mul_), _same(aten.mul.Tensor)),
+        **dict.fromkeys((torch.div, Tensor.div, Tensor.div_), _same(aten.div.Tensor)),
+        **dict.fromkeys((torch.mean, Tensor.mean), _mean),
+    }
+)
 #: Operators whose result has the shape and the dtype of their first argument.
 KEEP_SHAPE = {rule(None)[0] for rule in _ELEMENTWISE.values()} | {
     *(aten.batch_norm.default, aten.layer_norm.default, aten.group_norm.default, aten.clamp_min.default),
@@ -248,7 +265,7 @@ def fits(target: Any, args: Sequence[Any], options: dict[str, Any]) -> bool:
     schema = target._schema.arguments
     positional = [argument.name for argument in schema if not argument.kwarg_only]
     others = {argument.name for argument in schema} - set(positional[: len(args)])
-    return len(args) <= len(positional) and isinstance(args[0], Tensor) and options.keys() <= others
+    return len(args) <= len(positional) and isinstance(args[0], Tensor | list) and options.keys() <= others
 
 
 # ---- results: for their shapes, torch would first import hundreds of modules ----------------------------------------
@@ -256,7 +273,7 @@ def fits(target: Any, args: Sequence[Any], options: dict[str, Any]) -> bool:
 
 def result_of(target: Any, args: Sequence[Any], options: dict[str, Any]) -> Tensor:
     """The result of an operator on tensors without entries; only its shape and its dtype are meaningful."""
-    first: Tensor = args[0]
+    first: Tensor = args[0][0] if isinstance(args[0], list) else args[0]
     if target in KEEP_SHAPE:
         return first
     shape = _SHAPES[target](*args) if target in _SHAPES and not options else None
@@ -307,6 +324,26 @@ def _shape_of_adaptive_pooling(nd: int) -> Callable[..., Any]:
     return lambda x, sizes: (*x.shape[:2], *sizes) if x.dim() == nd + 2 and min(sizes) > 0 else None
 
 
+def _shape_of_cat(tensors: Sequence[Tensor], dim: int) -> Shape | None:
+    first = tensors[0]
+    if not -first.dim() <= dim < first.dim():
+        return None
+    dim %= first.dim()
+    others = {(*t.shape[:dim], *t.shape[dim + 1 :], t.dtype) for t in tensors}
+    total = sum(t.shape[dim] for t in tensors if t.dim() == first.dim())
+    return (*first.shape[:dim], total, *first.shape[dim + 1 :]) if len(others) == 1 else None
+
+
+def _shape_of_permutation(x: Tensor, dims: Shape) -> Shape | None:
+    return [x.shape[dim] for dim in dims] if sorted(dim % x.dim() for dim in dims) == list(range(x.dim())) else None
+
+
+def _shape_of_transpose(x: Tensor, a: int, b: int) -> Shape:
+    order = list(range(x.dim()))
+    order[a], order[b] = order[b], order[a]
+    return [x.shape[dim] for dim in order]
+
+
 def _shape_of_mean(x: Tensor, dims: Shape, keepdim: bool) -> Shape | None:
     if not dims or not x.is_floating_point() or not all(-x.dim() <= dim < x.dim() for dim in dims):
         return None
@@ -322,6 +359,9 @@ _SHAPES: dict[Any, Callable[..., Any]] = {
     **{getattr(aten, f"max_pool{nd}d").default: _shape_of_pooling(nd, "max") for nd in (1, 2, 3)},
     **{getattr(aten, f"avg_pool{nd}d").default: _shape_of_pooling(nd, "avg") for nd in (2, 3)},
     **{getattr(aten, f"adaptive_avg_pool{nd}d").default: _shape_of_adaptive_pooling(nd) for nd in (2, 3)},
+    aten.cat.default: _shape_of_cat,
+    aten.permute.default: _shape_of_permutation,
+    aten.transpose.int: _shape_of_transpose,
     aten.mean.dim: _shape_of_mean,
     **{getattr(aten, name).Tensor: _shape_of_two for name in ("add", "sub", "mul", "div")},
 }

@@ -187,13 +187,13 @@ class _Value(Tensor):
             raise UnknownCallError(str(func))
         in_place = options.pop("inplace", False) or func in IN_PLACE
         target, arguments, options = translate(*args, **options)
-        first = args[0]
+        first = next(_values(args))
         if not fits(target, arguments, options):
             raise UnknownCallError(f"{func} with other arguments than the operator's")
         result = first.tape.record(target, *arguments, **options)
         if not in_place or target in WITHOUT_EFFECT:
             return result
-        if first.shared or not first.of_samples or result.shape != first.shape:
+        if first is not args[0] or first.shared or not first.of_samples or result.shape != first.shape:
             raise UnknownCallError(f"{func} in place on a view")
         first.node = result.node
         return first
@@ -206,6 +206,15 @@ def _values(tree: Any) -> Iterator[_Value]:
     elif isinstance(tree, tuple | list | dict):
         for item in tree.values() if isinstance(tree, dict) else tree:
             yield from _values(item)
+
+
+def _each(arg: Any, function: Callable[[_Value], Any]) -> Any:
+    """An argument with a function of each value in the place of the value."""
+    if isinstance(arg, list):
+        return [_each(item, function) for item in arg]
+    if isinstance(arg, Tensor) and not isinstance(arg, _Value):
+        raise UnknownCallError("a tensor that the forward pass makes")
+    return function(arg) if isinstance(arg, _Value) else arg
 
 
 class _Tape:
@@ -253,17 +262,15 @@ class _Tape:
 
     def record(self, target: Any, *args: Any, **options: Any) -> _Value:
         """The value of an operator, which becomes a node."""
-        if any(isinstance(value, Tensor) and not isinstance(value, _Value) for value in args):
-            raise UnknownCallError(f"{target} of a tensor that the forward pass makes")
-        read = [value for value in args if isinstance(value, _Value)]
+        read = list(_values(args))
         of_samples = any(value.of_samples for value in read)
-        result = result_of(target, [v.node.meta["val"] if isinstance(v, _Value) else v for v in args], options)
+        result = result_of(target, [_each(arg, lambda value: value.node.meta["val"]) for arg in args], options)
         mixed = self.samples == SAMPLES and any(size % SAMPLES == 0 for size in result.shape[1:])
         if of_samples and (mixed or result.shape[:1] != (self.samples,)):
             raise UnknownCallError(f"{target} along the samples")
         if of_samples and target in RESHAPES:
             args = args[0], self._for_any_number(*args)
-        node = self._node(target, tuple(value.node if isinstance(value, _Value) else value for value in args), options)
+        node = self._node(target, tuple(_each(arg, lambda value: value.node) for arg in args), options)
         value = self._value(node, result, of_samples)
         if target in VIEWS:
             value.shared = read[0].shared = True

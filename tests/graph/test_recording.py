@@ -310,6 +310,20 @@ def own_slice(module, x):
     return module.head(F.pad(x[:, : torch.tensor(7)], (0, 1)))
 
 
+def constant_in_a_list(module, x):
+    return module.head(torch.cat([x[:, :7], torch.ones(x.shape[0], 1)], 1))
+
+
+def along_samples(module, x):
+    return module.head(torch.cat([x, x]))[: x.shape[0]]
+
+
+def permuted_view_in_place(module, x):
+    h = module.a(x)
+    h.view(-1, 2, 4).transpose(1, 2).add_(1)
+    return module.head(h)
+
+
 def positional_in_place(module, x):
     h = module.a(x)
     F.relu(h, True)
@@ -328,6 +342,12 @@ def with_layers(code: Callable[..., torch.Tensor]) -> Callable[[], nn.Module]:
     return lambda: Of(code, **{name: nn.Linear(*sizes) for name, sizes in LAYERS.items()})
 
 
+def joined(module, x):
+    h = torch.cat([x, module.a(x), torch.cat((x, x), dim=-1)], 1)
+    h = h.reshape(-1, 4, 8).transpose(1, 2).permute(0, 2, 1)
+    return module.head(torch.permute(h, (0, 2, 1)).mean(-1))
+
+
 def tied() -> nn.Module:
     module = with_layers(gated)()
     module.b.weight = module.a.weight
@@ -342,6 +362,7 @@ USERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mean over pixels": (lambda: Of(lambda m, x: m.conv(x).mean((2, 3)), conv=nn.Conv2d(2, 3, 3)), (2, 7, 7)),
     "gates": (with_layers(gated), (8,)),
     "sizes": (with_layers(by_size), (8,)),
+    "joined and permuted": (with_layers(joined), (8,)),
     "tied": (tied, (8,)),
     "in place by position": (with_layers(positional_in_place), (8,)),
     "without gradients": (with_layers(torch.no_grad()(gated)), (8,)),
@@ -412,8 +433,8 @@ def keyword_tensor(module, x):
 
 
 UNCLEAR = [
-    *(scaled_by_number, branches_on_number, catches, own_constant, own_slice, alias_in_place),
-    *(device_dependent, changes_what_it_reads, keyword_tensor),
+    *(scaled_by_number, branches_on_number, along_samples, catches, changes_what_it_reads, device_dependent),
+    *(own_constant, own_slice, constant_in_a_list, keyword_tensor, alias_in_place, permuted_view_in_place),
 ]
 
 
