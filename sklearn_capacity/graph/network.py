@@ -29,7 +29,7 @@ _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3}
 LARGEST_TOLERANCE = 5e-2
 #: Samples that pass through a network at once in double precision on a CPU: so many, or what its cache holds. An
 #: encoder of 24 features then takes two thirds of the time, a small residual network of images half of it.
-CACHED_SAMPLES, CACHE_BYTES = 64, 2**20
+CACHED_SAMPLES, CACHE_BYTES = 16, 2**20
 #: Whether modules take images with their channels last, by structure.
 _LAYOUTS = Programs(most=1000, largest_cost=1)
 
