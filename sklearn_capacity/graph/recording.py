@@ -5,7 +5,7 @@ Recording takes milliseconds where an export takes hundreds, and imports hundred
 
 Known are torch's layers and this package's networks. Other people's forward code may do anything with the number of
 samples, which a recording takes for one that stands for all: it is recorded for two samples, too, and exported if the
-calls differ.
+calls differ, or if it compares that number with another.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map_only
 
 from ..process_state import has_own_hooks, has_process_hooks
 from .known_calls import CALLS, IN_PLACE, RESHAPES, VIEWS, WITHOUT_EFFECT, UnknownCallError, fits, result_of
@@ -172,9 +173,10 @@ class _Value(Tensor):
     def __torch_function__(cls, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _PROPERTIES:
             with torch._C.DisableTorchFunctionSubclass():
-                return func(*args)
+                return _counted(func, func(*args, **(kwargs or {})), *args, **(kwargs or {}))
         try:
-            return cls._recorded(func, args, dict(kwargs or {}))
+            args, options = tree_map_only(_Count, int, (args, kwargs or {}))
+            return cls._recorded(func, args, options)
         except Exception:  # which the forward code may catch
             for value in _values((args, kwargs)):
                 value.tape.failed = True
@@ -193,7 +195,8 @@ class _Value(Tensor):
         result = first.tape.record(target, *arguments, **options)
         if not in_place or target in WITHOUT_EFFECT:
             return result
-        if first is not args[0] or first.shared or not first.of_samples or result.shape != first.shape:
+        shapes = [value.node.meta["val"].shape for value in (first, result)]
+        if first is not args[0] or first.shared or not first.of_samples or shapes[0] != shapes[1]:
             raise UnknownCallError(f"{func} in place on a view")
         first.node = result.node
         return first
@@ -215,6 +218,47 @@ def _each(arg: Any, function: Callable[[_Value], Any]) -> Any:
     if isinstance(arg, Tensor) and not isinstance(arg, _Value):
         raise UnknownCallError("a tensor that the forward pass makes")
     return function(arg) if isinstance(arg, _Value) else arg
+
+
+class _Count(int):
+    """A number computed from the number of samples; others would give other results of comparisons with it."""
+
+    tape: _Tape
+
+    def decide(self, *_: Any) -> bool:
+        self.tape.failed = True
+        raise UnknownCallError("a decision by the number of samples")
+
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = decide  # type: ignore[assignment]
+    __hash__ = int.__hash__
+
+
+def _computing(name: str) -> Callable[..., Any]:
+    def method(self: _Count, *others: int) -> Any:
+        result = getattr(int, name)(self, *map(int, others))
+        return _count(result, self.tape) if isinstance(result, int) else result
+
+    return method
+
+
+for _name in ("neg", "add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv", "mod", "rmod"):
+    setattr(_Count, f"__{_name}__", _computing(f"__{_name}__"))
+
+
+def _count(number: int, tape: _Tape) -> _Count:
+    count = _Count(number)
+    count.tape = tape
+    return count
+
+
+def _counted(func: Any, answer: Any, x: _Value, dim: int | None = None) -> Any:
+    """What a forward pass is told of a value, with counts for numbers computed from the number of samples."""
+    if not x.of_samples:
+        return answer
+    if isinstance(answer, torch.Size):
+        return torch.Size([_count(answer[0], x.tape), *answer[1:]])
+    is_counted = func is Tensor.numel or (func is Tensor.size and dim in (0, -x.dim()))
+    return _count(answer, x.tape) if is_counted else answer
 
 
 class _Tape:

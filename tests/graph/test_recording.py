@@ -335,6 +335,12 @@ def by_size(module, x):
     return module.head(torch.relu(h).reshape(h.size(0), -1))
 
 
+def by_product_of_sizes(module, x):
+    n_samples, n_features = x.shape
+    h = module.a(x).view(n_samples, 2, n_features // 2)
+    return module.head(torch.relu(h).reshape([h.size(dim=0), h.numel() // n_samples]))
+
+
 LAYERS = {"a": (8, 8), "b": (8, 8), "head": (8, 3)}
 
 
@@ -363,6 +369,7 @@ USERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "gates": (with_layers(gated), (8,)),
     "sizes": (with_layers(by_size), (8,)),
     "joined and permuted": (with_layers(joined), (8,)),
+    "products of sizes": (with_layers(by_product_of_sizes), (8,)),
     "tied": (tied, (8,)),
     "in place by position": (with_layers(positional_in_place), (8,)),
     "without gradients": (with_layers(torch.no_grad()(gated)), (8,)),
@@ -395,6 +402,18 @@ def scaled_by_number(module, x):
 
 def branches_on_number(module, x):
     return module.head(x if x.shape[0] < 1000 else -x)
+
+
+def smaller_number(module, x):
+    return module.head(x) / min(2, x.shape[0])
+
+
+def one_number(module, x):
+    return module.head(x) if x.size(dim=0) == 5 else module.head(-x)
+
+
+def number_of_values(module, x):
+    return module.head(x) if x.numel() // 8 % 100 else module.head(-x)
 
 
 def catches(module, x):
@@ -435,6 +454,7 @@ def keyword_tensor(module, x):
 UNCLEAR = [
     *(scaled_by_number, branches_on_number, along_samples, catches, changes_what_it_reads, device_dependent),
     *(own_constant, own_slice, constant_in_a_list, keyword_tensor, alias_in_place, permuted_view_in_place),
+    *(smaller_number, one_number, number_of_values),
 ]
 
 
