@@ -225,17 +225,18 @@ class _Count(int):
 
     tape: _Tape
 
-    def decide(self, *_: Any) -> bool:
+    def refuse(self, *_: Any) -> Any:
         self.tape.failed = True
         raise UnknownCallError("a decision by the number of samples")
 
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = decide  # type: ignore[assignment]
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __bool__ = refuse
+    __truediv__ = __rtruediv__ = __float__ = refuse  # of which comparisons could not be noticed
     __hash__ = int.__hash__
 
 
 def _computing(name: str) -> Callable[..., Any]:
-    def method(self: _Count, *others: int) -> Any:
-        result = getattr(int, name)(self, *map(int, others))
+    def method(self: _Count, *others: Any) -> Any:
+        result = getattr(int, name)(self, *others)  # NotImplemented for a float
         return _count(result, self.tape) if isinstance(result, int) else result
 
     return method

@@ -408,6 +408,14 @@ def smaller_number(module, x):
     return module.head(x) / min(2, x.shape[0])
 
 
+def half_the_number(module, x):
+    return module.head(x) * (x.shape[0] * 0.5)
+
+
+def share_of_the_number(module, x):
+    return module.head(x) if x.shape[0] / 8 < 10_000 else module.head(-x)
+
+
 def one_number(module, x):
     return module.head(x) if x.size(dim=0) == 5 else module.head(-x)
 
@@ -454,7 +462,7 @@ def keyword_tensor(module, x):
 UNCLEAR = [
     *(scaled_by_number, branches_on_number, along_samples, catches, changes_what_it_reads, device_dependent),
     *(own_constant, own_slice, constant_in_a_list, keyword_tensor, alias_in_place, permuted_view_in_place),
-    *(smaller_number, one_number, number_of_values),
+    *(smaller_number, one_number, number_of_values, half_the_number, share_of_the_number),
 ]
 
 
