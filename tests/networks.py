@@ -24,6 +24,7 @@ __all__ = [
     "Attention",
     "Blend",
     "Case",
+    "Exported",
     "dense_chain",
     "make",
     "measure",
@@ -39,6 +40,13 @@ NETWORKS: dict[str, Callable[[], Case]] = {}
 RECTIFIERS: list[str] = []
 #: Names of bias-free chains of linear maps and positively homogeneous activations, without pooling.
 CHAINS: list[str] = []
+
+
+class Exported(nn.Sequential):
+    """A stack whose trace is an export, since recordings do not know its last call; which changes nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).roll(0, 1)
 
 
 def make(

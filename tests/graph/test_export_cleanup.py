@@ -12,11 +12,8 @@ from torch import nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn.modules.module import _global_buffer_registration_hooks, register_module_buffer_registration_hook
 
+from networks import Exported
 from sklearn_capacity.graph import UnsupportedLayerError, trace
-
-
-class Written(nn.Sequential):
-    """A class of the user, which is exported; stacks of torch's own layers are not."""
 
 
 class DependsOnData(nn.Module):
@@ -49,8 +46,8 @@ def held() -> tuple[int, ...]:
 @pytest.mark.parametrize(
     ("module", "shape", "fails"),
     [
-        (Written(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)), (5,), False),
-        (Written(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(inplace=True)), (1, 4, 4), False),
+        (Exported(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)), (5,), False),
+        (Exported(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(inplace=True)), (1, 4, 4), False),
         (DependsOnData(), (4,), True),
     ],
     ids=["mlp", "in place", "refused"],
@@ -93,7 +90,7 @@ def test_torch_alone_leaves_them():
 def test_a_failed_trace_logs_nothing(caplog):
     with caplog.at_level(logging.WARNING, logger="torch._subclasses.fake_tensor"):
         with pytest.raises(UnsupportedLayerError, match="cannot be traced"):
-            trace(Written(nn.Linear(5, 4)), (3,))
+            trace(Exported(nn.Linear(5, 4)), (3,))
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
