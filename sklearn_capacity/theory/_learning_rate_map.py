@@ -209,9 +209,9 @@ def learning_rate_map(
     rates = _increasing("learning_rates", learning_rates)
     grid = _increasing("values", values, zero=vary == "sigma_b2")
     inputs, targets = _check_data(X, y)
-    size = (
-        len(inputs) if batch_size is None else min(len(inputs), check_integer("batch_size", batch_size, high=math.inf))
-    )
+    size = len(inputs)
+    if batch_size is not None:
+        size = min(size, check_integer("batch_size", batch_size, high=math.inf))
     steps = math.ceil(len(inputs) / size) if n_steps is None else check_integer("n_steps", n_steps)
     descent = _Descent(momentum, steps, size)
     try:

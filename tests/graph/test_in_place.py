@@ -12,7 +12,7 @@ from sklearn_capacity.graph import evaluate, named_tensors, trace
 
 @pytest.fixture(autouse=True)
 def exports(monkeypatch):
-    """Nothing is recorded, which knows no operators in place."""
+    """Nothing is recorded: a recording replaces operators in place by itself."""
     monkeypatch.setattr(importlib.import_module("sklearn_capacity.graph.trace"), "recorded_twice", lambda *_: None)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -129,18 +130,23 @@ def both(module: nn.Module, shape: tuple[int, ...]) -> tuple[NetworkGraph, Netwo
     return trace(module, shape).bind(named_tensors(module)), exported(written, shape)
 
 
-def exported(module: nn.Module, shape: tuple[int, ...]) -> NetworkGraph:
+@contextmanager
+def users_modules_exported() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trace_module, "recorded_twice", lambda *_: None)
+        yield
+
+
+def exported(module: nn.Module, shape: tuple[int, ...]) -> NetworkGraph:
+    with users_modules_exported():
         return trace(module, shape, anew=True).bind(named_tensors(module))
 
 
-@pytest.mark.parametrize(("build", "shape"), CASES, ids=IDS)
-def test_recorded_like_exported(build, shape):
-    module = prepared(build)
-    recorded, exported = both(module, shape)
-    assert contents(recorded) == contents(exported, "module.")
-    for a, b in zip(recorded.nodes, exported.nodes, strict=True):
+def assert_same_values(
+    recorded: NetworkGraph, expected: NetworkGraph, module: nn.Module, shape: tuple[int, ...]
+) -> None:
+    """The tensors of both graphs are equal, and the recorded one computes what the module does."""
+    for a, b in zip(recorded.nodes, expected.nodes, strict=True):
         for mine, other in ((a.weight, b.weight), (a.bias, b.bias)):
             assert (mine is None) == (other is None)
             assert mine is None or torch.equal(mine, other)
@@ -149,11 +155,20 @@ def test_recorded_like_exported(build, shape):
         torch.testing.assert_close(evaluate(recorded, X).reshape(5, -1), module(X.clone()).reshape(5, -1))
 
 
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("exported")
+
+
+@pytest.mark.parametrize(("build", "shape"), CASES, ids=IDS)
+def test_recorded_like_exported(build, shape):
+    module = prepared(build)
+    recorded, expected = both(module, shape)
+    assert contents(recorded) == contents(expected, "module.")
+    assert_same_values(recorded, expected, module, shape)
+
+
 @pytest.mark.parametrize(("build", "shape"), CASES, ids=IDS)
 def test_known_modules_are_not_exported(build, shape, monkeypatch):
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("exported")
-
     monkeypatch.setattr(torch.export, "export", refuse)
     monkeypatch.setattr(threading, "Thread", refuse)
     trace(prepared(build), shape)
@@ -167,8 +182,7 @@ def test_outputs_of_every_kind(output):
     layers = [nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, classes), endings.get(output, nn.Identity())]
     torch.manual_seed(0)
     known = nn.Sequential(*layers)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trace_module, "recorded_twice", lambda *_: None)
+    with users_modules_exported():
         graphs = [Network(module, (4,), output=output).graph for module in (known, Written(known))]
     X = torch.randn(6, 4)
     torch.testing.assert_close(*(evaluate(graph, X) for graph in graphs))
@@ -376,10 +390,6 @@ USERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
-def refuse(*_: object, **__: object) -> None:
-    raise AssertionError("exported")
-
-
 @pytest.mark.parametrize(("build", "shape"), USERS.values(), ids=USERS)
 def test_users_modules_are_recorded_like_exported(build, shape, monkeypatch):
     module = prepared(build)
@@ -387,13 +397,7 @@ def test_users_modules_are_recorded_like_exported(build, shape, monkeypatch):
     monkeypatch.setattr(torch.export, "export", refuse)
     recorded = trace(module, shape, anew=True).bind(named_tensors(module))
     assert contents(recorded) == contents(expected)
-    for a, b in zip(recorded.nodes, expected.nodes, strict=True):
-        for mine, other in ((a.weight, b.weight), (a.bias, b.bias)):
-            assert (mine is None) == (other is None)
-            assert mine is None or torch.equal(mine, other)
-    X = torch.randn(5, *shape)
-    with torch.no_grad():
-        torch.testing.assert_close(evaluate(recorded, X).reshape(5, -1), module(X.clone()).reshape(5, -1))
+    assert_same_values(recorded, expected, module, shape)
 
 
 def scaled_by_number(module, x):
